@@ -1,0 +1,7 @@
+"""`python -m pplx_jax VERB`, the same as `pplx-jax VERB`."""
+
+import sys
+
+from pplx_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,115 @@
+"""Orbax checkpoints of a stage: parameters, optimizer, step and data position as one item."""
+
+import json
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from pplx_jax.errors import BadInput
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model.json"
+
+
+class Checkpoints:
+    """The checkpoints of one stage, in FOLDER/checkpoints/STEP/.
+
+    Saves are asynchronous and atomic: a step's folder takes its name only once it is whole.
+
+    Args:
+      folder: the stage's folder.
+      keep: how many of the latest to keep.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int = 2):
+        self.root = pathlib.Path(folder).absolute() / CHECKPOINTS
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._manager = ocp.CheckpointManager(self.root, options=options)
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Starts saving `state` as `step`; returns once the arrays are copied."""
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore_latest(self, like: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
+        """The latest step and its state on the shardings of `like`, or None where there is no checkpoint.
+
+        Raises:
+          BadInput: the checkpoint is damaged or of another model.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except (ValueError, KeyError, OSError, TypeError) as error:
+            raise _damaged(self.root / str(step), error) from error
+
+    def close(self) -> None:
+        """Waits for a save under way."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
+    reason = re.sub(r"\s+", " ", str(error))[:200]
+    return BadInput(
+        f"checkpoint {path} is damaged or of another model ({reason}); remove that folder to go on from the one "
+        "before it"
+    )
+
+
+def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
+    """Writes parameters alone as a checkpoint, waiting until it is whole (merged and imported models)."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(step, {"params": params})
+    checkpoints.close()
+
+
+def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
+    """Parameters of a model folder's latest checkpoint, as a nested dict of float32 NumPy arrays.
+
+    Raises:
+      BadInput: no such folder, no checkpoint in it, or a damaged one.
+    """
+    root = pathlib.Path(folder).absolute() / CHECKPOINTS
+    steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
+    if not steps:
+        raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train it first")
+    path = root / str(steps[-1]) / "default"
+    try:
+        # Restored as NumPy, whole, on the host: the caller decides where it goes.
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(path).item_metadata.tree["params"]
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            restored = checkpointer.restore(
+                path, args=ocp.args.PyTreeRestore(item={"params": tree}, restore_args={"params": as_numpy}, partial_restore=True)
+            )
+        return restored["params"]
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise _damaged(root / str(steps[-1]), error) from error
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON under its final name only once it is whole."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+      BadInput: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadInput(f"{path} is missing; is {path.parent} a folder that a stage or an export wrote?") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is not valid JSON ({error}); write it again by rerunning what made it") from error

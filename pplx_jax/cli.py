@@ -1,0 +1,210 @@
+"""The command line: `pplx-jax VERB`. What the verbs are stands in `verbs`; this is how any of them is run.
+
+Exit codes: 0 done, 1 failed (a traceback), 2 bad input (one line: what, where and the mend), 130 interrupted.
+With `--json` standard output holds exactly one JSON object; everything else goes to standard error.
+"""
+
+import argparse
+import contextlib
+import errno
+import importlib.metadata
+import inspect
+import json
+import logging
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pplx_jax.errors import BadInput
+from pplx_jax.verbs import VERBS, PathOrName, Verb
+
+if TYPE_CHECKING:
+    from pplx_jax.configuration import Config, Table
+
+PROGRAM = "pplx-jax"
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(
+    argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table: "Table | None" = None
+) -> int:
+    """Runs one command and returns its exit code.
+
+    Args:
+        argv: the words after the program's name; those of this process by default.
+        verbs: the commands there are.
+        table: what recipes may name, and where the verbs' functions are; the project's own by default.
+    """
+    try:
+        options = vars(_parser(verbs).parse_args(argv))
+    except SystemExit as stop:  # argparse has said what it had to say
+        return int(stop.code or 0)
+    verb, as_json = options.pop("verb"), options.pop("json")
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        code, result = _guarded(verb, options, table)
+    if as_json:
+        print(json.dumps({} if result is None else result, default=_plain))
+    elif code == DONE:
+        _show(result)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str):
+        self.exit(BAD_INPUT, f"{PROGRAM}: error: {message}; see {self.prog} --help\n")
+
+
+def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
+    parser = _Parser(prog=PROGRAM, description="Text embeddings by diffusion pretraining, trained in JAX.")
+    version = f"{PROGRAM} {importlib.metadata.version('pplx-jax')}"
+    parser.add_argument("--version", action="version", version=version)
+    commands = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb in verbs:
+        command = commands.add_parser(
+            verb.name,
+            help=verb.help,
+            description=f"{verb.help[0].upper()}{verb.help[1:]}.",
+            allow_abbrev=False,
+        )
+        for flag in verb.flags:
+            keywords: dict[str, Any] = {"default": argparse.SUPPRESS, **flag.options}
+            command.add_argument(*flag.names, **keywords)
+        shared = command.add_argument_group("shared by every verb")
+        shared.add_argument("--gin_file", action="append", default=[], help="a recipe (repeatable)")
+        shared.add_argument(
+            "--gin_param",
+            action="append",
+            default=[],
+            help="a binding, such as Training.steps=9 (repeatable)",
+        )
+        shared.add_argument(
+            "--workdir",
+            type=pathlib.Path,
+            required=verb.recipe is not None,
+            help="where a recipe lives" if verb.recipe else "the folder that relative paths start from",
+        )
+        shared.add_argument("--dry_run", action="store_true", help="say what would be done, write nothing")
+        shared.add_argument("--json", action="store_true", help="one JSON object on standard output")
+        command.set_defaults(verb=verb)
+    return parser
+
+
+def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tuple[int, Any]:
+    """Runs a verb; returns the exit code, and the result or {"error": why there is none}."""
+    try:
+        with _logging():
+            return DONE, _perform(verb, options, table)
+    except BadInput as error:
+        return BAD_INPUT, _complain(f"error: {error}")
+    except KeyboardInterrupt:
+        return INTERRUPTED, _complain("interrupted; the same command goes on from here")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+            return FAILED, {"error": str(error)}
+        where = error.filename or options.get("workdir") or "the output"
+        return BAD_INPUT, _complain(f"error: the disk of {where} is full; make room and run this again")
+    except Exception as error:
+        traceback.print_exc()
+        return FAILED, {"error": f"{type(error).__name__}: {error}"}
+
+
+def _complain(message: str) -> dict[str, str]:
+    line = " ".join(message.split())
+    print(f"{PROGRAM}: {line}", file=sys.stderr)
+    return {"error": line.removeprefix("error: ")}
+
+
+def _perform(verb: Verb, options: dict[str, Any], table: "Table | None") -> Any:
+    """Loads the recipe, finds the function and calls it with flags over bindings over defaults."""
+    from pplx_jax.configuration import Table, load
+
+    files, params, dry_run = options.pop("gin_file"), options.pop("gin_param"), options.pop("dry_run")
+    if verb.recipe and not files:
+        raise BadInput(f"{verb.name} needs a recipe, such as --gin_file gin/recipes/quickstart.gin")
+    table = table or Table()
+    config = load(files, params, table=table)
+    function = table.target(verb.function)
+    arguments = _arguments(verb, function, config, options)
+    if dry_run:
+        from pplx_jax.dry_run import plan
+
+        return plan(verb, arguments, config)
+    return function(**arguments)
+
+
+def _arguments(
+    verb: Verb, function: Callable[..., Any], config: "Config", options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Flags over bindings; a function that has such a parameter is also told what the recipe is."""
+    parameters = inspect.signature(function).parameters
+    given = dict(options)
+    if "workdir" not in parameters:
+        workdir = given.pop("workdir")
+        if workdir is not None:
+            given = {name: _start_from(workdir, value) for name, value in given.items()}
+    about = {
+        "config_text": config.resolved(),
+        "fingerprint": config.fingerprint,
+        "settings": config.settings,
+    }
+    offered = {**about, **config.arguments.get(verb.recipe or verb.function, {})}
+    arguments = {name: value for name, value in offered.items() if name in parameters} | given
+    for name, parameter in parameters.items():
+        optional = parameter.default is not parameter.empty or parameter.kind is parameter.VAR_KEYWORD
+        if name not in arguments and not optional:
+            owner = verb.recipe or verb.function
+            raise BadInput(f"nothing sets {owner}.{name}; bind it in a gin file or by --gin_param")
+    return arguments
+
+
+def _start_from(workdir: pathlib.Path, value: Any) -> Any:
+    if isinstance(value, PathOrName):
+        return workdir / value if (workdir / value).exists() else value
+    return workdir / value if isinstance(value, pathlib.Path) else value
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Shows our own messages from INFO on, those of other libraries from WARNING on."""
+    from absl import logging as absl_logging
+
+    package = str(pathlib.Path(__file__).parent)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.pathname.startswith(package))
+    absl_logging.set_verbosity(absl_logging.INFO)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for: arrays and their scalars as numbers, the rest (paths) as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _show(result: Mapping[str, Any] | None, prefix: str = "") -> None:
+    """Prints a result for people: `name  value` lines, a table for a list of rows, long texts as they are."""
+    for name, value in (result or {}).items():
+        match value:
+            case Mapping():
+                _show(value, f"{prefix}{name}.")
+            case [Mapping(), *_]:
+                print("  ".join(value[0]))
+                for row in value:
+                    print("  ".join(str(cell) for cell in row.values()))
+            case list():
+                for item in value:
+                    print(f"{prefix}{name}  {item}")
+            case str() if "\n" in value:
+                print(f"\n{value}", end="")
+            case _:
+                print(f"{prefix}{name}  {value}")

@@ -1,0 +1,129 @@
+"""What is refused in a recipe. Every function raises BadInput with one line that names file and line.
+
+- a name, parameter or macro that does not exist, with the nearest one that does;
+- a macro that nothing uses, and a binding for something that the recipe never refers to;
+- a value that is required and that nobody set;
+- a literal of another type than its field declares.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pplx_jax.configuration.instances import Instance, reachable, without_macros
+from pplx_jax.configuration.statements import MACRO, REQUIRED, Binding, Macro, Reference, leaves
+from pplx_jax.configuration.table import Table
+from pplx_jax.configuration.words import nearest
+from pplx_jax.errors import BadInput
+
+
+def check_names(bindings: Sequence[Binding], table: Table) -> None:
+    """Every bound and every referenced name is in the table, with that parameter."""
+    for binding in bindings:
+        if binding.name != MACRO:
+            _check_name(binding, binding.name, table.names)
+            parameters = table.parameters(binding.name)
+            open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+            if binding.parameter not in parameters and not open_ended:
+                hint = nearest(binding.parameter, parameters) or f"; it has {', '.join(parameters)}"
+                raise BadInput(f"{binding.place}: {binding.name} has no parameter {binding.parameter}{hint}")
+        for leaf in leaves(binding.value):
+            if isinstance(leaf, Reference):
+                _check_name(binding, leaf.name, list(table.parts))
+                if not leaf.called:
+                    raise BadInput(f"{binding.place}: {leaf!r} is never called; write {leaf!r}()")
+
+
+def _check_name(binding: Binding, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise BadInput(f"{binding.place}: nothing is called {name}{nearest(name, known)}")
+
+
+def check_macros(bindings: Sequence[Binding]) -> None:
+    """Every macro that is used is defined, and every macro that is defined is used."""
+    defined = {binding.scope: binding for binding in bindings if binding.name == MACRO}
+    used = {
+        leaf.name: binding
+        for binding in bindings
+        for leaf in leaves(binding.value)
+        if isinstance(leaf, Macro) and leaf != REQUIRED
+    }
+    for name, binding in used.items():
+        if name not in defined:
+            hint = nearest(name, defined)
+            raise BadInput(f"{binding.place}: {binding.key} uses %{name}, a macro that nobody defines{hint}")
+    for name, binding in defined.items():
+        if name not in used:
+            raise BadInput(f"{binding.place}: the macro {name} is never used{nearest(name, used)}")
+
+
+def check_reached(bindings: Sequence[Binding], verbs: Sequence[str]) -> None:
+    """Every binding applies to something that the recipe refers to."""
+    instances = reachable(bindings, verbs)
+    for binding in bindings:
+        if binding.name == MACRO or any(_applies(binding, instance) for instance in instances):
+            continue
+        owner = f"{binding.scope}/{binding.name}" if binding.scope else binding.name
+        hint = nearest(owner, [str(instance) for instance in instances if instance.name != MACRO])
+        raise BadInput(f"{binding.place}: {binding.key} sets nothing: nothing refers to {owner}{hint}")
+
+
+def _applies(binding: Binding, instance: Instance) -> bool:
+    outer = f"{binding.scope}/" if binding.scope else ""
+    return binding.name == instance.name and f"{instance.scope}/".startswith(outer)
+
+
+def check_required(instances: Sequence[Instance], table: Table) -> None:
+    """Every parameter without a default is bound, and nothing is left at `%gin.REQUIRED`."""
+    for instance in instances:
+        for binding in instance.bindings.values():
+            if REQUIRED in leaves(binding.value):
+                owner = instance if instance.name == MACRO else f"{instance}.{binding.parameter}"
+                raise BadInput(f"{binding.place}: {owner} is required and no gin file or --gin_param sets it")
+        if instance.name in table.verbs or instance.name == MACRO:
+            continue  # a verb gets the rest of its parameters from the command line
+        for name, parameter in table.parameters(instance.name).items():
+            variadic = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+            optional = variadic or parameter.default is not inspect.Parameter.empty
+            if not optional and name not in instance.bindings:
+                raise BadInput(f"{instance.place}: {instance}.{name} has no default and nobody sets it")
+
+
+def check_types(instances: Sequence[Instance], table: Table) -> None:
+    """Every literal suits the annotation of its field; what a reference gives is left to the dataclass."""
+    macros = {instance.scope: instance for instance in instances if instance.name == MACRO}
+    for instance in instances:
+        hints = {} if instance.name == MACRO else _hints(table.target(instance.name))
+        for binding in instance.bindings.values():
+            value, hint = without_macros(binding.value, macros), hints.get(binding.parameter)
+            if not any(isinstance(leaf, Reference) for leaf in leaves(value)) and not _holds(hint, value):
+                wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+                raise BadInput(f"{binding.place}: {binding.key} wants {wanted}, got {value!r}")
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target)
+    except NameError:  # an annotation that exists for the type checker only
+        return {}
+
+
+def _holds(hint: Any, value: Any) -> bool:
+    """Whether a field declared as `hint` may hold the literal `value`; unfamiliar hints may hold anything."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_holds(option, value) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    for kind in (bool, str, list, tuple, dict):
+        if kind in (hint, origin):
+            return isinstance(value, kind)
+    return True

@@ -1,0 +1,88 @@
+"""What a recipe may name. Adding a bindable class or function is one line here."""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pplx_jax.errors import BadInput
+
+# The one top-level function of each verb: where a recipe begins.
+VERBS = (
+    "pplx_jax.stages.recipe:run",
+    "pplx_jax.stages.recipe:train_stage",
+    "pplx_jax.stages.merge:merge_checkpoints",
+    "pplx_jax.convert.to_huggingface:export_hf",
+    "pplx_jax.retrieval.encode:embed_file",
+    "pplx_jax.retrieval.index:build_index",
+    "pplx_jax.retrieval.index:search_index",
+    "pplx_jax.evaluation.folder:evaluate_task",
+    "pplx_jax.contrastive.mining:mine_file",
+)
+
+# The dataclasses that those functions are given, directly or inside one another.
+PARTS = (
+    "pplx_jax.models.qwen3:Qwen3Config",
+    "pplx_jax.optimizers:Optimizer",
+    "pplx_jax.parallel.mesh:Mesh",
+    "pplx_jax.train:Training",
+    "pplx_jax.stages.recipe:Lengths",
+    "pplx_jax.stages.diffusion:DiffusionStage",
+    "pplx_jax.stages.pair:PairStage",
+    "pplx_jax.stages.contextual:ContextualStage",
+    "pplx_jax.stages.triplet:TripletStage",
+    "pplx_jax.stages.merge:Merge",
+    "pplx_jax.contrastive.mining:Mining",
+    "pplx_jax.data.python_corpus:PythonCorpus",
+)
+
+
+def _by_name(paths: tuple[str, ...]) -> dict[str, str]:
+    return {path.partition(":")[2]: path for path in paths}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Names a recipe may use, each with the "module:Name" it stands for; modules are imported when needed.
+
+    Attributes:
+        verbs: top-level functions, the roots of every recipe.
+        parts: classes (or functions) that bindings refer to.
+    """
+
+    verbs: Mapping[str, str] = dataclasses.field(default_factory=lambda: _by_name(VERBS))
+    parts: Mapping[str, str] = dataclasses.field(default_factory=lambda: _by_name(PARTS))
+
+    @classmethod
+    def of(cls, verbs: tuple[str, ...], parts: tuple[str, ...] = ()) -> "Table":
+        """Builds a table from "module:Name" strings."""
+        return cls(_by_name(verbs), _by_name(parts))
+
+    @property
+    def names(self) -> list[str]:
+        """Every name, verbs first."""
+        return [*self.verbs, *self.parts]
+
+    def with_part(self, path: str) -> "Table":
+        """Adds one "module:Name"."""
+        return dataclasses.replace(self, parts={**self.parts, **_by_name((path,))})
+
+    def target(self, name: str) -> Callable[..., Any]:
+        """Imports what `name` stands for.
+
+        Raises:
+            BadInput: it needs a package that is not installed, or the module has no such name.
+        """
+        module, _, attribute = (self.verbs.get(name) or self.parts[name]).partition(":")
+        try:
+            imported = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise BadInput(f"{name} needs the module {error.name}, which is not installed") from error
+        if not hasattr(imported, attribute):
+            raise BadInput(f"the module {module} has nothing called {attribute}")
+        return getattr(imported, attribute)
+
+    def parameters(self, name: str) -> Mapping[str, inspect.Parameter]:
+        """The parameters of what `name` stands for, in the order of its signature."""
+        return inspect.signature(self.target(name)).parameters

@@ -1,0 +1,213 @@
+"""The contrastive objectives (arXiv 2602.11151, sections 2.3 to 2.5), on embeddings of the global batch.
+
+All take quantized embeddings and compare them by cosine; scale is one over temperature. Losses are means over the
+queries of the batch and come with metrics.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from pplx_jax.contrastive.similarity import cosine_similarity
+
+Metrics = dict[str, jax.Array]
+_ABSENT = jnp.finfo(jnp.float32).min
+
+
+def _mean_over_queries(per_query: jax.Array, valid: jax.Array | None) -> jax.Array:
+    if valid is None:
+        return jnp.mean(per_query)
+    return jnp.sum(jnp.where(valid, per_query, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+
+
+def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """-log softmax(logits)[label] for each row; entries at `_ABSENT` take no part."""
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
+
+
+def pair_loss(
+    query: jax.Array,
+    document: jax.Array,
+    *,
+    temperature: float = 0.02,
+    margin: float = 0.1,
+    document_hash: jax.Array | None = None,
+    valid: jax.Array | None = None,
+) -> tuple[jax.Array, Metrics]:
+    """InfoNCE of each query against all other documents *and queries*, with probable false negatives left out.
+
+    L_i = -log e^(s(q_i,d_i)/tau) / (e^(s(q_i,d_i)/tau) + sum_{j!=i} m_i(d_j) e^(s(q_i,d_j)/tau)
+                                                        + sum_{j!=i} m_i(q_j) e^(s(q_i,q_j)/tau))
+    with m_i(x) = 1 if s(q_i, x) <= s(q_i, d_i) + margin, else 0. There is no document-document and no
+    document-to-query term. The comparison carries no gradient.
+
+    Args:
+      query: [N, D].
+      document: [N, D]; row i is the positive of query i.
+      temperature: tau.
+      margin: how far a negative may score above the positive before it counts as a false negative.
+      document_hash: [N]; where given, copies of a query's own document (equal hash) are left out, and with them
+        the queries of those copies, which ask for the same document.
+      valid: [N] bool; where given, other examples neither have a loss nor serve as negatives.
+
+    Returns:
+      The loss and metrics: `accuracy` (positive above every negative), `positive_similarity`,
+      `masked_negatives` (share of the 2 (N - 1) candidates that the mask left out).
+
+    Example:
+      `loss, metrics = pair_loss(tanh_int8(q), tanh_int8(d), temperature=0.02)`
+    """
+    count = query.shape[0]
+    to_documents = cosine_similarity(query, document)
+    to_queries = cosine_similarity(query, query)
+    positive = jnp.diagonal(to_documents)
+
+    candidate = ~jnp.eye(count, dtype=bool)
+    if document_hash is not None:
+        candidate &= document_hash[:, None] != document_hash[None, :]
+    if valid is not None:
+        candidate &= valid[None, :]
+    ceiling = jax.lax.stop_gradient(positive)[:, None] + margin
+    use_document = candidate & (to_documents <= ceiling)
+    use_query = candidate & (to_queries <= ceiling)
+
+    logits = jnp.concatenate(
+        [
+            positive[:, None] / temperature,
+            jnp.where(use_document, to_documents / temperature, _ABSENT),
+            jnp.where(use_query, to_queries / temperature, _ABSENT),
+        ],
+        axis=1,
+    )
+    per_query = jax.nn.logsumexp(logits, axis=-1) - logits[:, 0]
+    hardest = jnp.max(logits[:, 1:], axis=1)
+    masked = 2 * count - 2 - jnp.sum(use_document, axis=1) - jnp.sum(use_query, axis=1)
+    metrics = {
+        "accuracy": _mean_over_queries((logits[:, 0] > hardest).astype(jnp.float32), valid),
+        "positive_similarity": _mean_over_queries(positive, valid),
+        "masked_negatives": _mean_over_queries(masked / max(2 * count - 2, 1), valid),
+    }
+    return _mean_over_queries(per_query, valid), metrics
+
+
+def _chunk_scores(query, chunks, chunk_valid, temperature) -> jax.Array:
+    """[N, N, C] scaled similarity of each query to each chunk of each document."""
+    documents, places, width = chunks.shape
+    scores = cosine_similarity(query, chunks.reshape(-1, width)).reshape(-1, documents, places)
+    return jnp.where(chunk_valid[None], scores / temperature, _ABSENT)
+
+
+def sequence_loss(
+    query: jax.Array,
+    chunks: jax.Array,
+    chunk_valid: jax.Array,
+    chunk: jax.Array,
+    *,
+    temperature: float = 0.02,
+) -> jax.Array:
+    """L_seq: the query's chunk against the other chunks of its own document. No false-negative mask.
+
+    Args:
+      query: [N, D].
+      chunks: [N, C, D]; row i holds the chunks of query i's document.
+      chunk_valid: [N, C] bool; absent chunks take no part.
+      chunk: [N]; which chunk of its document answers query i.
+      temperature: tau.
+
+    Returns:
+      The mean over queries, float32.
+    """
+    logits = jax.vmap(lambda q, c: cosine_similarity(q[None], c)[0])(query, chunks) / temperature
+    return jnp.mean(_cross_entropy(jnp.where(chunk_valid, logits, _ABSENT), chunk))
+
+
+def batch_loss(
+    query: jax.Array,
+    chunks: jax.Array,
+    chunk_valid: jax.Array,
+    chunk: jax.Array,
+    *,
+    temperature: float = 0.02,
+) -> jax.Array:
+    """L_batch: the query's chunk against all chunks of all documents of the batch, its own included.
+
+    Arguments as `sequence_loss`.
+    """
+    count, places = chunk_valid.shape
+    logits = _chunk_scores(query, chunks, chunk_valid, temperature).reshape(count, -1)
+    return jnp.mean(_cross_entropy(logits, jnp.arange(count) * places + chunk))
+
+
+def contextual_loss(
+    query: jax.Array,
+    chunks: jax.Array,
+    chunk_valid: jax.Array,
+    chunk: jax.Array,
+    document: jax.Array,
+    document_hash: jax.Array,
+    *,
+    beta: jax.Array | float,
+    temperature: float = 0.02,
+    sequence_weight: float = 0.2,
+    margin: float = 0.1,
+) -> tuple[jax.Array, Metrics]:
+    """beta L_global + (1 - beta) (0.2 L_seq + 0.8 L_batch), arXiv 2602.11151 section 2.4.
+
+    L_global is `pair_loss` on document embeddings, with copies of the same document left out.
+
+    Args:
+      query: [N, D].
+      chunks: [N, C, D], chunk embeddings of query i's document, contextualised by it.
+      chunk_valid: [N, C] bool.
+      chunk: [N], the gold chunk.
+      document: [N, D], the embedding of query i's document as a whole.
+      document_hash: [N]; equal for copies of a document.
+      beta: weight of L_global at this step.
+      temperature: tau of all three.
+      sequence_weight: share of L_seq within L_local.
+      margin: of L_global's false-negative mask.
+
+    Returns:
+      The loss and metrics: those of `pair_loss`, `loss_sequence`, `loss_batch`, `loss_global`, `beta`.
+    """
+    in_document = sequence_loss(query, chunks, chunk_valid, chunk, temperature=temperature)
+    in_batch = batch_loss(query, chunks, chunk_valid, chunk, temperature=temperature)
+    over_documents, metrics = pair_loss(
+        query, document, temperature=temperature, margin=margin, document_hash=document_hash
+    )
+    local = sequence_weight * in_document + (1 - sequence_weight) * in_batch
+    metrics |= {
+        "loss_sequence": in_document,
+        "loss_batch": in_batch,
+        "loss_global": over_documents,
+        "beta": jnp.asarray(beta, jnp.float32),
+    }
+    return beta * over_documents + (1 - beta) * local, metrics
+
+
+def triplet_loss(
+    query: jax.Array, document: jax.Array, negatives: jax.Array, *, temperature: float = 0.03
+) -> tuple[jax.Array, Metrics]:
+    """The positive against every document and every hard negative of the batch (arXiv 2602.11151, section 2.5).
+
+    No mask, no query-query term: the data of this stage is small and trusted.
+
+    Args:
+      query: [N, D].
+      document: [N, D]; row i is the positive of query i.
+      negatives: [N, K, D]; those mined for query i, which serve every query of the batch.
+      temperature: tau.
+
+    Returns:
+      The loss and metrics: `accuracy`, `positive_similarity`.
+    """
+    count, width = query.shape
+    candidates = jnp.concatenate([document, negatives.reshape(-1, width)])
+    similarity = cosine_similarity(query, candidates)
+    label = jnp.arange(count)
+    positive = jnp.diagonal(similarity)
+    others = jnp.where(jax.nn.one_hot(label, similarity.shape[1], dtype=bool), _ABSENT, similarity)
+    metrics = {
+        "accuracy": jnp.mean(positive > jnp.max(others, axis=1)),
+        "positive_similarity": jnp.mean(positive),
+    }
+    return jnp.mean(_cross_entropy(similarity / temperature, label)), metrics

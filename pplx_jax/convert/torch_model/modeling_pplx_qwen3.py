@@ -1,0 +1,98 @@
+"""Qwen3 as a bidirectional encoder: every token sees every token of its text, and no padding.
+
+The mask is built here, from the padding alone. Of Qwen3's implementation only the layers, the norm and the
+rotary embedding are used, through arguments that are the same from transformers 4.57 to 5.x.
+"""
+
+import torch
+from transformers import Qwen3Model
+from transformers.modeling_outputs import BaseModelOutput
+
+from .configuration_pplx_qwen3 import PPLXQwen3Config
+
+
+def attention_bias(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to attention scores: [B, L] with 0 under padding -> [B, 1, 1, L] of `dtype`.
+
+    A row of padding alone (an empty text) sees everything instead of nothing: a softmax over no column is
+    NaN, in half precision even with a finite bias, since score + bias overflows. What such a row yields is
+    never pooled.
+    """
+    visible = attention_mask.bool()
+    visible = visible | ~visible.any(dim=-1, keepdim=True)
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill(~visible, torch.finfo(dtype).min)[:, None, None, :]
+
+
+class PPLXQwen3Model(Qwen3Model):
+    """The encoder; weights are keyed as Qwen3Model's."""
+
+    config_class = PPLXQwen3Config
+    _supports_flex_attn = False  # it takes a mask of its own kind
+
+    def __init__(self, config: PPLXQwen3Config):
+        super().__init__(config)
+        for layer in self.layers:
+            layer.self_attn.is_causal = False  # type: ignore[union-attr]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutput | tuple:
+        """Hidden states after the final norm.
+
+        Args:
+          input_ids: [B, L]; or `inputs_embeds` [B, L, D].
+          attention_mask: [B, L], 0 under padding; None where nothing is padded.
+          position_ids: [B, L]; 0, 1, ... where None.
+          output_hidden_states: also return the states before each layer, and the normed ones.
+          return_dict: False for a tuple.
+
+        Returns:
+          `last_hidden_state` [B, L, D].
+
+        Raises:
+          ValueError: both inputs or none, a mask that is not [B, L], or a text longer than the model takes.
+        """
+        if attention_mask is not None and attention_mask.dim() != 2:
+            raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; give [batch, length]")
+        for unused in ("use_cache", "past_key_values", "cache_position", "output_attentions"):
+            kwargs.pop(unused, None)
+        if input_ids is not None and inputs_embeds is None:
+            hidden = self.embed_tokens(input_ids.long())  # a batch of empty texts comes as floats
+        elif inputs_embeds is not None and input_ids is None:
+            hidden = inputs_embeds
+        else:
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        length, limit = hidden.shape[1], self.config.max_position_embeddings
+        if position_ids is None:
+            if length > limit:
+                raise ValueError(f"a text of {length} tokens; the model takes {limit}: shorten or split it")
+            position_ids = torch.arange(length, device=hidden.device)[None]
+
+        flash = "flash" in (self.config._attn_implementation or "")
+        mask = attention_mask
+        if mask is not None and not flash:
+            mask = attention_bias(mask, hidden.dtype)
+        position_embeddings = self.rotary_emb(hidden, position_ids)
+        states = []
+        for layer in self.layers if length else ():  # attention kernels refuse a batch of no tokens
+            states.append(hidden)
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_ids=position_ids,
+                position_embeddings=position_embeddings,
+                **kwargs,
+            )
+        hidden = self.norm(hidden)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        output = BaseModelOutput(hidden, (*states, hidden) if output_hidden_states else None)
+        return output.to_tuple() if return_dict is False else output

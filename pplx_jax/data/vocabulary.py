@@ -1,0 +1,262 @@
+"""The vocabulary: a SentencePiece unigram model whose four control symbols are found by name.
+
+Normalisation lives inside the `.model` file, so that every binding of SentencePiece encodes alike. It is one
+table of rewrite rules, longest match first: NFKC with case folding for every character and its canonical
+decomposition; white space and `_` to a space; control characters to nothing; an ASCII lower-case letter before
+an upper-case one to the two with a space between. So `read_file`, `readFile` and "Read file" are the same text.
+`CAMEL_CASE` is the last rule as a regular expression, for tokenizers that normalise a character at a time.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import string
+import sys
+import tempfile
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import sentencepiece
+
+from pplx_jax.errors import BadInput
+
+FILE_NAME = "vocabulary.model"
+PAD, UNKNOWN, MASK, SEPARATOR = "<pad>", "<unk>", "<mask>", "<sep>"
+CAMEL_CASE = "(?<=[a-z])(?=[A-Z])"  # where the normaliser puts a space
+MAX_LINE_BYTES = 4192
+
+_THREADS = 2  # training sums floats by thread: another number gives another model
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """Text to token ids and back, by a SentencePiece model that was read from `path`."""
+
+    path: pathlib.Path
+    model: bytes = dataclasses.field(repr=False)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
+        """Reads a `.model` file, or `vocabulary.model` in a folder.
+
+        Raises:
+            BadInput: the file is missing, is no SentencePiece model, or lacks one of the four symbols.
+        """
+        path = pathlib.Path(path)
+        if path.is_dir():
+            path = path / FILE_NAME
+        try:
+            vocabulary = cls(path, path.read_bytes())
+        except OSError as error:
+            raise BadInput(
+                f"cannot read vocabulary {path}: {error.strerror or error}; give a SentencePiece .model file "
+                f"or a folder that holds {FILE_NAME}"
+            ) from None
+        try:
+            vocabulary._processor  # noqa: B018  (parses the file)
+        except (RuntimeError, ValueError):
+            raise BadInput(f"{path} is no SentencePiece model; train or copy the vocabulary again") from None
+        for piece in (PAD, UNKNOWN, MASK, SEPARATOR):
+            vocabulary._id(piece)
+        return vocabulary
+
+    @functools.cached_property
+    def _processor(self) -> sentencepiece.SentencePieceProcessor:
+        if not self.model:
+            raise ValueError("an empty model")
+        return sentencepiece.SentencePieceProcessor(model_proto=self.model)
+
+    def __reduce__(self):  # the processor holds C++ state: a copy in another process reads the bytes again
+        return type(self), (self.path, self.model)
+
+    @property
+    def size(self) -> int:
+        """Number of token ids, control symbols and byte pieces included."""
+        return self._processor.get_piece_size()
+
+    @functools.cached_property
+    def pad_id(self) -> int:
+        return self._id(PAD)
+
+    @functools.cached_property
+    def unknown_id(self) -> int:
+        return self._id(UNKNOWN)
+
+    @functools.cached_property
+    def mask_id(self) -> int:
+        return self._id(MASK)
+
+    @functools.cached_property
+    def separator_id(self) -> int:
+        return self._id(SEPARATOR)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of the model file."""
+        return hashlib.sha256(self.model).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, without control symbols; the name of a control symbol in it is spelled out."""
+        return self._processor.encode(text)
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of every text, on all cores."""
+        return self._processor.encode(texts, num_threads=-1) if texts else []
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The normalised text of the ids; control symbols give nothing."""
+        return self._processor.decode([int(token) for token in ids])
+
+    def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
+        """Writes the model to `folder/vocabulary.model` and returns that path."""
+        return _write(pathlib.Path(folder) / FILE_NAME, self.model)
+
+    def _id(self, piece: str) -> int:
+        token = self._processor.piece_to_id(piece)
+        if self._processor.id_to_piece(token) != piece:
+            raise BadInput(f"vocabulary {self.path} has no symbol {piece}; train it with train_vocabulary")
+        control = piece != UNKNOWN
+        if control and not self._processor.is_control(token):
+            raise BadInput(f"{piece} of vocabulary {self.path} is ordinary text; make it a control symbol")
+        return token
+
+
+def train_vocabulary(
+    texts: Iterable[str],
+    output: str | os.PathLike[str],
+    size: int = 16384,
+    *,
+    sample_bytes: int = 6_000_000,
+    seed: int = 0,
+) -> Vocabulary:
+    """Trains a unigram model with byte fallback and writes it; equal arguments give an equal file.
+
+    Args:
+        texts: training texts; lines of a text are separate sentences.
+        output: the `.model` file to write.
+        size: number of ids, the 4 symbols and 256 byte pieces included.
+        sample_bytes: UTF-8 bytes of whole texts, drawn without replacement, that training looks at.
+        seed: of the draw.
+
+    Raises:
+        BadInput: the texts hold too few distinct pieces for `size`, or `size` leaves no room for pieces.
+    """
+    output = pathlib.Path(output)
+    model = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
+        rules = pathlib.Path(folder) / "normalization.tsv"
+        rules.write_text(_rules_table(), encoding="ascii")
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_sentences(_sample(texts, sample_bytes, seed)),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=size,
+                byte_fallback=True,
+                split_digits=True,
+                character_coverage=0.9995,
+                max_sentence_length=MAX_LINE_BYTES,
+                normalization_rule_tsv=str(rules),
+                pad_id=0,
+                pad_piece=PAD,
+                unk_id=1,
+                unk_piece=UNKNOWN,
+                bos_id=-1,
+                eos_id=-1,
+                control_symbols=[MASK, SEPARATOR],
+                num_threads=_THREADS,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = " ".join(str(error).split()).rpartition("] ")[2] or "training failed"
+            raise BadInput(
+                f"no vocabulary of {size} pieces for {output}: {reason}; give more text or a smaller size"
+            ) from None
+    _write(output, _without_paths(model.getvalue()))
+    return Vocabulary.load(output)
+
+
+def normalization_rules() -> dict[str, str]:
+    """The rewrite rules of the normaliser: what is replaced (one character or more) -> by what."""
+    rules = {}
+    for code in range(1, sys.maxunicode + 1):
+        character = chr(code)
+        category = unicodedata.category(character)
+        if category == "Cs":
+            continue
+        if character == "_" or character.isspace():
+            target = " "
+        elif category == "Cc":
+            target = ""
+        else:
+            target = _fold(character)
+        for source in (character, unicodedata.normalize("NFD", character)):
+            if source != target:
+                rules[source] = target
+    for lower in string.ascii_lowercase:
+        for upper in string.ascii_uppercase:
+            rules[lower + upper] = f"{lower} {upper.lower()}"
+    return rules
+
+
+def _fold(text: str) -> str:
+    """NFKC_Casefold: folding can undo NFKC and NFKC can give new capitals, hence twice."""
+    for _ in range(2):
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return text
+
+
+@functools.cache
+def _rules_table() -> str:
+    def codes(text: str) -> str:
+        return " ".join(f"{ord(character):X}" for character in text)
+
+    return "".join(f"{codes(source)}\t{codes(to)}\n" for source, to in sorted(normalization_rules().items()))
+
+
+def _sample(texts: Iterable[str], budget: int, seed: int) -> Iterator[str]:
+    texts = list(texts)
+    for index in np.random.default_rng(seed).permutation(len(texts)):
+        yield texts[index]
+        budget -= len(texts[index].encode())
+        if budget <= 0:
+            return
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Lines without outer white space, long ones cut between words; the trainer drops what is longer."""
+    limit = MAX_LINE_BYTES // 4  # characters, at up to four bytes each
+    for text in texts:
+        for line in text.splitlines():
+            line = line.replace("\0", "").strip()
+            while len(line) > limit:
+                cut = line.rfind(" ", 1, limit)
+                cut = cut if cut > 0 else limit
+                yield line[:cut]
+                line = line[cut:].lstrip()
+            if line:
+                yield line
+
+
+def _without_paths(model: bytes) -> bytes:
+    """The model without the name of the temporary rules file, which would differ from run to run."""
+    from sentencepiece import sentencepiece_model_pb2 as protocol
+
+    proto = protocol.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
+    proto.normalizer_spec.ClearField("normalization_rule_tsv")
+    return proto.SerializeToString(deterministic=True)
+
+
+def _write(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,66 @@
+"""The training loss of masked diffusion: a weighted cross-entropy that bounds the log-likelihood."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+from pplx_jax.diffusion.corruption import Corruption
+from pplx_jax.errors import BadInput
+from pplx_jax.kernels.vocab_cross_entropy import vocab_cross_entropy
+
+Normalizer = Literal["valid", "masked"]
+
+
+def diffusion_loss(
+    hidden: jax.Array,
+    embedding: jax.Array,
+    tokens: jax.Array,
+    corruption: Corruption,
+    *,
+    normalizer: Normalizer = "valid",
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Negative evidence bound of the clean text: cross-entropy of masked tokens weighted 1 / t.
+
+    The left shift of the autoregressive base is kept: the hidden state at position i predicts token i + 1 of the
+    same text, so the first token of a text is never a target (arXiv 2602.11151, section 2.1).
+
+    Args:
+      hidden: [B, L, D], the encoder's output on `corruption.inputs`.
+      embedding: [V, D], the tied head.
+      tokens: [B, L], the clean ids.
+      corruption: what `corrupt` returned.
+      normalizer: "valid" divides by the tokens that have a predictor (LLaDA), "masked" by those that are targets
+        (DiffuLLaMA). They differ by about 1 / t, so learning rates do not carry over.
+
+    Returns:
+      The loss, a float32 scalar that is 0 where nothing was masked, and metrics: `cross_entropy` (unweighted, nats
+      a target) and `masked_share`.
+
+    Raises:
+      BadInput: an unknown normalizer.
+    """
+    segments = corruption.segment_ids
+    predictable = corruption.valid[:, 1:] & (segments[:, 1:] == segments[:, :-1])
+    target = predictable & corruption.corrupted[:, 1:]
+    targets = jnp.sum(target, dtype=jnp.float32)
+    tokens_with_predictor = jnp.sum(predictable, dtype=jnp.float32)
+    match normalizer:
+        case "valid":
+            count = tokens_with_predictor
+        case "masked":
+            count = targets
+        case _:
+            raise BadInput(f"normalizer={normalizer!r} is not one of {', '.join(get_args(Normalizer))}")
+
+    elbo_weight = jnp.where(target, 1.0 / corruption.time[:, 1:], 0.0) / jnp.maximum(count, 1.0)
+    predictor = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+    loss, cross_entropy = vocab_cross_entropy(
+        predictor, embedding, tokens[:, 1:].reshape(-1), elbo_weight.reshape(-1)
+    )
+    mean_cross_entropy = jnp.sum(cross_entropy * target.reshape(-1)) / jnp.maximum(targets, 1.0)
+    metrics = {
+        "cross_entropy": mean_cross_entropy,
+        "masked_share": targets / jnp.maximum(tokens_with_predictor, 1.0),
+    }
+    return loss, metrics

@@ -1,0 +1,64 @@
+"""What `--dry_run` says: the arguments of the call, the stages of a recipe, the files, the resolved gin."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pplx_jax.errors import BadInput
+from pplx_jax.verbs import Verb
+
+if TYPE_CHECKING:
+    from pplx_jax.configuration import Config
+    from pplx_jax.train import Training
+
+SHOWN_APART = ("config_text", "fingerprint", "settings", "stages")
+STAGE_FILES = (
+    "checkpoints/",
+    "config.gin",
+    "metrics.jsonl",
+    "model-info.txt",
+    "model.json",
+    "vocabulary.model",
+)
+
+
+def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str, Any]:
+    """Describes a call without making it.
+
+    Returns:
+        {"verb", "arguments": {name: text}, "stages": [{"stage", "steps", "batch_size", "row_length",
+        "examples"}], "writes": [path], "fingerprint", "config": resolved gin}; stages only for a recipe.
+
+    Raises:
+        BadInput: a stage that the recipe does not have.
+    """
+    described: dict[str, Any] = {
+        "verb": verb.name,
+        "arguments": {name: str(value) for name, value in arguments.items() if name not in SHOWN_APART},
+    }
+    writes = [str(arguments[name]) for name in verb.outputs if name in arguments]
+    if "stages" in arguments:
+        stages = _chosen(arguments["stages"], arguments.get("stage"))
+        described["stages"] = [_describe(training) for training in stages]
+        workdir = pathlib.Path(arguments["workdir"])
+        writes += [str(workdir / training.stage.name / file) for training in stages for file in STAGE_FILES]
+    return {**described, "writes": writes, "fingerprint": config.fingerprint, "config": config.resolved()}
+
+
+def _chosen(stages: "Sequence[Training]", name: str | None) -> "list[Training]":
+    chosen = [training for training in stages if name in (None, training.stage.name)]
+    if not chosen:
+        known = ", ".join(training.stage.name for training in stages)
+        raise BadInput(f"--stage {name}: the recipe has no such stage; it has {known}")
+    return chosen
+
+
+def _describe(training: "Training") -> dict[str, Any]:
+    stage = training.stage
+    return {
+        "stage": stage.name,
+        "steps": training.steps,
+        "batch_size": stage.batch_size,
+        "row_length": stage.row_length,
+        "examples": training.steps * stage.batch_size,
+    }

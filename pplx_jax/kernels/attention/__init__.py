@@ -1,0 +1,3 @@
+"""Attention over packed rows."""
+
+from pplx_jax.kernels.attention.reference import attention as attention

@@ -1,0 +1,32 @@
+"""Attention over packed rows in plain XLA: the definition the other implementations are held against."""
+
+import jax
+import jax.numpy as jnp
+
+
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array, *, causal: bool = False
+) -> jax.Array:
+    """Softmax attention in which a token sees only the tokens of its own text.
+
+    Args:
+      query: [B, L, H, E].
+      key: [B, L, K, E]; query head h reads key head h // (H / K).
+      value: [B, L, K, E].
+      segment_ids: [B, L]; 0 marks padding, which only sees padding, so that every row of scores has an entry.
+      causal: whether a token is also kept from later tokens.
+
+    Returns:
+      [B, L, H, E] in the dtype of `query`; softmax in float32, scores scaled by 1 / sqrt(E).
+    """
+    rows, length, heads, head_dim = query.shape
+    kv_heads = key.shape[2]
+    grouped = query.reshape(rows, length, kv_heads, heads // kv_heads, head_dim)
+    scores = jnp.einsum("blkge,bmke->bkglm", grouped, key, preferred_element_type=jnp.float32)
+    visible = segment_ids[:, :, None] == segment_ids[:, None, :]
+    if causal:
+        visible &= jnp.tril(jnp.ones((length, length), bool))
+    scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    mixed = jnp.einsum("bkglm,bmke->blkge", weights, value, preferred_element_type=jnp.float32)
+    return mixed.reshape(rows, length, heads, head_dim).astype(query.dtype)

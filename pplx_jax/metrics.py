@@ -1,0 +1,61 @@
+"""Where a stage's numbers go: `metrics.jsonl` always, TensorBoard events through clu where TensorFlow is there."""
+
+import importlib.util
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+
+
+class MetricsWriter:
+    """Appends to FOLDER/metrics.jsonl, one line a logged step, and writes TensorBoard events beside it.
+
+    Args:
+      folder: the stage's folder.
+      resume_step: lines of later steps, written before an interruption, are dropped: those steps come again.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_step: int = 0):
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        temporary = self.path.with_name("metrics.jsonl.partial")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        temporary.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._events = _event_writer(folder / "tensorboard")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the numbers of one step; on disk before it returns."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            self._events.write_scalars(step, values)
+
+    def close(self) -> None:
+        """Flushes both."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out, a missing file is empty."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _event_writer(folder: pathlib.Path):
+    if importlib.util.find_spec("tensorflow") is None:
+        logging.info("TensorFlow is not installed: metrics go to metrics.jsonl alone")
+        return None
+    from clu import metric_writers  # imports TensorFlow
+
+    return metric_writers.SummaryWriter(str(folder))

@@ -1,0 +1,94 @@
+"""A model on disk: `model.json`, `vocabulary.model` and `checkpoints/`, the same for every stage and for merges."""
+
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+from pplx_jax.checkpointing import MODEL, load_params, read_json, save_params, write_json
+from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.errors import BadInput
+from pplx_jax.models.qwen3 import Qwen3Config
+
+FORMAT = 1
+KINDS = {"contextual": "context_v1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """What a model folder holds.
+
+    Attributes:
+      config: the encoder.
+      vocabulary: its tokenizer.
+      params: nested dict of NumPy arrays.
+      kind: "v1", or "context_v1" where chunks were trained to know their document.
+      stage: which stage wrote it.
+    """
+
+    config: Qwen3Config
+    vocabulary: Vocabulary
+    params: dict[str, Any]
+    kind: str
+    stage: str
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the parameters and the vocabulary: what an index remembers of its model."""
+        digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
+
+        def add(tree: Any, path: str) -> None:
+            for name in sorted(tree):
+                where = f"{path}.{name}"
+                if isinstance(tree[name], dict):
+                    add(tree[name], where)
+                else:
+                    digest.update(where.encode())
+                    digest.update(tree[name].tobytes())
+
+        add(self.params, "")
+        return digest.hexdigest()[:16]
+
+
+def describe_model(folder: pathlib.Path, config: Qwen3Config, vocabulary: Vocabulary, *, stage: str) -> None:
+    """Writes all of a model folder but its checkpoints."""
+    vocabulary.save(folder)
+    description = {
+        "format": FORMAT,
+        "stage": stage,
+        "kind": KINDS.get(stage, "v1"),
+        "model": dataclasses.asdict(config),
+    }
+    write_json(folder / MODEL, description)
+
+
+def save_model(
+    folder: pathlib.Path, config: Qwen3Config, vocabulary: Vocabulary, params: Any, *, stage: str, step: int = 0
+) -> None:
+    """Writes a whole model folder (merged and imported models)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_params(folder, step, params)
+    describe_model(folder, config, vocabulary, stage=stage)
+
+
+def load_model(folder: str | pathlib.Path) -> ModelFolder:
+    """Reads a model folder.
+
+    Raises:
+      BadInput: something is missing or damaged; the message names the file.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"no model in {folder}: the folder does not exist; give the folder of a stage or a merge")
+    description = read_json(folder / MODEL)
+    try:
+        config = Qwen3Config(**description["model"])
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{folder / MODEL} does not describe a model ({error}); is it of another version?") from error
+    return ModelFolder(
+        config=config,
+        vocabulary=Vocabulary.load(folder),
+        params=load_params(folder),
+        kind=description["kind"],
+        stage=description["stage"],
+    )

@@ -1,0 +1,210 @@
+"""Qwen3 as a bidirectional encoder (NNX, scanned layers).
+
+The published architecture: RMSNorm before each block, grouped-query attention with RMSNorm per head on q and k
+*before* rotate-half RoPE, SwiGLU, no biases, and a head_dim that is not width / heads. Sources: Qwen3 technical
+report (arXiv 2505.09388); arXiv 2602.11151 section 2 for the bidirectional mask.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from pplx_jax.errors import BadInput
+from pplx_jax.kernels.attention import attention
+from pplx_jax.models.linear import project
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3Config:
+    """Sizes and numerics of one encoder.
+
+    Attributes:
+      vocab_size: entries of the (tied) embedding table.
+      width: residual width D, also the embedding's dimensions.
+      mlp_width: SwiGLU width F.
+      layers: number of blocks.
+      query_heads: H; a multiple of kv_heads.
+      kv_heads: K.
+      head_dim: E; even, and free of width / heads.
+      rms_norm_eps: epsilon of every RMSNorm.
+      rope_theta: base of the rotary frequencies.
+      max_length: longest text, in tokens.
+      causal: keep the autoregressive mask (the annealing option and the ablations); the paper drops it at once.
+      embedding_init_std: standard deviation of the random embedding table.
+      residual_init_scale: multiplies the random kernels that write to the residual (attention's o, MLP's down); 0
+        starts every block as the identity, so that a model from scratch starts as a bag of words.
+      dtype: precision of activations; parameters stay float32.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      unroll: blocks unrolled in the layer scan; compile time against scheduling freedom.
+    """
+
+    vocab_size: int
+    width: int
+    mlp_width: int
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    max_length: int = 32768
+    causal: bool = False
+    embedding_init_std: float = 0.02
+    residual_init_scale: float = 1.0
+    dtype: str = "bfloat16"
+    remat: bool = True
+    unroll: int = 1
+
+    def __post_init__(self):
+        if self.query_heads % self.kv_heads:
+            raise BadInput(
+                f"Qwen3Config: query_heads={self.query_heads} is no multiple of kv_heads={self.kv_heads}; "
+                "each key head serves an equal group of query heads"
+            )
+        if self.head_dim % 2:
+            raise BadInput(f"Qwen3Config: head_dim={self.head_dim} is odd; RoPE turns pairs of dimensions")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is neither 'float32' nor 'bfloat16'")
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters without a head."""
+        attention_width = 2 * (self.query_heads + self.kv_heads) * self.head_dim * self.width
+        layer = attention_width + 3 * self.width * self.mlp_width + 2 * self.width + 2 * self.head_dim
+        return self.vocab_size * self.width + self.layers * layer + self.width
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, computed in float32 over the last axis."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * inverse * self.scale[...]).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A product without bias; kernel [in, out], the transpose of PyTorch's weight."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, scale: float = 1.0):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs)) * scale * inputs**-0.5)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return project(x, self.kernel[...])
+
+
+class Embedding(nnx.Module):
+    """Token table [V, D]."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.width)
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape) * config.embedding_init_std)
+
+    def __call__(self, tokens: jax.Array, dtype: str) -> jax.Array:
+        return self.embedding[...][tokens].astype(dtype)
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, L, 1, E / 2] of RoPE at `positions` [B, L]."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate-half RoPE on x [B, L, heads, E]: dimension i is paired with i + E / 2."""
+    cosine, sine = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with RMSNorm per head before RoPE."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        query_width, kv_width = config.query_heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q = Linear(config.width, query_width, rngs)
+        self.k = Linear(config.width, kv_width, rngs)
+        self.v = Linear(config.width, kv_width, rngs)
+        self.o = Linear(query_width, config.width, rngs, config.residual_init_scale)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.head_dim = config.head_dim
+        self.causal = config.causal
+
+    def __call__(self, x: jax.Array, segment_ids: jax.Array, angles) -> jax.Array:
+        def heads(projected):
+            return projected.reshape(*x.shape[:2], -1, self.head_dim)
+
+        query = rotate(self.q_norm(heads(self.q(x))), angles)
+        key = rotate(self.k_norm(heads(self.k(x))), angles)
+        mixed = attention(query, key, heads(self.v(x)), segment_ids, causal=self.causal)
+        return self.o(mixed.reshape(*x.shape[:2], -1))
+
+
+class MLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        self.gate = Linear(config.width, config.mlp_width, rngs)
+        self.up = Linear(config.width, config.mlp_width, rngs)
+        self.down = Linear(config.mlp_width, config.width, rngs, config.residual_init_scale)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class Layer(nnx.Module):
+    """One block: attention and MLP, each behind a norm and a residual."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        self.input_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.attention = Attention(config, rngs)
+        self.post_attention_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x: jax.Array, segment_ids: jax.Array, angles) -> jax.Array:
+        x = x + self.attention(self.input_norm(x), segment_ids, angles)
+        return x + self.mlp(self.post_attention_norm(x))
+
+
+class Qwen3(nnx.Module):
+    """The encoder. Parameters of the blocks are stacked on a leading axis of size `layers` and scanned."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embedding(config, rngs)
+        stack = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda rngs: Layer(config, rngs)))
+        self.layers = stack(rngs)
+        self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
+
+    def __call__(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+        """Hidden states of packed rows.
+
+        Args:
+          tokens: [B, L] ids; those under padding are never seen by a text.
+          segment_ids: [B, L]; texts of a row are numbered from 1, 0 is padding.
+          positions: [B, L]; restart at each text.
+
+        Returns:
+          [B, L, D] after the final RMSNorm, in `config.dtype`.
+        """
+        config = self.config
+        graph, weights = nnx.split(self.layers)
+        angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+
+        def block(x, layer_weights):
+            return nnx.merge(graph, layer_weights)(x, segment_ids, angles), None
+
+        if config.remat:
+            block = jax.checkpoint(block)
+        x = self.embed(tokens, config.dtype)
+        x, _ = jax.lax.scan(block, x, weights, unroll=config.unroll)
+        return self.final_norm(x)

@@ -1,0 +1,179 @@
+"""The folder that `embed` leaves: shards of vectors, what each vector belongs to, and a manifest.
+
+    00000.npy      [n, width] vectors in input order; int8, uint8 (packed signs) or float32
+    00000.jsonl    one object a vector: {"id", "text", "row", "document"?, "chunk"?, "path"?, "line"?,
+    "empty"?} progress.json  while it grows: the settings and the finished shards
+    manifest.json  the same, once all shards are there
+
+A shard counts only when progress.json lists it, and that file is replaced after the shard is whole, so a kill
+at any moment costs at most the shard at work.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.errors import BadInput
+from pplx_jax.models.quantization import BitOrder, Quantization
+from pplx_jax.retrieval import rows
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides every byte of the shards; a folder grows only under equal settings.
+
+    Attributes:
+        model_fingerprint: the model that encoded.
+        input_sha256: of the input file.
+        dims: width of the vectors before packing.
+        quantization: "int8", "binary", "ubinary", "tanh" or "none".
+        bit_order: of "ubinary", "big" or "little".
+        text_field, chunks_field: the columns read.
+        shard_size: input rows a shard.
+        truncate: whether texts past the limit were cut instead of skipped.
+    """
+
+    model_fingerprint: str
+    input_sha256: str
+    dims: int
+    quantization: Quantization
+    bit_order: BitOrder
+    text_field: str
+    chunks_field: str
+    shard_size: int
+    truncate: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A finished shard: rows taken, vectors made, tokens read, seconds spent, rows left out and why."""
+
+    rows: int
+    count: int
+    tokens: int
+    seconds: float
+    skipped: list[dict[str, Any]]
+
+
+class EmbeddingFolder:
+    """The shards under one folder."""
+
+    def __init__(
+        self, path: pathlib.Path, settings: Settings, model: str, shards: list[Shard], complete: bool
+    ):
+        """Use `open_for_writing` or `read`. `model` is the model folder relative to `path`."""
+        self.path = path
+        self.settings = settings
+        self.model = model
+        self.shards = shards
+        self.complete = complete
+
+    @classmethod
+    def open_for_writing(
+        cls, path: pathlib.Path, settings: Settings, model: pathlib.Path
+    ) -> "EmbeddingFolder":
+        """Starts a folder, or goes on with one whose settings are equal.
+
+        Raises:
+            BadInput: the folder holds embeddings under other settings; the message names the first that
+            differs.
+        """
+        if not (path / "manifest.json").exists() and not (path / "progress.json").exists():
+            path.mkdir(parents=True, exist_ok=True)
+            return cls(path, settings, os.path.relpath(model, path), [], complete=False)
+        folder = cls._read(path)
+        for field in dataclasses.fields(Settings):
+            old, new = getattr(folder.settings, field.name), getattr(settings, field.name)
+            if old != new:
+                raise BadInput(
+                    f"{path} holds embeddings with {field.name}={old!r}, not {new!r}; "
+                    "give another --output or delete that folder"
+                )
+        return folder
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> "EmbeddingFolder":
+        """Opens a finished folder.
+
+        Raises:
+            BadInput: there are no embeddings, or they are not finished.
+        """
+        folder = cls._read(path)
+        if not folder.complete:
+            raise BadInput(
+                f"{path} is unfinished ({len(folder.shards)} shards); run the same `embed` again to end it"
+            )
+        return folder
+
+    @classmethod
+    def _read(cls, path: pathlib.Path) -> "EmbeddingFolder":
+        for name in ("manifest.json", "progress.json"):
+            if (path / name).exists():
+                break
+        else:
+            raise BadInput(f"no embeddings in {path}: give the --output folder of `embed`")
+        try:
+            content = json.loads((path / name).read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+            shards = [Shard(**shard) for shard in content["shards"]]
+            settings = Settings(**content["settings"])
+            return cls(path, settings, content["model"], shards, complete=name == "manifest.json")
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f"{path / name} cannot be used ({error}); delete the folder and embed again"
+            ) from None
+
+    def add(self, vectors: np.ndarray, described: list[dict[str, Any]], shard: Shard) -> None:
+        """Writes the next shard: vectors [n, width] and one object a vector."""
+        stem = f"{len(self.shards):05d}"
+        with rows.atomic_path(self.path / f"{stem}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, vectors)
+        with rows.atomic_path(self.path / f"{stem}.jsonl") as temporary:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in described)
+            temporary.write_text("".join(lines), encoding="utf-8")
+        self.shards.append(shard)
+        self._write("progress.json")
+
+    def finish(self) -> None:
+        """Puts the manifest in the place of the progress file."""
+        self._write("progress.json")
+        os.replace(self.path / "progress.json", self.path / "manifest.json")
+        self.complete = True
+
+    def _write(self, name: str) -> None:
+        content = {
+            "format": FORMAT,
+            "model": self.model,
+            "settings": dataclasses.asdict(self.settings),
+            **self.totals(),
+            "shards": [dataclasses.asdict(shard) for shard in self.shards],
+        }
+        rows.write_json(self.path / name, content)
+
+    def totals(self) -> dict[str, Any]:
+        """Sums over the finished shards."""
+        return {
+            "count": sum(shard.count for shard in self.shards),
+            "tokens": sum(shard.tokens for shard in self.shards),
+            "seconds": round(sum(shard.seconds for shard in self.shards), 3),
+            "skipped": sum(len(shard.skipped) for shard in self.shards),
+        }
+
+    def vectors(self) -> Iterator[np.ndarray]:
+        """Yields the memory-mapped vectors of each shard, in order."""
+        for place in range(len(self.shards)):
+            yield np.load(self.path / f"{place:05d}.npy", mmap_mode="r")
+
+    def described(self) -> Iterator[bytes]:
+        """Yields the line of each vector, in order, with its newline."""
+        for place in range(len(self.shards)):
+            with open(self.path / f"{place:05d}.jsonl", "rb") as file:
+                yield from file

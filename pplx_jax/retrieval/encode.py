@@ -1,0 +1,146 @@
+"""Embedding a file of texts or of documents with chunks: in order, resumable, no row lost without a word."""
+
+import hashlib
+import itertools
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.errors import BadInput
+from pplx_jax.models.quantization import BitOrder, Quantization, quantize
+from pplx_jax.progress import Progress
+from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
+from pplx_jax.retrieval.encoder import Encoder, document_tokens, load_encoder
+from pplx_jax.retrieval.input_rows import BadRow, InputRow, count_rows, read_rows
+
+_NAMED_ROWS = 10
+
+
+def embed_file(
+    model_path: str | pathlib.Path,
+    input: str | pathlib.Path,
+    output: str | pathlib.Path,
+    *,
+    text_field: str = "text",
+    chunks_field: str = "chunks",
+    quantization: Quantization = "int8",
+    bit_order: BitOrder = "big",
+    dims: int | None = None,
+    shard_size: int = 8192,
+    truncate: bool = False,
+    encoder: Encoder | None = None,
+) -> dict[str, Any]:
+    """Embeds every row of a file; run again after an interruption, it goes on from the finished shards.
+
+    A row with `chunks_field` is a document: its chunks are encoded together and give one vector each. An
+    empty text gives a zero vector, flagged in its description. Rows that cannot be embedded (no JSON, no such
+    column, longer than the model's limit) are left out, named on standard error and listed in the manifest.
+
+    Args:
+        model_path: a model folder.
+        input: .jsonl, .jsonl.gz or .parquet.
+        output: a folder, see `embedding_folder`.
+        text_field, chunks_field: the columns.
+        quantization: "int8", "binary" (-1/+1), "ubinary" (packed), "tanh" or "none".
+        bit_order: of "ubinary".
+        dims: only the first dimensions.
+        shard_size: input rows a shard; an interruption loses at most one shard's work.
+        truncate: cut texts past the limit instead of leaving them out.
+        encoder: the loaded model, where the caller has it already.
+
+    Returns:
+        {"count": vectors, "shards", "tokens", "seconds", "skipped": rows left out}, earlier runs included.
+
+    Raises:
+        BadInput: the input or the model cannot be read, or the output holds embeddings under other settings.
+    """
+    source, folder_path, model_path = pathlib.Path(input), pathlib.Path(output), pathlib.Path(model_path)
+    if shard_size < 1:
+        raise BadInput(f"shard_size={shard_size}: give at least 1")
+    total = count_rows(source)
+    encoder = encoder or load_encoder(model_path)
+    settings = Settings(
+        model_fingerprint=encoder.fingerprint,
+        input_sha256=_sha256(source),
+        dims=dims or encoder.dims,
+        quantization=quantization,
+        bit_order=bit_order,
+        text_field=text_field,
+        chunks_field=chunks_field,
+        shard_size=shard_size,
+        truncate=truncate,
+    )
+    folder = EmbeddingFolder.open_for_writing(folder_path, settings, model_path)
+    done = sum(shard.rows for shard in folder.shards)
+    if not folder.complete:
+        with Progress("embed", total, unit="row") as progress:
+            remaining = read_rows(source, text_field, chunks_field, start=done)
+            while batch := list(itertools.islice(remaining, shard_size)):
+                started = time.monotonic()
+                vectors, described, tokens, skipped = _embed_rows(encoder, batch, settings)
+                _name_skipped(progress, folder, source, skipped)
+                listed = [{"row": row.number, "reason": row.reason} for row in skipped]
+                seconds = round(time.monotonic() - started, 3)
+                folder.add(vectors, described, Shard(len(batch), len(vectors), tokens, seconds, listed))
+                done += len(batch)
+                progress.update(done, tokens=tokens)
+        folder.finish()
+    return {"shards": len(folder.shards), **folder.totals()}
+
+
+def _embed_rows(
+    encoder: Encoder, batch: list[InputRow | BadRow], settings: Settings
+) -> tuple[np.ndarray, list[dict[str, Any]], int, list[BadRow]]:
+    """Vectors [n, width], their descriptions, tokens read and rows left out."""
+    skipped = [row for row in batch if isinstance(row, BadRow)]
+    good: list[InputRow] = []
+    tokens = 0
+    candidates = [row for row in batch if isinstance(row, InputRow)]
+    counts = iter(encoder.count_tokens([chunk for row in candidates for chunk in row.chunks]))
+    limit = encoder.config.max_length
+    for row in candidates:
+        length = document_tokens(list(itertools.islice(counts, len(row.chunks))))
+        if length > limit and not settings.truncate:
+            skipped.append(BadRow(row.number, f"{length} tokens, the model takes {limit}"))
+            continue
+        tokens += min(length, limit)
+        good.append(row)
+    options = {"quantization": "none", "dims": settings.dims, "truncate": settings.truncate}
+    if not good:
+        pooled = np.zeros((0, settings.dims), np.float32)
+    elif any(row.is_document for row in good):
+        pooled = np.concatenate(encoder.encode_documents([row.chunks for row in good], **options))
+    else:
+        pooled = encoder.encode([row.chunks[0] for row in good], **options)
+    described = [_describe(row, place) for row in good for place in range(len(row.chunks))]
+    if len(pooled) != len(described):
+        raise RuntimeError(f"{len(described)} texts gave {len(pooled)} vectors")
+    vectors = quantize(pooled, settings.quantization, settings.bit_order)
+    return vectors, described, tokens, sorted(skipped, key=lambda row: row.number)
+
+
+def _describe(row: InputRow, place: int) -> dict[str, Any]:
+    text = row.chunks[place]
+    described: dict[str, Any] = {"id": row.id, "text": text, "row": row.number, **row.metadata}
+    if row.is_document:
+        described |= {"id": f"{row.id}#{place}", "document": row.id, "chunk": place}
+    if not text.strip():
+        described["empty"] = True
+    return described
+
+
+def _name_skipped(
+    progress: Progress, folder: EmbeddingFolder, source: pathlib.Path, skipped: list[BadRow]
+) -> None:
+    room = max(_NAMED_ROWS - folder.totals()["skipped"], 0)
+    for row in skipped[:room]:
+        progress.note(f"skipped {source}, line {row.number}: {row.reason}")
+    if len(skipped) > room:
+        progress.note(f"skipped {len(skipped) - room} more rows, listed in {folder.path / 'manifest.json'}")
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,112 @@
+"""Rows to embed, from JSON lines or Parquet: a text each, or a document with its chunks."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from pplx_jax.errors import BadInput
+from pplx_jax.retrieval import rows
+
+_METADATA = ("path", "line", "source", "parent", "chunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputRow:
+    """One good row.
+
+    Attributes:
+        number: its line in the file, from 1 (Parquet: its row).
+        id: its `id` or `_id`; the number where it has neither.
+        chunks: one text, or the chunks of a document.
+        is_document: whether the row came as chunks.
+        metadata: what stands beside the text and is kept for showing hits.
+    """
+
+    number: int
+    id: str
+    chunks: list[str]
+    is_document: bool
+    metadata: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be embedded, and why."""
+
+    number: int
+    reason: str
+
+
+def read_rows(
+    path: pathlib.Path, text_field: str, chunks_field: str, start: int = 0
+) -> Iterator[InputRow | BadRow]:
+    """Yields the rows in order, without the first `start` of them, never raising for a single bad one.
+
+    Args:
+        path: .jsonl, .jsonl.gz or .parquet.
+        text_field, chunks_field: the columns; a row that has `chunks_field` is a document.
+        start: rows to pass over, good and bad ones counted.
+
+    Raises:
+        BadInput: the file cannot be read at all.
+    """
+    for place, (number, source) in enumerate(_raw_rows(path)):
+        if place < start:
+            continue
+        try:
+            row = rows.parse_object(source) if isinstance(source, bytes) else source
+            yield _check(number, row, text_field, chunks_field)
+        except ValueError as error:
+            yield BadRow(number, str(error))
+
+
+def count_rows(path: pathlib.Path) -> int:
+    """How many rows `read_rows` will yield."""
+    if path.suffix == ".parquet":
+        return _open_parquet(path).metadata.num_rows
+    return sum(1 for _ in rows.numbered_lines(path))
+
+
+def _raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+    if path.suffix != ".parquet":
+        yield from rows.numbered_lines(path)
+        return
+    number = 0
+    for batch in _open_parquet(path).iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            number += 1
+            yield number, {name: value for name, value in row.items() if value is not None}
+
+
+def _open_parquet(path: pathlib.Path):
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise BadInput(f"{path}: Parquet needs pyarrow: pip install pyarrow, or give JSON lines") from None
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise BadInput(f"cannot read {path}: {str(error).splitlines()[0]}; check the path") from None
+
+
+def _check(number: int, row: dict[str, Any], text_field: str, chunks_field: str) -> InputRow:
+    is_document = chunks_field in row
+    if is_document:
+        chunks = row[chunks_field]
+        if not isinstance(chunks, list) or not chunks:
+            raise ValueError(f'"{chunks_field}" is not a list of at least one text')
+    elif text_field in row:
+        chunks = [row[text_field]]
+    else:
+        raise ValueError(f'neither "{text_field}" nor "{chunks_field}", only {", ".join(row) or "nothing"}')
+    for place, chunk in enumerate(chunks):
+        name = f'"{chunks_field}"[{place}]' if is_document else f'"{text_field}"'
+        if not isinstance(chunk, str):
+            raise ValueError(f"{name} is {type(chunk).__name__}, not a string")
+        if any("\ud800" <= character <= "\udfff" for character in chunk):
+            raise ValueError(f"{name} holds half of a surrogate pair, which is no character")
+    identity = row.get("id", row.get("_id", number))
+    metadata = {name: row[name] for name in _METADATA if name in row}
+    return InputRow(number, str(identity), chunks, is_document, metadata)

@@ -1,0 +1,147 @@
+"""Exact search over quantized embeddings: similarities without rounding surprises, and a top k with a total
+order.
+
+Scores of int8 and binary embeddings are computed from exact integers, so two documents that deserve the same
+score get the same bits whatever block they are in; such ties are broken by id, descending, as trec_eval does.
+"""
+
+import numpy as np
+
+# A float32 product of int8 vectors is exact while its sums stay under 2**24: 127 * 127 * 1024 does.
+_EXACT_WIDTH = 1024
+_SIGN_BIT = np.uint32(1 << 31)
+_LOWER_HALF = np.uint64((1 << 32) - 1)
+_ROWS_PER_BLOCK = 16_384
+
+
+def similarity(queries: np.ndarray, documents: np.ndarray, packed: bool = False) -> np.ndarray:
+    """Cosine of every query with every document.
+
+    Args:
+        queries: [Q, d] float, or int8 from the quantizers "int8" and "binary"; of the same dtype as
+            `documents`.
+        documents: [N, d]. A zero vector has cosine 0 with everything.
+        packed: both are uint8 [., d/8], eight signs a byte; the result is 1 - 2 * Hamming distance / d, which
+            is the cosine of the +1/-1 vectors.
+
+    Returns:
+        float32 [Q, N].
+
+    Raises:
+        ValueError: the two differ in width or dtype, or `packed` disagrees with the dtype.
+    """
+    queries, documents = np.asarray(queries), np.asarray(documents)
+    if queries.shape[1:] != documents.shape[1:] or queries.dtype != documents.dtype:
+        raise ValueError(
+            f"cannot compare {queries.dtype}{queries.shape} with {documents.dtype}{documents.shape}"
+        )
+    if packed != (documents.dtype == np.uint8):
+        raise ValueError(
+            f"packed signs are uint8, other embeddings are not; got {documents.dtype}, packed={packed}"
+        )
+    if packed:
+        return _packed_similarity(queries, documents)
+    # Squares and products of integers are exact in float64, so that equal cosines come out equal.
+    squares = np.outer(squared_norms(queries), squared_norms(documents))
+    if documents.dtype == np.int8:
+        products = _int8_products(queries, documents)
+    else:
+        products = queries.astype(np.float32) @ documents.astype(np.float32).T
+    return np.divide(products, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0).astype(
+        np.float32
+    )
+
+
+def squared_norms(vectors: np.ndarray) -> np.ndarray:
+    """Returns float64 [N], exact for int8 [N, d]."""
+    wide = vectors.astype(np.float32 if vectors.dtype == np.int8 else np.float64)
+    return np.einsum("nd,nd->n", wide, wide, dtype=np.float64)
+
+
+def _int8_products(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """float64 [Q, N] of exact integers, by float32 products of widths that cannot round."""
+    products = np.zeros((len(queries), len(documents)))
+    for begin in range(0, queries.shape[1], _EXACT_WIDTH):
+        part = slice(begin, begin + _EXACT_WIDTH)
+        products += queries[:, part].astype(np.float32) @ documents[:, part].astype(np.float32).T
+    return products
+
+
+def _packed_similarity(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    bits = 8 * documents.shape[1]
+    scores = np.empty((len(queries), len(documents)), np.float32)
+    for row, query in enumerate(queries):
+        distance = np.bitwise_count(documents ^ query).sum(axis=1, dtype=np.int64)
+        scores[row] = (bits - 2 * distance) / bits
+    return scores
+
+
+def top_k(
+    queries: np.ndarray,
+    documents: np.ndarray,
+    places: np.ndarray,
+    k: int,
+    *,
+    packed: bool = False,
+    excluded: np.ndarray | None = None,
+    rows_per_block: int = _ROWS_PER_BLOCK,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best documents of each query, best first, ties by `places` ascending.
+
+    The documents are read in blocks, so they may be a memory map larger than memory.
+
+    Args:
+        queries: [Q, d]; see `similarity`.
+        documents: [N, d].
+        places: int64 [N], each of 0..N-1 once; `metrics.tie_places(ids)` gives trec_eval's order.
+        k: at least 1; fewer come back where fewer are left.
+        packed: whether both are packed signs.
+        excluded: bool [N], documents that are no candidates.
+        rows_per_block: documents compared at once.
+
+    Returns:
+        (documents int64 [Q, K], scores float32 [Q, K]) with K = min(k, candidates).
+
+    Raises:
+        ValueError: k is less than 1, or see `similarity`.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    best = np.zeros((len(queries), 0), np.uint64)
+    for begin in range(0, len(documents), rows_per_block):
+        block = slice(begin, begin + rows_per_block)
+        keys = _keys(similarity(queries, documents[block], packed), places[block])
+        if excluded is not None:
+            keys = keys[:, ~excluded[block]]
+        best = _greatest(np.concatenate([best, keys], axis=1), k)
+    return _from_keys(best, places)
+
+
+def rank_scores(scores: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of scores [Q, N] that are at hand; see `top_k` for the rest."""
+    return _from_keys(_greatest(_keys(scores, places), k), places)
+
+
+def _keys(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """uint64 [Q, N] that sort as (score, then place descending) do.
+
+    The upper half is the float32 score in a form that sorts as an integer, the lower half the place. No two
+    keys of a query are equal, so a partial sort is exact.
+    """
+    bits = np.ascontiguousarray(scores + np.float32(0), np.float32).view(np.uint32)  # + 0 turns -0 into 0
+    ordered = np.where(bits & _SIGN_BIT, ~bits, bits | _SIGN_BIT)
+    return (ordered.astype(np.uint64) << np.uint64(32)) | (_LOWER_HALF - places.astype(np.uint64))
+
+
+def _greatest(keys: np.ndarray, k: int) -> np.ndarray:
+    return keys if keys.shape[1] <= k else np.partition(keys, keys.shape[1] - k, axis=1)[:, -k:]
+
+
+def _from_keys(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Documents and scores, best first."""
+    keys = np.sort(keys, axis=1)[:, ::-1]
+    document_at = np.empty(len(places), np.int64)
+    document_at[places] = np.arange(len(places))
+    ordered = (keys >> np.uint64(32)).astype(np.uint32)
+    scores = np.where(ordered & _SIGN_BIT, ordered ^ _SIGN_BIT, ~ordered).view(np.float32)
+    return document_at[(_LOWER_HALF - (keys & _LOWER_HALF)).astype(np.int64)], scores

@@ -1,0 +1,37 @@
+"""Writing a ranking as a TREC run file, which trec_eval and its relatives read."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from pplx_jax.errors import BadInput
+from pplx_jax.retrieval import rows
+
+
+@contextlib.contextmanager
+def run_writer(
+    path: str | pathlib.Path, document_ids: Sequence[str], tag: str = "pplx-jax"
+) -> Iterator[Callable[[Iterable[str], np.ndarray, np.ndarray], None]]:
+    """Writes `query Q0 document rank score tag` lines; the file appears when the block ends well.
+
+    Yields:
+        add(query_ids, documents, scores): adds one ranking a query, from [Q, K] document numbers and scores,
+        best first.
+
+    Raises:
+        BadInput: an id holds white space, which a run file cannot express.
+    """
+
+    def add(query_ids: Iterable[str], documents: np.ndarray, scores: np.ndarray) -> None:
+        for query, ranked, values in zip(query_ids, documents, scores, strict=True):
+            for rank, (document, score) in enumerate(zip(ranked, values, strict=True), start=1):
+                identity = document_ids[int(document)]
+                if len(query.split()) != 1 or len(identity.split()) != 1:
+                    raise BadInput(f"{path}: an id of {query!r}, {identity!r} is blank or holds white space")
+                # Nine digits give a float32 back exactly, so ties stay ties.
+                file.write(f"{query} Q0 {identity} {rank} {score:.9g} {tag}\n")
+
+    with rows.atomic_path(pathlib.Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        yield add

@@ -1,0 +1,52 @@
+"""Stage 1: masked diffusion pretraining (arXiv 2602.11151, section 2.1)."""
+
+import dataclasses
+from typing import ClassVar
+
+from pplx_jax.data.features import diffusion_batch, rows_needed
+from pplx_jax.diffusion.corruption import corrupt
+from pplx_jax.diffusion.objective import Normalizer, diffusion_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionStage:
+    """Trains on texts alone.
+
+    Attributes:
+      batch_size: texts a step.
+      row_length: tokens a row.
+      normalizer: what the loss is divided by; see `diffusion_loss`.
+      min_time: smallest t.
+      random_length_share: share of the texts cut to a random length.
+    """
+
+    batch_size: int
+    row_length: int = 4096
+    normalizer: Normalizer = "valid"
+    min_time: float = 1e-3
+    random_length_share: float = 0.01
+
+    name: ClassVar[str] = "diffusion"
+
+    def rows(self, table, multiple_of):
+        return rows_needed(
+            table, self.name, self.batch_size, self.row_length, multiple_of=multiple_of
+        )
+
+    def features(self, table, indices, rows):
+        return diffusion_batch(table, indices, rows=rows, length=self.row_length)
+
+    def loss(self, model, batch, step):
+        corruption = corrupt(
+            batch["tokens"],
+            batch["segment_ids"],
+            batch["positions"],
+            step.rng,
+            mask_id=step.mask_id,
+            min_time=self.min_time,
+            random_length_share=self.random_length_share,
+        )
+        hidden = model(corruption.inputs, corruption.segment_ids, batch["positions"])
+        return diffusion_loss(
+            hidden, model.embed.embedding[...], batch["tokens"], corruption, normalizer=self.normalizer
+        )

@@ -1,0 +1,193 @@
+"""The one training loop. Every stage runs through `train`; none has a loop of its own."""
+
+import dataclasses
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+from absl import logging
+from clu import parameter_overview
+
+from pplx_jax.checkpointing import Checkpoints, load_params, read_json, write_json
+from pplx_jax.data.loader import Loader
+from pplx_jax.data.token_files import TokenTable
+from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.metrics import MetricsWriter
+from pplx_jax.model_folder import describe_model
+from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.optimizers import Optimizer
+from pplx_jax.parallel.mesh import Mesh, batch_sharding
+from pplx_jax.progress import Progress
+from pplx_jax.stages.base import Stage
+from pplx_jax.train_state import initial_params, make_step, new_state
+
+FINISHED = "finished.json"
+
+
+class NonFiniteLoss(RuntimeError):
+    """A metric stopped being a number: the message names the stage, the step and the metric."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One stage of a recipe.
+
+    Attributes:
+      stage: what is learnt.
+      optimizer: and how.
+      steps: optimizer steps.
+      log_every_steps: how often numbers are fetched from the devices and written.
+      checkpoint_every_seconds: wall time between checkpoints; there is always one at the end.
+      keep_checkpoints: the latest so many are kept.
+    """
+
+    stage: Stage
+    optimizer: Optimizer
+    steps: int
+    log_every_steps: int = 20
+    checkpoint_every_seconds: float = 600.0
+    keep_checkpoints: int = 1
+
+
+def train(
+    folder: pathlib.Path,
+    training: Training,
+    config: Qwen3Config,
+    table: TokenTable,
+    vocabulary: Vocabulary,
+    *,
+    mesh: Mesh,
+    seed: int,
+    start_from: pathlib.Path | None = None,
+    config_text: str = "",
+) -> dict[str, Any]:
+    """Trains one stage to its last step, from wherever it stands.
+
+    Where parameters come from, first that applies: this folder's latest checkpoint; the folder of an earlier stage;
+    a random start.
+
+    Args:
+      folder: where everything of the stage goes; made where missing.
+      training: the stage.
+      config: the encoder.
+      table: the stage's token files.
+      vocabulary: whose mask token the stage uses.
+      mesh: devices.
+      seed: of parameters, data order and corruption.
+      start_from: folder of an earlier stage.
+      config_text: the resolved configuration, kept as `config.gin`.
+
+    Returns:
+      What `finished.json` holds: `steps`, `seconds`, `compile_seconds`, `tokens`, last `metrics`.
+
+    Raises:
+      NonFiniteLoss: a logged metric is not finite.
+      BadInput: a mesh larger than the devices, a damaged checkpoint.
+    """
+    # The order below matters: what can fail on bad input comes before anything is written; the checkpoint is
+    # restored before the loader starts, for it says where in the data to go on; compilation comes before the clock
+    # of the progress line.
+    started = time.monotonic()
+    if (folder / FINISHED).exists():
+        return read_json(folder / FINISHED)
+    stage = training.stage
+    device_mesh = mesh.build()
+    optimizer = training.optimizer.build(training.steps)
+
+    # 1. Parameters and position.
+    source = f"the stage in {start_from}" if start_from else "random numbers"
+    params = load_params(start_from) if start_from else initial_params(config, seed)
+    state = new_state(params, optimizer, device_mesh)
+    folder.mkdir(parents=True, exist_ok=True)
+    describe_model(folder, config, vocabulary, stage=stage.name)
+    (folder / "config.gin").write_text(config_text, encoding="utf-8")
+    (folder / "model-info.txt").write_text(
+        parameter_overview.get_parameter_overview(params) + "\n", encoding="utf-8"
+    )
+    checkpoints = Checkpoints(folder, keep=training.keep_checkpoints)
+    restored = checkpoints.restore_latest({"state": state, "seconds": 0.0})
+    first_step, earlier_seconds = 0, 0.0
+    if restored is not None:
+        first_step, saved = restored
+        state, earlier_seconds = saved["state"], float(saved["seconds"])
+        source = f"its own checkpoint of step {first_step}"
+    logging.info("%s: starting from %s", stage.name, source)
+
+    # 2. Data, from the step the state stands at.
+    rows = stage.rows(table, multiple_of=device_mesh.size)
+    loader = Loader(
+        lambda indices: stage.features(table, indices, rows),
+        count=table.count,
+        batch_size=stage.batch_size,
+        seed=seed,
+        start_position=first_step * stage.batch_size,
+    )
+    # 3. The compiled step.
+    step_function = make_step(
+        stage,
+        config,
+        optimizer,
+        steps=training.steps,
+        seed=seed,
+        mask_id=vocabulary.mask_id,
+        mesh=device_mesh,
+    )
+    writer = MetricsWriter(folder, resume_step=first_step)
+    placement = batch_sharding(device_mesh)
+    compile_seconds, last_saved, numbers = 0.0, time.monotonic(), {}
+
+    def seconds() -> float:
+        return earlier_seconds + time.monotonic() - started
+
+    # 4. The steps.
+    with loader, Progress(stage.name, total=training.steps, start=first_step, unit="step") as progress:
+        tokens = logged_tokens = 0
+        logged_at = time.monotonic()
+        for step in range(first_step + 1, training.steps + 1):
+            (batch, counts), _ = next(loader)
+            tokens += counts["tokens"]
+            batch = jax.device_put(batch, placement)
+            if step == first_step + 1:
+                compiling = time.monotonic()
+                step_function = step_function.lower(state, batch).compile()
+                compile_seconds = time.monotonic() - compiling
+                logged_at = time.monotonic()
+            state, metrics = step_function(state, batch)
+            if step % training.log_every_steps == 0 or step in (first_step + 1, training.steps):
+                numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                _check_finite(stage.name, step, numbers)
+                now = time.monotonic()
+                numbers |= {
+                    "learning_rate": float(training.optimizer.learning_rate(training.steps)(step - 1)),
+                    "tokens_per_second": (tokens - logged_tokens) / max(now - logged_at, 1e-9),
+                    "fill": counts["fill"],
+                    "cut_tokens": counts["cut_tokens"],
+                    "data_wait_seconds": loader.data_wait_seconds,
+                }
+                logged_at, logged_tokens = now, tokens
+                writer.write(step, numbers)
+                progress.update(step, loss=numbers["loss"], tokens=tokens)
+            if step == training.steps or time.monotonic() - last_saved > training.checkpoint_every_seconds:
+                checkpoints.save(step, {"state": state, "seconds": seconds()})
+                last_saved = time.monotonic()
+    checkpoints.close()
+    writer.close()
+
+    # 5. Finished: the marker is the last thing written.
+    summary = {
+        "stage": stage.name,
+        "steps": training.steps,
+        "seconds": seconds(),
+        "compile_seconds": compile_seconds,
+        "metrics": numbers,
+    }
+    write_json(folder / FINISHED, summary)
+    return summary
+
+
+def _check_finite(stage: str, step: int, numbers: dict[str, float]) -> None:
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise NonFiniteLoss(f"{stage} step {step}: {name} is {value}; the last checkpoint is from before it")

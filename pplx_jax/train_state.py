@@ -1,0 +1,89 @@
+"""What a training step carries over to the next, and the compiled step itself."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from pplx_jax.models.qwen3 import Qwen3, Qwen3Config
+from pplx_jax.parallel.mesh import batch_sharding, replicated, shardings
+from pplx_jax.stages.base import Stage, Step
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """Everything a stage resumes from but the data's position.
+
+    Attributes:
+      params: nested dict of float32 arrays.
+      optimizer: the optax state.
+      step: int32 scalar, steps done; the step's rng is a function of it and of the seed.
+    """
+
+    params: Any
+    optimizer: Any
+    step: jax.Array
+
+
+def initial_params(config: Qwen3Config, seed: int) -> dict[str, Any]:
+    """Random parameters as a nested dict."""
+
+    @jax.jit
+    def initialize():
+        return nnx.to_pure_dict(nnx.state(Qwen3(config, rngs=nnx.Rngs(seed))))
+
+    return initialize()
+
+
+def bind(config: Qwen3Config, params: dict[str, Any]) -> Qwen3:
+    """The model with these parameters."""
+    model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, mesh) -> TrainState:
+    """A fresh state around `params`, laid out on the mesh."""
+    params = jax.device_put(params, shardings(params, mesh))
+    state = TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
+    return jax.device_put(state, shardings(state, mesh))
+
+
+def make_step(
+    stage: Stage,
+    config: Qwen3Config,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    seed: int,
+    mask_id: int,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """One optimizer step of a stage: (state, batch) -> (state, metrics), to be jitted."""
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        context = Step(rng=rng, progress=state.step / steps, mask_id=mask_id)
+
+        def loss_of(params):
+            return stage.loss(bind(config, params), batch, context)
+
+        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        return TrainState(params, optimizer_state, state.step + 1), metrics
+
+    rows = batch_sharding(mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(None, rows),
+        out_shardings=(None, replicated(mesh)),
+        donate_argnums=0,
+    )

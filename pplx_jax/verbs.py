@@ -1,0 +1,151 @@
+"""The verbs of the command line as data: adding one is an entry here and a line in `configuration.table`.
+
+Nothing heavy is imported here, so that `--help` is instant.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+
+class PathOrName(str):
+    """A path, or the name of something that is no file ("bm25")."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """One argument of argparse; what the command line leaves out is left to gin and to Python's default."""
+
+    names: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def flag(*names: str, **options: Any) -> Flag:
+    """A Flag, written as a call of `add_argument`."""
+    return Flag(names, options)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """One command.
+
+    Attributes:
+        name: as typed.
+        help: one line.
+        function: the function that does it, a verb of `configuration.Table`; flags are its parameters.
+        flags: beside the shared ones.
+        outputs: the parameters that name what it writes.
+        recipe: the function whose bindings it takes, where that is a recipe it cannot go without.
+    """
+
+    name: str
+    help: str
+    function: str
+    flags: tuple[Flag, ...] = ()
+    outputs: tuple[str, ...] = ()
+    recipe: str | None = None
+
+
+_PATH = {"type": pathlib.Path}
+_QUANTIZATIONS = ("int8", "binary", "ubinary", "tanh", "none")
+
+VERBS = (
+    Verb("run", "every stage of a recipe in order, then merge, evaluate, export", "run", recipe="run"),
+    Verb(
+        "train",
+        "one stage of a recipe",
+        "train_stage",
+        flags=(flag("--stage", required=True, help="its name, such as pair"),),
+        recipe="run",
+    ),
+    Verb(
+        "merge",
+        "two checkpoints into one",
+        "merge_checkpoints",
+        flags=(
+            flag("a", metavar="A", **_PATH, help="a model folder"),
+            flag("b", metavar="B", **_PATH, help="another of the same shape"),
+            flag("output", metavar="OUT", **_PATH, help="the folder to write"),
+            flag("--weight", type=float, help="0 gives A, 1 gives B (default 0.5)"),
+            flag("--per", choices=("tensor", "whole"), help="an angle for each tensor, or one for all"),
+        ),
+        outputs=("output",),
+    ),
+    Verb(
+        "export-hf",
+        "a checkpoint to a Hugging Face folder, with a parity report",
+        "export_hf",
+        flags=(
+            flag("model_folder", metavar="SRC", **_PATH, help="a model folder"),
+            flag("output", metavar="DST", **_PATH, help="the folder to write"),
+            flag("--kind", choices=("v1", "context_v1"), help="which model it is (default: as trained)"),
+        ),
+        outputs=("output",),
+    ),
+    Verb(
+        "embed",
+        "a file of texts or documents to vectors",
+        "embed_file",
+        flags=(
+            flag("--model", dest="model_path", required=True, **_PATH, help="a model folder"),
+            flag("--input", required=True, **_PATH, help="JSON lines or Parquet"),
+            flag("--output", required=True, **_PATH, help="the folder to write"),
+            flag("--text_field", help="column of the text (default text)"),
+            flag("--chunks_field", help="column of a document's chunks (default chunks)"),
+            flag("--quantization", choices=_QUANTIZATIONS, help="default int8"),
+            flag("--bit_order", choices=("big", "little"), help="of ubinary (default big)"),
+            flag("--dims", type=int, help="only the first so many dimensions"),
+            flag("--shard_size", type=int, help="rows a shard"),
+            flag("--truncate", action="store_true", help="cut texts past the limit"),
+        ),
+        outputs=("output",),
+    ),
+    Verb(
+        "index",
+        "vectors to an index",
+        "build_index",
+        flags=(
+            flag("--embeddings", required=True, **_PATH, help="what embed wrote"),
+            flag("--output", required=True, **_PATH, help="the folder to write"),
+        ),
+        outputs=("output",),
+    ),
+    Verb(
+        "search",
+        "ranked hits of a query",
+        "search_index",
+        flags=(
+            flag("query", help="the text to search for"),
+            flag("--index", required=True, **_PATH, help="what index wrote"),
+            flag("--k", type=int, help="how many hits (default 10)"),
+        ),
+    ),
+    Verb(
+        "eval",
+        "a model on a benchmark or a BEIR folder",
+        "evaluate_task",
+        flags=(
+            flag("--model", required=True, type=PathOrName, help="a model folder, or bm25"),
+            flag(
+                "--task", dest="folder", required=True, type=PathOrName, help="a benchmark or a BEIR folder"
+            ),
+            flag("--quantization", choices=_QUANTIZATIONS, help="default int8"),
+            flag("--context", action="store_true", help="encode passages together with their neighbours"),
+            flag("--dims", type=int, help="only the first so many dimensions"),
+            flag("--truncate", action="store_true", help="cut texts past the limit"),
+            flag("--run_file", **_PATH, help="where to write the ranking in TREC's format"),
+        ),
+        outputs=("run_file",),
+    ),
+    Verb(
+        "mine",
+        "pairs to triplets with hard negatives",
+        "mine_file",
+        flags=(
+            flag("--model", required=True, **_PATH, help="a model folder"),
+            flag("--pairs", required=True, **_PATH, help="token files of the pair stage"),
+            flag("--output", required=True, **_PATH, help="the folder to write"),
+        ),
+        outputs=("output",),
+    ),
+)

@@ -1,0 +1,63 @@
+"""Package definition. Bounds live here, exact versions in constraints.txt."""
+
+import pathlib
+
+import setuptools
+
+EXTRAS = {
+    # SeqIO tasks and tf.data; training from token files does not need it.
+    "data": [
+        "seqio>=0.0.20,<0.1",
+        "tensorflow>=2.20,<2.23",
+        "tensorflow-text>=2.20,<2.23",
+        "tensorflow-datasets>=4.9.9,<5",
+    ],
+    # PyTorch export and its parity check.
+    "convert": [
+        "torch>=2.9,<3",
+        "transformers>=4.57,<6",
+        "sentence-transformers>=5.2,<7",
+        "safetensors>=0.6,<1",
+        "tokenizers>=0.22,<1",
+    ],
+    # The BM25 baseline.
+    "eval": ["bm25s>=0.2.14,<0.4"],
+    # Ahead-of-time compilation for TPU topologies.
+    "tpu": ["libtpu>=0.0.40,<0.1"],
+    # Launching on XManager.
+    "launch": ["xmanager>=0.8.5,<0.9"],
+    "dev": [
+        "hypothesis>=6.130,<7",
+        "jaxtyping>=0.3,<0.4",
+        "beartype>=0.21,<1",
+        "pyright>=1.1.400,<2",
+        "pytest>=8.4,<10",
+        "ruff>=0.12,<0.18",
+    ],
+}
+
+setuptools.setup(
+    name="pplx-jax",
+    version="0.1.0",
+    description="Diffusion-pretrained dense and contextual text embeddings, trained in JAX.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["pplx_jax", "pplx_jax.*"]),
+    package_data={"pplx_jax": ["convert/torch_model/*"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1,<3",
+        "clu>=0.0.12,<0.1",
+        "flax>=0.12,<0.13",
+        "gin-config>=0.5,<0.6",
+        "jax>=0.10,<0.12",
+        "numpy>=2,<3",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.11.30,<0.13",
+        "sentencepiece>=0.2.1,<0.2.3",
+        "tensorboard>=2.19,<3",  # clu.metric_writers imports it without declaring it
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["pplx-jax=pplx_jax.cli:main"]},
+)

@@ -1,0 +1,13 @@
+"""Settings every test shares: JAX runs on the CPU unless the caller says otherwise."""
+
+import os
+
+# Before the first import of jax anywhere in the suite; an explicit setting of the caller wins.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hypothesis  # noqa: E402
+
+# Compiling takes seconds, so a deadline would only measure it; the same examples every time.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("repeatable")

@@ -1,0 +1,122 @@
+"""Mean pooling against the definition: the mean of the token vectors of a slot, and of nothing else."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pplx_jax.models import pooling
+
+SLOTS = 4
+SHAPE = (2, 16, 5)  # B, L, D
+
+pool = jax.jit(functools.partial(pooling.mean_pool, slots=SLOTS))
+
+
+def reference(hidden, chunk_ids, slots):
+    """Float64 loops over rows, slots and tokens."""
+    rows, length, width = hidden.shape
+    pooled = np.zeros((rows, slots, width))
+    counts = np.zeros((rows, slots))
+    for row in range(rows):
+        for slot in range(slots):
+            for token in range(length):
+                if chunk_ids[row, token] == slot + 1:
+                    pooled[row, slot] += hidden[row, token].astype(np.float64)
+                    counts[row, slot] += 1
+            pooled[row, slot] /= max(counts[row, slot], 1)
+    return pooled, counts
+
+
+def random_case(seed=0):
+    generator = np.random.default_rng(seed)
+    hidden = generator.normal(size=SHAPE).astype(np.float32)
+    chunk_ids = np.array(
+        [
+            [1, 1, 1, 0, 2, 2, 0, 4, 4, 4, 4, 4, 0, 0, 0, 0],  # separators inside, slot 3 empty
+            [1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3],  # no padding, slot 4 empty
+        ],
+        np.int32,
+    )
+    return hidden, chunk_ids
+
+
+def test_by_hand():
+    hidden = np.array([[[1, 2], [3, 4], [100, 100], [5, 6], [-70, 9]]], np.float32)
+    chunk_ids = np.array([[1, 1, 0, 2, 0]], np.int32)
+    pooled, counts = pooling.mean_pool(jnp.asarray(hidden), jnp.asarray(chunk_ids), 3)
+    # slot 0: ((1 + 3) / 2, (2 + 4) / 2) = (2, 3); slot 1: one token, (5, 6); slot 2: nothing.
+    np.testing.assert_array_equal(pooled, [[[2, 3], [5, 6], [0, 0]]])
+    np.testing.assert_array_equal(counts, [[2, 1, 0]])
+    # Control: the mean over every column of the row, padding included, is another vector.
+    assert not np.allclose(pooled[0, 0], hidden[0].mean(axis=0))
+
+
+@given(st.lists(st.integers(0, SLOTS), min_size=32, max_size=32), st.integers(0, 2**31))
+def test_any_layout_against_loops(flat_ids, seed):
+    hidden = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
+    chunk_ids = np.array(flat_ids, np.int32).reshape(SHAPE[:2])
+    pooled, counts = pool(hidden, chunk_ids)
+    expected, expected_counts = reference(hidden, chunk_ids, SLOTS)
+    assert pooled.shape == (SHAPE[0], SLOTS, SHAPE[2])
+    np.testing.assert_allclose(pooled, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(counts, expected_counts)
+
+
+@pytest.mark.parametrize("filler", [0.0, -7.25, 1e30])
+def test_padding_moves_no_bit(filler):
+    hidden, chunk_ids = random_case()
+    expected, expected_counts = pool(hidden, chunk_ids)
+    disturbed = np.where((chunk_ids == 0)[..., None], np.float32(filler), hidden)
+    pooled, counts = pool(disturbed, chunk_ids)
+    np.testing.assert_array_equal(pooled, expected)
+    np.testing.assert_array_equal(counts, expected_counts)
+    # Control: the same filler in one pooled token shows.
+    disturbed[0, 0] = filler
+    assert not np.array_equal(pool(disturbed, chunk_ids)[0], expected)
+
+
+def test_a_slot_does_not_see_its_neighbours():
+    hidden, chunk_ids = random_case()
+    expected, _ = pool(hidden, chunk_ids)
+    disturbed = np.where((chunk_ids == 2)[..., None], np.float32(123.0), hidden)
+    pooled, _ = pool(disturbed, chunk_ids)
+    others = [0, 2, 3]
+    np.testing.assert_array_equal(pooled[:, others], expected[:, others])
+    assert not np.array_equal(pooled[:, 1], expected[:, 1])
+
+
+def test_gradient_is_one_over_count_on_own_tokens_only():
+    hidden, chunk_ids = random_case()
+    weights = np.random.default_rng(3).normal(size=(SHAPE[0], SLOTS, SHAPE[2])).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda h: (pool(h, chunk_ids)[0] * weights).sum()))(hidden)
+    # d pooled[b, s] / d hidden[b, t] = 1 / count[b, s] where token t belongs to slot s, else 0.
+    _, counts = reference(hidden, chunk_ids, SLOTS)
+    expected = np.zeros(SHAPE)
+    for row in range(SHAPE[0]):
+        for token in range(SHAPE[1]):
+            slot = chunk_ids[row, token] - 1
+            if slot >= 0:
+                expected[row, token] = weights[row, slot] / counts[row, slot]
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(np.asarray(gradient)[chunk_ids == 0], 0.0)
+
+
+def test_half_precision_tokens_are_summed_in_float32():
+    length = 300
+    hidden = jnp.asarray(1.0 + np.random.default_rng(5).normal(size=(1, length, 4)), jnp.bfloat16)
+    chunk_ids = jnp.ones((1, length), jnp.int32)
+    pooled, counts = jax.jit(functools.partial(pooling.mean_pool, slots=1))(hidden, chunk_ids)
+    assert pooled.dtype == jnp.float32
+    assert counts.dtype == jnp.float32
+    exact = np.asarray(hidden, np.float64).mean(axis=1)
+    np.testing.assert_allclose(pooled[0], exact, rtol=2e-6, atol=2e-6)
+    # Control: a running sum in bfloat16 loses the tail.
+    total = jnp.zeros(4, jnp.bfloat16)
+    for token in np.asarray(hidden[0]):
+        total = np.asarray(total + token, jnp.bfloat16)
+    assert np.abs(np.asarray(total, np.float64) / length - exact[0]).max() > 1e-3

@@ -1,0 +1,41 @@
+"""A model for tests: a text is the sum of its words' fixed random vectors; shared words bring it near."""
+
+import types
+import zlib
+
+import numpy as np
+
+from pplx_jax.errors import BadInput
+from pplx_jax.models.quantization import quantize
+
+
+class WordEncoder:
+    """Counts its calls, so that a test sees what was encoded anew."""
+
+    def __init__(self, dims=32, max_length=20, fingerprint="words"):
+        self.dims, self.fingerprint = dims, fingerprint
+        self.config = types.SimpleNamespace(max_length=max_length)
+        self.encoded = 0
+
+    def count_tokens(self, texts):
+        return np.array([len(text.split()) for text in texts], np.int64)
+
+    def encode(self, texts, *, quantization="int8", dims=None, truncate=False):
+        vectors = np.zeros((len(texts), self.dims), np.float32)
+        for row, text in enumerate(texts):
+            words = text.split()
+            if len(words) > self.config.max_length and not truncate:
+                raise BadInput(f"text {row} has {len(words)} tokens")
+            for word in words[: self.config.max_length]:
+                vectors[row] += np.random.default_rng(zlib.crc32(word.encode())).normal(size=self.dims)
+        self.encoded += len(texts)
+        return quantize(vectors[:, :dims], quantization)
+
+    def encode_documents(self, documents, *, quantization="int8", dims=None, truncate=False):
+        """Each chunk's vector leans towards its document's."""
+        result = []
+        for chunks in documents:
+            assert self.count_tokens(chunks).sum() + len(chunks) - 1 <= self.config.max_length or truncate
+            alone = self.encode(chunks, quantization="none", dims=dims, truncate=truncate)
+            result.append(quantize(alone + alone.mean(axis=0), quantization))
+        return result
