@@ -87,7 +87,10 @@ def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
             tree = checkpointer.metadata(path).item_metadata.tree["params"]
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
             restored = checkpointer.restore(
-                path, args=ocp.args.PyTreeRestore(item={"params": tree}, restore_args={"params": as_numpy}, partial_restore=True)
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item={"params": tree}, restore_args={"params": as_numpy}, partial_restore=True
+                ),
             )
         return restored["params"]
     except (ValueError, KeyError, OSError, TypeError) as error:

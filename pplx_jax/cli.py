@@ -27,9 +27,7 @@ PROGRAM = "pplx-jax"
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
-def main(
-    argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table: "Table | None" = None
-) -> int:
+def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table: "Table | None" = None) -> int:
     """Runs one command and returns its exit code.
 
     Args:

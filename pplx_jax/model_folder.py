@@ -63,7 +63,13 @@ def describe_model(folder: pathlib.Path, config: Qwen3Config, vocabulary: Vocabu
 
 
 def save_model(
-    folder: pathlib.Path, config: Qwen3Config, vocabulary: Vocabulary, params: Any, *, stage: str, step: int = 0
+    folder: pathlib.Path,
+    config: Qwen3Config,
+    vocabulary: Vocabulary,
+    params: Any,
+    *,
+    stage: str,
+    step: int = 0,
 ) -> None:
     """Writes a whole model folder (merged and imported models)."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -49,9 +49,7 @@ class Optimizer:
         """
         match self.schedule:
             case "warmup_stable_decay":
-                return warmup_stable_decay(
-                    self.peak_learning_rate, steps, self.warmup_steps, self.decay_share
-                )
+                return warmup_stable_decay(self.peak_learning_rate, steps, self.warmup_steps, self.decay_share)
             case "warmup_cosine":
                 return warmup_cosine(self.peak_learning_rate, steps, self.warmup_steps)
         raise BadInput(f"Optimizer.schedule={self.schedule!r} is not one of {', '.join(get_args(Schedule))}")

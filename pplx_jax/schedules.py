@@ -47,6 +47,4 @@ def warmup_cosine(peak: float, steps: int, warmup: int, end_share: float = 0.0) 
       BadInput: the warm-up does not fit in `steps`.
     """
     _check("warmup_cosine", steps, warmup)
-    return optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else peak, peak, warmup, steps, end_value=peak * end_share
-    )
+    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, end_value=peak * end_share)

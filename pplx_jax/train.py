@@ -103,9 +103,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     describe_model(folder, config, vocabulary, stage=stage.name)
     (folder / "config.gin").write_text(config_text, encoding="utf-8")
-    (folder / "model-info.txt").write_text(
-        parameter_overview.get_parameter_overview(params) + "\n", encoding="utf-8"
-    )
+    (folder / "model-info.txt").write_text(parameter_overview.get_parameter_overview(params) + "\n", encoding="utf-8")
     checkpoints = Checkpoints(folder, keep=training.keep_checkpoints)
     restored = checkpoints.restore_latest({"state": state, "seconds": 0.0})
     first_step, earlier_seconds = 0, 0.0

@@ -126,9 +126,7 @@ VERBS = (
         "evaluate_task",
         flags=(
             flag("--model", required=True, type=PathOrName, help="a model folder, or bm25"),
-            flag(
-                "--task", dest="folder", required=True, type=PathOrName, help="a benchmark or a BEIR folder"
-            ),
+            flag("--task", dest="folder", required=True, type=PathOrName, help="a benchmark or a BEIR folder"),
             flag("--quantization", choices=_QUANTIZATIONS, help="default int8"),
             flag("--context", action="store_true", help="encode passages together with their neighbours"),
             flag("--dims", type=int, help="only the first so many dimensions"),

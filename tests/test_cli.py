@@ -199,9 +199,7 @@ class TestDryRun:
         assert (code, CALLS, sorted(tmp_path.rglob("*"))) == (0, [], before)
         assert plan["verb"] == "run"
         assert plan["arguments"] == {"workdir": "runs/one", "seed": "0"}
-        assert plan["stages"] == [
-            {"stage": "pair", "steps": 600, "batch_size": 8, "row_length": 512, "examples": 4800}
-        ]
+        assert plan["stages"] == [{"stage": "pair", "steps": 600, "batch_size": 8, "row_length": 512, "examples": 4800}]
         assert "runs/one/pair/config.gin" in plan["writes"]
         assert "pair/FakeTraining.steps = 600  # recipe.gin:3\n" in plan["config"]
 

@@ -99,9 +99,7 @@ class TestScopes:
         assert type(first) is Training and type(first.optimizer) is Optimizer
 
     def test_params_come_last_and_may_set_macros(self, write):
-        first, second = write(RECIPE, "SEED=9", "Training.steps=5", "b/Training.steps=6").arguments["run"][
-            "stages"
-        ]
+        first, second = write(RECIPE, "SEED=9", "Training.steps=5", "b/Training.steps=6").arguments["run"]["stages"]
         assert (first.seed, second.seed) == (9, 9)
         assert (first.steps, second.steps) == (600, 6)  # a scoped binding wins over a later unscoped one
 
@@ -194,9 +192,7 @@ class TestRefusals:
         assert refusal(write, RECIPE + text).startswith("gin/recipe.gin:1")
 
     def test_a_missing_module_is_named(self, write):
-        assert "needs the module no_such_module" in refusal(
-            write, RECIPE + "run.model = @Absent()\nAbsent.x = 1"
-        )
+        assert "needs the module no_such_module" in refusal(write, RECIPE + "run.model = @Absent()\nAbsent.x = 1")
 
     def test_a_misspelt_scope(self, write):
         text = refusal(write, RECIPE.replace("b/Optimizer", "bb/Optimizer"))
@@ -218,12 +214,8 @@ class TestRefusals:
         assert text == "gin/stages.gin:7: the macro STEPS is never used"
 
     def test_params_are_numbered(self, write):
-        assert refusal(write, RECIPE, "SEED=1", "SEDE=2").startswith(
-            "--gin_param:2: the macro SEDE is never used"
-        )
-        assert refusal(write, RECIPE, "b/Training.steps=0").startswith(
-            "--gin_param:1: b/Training: steps must"
-        )
+        assert refusal(write, RECIPE, "SEED=1", "SEDE=2").startswith("--gin_param:2: the macro SEDE is never used")
+        assert refusal(write, RECIPE, "b/Training.steps=0").startswith("--gin_param:1: b/Training: steps must")
 
     def test_a_missing_file(self, tmp_path):
         text = refusal(load, ["gin/recipes/nowhere.gin"], search_paths=[tmp_path], table=TABLE)
@@ -231,9 +223,7 @@ class TestRefusals:
 
     def test_a_file_that_is_not_text(self, tmp_path):
         (tmp_path / "bad.gin").write_bytes(b"\xff\xfe\x00")
-        assert refusal(load, ["bad.gin"], search_paths=[tmp_path], table=TABLE).startswith(
-            "cannot read bad.gin"
-        )
+        assert refusal(load, ["bad.gin"], search_paths=[tmp_path], table=TABLE).startswith("cannot read bad.gin")
 
 
 class TestResolved:
@@ -268,9 +258,7 @@ class TestResolved:
         )
 
     def test_it_loads_to_the_same_recipe(self, write, tmp_path):
-        config = write(
-            RECIPE, "run.stages=[@b/Training(), @a/Training()]", "run.note='two\\nlines # and %all'"
-        )
+        config = write(RECIPE, "run.stages=[@b/Training(), @a/Training()]", "run.note='two\\nlines # and %all'")
         (tmp_path / "config.gin").write_text(config.resolved())
         again = load([str(tmp_path / "config.gin")], table=TABLE)
         assert again.arguments == config.arguments
@@ -280,9 +268,7 @@ class TestResolved:
         ]
 
     def test_imports_are_kept(self, write, tmp_path):
-        config = write(
-            RECIPE + "from fractions import Fraction\nrun.model = @Fraction()\nFraction.numerator = 3\n"
-        )
+        config = write(RECIPE + "from fractions import Fraction\nrun.model = @Fraction()\nFraction.numerator = 3\n")
         assert config.resolved().startswith("from fractions import Fraction  # gin/recipe.gin:10\n\nSEED")
         assert config.arguments["run"]["model"] == 3
         (tmp_path / "config.gin").write_text(config.resolved())
@@ -290,10 +276,7 @@ class TestResolved:
 
     def test_fingerprint_is_of_what_is_asked_for(self, write):
         recipe = write()
-        assert (
-            write(RECIPE.replace("SEED", "S"), stages=STAGES.replace("SEED", "S")).fingerprint
-            == recipe.fingerprint
-        )
+        assert write(RECIPE.replace("SEED", "S"), stages=STAGES.replace("SEED", "S")).fingerprint == recipe.fingerprint
         assert write("# a comment\n" + RECIPE, "Optimizer.decay=0.1").fingerprint == recipe.fingerprint
         assert write(RECIPE, "Optimizer.decay=0.2").fingerprint != recipe.fingerprint
         assert write(RECIPE, "SEED=8").fingerprint != recipe.fingerprint

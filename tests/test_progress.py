@@ -129,8 +129,6 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("number", "text"), [(0.01234, "0.0123"), (45.6, "45.6"), (7890, "7.89k"), (1.2e6, "1.2M")]
-)
+@pytest.mark.parametrize(("number", "text"), [(0.01234, "0.0123"), (45.6, "45.6"), (7890, "7.89k"), (1.2e6, "1.2M")])
 def test_short(number, text):
     assert short(number) == text

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
+
 from pplx_jax.configuration import rules
 from pplx_jax.configuration.instances import Instance, reach, without_macros
 from pplx_jax.configuration.statements import MACRO, SEARCH_PATHS, Binding, Import, parse_value, read
@@ -156,9 +157,7 @@ def _settings(instances: Sequence[Instance], table: Table) -> dict[str, Setting]
     }
 
 
-def _build(
-    text: str, instances: Sequence[Instance], verbs: Sequence[str], table: Table
-) -> dict[str, dict[str, Any]]:
+def _build(text: str, instances: Sequence[Instance], verbs: Sequence[str], table: Table) -> dict[str, dict[str, Any]]:
     """Gives `text` to gin and builds what the verbs are bound to."""
     by_identity = {(instance.scope, instance.name): instance for instance in instances}
     gin.clear_config()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gin import config_parser
+
 from pplx_jax.configuration.words import nearest
 from pplx_jax.errors import BadInput
 

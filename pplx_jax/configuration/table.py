@@ -12,7 +12,7 @@ from pplx_jax.errors import BadInput
 VERBS = (
     "pplx_jax.stages.recipe:run",
     "pplx_jax.stages.recipe:train_stage",
-    "pplx_jax.stages.merge:merge_checkpoints",
+    "pplx_jax.stages.recipe:merge_checkpoints",
     "pplx_jax.convert.to_huggingface:export_hf",
     "pplx_jax.retrieval.encode:embed_file",
     "pplx_jax.retrieval.index:build_index",

@@ -45,8 +45,7 @@ def pair_loss(
       document: [N, D]; row i is the positive of query i.
       temperature: tau.
       margin: how far a negative may score above the positive before it counts as a false negative.
-      document_hash: [N]; where given, copies of a query's own document (equal hash) are left out, and with them
-        the queries of those copies, which ask for the same document.
+      document_hash: [N]; where given, copies of a query's own document (equal hash) are left out.
       valid: [N] bool; where given, other examples neither have a loss nor serve as negatives.
 
     Returns:
@@ -62,12 +61,12 @@ def pair_loss(
     positive = jnp.diagonal(to_documents)
 
     candidate = ~jnp.eye(count, dtype=bool)
-    if document_hash is not None:
-        candidate &= document_hash[:, None] != document_hash[None, :]
     if valid is not None:
         candidate &= valid[None, :]
     ceiling = jax.lax.stop_gradient(positive)[:, None] + margin
     use_document = candidate & (to_documents <= ceiling)
+    if document_hash is not None:
+        use_document &= document_hash[:, None] != document_hash[None, :]
     use_query = candidate & (to_queries <= ceiling)
 
     logits = jnp.concatenate(

@@ -28,22 +28,17 @@ def matryoshka(
     """
     weights = [1.0] * len(dims) if weights is None else list(weights)
     if not dims or len(weights) != len(dims) or sum(weights) <= 0:
-        raise BadInput(
-            f"matryoshka: {len(dims)} prefixes with {len(weights)} weights; give one weight a prefix"
-        )
+        raise BadInput(f"matryoshka: {len(dims)} prefixes with {len(weights)} weights; give one weight a prefix")
 
     def over_prefixes(*embeddings: jax.Array, **arguments):
         width = embeddings[0].shape[-1]
         if max(dims) > width:
-            raise BadInput(
-                f"matryoshka: prefix {max(dims)} is longer than the embedding's {width} dimensions"
-            )
-        total, metrics = 0.0, {}
+            raise BadInput(f"matryoshka: prefix {max(dims)} is longer than the embedding's {width} dimensions")
+        total, metrics, of_dims = 0.0, {}, {}
         for dim, weight in sorted(zip(dims, weights, strict=True)):
-            value, metrics_of_prefix = loss(*(e[..., :dim] for e in embeddings), **arguments)
+            value, metrics = loss(*(e[..., :dim] for e in embeddings), **arguments)
             total += weight / sum(weights) * value
-            metrics = metrics_of_prefix | {k: v for k, v in metrics.items() if k.startswith("loss_")}
-            metrics[f"loss_{dim}"] = value
-        return total, metrics
+            of_dims[f"loss_{dim}"] = value
+        return total, metrics | of_dims
 
     return over_prefixes

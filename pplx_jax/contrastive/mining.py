@@ -142,3 +142,15 @@ def _write(table, vocabulary, output, chosen: np.ndarray, kept: np.ndarray, nega
     shutil.rmtree(output, ignore_errors=True)
     notes = {"examples": len(kept), "sources": table.manifest.get("sources", [])}
     write_table(output, "triplet", vocabulary, features, notes=notes)
+
+
+_DEFAULT = Mining()
+
+
+def mine_file(
+    model: pathlib.Path, pairs: pathlib.Path, output: pathlib.Path, mining: Mining = _DEFAULT
+) -> dict[str, Any]:
+    """Mines the token files of a pair stage with a model folder; see `mine_table`."""
+    embedder = Embedder.load(model)
+    table = TokenTable.open(pairs, vocabulary=embedder.vocabulary)
+    return mine_table(embedder, table, embedder.vocabulary, mining, pathlib.Path(output))

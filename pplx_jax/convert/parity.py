@@ -54,17 +54,23 @@ def check_parity(folder: pathlib.Path, model: ModelFolder) -> Parity:
       RuntimeError: the export is not equal; the message says in what.
     """
     import jax
+    import torch
+    from sentence_transformers import SentenceTransformer
 
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, dtype="float32"))
+    # Placed once, and PyTorch's model opened once: three copies of the parameters in all.
+    config = dataclasses.replace(model.config, dtype="float32")
+    model = dataclasses.replace(model, config=config, params=jax.device_put(model.params))
+    pipeline = SentenceTransformer(
+        os.fspath(folder), device="cpu", trust_remote_code=True, model_kwargs={"dtype": torch.float32}
+    ).eval()
     texts = _texts(model)
     with jax.default_matmul_precision("highest"):
         # Two padded batches, so that the longest texts do not stretch all others.
         batches = [batch for batch in (texts[:-3], texts[-3:]) if batch]
-        theirs = _load(folder)
-        difference = float(np.max([_hidden_difference(folder, theirs, model, batch) for batch in batches]))
+        difference = float(np.max([_hidden_difference(pipeline, model, batch, folder) for batch in batches]))
         if not difference <= MAX_ABS_DIFF:  # NaN fails too
             raise RuntimeError(f"{folder}: hidden states differ by {difference:.3g}, over {MAX_ABS_DIFF}")
-        return Parity(difference, _int8_equal_share(folder, theirs, model, texts))
+        return Parity(difference, _int8_equal_share(pipeline, model, texts, folder))
 
 
 def _texts(model: ModelFolder) -> list[str]:
@@ -76,54 +82,34 @@ def _texts(model: ModelFolder) -> list[str]:
     return sorted((text for text in lengths if lengths[text] <= limit), key=lengths.__getitem__)
 
 
-def _load(folder: pathlib.Path) -> Any:
-    import torch
-    from transformers import AutoModel
-
-    theirs, loading = AutoModel.from_pretrained(
-        folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
-    )
-    if problems := {name: found for name, found in loading.items() if found}:
-        raise RuntimeError(f"{folder} does not load as it was written: {problems}")
-    return theirs.eval()
-
-
-def _hidden_difference(folder: pathlib.Path, theirs: Any, model: ModelFolder, texts: list[str]) -> float:
+def _hidden_difference(pipeline: Any, model: ModelFolder, texts: list[str], folder: pathlib.Path) -> float:
     import jax.numpy as jnp
     import torch
-    from transformers import AutoTokenizer
 
     from pplx_jax.train_state import bind
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    batch = pipeline.tokenizer(texts, padding=True, return_tensors="pt")
     tokens, mask = batch["input_ids"].numpy(), batch["attention_mask"].bool().numpy()
     for text, row, valid in zip(texts, tokens, mask, strict=True):
         if (expected := model.vocabulary.encode(text)) != row[valid].tolist():
             raise RuntimeError(f"{folder}: tokens of {text[:60]!r} are {row[valid].tolist()}, not {expected}")
     with torch.inference_mode():
-        hidden = theirs(**batch).last_hidden_state.numpy()
+        hidden = pipeline[0].auto_model(**batch).last_hidden_state.numpy()
     positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
     arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, mask, positions))
     ours = np.asarray(bind(model.config, model.params)(*arrays))
     return float(np.abs(ours - hidden)[mask].max(initial=0.0))
 
 
-def _int8_equal_share(folder: pathlib.Path, theirs: Any, model: ModelFolder, texts: list[str]) -> float:
-    import torch
-    from sentence_transformers import SentenceTransformer
-
+def _int8_equal_share(pipeline: Any, model: ModelFolder, texts: list[str], folder: pathlib.Path) -> float:
     from pplx_jax.models.embedder import Embedder
 
     embedder = Embedder(model)
-    pipeline = SentenceTransformer(
-        os.fspath(folder), device="cpu", trust_remote_code=True, model_kwargs={"dtype": torch.float32}
-    )
     found = [pipeline.encode(texts, batch_size=8, show_progress_bar=False)]
     expected = [embedder.encode(texts, quantization="tanh")]
     if model.kind == "context_v1":
         documents = [document for document in _documents(texts) if _fits(document, model)]
-        found += theirs.encode(documents)
+        found += pipeline[0].auto_model.encode(documents)
         expected += embedder.encode_documents(documents, quantization="tanh")
     integers, scaled = np.concatenate(found), LEVELS * np.concatenate(expected)
     equal = integers == np.round(scaled)

@@ -79,9 +79,7 @@ def export_hf(
         write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
         _write_description(partial, model, dtype)
         save_tokenizer(model.vocabulary, partial, model.config.max_length)
-        (partial / "README.md").write_text(
-            model_card(model.config, model.kind, model.stage, scores), encoding="utf-8"
-        )
+        (partial / "README.md").write_text(model_card(model.config, model.kind, model.stage, scores), encoding="utf-8")
         parity = check_parity(partial, model)
         if output.exists():
             os.replace(output, pathlib.Path(scratch) / "former")

@@ -11,9 +11,7 @@ DTYPES = {"float32": (np.dtype(np.float32), "F32"), "bfloat16": (np.dtype(ml_dty
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def write_weights(
-    tensors: Mapping[str, np.ndarray], folder: pathlib.Path, *, dtype: str, shard_bytes: int
-) -> None:
+def write_weights(tensors: Mapping[str, np.ndarray], folder: pathlib.Path, *, dtype: str, shard_bytes: int) -> None:
     """Writes `model.safetensors`, or numbered shards and their index.
 
     Args:

@@ -118,9 +118,7 @@ def _documents(path: PathLike, max_chunks: int) -> Iterator[tuple[list[str], lis
         parts = -(-len(chunks) // max_chunks)
         bounds = [part * len(chunks) // parts for part in range(parts)] + [len(chunks)]
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            own = [
-                (query["text"], query["chunk"] - start) for query in queries if start <= query["chunk"] < stop
-            ]
+            own = [(query["text"], query["chunk"] - start) for query in queries if start <= query["chunk"] < stop]
             if own:
                 yield chunks[start:stop], own
 
@@ -139,7 +137,5 @@ def _json_lines(path: PathLike, **fields: type) -> Iterator[Record]:
                 raise BadInput(f"{path}:{number}: not JSON ({error}); build the corpus again") from None
             for name, kind in fields.items():
                 if not isinstance(line, dict) or not isinstance(line.get(name), kind):
-                    raise BadInput(
-                        f"{path}:{number}: no {name} of type {kind.__name__}; build the corpus again"
-                    )
+                    raise BadInput(f"{path}:{number}: no {name} of type {kind.__name__}; build the corpus again")
             yield line

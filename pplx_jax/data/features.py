@@ -56,9 +56,7 @@ def diffusion_batch(table: TokenTable, indices: np.ndarray, *, rows: int, length
         indices: [N] examples.
         rows: B; length: L.
     """
-    arrays, _, metrics = _pack_texts(
-        table, _diffusion_texts(table, indices), rows=rows, length=length, slots=length
-    )
+    arrays, _, metrics = _pack_texts(table, _diffusion_texts(table, indices), rows=rows, length=length, slots=length)
     return PackedBatch(arrays, metrics)
 
 
@@ -188,9 +186,7 @@ def rows_needed(
         deviations: margin above the mean.
         multiple_of: the answer is a multiple of this, e.g. the data-parallel devices of a host.
     """
-    used = [
-        1 + packed.row.max() for packed in _sample(table, stage, examples, length, slots or length, negatives)
-    ]
+    used = [1 + packed.row.max() for packed in _sample(table, stage, examples, length, slots or length, negatives)]
     return math.ceil((np.mean(used) + deviations * np.std(used)) / multiple_of) * multiple_of
 
 
@@ -219,9 +215,7 @@ def _pair_texts(table: TokenTable, indices: np.ndarray) -> list[_Texts]:
 def _triplet_texts(table: TokenTable, indices: np.ndarray, negatives: int | None = None) -> list[_Texts]:
     available = table["negatives"].shape[1]
     if negatives is not None and negatives > available:
-        raise BadInput(
-            f"{table.folder}: {available} negatives an example, the stage wants {negatives}; mine more"
-        )
+        raise BadInput(f"{table.folder}: {available} negatives an example, the stage wants {negatives}; mine more")
     wanted = np.concatenate([indices, table["negatives"][indices, :negatives].ravel()])
     return [_Texts(table["query"], indices), _Texts(table["document"], np.unique(wanted))]
 
@@ -238,9 +232,7 @@ def _sample(
 ) -> list[packing.Packing]:
     """Packs `_DRAWS` seeded batches of a stage with no bound on the rows."""
     if examples > table.count:
-        raise BadInput(
-            f"{table.folder}: {table.count} examples, a batch wants {examples}; lower the batch size"
-        )
+        raise BadInput(f"{table.folder}: {table.count} examples, a batch wants {examples}; lower the batch size")
     generator = np.random.default_rng(0)
     packed = []
     for _ in range(_DRAWS):
@@ -248,9 +240,9 @@ def _sample(
         if stage == "triplet":
             texts = _triplet_texts(table, indices, negatives)
         else:
-            texts = {"diffusion": _diffusion_texts, "pair": _pair_texts, "contextual": _contextual_texts}[
-                stage
-            ](table, indices)
+            texts = {"diffusion": _diffusion_texts, "pair": _pair_texts, "contextual": _contextual_texts}[stage](
+                table, indices
+            )
         lengths, counts = _measure(texts)
         packed.append(packing.pack(lengths, counts, rows=len(counts), length=length, slots=slots))
     return packed

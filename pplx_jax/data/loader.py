@@ -54,9 +54,7 @@ def _feistel(values: np.ndarray, keys: np.ndarray, sides: tuple[np.uint64, np.ui
     halves = [values % sides[0], values // sides[0]]
     for step in range(_ROUNDS):
         near, far = step % 2, 1 - step % 2
-        halves[near] = (
-            halves[near] + _mix(halves[far] + _mix(keys + np.uint64(step))) % sides[near]
-        ) % sides[near]
+        halves[near] = (halves[near] + _mix(halves[far] + _mix(keys + np.uint64(step))) % sides[near]) % sides[near]
     return halves[1] * sides[0] + halves[0]
 
 
@@ -110,9 +108,7 @@ class Loader(Iterator[tuple[Any, int]]):
                 it equally.
         """
         if not 0 < batch_size <= count:
-            raise BadInput(
-                f"loader: a batch of {batch_size} of {count} examples; set a batch size from 1 to {count}"
-            )
+            raise BadInput(f"loader: a batch of {batch_size} of {count} examples; set a batch size from 1 to {count}")
         if batch_size % host_count:
             raise BadInput(
                 f"loader: a batch of {batch_size} on {host_count} hosts; set a batch size that they can share"
@@ -122,9 +118,7 @@ class Loader(Iterator[tuple[Any, int]]):
         self._assemble = assemble
         self._stream = count, seed
         self._batch_size = batch_size
-        self._share = slice(
-            batch_size // host_count * host_index, batch_size // host_count * (host_index + 1)
-        )
+        self._share = slice(batch_size // host_count * host_index, batch_size // host_count * (host_index + 1))
         self._ready: queue.Queue[tuple[Any, int] | BaseException] = queue.Queue(depth)
         self._failure: BaseException | None = None
         self._closing = threading.Event()

@@ -40,11 +40,12 @@ class Packing:
 def pack(
     chunk_lengths: np.ndarray, chunk_counts: np.ndarray | None = None, *, rows: int, length: int, slots: int
 ) -> Packing:
-    """Packs every text by best-fit decreasing; where rows overflow, their longest chunks are shortened.
+    """Packs every text by best-fit decreasing, shortening long chunks just enough where there is no room.
 
-    A text that fits nowhere joins the emptiest row, and the longest chunks of that row lose just the tokens
-    that are too many. Short texts (queries) thus stay whole, and no text and no chunk is ever dropped.
-    Deterministic.
+    Where there are more tokens than places, the longest chunks are first shortened to one common length. A
+    text that then still fits in no row joins the emptiest, and the longest chunks of that row lose just the
+    tokens that are too many. Short texts (queries) so stay whole, or nearly; no text and no chunk is ever
+    dropped. Deterministic.
 
     Args:
         chunk_lengths: [C] tokens of each chunk, text by text.
@@ -60,28 +61,32 @@ def pack(
     counts = np.ones(len(lengths), np.int64) if chunk_counts is None else np.asarray(chunk_counts, np.int64)
     texts = np.repeat(np.arange(len(counts)), counts)
     separators = np.maximum(counts - 1, 0)
-    sizes = np.bincount(texts, lengths, len(counts)).astype(np.int64) + separators
+
+    def text_sizes(kept: np.ndarray) -> np.ndarray:
+        return np.bincount(texts, kept, len(counts)).astype(np.int64) + separators
+
+    kept = np.minimum(lengths, length)
+    excess = np.minimum(text_sizes(kept), length).sum() - rows * length
+    if excess > 0:
+        kept = shorten(kept, int(kept.sum() - excess))
+    sizes = text_sizes(kept)
     order = np.argsort(-sizes, kind="stable")
     row_of_text = _best_fit(sizes, counts, order, rows, length, slots)
     row = row_of_text[texts]
-
-    kept = lengths.copy()
     for overfull in np.flatnonzero(np.bincount(row_of_text, sizes, rows) > length):
         chunks = np.flatnonzero(row == overfull)
-        cap = water_level(lengths[chunks], length - int(separators[row_of_text == overfull].sum()))
-        if cap < 1:
-            raise BadInput(
-                f"packing: {len(chunks)} chunks and their separators in one row of {length} tokens; "
-                "give the stage longer rows or more rows"
-            )
-        kept[chunks] = np.minimum(lengths[chunks], cap)
+        kept[chunks] = shorten(kept[chunks], length - int(separators[row_of_text == overfull].sum()))
+    if np.any((kept == 0) & (lengths > 0)):
+        raise BadInput(
+            f"packing: no token is left of some of {len(lengths)} chunks in {rows} rows of {length} tokens; "
+            "give the stage longer rows or more of them"
+        )
 
     # Texts lie in a row in the order they were placed, chunks in a text in the order they were given.
     placed = order[np.argsort(row_of_text[order], kind="stable")]
     starts_row = np.diff(row_of_text[placed], prepend=-1) > 0
-    kept_sizes = np.bincount(texts, kept, len(counts)).astype(np.int64) + separators
     column, segment, slot = np.empty((3, len(counts)), np.int64)
-    column[placed] = _sum_before(kept_sizes[placed], starts_row)
+    column[placed] = _sum_before(text_sizes(kept)[placed], starts_row)
     segment[placed] = _sum_before(np.ones(len(placed), np.int64), starts_row) + 1
     slot[placed] = _sum_before(counts[placed], starts_row)
     starts_text = np.diff(texts, prepend=-1) > 0
@@ -98,14 +103,20 @@ def pack(
     )
 
 
-def water_level(lengths: np.ndarray, room: int) -> int:
-    """The largest cap >= 0 with `minimum(lengths, cap).sum() <= room`; the longest length if all fit."""
+def shorten(lengths: np.ndarray, room: int) -> np.ndarray:
+    """Shortens the longest of `lengths` to one common length (or one more): their sum is at most `room`."""
     ordered = np.sort(lengths)
     remaining = len(ordered) - np.arange(len(ordered))
     # With the i shortest kept whole the others share the rest; the first above its share is the first cut.
-    share = (room - (np.cumsum(ordered) - ordered)) // remaining
-    over = np.flatnonzero(ordered > share)
-    return max(int(share[over[0]]), 0) if len(over) else int(ordered.max(initial=0))
+    left = room - (np.cumsum(ordered) - ordered)
+    over = np.flatnonzero(ordered > left // remaining)
+    if not len(over):
+        return lengths
+    cap, spare = divmod(max(int(left[over[0]]), 0), int(remaining[over[0]]))
+    longest = np.flatnonzero(lengths > cap)
+    kept = np.minimum(lengths, cap)
+    kept[longest[:spare]] += 1
+    return kept
 
 
 def _sum_before(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -120,8 +131,7 @@ def _best_fit(
     """Row of every text, int64 [T]: in `order`, each in the fullest row that takes it, else in the emptiest.
 
     `open_rows[f]` lists the rows with f free tokens and some free slot, and bit f of `free_sizes` says that
-    this list is not empty: the fullest row that takes n tokens is the lowest set bit from n on, one shift
-    away.
+    this list is not empty: the fullest row that takes n tokens is the lowest set bit from n on.
     """
     if counts.sum() > rows * slots:
         raise BadInput(
@@ -155,12 +165,10 @@ def _best_fit(
 
 
 def _with_slots(open_rows: list[list[int]], free_slots: list[int], size: int, count: int) -> tuple[int, int]:
-    """The best row with `count` free slots as (free tokens, place in its list): the search in full, seldom needed."""
+    """Best row with `count` free slots: (free tokens, place in its list). A full search, seldom needed."""
     too_small = min(size, len(open_rows))
     for free in (*range(too_small, len(open_rows)), *range(too_small - 1, -1, -1)):
         for place in range(len(open_rows[free]) - 1, -1, -1):
             if free_slots[open_rows[free][place]] >= count:
                 return free, place
-    raise BadInput(
-        f"packing: no row has {count} slots left for a text of {count} chunks; give rows more slots"
-    )
+    raise BadInput(f"packing: no row has {count} slots left for a text of {count} chunks; give rows more slots")

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from pplx_jax.data.corpus_files import whole_folder, write_retrieval_set, write_rows
+from pplx_jax.data.corpus_writer import whole_folder, write_retrieval_set, write_rows
 from pplx_jax.data.python_packages import SourceFile, find_files
 from pplx_jax.data.python_pairs import Pair, Parsed, Selection, read_file, select
 from pplx_jax.errors import BadInput
@@ -71,51 +71,49 @@ class PythonCorpus:
     max_chunks: int = 16
     seed: int = 0
 
+    def build(
+        self,
+        output: str | os.PathLike[str],
+        progress: Callable[[str], None] | None = None,
+        *,
+        workers: int = 2,
+    ) -> dict[str, Any]:
+        """Writes the corpus folder, whole or not at all, and returns its counts; one up to date is kept.
 
-def build(
-    config: PythonCorpus,
-    output_dir: str | os.PathLike[str],
-    progress: Callable[[str], None] | None = None,
-    *,
-    workers: int = 2,
-) -> dict[str, Any]:
-    """Writes the corpus folder, whole or not at all, and returns its counts; one that is up to date is kept.
+        Args:
+            output: the folder; an older corpus there is replaced.
+            progress: is handed lines to show.
+            workers: processes that parse; the result does not depend on it.
 
-    Args:
-        config: what to read.
-        output_dir: the folder; an older corpus there is replaced.
-        progress: is handed lines to show.
-        workers: processes that parse; the result does not depend on it.
-
-    Raises:
-        BadInput: no package is found, or none is left to train or to evaluate on.
-    """
-    output = pathlib.Path(output_dir)
-    report = progress or (lambda line: None)
-    files, gives_text = _choose(config)
-    fingerprint = _fingerprint(config, files)
-    counts = _existing_counts(output)
-    if counts.get("fingerprint") == fingerprint:
-        report(f"{output} is up to date")
+        Raises:
+            BadInput: no package is found, or none is left to train or to evaluate on.
+        """
+        output = pathlib.Path(output)
+        report = progress or (lambda line: None)
+        files, gives_text = _choose(self)
+        fingerprint = _fingerprint(self, files)
+        counts = _existing_counts(output)
+        if counts.get("fingerprint") == fingerprint:
+            report(f"{output} is up to date")
+            return counts
+        parsed: list[Parsed | None] = []
+        for result in _parse(self, files, gives_text, workers):
+            parsed.append(result)
+            if len(parsed) % _REPORT_EVERY == 0 or len(parsed) == len(files):
+                report(f"read {len(parsed)} of {len(files)} Python files")
+        with whole_folder(output) as folder:
+            selection = select(files, parsed, self.held_out)
+            counts = {
+                "packages": len({file.source for file in files}),
+                "files": len(files),
+                "unparsable_files": parsed.count(None),
+                "definitions": sum(result.found for result in parsed if result),
+                **_write(self, selection, folder),
+                **selection.dropped,
+                "fingerprint": fingerprint,
+            }
+            (folder / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
         return counts
-    parsed: list[Parsed | None] = []
-    for result in _parse(config, files, gives_text, workers):
-        parsed.append(result)
-        if len(parsed) % _REPORT_EVERY == 0 or len(parsed) == len(files):
-            report(f"read {len(parsed)} of {len(files)} Python files")
-    with whole_folder(output) as folder:
-        selection = select(files, parsed, config.held_out)
-        counts = {
-            "packages": len({file.source for file in files}),
-            "files": len(files),
-            "unparsable_files": parsed.count(None),
-            "definitions": sum(result.found for result in parsed if result),
-            **_write(config, selection, folder),
-            **selection.dropped,
-            "fingerprint": fingerprint,
-        }
-        (folder / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-    return counts
 
 
 def _choose(config: PythonCorpus) -> tuple[list[SourceFile], list[bool]]:

@@ -1,4 +1,4 @@
-"""SeqIO tasks over the corpus files, and the token tables made from them. The one module that needs TensorFlow.
+"""SeqIO tasks over the corpus files, and the token tables made from them; the one module with TensorFlow.
 
 One example of these tasks is a *block* of records: text features are ragged [block, tokens], other features
 [block]. That is several times faster than record by record; `task.get_dataset(...).unbatch()` gives single
@@ -39,8 +39,8 @@ def corpus_task(corpus: Corpus, vocabulary: Vocabulary) -> seqio.Task:
     signature = {name: tf.TensorSpec([None], tf.as_dtype(kind)) for name, kind in types.items()}
     pieces = seqio_vocabulary(vocabulary)
 
-    def dataset(split, shuffle_files):
-        del split, shuffle_files  # one split, one file
+    def dataset(split, shuffle_files, seed=None):
+        del split, shuffle_files, seed  # one split, one file, in its order
         return tf.data.Dataset.from_generator(corpus.blocks, output_signature=signature)
 
     def tokenize(dataset, output_features):
@@ -68,8 +68,7 @@ def tokenized_blocks(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[Block]:
     try:
         for features in corpus_task(corpus, vocabulary).get_dataset(split=SPLIT, shuffle=False):
             texts = {
-                name: Ragged(features[name].values.numpy(), features[name].row_splits.numpy())
-                for name in corpus.texts
+                name: Ragged(features[name].values.numpy(), features[name].row_splits.numpy()) for name in corpus.texts
             }
             yield texts | {name: features[name].numpy() for name in corpus.columns}
     except tf.errors.OpError:
@@ -96,7 +95,9 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.SentencePieceVocabulary:
             values, lengths = tf.numpy_function(encode, [tf.reshape(s, [-1])], (tf.int32, tf.int64))
             values.set_shape([None])
             lengths.set_shape([None])
-            return values if s.shape.rank == 0 else tf.RaggedTensor.from_row_lengths(values, lengths)
+            if s.shape.rank == 0:
+                return values
+            return tf.RaggedTensor.from_row_lengths(values, lengths)  # pyright: ignore[reportAttributeAccessIssue]
 
     return SameIds(str(vocabulary.path))
 
@@ -245,6 +246,4 @@ def _select(texts: Ragged, keep: np.ndarray) -> Ragged:
 
 def _require_rows(writer: TokenWriter, name: str, path: PathLike) -> None:
     if not writer.rows(name):
-        raise BadInput(
-            f"{path}: no example is left to tokenise; give a larger corpus or lower the least length"
-        )
+        raise BadInput(f"{path}: no example is left to tokenise; give a larger corpus or lower the least length")

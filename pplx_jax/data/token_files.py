@@ -13,11 +13,12 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pplx_jax.data.ragged import Ragged
 from pplx_jax.errors import BadInput
 
 if TYPE_CHECKING:
@@ -38,47 +39,6 @@ SIDE_FEATURES = ("chunks", "chunks_of_document")
 _MEND = "tokenise the corpus again"
 
 
-class Ragged:
-    """Arrays of different lengths, stored end to end.
-
-    Attributes:
-        values: [total] the arrays, concatenated.
-        offsets: int64 [n+1]; array i is `values[offsets[i]:offsets[i+1]]`.
-    """
-
-    def __init__(self, values: np.ndarray, offsets: np.ndarray):
-        self.values = values
-        self.offsets = offsets
-
-    @classmethod
-    def from_arrays(cls, arrays: Iterable[Any], dtype: Any = np.int32) -> Ragged:
-        """Concatenates arrays (or lists) of numbers."""
-        arrays = [np.asarray(array, dtype) for array in arrays]
-        lengths = np.array([len(array) for array in arrays], np.int64)
-        return cls.from_lengths(np.concatenate(arrays) if arrays else np.zeros(0, dtype), lengths)
-
-    @classmethod
-    def from_lengths(cls, values: np.ndarray, lengths: np.ndarray) -> Ragged:
-        """Wraps concatenated `values` [total] whose arrays have the given `lengths` [n]."""
-        return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} arrays")
-        index %= len(self)
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self[index] for index in range(len(self)))
-
-    def lengths(self) -> np.ndarray:
-        """Length of every array: int64 [n]."""
-        return np.diff(self.offsets)
-
-
 @dataclasses.dataclass(frozen=True)
 class TokenTable:
     """A token table opened for reading.
@@ -94,9 +54,7 @@ class TokenTable:
     folder: pathlib.Path
 
     @classmethod
-    def open(
-        cls, folder: PathLike, *, stage: str | None = None, vocabulary: Vocabulary | None = None
-    ) -> TokenTable:
+    def open(cls, folder: PathLike, *, stage: str | None = None, vocabulary: Vocabulary | None = None) -> TokenTable:
         """Opens the table in `folder`.
 
         Args:
@@ -120,8 +78,8 @@ class TokenTable:
         made_by = manifest["vocabulary"]["fingerprint"]
         if vocabulary is not None and made_by != vocabulary.fingerprint:
             raise BadInput(
-                f"{folder / MANIFEST}: tokens of vocabulary {made_by[:12]}, not of {vocabulary.fingerprint[:12]} "
-                f"({vocabulary.path}); {_MEND} with the vocabulary of the model"
+                f"{folder / MANIFEST}: tokens of vocabulary {made_by[:12]}, not of {vocabulary.path} "
+                f"({vocabulary.fingerprint[:12]}); {_MEND} with the vocabulary of the model"
             )
         return cls(features, manifest, folder)
 
@@ -133,8 +91,8 @@ class TokenTable:
 
     @property
     def count(self) -> int:
-        """Number of examples."""
-        return self.manifest["count"]
+        """Number of examples. Rows after them, if any, hold documents that only serve as negatives."""
+        return self.manifest.get("examples", self.manifest["count"])
 
     @property
     def stage(self) -> str:
@@ -162,8 +120,7 @@ class TokenWriter:
         self.notes: dict[str, Any] = {}
         self._stage = stage
         self._vocabulary = {
-            name: getattr(vocabulary, name)
-            for name in ("fingerprint", "size", "pad_id", "mask_id", "separator_id")
+            name: getattr(vocabulary, name) for name in ("fingerprint", "size", "pad_id", "mask_id", "separator_id")
         }
         self._partial = self.folder.with_name(self.folder.name + ".partial")
         self._columns: dict[str, _RaggedColumn | _ArrayFile] = {}
@@ -239,9 +196,7 @@ class _ArrayFile:
             self._dtype, self._tail = block.dtype, block.shape[1:]
             self._write_header()
         if (block.dtype, block.shape[1:]) != (self._dtype, self._tail):
-            raise ValueError(
-                f"{self._file.name}: block {block.dtype}{block.shape} after {self._dtype}{self._tail}"
-            )
+            raise ValueError(f"{self._file.name}: block {block.dtype}{block.shape} after {self._dtype}{self._tail}")
         block.tofile(self._file)
         self.rows += len(block)
 
@@ -330,7 +285,5 @@ def _read_array(path: pathlib.Path, dtype: str, shape: list[int]) -> np.ndarray:
     except (ValueError, EOFError, OSError) as error:
         raise BadInput(f"{path}: not a whole .npy file ({error}); {_MEND}") from None
     if str(array.dtype) != dtype or list(array.shape) != list(shape):
-        raise BadInput(
-            f"{path}: holds {array.dtype}{list(array.shape)}, {MANIFEST} says {dtype}{list(shape)}; {_MEND}"
-        )
+        raise BadInput(f"{path}: holds {array.dtype}{list(array.shape)}, {MANIFEST} says {dtype}{list(shape)}; {_MEND}")
     return array

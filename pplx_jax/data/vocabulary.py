@@ -2,9 +2,9 @@
 
 Normalisation lives inside the `.model` file, so that every binding of SentencePiece encodes alike. It is one
 table of rewrite rules, longest match first: NFKC with case folding for every character and its canonical
-decomposition; white space and `_` to a space; control characters to nothing; an ASCII lower-case letter before
-an upper-case one to the two with a space between. So `read_file`, `readFile` and "Read file" are the same text.
-`CAMEL_CASE` is the last rule as a regular expression, for tokenizers that normalise a character at a time.
+decomposition; white space and `_` to a space; control characters to nothing; a space between an ASCII lower-case
+letter and an upper-case one. So `read_file`, `readFile` and "Read file" are the same text. `CAMEL_CASE` is the
+last rule as a regular expression, for tokenizers that normalise a character at a time.
 """
 
 import dataclasses
@@ -176,7 +176,7 @@ def train_vocabulary(
             raise BadInput(
                 f"no vocabulary of {size} pieces for {output}: {reason}; give more text or a smaller size"
             ) from None
-    _write(output, _without_paths(model.getvalue()))
+    _write(output, _portable(model.getvalue()))
     return Vocabulary.load(output)
 
 
@@ -242,12 +242,17 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield line
 
 
-def _without_paths(model: bytes) -> bytes:
-    """The model without the name of the temporary rules file, which would differ from run to run."""
+def _portable(model: bytes) -> bytes:
+    """The model without the name of the temporary rules file, its scores rounded to multiples of 2^-8.
+
+    Float32 sums of such scores are exact, so ties of segmentations fall alike in every implementation.
+    """
     from sentencepiece import sentencepiece_model_pb2 as protocol
 
     proto = protocol.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
     proto.normalizer_spec.ClearField("normalization_rule_tsv")
+    for piece in proto.pieces:
+        piece.score = round(piece.score * 256) / 256
     return proto.SerializeToString(deterministic=True)
 
 

@@ -55,9 +55,7 @@ def diffusion_loss(
 
     elbo_weight = jnp.where(target, 1.0 / corruption.time[:, 1:], 0.0) / jnp.maximum(count, 1.0)
     predictor = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    loss, cross_entropy = vocab_cross_entropy(
-        predictor, embedding, tokens[:, 1:].reshape(-1), elbo_weight.reshape(-1)
-    )
+    loss, cross_entropy = vocab_cross_entropy(predictor, embedding, tokens[:, 1:].reshape(-1), elbo_weight.reshape(-1))
     mean_cross_entropy = jnp.sum(cross_entropy * target.reshape(-1)) / jnp.maximum(targets, 1.0)
     metrics = {
         "cross_entropy": mean_cross_entropy,

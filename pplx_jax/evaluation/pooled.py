@@ -51,9 +51,7 @@ def pooled_vectors(
     return queries, documents
 
 
-def context_groups(
-    data: RetrievalSet, tokens: np.ndarray, most_chunks: int, most_tokens: int
-) -> Iterator[list[int]]:
+def context_groups(data: RetrievalSet, tokens: np.ndarray, most_chunks: int, most_tokens: int) -> Iterator[list[int]]:
     """Splits the passages into documents that a model takes whole.
 
     Args:

@@ -58,9 +58,7 @@ def bars(rows: Sequence[Bar], *, reference: tuple[str, float] | None = None, lab
     return _svg(width, height, marks)
 
 
-def grouped_bars(
-    groups: Sequence[tuple[str, Sequence[Bar]]], *, reference: tuple[str, float] | None = None
-) -> str:
+def grouped_bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, reference: tuple[str, float] | None = None) -> str:
     """Vertical bars side by side in each group, on one scale from 0."""
     width, height, left, bottom, top = 960, 250, 40, 26, 18
     values = [bar.value for _, group in groups for bar in group] + ([reference[1]] if reference else [])
@@ -154,9 +152,7 @@ def stacked(segments: Sequence[Segment]) -> str:
     for segment in segments:
         room = width * segment.value / total
         shape = f'x="{x:.2f}" y="0" width="{max(room - gap, 0.75):.2f}" height="{height}" rx="3"'
-        title = (
-            f"<title>{escape(segment.label)}: {segment.value:,.1f} s ({segment.value / total:.1%})</title>"
-        )
+        title = f"<title>{escape(segment.label)}: {segment.value:,.1f} s ({segment.value / total:.1%})</title>"
         marks.append(f'<rect {shape} fill="var(--{segment.color})">{title}</rect>')
         if segment.hatched:
             marks.append(f'<rect {shape} fill="url(#compile)">{title}</rect>')

@@ -25,17 +25,13 @@ def headline(run: Run) -> str:
         last = trained[0]
         score = last.main(_HEADLINE_METRIC)
         if score is not None:
-            tiles.append(
-                _tile(f"nDCG@10, {last.name}, int8", f"{score:.3f}", _against_baselines(score, by_name))
-            )
+            tiles.append(_tile(f"nDCG@10, {last.name}, int8", f"{score:.3f}", _against_baselines(score, by_name)))
         recall = last.main("recall@100")
         if recall is not None:
             tiles.append(_tile(f"Recall@100, {last.name}, int8", f"{recall:.1%}", _against_recall(by_name)))
         full, binary = last.value("float", _HEADLINE_METRIC), last.value("binary", _HEADLINE_METRIC)
         if full and binary is not None:
-            tiles.append(
-                _tile("Kept at one bit a dimension", f"{binary / full:.1%}", "nDCG@10 of binary over float")
-            )
+            tiles.append(_tile("Kept at one bit a dimension", f"{binary / full:.1%}", "nDCG@10 of binary over float"))
     gain = _context_gain(run)
     if gain is not None:
         note = "nDCG@10 of the contextual model, chunks in context against chunks alone"
@@ -117,9 +113,7 @@ def time(run: Run) -> str:
         segments.append(charts.Segment(name, value - compiled, _color(name)))
         swatch = f'<span class="swatch" style="background-color:var(--{_color(name)})"></span>'
         cells = (duration(value), f"{value / total:.1%}", duration(compiled) if compiled else "")
-        lines.append(
-            f"<tr><td>{swatch}{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-        )
+        lines.append(f"<tr><td>{swatch}{escape(name)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     table = (
         '<div class="scroll"><table class="spaced"><thead><tr><th>Phase</th><th>Time</th><th>Share</th>'
         f"<th>Of it compiling</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
@@ -179,9 +173,7 @@ def _context_gain(run: Run) -> float | None:
 
 
 def _results_table(rows: list[Row]) -> str:
-    groups = "".join(
-        f'<th class="group" colspan="{len(PRECISIONS)}">{title}</th>' for title in METRICS.values()
-    )
+    groups = "".join(f'<th class="group" colspan="{len(PRECISIONS)}">{title}</th>' for title in METRICS.values())
     names = "".join(f"<th>{name}</th>" for _ in METRICS for name in PRECISIONS)
     columns = [(precision, metric) for metric in METRICS for precision in PRECISIONS]
     best = {column: max((row.value(*column) or 0.0 for row in rows), default=0.0) for column in columns}

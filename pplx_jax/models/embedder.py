@@ -12,8 +12,8 @@ from pplx_jax.data.packing import pack
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import ModelFolder, load_model
 from pplx_jax.models.encoding import embed
-from pplx_jax.models.qwen3 import Qwen3
 from pplx_jax.models.quantization import BitOrder, Quantization, quantize
+from pplx_jax.models.qwen3 import Qwen3
 from pplx_jax.train_state import bind
 
 _SHORTEST_ROW = 256

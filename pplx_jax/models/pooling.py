@@ -18,7 +18,5 @@ def mean_pool(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.
     member = chunk_ids[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
     counts = jnp.sum(member, axis=-1, dtype=jnp.float32)
     # A token outside every slot enters the product as 0 * h: it must be finite, and it moves no bit.
-    totals = jnp.einsum(
-        "bsl,bld->bsd", member.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32
-    )
+    totals = jnp.einsum("bsl,bld->bsd", member.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
     return totals / jnp.maximum(counts, 1.0)[..., None], counts

@@ -104,9 +104,7 @@ def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str,
             raise BadInput(f"{where}: {error}; each line is one object with _id and text") from None
         for column in ("_id", "text"):
             if column not in row:
-                raise BadInput(
-                    f'{where}: no "{column}", only {", ".join(row) or "nothing"}; rename the column'
-                )
+                raise BadInput(f'{where}: no "{column}", only {", ".join(row) or "nothing"}; rename the column')
         if not isinstance(row["text"], str):
             raise BadInput(f'{where}: "text" is {type(row["text"]).__name__}; give a string')
         row["_id"] = str(row["_id"])
@@ -115,9 +113,7 @@ def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str,
         yield where, row
 
 
-def _read_qrels(
-    path: pathlib.Path, queries: dict[str, str], documents: dict[str, str]
-) -> dict[str, dict[str, int]]:
+def _read_qrels(path: pathlib.Path, queries: dict[str, str], documents: dict[str, str]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     first = True
     for number, line in rows.numbered_lines(path):
@@ -125,9 +121,7 @@ def _read_qrels(
         cells = line.decode("utf-8-sig", errors="replace").split("\t")
         is_first, first = first, False
         if len(cells) != 3:
-            raise BadInput(
-                f"{where}: {len(cells)} columns; give query-id, corpus-id, score with tabs between"
-            )
+            raise BadInput(f"{where}: {len(cells)} columns; give query-id, corpus-id, score with tabs between")
         query, document, grade = (cell.strip() for cell in cells)
         try:
             level = int(grade)
@@ -138,9 +132,7 @@ def _read_qrels(
         if query not in queries:
             raise BadInput(f"{where}: unknown query-id {query!r}; add it to queries.jsonl or drop the line")
         if document not in documents:
-            raise BadInput(
-                f"{where}: unknown corpus-id {document!r}; add it to corpus.jsonl or drop the line"
-            )
+            raise BadInput(f"{where}: unknown corpus-id {document!r}; add it to corpus.jsonl or drop the line")
         if qrels.setdefault(query, {}).setdefault(document, level) != level:
             raise BadInput(f"{where}: a second, different grade of {query!r}, {document!r}; keep one")
     if not qrels:

@@ -53,13 +53,10 @@ class BM25:
         try:
             import bm25s
         except ImportError:
-            raise BadInput(
-                "the BM25 baseline needs the library bm25s: pip install 'pplx-jax[eval]'"
-            ) from None
+            raise BadInput("the BM25 baseline needs the library bm25s: pip install 'pplx-jax[eval]'") from None
         self._vocabulary: dict[str, int] = {}
         terms = [
-            [self._vocabulary.setdefault(term, len(self._vocabulary)) for term in tokenize(text)]
-            for text in documents
+            [self._vocabulary.setdefault(term, len(self._vocabulary)) for term in tokenize(text)] for text in documents
         ]
         if not self._vocabulary:
             raise BadInput("BM25 found no word in any document: check the text column of the corpus")

@@ -65,9 +65,7 @@ class Shard:
 class EmbeddingFolder:
     """The shards under one folder."""
 
-    def __init__(
-        self, path: pathlib.Path, settings: Settings, model: str, shards: list[Shard], complete: bool
-    ):
+    def __init__(self, path: pathlib.Path, settings: Settings, model: str, shards: list[Shard], complete: bool):
         """Use `open_for_writing` or `read`. `model` is the model folder relative to `path`."""
         self.path = path
         self.settings = settings
@@ -76,9 +74,7 @@ class EmbeddingFolder:
         self.complete = complete
 
     @classmethod
-    def open_for_writing(
-        cls, path: pathlib.Path, settings: Settings, model: pathlib.Path
-    ) -> "EmbeddingFolder":
+    def open_for_writing(cls, path: pathlib.Path, settings: Settings, model: pathlib.Path) -> "EmbeddingFolder":
         """Starts a folder, or goes on with one whose settings are equal.
 
         Raises:
@@ -107,9 +103,7 @@ class EmbeddingFolder:
         """
         folder = cls._read(path)
         if not folder.complete:
-            raise BadInput(
-                f"{path} is unfinished ({len(folder.shards)} shards); run the same `embed` again to end it"
-            )
+            raise BadInput(f"{path} is unfinished ({len(folder.shards)} shards); run the same `embed` again to end it")
         return folder
 
     @classmethod
@@ -127,9 +121,7 @@ class EmbeddingFolder:
             settings = Settings(**content["settings"])
             return cls(path, settings, content["model"], shards, complete=name == "manifest.json")
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(
-                f"{path / name} cannot be used ({error}); delete the folder and embed again"
-            ) from None
+            raise BadInput(f"{path / name} cannot be used ({error}); delete the folder and embed again") from None
 
     def add(self, vectors: np.ndarray, described: list[dict[str, Any]], shard: Shard) -> None:
         """Writes the next shard: vectors [n, width] and one object a vector."""

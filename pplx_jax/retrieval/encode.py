@@ -28,7 +28,7 @@ def embed_file(
     quantization: Quantization = "int8",
     bit_order: BitOrder = "big",
     dims: int | None = None,
-    shard_size: int = 8192,
+    shard_size: int = 2048,
     truncate: bool = False,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
@@ -77,6 +77,7 @@ def embed_file(
     if not folder.complete:
         with Progress("embed", total, unit="row") as progress:
             remaining = read_rows(source, text_field, chunks_field, start=done)
+            embedded_tokens = 0
             while batch := list(itertools.islice(remaining, shard_size)):
                 started = time.monotonic()
                 vectors, described, tokens, skipped = _embed_rows(encoder, batch, settings)
@@ -85,7 +86,8 @@ def embed_file(
                 seconds = round(time.monotonic() - started, 3)
                 folder.add(vectors, described, Shard(len(batch), len(vectors), tokens, seconds, listed))
                 done += len(batch)
-                progress.update(done, tokens=tokens)
+                embedded_tokens += tokens
+                progress.update(done, tokens=embedded_tokens)
         folder.finish()
     return {"shards": len(folder.shards), **folder.totals()}
 
@@ -131,9 +133,7 @@ def _describe(row: InputRow, place: int) -> dict[str, Any]:
     return described
 
 
-def _name_skipped(
-    progress: Progress, folder: EmbeddingFolder, source: pathlib.Path, skipped: list[BadRow]
-) -> None:
+def _name_skipped(progress: Progress, folder: EmbeddingFolder, source: pathlib.Path, skipped: list[BadRow]) -> None:
     room = max(_NAMED_ROWS - folder.totals()["skipped"], 0)
     for row in skipped[:room]:
         progress.note(f"skipped {source}, line {row.number}: {row.reason}")

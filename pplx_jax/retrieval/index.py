@@ -141,15 +141,11 @@ class Index:
                 raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
             return cls(path, description)
         except FileNotFoundError as error:
-            raise BadInput(
-                f"no index in {path}: {error.filename} is missing; make one with `index`"
-            ) from None
+            raise BadInput(f"no index in {path}: {error.filename} is missing; make one with `index`") from None
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"the index {path} cannot be used ({error}); make it again with `index`") from None
 
-    def search(
-        self, query: np.ndarray, k: int = 10, *, model_fingerprint: str | None = None
-    ) -> list[dict[str, Any]]:
+    def search(self, query: np.ndarray, k: int = 10, *, model_fingerprint: str | None = None) -> list[dict[str, Any]]:
         """The k best vectors.
 
         Args:
@@ -179,9 +175,7 @@ class Index:
         if k < 1:
             raise BadInput(f"k={k}: ask for at least one hit")
         packed = self.quantization == "ubinary"
-        documents, scores = top_k(
-            query[None], self._vectors, self._places, k, packed=packed, excluded=self._empty
-        )
+        documents, scores = top_k(query[None], self._vectors, self._places, k, packed=packed, excluded=self._empty)
         with open(self.path / "rows.jsonl", "rb") as file:
             return [self._hit(file, *pair) for pair in zip(documents[0], scores[0], strict=True)]
 
@@ -223,6 +217,4 @@ def search_index(
     if not query.strip():
         raise BadInput("the query is empty; give some text to search for")
     encoder = encoder or load_encoder(opened.model)
-    return {
-        "hits": opened.search(opened.encode_query(query, encoder), k, model_fingerprint=encoder.fingerprint)
-    }
+    return {"hits": opened.search(opened.encode_query(query, encoder), k, model_fingerprint=encoder.fingerprint)}

@@ -38,9 +38,7 @@ class BadRow:
     reason: str
 
 
-def read_rows(
-    path: pathlib.Path, text_field: str, chunks_field: str, start: int = 0
-) -> Iterator[InputRow | BadRow]:
+def read_rows(path: pathlib.Path, text_field: str, chunks_field: str, start: int = 0) -> Iterator[InputRow | BadRow]:
     """Yields the rows in order, without the first `start` of them, never raising for a single bad one.
 
     Args:

@@ -46,9 +46,7 @@ def tie_places(ids: Sequence[str]) -> np.ndarray:
     return places
 
 
-def judge(
-    qrels: Mapping[str, Mapping[str, int]], query_ids: Sequence[str], document_ids: Sequence[str]
-) -> Judgements:
+def judge(qrels: Mapping[str, Mapping[str, int]], query_ids: Sequence[str], document_ids: Sequence[str]) -> Judgements:
     """Lays qrels out as arrays over the given order of queries and documents.
 
     Args:
@@ -73,9 +71,7 @@ def judge(
     return Judgements(query, document, gain, len(query_ids))
 
 
-def relevant_ranks(
-    scores: np.ndarray, judgements: Judgements, places: np.ndarray, first_query: int = 0
-) -> np.ndarray:
+def relevant_ranks(scores: np.ndarray, judgements: Judgements, places: np.ndarray, first_query: int = 0) -> np.ndarray:
     """Ranks the relevant documents of a block of queries.
 
     Args:

@@ -25,9 +25,7 @@ def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line.rstrip(b"\r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(
-            f"{path}, after line {number}: {error}; the archive is broken, write it again"
-        ) from None
+        raise BadInput(f"{path}, after line {number}: {error}; the archive is broken, write it again") from None
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror or error}; check the path") from None
 

@@ -32,13 +32,9 @@ def similarity(queries: np.ndarray, documents: np.ndarray, packed: bool = False)
     """
     queries, documents = np.asarray(queries), np.asarray(documents)
     if queries.shape[1:] != documents.shape[1:] or queries.dtype != documents.dtype:
-        raise ValueError(
-            f"cannot compare {queries.dtype}{queries.shape} with {documents.dtype}{documents.shape}"
-        )
+        raise ValueError(f"cannot compare {queries.dtype}{queries.shape} with {documents.dtype}{documents.shape}")
     if packed != (documents.dtype == np.uint8):
-        raise ValueError(
-            f"packed signs are uint8, other embeddings are not; got {documents.dtype}, packed={packed}"
-        )
+        raise ValueError(f"packed signs are uint8, other embeddings are not; got {documents.dtype}, packed={packed}")
     if packed:
         return _packed_similarity(queries, documents)
     # Squares and products of integers are exact in float64, so that equal cosines come out equal.
@@ -47,9 +43,7 @@ def similarity(queries: np.ndarray, documents: np.ndarray, packed: bool = False)
         products = _int8_products(queries, documents)
     else:
         products = queries.astype(np.float32) @ documents.astype(np.float32).T
-    return np.divide(products, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0).astype(
-        np.float32
-    )
+    return np.divide(products, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0).astype(np.float32)
 
 
 def squared_norms(vectors: np.ndarray) -> np.ndarray:

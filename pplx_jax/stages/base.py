@@ -49,8 +49,6 @@ class Stage(Protocol):
         """The packed batch of these examples of the table."""
         ...
 
-    def loss(
-        self, model: Qwen3, batch: dict[str, jax.Array], step: Step
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(self, model: Qwen3, batch: dict[str, jax.Array], step: Step) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The scalar loss of a batch, and what to log beside it."""
         ...

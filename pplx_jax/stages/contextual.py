@@ -51,9 +51,7 @@ class ContextualStage:
         )
 
     def features(self, table, indices, rows):
-        return contextual_batch(
-            table, indices, rows=rows, length=self.row_length, slots=self.slots, chunks=self.chunks
-        )
+        return contextual_batch(table, indices, rows=rows, length=self.row_length, slots=self.slots, chunks=self.chunks)
 
     def loss(self, model, batch, step):
         pooled, counts = embed(model, batch, self.slots)

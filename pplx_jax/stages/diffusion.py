@@ -29,9 +29,7 @@ class DiffusionStage:
     name: ClassVar[str] = "diffusion"
 
     def rows(self, table, multiple_of):
-        return rows_needed(
-            table, self.name, self.batch_size, self.row_length, multiple_of=multiple_of
-        )
+        return rows_needed(table, self.name, self.batch_size, self.row_length, multiple_of=multiple_of)
 
     def features(self, table, indices, rows):
         return diffusion_batch(table, indices, rows=rows, length=self.row_length)

@@ -66,9 +66,7 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
 
     if per == "whole":
         whole = [np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1)]
-        share_a, share_b = _shares(
-            whole[0], whole[1], weight, parallel_threshold, "the whole parameter vector"
-        )
+        share_a, share_b = _shares(whole[0], whole[1], weight, parallel_threshold, "the whole parameter vector")
         shares = [(share_a, share_b)] * len(pairs)
     elif per == "tensor":
         shares = [
@@ -78,7 +76,7 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
     else:
         raise BadInput(f"merge per={per!r} is neither 'tensor' nor 'whole'")
     merged = [
-        (share_a * x + share_b * y).astype(np.float32)
+        _mix(x, y, share_a, share_b).astype(np.float32)
         for (x, y), (share_a, share_b) in zip(pairs, shares, strict=True)
     ]
     return jax.tree_util.tree_unflatten(structure_a, merged)
@@ -97,9 +95,12 @@ def _shares(a: np.ndarray, b: np.ndarray, weight: float, threshold: float, name:
     if theta < threshold:
         return 1.0 - weight, weight
     if np.pi - theta < threshold:
-        raise BadInput(
-            f"merge: {name} points in opposite directions in the two checkpoints; slerp is undefined there"
-        )
-    return float(np.sin((1.0 - weight) * theta) / np.sin(theta)), float(
-        np.sin(weight * theta) / np.sin(theta)
-    )
+        raise BadInput(f"merge: {name} points in opposite directions in the two checkpoints; slerp is undefined there")
+    return float(np.sin((1.0 - weight) * theta) / np.sin(theta)), float(np.sin(weight * theta) / np.sin(theta))
+
+
+def _mix(a: np.ndarray, b: np.ndarray, share_a: float, share_b: float) -> np.ndarray:
+    # The ends are taken as they are: 1 * -0.0 + 0 * b would lose the sign.
+    if share_b == 0.0:
+        return a
+    return b if share_a == 0.0 else share_a * a + share_b * b

@@ -1,41 +1,43 @@
 """A whole recipe: raw text to two trained, scored, exported and searchable models, each phase done once."""
 
-import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import pathlib
-import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from absl import logging
 
-from pplx_jax.checkpointing import load_params, read_json, write_json
+from pplx_jax.checkpointing import read_json, write_json
 from pplx_jax.contrastive.mining import Mining, mine_table
+from pplx_jax.data import tasks
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.folder import evaluate, evaluate_bm25
-from pplx_jax.model_folder import load_model, save_model
+from pplx_jax.model_folder import ModelFolder, load_model, save_model
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
+from pplx_jax.report import environment, format_table, write_report, write_results
 from pplx_jax.stages.merge import Merge, slerp
 from pplx_jax.train import Training, train
 from pplx_jax.train_state import initial_params
 
 STARTS_FROM = {"diffusion": None, "pair": "diffusion", "contextual": "pair", "triplet": "pair"}
-RECIPE = "recipe.json"
+_DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
 
 
 class Corpus(Protocol):
     """Where a recipe's text comes from: writes the corpus files that `data.tasks` reads."""
 
-    def build(self, output: pathlib.Path) -> dict[str, Any]: ...
+    def build(self, output: pathlib.Path) -> Mapping[str, Any]:
+        """Writes text.jsonl, pairs.jsonl, documents.jsonl and evaluation/; returns counts."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +57,269 @@ class Lengths:
     document: int
     chunk: int
     chunks: int
+
+
+class _Phases:
+    """Phases of a run, each done once: what one returned is kept in WORKDIR/phases/NAME.json with its seconds."""
+
+    def __init__(self, workdir: pathlib.Path):
+        self._folder = workdir / "phases"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        marker = self._folder / f"{name}.json"
+        if marker.exists():
+            done = read_json(marker)
+        else:
+            logging.info("phase: %s", name)
+            started = time.monotonic()
+            result = work()
+            # A stage that was interrupted knows the seconds of its earlier runs; other phases start again.
+            whole = result.get("seconds") if isinstance(result, Mapping) else None
+            done = {"seconds": time.monotonic() - started if whole is None else whole, "result": result}
+            write_json(marker, done)
+        self.seconds[name] = done["seconds"]
+        return done["result"]
+
+
+def run(
+    workdir: pathlib.Path,
+    config_text: str,
+    fingerprint: str,
+    *,
+    corpus: Corpus,
+    lengths: Lengths,
+    model: Qwen3Config,
+    stages: Sequence[Training],
+    mesh: Mesh = _DEFAULT_MESH,
+    mining: Mining = _DEFAULT_MINING,
+    merge: Merge = _DEFAULT_MERGE,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every stage in order, then merge, evaluation, export, index and report. Finished phases are skipped.
+
+    Args:
+      workdir: where everything goes; a workdir of another recipe is refused.
+      config_text: the resolved recipe, written beside the results.
+      fingerprint: of the recipe.
+      corpus: the text.
+      lengths: token limits.
+      model: the encoder; its vocab_size is the vocabulary's size.
+      stages: trainings, by the names of `STARTS_FROM`.
+      mesh: devices.
+      mining: hard negatives of the triplet stage.
+      merge: of the contextual and the triplet model.
+      seed: of vocabulary, parameters, order and corruption.
+
+    Returns:
+      {"results": path, "report": path, "table": text}.
+
+    Raises:
+      BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices.
+    """
+    mesh.build()
+    workdir = pathlib.Path(workdir)
+    _claim(workdir, fingerprint, config_text)
+    phases = _Phases(workdir)
+    tokens, held_out = workdir / "data" / "tokens", workdir / "data" / "corpus" / "evaluation"
+    results: dict[str, Any] = {}
+
+    counts = phases("corpus", lambda: dict(corpus.build(workdir / "data" / "corpus")))
+    logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
+    vocabulary = _vocabulary(workdir, phases, model.vocab_size, seed)
+    phases("tokenize", lambda: _tokenize(workdir, vocabulary, lengths))
+    results["bm25"] = phases("evaluate_bm25", lambda: evaluate_bm25(held_out))
+    results["random"] = phases("evaluate_random", lambda: _score_random(model, vocabulary, seed, held_out))
+
+    for training in stages:
+        name = training.stage.name
+        if name == "triplet":
+            phases("mine", lambda: _mine(workdir, vocabulary, mining))
+
+        def work(training: Training = training, name: str = name) -> dict[str, Any]:
+            return train(
+                workdir / name,
+                training,
+                model,
+                TokenTable.open(tokens / name, vocabulary=vocabulary),
+                vocabulary,
+                mesh=mesh,
+                seed=seed,
+                start_from=_start(workdir, name),
+                config_text=config_text,
+            )
+
+        phases(name, work)
+        results[name] = phases(f"evaluate_{name}", lambda name=name: _score(workdir / name, held_out, lengths))
+
+    if {"contextual", "triplet"} <= {training.stage.name for training in stages}:
+        contextual, triplet, merged = (workdir / name for name in ("contextual", "triplet", "merged"))
+        phases("merge", lambda: merge_checkpoints(contextual, triplet, merged, **dataclasses.asdict(merge)))
+        results["merged"] = phases("evaluate_merged", lambda: _score(merged, held_out, lengths))
+        phases("export", lambda: _export(workdir, results))
+        phases("index", lambda: _index(workdir, merged, held_out / "corpus.jsonl"))
+    results |= {"seconds": phases.seconds, "environment": environment()}
+    written = write_results(workdir, results)
+    report = write_report(workdir)
+    return {"results": str(written), "report": str(report), "table": format_table(results) + "\n"}
+
+
+def train_stage(
+    workdir: pathlib.Path,
+    stage: str,
+    config_text: str,
+    *,
+    model: Qwen3Config,
+    stages: Sequence[Training],
+    mesh: Mesh = _DEFAULT_MESH,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """One stage of a recipe on the token files in WORKDIR/data/tokens/STAGE; needs no TensorFlow.
+
+    Raises:
+      BadInput: no such stage in the recipe, no token files, or no vocabulary.
+    """
+    chosen = next((training for training in stages if training.stage.name == stage), None)
+    if chosen is None:
+        raise BadInput(f"--stage {stage}: the recipe has {', '.join(t.stage.name for t in stages)}")
+    workdir = pathlib.Path(workdir)
+    vocabulary = Vocabulary.load(workdir / "data")
+    table = TokenTable.open(workdir / "data" / "tokens" / stage, vocabulary=vocabulary)
+    start = _start(workdir, stage)
+    return train(
+        workdir / stage,
+        chosen,
+        model,
+        table,
+        vocabulary,
+        mesh=mesh,
+        seed=seed,
+        start_from=start,
+        config_text=config_text,
+    )
+
+
+def merge_checkpoints(
+    a: pathlib.Path,
+    b: pathlib.Path,
+    output: pathlib.Path,
+    weight: float = Merge.weight,
+    per: str = Merge.per,
+    parallel_threshold: float = Merge.parallel_threshold,
+) -> dict[str, Any]:
+    """Writes the SLERP of two model folders as a third.
+
+    Raises:
+      BadInput: a folder is no model, or the two differ in shape or vocabulary.
+    """
+    first, second = load_model(a), load_model(b)
+    if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
+        raise BadInput(f"merge: {a} and {b} have different vocabularies; merge two stages of one run")
+    params = slerp(first.params, second.params, weight, per, parallel_threshold)  # type: ignore[arg-type]
+    output = pathlib.Path(output)
+    temporary = output.with_name(output.name + ".partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    save_model(temporary, first.config, first.vocabulary, params, stage="merged")
+    shutil.rmtree(output, ignore_errors=True)
+    temporary.replace(output)
+    return {"output": str(output), "weight": weight, "per": per}
+
+
+def _start(workdir: pathlib.Path, stage: str) -> pathlib.Path | None:
+    """The folder of the stage that this one continues, where it was trained."""
+    earlier = STARTS_FROM[stage]
+    return workdir / earlier if earlier and (workdir / earlier).exists() else None
+
+
+def _claim(workdir: pathlib.Path, fingerprint: str, config_text: str) -> None:
+    """Marks the workdir as this recipe's, or refuses it."""
+    marker = workdir / "recipe.json"
+    if marker.exists():
+        if read_json(marker)["fingerprint"] != fingerprint:
+            raise BadInput(
+                f"{workdir} belongs to another recipe (see {workdir / 'config.gin'}); "
+                "choose a new --workdir or remove it"
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.gin").write_text(config_text, encoding="utf-8")
+    write_json(marker, {"fingerprint": fingerprint})
+
+
+def _vocabulary(workdir: pathlib.Path, phases: _Phases, size: int, seed: int) -> Vocabulary:
+    folder = workdir / "data"
+
+    def texts():
+        for file, field in (("text.jsonl", "text"), ("pairs.jsonl", "query")):
+            with open(folder / "corpus" / file, encoding="utf-8") as lines:
+                yield from (json.loads(line)[field] for line in lines)
+
+    def work() -> dict[str, Any]:
+        vocabulary = train_vocabulary(texts(), folder / "vocabulary.model", size=size, seed=seed)
+        return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
+
+    phases("vocabulary", work)
+    return Vocabulary.load(folder)
+
+
+def _tokenize(workdir: pathlib.Path, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, int]:
+    corpus, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
+    manifests = (
+        tasks.tokenize_text(corpus / "text.jsonl", vocabulary, tokens / "diffusion", length=lengths.text),
+        tasks.tokenize_pairs(
+            corpus / "pairs.jsonl",
+            vocabulary,
+            tokens / "pair",
+            query_length=lengths.query,
+            document_length=lengths.document,
+        ),
+        tasks.tokenize_documents(
+            corpus / "documents.jsonl",
+            vocabulary,
+            tokens / "contextual",
+            query_length=lengths.query,
+            chunk_length=lengths.chunk,
+            max_chunks=lengths.chunks,
+        ),
+    )
+    return {manifest["stage"]: manifest["count"] for manifest in manifests}
+
+
+def _mine(workdir: pathlib.Path, vocabulary: Vocabulary, mining: Mining) -> dict[str, Any]:
+    tokens = workdir / "data" / "tokens"
+    table = TokenTable.open(tokens / "pair", vocabulary=vocabulary)
+    return mine_table(Embedder.load(workdir / "pair"), table, vocabulary, mining, tokens / "triplet")
+
+
+def _score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path):
+    params = jax.tree.map(np.asarray, initial_params(model, seed))
+    return evaluate(Embedder(ModelFolder(model, vocabulary, params, "v1", "random")), held_out, truncate=True)
+
+
+def _score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
+    """Float, INT8 and binary; a context model also with each passage in its module, which is its own use."""
+    embedder = Embedder.load(folder)
+    alone = evaluate(embedder, held_out, truncate=True)
+    if embedder.kind != "context_v1":
+        return alone
+    within = evaluate(embedder, held_out, context=True, truncate=True, chunks_per_document=lengths.chunks)
+    return {**within, "with_context": within, "without_context": alone}
+
+
+def _export(workdir: pathlib.Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    from pplx_jax.convert.to_huggingface import export_hf  # PyTorch, only here
+
+    export, context_scores = workdir / "export", results["contextual"]["with_context"]
+    return {
+        "v1": export_hf(workdir / "merged", export / "v1", "v1", scores=results["merged"]),
+        "context_v1": export_hf(workdir / "contextual", export / "context_v1", "context_v1", scores=context_scores),
+    }
+
+
+def _index(workdir: pathlib.Path, model: pathlib.Path, corpus: pathlib.Path) -> dict[str, Any]:
+    from pplx_jax.retrieval.encode import embed_file
+    from pplx_jax.retrieval.index import build_index
+
+    embedded = embed_file(model, corpus, workdir / "embeddings", truncate=True)
+    return {**embedded, **build_index(workdir / "embeddings", workdir / "index")}

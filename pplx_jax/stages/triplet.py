@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pplx_jax.contrastive.losses import triplet_loss
 from pplx_jax.contrastive.matryoshka import matryoshka
-from pplx_jax.data.features import triplet_batch, rows_needed
+from pplx_jax.data.features import rows_needed, triplet_batch
 from pplx_jax.models.encoding import embed, gather
 from pplx_jax.models.quantization import Rounding, tanh_int8
 
@@ -36,7 +36,13 @@ class TripletStage:
 
     def rows(self, table, multiple_of):
         return rows_needed(
-            table, self.name, self.batch_size, self.row_length, slots=self.slots, negatives=self.negatives, multiple_of=multiple_of
+            table,
+            self.name,
+            self.batch_size,
+            self.row_length,
+            slots=self.slots,
+            negatives=self.negatives,
+            multiple_of=multiple_of,
         )
 
     def features(self, table, indices, rows):

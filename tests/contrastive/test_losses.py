@@ -92,9 +92,7 @@ def batch_reference(query, chunks, chunk_valid, chunk, *, temperature, own=True)
     return total / len(query)
 
 
-def triplet_reference(
-    query, document, negatives, *, temperature, own_only=False, masked=False, query_query=False
-):
+def triplet_reference(query, document, negatives, *, temperature, own_only=False, masked=False, query_query=False):
     total = 0.0
     for i in range(len(query)):
         positive = cosine(query[i], document[i])
@@ -323,9 +321,7 @@ def test_chunk_losses_against_float64(name):
 def test_absent_chunks_have_no_part(name):
     query, chunks, chunk_valid, chunk, _ = contextual_case()
     function = jax.jit(
-        jax.value_and_grad(
-            lambda x: scalar(getattr(losses, name)(query, x, chunk_valid, chunk, temperature=0.02))
-        )
+        jax.value_and_grad(lambda x: scalar(getattr(losses, name)(query, x, chunk_valid, chunk, temperature=0.02)))
     )
     values = []
     for filler in (0.0, -1.0, 300.0):
@@ -358,9 +354,7 @@ def test_contextual_against_float64(beta):
     arrays = (query, chunks, document)
     settings = {"chunk_valid": chunk_valid, "chunk": chunk, "hashes": hashes}
     reference = functools.partial(contextual_reference, beta=beta, **settings)
-    value = assert_matches(
-        lambda *xs: contextual(xs, **settings, temperature=0.1, beta=beta), reference, arrays
-    )
+    value = assert_matches(lambda *xs: contextual(xs, **settings, temperature=0.1, beta=beta), reference, arrays)
     assert_differs(value, functools.partial(reference, beta=1 - beta if beta != 0.5 else 0.2), arrays)
     assert_differs(value, functools.partial(reference, sequence_weight=0.8), arrays)
 
@@ -368,9 +362,7 @@ def test_contextual_against_float64(beta):
 def test_contextual_ends_are_its_two_parts():
     query, chunks, chunk_valid, chunk, document = contextual_case()
     hashes = np.arange(N, dtype=np.int32)
-    run = functools.partial(
-        contextual, (query, chunks, document), chunk_valid, chunk, hashes, temperature=0.1
-    )
+    run = functools.partial(contextual, (query, chunks, document), chunk_valid, chunk, hashes, temperature=0.1)
     whole, _ = pair_loss(query, document, temperature=0.1, document_hash=jnp.asarray(hashes))
     np.testing.assert_allclose(run(beta=1.0, sequence_weight=0.2)[0], whole, rtol=1e-5)
     parts = (query, chunks, chunk_valid, chunk)
@@ -389,9 +381,7 @@ def test_contextual_masks_copies_of_a_document():
     arrays = (query, chunks, document)
     settings = {"chunk_valid": chunk_valid, "chunk": chunk, "hashes": hashes}
     reference = functools.partial(contextual_reference, beta=0.5, **settings)
-    value = assert_matches(
-        lambda *xs: contextual(xs, **settings, temperature=0.1, beta=0.5), reference, arrays
-    )
+    value = assert_matches(lambda *xs: contextual(xs, **settings, temperature=0.1, beta=0.5), reference, arrays)
     apart = dict(settings, hashes=np.arange(N))
     assert_differs(value, functools.partial(contextual_reference, beta=0.5, **apart), arrays)
 
@@ -400,9 +390,7 @@ def test_contextual_takes_beta_from_a_schedule():
     query, chunks, chunk_valid, chunk, document = contextual_case()
     hashes = np.arange(N, dtype=np.int32)
     function = jax.jit(  # beta as a traced number: one compilation for the whole run
-        lambda beta: contextual(
-            (query, chunks, document), chunk_valid, chunk, hashes, temperature=0.1, beta=beta
-        )[0]
+        lambda beta: contextual((query, chunks, document), chunk_valid, chunk, hashes, temperature=0.1, beta=beta)[0]
     )
     low, middle, high = (float(function(beta)) for beta in (0.2, 0.35, 0.5))
     np.testing.assert_allclose(middle, (low + high) / 2, rtol=1e-5)  # linear in beta

@@ -38,9 +38,7 @@ def test_by_hand():
     np.testing.assert_allclose(loss, 23.0, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "dims,weights", [((WIDTH,), None), ((2, 4, WIDTH), None), ((2, 4, WIDTH), (1.0, 2.0, 5.0))]
-)
+@pytest.mark.parametrize("dims,weights", [((WIDTH,), None), ((2, 4, WIDTH), None), ((2, 4, WIDTH), (1.0, 2.0, 5.0))])
 def test_contrastive_losses_on_prefixes(dims, weights):
     query, document, negatives = case()
     shares = np.array(weights or [1.0] * len(dims))

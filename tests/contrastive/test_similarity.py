@@ -55,9 +55,9 @@ def test_gradient_by_formula_and_finite_at_zero():
     a[1] = 0
     b[2] = 0
     weights = generator.normal(size=(3, 4)).astype(np.float32)
-    gradient = jax.jit(
-        jax.grad(lambda x, y: (similarity.cosine_similarity(x, y) * weights).sum(), argnums=(0, 1))
-    )(a, b)
+    gradient = jax.jit(jax.grad(lambda x, y: (similarity.cosine_similarity(x, y) * weights).sum(), argnums=(0, 1)))(
+        a, b
+    )
     for part in gradient:
         assert np.isfinite(np.asarray(part)).all()
     # Central differences of the float64 reference, on the vectors that are not zero.

@@ -8,7 +8,8 @@ import tempfile
 
 # Before the first import of transformers: nothing is fetched, and model code stays out of the user's cache.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("HF_MODULES_CACHE", tempfile.mkdtemp(prefix="hf-modules-"))
+_MODULES = tempfile.TemporaryDirectory(prefix="hf-modules-")
+os.environ.setdefault("HF_MODULES_CACHE", _MODULES.name)
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

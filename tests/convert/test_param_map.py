@@ -28,9 +28,7 @@ def test_kernels_are_transposed_and_layers_numbered(params, config):
 
 def test_nothing_is_copied(params, config):
     tensors = to_torch_layout(params, config)
-    assert np.shares_memory(
-        tensors["layers.1.mlp.gate_proj.weight"], params["layers"]["mlp"]["gate"]["kernel"]
-    )
+    assert np.shares_memory(tensors["layers.1.mlp.gate_proj.weight"], params["layers"]["mlp"]["gate"]["kernel"])
 
 
 def test_published_model_has_its_tensors_and_parameters():

@@ -13,18 +13,13 @@ LENGTHS = (1, 2, 7, 33, 128, 600)
 
 def reference(tensors, config, ids):
     """Hidden states [L, D] of one unpadded text: Qwen3's mathematics written out in float64."""
-    weights = {
-        key: torch.tensor(np.ascontiguousarray(tensor), dtype=torch.float64)
-        for key, tensor in tensors.items()
-    }
+    weights = {key: torch.tensor(np.ascontiguousarray(tensor), dtype=torch.float64) for key, tensor in tensors.items()}
 
     def norm(x, key):
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + config.rms_norm_eps) * weights[key]
 
     half = config.head_dim // 2
-    angles = torch.arange(len(ids)).double()[:, None] * config.rope_theta ** (
-        -torch.arange(half).double() / half
-    )
+    angles = torch.arange(len(ids)).double()[:, None] * config.rope_theta ** (-torch.arange(half).double() / half)
     turn = torch.polar(torch.ones_like(angles), angles)[:, None]
 
     def rotate(x):
@@ -107,9 +102,7 @@ def test_the_export_is_the_reference(exports, batch, expected, attention):
 def test_padding_on_the_left_changes_nothing(exports, batch, expected):
     tokens, mask = (np.flip(array, 1) for array in batch)
     lengths = mask.sum(1)
-    tokens = np.stack(
-        [np.roll(row[::-1], tokens.shape[1] - n) for row, n in zip(tokens, lengths, strict=True)]
-    )
+    tokens = np.stack([np.roll(row[::-1], tokens.shape[1] - n) for row, n in zip(tokens, lengths, strict=True)])
     found = hidden(load(exports["v1"][0]), tokens, mask.copy())
     assert_close([row[-n:] for row, n in zip(found, lengths, strict=True)], expected)
 

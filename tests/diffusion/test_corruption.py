@@ -99,9 +99,9 @@ def test_time_keeps_to_its_bounds():
 
 def share_statistic(out, times):
     """Mean over texts of (k - n t)^2 / (n t (1 - t)): 1 if each of n tokens is masked with chance t."""
-    counts = np.concatenate(
-        [out.corrupted[:, :FIRST].sum(1), out.corrupted[:, FIRST : FIRST + SECOND].sum(1)]
-    ).astype(np.float64)
+    counts = np.concatenate([out.corrupted[:, :FIRST].sum(1), out.corrupted[:, FIRST : FIRST + SECOND].sum(1)]).astype(
+        np.float64
+    )
     sizes = np.repeat([FIRST, SECOND], ROWS)
     inner = (times > 0.02) & (times < 0.98)  # where the variance is not tiny
     deviation = (counts - sizes * times) ** 2 / (sizes * times * (1 - times))

@@ -206,9 +206,7 @@ def test_half_precision_hidden_gives_a_float32_loss():
     halves = [jnp.asarray(part, jnp.bfloat16) for part in (hidden, embedding)]
     loss, _ = loss_of(*halves, tokens, corruption)
     assert loss.dtype == jnp.float32
-    exact = reference(
-        *[torch.tensor(np.asarray(part, np.float64)) for part in halves], tokens, corruption, "valid"
-    )
+    exact = reference(*[torch.tensor(np.asarray(part, np.float64)) for part in halves], tokens, corruption, "valid")
     np.testing.assert_allclose(loss, exact.item(), rtol=5e-3)
 
 

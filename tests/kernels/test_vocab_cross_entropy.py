@@ -32,9 +32,7 @@ def case(tokens, width, vocabulary, seed=0, scale=1.0):
 def reference(hidden, embedding, targets, weights):
     leaves = [torch.tensor(np.asarray(x, np.float64), requires_grad=True) for x in (hidden, embedding)]
     logits = leaves[0] @ leaves[1].T
-    entropy = torch.nn.functional.cross_entropy(
-        logits, torch.tensor(np.asarray(targets, np.int64)), reduction="none"
-    )
+    entropy = torch.nn.functional.cross_entropy(logits, torch.tensor(np.asarray(targets, np.int64)), reduction="none")
     loss = (entropy * torch.tensor(np.asarray(weights, np.float64))).sum()
     loss.backward()
     return loss.item(), [leaf.grad.numpy() for leaf in leaves]

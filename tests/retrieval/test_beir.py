@@ -9,9 +9,7 @@ from pplx_jax.errors import BadInput
 from pplx_jax.retrieval.beir import read_beir
 
 
-def write_set(
-    folder, *, corpus=None, queries=None, qrels="q1\td1\t1\n", zipped=False, qrels_name="qrels.tsv"
-):
+def write_set(folder, *, corpus=None, queries=None, qrels="q1\td1\t1\n", zipped=False, qrels_name="qrels.tsv"):
     corpus = corpus or [{"_id": "d1", "text": "one"}, {"_id": "d2", "text": "two"}]
     queries = queries or [{"_id": "q1", "text": "first"}, {"_id": "q2", "text": "not judged"}]
     files = {

@@ -88,9 +88,7 @@ def test_slow_implementation_agrees(seed):
     rng = np.random.default_rng(seed)
     ids = [f"{number}{'é' * (number % 3)}" for number in rng.permutation(60)]
     queries = [f"q{number}" for number in range(7)]
-    qrels = {
-        q: {str(d): int(rng.integers(-1, 4)) for d in rng.choice(ids, 12, replace=False)} for q in queries
-    }
+    qrels = {q: {str(d): int(rng.integers(-1, 4)) for d in rng.choice(ids, 12, replace=False)} for q in queries}
     scores = rng.integers(0, 5, (7, 60)) / 7 + rng.integers(0, 2, (7, 60)) * 1e-10
     run = {q: dict(zip(ids, row.tolist(), strict=True)) for q, row in zip(queries, scores, strict=True)}
     slow = slow_metrics(run, qrels, NAMES)

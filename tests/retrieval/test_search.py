@@ -48,9 +48,7 @@ def test_top_k_is_the_head_of_a_full_sort(k, rows_per_block):
     queries = rng.integers(-2, 3, (6, 3)).astype(np.int8)
     ids = [str(number) for number in rng.permutation(120)]
     excluded = rng.random(120) < 0.2
-    found, values = top_k(
-        queries, documents, tie_places(ids), k, excluded=excluded, rows_per_block=rows_per_block
-    )
+    found, values = top_k(queries, documents, tie_places(ids), k, excluded=excluded, rows_per_block=rows_per_block)
     scores = similarity(queries, documents)
     for row in range(6):
         candidates = [(scores[row, d], ids[d], d) for d in range(120) if not excluded[d]]

@@ -87,9 +87,7 @@ def test_whole_against_float64(seed, weight):
     angle = angle_between(*joined)
     apart = 0.0
     for path, value in out.items():
-        np.testing.assert_allclose(
-            value, reference(left[path], right[path], weight, angle), rtol=1e-5, atol=2e-6
-        )
+        np.testing.assert_allclose(value, reference(left[path], right[path], weight, angle), rtol=1e-5, atol=2e-6)
         own = reference(left[path], right[path], weight, angle_between(left[path], right[path]))
         apart = max(apart, np.abs(value - own).max())
     assert apart > 1e-4  # control: one angle for all is not an angle for each

@@ -12,9 +12,7 @@ import jax.numpy as jnp
 
 
 def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
-    return jax.lax.dot_general(
-        a, b, (((contract_a,), (contract_b,)), ((), ())), preferred_element_type=jnp.float32
-    )
+    return jax.lax.dot_general(a, b, (((contract_a,), (contract_b,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _blocks(hidden, embedding, targets, weights, block: int, with_gradient: bool):

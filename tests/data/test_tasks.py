@@ -1,0 +1,212 @@
+"""SeqIO tasks: the ids of the TensorFlow-free vocabulary, and tables that hold the corpus, cuts counted."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pplx_jax.data import corpus_files, tasks
+from pplx_jax.data.corpus_files import text_corpus
+from pplx_jax.data.ragged import Ragged
+from pplx_jax.data.token_files import TokenTable
+from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.errors import BadInput
+
+from .conftest import TEXTS
+
+HARD_TEXTS = [
+    *TEXTS,
+    "",
+    "  leading and   inner space\t",
+    "ﬁne Ünïcode № ½ 漢字 🙂 \u200b",
+    "camelCase HTTPServer snake_case __init__",
+    "<mask> <sep> <pad> <unk> ▁",
+    "#" * 300 + "-" * 301 + "=" * 77,  # ties between segmentations
+    "line\nline\r\n\n\x07bell",
+    "a" * 5000,
+]
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def decoded(vocabulary, tokens):
+    return vocabulary.decode(tokens.tolist())
+
+
+def test_seqio_gives_the_ids_of_our_vocabulary(vocabulary):
+    import tensorflow as tf
+
+    seqio_vocabulary = tasks.seqio_vocabulary(vocabulary)
+    ours = [vocabulary.encode(text) for text in HARD_TEXTS]
+    assert [list(seqio_vocabulary.encode(text)) for text in HARD_TEXTS] == ours
+    assert seqio_vocabulary.encode_tf(tf.constant(HARD_TEXTS)).to_list() == ours
+    assert [seqio_vocabulary.encode_tf(tf.constant(text)).numpy().tolist() for text in HARD_TEXTS[:3]] == ours[:3]
+    assert seqio_vocabulary.vocab_size == vocabulary.size
+    special = {vocabulary.pad_id, vocabulary.mask_id, vocabulary.separator_id}
+    assert not special & {token for tokens in ours for token in tokens}
+
+
+def test_the_task_is_an_unregistered_seqio_task(vocabulary, tmp_path):
+    import seqio
+
+    registered = list(seqio.TaskRegistry.names())
+    path = write_lines(tmp_path / "text.jsonl", [{"text": text, "source": "s"} for text in HARD_TEXTS])
+    task = tasks.corpus_task(text_corpus(path), vocabulary)
+    assert isinstance(task, seqio.Task) and list(seqio.TaskRegistry.names()) == registered
+    single = task.get_dataset(split="train", shuffle=False).unbatch()
+    assert [record["tokens"].numpy().tolist() for record in single] == [vocabulary.encode(t) for t in HARD_TEXTS]
+
+
+def test_blocks_keep_the_order_of_the_file(vocabulary, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_files, "BLOCK_RECORDS", 7)
+    monkeypatch.setattr(corpus_files, "BLOCK_CHARACTERS", 500)
+    path = write_lines(tmp_path / "text.jsonl", [{"text": text} for text in HARD_TEXTS])
+    blocks = list(tasks.tokenized_blocks(text_corpus(path), vocabulary))
+    assert len(blocks) > 10
+    tokens = [text.tolist() for block in blocks for text in block["tokens"]]
+    assert tokens == [vocabulary.encode(text) for text in HARD_TEXTS]
+
+
+def test_text_windows(vocabulary, tmp_path):
+    path = write_lines(tmp_path / "text.jsonl", [{"text": text, "source": "s"} for text in HARD_TEXTS])
+    manifest = tasks.tokenize_text(path, vocabulary, tmp_path / "table", length=16, min_tokens=5)
+    table = TokenTable.open(tmp_path / "table", stage="diffusion", vocabulary=vocabulary)
+    expected, short = [], []
+    for text in HARD_TEXTS:
+        tokens = vocabulary.encode(text)
+        for start in range(0, len(tokens), 16):
+            window = tokens[start : start + 16]
+            (expected if len(window) >= 5 else short).append(window)
+    assert [window.tolist() for window in table["tokens"]] == expected
+    assert short and manifest["too_short"] == {"texts": len(short), "tokens": sum(map(len, short))}
+    assert manifest["count"] == len(expected) and manifest["length"] == 16
+    assert manifest["vocabulary"]["fingerprint"] == vocabulary.fingerprint
+
+
+def test_split_windows():
+    windows = tasks.split_windows(Ragged.from_arrays([[1, 2, 3, 4, 5], [], [6, 7], [8, 9, 10]]), 2)
+    assert [window.tolist() for window in windows] == [[1, 2], [3, 4], [5], [6, 7], [8, 9], [10]]
+    assert len(tasks.split_windows(Ragged.from_arrays([]), 2)) == 0
+
+
+def test_pairs(vocabulary, tmp_path):
+    records = [
+        {"query": f"query {n} " * (n % 5), "document": text, "source": "ab"[n % 2], "path": "p", "line": n}
+        for n, text in enumerate(TEXTS)
+    ]
+    records.append({**records[1], "source": "c"})
+    path = write_lines(tmp_path / "pairs.jsonl", records)
+    manifest = tasks.tokenize_pairs(path, vocabulary, tmp_path / "table", query_length=9, document_length=30)
+    table = TokenTable.open(tmp_path / "table", stage="pair", vocabulary=vocabulary)
+    kept = [record for record in records if vocabulary.encode(record["query"])]
+    assert manifest["empty"] == len(records) - len(kept) > 0
+    for name, longest in (("query", 9), ("document", 30)):
+        whole = [vocabulary.encode(record[name]) for record in kept]
+        assert [text.tolist() for text in table[name]] == [tokens[:longest] for tokens in whole]
+        every = [vocabulary.encode(record[name]) for record in records]
+        assert manifest["truncated"][name] == sum(len(tokens) > longest for tokens in every) > 0
+        assert manifest["cut_tokens"][name] == sum(max(len(tokens) - longest, 0) for tokens in every)
+    assert [manifest["sources"][number] for number in table["source"]] == [record["source"] for record in kept]
+    hashes = np.asarray(table["document_hash"])
+    assert hashes.dtype == np.int32 and hashes[0] == hashes[-1] and len(set(hashes)) == len(kept) - 1
+
+
+def documents_of(counts):
+    return [
+        {
+            "id": f"module{number}",
+            "source": "package",
+            "chunks": [f"{TEXTS[chunk]} of {number}" for chunk in range(count)],
+            "queries": [{"text": f"query of chunk {chunk}", "chunk": chunk} for chunk in range(0, count, 2)],
+        }
+        for number, count in enumerate(counts)
+    ]
+
+
+def test_documents(vocabulary, tmp_path):
+    records = documents_of([3, 1, 9, 4])
+    records[1]["queries"] = []
+    path = write_lines(tmp_path / "documents.jsonl", records)
+    manifest = tasks.tokenize_documents(
+        path, vocabulary, tmp_path / "table", query_length=20, chunk_length=25, max_chunks=4
+    )
+    table = TokenTable.open(tmp_path / "table", stage="contextual", vocabulary=vocabulary)
+    # Nine chunks become three documents of three; the document without queries is gone.
+    assert np.diff(table["chunks_of_document"]).tolist() == [3, 3, 3, 3, 4] and manifest["documents"] == 5
+    assert manifest["truncated"]["chunks"] > 0
+    queries = [query for record in records for query in record["queries"]]
+    owners = [record for record in records for _ in record["queries"]]
+    assert table.count == len(queries)
+    for row, (query, record) in enumerate(zip(queries, owners, strict=True)):
+        assert table["query"][row].tolist() == vocabulary.encode(query["text"])
+        gold = table["chunks_of_document"][table["document"][row]] + table["chunk"][row]
+        assert table["chunks"][gold].tolist() == vocabulary.encode(record["chunks"][query["chunk"]])[:25]
+    # Queries of one document share its hash, and only they do.
+    pairs = set(zip(table["document"].tolist(), table["document_hash"].tolist(), strict=True))
+    assert len(pairs) == len(set(table["document_hash"].tolist())) == 5
+
+
+BROKEN = {
+    "not JSON": ('{"text": "fine"}\n{"text": \n', ":2: not JSON"),
+    "no field": ('{"text": "fine"}\n\n'.replace("\n\n", '\n{"txt": ""}\n'), ":2: no text of type str"),
+    "wrong type": ('{"text": 7}\n', ":1: no text of type str"),
+    "not an object": ("[1]\n", ":1: no text of type str"),
+    "empty": ("", "no example is left"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_corpus_names_file_and_line_and_leaves_nothing(vocabulary, tmp_path, kind):
+    content, message = BROKEN[kind]
+    path = tmp_path / "text.jsonl"
+    path.write_text(content)
+    with pytest.raises(BadInput) as error:
+        tasks.tokenize_text(path, vocabulary, tmp_path / "table", length=16)
+    assert f"{path}" in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
+
+
+def test_a_missing_corpus_and_a_query_of_no_chunk(vocabulary, tmp_path):
+    with pytest.raises(BadInput, match="missing.jsonl: cannot be read .*; build the corpus first"):
+        tasks.tokenize_text(tmp_path / "missing.jsonl", vocabulary, tmp_path / "table", length=16)
+    records = documents_of([3])
+    records[0]["queries"][0]["chunk"] = 3
+    path = write_lines(tmp_path / "documents.jsonl", records)
+    with pytest.raises(BadInput, match="document module0 has 3 chunks, a query wants chunk 3"):
+        tasks.tokenize_documents(path, vocabulary, tmp_path / "table", query_length=9, chunk_length=9, max_chunks=4)
+
+
+def test_training_needs_no_tensorflow(vocabulary, tmp_path):
+    """From table to batch in a process where TensorFlow and SeqIO cannot be imported."""
+    path = write_lines(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS])
+    tasks.tokenize_text(path, vocabulary, tmp_path / "table", length=16)
+    program = f"""
+import sys
+sys.modules["tensorflow"] = sys.modules["seqio"] = sys.modules["jax"] = None
+from pplx_jax.data import tasks  # imported lazily there
+from pplx_jax.data.features import diffusion_batch, rows_needed
+from pplx_jax.data.loader import Loader
+from pplx_jax.data.token_files import TokenTable
+table = TokenTable.open({str(tmp_path / "table")!r}, stage="diffusion")
+rows = rows_needed(table, "diffusion", 8, 32)
+with Loader(lambda i: diffusion_batch(table, i, rows=rows, length=32), table.count, 8, seed=0) as loader:
+    batch, position = next(loader)
+print(batch.arrays["tokens"].shape == (rows, 32), position)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["True", "8"]
+
+
+def test_a_copied_vocabulary_gives_the_same_table(vocabulary, tmp_path):
+    path = write_lines(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS])
+    vocabulary.save(tmp_path / "model")
+    copy = Vocabulary.load(tmp_path / "model")
+    for name, one in (("a", vocabulary), ("b", copy)):
+        tasks.tokenize_text(path, one, tmp_path / name, length=16)
+    for file in ("tokens.values.npy", "tokens.offsets.npy", "manifest.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
