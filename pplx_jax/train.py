@@ -21,7 +21,7 @@ from pplx_jax.optimizers import Optimizer
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
 from pplx_jax.progress import Progress
 from pplx_jax.stages.base import Stage
-from pplx_jax.train_state import initial_params, make_step, new_state
+from pplx_jax.train_state import TrainState, initial_params, make_step, new_state
 
 FINISHED = "finished.json"
 
@@ -105,11 +105,12 @@ def train(
     (folder / "config.gin").write_text(config_text, encoding="utf-8")
     (folder / "model-info.txt").write_text(parameter_overview.get_parameter_overview(params) + "\n", encoding="utf-8")
     checkpoints = Checkpoints(folder, keep=training.keep_checkpoints)
-    restored = checkpoints.restore_latest({"state": state, "seconds": 0.0})
+    restored = checkpoints.restore_latest({**vars(state), "seconds": 0.0})
     first_step, earlier_seconds = 0, 0.0
     if restored is not None:
         first_step, saved = restored
-        state, earlier_seconds = saved["state"], float(saved["seconds"])
+        earlier_seconds = float(saved.pop("seconds"))
+        state = TrainState(**saved)
         source = f"its own checkpoint of step {first_step}"
     logging.info("%s: starting from %s", stage.name, source)
 
@@ -168,7 +169,7 @@ def train(
                 writer.write(step, numbers)
                 progress.update(step, loss=numbers["loss"], tokens=tokens)
             if step == training.steps or time.monotonic() - last_saved > training.checkpoint_every_seconds:
-                checkpoints.save(step, {"state": state, "seconds": seconds()})
+                checkpoints.save(step, {**vars(state), "seconds": seconds()})
                 last_saved = time.monotonic()
     checkpoints.close()
     writer.close()

@@ -108,8 +108,8 @@ def mine_table(
             progress.update(start + len(block))
     if not kept:
         raise BadInput(
-            f"mining: no query has {mining.negatives} documents of rank {mining.first_rank} to {mining.last_rank} under "
-            f"{mining.ceiling} of its positive; raise the ceiling or widen the window"
+            f"mining: no query has {mining.negatives} documents of rank {mining.first_rank} to {mining.last_rank} "
+            f"under {mining.ceiling} of its positive; raise the ceiling or widen the window"
         )
     _write(table, vocabulary, output, chosen, np.array(kept), np.stack(negatives))
     return {

@@ -10,21 +10,24 @@ from typing import Any
 
 @contextlib.contextmanager
 def whole_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to fill that takes the name `output`, replacing what is there, when the block ends without an error."""
-    partial = output.with_name(output.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """Gives an empty folder, which takes the place of `output` when the block ends without an error."""
+    partial, old = (output.with_name(f".{output.name}.{kind}") for kind in ("partial", "old"))
     try:
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+        partial.mkdir(parents=True)
         yield partial
-        shutil.rmtree(output, ignore_errors=True)
-        partial.replace(output)
+        if output.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            output.rename(old)  # deleting it in place could be cut off half-way
+        partial.rename(output)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes JSON lines, UTF-8."""
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -33,8 +36,9 @@ def write_retrieval_set(folder: pathlib.Path, passages: Sequence[tuple[Mapping[s
     """Writes a BEIR folder in which each passage (a row of corpus.jsonl) answers the query beside it."""
     folder.mkdir()
     write_rows(folder / "corpus.jsonl", (passage for passage, _ in passages))
+    # A query's id is not its passage's: evaluation tools drop a hit of the same id.
     queries = ({"_id": f"query:{passage['_id']}", "text": query} for passage, query in passages)
     write_rows(folder / "queries.jsonl", queries)
-    with (folder / "qrels.tsv").open("w", encoding="utf-8") as file:
+    with (folder / "qrels.tsv").open("w", encoding="utf-8", newline="\n") as file:
         file.write("query-id\tcorpus-id\tscore\n")
         file.writelines(f"query:{passage['_id']}\t{passage['_id']}\t1\n" for passage, _ in passages)

@@ -29,6 +29,7 @@ PAD, UNKNOWN, MASK, SEPARATOR = "<pad>", "<unk>", "<mask>", "<sep>"
 CAMEL_CASE = "(?<=[a-z])(?=[A-Z])"  # where the normaliser puts a space
 MAX_LINE_BYTES = 4192
 
+_ASCII = string.digits + string.ascii_lowercase + string.punctuation.replace("_", "")
 _THREADS = 2  # training sums floats by thread: another number gives another model
 
 
@@ -159,6 +160,7 @@ def train_vocabulary(
                 byte_fallback=True,
                 split_digits=True,
                 character_coverage=0.9995,
+                required_chars=_ASCII,
                 max_sentence_length=MAX_LINE_BYTES,
                 normalization_rule_tsv=str(rules),
                 pad_id=0,

@@ -78,7 +78,8 @@ class Embedder:
 
         Args:
           texts: each is encoded alone; the empty text gives a zero vector.
-          quantization: "int8" (int8), "binary" (int8 of -1 and +1), "ubinary" (packed bits), "tanh" or "none" (float32).
+          quantization: "int8" (int8), "binary" (int8 of -1 and +1), "ubinary" (packed bits), "tanh" or "none"
+            (float32).
           dims: a prefix of the dimensions, for models trained with MRL; all where None.
           bit_order: of "ubinary".
           truncate: cut texts over the model's length instead of raising.

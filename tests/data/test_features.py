@@ -1,5 +1,7 @@
 """Packed batches: every reference leads to the tokens the table holds, and no token is there without one."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -12,12 +14,56 @@ from pplx_jax.data.features import (
     slots_needed,
     triplet_batch,
 )
-from pplx_jax.data.token_files import Ragged, TokenTable
+from pplx_jax.data.token_files import Ragged, TokenTable, write_table
 from pplx_jax.errors import BadInput
 
 ROWS, LENGTH, SLOTS, C = 16, 64, 24, 4
 INDICES = np.array([3, 41, 7, 0, 59, 22, 23, 24, 11, 30])
 PAD, SEPARATOR = 0, 3
+# Stands for a Vocabulary where only its ids matter.
+VOCABULARY = types.SimpleNamespace(
+    fingerprint="5eed" * 16, size=1000, pad_id=0, mask_id=2, separator_id=3, path="stub.model"
+)
+
+
+def random_texts(generator: np.random.Generator, lengths) -> Ragged:
+    return Ragged.from_arrays([generator.integers(4, VOCABULARY.size, length) for length in lengths])
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory) -> dict[str, TokenTable]:
+    """A random table of every stage, by stage: 60 examples (contextual: 60 queries of 25 documents)."""
+    generator = np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("tables")
+    count, documents = 60, 25
+    pair = {
+        "query": random_texts(generator, generator.integers(1, 9, count)),
+        "document": random_texts(generator, generator.integers(5, 40, count)),
+        "document_hash": generator.integers(-(2**31), 2**31, count).astype(np.int32),
+        "source": generator.integers(0, 3, count).astype(np.int32),
+    }
+    negatives = [generator.choice(np.delete(np.arange(count), row), 4, replace=False) for row in range(count)]
+    chunk_counts = generator.integers(1, 5, documents)
+    chunk_counts[0] = 4  # the longest document, with an empty chunk
+    chunk_lengths = generator.integers(1, 15, chunk_counts.sum())
+    chunk_lengths[1] = 0
+    document = generator.integers(0, documents, count).astype(np.int32)
+    features = {
+        "diffusion": {"tokens": random_texts(generator, generator.integers(3, 33, count))},
+        "pair": pair,
+        "triplet": {**pair, "negatives": np.array(negatives, np.int32)},
+        "contextual": {
+            "query": random_texts(generator, generator.integers(1, 9, count)),
+            "document": document,
+            "chunk": generator.integers(0, chunk_counts[document]).astype(np.int32),
+            "document_hash": (document * 7919).astype(np.int32),
+            "chunks": random_texts(generator, chunk_lengths),
+            "chunks_of_document": np.concatenate([[0], np.cumsum(chunk_counts)]),
+        },
+    }
+    for stage in features:
+        write_table(folder / stage, stage, VOCABULARY, features[stage])
+    return {stage: TokenTable.open(folder / stage, stage=stage) for stage in features}
 
 
 def pooled_tokens(arrays, reference):
@@ -207,10 +253,10 @@ def test_rows_needed_fills_rows_and_seldom_cuts(large):
         pair_batch(large, generator.choice(3000, 512, replace=False), rows=rows, length=256, slots=slots).metrics
         for _ in range(30)
     ]
-    assert 0.95 < np.mean([metrics["fill"] for metrics in batches]) < 0.995
-    assert np.mean([metrics["cut_tokens"] > 0 for metrics in batches]) < 0.35
+    assert 0.97 < np.mean([metrics["fill"] for metrics in batches]) < 0.995
+    assert np.mean([metrics["cut_tokens"] > 0 for metrics in batches]) < 0.45
     cut = sum(metrics["cut_tokens"] for metrics in batches) / sum(metrics["tokens"] for metrics in batches)
-    assert cut < 0.005
+    assert cut < 0.01
     # Negative control: a tenth fewer rows cut every batch.
     fewer = pair_batch(large, np.arange(512), rows=int(rows * 0.9), length=256, slots=slots)
     assert fewer.metrics["cut_tokens"] > 0

@@ -11,11 +11,14 @@ from pplx_jax.data import corpus_files, tasks
 from pplx_jax.data.corpus_files import text_corpus
 from pplx_jax.data.ragged import Ragged
 from pplx_jax.data.token_files import TokenTable
-from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
 
-from .conftest import TEXTS
-
+TEXTS = [
+    f"def {verb}_{noun}(path, flags):\n    # {number} ways to {verb} the {noun} ########\n    return {noun}"
+    for number, verb in enumerate(["read", "write", "open", "close", "merge", "split", "rank", "pool"])
+    for noun in ["file", "index", "vector", "document", "café", "query", "table", "shard"]
+]
 HARD_TEXTS = [
     *TEXTS,
     "",
@@ -29,13 +32,15 @@ HARD_TEXTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory):
+    """A real SentencePiece vocabulary of a few hundred pieces."""
+    return train_vocabulary(TEXTS, tmp_path_factory.mktemp("vocabulary") / "vocabulary.model", 320)
+
+
 def write_lines(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
-
-
-def decoded(vocabulary, tokens):
-    return vocabulary.decode(tokens.tolist())
 
 
 def test_seqio_gives_the_ids_of_our_vocabulary(vocabulary):
