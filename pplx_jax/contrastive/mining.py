@@ -115,8 +115,8 @@ def mine_table(
     return {
         "queries": len(kept),
         "left_out": count - len(kept),
-        "mean_positive_similarity": positive_sum / len(kept),
-        "mean_negative_similarity": negative_sum / len(kept),
+        "mean_positive_similarity": float(positive_sum / len(kept)),
+        "mean_negative_similarity": float(negative_sum / len(kept)),
     }
 
 

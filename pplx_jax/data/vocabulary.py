@@ -190,12 +190,12 @@ def normalization_rules() -> dict[str, str]:
         category = unicodedata.category(character)
         if category == "Cs":
             continue
-        if character == "_" or character.isspace():
+        if character.isspace():
             target = " "
         elif category == "Cc":
             target = ""
         else:
-            target = _fold(character)
+            target = _fold(character).replace("_", " ")
         for source in (character, unicodedata.normalize("NFD", character)):
             if source != target:
                 rules[source] = target
