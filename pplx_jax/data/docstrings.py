@@ -31,9 +31,7 @@ _TRIVIAL = re.compile(
     r"|this (?:method|function|class) is deprecated)",
     re.IGNORECASE,
 )
-_SENTENCE_END = re.compile(
-    r"(?<![.\s][a-z])(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[A-Z\"'(])"
-)
+_SENTENCE_END = re.compile(r"(?<![.\s][a-z])(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!\bvs)(?<!\bcf)[.!?](?=\s+[A-Z\"'(])")
 
 
 def summary(docstring: str) -> str | None:

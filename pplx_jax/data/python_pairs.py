@@ -106,9 +106,7 @@ class _Seen:
         return pair.query in self.queries or pair.document in self.documents
 
 
-def select(
-    files: Sequence[SourceFile], parsed: Sequence[Parsed | None], held_out: Collection[str]
-) -> Selection:
+def select(files: Sequence[SourceFile], parsed: Sequence[Parsed | None], held_out: Collection[str]) -> Selection:
     """Drops what stands twice; what training shares with the held-out sources is dropped from training."""
     evaluation, training, texts_seen = _Seen(), _Seen(), set()
     dropped = {f"duplicates_{where}": 0 for where in ("within_training", "within_evaluation", "across")}

@@ -35,7 +35,7 @@ HARD_TEXTS = [
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory):
     """A real SentencePiece vocabulary of a few hundred pieces."""
-    return train_vocabulary(TEXTS, tmp_path_factory.mktemp("vocabulary") / "vocabulary.model", 320)
+    return train_vocabulary(TEXTS, tmp_path_factory.mktemp("vocabulary") / "vocabulary.model", 329)
 
 
 def write_lines(path, records):

@@ -29,9 +29,7 @@ def made_up_texts(count: int, seed: int = 0) -> list[str]:
     texts = []
     for _ in range(count):
         line = [str(word) for word in generator.choice(words, 10)]
-        texts.append(
-            f"{' '.join(line)}\n    {line[0]}_{line[1]} = {line[2].title()}{line[3].title()}({line[4]})"
-        )
+        texts.append(f"{' '.join(line)}\n    {line[0]}_{line[1]} = {line[2].title()}{line[3].title()}({line[4]})")
     return texts
 
 
