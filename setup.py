@@ -55,6 +55,7 @@ setuptools.setup(
         "numpy>=2,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
+        "protobuf>=5.29,<8",  # the vocabulary's proto
         "sentencepiece>=0.2.1,<0.2.3",
         "tensorboard>=2.19,<3",  # clu.metric_writers imports it without declaring it
     ],

@@ -1,5 +1,6 @@
 """Orbax checkpoints of a stage: parameters, optimizer, step and data position as one item."""
 
+import contextlib
 import json
 import pathlib
 import re
@@ -83,16 +84,13 @@ def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
     path = root / str(steps[-1]) / "default"
     try:
         # Restored as NumPy, whole, on the host: the caller decides where it goes.
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            tree = checkpointer.metadata(path).item_metadata.tree["params"]
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            tree = handler.metadata(path).tree["params"]
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            restored = checkpointer.restore(
-                path,
-                args=ocp.args.PyTreeRestore(
-                    item={"params": tree}, restore_args={"params": as_numpy}, partial_restore=True
-                ),
+            arguments = ocp.args.PyTreeRestore(
+                item={"params": tree}, restore_args={"params": as_numpy}, partial_restore=True
             )
-        return restored["params"]
+            return handler.restore(path, args=arguments)["params"]
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _damaged(root / str(steps[-1]), error) from error
 

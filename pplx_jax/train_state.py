@@ -77,7 +77,7 @@ def make_step(
         (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"loss": loss, "gradient_norm": optax.global_norm(gradient)}
+        metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
     rows = batch_sharding(mesh)

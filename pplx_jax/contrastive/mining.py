@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -139,7 +138,6 @@ def _write(table, vocabulary, output, chosen: np.ndarray, kept: np.ndarray, nega
         "source": np.asarray(table["source"])[source_rows],
         "negatives": np.concatenate([place[negatives], filler]),
     }
-    shutil.rmtree(output, ignore_errors=True)
     notes = {"examples": len(kept), "sources": table.manifest.get("sources", [])}
     write_table(output, "triplet", vocabulary, features, notes=notes)
 

@@ -1,6 +1,7 @@
 """A whole recipe: raw text to two trained, scored, exported and searchable models, each phase done once."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -122,7 +123,7 @@ def run(
     workdir = pathlib.Path(workdir)
     _claim(workdir, fingerprint, config_text)
     phases = _Phases(workdir)
-    tokens, held_out = workdir / "data" / "tokens", workdir / "data" / "corpus" / "evaluation"
+    held_out = workdir / "data" / "corpus" / "evaluation"
     results: dict[str, Any] = {}
 
     counts = phases("corpus", lambda: dict(corpus.build(workdir / "data" / "corpus")))
@@ -137,19 +138,7 @@ def run(
         if name == "triplet":
             phases("mine", lambda: _mine(workdir, vocabulary, mining))
 
-        def work(training: Training = training, name: str = name) -> dict[str, Any]:
-            return train(
-                workdir / name,
-                training,
-                model,
-                TokenTable.open(tokens / name, vocabulary=vocabulary),
-                vocabulary,
-                mesh=mesh,
-                seed=seed,
-                start_from=_start(workdir, name),
-                config_text=config_text,
-            )
-
+        work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text)
         phases(name, work)
         results[name] = phases(f"evaluate_{name}", lambda name=name: _score(workdir / name, held_out, lengths))
 
@@ -184,20 +173,7 @@ def train_stage(
     if chosen is None:
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(t.stage.name for t in stages)}")
     workdir = pathlib.Path(workdir)
-    vocabulary = Vocabulary.load(workdir / "data")
-    table = TokenTable.open(workdir / "data" / "tokens" / stage, vocabulary=vocabulary)
-    start = _start(workdir, stage)
-    return train(
-        workdir / stage,
-        chosen,
-        model,
-        table,
-        vocabulary,
-        mesh=mesh,
-        seed=seed,
-        start_from=start,
-        config_text=config_text,
-    )
+    return _train(workdir, chosen, model, Vocabulary.load(workdir / "data"), mesh, seed, config_text)
 
 
 def merge_checkpoints(
@@ -226,10 +202,29 @@ def merge_checkpoints(
     return {"output": str(output), "weight": weight, "per": per}
 
 
-def _start(workdir: pathlib.Path, stage: str) -> pathlib.Path | None:
-    """The folder of the stage that this one continues, where it was trained."""
-    earlier = STARTS_FROM[stage]
-    return workdir / earlier if earlier and (workdir / earlier).exists() else None
+def _train(
+    workdir: pathlib.Path,
+    training: Training,
+    model: Qwen3Config,
+    vocabulary: Vocabulary,
+    mesh: Mesh,
+    seed: int,
+    config_text: str,
+) -> dict[str, Any]:
+    """One stage, from the stage before it where that was trained."""
+    name = training.stage.name
+    earlier = STARTS_FROM[name]
+    return train(
+        workdir / name,
+        training,
+        model,
+        TokenTable.open(workdir / "data" / "tokens" / name, vocabulary=vocabulary),
+        vocabulary,
+        mesh=mesh,
+        seed=seed,
+        start_from=workdir / earlier if earlier and (workdir / earlier).exists() else None,
+        config_text=config_text,
+    )
 
 
 def _claim(workdir: pathlib.Path, fingerprint: str, config_text: str) -> None:

@@ -1,0 +1,158 @@
+"""A whole recipe through the command line: what it leaves, that it resumes, that a seed settles it, what it refuses."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from python_code import write_packages
+
+from pplx_jax import cli
+from pplx_jax.checkpointing import load_params
+from pplx_jax.metrics import read_metrics
+
+STAGES = ("diffusion", "pair", "contextual", "triplet")
+STEPS = 4
+SCORES = ("bm25", "random", *STAGES, "merged")
+SMALL = (
+    "VOCABULARY=370",
+    "PythonCorpus.held_out=('gamma',)",
+    "Qwen3Config.width=32",
+    "Qwen3Config.mlp_width=32",
+    "Qwen3Config.query_heads=2",
+    "Qwen3Config.head_dim=16",
+    *(f"{stage}/Training.steps={STEPS}" for stage in STAGES),
+    "Training.log_every_steps=1",
+    "Training.checkpoint_every_seconds=0.0",
+    "Optimizer.warmup_steps=1",
+    "DiffusionStage.batch_size=16",
+    "PairStage.batch_size=16",
+    "ContextualStage.batch_size=4",
+    "TripletStage.batch_size=8",
+    "Mining.examples=0",
+    "Mining.first_rank=2",
+    "Mining.last_rank=40",
+    "Mining.ceiling=2.0",
+)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    return write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
+
+
+def command(packages, workdir, *params):
+    bindings = [*SMALL, f"PythonCorpus.roots=('{packages}',)", *params]
+    flags = [f"--gin_param={binding}" for binding in bindings]
+    return ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={workdir}", *flags]
+
+
+def complaint(arguments, capsys) -> str:
+    """The one line a refused command says."""
+    assert cli.main(arguments) == cli.BAD_INPUT
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pplx-jax: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(packages, tmp_path_factory):
+    """A workdir whose run went through at once."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    assert cli.main(command(packages, workdir)) == cli.DONE
+    return workdir
+
+
+def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
+    results = json.loads((finished / "results.json").read_text())
+    for name in SCORES[1:]:
+        for precision in ("float", "int8", "binary"):
+            assert results[name][precision].keys() == {"ndcg@10", "recall@100"}
+            assert all(0.0 < value <= 1.0 for value in results[name][precision].values())
+    assert results["bm25"].keys() == {"ndcg@10", "recall@100"}
+    assert results["contextual"]["with_context"] != results["contextual"]["without_context"]
+    assert {"corpus", "vocabulary", "tokenize", *STAGES, "mine", "merge", "export"} <= results["seconds"].keys()
+    for stage in STAGES:
+        assert [row["step"] for row in read_metrics(finished / stage / "metrics.jsonl")] == [1, 2, 3, 4]
+    for kind in ("v1", "context_v1"):
+        assert (finished / "export" / kind / "model.safetensors").stat().st_size > 0
+    assert "</html>" in (finished / "report.html").read_text()
+
+
+def test_a_finished_run_is_not_done_again(finished, packages):
+    files = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    before = json.loads((finished / "results.json").read_text())
+    assert cli.main(command(packages, finished)) == cli.DONE
+    after = json.loads((finished / "results.json").read_text())
+    assert {name: after[name] for name in SCORES} == {name: before[name] for name in SCORES}
+    assert after["seconds"] == before["seconds"]
+    rewritten = {path.name for path, at in files.items() if path.stat().st_mtime_ns != at}
+    assert rewritten <= {"results.json", "report.html"}
+
+
+def test_the_index_answers_with_definitions_and_their_lines(finished, capsys):
+    assert cli.main(["search", f"--index={finished / 'index'}", "read the file", "--k=3", "--json"]) == cli.DONE
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    assert len(hits) == 3 and all(hit["text"].startswith("def ") and hit["line"] > 0 for hit in hits)
+
+
+def test_an_empty_query_is_refused(finished, capsys):
+    assert "query" in complaint(["search", f"--index={finished / 'index'}", "  "], capsys)
+
+
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, tmp_path):
+    workdir = tmp_path / "run"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    program = [sys.executable, "-m", "pplx_jax", *command(packages, workdir)]
+    victim = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not read_metrics(workdir / "pair" / "metrics.jsonl"):
+        assert victim.poll() is None, victim.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (workdir / "phases" / "pair.json").exists()
+
+    assert cli.main(command(packages, workdir)) == cli.DONE
+    scores = [json.loads((folder / "results.json").read_text()) for folder in (finished, workdir)]
+    assert {name: scores[0][name] for name in SCORES} == {name: scores[1][name] for name in SCORES}
+    for stage in STAGES:
+        one, two = (read_metrics(folder / stage / "metrics.jsonl") for folder in (finished, workdir))
+        assert [(row["step"], row["loss"]) for row in one] == [(row["step"], row["loss"]) for row in two]
+    assert_equal_params(finished / "merged", workdir / "merged")
+
+
+def assert_equal_params(one: pathlib.Path, two: pathlib.Path) -> None:
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, load_params(one), load_params(two))
+
+
+def test_the_workdir_of_another_recipe_is_refused_untouched(finished, packages, capsys):
+    before = (finished / "results.json").read_bytes()
+    assert str(finished) in complaint(command(packages, finished, "SEED=1"), capsys)
+    assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "binding, words",
+    [
+        ("PythonCorpus.roots=('/nowhere',)", "/nowhere"),
+        ("PythonCorpus.held_out=('nothing',)", "held_out"),
+        ("Mesh.data=64", "64 devices"),
+        ("PairStage.batchsize=4", "batchsize"),
+        ("VOCABULARRY=4", "VOCABULARRY"),
+        ("VOCABULARY=100000", "smaller size"),
+    ],
+)
+def test_bad_input_is_one_line_and_no_results(packages, tmp_path, capsys, binding, words):
+    assert words in complaint(command(packages, tmp_path / "run", binding), capsys)
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert not list(tmp_path.rglob("*.partial"))
