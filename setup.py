@@ -30,7 +30,7 @@ EXTRAS = {
         "hypothesis>=6.130,<7",
         "jaxtyping>=0.3,<0.4",
         "beartype>=0.21,<1",
-        "pyright>=1.1.400,<2",
+        "pyrefly>=1.4,<2",
         "pytest>=8.4,<10",
         "ruff>=0.12,<0.18",
     ],

@@ -1,9 +1,12 @@
 """Orbax checkpoints of a stage: parameters, optimizer, step and data position as one item."""
 
 import contextlib
+import errno
 import json
+import os
 import pathlib
 import re
+import shutil
 from typing import Any
 
 import jax
@@ -14,6 +17,7 @@ from pplx_jax.errors import BadInput
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model.json"
+_ROOM_TO_SPARE = 1 << 20  # bytes, for metadata
 
 
 class Checkpoints:
@@ -32,7 +36,14 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.root, options=options)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Starts saving `state` as `step`; returns once the arrays are copied."""
+        """Starts saving `state` as `step`; returns once the arrays are copied.
+
+        Raises:
+          OSError: ENOSPC, before anything is written, where the disk has no room for it.
+        """
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+        if shutil.disk_usage(self.root).free < needed + _ROOM_TO_SPARE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.root))
         self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore_latest(self, like: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
@@ -46,7 +57,7 @@ class Checkpoints:
             return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
-            return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            return step, dict(self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
         except (ValueError, KeyError, OSError, TypeError) as error:
             raise _damaged(self.root / str(step), error) from error
 
@@ -81,7 +92,7 @@ def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
     steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
     if not steps:
         raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train it first")
-    path = root / str(steps[-1]) / "default"
+    path: Any = root / str(steps[-1]) / "default"  # orbax is annotated with a path type of its own
     try:
         # Restored as NumPy, whole, on the host: the caller decides where it goes.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:

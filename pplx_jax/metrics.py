@@ -7,6 +7,8 @@ from typing import Any
 
 from absl import logging
 
+from pplx_jax.quiet import silent_native_stderr
+
 
 class MetricsWriter:
     """Appends to FOLDER/metrics.jsonl, one line a logged step, and writes TensorBoard events beside it.
@@ -56,6 +58,7 @@ def _event_writer(folder: pathlib.Path):
     if importlib.util.find_spec("tensorflow") is None:
         logging.info("TensorFlow is not installed: metrics go to metrics.jsonl alone")
         return None
-    from clu import metric_writers  # imports TensorFlow
+    with silent_native_stderr():
+        from clu import metric_writers  # imports TensorFlow
 
-    return metric_writers.SummaryWriter(str(folder))
+        return metric_writers.SummaryWriter(str(folder))

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from clu import parameter_overview
 
@@ -135,6 +136,8 @@ def train(
     )
     writer = MetricsWriter(folder, resume_step=first_step)
     placement = batch_sharding(device_mesh)
+    learning_rate = training.optimizer.learning_rate(training.steps)
+    compiled: jax.stages.Compiled | None = None
     compile_seconds, last_saved, numbers = 0.0, time.monotonic(), {}
 
     def seconds() -> float:
@@ -148,18 +151,18 @@ def train(
             (batch, counts), _ = next(loader)
             tokens += counts["tokens"]
             batch = jax.device_put(batch, placement)
-            if step == first_step + 1:
+            if compiled is None:
                 compiling = time.monotonic()
-                step_function = step_function.lower(state, batch).compile()
+                compiled = step_function.lower(state, batch).compile()
                 compile_seconds = time.monotonic() - compiling
                 logged_at = time.monotonic()
-            state, metrics = step_function(state, batch)
+            state, metrics = compiled(state, batch)
             if step % training.log_every_steps == 0 or step in (first_step + 1, training.steps):
                 numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 _check_finite(stage.name, step, numbers)
                 now = time.monotonic()
                 numbers |= {
-                    "learning_rate": float(training.optimizer.learning_rate(training.steps)(step - 1)),
+                    "learning_rate": float(np.asarray(learning_rate(step - 1))),
                     "tokens_per_second": (tokens - logged_tokens) / max(now - logged_at, 1e-9),
                     "fill": counts["fill"],
                     "cut_tokens": counts["cut_tokens"],

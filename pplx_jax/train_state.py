@@ -1,7 +1,6 @@
 """What a training step carries over to the next, and the compiled step itself."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -64,8 +63,8 @@ def make_step(
     seed: int,
     mask_id: int,
     mesh: jax.sharding.Mesh,
-) -> Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """One optimizer step of a stage: (state, batch) -> (state, metrics), to be jitted."""
+) -> jax.stages.Wrapped:
+    """One optimizer step of a stage, jitted: (state, batch) -> (state, metrics)."""
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -11,10 +11,11 @@ stage does not set itself it takes from the unscoped bindings:
 
     SEED = 0                                 # a macro: define once, use as %SEED
 
+    run.seed = %SEED
+    run.model = @Qwen3Config()
     run.stages = [@diffusion/Training(), @pair/Training()]
 
-    Training.seed = %SEED                    # every stage
-    Training.model = @Qwen3Config()
+    Training.log_every_steps = 10            # every stage
     Training.optimizer = @Optimizer()        # no scope: built in the scope of the stage that asks for it
     Optimizer.weight_decay = 0.1
 

@@ -104,11 +104,14 @@ def replace_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
 class _Delegate(config_parser.ParserDelegate):
     """Keeps references and macros as data, where gin's own delegate would look them up at once."""
 
-    def configurable_reference(self, scoped_configurable_name: str, evaluate: bool) -> Reference:
+    # gin's delegate has no annotations, so its placeholders seem to return None.
+    def configurable_reference(  # type: ignore[override]
+        self, scoped_configurable_name: str, evaluate: bool
+    ) -> Reference:
         scope, _, name = scoped_configurable_name.rpartition("/")
         return Reference(scope, name, evaluate)
 
-    def macro(self, macro_name: str) -> Macro:
+    def macro(self, macro_name: str) -> Macro:  # type: ignore[override]
         return REQUIRED if macro_name in ("REQUIRED", "gin.REQUIRED") else Macro(macro_name)
 
 

@@ -126,14 +126,20 @@ def batch_loss(
     chunk: jax.Array,
     *,
     temperature: float = 0.02,
+    document_hash: jax.Array | None = None,
 ) -> jax.Array:
     """L_batch: the query's chunk against all chunks of all documents of the batch, its own included.
 
-    Arguments as `sequence_loss`.
+    Arguments as `sequence_loss`, and:
+      document_hash: [N]; where given, another query's copy of the same document takes no part: its gold chunk would
+        be a negative equal to the positive.
     """
     count, places = chunk_valid.shape
-    logits = _chunk_scores(query, chunks, chunk_valid, temperature).reshape(count, -1)
-    return jnp.mean(_cross_entropy(logits, jnp.arange(count) * places + chunk))
+    logits = _chunk_scores(query, chunks, chunk_valid, temperature)
+    if document_hash is not None:
+        copy = (document_hash[:, None] == document_hash[None, :]) & ~jnp.eye(count, dtype=bool)
+        logits = jnp.where(copy[:, :, None], _ABSENT, logits)
+    return jnp.mean(_cross_entropy(logits.reshape(count, -1), jnp.arange(count) * places + chunk))
 
 
 def contextual_loss(
@@ -148,6 +154,7 @@ def contextual_loss(
     temperature: float = 0.02,
     sequence_weight: float = 0.2,
     margin: float = 0.1,
+    mask_duplicates: bool = False,
 ) -> tuple[jax.Array, Metrics]:
     """beta L_global + (1 - beta) (0.2 L_seq + 0.8 L_batch), arXiv 2602.11151 section 2.4.
 
@@ -164,12 +171,20 @@ def contextual_loss(
       temperature: tau of all three.
       sequence_weight: share of L_seq within L_local.
       margin: of L_global's false-negative mask.
+      mask_duplicates: leave copies of the query's document out of L_batch too, where the paper has no mask.
 
     Returns:
       The loss and metrics: those of `pair_loss`, `loss_sequence`, `loss_batch`, `loss_global`, `beta`.
     """
     in_document = sequence_loss(query, chunks, chunk_valid, chunk, temperature=temperature)
-    in_batch = batch_loss(query, chunks, chunk_valid, chunk, temperature=temperature)
+    in_batch = batch_loss(
+        query,
+        chunks,
+        chunk_valid,
+        chunk,
+        temperature=temperature,
+        document_hash=document_hash if mask_duplicates else None,
+    )
     over_documents, metrics = pair_loss(
         query, document, temperature=temperature, margin=margin, document_hash=document_hash
     )

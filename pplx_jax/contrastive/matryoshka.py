@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from pplx_jax.errors import BadInput
 
@@ -34,7 +35,7 @@ def matryoshka(
         width = embeddings[0].shape[-1]
         if max(dims) > width:
             raise BadInput(f"matryoshka: prefix {max(dims)} is longer than the embedding's {width} dimensions")
-        total, metrics, of_dims = 0.0, {}, {}
+        total, metrics, of_dims = jnp.float32(0), {}, {}
         for dim, weight in sorted(zip(dims, weights, strict=True)):
             value, metrics = loss(*(e[..., :dim] for e in embeddings), **arguments)
             total += weight / sum(weights) * value

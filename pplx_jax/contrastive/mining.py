@@ -66,7 +66,7 @@ def mine_table(
     total = table.count
     count = min(mining.examples or total, total)
     chosen = np.sort(generator.choice(total, count, replace=False))
-    if count <= mining.last_rank:
+    if count < mining.last_rank:
         raise BadInput(
             f"mining: ranks to {mining.last_rank} among {count} documents; mine more examples or lower last_rank"
         )
@@ -94,7 +94,11 @@ def mine_table(
             window = slice(mining.first_rank - 1, mining.last_rank)
             for row in range(len(block)):
                 candidates = places[row, window]
-                allowed = scores[row, window] <= mining.ceiling * positives[row]
+                positive = positives[row]
+                # Below zero the share is turned over: the ceiling stays under the positive.
+                allowed = scores[row, window] <= (
+                    positive * mining.ceiling if positive >= 0 else positive / mining.ceiling
+                )
                 allowed &= hashes[candidates] != hashes[start + row]
                 candidates = candidates[allowed]
                 if len(candidates) < mining.negatives:

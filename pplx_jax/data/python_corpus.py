@@ -4,6 +4,7 @@
     pairs.jsonl      {"query", "document", "source", "path", "line"}: summary, definition without docstrings
     documents.jsonl  {"id", "source", "chunks": [...], "queries": [{"text", "chunk"}]}: modules, by definition
     evaluation/      the held-out packages as a BEIR folder (retrieval/beir.py), parent = module
+    search.jsonl     what a search looks through: rows of evaluation/corpus.jsonl, and more of the same kind
     counts.json      what was kept, what was dropped, and the fingerprint of what it was made from
 
 The same interpreter with the same packages gives the same bytes.
@@ -27,7 +28,7 @@ from pplx_jax.data.python_packages import SourceFile, find_files
 from pplx_jax.data.python_pairs import Pair, Parsed, Selection, read_file, select
 from pplx_jax.errors import BadInput
 
-FORMAT = 1  # raise it when equal files would give other rows
+FORMAT = 2  # raise it when equal files would give other rows
 _FILES_PER_TASK = 16
 _PARALLEL_FROM = 256  # files; below, starting processes takes longer than parsing
 _REPORT_EVERY = 2000  # files
@@ -42,6 +43,7 @@ class PythonCorpus:
             site-packages of the running interpreter.
         packages: top-level names to read (`python` is the standard library); none means all.
         held_out: top-level packages that go to the evaluation set and nowhere else.
+        searched: training packages whose definitions go to `search.jsonl` beside those held out.
         excluded_packages: top-level names never read; ours, so that editing it does not move results.
         excluded_folders: names of folders never entered.
         excluded_files: a regular expression on file names: tests and generated code.
@@ -59,6 +61,7 @@ class PythonCorpus:
     roots: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ("jax", "jaxlib", "flax")
+    searched: tuple[str, ...] = ("python",)
     excluded_packages: tuple[str, ...] = ("pplx_jax",)
     excluded_folders: tuple[str, ...] = ("__pycache__", "_vendor", "site-packages", "test", "tests")
     excluded_files: str = r"(?:test_.*|.*_tests?|conftest|.*_pb2(?:_grpc)?|gen_.*|.*_gen)\.py"
@@ -211,6 +214,8 @@ def _write(config: PythonCorpus, selection: Selection, folder: pathlib.Path) -> 
     write_rows(folder / "documents.jsonl", documents)
     passages = list(_passages(config, selection.evaluation))
     write_retrieval_set(folder / "evaluation", passages)
+    searched = [(file, members) for file, members in selection.training if file.source in config.searched]
+    write_rows(folder / "search.jsonl", (row for row, _ in _passages(config, [*selection.evaluation, *searched])))
     return {
         "pairs_training": len(pairs),
         "pairs_evaluation": len(passages),

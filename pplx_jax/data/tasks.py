@@ -21,6 +21,7 @@ from pplx_jax.data.corpus_files import Corpus, PathLike
 from pplx_jax.data.token_files import Ragged, TokenTable, TokenWriter
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
+from pplx_jax.quiet import silent_native_stderr
 
 if TYPE_CHECKING:
     import seqio
@@ -63,7 +64,10 @@ def tokenized_blocks(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[Block]:
     Raises:
         BadInput: a record is malformed.
     """
-    import tensorflow as tf
+    with silent_native_stderr():
+        import tensorflow as tf
+
+        tf.constant(0)  # starts the runtime, which greets once more
 
     try:
         for features in corpus_task(corpus, vocabulary).get_dataset(split=SPLIT, shuffle=False):
@@ -97,7 +101,7 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.SentencePieceVocabulary:
             lengths.set_shape([None])
             if s.shape.rank == 0:
                 return values
-            return tf.RaggedTensor.from_row_lengths(values, lengths)  # pyright: ignore[reportAttributeAccessIssue]
+            return tf.RaggedTensor.from_row_lengths(values, lengths)  # type: ignore[attr-defined]
 
     return SameIds(str(vocabulary.path))
 

@@ -251,7 +251,7 @@ def _portable(model: bytes) -> bytes:
     """
     from sentencepiece import sentencepiece_model_pb2 as protocol
 
-    proto = protocol.ModelProto.FromString(model)  # pyright: ignore[reportAttributeAccessIssue]
+    proto = protocol.ModelProto.FromString(model)  # type: ignore[attr-defined]
     proto.normalizer_spec.ClearField("normalization_rule_tsv")
     for piece in proto.pieces:
         piece.score = round(piece.score * 256) / 256

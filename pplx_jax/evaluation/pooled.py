@@ -1,6 +1,7 @@
 """The pooled vectors of a retrieval set, passages alone or in the context of their document."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def pooled_vectors(
     Raises:
         BadInput: a text is past the model's limit and `truncate` is off.
     """
-    options = {"quantization": "none", "dims": dims, "truncate": truncate}
+    options: dict[str, Any] = {"quantization": "none", "dims": dims, "truncate": truncate}
     queries = model.encode(data.queries, **options)
     if not context:
         return queries, model.encode(data.documents, **options)

@@ -143,7 +143,7 @@ class Embedder:
             raise BadInput(f"dims={dims} of a model of {self.dims} dimensions; ask for 1 to {self.dims}")
         return quantize(pooled[:, :dims], quantization, bit_order)
 
-    def _pool(self, ids: Sequence[Sequence[int]], counts: np.ndarray, truncate: bool) -> np.ndarray:
+    def _pool(self, ids: Sequence[Sequence[int] | np.ndarray], counts: np.ndarray, truncate: bool) -> np.ndarray:
         """Pooled vectors [C, D] of the chunks `ids`, of which document i has counts[i], in order."""
         pooled = np.zeros((len(ids), self.dims), np.float32)
         lengths = np.array([len(chunk) for chunk in ids], np.int64)
@@ -195,7 +195,8 @@ class Embedder:
 def _as_list(texts: Sequence[str], what: str) -> list[str]:
     if isinstance(texts, str):
         raise BadInput(f"{what} is a single str; pass a list of str")
-    for place, text in enumerate(texts):
+    listed = list(texts)
+    for place, text in enumerate(listed):
         if not isinstance(text, str):
             raise BadInput(f"{what}: entry {place} is a {type(text).__name__}, not a str")
-    return list(texts)
+    return listed

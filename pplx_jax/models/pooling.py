@@ -17,6 +17,7 @@ def mean_pool(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.
     """
     member = chunk_ids[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
     counts = jnp.sum(member, axis=-1, dtype=jnp.float32)
-    # A token outside every slot enters the product as 0 * h: it must be finite, and it moves no bit.
-    totals = jnp.einsum("bsl,bld->bsd", member.astype(hidden.dtype), hidden, preferred_element_type=jnp.float32)
+    # A token outside every slot enters the product as 0 * h, which is not 0 where h is not finite.
+    inside = jnp.where(chunk_ids[..., None] > 0, hidden, 0)
+    totals = jnp.einsum("bsl,bld->bsd", member.astype(hidden.dtype), inside, preferred_element_type=jnp.float32)
     return totals / jnp.maximum(counts, 1.0)[..., None], counts

@@ -109,7 +109,7 @@ def _embed_rows(
             continue
         tokens += min(length, limit)
         good.append(row)
-    options = {"quantization": "none", "dims": settings.dims, "truncate": settings.truncate}
+    options: dict[str, Any] = {"quantization": "none", "dims": settings.dims, "truncate": settings.truncate}
     if not good:
         pooled = np.zeros((0, settings.dims), np.float32)
     elif any(row.is_document for row in good):

@@ -24,6 +24,8 @@ class ContextualStage:
       chunks: C, most chunks a document.
       temperature: tau.
       margin: of L_global's false-negative mask.
+      mask_duplicates: leave copies of a query's document (equal hash) out of L_batch as well; a document serves
+        several queries, and two of them may meet in a batch.
       sequence_weight: share of L_seq within L_local.
       beta_start: weight of L_global at the first step.
       beta_end: and at the last, along half a cosine.
@@ -37,6 +39,7 @@ class ContextualStage:
     chunks: int = 16
     temperature: float = 0.02
     margin: float = 0.1
+    mask_duplicates: bool = True
     sequence_weight: float = 0.2
     beta_start: float = 0.2
     beta_end: float = 0.5
@@ -74,6 +77,7 @@ class ContextualStage:
                 temperature=self.temperature,
                 sequence_weight=self.sequence_weight,
                 margin=self.margin,
+                mask_duplicates=self.mask_duplicates,
             )
 
         over_prefixes = matryoshka(objective, self.prefixes) if self.prefixes else objective

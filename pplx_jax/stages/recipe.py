@@ -37,7 +37,7 @@ class Corpus(Protocol):
     """Where a recipe's text comes from: writes the corpus files that `data.tasks` reads."""
 
     def build(self, output: pathlib.Path) -> Mapping[str, Any]:
-        """Writes text.jsonl, pairs.jsonl, documents.jsonl and evaluation/; returns counts."""
+        """Writes text.jsonl, pairs.jsonl, documents.jsonl, search.jsonl and evaluation/; returns counts."""
         ...
 
 
@@ -147,7 +147,7 @@ def run(
         phases("merge", lambda: merge_checkpoints(contextual, triplet, merged, **dataclasses.asdict(merge)))
         results["merged"] = phases("evaluate_merged", lambda: _score(merged, held_out, lengths))
         phases("export", lambda: _export(workdir, results))
-        phases("index", lambda: _index(workdir, merged, held_out / "corpus.jsonl"))
+        phases("index", lambda: _index(workdir, merged))
     results |= {"seconds": phases.seconds, "environment": environment()}
     written = write_results(workdir, results)
     report = write_report(workdir)
@@ -312,9 +312,10 @@ def _export(workdir: pathlib.Path, results: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _index(workdir: pathlib.Path, model: pathlib.Path, corpus: pathlib.Path) -> dict[str, Any]:
+def _index(workdir: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
     from pplx_jax.retrieval.encode import embed_file
     from pplx_jax.retrieval.index import build_index
 
-    embedded = embed_file(model, corpus, workdir / "embeddings", truncate=True)
+    searched = workdir / "data" / "corpus" / "search.jsonl"
+    embedded = embed_file(model, searched, workdir / "embeddings", truncate=True)
     return {**embedded, **build_index(workdir / "embeddings", workdir / "index")}

@@ -90,6 +90,17 @@ def test_the_values_of_positions_carry_no_gradient():
         np.testing.assert_array_equal(part, 0.0)
 
 
+def test_numpy_arrays_are_taken_with_and_without_a_gradient():
+    arguments = case(37, 8, 97)
+    assert all(type(argument) is np.ndarray for argument in arguments)
+    expected, expected_gradients = compiled(*arguments)
+    np.testing.assert_allclose(vocab_cross_entropy(*arguments)[0], expected, rtol=1e-6)
+    loss, gradients = jax.value_and_grad(loss_alone, argnums=(0, 1))(*arguments)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    for actual, exact in zip(gradients, expected_gradients, strict=True):
+        assert close(actual, exact, 1e-6)
+
+
 def test_weights_of_any_arrangement():
     # Few positions with a weight, at the ends and in between, in more than one piece of the positions.
     hidden, embedding, targets, weights = case(2500, 8, 97)

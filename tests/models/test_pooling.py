@@ -67,7 +67,7 @@ def test_any_layout_against_loops(flat_ids, seed):
     np.testing.assert_array_equal(counts, expected_counts)
 
 
-@pytest.mark.parametrize("filler", [0.0, -7.25, 1e30])
+@pytest.mark.parametrize("filler", [0.0, -7.25, 1e30, np.inf, -np.inf, np.nan])
 def test_padding_moves_no_bit(filler):
     hidden, chunk_ids = random_case()
     expected, expected_counts = pool(hidden, chunk_ids)
@@ -104,6 +104,16 @@ def test_gradient_is_one_over_count_on_own_tokens_only():
                 expected[row, token] = weights[row, slot] / counts[row, slot]
     np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-7)
     np.testing.assert_array_equal(np.asarray(gradient)[chunk_ids == 0], 0.0)
+
+
+@pytest.mark.parametrize("filler", [np.inf, np.nan])
+def test_padding_that_is_no_number_has_no_part_in_the_gradient(filler):
+    hidden, chunk_ids = random_case()
+    weights = np.random.default_rng(3).normal(size=(SHAPE[0], SLOTS, SHAPE[2])).astype(np.float32)
+    gradient = jax.jit(jax.grad(lambda h: (pool(h, chunk_ids)[0] ** 2 * weights).sum()))
+    disturbed = np.where((chunk_ids == 0)[..., None], np.float32(filler), hidden)
+    np.testing.assert_array_equal(gradient(disturbed), gradient(hidden))
+    np.testing.assert_array_equal(np.asarray(gradient(disturbed))[chunk_ids == 0], 0.0)
 
 
 def test_half_precision_tokens_are_summed_in_float32():

@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
 def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
@@ -65,11 +66,16 @@ def _blocks(hidden, embedding, targets, weights, block: int, with_gradient: bool
     return loss, cross_entropy, hidden_gradient, embedding_gradient.astype(embedding.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def vocab_cross_entropy(
-    hidden: jax.Array, embedding: jax.Array, targets: jax.Array, weights: jax.Array, block: int = 1024
+    hidden: ArrayLike, embedding: ArrayLike, targets: ArrayLike, weights: ArrayLike, block: int = 1024
 ) -> tuple[jax.Array, jax.Array]:
     """See `pplx_jax.kernels.vocab_cross_entropy`; `block` positions have their logits in memory at a time."""
+    arrays = (jnp.asarray(array) for array in (hidden, embedding, targets, weights))
+    return _vocab_cross_entropy(*arrays, block)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _vocab_cross_entropy(hidden, embedding, targets, weights, block):
     loss, cross_entropy, _, _ = _blocks(hidden, embedding, targets, weights, block, with_gradient=False)
     return loss, cross_entropy
 
@@ -94,4 +100,4 @@ def _backward(block, residual, cotangents):
     )
 
 
-vocab_cross_entropy.defvjp(_forward, _backward)
+_vocab_cross_entropy.defvjp(_forward, _backward)
