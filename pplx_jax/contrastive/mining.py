@@ -41,7 +41,13 @@ class Mining:
 
 
 def mine_table(
-    embedder: Embedder, table: TokenTable, vocabulary: Vocabulary, mining: Mining, output: pathlib.Path
+    embedder: Embedder,
+    table: TokenTable,
+    vocabulary: Vocabulary,
+    mining: Mining,
+    output: pathlib.Path,
+    *,
+    among: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Writes the triplet table of a pair table.
 
@@ -55,6 +61,7 @@ def mine_table(
       vocabulary: the table's.
       mining: the choice.
       output: folder of the triplet table.
+      among: [n] rows of the table that the sample is drawn from; all where None.
 
     Returns:
       Counts: `queries`, `left_out`, `mean_positive_similarity`, `mean_negative_similarity`.
@@ -63,9 +70,9 @@ def mine_table(
       BadInput: fewer documents than the window is deep, or no query with K negatives.
     """
     generator = np.random.default_rng(mining.seed)
-    total = table.count
-    count = min(mining.examples or total, total)
-    chosen = np.sort(generator.choice(total, count, replace=False))
+    rows = np.arange(table.count) if among is None else among
+    count = min(mining.examples or len(rows), len(rows))
+    chosen = np.sort(generator.choice(rows, count, replace=False))
     if count < mining.last_rank:
         raise BadInput(
             f"mining: ranks to {mining.last_rank} among {count} documents; mine more examples or lower last_rank"

@@ -35,7 +35,6 @@ class Qwen3Config:
       embedding_init_std: standard deviation of the random embedding table.
       residual_init_scale: multiplies the random kernels that write to the residual (attention's o, MLP's down); 0
         starts every block as the identity, so that a model from scratch starts as a bag of words.
-      final_norm_init: scale of the last norm at the start; below 1 it tempers the logits of a wide tied table.
       dtype: precision of activations; parameters stay float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
       unroll: blocks unrolled in the layer scan; compile time against scheduling freedom.
@@ -54,7 +53,6 @@ class Qwen3Config:
     causal: bool = False
     embedding_init_std: float = 0.02
     residual_init_scale: float = 1.0
-    final_norm_init: float = 1.0
     dtype: str = "bfloat16"
     remat: bool = True
     unroll: int = 1
@@ -81,8 +79,8 @@ class Qwen3Config:
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, computed in float32 over the last axis."""
 
-    def __init__(self, width: int, eps: float, init: float = 1.0):
-        self.scale = nnx.Param(jnp.full((width,), init, jnp.float32))
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -185,7 +183,7 @@ class Qwen3(nnx.Module):
         self.embed = Embedding(config, rngs)
         stack = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda rngs: Layer(config, rngs)))
         self.layers = stack(rngs)
-        self.final_norm = RMSNorm(config.width, config.rms_norm_eps, config.final_norm_init)
+        self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
 
     def __call__(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
         """Hidden states of packed rows.

@@ -16,6 +16,7 @@ from absl import logging
 from pplx_jax.checkpointing import read_json, write_json
 from pplx_jax.contrastive.mining import Mining, mine_table
 from pplx_jax.data import tasks
+from pplx_jax.data.loader import shuffled
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
@@ -136,7 +137,7 @@ def run(
     for training in stages:
         name = training.stage.name
         if name == "triplet":
-            phases("mine", lambda: _mine(workdir, vocabulary, mining))
+            phases("mine", lambda: _mine(workdir, vocabulary, mining, stages, seed))
 
         work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text)
         phases(name, work)
@@ -281,10 +282,15 @@ def _tokenize(workdir: pathlib.Path, vocabulary: Vocabulary, lengths: Lengths) -
     return {manifest["stage"]: manifest["count"] for manifest in manifests}
 
 
-def _mine(workdir: pathlib.Path, vocabulary: Vocabulary, mining: Mining) -> dict[str, Any]:
+def _mine(
+    workdir: pathlib.Path, vocabulary: Vocabulary, mining: Mining, stages: Sequence[Training], seed: int
+) -> dict[str, Any]:
+    """Mines the pairs that the pair stage has not come to, all of them where it has seen each."""
     tokens = workdir / "data" / "tokens"
     table = TokenTable.open(tokens / "pair", vocabulary=vocabulary)
-    return mine_table(Embedder.load(workdir / "pair"), table, vocabulary, mining, tokens / "triplet")
+    seen = sum(training.steps * training.stage.batch_size for training in stages if training.stage.name == "pair")
+    among = shuffled(np.arange(seen, table.count), table.count, seed) if seen < table.count else None
+    return mine_table(Embedder.load(workdir / "pair"), table, vocabulary, mining, tokens / "triplet", among=among)
 
 
 def _score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path):
@@ -298,7 +304,12 @@ def _score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> di
     alone = evaluate(embedder, held_out, truncate=True)
     if embedder.kind != "context_v1":
         return alone
-    within = evaluate(embedder, held_out, context=True, truncate=True, chunks_per_document=lengths.chunks)
+    # Documents of the size that the stage was trained on.
+    size = {
+        "chunks_per_document": lengths.chunks,
+        "tokens_per_document": lengths.chunks * (lengths.chunk + 1),
+    }
+    within = evaluate(embedder, held_out, context=True, truncate=True, **size)
     return {**within, "with_context": within, "without_context": alone}
 
 

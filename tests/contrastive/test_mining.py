@@ -221,3 +221,14 @@ def test_no_query_with_enough_negatives(tmp_path):
     with pytest.raises(BadInput, match="no query has 17 documents of rank 5 to 20 under 0.8"):
         mine(tmp_path, Mining(17, 5, 20, 0.8))  # the window holds 16
     assert not (tmp_path / "triplet").exists()
+
+
+def test_only_the_rows_it_is_told_to_mine_among_take_part(tmp_path):
+    among, embedder = np.arange(0, PAIRS, 2), Vectors()
+    table = pair_table(tmp_path / "pair")
+    mine_table(embedder, table, VOCABULARY, WINDOW, tmp_path / "even", among=among)
+    choices = allowed(WINDOW, among=range(0, PAIRS, 2))
+    found = decoded(TokenTable.open(tmp_path / "even", stage="triplet", vocabulary=VOCABULARY))
+    assert set(found) == {query for query in choices if len(choices[query]) >= 3}
+    assert all(set(negatives) <= choices[query] for query, negatives in found.items())
+    assert sorted(embedder.asked) == sorted([*(10 + among), *(FIRST_DOCUMENT + among)])
