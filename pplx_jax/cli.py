@@ -13,6 +13,7 @@ import json
 import logging
 import pathlib
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -190,15 +191,13 @@ def _plain(value: Any) -> Any:
 
 
 def _show(result: Mapping[str, Any] | None, prefix: str = "") -> None:
-    """Prints a result for people: `name  value` lines, a table for a list of rows, long texts as they are."""
+    """Prints a result for people: `name  value` lines, lists of rows, long texts as they are."""
     for name, value in (result or {}).items():
         match value:
             case Mapping():
                 _show(value, f"{prefix}{name}.")
             case [Mapping(), *_]:
-                print("  ".join(value[0]))
-                for row in value:
-                    print("  ".join(str(cell) for cell in row.values()))
+                _show_rows(value)
             case list():
                 for item in value:
                     print(f"{prefix}{name}  {item}")
@@ -206,3 +205,21 @@ def _show(result: Mapping[str, Any] | None, prefix: str = "") -> None:
                 print(f"\n{value}", end="")
             case _:
                 print(f"{prefix}{name}  {value}")
+
+
+def _show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table; where cells hold several lines, a numbered block a row with those below."""
+    cells = [
+        {name: f"{cell:.4g}" if isinstance(cell, float) else str(cell) for name, cell in row.items()} for row in rows
+    ]
+    long = {name for row in cells for name, cell in row.items() if "\n" in cell}
+    if not long:
+        print("  ".join(rows[0]))
+        for row in cells:
+            print("  ".join(row.values()))
+        return
+    for number, row in enumerate(cells, 1):
+        (_, title), *others = row.items()
+        print("  ".join([f"{number}. {title}", *(f"{name} {cell}" for name, cell in others if name not in long)]))
+        for name in long & row.keys():
+            print(textwrap.indent(row[name], "    ") + "\n")

@@ -167,6 +167,10 @@ class TestRunning:
     def test_rows_are_shown_as_a_table(self, pplx_jax):
         assert pplx_jax("look", "here")[1] == "id  score  text\nd1  0.9  one\nd2  0.8  two\n"
 
+    def test_rows_with_long_texts_are_shown_as_blocks(self, capsys):
+        cli._show({"hits": [{"id": "d1", "score": 0.123456, "text": "def f():\n    pass", "line": 3}]})
+        assert capsys.readouterr().out == "1. d1  score 0.1235  line 3\n    def f():\n        pass\n\n"
+
 
 class TestJson:
     def test_exactly_one_object_on_standard_output(self, pplx_jax, recipe):

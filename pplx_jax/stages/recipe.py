@@ -299,7 +299,7 @@ def _score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_ou
 
 
 def _score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
-    """Float, INT8 and binary; a context model also with each passage in its module, which is its own use."""
+    """Float, INT8 and binary of passages alone; of a context model also with each in its module, its own use."""
     embedder = Embedder.load(folder)
     alone = evaluate(embedder, held_out, truncate=True)
     if embedder.kind != "context_v1":
@@ -310,7 +310,7 @@ def _score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> di
         "tokens_per_document": lengths.chunks * (lengths.chunk + 1),
     }
     within = evaluate(embedder, held_out, context=True, truncate=True, **size)
-    return {**within, "with_context": within, "without_context": alone}
+    return {**alone, "with_context": within, "without_context": alone}
 
 
 def _export(workdir: pathlib.Path, results: Mapping[str, Any]) -> dict[str, Any]:
