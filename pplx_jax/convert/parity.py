@@ -56,7 +56,9 @@ def check_parity(folder: pathlib.Path, model: ModelFolder) -> Parity:
     import jax
     import torch
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     # Placed once, and PyTorch's model opened once: three copies of the parameters in all.
     config = dataclasses.replace(model.config, dtype="float32")
     model = dataclasses.replace(model, config=config, params=jax.device_put(model.params))
