@@ -22,6 +22,10 @@ EXTRAS = {
     ],
     # The BM25 baseline.
     "eval": ["bm25s>=0.2.14,<0.4"],
+    # `embed` of Parquet files.
+    "parquet": ["pyarrow>=19,<26"],
+    # `serve`.
+    "serve": ["starlette>=0.46,<2", "uvicorn>=0.34,<1"],
     # Ahead-of-time compilation for TPU topologies.
     "tpu": ["libtpu>=0.0.40,<0.1"],
     # Launching on XManager.
@@ -30,6 +34,7 @@ EXTRAS = {
         "hypothesis>=6.130,<7",
         "jaxtyping>=0.3,<0.4",
         "beartype>=0.21,<1",
+        "openai>=1.60,<4",
         "pyrefly>=1.4,<2",
         "pytest>=8.4,<10",
         "ruff>=0.12,<0.18",

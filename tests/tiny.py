@@ -31,18 +31,10 @@ def tiny_vocabulary(folder: pathlib.Path) -> Vocabulary:
     return train_vocabulary((" ".join(pair) for pair in words), folder / "vocabulary.model", 332)
 
 
-def tiny_config(vocabulary: Vocabulary) -> Qwen3Config:
-    """One block, in float32 so that runs compare to the last bit."""
-    return Qwen3Config(
-        vocab_size=vocabulary.size,
-        width=WIDTH,
-        mlp_width=16,
-        layers=1,
-        query_heads=2,
-        kv_heads=1,
-        head_dim=16,
-        dtype="float32",
-    )
+def tiny_config(vocabulary: Vocabulary, **fields) -> Qwen3Config:
+    """One block, in float32 so that runs compare to the last bit; `fields` over that."""
+    sizes = {"width": WIDTH, "mlp_width": 16, "layers": 1, "query_heads": 2, "kv_heads": 1, "head_dim": 16}
+    return Qwen3Config(**{"vocab_size": vocabulary.size, **sizes, "dtype": "float32", **fields})
 
 
 def tiny_tables(folder: pathlib.Path, vocabulary: Vocabulary) -> dict[str, TokenTable]:

@@ -20,22 +20,22 @@ class WordEncoder:
     def count_tokens(self, texts):
         return np.array([len(text.split()) for text in texts], np.int64)
 
-    def encode(self, texts, *, quantization="int8", dims=None, truncate=False):
+    def encode(self, texts, *, quantization="int8", dims=None, overflow="error", overlap=None):
         vectors = np.zeros((len(texts), self.dims), np.float32)
         for row, text in enumerate(texts):
             words = text.split()
-            if len(words) > self.config.max_length and not truncate:
+            if len(words) > self.config.max_length and overflow == "error":
                 raise BadInput(f"text {row} has {len(words)} tokens")
             for word in words[: self.config.max_length]:
                 vectors[row] += np.random.default_rng(zlib.crc32(word.encode())).normal(size=self.dims)
         self.encoded += len(texts)
         return quantize(vectors[:, :dims], quantization)
 
-    def encode_documents(self, documents, *, quantization="int8", dims=None, truncate=False):
+    def encode_documents(self, documents, *, quantization="int8", dims=None, overflow="error", overlap=None):
         """Each chunk's vector leans towards its document's."""
         result = []
         for chunks in documents:
-            assert self.count_tokens(chunks).sum() + len(chunks) - 1 <= self.config.max_length or truncate
-            alone = self.encode(chunks, quantization="none", dims=dims, truncate=truncate)
+            assert self.count_tokens(chunks).sum() + len(chunks) - 1 <= self.config.max_length or overflow != "error"
+            alone = self.encode(chunks, quantization="none", dims=dims, overflow=overflow)
             result.append(quantize(alone + alone.mean(axis=0), quantization))
         return result

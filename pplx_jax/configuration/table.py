@@ -15,6 +15,7 @@ VERBS = (
     "pplx_jax.stages.recipe:merge_checkpoints",
     "pplx_jax.convert.to_huggingface:export_hf",
     "pplx_jax.retrieval.encode:embed_file",
+    "pplx_jax.serving.server:serve",
     "pplx_jax.retrieval.index:build_index",
     "pplx_jax.retrieval.index:search_index",
     "pplx_jax.evaluation.folder:evaluate_task",

@@ -6,7 +6,7 @@ Linear's weight. The keys are those of the released weights: `embed_tokens.*`, `
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,38 +78,65 @@ def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str,
     return tensors
 
 
-def from_torch_layout(tensors: Mapping[str, np.ndarray], config: Qwen3Config) -> dict[str, Any]:
+def from_torch_layout(
+    tensors: Mapping[str, Any],
+    config: Qwen3Config,
+    *,
+    dtype: Any = None,
+    place: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf,
+) -> dict[str, Any]:
     """PyTorch's flat dict as our tree: the inverse of `to_torch_layout`, bit for bit.
 
     Args:
-      tensors: key -> array. Any mapping serves, so that a lazy one holds a single tensor in memory at a time;
-        shapes are asked of its values.
+      tensors: key -> an array, or anything with a shape and a dtype that NumPy reads as one when it is due
+        (`StoredTensor`): then a single tensor is in memory at a time beside the result.
       config: the encoder the tensors belong to.
+      dtype: of the result; that of the tensors where None.
+      place: (path, leaf) -> what stands in the tree for the leaf; moves it to where it belongs.
 
     Returns:
-      Nested dict of contiguous arrays of the tensors' dtype.
+      Nested dict of contiguous arrays, or of what `place` made of them.
 
     Raises:
       BadInput: a tensor is missing, left over or of another shape; one line names all of them.
     """
-    wanted = {}
-    for entry in TABLE:
-        shape = _our_shape(entry, config)[entry.stacked :]
-        wanted |= dict.fromkeys(_keys(entry, config), shape[::-1] if entry.transposed else shape)
-    _check(tensors, wanted, "tensors")
+    _check(tensors, torch_shapes(config), "tensors")
     params: dict[str, Any] = {}
     for entry in TABLE:
         keys = _keys(entry, config)
-        leaf = np.empty(_our_shape(entry, config), tensors[keys[0]].dtype)
+        leaf = np.empty(_our_shape(entry, config), dtype or tensors[keys[0]].dtype)
         for layer, key in enumerate(keys):
-            tensor = tensors[key].T if entry.transposed else tensors[key]
-            leaf[layer if entry.stacked else ...] = tensor
+            tensor = np.asarray(tensors[key])
+            leaf[layer if entry.stacked else ...] = tensor.T if entry.transposed else tensor
+            del tensor  # before the next one is read
         *parents, name = entry.path.split(".")
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[name] = leaf
+        node[name] = place(entry.path, leaf)
+        del leaf
     return params
+
+
+def torch_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of the PyTorch layout, by key."""
+    shapes = {}
+    for entry in TABLE:
+        shape = _our_shape(entry, config)[entry.stacked :]
+        shapes |= dict.fromkeys(_keys(entry, config), shape[::-1] if entry.transposed else shape)
+    return shapes
+
+
+def mismatches(found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is missing in `found`, left over there, or of another shape than `wanted`: one phrase each."""
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is left over" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, not {shape}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    return problems
 
 
 def _keys(entry: Entry, config: Qwen3Config) -> list[str]:
@@ -136,13 +163,6 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, n
             yield f"{prefix}{name}", value
 
 
-def _check(found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is left over" for name in found if name not in wanted]
-    problems += [
-        f"{name} has shape {found[name].shape}, not {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name].shape != shape
-    ]
-    if problems:
+def _check(found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
+    if problems := mismatches(found, wanted):
         raise BadInput(f"{what} do not fit the model's configuration: {'; '.join(problems)}; check both")

@@ -22,7 +22,9 @@ import unicodedata
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from pplx_jax.data.vocabulary import CAMEL_CASE, MASK, PAD, SEPARATOR, UNKNOWN, Vocabulary
+from pplx_jax.data.normalization import CAMEL_CASE
+from pplx_jax.data.tokenizer_vocabulary import TokenizerVocabulary
+from pplx_jax.data.vocabulary import MASK, PAD, SEPARATOR, TOKENIZER, UNKNOWN, SentencePieceVocabulary, Vocabulary
 from pplx_jax.errors import BadInput
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ _SPACE = "\u2581"
 
 
 def convert_tokenizer(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
-    """A `tokenizers.Tokenizer` with the ids of `vocabulary`.
+    """A `tokenizers.Tokenizer` with the ids of `vocabulary`, which is a SentencePiece one.
 
     Raises:
       BadInput: the vocabulary is no unigram model with byte fallback and SentencePiece's usual white-space
@@ -44,6 +46,8 @@ def convert_tokenizer(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+    if not isinstance(vocabulary, SentencePieceVocabulary):
+        raise BadInput(f"vocabulary {vocabulary.path} is no SentencePiece model; it needs no conversion")
     proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)  # type: ignore[attr-defined]
     _check(proto, vocabulary)
     normal = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
@@ -72,15 +76,19 @@ def save_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path, max_length: int
     """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` for `AutoTokenizer`.
 
     Args:
-      vocabulary: ours.
+      vocabulary: a SentencePiece one, which is converted, or a pretrained model's, which goes out as it came.
       folder: an existing folder.
       max_length: tokens the model takes; transformers warns above it.
 
     Raises:
       BadInput: as `convert_tokenizer`.
     """
-    convert_tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
-    special = {"pad_token": PAD, "unk_token": UNKNOWN, "mask_token": MASK, "sep_token": SEPARATOR}
+    if isinstance(vocabulary, TokenizerVocabulary):
+        (folder / TOKENIZER).write_bytes(vocabulary.plain_model)
+        special = {"pad_token": vocabulary.pad, "mask_token": vocabulary.mask, "sep_token": vocabulary.separator}
+    else:
+        convert_tokenizer(vocabulary).save(str(folder / TOKENIZER))
+        special = {"pad_token": PAD, "unk_token": UNKNOWN, "mask_token": MASK, "sep_token": SEPARATOR}
     configuration = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
@@ -94,7 +102,7 @@ def save_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path, max_length: int
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _check(proto, vocabulary: Vocabulary) -> None:
+def _check(proto, vocabulary: SentencePieceVocabulary) -> None:
     trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
     expected = {
         "model_type unigram": trainer.model_type == trainer.UNIGRAM,

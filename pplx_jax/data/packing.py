@@ -82,24 +82,40 @@ def pack(
             "give the stage longer rows or more of them"
         )
 
-    # Texts lie in a row in the order they were placed, chunks in a text in the order they were given.
+    return lay_out(kept, counts, row_of_text, order, cut_tokens=int((lengths - kept).sum()))
+
+
+def lay_out(
+    lengths: np.ndarray, counts: np.ndarray, row_of_text: np.ndarray, order: np.ndarray, *, cut_tokens: int = 0
+) -> Packing:
+    """Places chunks in rows that are decided: texts in the order they were placed, chunks as they were given.
+
+    Args:
+        lengths: [C] tokens of each chunk, text by text.
+        counts: [T] chunks of each text.
+        row_of_text: [T] the row of each, which has the room.
+        order: [T] the texts in the order of placing.
+        cut_tokens: handed on.
+    """
+    texts = np.repeat(np.arange(len(counts)), counts)
+    sizes = np.bincount(texts, lengths, len(counts)).astype(np.int64) + np.maximum(counts - 1, 0)
     placed = order[np.argsort(row_of_text[order], kind="stable")]
     starts_row = np.diff(row_of_text[placed], prepend=-1) > 0
     column, segment, slot = np.empty((3, len(counts)), np.int64)
-    column[placed] = _sum_before(text_sizes(kept)[placed], starts_row)
+    column[placed] = _sum_before(sizes[placed], starts_row)
     segment[placed] = _sum_before(np.ones(len(placed), np.int64), starts_row) + 1
     slot[placed] = _sum_before(counts[placed], starts_row)
     starts_text = np.diff(texts, prepend=-1) > 0
     place = _sum_before(np.ones(len(texts), np.int64), starts_text)
-    position = _sum_before(kept, starts_text) + place  # a separator after each chunk before
+    position = _sum_before(lengths, starts_text) + place  # a separator after each chunk before
     return Packing(
-        row=row,
+        row=row_of_text[texts],
         column=column[texts] + position,
         segment=segment[texts],
         slot=slot[texts] + place,
         position=position,
-        kept=kept,
-        cut_tokens=int((lengths - kept).sum()),
+        kept=lengths,
+        cut_tokens=cut_tokens,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import collections
 import functools
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +80,7 @@ def tokenized_blocks(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[Block]:
         raise
 
 
-def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.SentencePieceVocabulary:
+def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
     """The vocabulary as SeqIO wants it, with the very ids of `vocabulary` inside tf.data too.
 
     TensorFlow Text carries another release of SentencePiece, which breaks ties between equally likely
@@ -94,7 +94,17 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.SentencePieceVocabulary:
         lengths = np.array([len(text) for text in ids], np.int64)
         return np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum()), lengths
 
-    class SameIds(seqio.SentencePieceVocabulary):
+    class SameIds(seqio.Vocabulary):
+        bos_id = eos_id = unk_id = None
+        pad_id = vocabulary.pad_id
+        _base_vocab_size = vocabulary.size
+
+        def _encode(self, s: str) -> list[int]:
+            return vocabulary.encode(s)
+
+        def _decode(self, ids: Iterable[int]) -> str:
+            return vocabulary.decode(ids)
+
         def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
             values, lengths = tf.numpy_function(encode, [tf.reshape(s, [-1])], (tf.int32, tf.int64))
             values.set_shape([None])
@@ -103,7 +113,15 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.SentencePieceVocabulary:
                 return values
             return tf.RaggedTensor.from_row_lengths(values, lengths)  # type: ignore[attr-defined]
 
-    return SameIds(str(vocabulary.path))
+        def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+            return tf.numpy_function(lambda ids: vocabulary.decode(ids).encode(), [ids], tf.string)
+
+        def __eq__(self, other) -> bool:
+            return isinstance(other, seqio.Vocabulary) and getattr(other, "fingerprint", None) == self.fingerprint
+
+        fingerprint = vocabulary.fingerprint
+
+    return SameIds()
 
 
 def tokenize_text(

@@ -1,12 +1,11 @@
-"""The vocabulary: a SentencePiece unigram model whose four control symbols are found by name.
+"""Text to token ids and back: what every vocabulary promises, and the SentencePiece one that recipes train.
 
-Normalisation lives inside the `.model` file, so that every binding of SentencePiece encodes alike. It is one
-table of rewrite rules, longest match first: NFKC with case folding for every character and its canonical
-decomposition; white space and `_` to a space; control characters to nothing; a space between an ASCII lower-case
-letter and an upper-case one. So `read_file`, `readFile` and "Read file" are the same text. `CAMEL_CASE` is the
-last rule as a regular expression, for tokenizers that normalise a character at a time.
+The trained vocabulary is a unigram model whose four control symbols are found by name. Its normalisation
+(`data/normalization.py`) lives inside the `.model` file, so that every binding of SentencePiece encodes alike.
+The vocabulary of a pretrained model is its `tokenizer.json`: see `data/tokenizer_vocabulary.py`.
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -14,19 +13,18 @@ import io
 import os
 import pathlib
 import string
-import sys
 import tempfile
-import unicodedata
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import sentencepiece
 
+from pplx_jax.data.normalization import rules_table
 from pplx_jax.errors import BadInput
 
 FILE_NAME = "vocabulary.model"
+TOKENIZER = "tokenizer.json"
 PAD, UNKNOWN, MASK, SEPARATOR = "<pad>", "<unk>", "<mask>", "<sep>"
-CAMEL_CASE = "(?<=[a-z])(?=[A-Z])"  # where the normaliser puts a space
 MAX_LINE_BYTES = 4192
 
 _ASCII = string.digits + string.ascii_lowercase + string.punctuation.replace("_", "")
@@ -34,28 +32,93 @@ _THREADS = 2  # training sums floats by thread: another number gives another mod
 
 
 @dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """Text to token ids and back, by a SentencePiece model that was read from `path`."""
+class Vocabulary(abc.ABC):
+    """Text to token ids and back; the three tokens that training needs, which text never encodes to.
+
+    Attributes:
+        path: the file it was read from.
+    """
 
     path: pathlib.Path
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> "Vocabulary":
+        """Reads a SentencePiece `.model` file, a `tokenizer.json`, or a folder that holds either.
+
+        Raises:
+            BadInput: there is no such file, it is damaged, or a symbol that training needs is missing.
+        """
+        path = pathlib.Path(path)
+        if path.is_dir():
+            tokenizer = not (path / FILE_NAME).exists() and (path / TOKENIZER).exists()
+            path = path / (TOKENIZER if tokenizer else FILE_NAME)
+        if path.suffix == ".json":
+            from pplx_jax.data.tokenizer_vocabulary import TokenizerVocabulary  # it builds on this module
+
+            return TokenizerVocabulary.read(path)
+        return SentencePieceVocabulary.read(path)
+
+    @property
+    @abc.abstractmethod
+    def size(self) -> int:
+        """One more than the largest token id."""
+
+    @property
+    @abc.abstractmethod
+    def pad_id(self) -> int:
+        """What fills rows; never read."""
+
+    @property
+    @abc.abstractmethod
+    def mask_id(self) -> int:
+        """What diffusion puts in a token's place."""
+
+    @property
+    @abc.abstractmethod
+    def separator_id(self) -> int:
+        """What stands between the chunks of a document."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of what the ids depend on."""
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text, nothing put before or after; the name of a special token in it is spelled out."""
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """`encode` of every text, on all cores."""
+
+    @abc.abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids, as far as normalisation keeps it; special tokens give nothing."""
+
+    @abc.abstractmethod
+    def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
+        """Writes what `load(folder)` reads and returns the path of the main file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SentencePieceVocabulary(Vocabulary):
+    """A vocabulary that `train_vocabulary` made, held as the bytes of its `.model` file."""
+
     model: bytes = dataclasses.field(repr=False)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Vocabulary":
-        """Reads a `.model` file, or `vocabulary.model` in a folder.
+    def read(cls, path: pathlib.Path) -> "SentencePieceVocabulary":
+        """Reads a `.model` file.
 
         Raises:
             BadInput: the file is missing, is no SentencePiece model, or lacks one of the four symbols.
         """
-        path = pathlib.Path(path)
-        if path.is_dir():
-            path = path / FILE_NAME
         try:
             vocabulary = cls(path, path.read_bytes())
         except OSError as error:
             raise BadInput(
-                f"cannot read vocabulary {path}: {error.strerror or error}; give a SentencePiece .model file "
-                f"or a folder that holds {FILE_NAME}"
+                f"cannot read vocabulary {path}: {error.strerror or error}; give a SentencePiece .model file, "
+                f"a {TOKENIZER} or a folder that holds {FILE_NAME} or {TOKENIZER}"
             ) from None
         try:
             vocabulary._processor  # noqa: B018  (parses the file)
@@ -76,7 +139,6 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Number of token ids, control symbols and byte pieces included."""
         return self._processor.get_piece_size()
 
     @functools.cached_property
@@ -97,24 +159,19 @@ class Vocabulary:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of the model file."""
         return hashlib.sha256(self.model).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text, without control symbols; the name of a control symbol in it is spelled out."""
         return self._processor.encode(text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of every text, on all cores."""
         return self._processor.encode(texts, num_threads=-1) if texts else []
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The normalised text of the ids; control symbols give nothing."""
         return self._processor.decode([int(token) for token in ids])
 
     def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
-        """Writes the model to `folder/vocabulary.model` and returns that path."""
-        return _write(pathlib.Path(folder) / FILE_NAME, self.model)
+        return write_whole(pathlib.Path(folder) / FILE_NAME, self.model)
 
     def _id(self, piece: str) -> int:
         token = self._processor.piece_to_id(piece)
@@ -133,7 +190,7 @@ def train_vocabulary(
     *,
     sample_bytes: int = 6_000_000,
     seed: int = 0,
-) -> Vocabulary:
+) -> SentencePieceVocabulary:
     """Trains a unigram model with byte fallback and writes it; equal arguments give an equal file.
 
     Args:
@@ -150,7 +207,7 @@ def train_vocabulary(
     model = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         rules = pathlib.Path(folder) / "normalization.tsv"
-        rules.write_text(_rules_table(), encoding="ascii")
+        rules.write_text(rules_table(), encoding="ascii")
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=_sentences(_sample(texts, sample_bytes, seed)),
@@ -178,46 +235,8 @@ def train_vocabulary(
             raise BadInput(
                 f"no vocabulary of {size} pieces for {output}: {reason}; give more text or a smaller size"
             ) from None
-    _write(output, _portable(model.getvalue()))
-    return Vocabulary.load(output)
-
-
-def normalization_rules() -> dict[str, str]:
-    """The rewrite rules of the normaliser: what is replaced (one character or more) -> by what."""
-    rules = {}
-    for code in range(1, sys.maxunicode + 1):
-        character = chr(code)
-        category = unicodedata.category(character)
-        if category == "Cs":
-            continue
-        if character.isspace():
-            target = " "
-        elif category == "Cc":
-            target = ""
-        else:
-            target = _fold(character).replace("_", " ")
-        for source in (character, unicodedata.normalize("NFD", character)):
-            if source != target:
-                rules[source] = target
-    for lower in string.ascii_lowercase:
-        for upper in string.ascii_uppercase:
-            rules[lower + upper] = f"{lower} {upper.lower()}"
-    return rules
-
-
-def _fold(text: str) -> str:
-    """NFKC_Casefold: folding can undo NFKC and NFKC can give new capitals, hence twice."""
-    for _ in range(2):
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return text
-
-
-@functools.cache
-def _rules_table() -> str:
-    def codes(text: str) -> str:
-        return " ".join(f"{ord(character):X}" for character in text)
-
-    return "".join(f"{codes(source)}\t{codes(to)}\n" for source, to in sorted(normalization_rules().items()))
+    write_whole(output, _portable(model.getvalue()))
+    return SentencePieceVocabulary.read(output)
 
 
 def _sample(texts: Iterable[str], budget: int, seed: int) -> Iterator[str]:
@@ -258,7 +277,8 @@ def _portable(model: bytes) -> bytes:
     return proto.SerializeToString(deterministic=True)
 
 
-def _write(path: pathlib.Path, content: bytes) -> pathlib.Path:
+def write_whole(path: pathlib.Path, content: bytes) -> pathlib.Path:
+    """Writes a file under its final name only once it is whole, and returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -39,7 +39,7 @@ def pooled_vectors(
     Raises:
         BadInput: a text is past the model's limit and `truncate` is off.
     """
-    options: dict[str, Any] = {"quantization": "none", "dims": dims, "truncate": truncate}
+    options: dict[str, Any] = {"quantization": "none", "dims": dims, "overflow": "truncate" if truncate else "error"}
     queries = model.encode(data.queries, **options)
     if not context:
         return queries, model.encode(data.documents, **options)

@@ -1,28 +1,17 @@
 """`Embedder`: texts in, embeddings out, in any mix of lengths; the face of a trained model."""
 
-import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
-from pplx_jax.data.packing import pack
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import ModelFolder, load_model
-from pplx_jax.models.encoding import embed
+from pplx_jax.models.overflow import Overflow
+from pplx_jax.models.packed_encoder import PackedEncoder, Tokens
 from pplx_jax.models.quantization import BitOrder, Quantization, quantize
-from pplx_jax.models.qwen3 import Qwen3
-from pplx_jax.train_state import bind
-
-_SHORTEST_ROW = 256
-_TEXTS_AT_ONCE = 8192
-
-
-@functools.partial(jax.jit, static_argnames="slots")
-def _embed(model: Qwen3, batch: dict[str, jax.Array], slots: int) -> jax.Array:
-    return embed(model, batch, slots)[0]
+from pplx_jax.progress import Progress
 
 
 class Embedder:
@@ -30,6 +19,17 @@ class Embedder:
 
     Texts are packed in rows, shortest rows first, so a list of any mix of lengths costs about its tokens; order is
     kept outside, and number out equals number in.
+
+    Every method that encodes takes:
+      quantization: "int8" (int8), "binary" (int8 of -1 and +1), "ubinary" (packed bits), "tanh" or "none"
+        (float32). Embeddings are not normalised: compare them by cosine, "ubinary" by Hamming distance.
+      dims: a prefix of the dimensions, for models trained with MRL; all where None.
+      bit_order: of "ubinary": "big" or "little", which bit of a byte the first dimension is.
+      overflow: what happens to a text or document over the model's length (`config.max_length` tokens). "error"
+        raises and names it; "split" encodes overlapping windows of it and pools every token once, none lost;
+        "truncate" cuts its longest chunks.
+      overlap: tokens that the windows of "split" share at least; an eighth of the model's length where None.
+      progress: whether to report on standard error how far it is.
 
     Args:
       folder: a loaded model.
@@ -47,13 +47,18 @@ class Embedder:
         self.vocabulary = folder.vocabulary
         self.kind = folder.kind
         self.fingerprint = folder.fingerprint
-        self._model = bind(folder.config, jax.device_put(folder.params))
-        self._batch_tokens = batch_tokens
-        self._slots = slots
+        self._encoder = PackedEncoder(
+            folder.config,
+            folder.params,
+            pad_id=folder.vocabulary.pad_id,
+            separator_id=folder.vocabulary.separator_id,
+            batch_tokens=batch_tokens,
+            slots=slots,
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **arguments) -> "Embedder":
-        """Loads a model folder: a stage's, or a merge's.
+        """Loads a model folder (a stage's, a merge's, an import's) or a Hugging Face folder that could be imported.
 
         Raises:
           BadInput: the folder or a file in it is missing or damaged.
@@ -67,22 +72,19 @@ class Embedder:
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         quantization: Quantization = "int8",
         dims: int | None = None,
         bit_order: BitOrder = "big",
-        truncate: bool = False,
+        overflow: Overflow = "error",
+        overlap: int | None = None,
+        progress: bool = False,
     ) -> np.ndarray:
-        """One embedding a text.
+        """One embedding a text, each encoded alone.
 
-        Args:
-          texts: each is encoded alone; the empty text gives a zero vector.
-          quantization: "int8" (int8), "binary" (int8 of -1 and +1), "ubinary" (packed bits), "tanh" or "none"
-            (float32).
-          dims: a prefix of the dimensions, for models trained with MRL; all where None.
-          bit_order: of "ubinary".
-          truncate: cut texts over the model's length instead of raising.
+        The empty text gives a zero vector ("binary" and "ubinary", which have no zero: all +1) and a warning;
+        `is_empty` tells which texts are.
 
         Returns:
           [n, dims], or [n, dims / 8] for "ubinary".
@@ -91,108 +93,101 @@ class Embedder:
           BadInput: a text over the model's length, named by its place; a str in place of a list; bad dims.
         """
         texts = _as_list(texts, "texts")
-        chunks = self._pool(self.vocabulary.encode_batch(texts), np.ones(len(texts), np.int64), truncate)
-        return self._finish(chunks, quantization, dims, bit_order)
+        self._check_form(quantization, dims, bit_order)
+        ids = self.vocabulary.encode_batch(texts)
+        empty = [f"text {place}" for place, chunk in enumerate(ids) if not len(chunk)]
+        pooled = self._pool(ids, np.ones(len(ids), np.int64), "text", empty, overflow, overlap, progress)
+        return quantize(pooled[:, :dims], quantization, bit_order)
+
+    def encode_queries(self, queries: Iterable[str], **options) -> np.ndarray:
+        """Embeddings of queries, for texts and for chunks alike: `encode`, under the name that searchers look for.
+
+        No prefix, no other model: a context model's query is a document of one chunk, which this is.
+        """
+        return self.encode(queries, **options)
 
     def encode_documents(
         self,
-        documents: Sequence[Sequence[str]],
+        documents: Iterable[Sequence[str]],
         *,
         quantization: Quantization = "int8",
         dims: int | None = None,
         bit_order: BitOrder = "big",
-        truncate: bool = False,
+        overflow: Overflow = "error",
+        overlap: int | None = None,
+        progress: bool = False,
     ) -> list[np.ndarray]:
         """One embedding a chunk, each chunk seeing its whole document (late chunking).
 
-        A query for a context model is a document of one chunk: `encode([query])` is the same.
-
         Args:
-          documents: each a list of chunks in order; they are joined by the separator token, and only there.
-          quantization, dims, bit_order: as `encode`.
-          truncate: cut the longest chunks of a document over the model's length instead of raising.
+          documents: each a list of chunks in order; they are joined by the separator token, and only there: a
+            chunk that holds the separator's name stays one chunk. `chunk` makes chunks of a text.
 
         Returns:
-          For each document [n_chunks, dims]; an empty chunk is a zero vector.
+          For each document [n_chunks, dims]; an empty chunk is a zero vector, as in `encode`.
 
         Raises:
           BadInput: a document over the model's length, named by its place.
         """
         documents = [_as_list(document, f"document {i}") for i, document in enumerate(documents)]
+        self._check_form(quantization, dims, bit_order)
         counts = np.array([len(document) for document in documents], np.int64)
         ids = self.vocabulary.encode_batch([chunk for document in documents for chunk in document])
-        chunks = self._pool(ids, counts, truncate)
-        flat = self._finish(chunks, quantization, dims, bit_order)
+        names = ((document, place) for document, count in enumerate(counts) for place in range(count))
+        empty = [f"document {d}, chunk {c}" for (d, c), chunk in zip(names, ids, strict=True) if not len(chunk)]
+        pooled = self._pool(ids, counts, "document", empty, overflow, overlap, progress)
+        flat = quantize(pooled[:, :dims], quantization, bit_order)
         return np.split(flat, np.cumsum(counts)[:-1]) if documents else []
 
-    def encode_tokens(self, ids: Sequence[np.ndarray]) -> np.ndarray:
+    def encode_tokens(self, ids: Sequence[Tokens], counts: np.ndarray | None = None) -> np.ndarray:
         """Pooled vectors v [n, D] float32 of texts that are token ids already.
+
+        Args:
+          ids: token ids of each text, or of each chunk, document after document.
+          counts: int64, chunks of each document; None where every text stands alone.
 
         Raises:
           BadInput: a text over the model's length.
         """
-        return self._pool(ids, np.ones(len(ids), np.int64), truncate=False)
+        return self._encoder.pool(ids, np.ones(len(ids), np.int64) if counts is None else counts)
 
-    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+    def count_tokens(self, texts: Iterable[str]) -> np.ndarray:
         """Tokens of each text [n]."""
         return np.array([len(ids) for ids in self.vocabulary.encode_batch(list(texts))], np.int64)
 
-    def _finish(self, pooled, quantization, dims, bit_order) -> np.ndarray:
-        dims = self.dims if dims is None else dims
-        if not 0 < dims <= self.dims:
+    def is_empty(self, texts: Iterable[str]) -> np.ndarray:
+        """Which texts have no tokens, bool [n]: their embedding says nothing and is a zero vector."""
+        return self.count_tokens(texts) == 0
+
+    def chunk(self, text: str, tokens: int = 256) -> list[str]:
+        """Cuts a text in chunks of at most `tokens` tokens, at sentence ends: see `pplx_jax.retrieval.chunking`."""
+        from pplx_jax.retrieval.chunking import chunk  # `models` otherwise stands under `retrieval`
+
+        return chunk(text, tokens, count_tokens=self.count_tokens)
+
+    def _check_form(self, quantization: Quantization, dims: int | None, bit_order: BitOrder) -> None:
+        """Refuses a form no embedding comes in before the work instead of after it."""
+        if dims is not None and not 0 < dims <= self.dims:
             raise BadInput(f"dims={dims} of a model of {self.dims} dimensions; ask for 1 to {self.dims}")
-        return quantize(pooled[:, :dims], quantization, bit_order)
+        quantize(np.zeros((0, self.dims if dims is None else dims), np.float32), quantization, bit_order)
 
-    def _pool(self, ids: Sequence[Sequence[int] | np.ndarray], counts: np.ndarray, truncate: bool) -> np.ndarray:
-        """Pooled vectors [C, D] of the chunks `ids`, of which document i has counts[i], in order."""
-        pooled = np.zeros((len(ids), self.dims), np.float32)
-        lengths = np.array([len(chunk) for chunk in ids], np.int64)
-        first_chunk = np.cumsum(counts) - counts
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        sizes = bounds[first_chunk + counts] - bounds[first_chunk] + np.maximum(counts - 1, 0)
-        limit = self.config.max_length
-        too_long = np.flatnonzero(sizes > limit)
-        if len(too_long) and not truncate:
-            raise BadInput(
-                f"text {too_long[0]} has {sizes[too_long[0]]} tokens, the model takes {limit}; "
-                "shorten it, split it, or pass truncate=True"
-            )
-        # Rows of a few lengths, so that a few compiled shapes serve every mix.
-        row_lengths = np.maximum(_SHORTEST_ROW, 2 ** np.ceil(np.log2(np.maximum(np.minimum(sizes, limit), 1))))
-        # A document's chunks share a row's slots: only a document of more chunks than that raises their number.
-        for row_length in map(int, np.unique(row_lengths)):
-            chosen = np.flatnonzero((row_lengths == row_length) & (counts > 0))
-            for start in range(0, len(chosen), _TEXTS_AT_ONCE):
-                texts = chosen[start : start + _TEXTS_AT_ONCE]
-                chunks = np.concatenate([np.arange(first_chunk[t], first_chunk[t] + counts[t]) for t in texts])
-                self._encode_rows(ids, chunks, lengths, counts[texts], min(row_length, limit), pooled)
-        return pooled
+    def _pool(self, ids, counts, noun: str, empty: list[str], overflow, overlap, progress: bool) -> np.ndarray:
+        if empty:
+            logging.warning("%d of %d texts have no tokens: zero vectors, from %s on", len(empty), len(ids), empty[0])
+        with Progress("encode", len(counts), noun, enabled=progress) as report:
+            texts_done, tokens_done = 0, 0
 
-    def _encode_rows(self, ids, chunks, lengths, counts, row_length: int, pooled: np.ndarray) -> None:
-        slots = max(self._slots, int(2 ** np.ceil(np.log2(counts.max()))))
-        placed = pack(lengths[chunks], counts, rows=len(counts), length=row_length, slots=slots)
-        rows_at_once = max(self._batch_tokens // row_length, 1)
-        for first_row in range(0, int(placed.row.max()) + 1, rows_at_once):
-            inside = np.flatnonzero((placed.row >= first_row) & (placed.row < first_row + rows_at_once))
-            shape = (rows_at_once, row_length)
-            batch = {name: np.zeros(shape, np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
-            batch["tokens"] = np.full(shape, self.vocabulary.pad_id, np.int32)
-            for place in inside:
-                row, column, kept = placed.row[place] - first_row, placed.column[place], placed.kept[place]
-                cells = slice(column, column + kept)
-                batch["tokens"][row, cells] = ids[chunks[place]][:kept]
-                batch["segment_ids"][row, cells] = placed.segment[place]
-                batch["positions"][row, cells] = np.arange(placed.position[place], placed.position[place] + kept)
-                batch["chunk_ids"][row, cells] = placed.slot[place] + 1
-                if placed.position[place] > 0:  # a chunk after another: the separator stands between them
-                    batch["tokens"][row, column - 1] = self.vocabulary.separator_id
-                    batch["segment_ids"][row, column - 1] = placed.segment[place]
-                    batch["positions"][row, column - 1] = placed.position[place] - 1
-            vectors = np.asarray(_embed(self._model, jax.tree.map(jnp.asarray, batch), slots))
-            pooled[chunks[inside]] = vectors[placed.row[inside] - first_row, placed.slot[inside]]
+            def done(texts: int, tokens: int) -> None:
+                nonlocal texts_done, tokens_done
+                texts_done, tokens_done = texts_done + texts, tokens_done + tokens
+                report.update(texts_done, tokens=tokens_done)
+
+            pooled = self._encoder.pool(ids, counts, overflow=overflow, overlap=overlap, noun=noun, done=done)
+            report.update(len(counts), tokens=tokens_done)
+            return pooled
 
 
-def _as_list(texts: Sequence[str], what: str) -> list[str]:
+def _as_list(texts: Iterable[str], what: str) -> list[str]:
     if isinstance(texts, str):
         raise BadInput(f"{what} is a single str; pass a list of str")
     listed = list(texts)

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+# Above this the one-hot matrix [B, S, L] would outgrow the hidden states, up to L x L.
+_MOST_ONE_HOT_SLOTS = 512
+
 
 def mean_pool(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
     """Mean of the hidden states of each slot's own tokens (arXiv 2602.11151, sections 2.2 and 2.4).
@@ -15,9 +18,22 @@ def mean_pool(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.
     Returns:
       pooled [B, S, D] float32, zero for an empty slot; counts [B, S] float32, the tokens of each slot.
     """
+    if slots > _MOST_ONE_HOT_SLOTS:
+        return _scattered_mean(hidden, chunk_ids, slots)
     member = chunk_ids[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
     counts = jnp.sum(member, axis=-1, dtype=jnp.float32)
     # A token outside every slot enters the product as 0 * h, which is not 0 where h is not finite.
     inside = jnp.where(chunk_ids[..., None] > 0, hidden, 0)
     totals = jnp.einsum("bsl,bld->bsd", member.astype(hidden.dtype), inside, preferred_element_type=jnp.float32)
+    return totals / jnp.maximum(counts, 1.0)[..., None], counts
+
+
+def _scattered_mean(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
+    """The same by adding every token to its slot; slot 0 of the sums takes what is outside every slot."""
+
+    def total(values: jax.Array, ids: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum(values, ids, num_segments=slots + 1)[1:]
+
+    totals = jax.vmap(total)(hidden.astype(jnp.float32), chunk_ids)
+    counts = jax.vmap(total)(jnp.ones(chunk_ids.shape, jnp.float32), chunk_ids)
     return totals / jnp.maximum(counts, 1.0)[..., None], counts

@@ -4,6 +4,7 @@ Three float conventions circulate for these models; here each has one name:
 "none" is the pooled vector v, "tanh" is tanh(v), and "int8" holds the integers round(127 tanh(v)).
 """
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import jax
@@ -16,6 +17,7 @@ Quantization = Literal["int8", "binary", "ubinary", "tanh", "none"]
 Rounding = Literal["half_even", "floor"]
 BitOrder = Literal["big", "little"]
 LEVELS = 127
+_BLOCK = 1 << 20
 
 
 def _round(scaled: jax.Array, rounding: Rounding) -> jax.Array:
@@ -101,13 +103,28 @@ def quantize(v: np.ndarray, quantization: Quantization, bit_order: BitOrder = "b
     """
     match quantization:
         case "int8":
-            return np.asarray(to_int8(jnp.asarray(v)))
+            return _elementwise(_int8_of, v, np.int8)
         case "binary":
-            return np.asarray(to_binary(jnp.asarray(v)))
+            return _elementwise(_binary_of, v, np.int8)
         case "ubinary":
             return pack_bits(v, bit_order)
         case "tanh":
-            return np.asarray(jnp.tanh(jnp.asarray(v, jnp.float32)))
+            return _elementwise(_tanh_of, v, np.float32)
         case "none":
             return np.asarray(v, np.float32)
     raise BadInput(f"quantization={quantization!r} is not one of {', '.join(get_args(Quantization))}")
+
+
+_int8_of, _binary_of, _tanh_of = jax.jit(to_int8), jax.jit(to_binary), jax.jit(jnp.tanh)
+
+
+def _elementwise(function: Callable[[jax.Array], jax.Array], v: np.ndarray, dtype: type) -> np.ndarray:
+    """Applies `function` in blocks of few sizes: every other number of rows would be compiled anew."""
+    flat = np.ascontiguousarray(v, np.float32).reshape(-1)
+    result = np.empty(flat.shape, dtype)
+    for start in range(0, len(flat), _BLOCK):
+        block = flat[start : start + _BLOCK]
+        padded = np.zeros(max(1 << (len(block) - 1).bit_length(), 1), np.float32)
+        padded[: len(block)] = block
+        result[start : start + len(block)] = np.asarray(function(jnp.asarray(padded)))[: len(block)]
+    return result.reshape(v.shape)

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.errors import BadInput
+from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import BitOrder, Quantization
 from pplx_jax.retrieval import rows
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Settings:
         bit_order: of "ubinary", "big" or "little".
         text_field, chunks_field: the columns read.
         shard_size: input rows a shard.
-        truncate: whether texts past the limit were cut instead of skipped.
+        chunk_tokens: tokens of the chunks that texts were cut in; None where they were not.
+        overflow: what happened to texts past the limit: "error" left them out.
+        overlap: tokens that the windows of "split" share; None for the model's own choice.
     """
 
     model_fingerprint: str
@@ -48,7 +51,9 @@ class Settings:
     text_field: str
     chunks_field: str
     shard_size: int
-    truncate: bool
+    chunk_tokens: int | None
+    overflow: Overflow
+    overlap: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +90,8 @@ class EmbeddingFolder:
             path.mkdir(parents=True, exist_ok=True)
             return cls(path, settings, os.path.relpath(model, path), [], complete=False)
         folder = cls._read(path)
+        for half_written in path.glob(".*.tmp"):  # a kill's
+            half_written.unlink(missing_ok=True)
         for field in dataclasses.fields(Settings):
             old, new = getattr(folder.settings, field.name), getattr(settings, field.name)
             if old != new:

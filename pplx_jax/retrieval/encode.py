@@ -1,5 +1,6 @@
 """Embedding a file of texts or of documents with chunks: in order, resumable, no row lost without a word."""
 
+import dataclasses
 import hashlib
 import itertools
 import pathlib
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.errors import BadInput
+from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import BitOrder, Quantization, quantize
 from pplx_jax.progress import Progress
+from pplx_jax.retrieval.chunking import chunk
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
 from pplx_jax.retrieval.encoder import Encoder, document_tokens, load_encoder
 from pplx_jax.retrieval.input_rows import BadRow, InputRow, count_rows, read_rows
@@ -29,7 +32,9 @@ def embed_file(
     bit_order: BitOrder = "big",
     dims: int | None = None,
     shard_size: int = 2048,
-    truncate: bool = False,
+    chunk_tokens: int | None = None,
+    overflow: Overflow = "error",
+    overlap: int | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Embeds every row of a file; run again after an interruption, it goes on from the finished shards.
@@ -47,7 +52,10 @@ def embed_file(
         bit_order: of "ubinary".
         dims: only the first dimensions.
         shard_size: input rows a shard; an interruption loses at most one shard's work.
-        truncate: cut texts past the limit instead of leaving them out.
+        chunk_tokens: cut every text in chunks of so many tokens and embed it as a document of them.
+        overflow: "error" leaves out what is past the model's limit; "split" encodes overlapping windows of it,
+            "truncate" cuts it.
+        overlap: of "split", in tokens.
         encoder: the loaded model, where the caller has it already.
 
     Returns:
@@ -59,6 +67,8 @@ def embed_file(
     source, folder_path, model_path = pathlib.Path(input), pathlib.Path(output), pathlib.Path(model_path)
     if shard_size < 1:
         raise BadInput(f"shard_size={shard_size}: give at least 1")
+    if chunk_tokens is not None and chunk_tokens < 1:
+        raise BadInput(f"chunk_tokens={chunk_tokens}: give at least 1")
     total = count_rows(source)
     encoder = encoder or load_encoder(model_path)
     settings = Settings(
@@ -70,12 +80,14 @@ def embed_file(
         text_field=text_field,
         chunks_field=chunks_field,
         shard_size=shard_size,
-        truncate=truncate,
+        chunk_tokens=chunk_tokens,
+        overflow=overflow,
+        overlap=overlap,
     )
     folder = EmbeddingFolder.open_for_writing(folder_path, settings, model_path)
     done = sum(shard.rows for shard in folder.shards)
     if not folder.complete:
-        with Progress("embed", total, unit="row") as progress:
+        with Progress("embed", total, unit="row", start=done) as progress:
             remaining = read_rows(source, text_field, chunks_field, start=done)
             embedded_tokens = 0
             while batch := list(itertools.islice(remaining, shard_size)):
@@ -99,36 +111,53 @@ def _embed_rows(
     skipped = [row for row in batch if isinstance(row, BadRow)]
     good: list[InputRow] = []
     tokens = 0
-    candidates = [row for row in batch if isinstance(row, InputRow)]
-    counts = iter(encoder.count_tokens([chunk for row in candidates for chunk in row.chunks]))
+    candidates = [_chunked(row, encoder, settings.chunk_tokens) for row in batch if isinstance(row, InputRow)]
+    counts = iter(encoder.count_tokens([text for row in candidates for text in row.chunks]))
+    described: list[dict[str, Any]] = []
     limit = encoder.config.max_length
     for row in candidates:
-        length = document_tokens(list(itertools.islice(counts, len(row.chunks))))
-        if length > limit and not settings.truncate:
+        lengths = list(itertools.islice(counts, len(row.chunks)))
+        length = document_tokens(lengths)
+        if length > limit and settings.overflow == "error":
             skipped.append(BadRow(row.number, f"{length} tokens, the model takes {limit}"))
             continue
-        tokens += min(length, limit)
+        tokens += min(length, limit) if settings.overflow == "truncate" else length
         good.append(row)
-    options: dict[str, Any] = {"quantization": "none", "dims": settings.dims, "truncate": settings.truncate}
+        described += [_describe(row, place, empty=size == 0) for place, size in enumerate(lengths)]
+    options: dict[str, Any] = {
+        "quantization": "none",
+        "dims": settings.dims,
+        "overflow": settings.overflow,
+        "overlap": settings.overlap,
+    }
     if not good:
         pooled = np.zeros((0, settings.dims), np.float32)
     elif any(row.is_document for row in good):
         pooled = np.concatenate(encoder.encode_documents([row.chunks for row in good], **options))
     else:
         pooled = encoder.encode([row.chunks[0] for row in good], **options)
-    described = [_describe(row, place) for row in good for place in range(len(row.chunks))]
     if len(pooled) != len(described):
         raise RuntimeError(f"{len(described)} texts gave {len(pooled)} vectors")
     vectors = quantize(pooled, settings.quantization, settings.bit_order)
     return vectors, described, tokens, sorted(skipped, key=lambda row: row.number)
 
 
-def _describe(row: InputRow, place: int) -> dict[str, Any]:
+def _chunked(row: InputRow, encoder: Encoder, tokens: int | None) -> InputRow:
+    """A text as a document of chunks, where that is asked for; a document stays as it came."""
+    if tokens is None or row.is_document:
+        return row
+    (text,) = row.chunks
+    return dataclasses.replace(
+        row, chunks=chunk(text, tokens, count_tokens=encoder.count_tokens) or [text], is_document=True
+    )
+
+
+def _describe(row: InputRow, place: int, *, empty: bool) -> dict[str, Any]:
     text = row.chunks[place]
     described: dict[str, Any] = {"id": row.id, "text": text, "row": row.number, **row.metadata}
     if row.is_document:
         described |= {"id": f"{row.id}#{place}", "document": row.id, "chunk": place}
-    if not text.strip():
+    if empty:
         described["empty"] = True
     return described
 

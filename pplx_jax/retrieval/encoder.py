@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import Quantization
 
 
@@ -23,7 +24,7 @@ class Encoder(Protocol):
 
     Attributes:
         fingerprint: names the weights and the vocabulary; equal fingerprints give comparable vectors.
-        config: its `max_length` bounds an input; more is an error unless `truncate` is given.
+        config: its `max_length` bounds an input; `overflow` says what becomes of more.
     """
 
     fingerprint: str
@@ -48,7 +49,8 @@ class Encoder(Protocol):
         *,
         quantization: Quantization = "int8",
         dims: int | None = None,
-        truncate: bool = False,
+        overflow: Overflow = "error",
+        overlap: int | None = None,
     ) -> np.ndarray:
         """One vector a text: [n, dims]."""
         ...
@@ -59,7 +61,8 @@ class Encoder(Protocol):
         *,
         quantization: Quantization = "int8",
         dims: int | None = None,
-        truncate: bool = False,
+        overflow: Overflow = "error",
+        overlap: int | None = None,
     ) -> list[np.ndarray]:
         """One vector a chunk, each having seen its whole document: [n_chunks, dims] a document."""
         ...

@@ -328,5 +328,5 @@ def _index(workdir: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
     from pplx_jax.retrieval.index import build_index
 
     searched = workdir / "data" / "corpus" / "search.jsonl"
-    embedded = embed_file(model, searched, workdir / "embeddings", truncate=True)
+    embedded = embed_file(model, searched, workdir / "embeddings", overflow="truncate")
     return {**embedded, **build_index(workdir / "embeddings", workdir / "index")}

@@ -5,7 +5,7 @@ from hypothesis import strategies
 from sentencepiece import sentencepiece_model_pb2
 
 from pplx_jax.convert.tokenizer import convert_tokenizer, save_tokenizer
-from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.data.vocabulary import SentencePieceVocabulary
 from pplx_jax.errors import BadInput
 
 TEXTS = [
@@ -40,12 +40,12 @@ PIECES = strategies.one_of(
 
 
 @pytest.fixture(scope="module")
-def exact(vocabulary) -> Vocabulary:
+def exact(vocabulary) -> SentencePieceVocabulary:
     """The vocabulary with scores that add without rounding, so that ties fall alike."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)
     for piece in proto.pieces:
         piece.score = round(piece.score * 256) / 256
-    return Vocabulary(vocabulary.path, proto.SerializeToString())
+    return SentencePieceVocabulary(vocabulary.path, proto.SerializeToString())
 
 
 @pytest.fixture(scope="module")
@@ -124,4 +124,4 @@ def test_other_models_are_refused(tmp_path):
             minloglevel=2,
         )
     with pytest.raises(BadInput, match="model_type unigram, byte_fallback, single-character pieces for"):
-        convert_tokenizer(Vocabulary.load(path))
+        convert_tokenizer(SentencePieceVocabulary.read(path))

@@ -6,6 +6,7 @@ import string
 import numpy as np
 import pytest
 
+from pplx_jax.data.normalization import normalization_rules
 from pplx_jax.data.vocabulary import (
     MASK,
     MAX_LINE_BYTES,
@@ -13,7 +14,6 @@ from pplx_jax.data.vocabulary import (
     SEPARATOR,
     UNKNOWN,
     Vocabulary,
-    normalization_rules,
     train_vocabulary,
 )
 from pplx_jax.errors import BadInput

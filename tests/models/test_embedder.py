@@ -1,18 +1,25 @@
 """`Embedder`: order, independence of texts, late chunking, and every form an embedding is given in."""
 
+import dataclasses
 import itertools
+import logging
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pplx_jax.data.vocabulary import train_vocabulary
 from pplx_jax.errors import BadInput
+from pplx_jax.kernels import attention as attention_face
+from pplx_jax.kernels.attention import blockwise
+from pplx_jax.kernels.attention.reference import attention as reference_attention
 from pplx_jax.model_folder import ModelFolder
-from pplx_jax.models import embedder as embedder_module
+from pplx_jax.models import packed_encoder, row_plan
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.encoding import embed
+from pplx_jax.models.overflow import windows
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.train_state import bind, initial_params
 
@@ -110,7 +117,7 @@ def test_a_text_gets_the_vector_it_has_alone_whatever_the_list(model, reference)
 
 def test_lists_longer_than_a_block_keep_their_order(model, monkeypatch):
     whole = floats(model, MIXED)
-    monkeypatch.setattr(embedder_module, "_TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr(row_plan, "_TEXTS_AT_ONCE", 7)
     np.testing.assert_allclose(floats(model, MIXED), whole, rtol=0, atol=1e-6)
 
 
@@ -242,7 +249,7 @@ def test_a_text_past_the_limit_is_named(model):
     too_long = long_text(model, LIMIT + 1)
     with pytest.raises(BadInput, match=f"text 2 has {len(model.vocabulary.encode(too_long))} tokens.*takes {LIMIT}"):
         model.encode(["read", "", too_long])
-    with pytest.raises(BadInput, match="text 1 has"):
+    with pytest.raises(BadInput, match="document 1 has"):
         model.encode_documents([["read"], [too_long, "write"]])
     with pytest.raises(BadInput, match="text 0 has"):
         model.encode_tokens([np.array(model.vocabulary.encode(too_long))])
@@ -256,7 +263,7 @@ def test_a_text_of_just_the_limit_is_taken_whole(model, reference):
 
 def test_truncation_keeps_the_first_tokens(model):
     too_long = long_text(model, LIMIT + 50)
-    found = floats(model, ["read", too_long], truncate=True)
+    found = floats(model, ["read", too_long], overflow="truncate")
     kept = model.vocabulary.encode(too_long)[:LIMIT]
     np.testing.assert_allclose(found[1], model.encode_tokens([kept])[0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(found[0], floats(model, ["read"])[0], rtol=0, atol=1e-6)
@@ -265,7 +272,7 @@ def test_truncation_keeps_the_first_tokens(model):
 def test_truncation_of_a_document_cuts_its_longest_chunk(model, reference):
     too_long = long_text(model, LIMIT)
     document = ["read the file", too_long, "close the shard"]
-    (found,) = chunk_floats(model, [document], truncate=True)
+    (found,) = chunk_floats(model, [document], overflow="truncate")
     ids = [model.vocabulary.encode(chunk) for chunk in document]
     ids[1] = ids[1][: LIMIT - 2 - len(ids[0]) - len(ids[2])]
     (expected,) = reference([ids])
@@ -285,3 +292,192 @@ def test_a_str_is_not_a_list_of_texts(model):
 def test_dims_outside_the_model_are_refused(model, dims):
     with pytest.raises(BadInput, match=f"dims={dims} of a model of {WIDTH} dimensions"):
         model.encode(["read"], dims=dims)
+
+
+# Over the limit, split
+
+
+def test_the_windows_of_a_split_cover_a_document_once():
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        limit = int(generator.integers(2, 40))
+        overlap = int(generator.integers(0, limit))
+        size = limit + int(generator.integers(1, 200))
+        boundaries = np.unique(np.append(generator.integers(0, size, 10), 0))
+        cut = windows(size, limit, overlap, boundaries)
+        assert [window.own for window in cut[1:]] == [window.own_stop for window in cut[:-1]]
+        assert (cut[0].start, cut[0].own, cut[-1].stop, cut[-1].own_stop) == (0, 0, size, size)
+        for window in cut:
+            assert window.start <= window.own <= window.own_stop <= window.stop == window.start + limit
+        for window, following in itertools.pairwise(cut):
+            assert window.stop - following.start >= overlap
+
+
+def test_windows_hand_over_at_a_chunk_boundary():
+    first, second = windows(150, 100, 20, np.array([0, 40, 80, 120]))
+    assert (first.own_stop, second.own) == (80, 80)
+    first, second = windows(150, 100, 20, np.array([0, 10]))  # none is shared: in the middle of 50 and 100
+    assert (first.own_stop, second.own) == (75, 75)
+
+
+@pytest.mark.parametrize("overlap", [0, 100])
+def test_a_split_text_is_the_mean_over_all_its_tokens(model, folder, overlap):
+    ids = np.array(model.vocabulary.encode(long_text(model, 700))[:700])
+    found = model._encoder.pool([ids], np.array([1]), overflow="split", overlap=overlap)[0]
+    encoder = bind(folder.config, jax.device_put(folder.params))
+    total = np.zeros(WIDTH)
+    for window in windows(700, LIMIT, overlap, np.array([0])):
+        ones = jnp.ones((1, LIMIT), jnp.int32)
+        tokens = jnp.asarray(ids[None, window.start : window.stop], jnp.int32)
+        hidden = encoder(tokens, ones, jnp.arange(LIMIT)[None])[0]
+        total += np.asarray(hidden[window.own - window.start : window.own_stop - window.start], np.float64).sum(axis=0)
+    np.testing.assert_allclose(found, total / 700, rtol=0, atol=1e-5)
+
+
+def test_a_split_document_keeps_every_chunk(model):
+    chunks = [*TEXTS, "", *TEXTS]
+    documents = [TEXTS[:2], chunks, TEXTS[2:4]]
+    assert model.count_tokens(chunks).sum() > 2 * LIMIT
+    found = chunk_floats(model, documents, overflow="split", overlap=60)
+    assert [len(vectors) for vectors in found] == [2, len(chunks), 2]
+    assert not found[1][len(TEXTS)].any() and found[1].any(axis=1).sum() == len(chunks) - 1
+    # The others are as without it.
+    for place in (0, 2):
+        np.testing.assert_allclose(found[place], chunk_floats(model, [documents[place]])[0], rtol=0, atol=1e-6)
+    # A chunk in the middle of a window sees its neighbours; the same words elsewhere have other ones.
+    assert np.abs(found[1][5] - floats(model, [TEXTS[5]])[0]).max() > 1e-3
+
+
+def test_overflow_and_overlap_are_checked(model):
+    too_long = long_text(model, LIMIT + 1)
+    with pytest.raises(BadInput, match="overflow='cut' is not one of error, truncate, split"):
+        model.encode(["read"], overflow="cut")
+    for overlap in (-1, LIMIT):
+        with pytest.raises(BadInput, match=f"overlap={overlap} with a model of {LIMIT} tokens"):
+            model.encode([too_long], overflow="split", overlap=overlap)
+    with pytest.raises(BadInput, match=f"document 0 has {LIMIT + 1} chunks"):
+        model.encode_documents([["read"] * (LIMIT + 1)], overflow="truncate")
+    (found,) = model.encode_documents([["read"] * (LIMIT + 1)], overflow="split")
+    assert found.shape == (LIMIT + 1, WIDTH)
+
+
+# Length
+
+
+def largest_array(jaxpr) -> int:
+    """Elements of the largest array anywhere in a program."""
+    sizes = [np.prod(variable.aval.shape) for equation in jaxpr.eqns for variable in equation.outvars]
+    inner = [
+        largest_array(part) for equation in jaxpr.eqns for part in jax.extend.core.jaxprs_in_params(equation.params)
+    ]
+    return max([*map(int, sizes), *inner])
+
+
+@pytest.mark.parametrize("slots", [64, 16384])
+def test_the_longest_text_needs_no_array_of_length_by_length(folder, slots):
+    length = 32768
+    config = dataclasses.replace(folder.config, max_length=length)
+    batch = {
+        name: jax.ShapeDtypeStruct((1, length), jnp.int32)
+        for name in ("tokens", "segment_ids", "positions", "chunk_ids")
+    }
+    encoder = bind(config, jax.device_put(folder.params))
+    traced = packed_encoder._embed.trace(encoder, batch, slots)
+    # One block of queries against the row, for each of two heads.
+    assert largest_array(traced.jaxpr.jaxpr) == 2 * blockwise.QUERY_BLOCK * length
+    assert traced.lower().compile().memory_analysis().temp_size_in_bytes < length * length / 4
+    # Control: the walk sees what the reference attention would hold.
+    query = jax.ShapeDtypeStruct((1, 2048, 2, 16), jnp.float32)
+    key = jax.ShapeDtypeStruct((1, 2048, 1, 16), jnp.float32)
+    ids = jax.ShapeDtypeStruct((1, 2048), jnp.int32)
+    assert largest_array(jax.make_jaxpr(reference_attention)(query, key, key, ids).jaxpr) == 2 * 2048 * 2048
+
+
+def test_a_text_longer_than_whole_rows_of_attention(folder, reference):
+    config = dataclasses.replace(folder.config, max_length=4096)
+    long_model = Embedder(dataclasses.replace(folder, config=config), batch_tokens=512)
+    ids = np.array(long_model.vocabulary.encode(long_text(long_model, 3000))[:3000])
+    batch = {
+        "tokens": ids[None],
+        "segment_ids": np.ones((1, 3000), np.int32),
+        "positions": np.arange(3000)[None],
+        "chunk_ids": np.ones((1, 3000), np.int32),
+    }
+    encoder = bind(config, jax.device_put(folder.params))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_face, "WHOLE_ROWS", 3000)
+        expected = embed(encoder, jax.tree.map(jnp.asarray, batch), 1)[0][0, 0]
+    np.testing.assert_allclose(long_model.encode_tokens([ids])[0], expected, rtol=0, atol=1e-5)
+
+
+# Around it
+
+
+def test_a_short_list_costs_a_short_pass(model, monkeypatch):
+    shapes = []
+    run = packed_encoder._embed
+
+    def watched(encoder, batch, slots):
+        shapes.append(batch["tokens"].shape)
+        return run(encoder, batch, slots)
+
+    monkeypatch.setattr(packed_encoder, "_embed", watched)
+    model.encode(["read the file"])
+    assert shapes == [(1, 256)]
+
+
+def test_matrices_are_kept_in_the_precision_they_are_used_in(folder):
+    half = dataclasses.replace(folder, config=dataclasses.replace(folder.config, dtype="bfloat16"))
+    params = packed_encoder.in_compute_precision(folder.params, "bfloat16")
+    assert params["embed"]["embedding"].dtype == jnp.bfloat16
+    assert params["layers"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+    assert params["final_norm"]["scale"].dtype == np.float32
+    found = Embedder(half).encode(TEXTS, quantization="none")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed_encoder, "in_compute_precision", lambda params, dtype: params)
+        np.testing.assert_array_equal(found, Embedder(half).encode(TEXTS, quantization="none"))
+
+
+def test_empty_texts_are_flagged(model, caplog):
+    logging.getLogger("absl").propagate = True
+    model.encode_documents([["read"], ["write", "", "open", ""]])
+    assert "2 of 5 texts have no tokens: zero vectors, from document 1, chunk 1 on" in caplog.text
+    np.testing.assert_array_equal(model.is_empty(["read", "", " "]), [False, True, True])
+    caplog.clear()
+    model.encode(["read"])
+    assert not caplog.text
+
+
+def test_queries_are_texts(model):
+    np.testing.assert_array_equal(
+        model.encode_queries(TEXTS, quantization="ubinary", dims=16),
+        model.encode(TEXTS, quantization="ubinary", dims=16),
+    )
+
+
+def test_progress_is_on_standard_error_where_asked(model, capsys):
+    model.encode(MIXED)
+    assert capsys.readouterr() == ("", "")
+    model.encode(MIXED, progress=True)
+    output, errors = capsys.readouterr()
+    assert not output and f"text {len(MIXED)}/{len(MIXED)}" in errors and "encode" in errors
+    model.encode_documents([TEXTS[:2]], progress=True)
+    assert "document 1/1" in capsys.readouterr().err
+
+
+def test_a_form_that_cannot_be_is_refused_before_the_work(model, monkeypatch):
+    monkeypatch.setattr(model, "_encoder", None)
+    with pytest.raises(BadInput, match="quantization='int4'"):
+        model.encode(TEXTS, quantization="int4")
+    with pytest.raises(BadInput, match="bit_order='middle'"):
+        model.encode(TEXTS, quantization="ubinary", bit_order="middle")
+    with pytest.raises(BadInput, match="20 dimensions do not fill whole bytes"):
+        model.encode_documents([TEXTS], quantization="ubinary", dims=20)
+
+
+def test_a_text_is_cut_by_the_models_own_tokens(model):
+    text = ". ".join(TEXTS)
+    chunks = model.chunk(text, tokens=20)
+    assert "".join(chunks) == text and len(chunks) > 3
+    assert model.count_tokens(chunks).max() <= 20
+    assert model.encode_documents([chunks], overflow="split")[0].shape == (len(chunks), WIDTH)

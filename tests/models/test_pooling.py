@@ -130,3 +130,13 @@ def test_half_precision_tokens_are_summed_in_float32():
     for token in np.asarray(hidden[0]):
         total = np.asarray(total + token, jnp.bfloat16)
     assert np.abs(np.asarray(total, np.float64) / length - exact[0]).max() > 1e-3
+
+
+def test_very_many_slots_pool_alike(monkeypatch):
+    hidden, chunk_ids = random_case()
+    hidden[0, 3] = np.nan  # outside every slot
+    expected = pooling.mean_pool(jnp.asarray(hidden), jnp.asarray(chunk_ids), SLOTS)
+    monkeypatch.setattr(pooling, "_MOST_ONE_HOT_SLOTS", SLOTS - 1)
+    found = pooling.mean_pool(jnp.asarray(hidden), jnp.asarray(chunk_ids), SLOTS)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)

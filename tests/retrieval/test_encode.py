@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 from word_encoder import WordEncoder
 
 from pplx_jax.errors import BadInput
@@ -106,8 +107,47 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys):
 
 def test_long_texts_are_cut_on_request(tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "long " * 30}])
-    result = embed(source, tmp_path / "out", truncate=True)
+    result = embed(source, tmp_path / "out", overflow="truncate")
     assert (result["count"], result["tokens"], result["skipped"]) == (1, 20, 0)
+
+
+def test_long_texts_are_split_on_request(tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "long " * 30}, {"chunks": ["a " * 15, "b " * 15]}])
+    result = embed(source, tmp_path / "out", overflow="split", overlap=4)
+    assert (result["count"], result["tokens"], result["skipped"]) == (3, 30 + 31, 0)
+    with pytest.raises(BadInput, match="overlap=4, not 5"):
+        embed(source, tmp_path / "out", overflow="split", overlap=5)
+
+
+def test_texts_are_chunked_on_the_way(tmp_path):
+    text = "One two three. Four five six. Seven."
+    rows = [{"id": "long", "text": text}, {"id": "none", "text": ""}, {"id": "own", "chunks": ["a b c d e f g"]}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    assert embed(source, tmp_path / "out", chunk_tokens=4, quantization="none")["count"] == 4
+    vectors, described = read(tmp_path / "out")
+    assert [row["id"] for row in described] == ["long#0", "long#1", "none#0", "own#0"]
+    assert "".join(row["text"] for row in described[:2]) == text
+    assert [row.get("empty", False) for row in described] == [False, False, True, False]
+    chunks = ["One two three. ", "Four five six. Seven."]
+    np.testing.assert_array_equal(vectors[:2], WordEncoder().encode_documents([chunks], quantization="none")[0])
+    with pytest.raises(BadInput, match="chunk_tokens=0"):
+        embed(source, tmp_path / "elsewhere", chunk_tokens=0)
+
+
+def test_documents_of_parquet_are_those_of_json_lines(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{"id": str(n), "parts": [f"word{n}", "", "common"][: n % 3 + 1]} for n in range(7)]
+    embed(write_rows(tmp_path / "in.jsonl", rows), tmp_path / "lines", chunks_field="parts", shard_size=3)
+    bad = [{"id": "none", "parts": []}, {"id": "hole", "parts": ["a", None]}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows + bad), tmp_path / "in.parquet", row_group_size=2)
+    result = embed(tmp_path / "in.parquet", tmp_path / "columns", chunks_field="parts", shard_size=3)
+    assert result["skipped"] == 2
+    (vectors, described), (expected, expected_rows) = read(tmp_path / "columns"), read(tmp_path / "lines")
+    np.testing.assert_array_equal(vectors, expected)
+    assert described == expected_rows
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(BadInput, match="cannot read .*broken.parquet"):
+        embed(tmp_path / "broken.parquet", tmp_path / "elsewhere")
 
 
 def test_parquet_and_gzip_give_what_json_lines_give(tmp_path):
@@ -159,35 +199,62 @@ def test_a_folder_of_other_settings_is_left_alone(tmp_path):
 
 
 SLOW_EMBEDDING = """
-import sys, time
-from word_encoder import WordEncoder
+import pathlib, sys, time
+import tiny
+from pplx_jax.model_folder import ModelFolder
+from pplx_jax.models.embedder import Embedder
 from pplx_jax.retrieval.encode import embed_file
+from pplx_jax.train_state import initial_params
 
-class Slow(WordEncoder):
-    def encode(self, texts, **options):
-        time.sleep(0.02)
-        return super().encode(texts, **options)
+class Slow(Embedder):
+    def encode_documents(self, documents, **options):
+        time.sleep(float(sys.argv[4]))
+        return super().encode_documents(documents, **options)
 
-embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(), shard_size=2)
+vocabulary = tiny.Vocabulary.load(sys.argv[3])
+config = tiny.tiny_config(vocabulary, max_length=64)
+folder = ModelFolder(config, vocabulary, __import__("jax").device_get(initial_params(config, 0)), "v1", "pair")
+embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(folder), shard_size=20, chunk_tokens=12, overflow="split")
 """
 
 
-def test_kill_9_loses_and_repeats_nothing(tmp_path):
-    source = write_rows(tmp_path / "in.jsonl", [{"text": f"word{n}"} for n in range(200)])
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_kill_9_changes_no_byte(tmp_path, suffix):
+    tiny.tiny_vocabulary(tmp_path)
+    rows = [{"id": str(n), "text": f"Read file {n}. " * (n % 9)} for n in range(200)]
+    if suffix == "parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
+    else:
+        write_rows(tmp_path / "in.jsonl", rows)
     tests = pathlib.Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-    command = [sys.executable, "-c", SLOW_EMBEDDING, str(source), str(tmp_path / "out")]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out" / "00003.npy").exists() and time.monotonic() < deadline:
+
+    def start(output, seconds):
+        command = [sys.executable, "-c", SLOW_EMBEDDING, str(tmp_path / f"in.{suffix}"), str(output)]
+        command += [str(tmp_path), str(seconds)]
+        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    process = start(cut, 0.1)
+    deadline = time.monotonic() + 120
+    while not (cut / "00003.npy").exists() and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    rest = WordEncoder()
-    assert embed(source, tmp_path / "out", encoder=rest, shard_size=2)["count"] == 200
-    assert 0 < rest.encoded <= 194
-    embed(source, tmp_path / "whole", shard_size=2)
-    (vectors, described), (expected, expected_rows) = read(tmp_path / "out"), read(tmp_path / "whole")
-    np.testing.assert_array_equal(vectors, expected)
-    assert described == expected_rows
+    assert not (cut / "manifest.json").exists()
+    (cut / ".00009.npy.1.tmp").write_bytes(b"half a shard")  # as a kill inside a write leaves it
+    for output in (cut, whole):
+        assert start(output, 0).wait(120) == 0
+    names = [path.name for path in sorted(whole.iterdir())]
+    assert [path.name for path in sorted(cut.iterdir())] == names and len(names) == 21
+    for name in names:
+        if name == "manifest.json":
+            contents = [json.loads((folder / name).read_text()) for folder in (cut, whole)]
+            for content in contents:
+                del content["seconds"]
+                content["shards"] = [{**shard, "seconds": 0} for shard in content["shards"]]
+            assert contents[0] == contents[1]
+        else:
+            assert (cut / name).read_bytes() == (whole / name).read_bytes()

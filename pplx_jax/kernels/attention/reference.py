@@ -19,14 +19,34 @@ def attention(
     Returns:
       [B, L, H, E] in the dtype of `query`; softmax in float32, scores scaled by 1 / sqrt(E).
     """
-    rows, length, heads, head_dim = query.shape
+    return block_attention(query, key, value, segment_ids, segment_ids, first=0, causal=causal)
+
+
+def block_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_segment_ids: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    first: jax.Array | int,
+    causal: bool,
+) -> jax.Array:
+    """The part of `attention` that belongs to the queries [B, Q, H, E] at columns `first` to `first` + Q.
+
+    Queries that see no key (padding of a block past the row) get the mean of all values: finite, to be dropped.
+
+    Returns:
+      [B, Q, H, E] in the dtype of `query`.
+    """
+    rows, queries, heads, head_dim = query.shape
     kv_heads = key.shape[2]
-    grouped = query.reshape(rows, length, kv_heads, heads // kv_heads, head_dim)
+    grouped = query.reshape(rows, queries, kv_heads, heads // kv_heads, head_dim)
     scores = jnp.einsum("blkge,bmke->bkglm", grouped, key, preferred_element_type=jnp.float32)
-    visible = segment_ids[:, :, None] == segment_ids[:, None, :]
+    visible = query_segment_ids[:, :, None] == segment_ids[:, None, :]
     if causal:
-        visible &= jnp.tril(jnp.ones((length, length), bool))
+        visible &= (first + jnp.arange(queries))[:, None] >= jnp.arange(key.shape[1])
     scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bkglm,bmke->blkge", weights, value, preferred_element_type=jnp.float32)
-    return mixed.reshape(rows, length, heads, head_dim).astype(query.dtype)
+    return mixed.reshape(rows, queries, heads, head_dim).astype(query.dtype)

@@ -1,0 +1,176 @@
+"""The HTTP routes around one model."""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from absl import logging
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.models.packed_encoder import Tokens
+from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.retrieval.encoder import document_tokens
+from pplx_jax.serving import wire
+from pplx_jax.serving.batching import Batcher
+from pplx_jax.serving.errors import RequestError
+
+_DRAINED = 4  # times the limit: read to the end before refusing, or a client that still sends never sees why
+
+
+class Model(Protocol):
+    """What is served; `pplx_jax.models.embedder.Embedder` is one."""
+
+    config: Qwen3Config
+    vocabulary: Vocabulary
+    kind: str
+    fingerprint: str
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of an embedding."""
+        ...
+
+    def encode_tokens(self, ids: Sequence[Tokens], counts: np.ndarray | None = None) -> np.ndarray:
+        """Pooled vectors of chunks of token ids."""
+        ...
+
+
+class App:
+    """One model, its queue and its routes; `asgi` is what a server runs."""
+
+    def __init__(
+        self,
+        model: Model,
+        name: str,
+        *,
+        limits: wire.Limits,
+        max_batch_tokens: int,
+        max_wait: float,
+        max_queued_tokens: int,
+    ):
+        self._model, self._name, self._limits = model, name, limits
+        self.batcher = Batcher(
+            model.encode_tokens, max_tokens=max_batch_tokens, max_wait=max_wait, max_queued_tokens=max_queued_tokens
+        )
+        self.asgi = Starlette(
+            routes=[
+                Route("/v1/embeddings", self._embeddings, methods=["POST"]),
+                Route("/v1/contextualizedembeddings", self._contextualized, methods=["POST"]),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._one_model),
+                Route("/health", self._health),
+            ],
+            exception_handlers={RequestError: _refuse, HTTPException: _refuse_http, Exception: _fail},
+            lifespan=self._lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        worker = asyncio.create_task(self.batcher.run())
+        yield
+        self.batcher.close()
+        await worker
+
+    async def _embeddings(self, request: HttpRequest) -> Response:
+        return await self._answer(request, contextual=False)
+
+    async def _contextualized(self, request: HttpRequest) -> Response:
+        return await self._answer(request, contextual=True)
+
+    async def _answer(self, http: HttpRequest, *, contextual: bool) -> Response:
+        body = await _read(http, self._limits.body_bytes)
+        request, ids, counts, tokens = await asyncio.to_thread(self._prepare, body, contextual)
+        vectors = await self.batcher.submit(ids, counts, tokens)
+        sizes = [len(chunk) for chunk in ids]
+        answer = await asyncio.to_thread(wire.reply, request, vectors, sizes, model=self._name, tokens=tokens)
+        return Response(answer, media_type="application/json")
+
+    def _prepare(self, body: bytes, contextual: bool) -> tuple[wire.Request, Sequence[Tokens], np.ndarray, int]:
+        """The request, token ids of its chunks, chunks of each document, and tokens over all."""
+        request = wire.parse(body, contextual=contextual, model=self._name, dims=self._model.dims, limits=self._limits)
+        ids = self._model.vocabulary.encode_batch([chunk for document in request.documents for chunk in document])
+        counts = np.array([len(document) for document in request.documents], np.int64)
+        lengths = np.array([len(chunk) for chunk in ids], np.int64)
+        limit = self._model.config.max_length
+        tokens = 0
+        for place, part in enumerate(np.split(lengths, np.cumsum(counts)[:-1])):
+            size = document_tokens(part)
+            if size > limit:
+                noun = "document" if contextual else "text"
+                message = f"{noun} {place} has {size} tokens, the model takes {limit}; split it"
+                raise RequestError(400, message, param="input", code="context_length_exceeded")
+            tokens += size
+        if tokens > self._limits.tokens:
+            message = f"{tokens} tokens in one request, at most {self._limits.tokens} are taken; send fewer texts"
+            raise RequestError(413, message, param="input", code="too_large")
+        return request, ids, counts, tokens
+
+    async def _models(self, _: HttpRequest) -> Response:
+        return JSONResponse({"object": "list", "data": [self._description()]})
+
+    async def _one_model(self, request: HttpRequest) -> Response:
+        if request.path_params["name"] != self._name:
+            raise RequestError(404, f"model {request.path_params['name']!r} is not served here", code="model_not_found")
+        return JSONResponse(self._description())
+
+    async def _health(self, _: HttpRequest) -> Response:
+        return JSONResponse({"status": "ok", "model": self._name, "queued_tokens": self.batcher.queued_tokens})
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "id": self._name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "pplx_jax",
+            "kind": self._model.kind,
+            "dimensions": self._model.dims,
+            "max_length": self._model.config.max_length,
+            "fingerprint": self._model.fingerprint,
+        }
+
+
+async def _read(http: HttpRequest, limit: int) -> bytes:
+    parts, size = [], 0
+    try:
+        async for part in http.stream():
+            size += len(part)
+            if size <= limit:
+                parts.append(part)
+            elif size > _DRAINED * limit:
+                break
+    except ClientDisconnect:
+        raise RequestError(400, "the client went away before the body was whole") from None
+    if size > limit:
+        raise RequestError(413, f"the body has more than {limit} bytes; send fewer texts", code="too_large")
+    return b"".join(parts)
+
+
+async def _refuse(_: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    headers = {"Retry-After": "1"} if error.status == 503 else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def _refuse_http(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(RequestError(error.status_code, message).body(), error.status_code, error.headers)
+
+
+async def _fail(_: HttpRequest, error: Exception) -> Response:
+    logging.error("a request failed: %s: %s", type(error).__name__, error)
+    return JSONResponse(RequestError(500, "the request failed; the server's log says more").body(), 500)
+
+
+def served_name(model_path: str | os.PathLike[str]) -> str:
+    """The name that clients ask for where none is given: the folder's."""
+    return os.path.basename(os.path.abspath(model_path))

@@ -1,0 +1,127 @@
+"""Puts concurrent requests together, so that many small ones cost one pass of the encoder."""
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pplx_jax.models.packed_encoder import Tokens
+from pplx_jax.serving.errors import RequestError
+
+Encode = Callable[[Sequence[Tokens], np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass
+class _Job:
+    ids: Sequence[Tokens]
+    counts: np.ndarray
+    tokens: int
+    result: "asyncio.Future[np.ndarray]"
+
+
+class Batcher:
+    """A queue before an encoder that works on one batch at a time, in a thread of its own.
+
+    A batch is what waits when the encoder is free, first come first served: up to `max_tokens`, and where that is
+    little, what comes within `max_wait` more. So an idle server answers after `max_wait` at the latest, and a busy
+    one batches without waiting at all. All on one event loop.
+
+    Args:
+        encode: pooled vectors [C, D] of chunks of token ids and the chunks of each document.
+        max_tokens: tokens of a batch, unless a single request has more.
+        max_wait: seconds.
+        max_queued_tokens: above this, requests are refused (503) instead of kept waiting.
+    """
+
+    def __init__(self, encode: Encode, *, max_tokens: int, max_wait: float, max_queued_tokens: int):
+        self._encode = encode
+        self._max_tokens, self._max_wait, self._max_queued = max_tokens, max_wait, max_queued_tokens
+        self._jobs: list[_Job] = []
+        self._queued_tokens = 0
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self.requests = self.batches = self.tokens = 0
+
+    @property
+    def queued_tokens(self) -> int:
+        """Tokens that wait."""
+        return self._queued_tokens
+
+    async def submit(self, ids: Sequence[Tokens], counts: np.ndarray, tokens: int) -> np.ndarray:
+        """Pooled vectors [C, D] of one request.
+
+        Raises:
+            RequestError: 503, too much is waiting or the server is stopping.
+        """
+        if self._closing:
+            raise RequestError(503, "the server is stopping", code="stopping")
+        if self._jobs and self._queued_tokens + tokens > self._max_queued:
+            raise RequestError(503, f"{self._queued_tokens} tokens are waiting already; try again later", code="busy")
+        job = _Job(ids, counts, tokens, asyncio.get_running_loop().create_future())
+        self._jobs.append(job)
+        self._queued_tokens += tokens
+        self._arrived.set()
+        return await job.result
+
+    async def run(self) -> None:
+        """Works until `close`; what is queued by then is still done."""
+        while True:
+            while not self._jobs:
+                if self._closing:
+                    self._thread.shutdown()
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._gather()
+            batch = self._take()
+            if batch:
+                await self._work(batch)
+
+    def close(self) -> None:
+        """Lets `run` end."""
+        self._closing = True
+        self._arrived.set()
+
+    async def _gather(self) -> None:
+        deadline = time.monotonic() + self._max_wait
+        while self._queued_tokens < self._max_tokens and not self._closing:
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), deadline - time.monotonic())
+            except TimeoutError:
+                return
+
+    def _take(self) -> list[_Job]:
+        """The jobs of the next batch, at least one; without those whose client has gone."""
+        taken, tokens = 0, 0
+        while taken < len(self._jobs) and (not taken or tokens + self._jobs[taken].tokens <= self._max_tokens):
+            tokens += self._jobs[taken].tokens
+            taken += 1
+        batch, self._jobs = self._jobs[:taken], self._jobs[taken:]
+        self._queued_tokens -= tokens
+        return [job for job in batch if not job.result.done()]
+
+    async def _work(self, batch: list[_Job]) -> None:
+        ids = [chunk for job in batch for chunk in job.ids]
+        counts = np.concatenate([job.counts for job in batch])
+        try:
+            loop = asyncio.get_running_loop()
+            vectors = await loop.run_in_executor(self._thread, self._encode, ids, counts)
+        except Exception as error:
+            if len(batch) > 1:  # one request's trouble is not the others'
+                for job in batch:
+                    await self._work([job])
+            elif not batch[0].result.done():
+                batch[0].result.set_exception(error)
+            return
+        self.requests += len(batch)
+        self.batches += 1
+        self.tokens += sum(job.tokens for job in batch)
+        parts = np.split(vectors, np.cumsum([len(job.ids) for job in batch])[:-1])
+        for job, part in zip(batch, parts, strict=True):
+            if not job.result.done():
+                job.result.set_result(part)

@@ -1,0 +1,165 @@
+"""The server below the client: batches, limits, broken requests, and how it ends."""
+
+import concurrent.futures
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+import openai
+import pytest
+from serving.conftest import Counting, connect, running
+
+from pplx_jax import cli
+from pplx_jax.model_folder import save_model
+from pplx_jax.train_state import initial_params
+
+
+def post(url, body, path="/v1/embeddings"):
+    """(status, JSON of the reply)."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(f"{url}{path}", data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, json.load(reply)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def test_concurrent_requests_share_encoder_calls(model):
+    counting = Counting(model)
+    texts = [f"{verb} the {noun}" for verb in ("read", "write", "open") for noun in ("file", "index", "a", "b", "c")]
+    with running(counting) as url, connect(url) as client, concurrent.futures.ThreadPoolExecutor(len(texts)) as pool:
+        counting.seconds = 0.2
+        answers = list(pool.map(lambda text: client.embeddings.create(model="tiny", input=text), texts))
+    assert sum(counting.calls) == len(texts)
+    assert len(counting.calls) <= len(texts) // 3
+    alone = model.encode(texts).astype(np.int32)
+    found = np.array([answer.data[0].embedding for answer in answers])
+    assert np.abs(found - alone).max() <= 1  # each has its own, in spite of the company
+
+
+def test_texts_and_documents_share_a_batch_and_keep_apart(model):
+    counting = Counting(model)
+    with running(counting, max_wait=0.5) as url, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        text = pool.submit(post, url, {"input": ["read the file", "close"]})
+        documents = {"input": [["read the file", "close"], ["open"]]}
+        document = pool.submit(post, url, documents, "/v1/contextualizedembeddings")
+        (_, text), (_, document) = text.result(), document.result()
+    assert counting.calls == [5]
+    found = np.array([chunk["embedding"] for part in document["data"] for chunk in part["data"]])
+    expected = np.concatenate(model.encode_documents(documents["input"])).astype(np.int32)
+    assert np.abs(found - expected).max() <= 1
+    alone = np.array([entry["embedding"] for entry in text["data"]])
+    assert np.abs(alone - model.encode(["read the file", "close"]).astype(np.int32)).max() <= 1
+    assert np.abs(alone[0] - found[0]).max() > 1  # late chunking saw the neighbour
+
+
+def test_a_batch_has_a_limit(model):
+    counting = Counting(model)
+    with running(counting, max_batch_tokens=10) as url, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        counting.seconds = 0.1
+        assert all(status == 200 for status, _ in pool.map(lambda _: post(url, {"input": "read file"}), range(8)))
+    tokens = int(model.count_tokens(["read file"])[0])
+    assert max(counting.calls) <= max(10 // tokens, 1)
+
+
+def test_what_fails_alone_does_not_fail_the_others(model):
+    counting = Counting(model)
+    counting.failing = model.vocabulary.encode("close")
+    with running(counting, max_wait=0.5) as url, concurrent.futures.ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(lambda text: post(url, {"input": text}), ["read", "close", "open"]))
+    assert [status for status, _ in results] == [200, 500, 200]
+    assert results[1][1]["error"]["type"] == "server_error"
+
+
+def test_too_much_waiting_is_refused_not_kept(model):
+    counting = Counting(model)
+    counting.seconds = 0.5
+    with (
+        running(counting, max_queued_tokens=1, max_batch_tokens=1, max_wait=0) as url,
+        concurrent.futures.ThreadPoolExecutor(6) as pool,
+    ):
+        statuses = [status for status, _ in pool.map(lambda _: post(url, {"input": "read"}), range(6))]
+    assert set(statuses) == {200, 503}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"{not json", 400, "invalid_json"),
+        (b"\xff\xfe", 400, "invalid_json"),
+        (b"", 400, "invalid_json"),
+        (b"[1]", 400, "invalid_json"),
+        ({"model": "tiny"}, 422, "invalid_value"),
+        (b'{"input": "\\ud800"}', 422, "invalid_value"),
+        ({"input": "read", "encoding_format": "base64_binary", "dimensions": 12}, 422, "invalid_value"),
+        ({"input": "read", "bit_order": "middle"}, 422, "invalid_value"),
+        ({"input": [["read"]]}, 422, "invalid_value"),
+        (b'{"input": "' + b"x" * 250_000 + b'"}', 413, "too_large"),
+    ],
+)
+def test_a_broken_request_is_named(url, body, status, code):
+    found, answer = post(url, body)
+    assert (found, answer["error"]["code"]) == (status, code)
+    assert answer["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [("read", 422), (["read"], 422), ([[]], 422), ([["read", 5]], 422), ([["a"] * 61], 413), ([["file " * 300]], 400)],
+)
+def test_a_broken_document_is_refused(url, given, status):
+    assert post(url, {"input": given}, "/v1/contextualizedembeddings")[0] == status
+
+
+def test_other_paths_answer_in_the_same_shape(url):
+    assert post(url, {}, "/v1/chat")[1]["error"]["type"] == "invalid_request_error"
+    assert post(url, {}, "/health")[0] == 405
+    with urllib.request.urlopen(f"{url}/health") as reply:
+        assert json.load(reply)["status"] == "ok"
+
+
+def test_a_stop_lets_running_requests_end(model):
+    counting = Counting(model)
+    results = []
+    with running(counting) as url:
+        counting.seconds = 1.0
+        thread = threading.Thread(target=lambda: results.append(post(url, {"input": "read"})))
+        thread.start()
+        while not counting.calls:
+            time.sleep(0.01)
+    thread.join()
+    assert results[0][0] == 200
+
+
+def test_the_verb_serves_until_sigterm_and_reports(model, tmp_path):
+    save_model(tmp_path / "small", model.config, model.vocabulary, initial_params(model.config, 0), stage="pair")
+    command = [sys.executable, "-m", "pplx_jax", "serve", "--model", str(tmp_path / "small"), "--port=0", "--json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}
+    )
+    try:
+        url = next(line.split()[-1] for line in process.stderr if line.startswith("serving "))
+        with connect(url.removesuffix("/v1")) as client:
+            assert isinstance(client, openai.OpenAI)
+            assert len(client.embeddings.create(model="small", input="read").data[0].embedding) == model.dims
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == cli.DONE
+    result = json.loads(output)
+    assert (result["requests"], result["batches"]) == (1, 1)
+
+
+def test_an_address_in_use_is_bad_input(url, tmp_path, capsys):
+    port = url.rpartition(":")[2]
+    assert cli.main(["serve", "--model", str(tmp_path), "--port", port]) == cli.BAD_INPUT
+    assert f"cannot listen on 127.0.0.1 port {port}" in capsys.readouterr().err
