@@ -18,6 +18,7 @@ from pplx_jax.errors import BadInput
 CHECKPOINTS = "checkpoints"
 MODEL = "model.json"
 _ROOM_TO_SPARE = 1 << 20  # bytes, for metadata
+_CHUNK_BYTES = 1 << 25
 
 
 class Checkpoints:
@@ -41,9 +42,7 @@ class Checkpoints:
         Raises:
           OSError: ENOSPC, before anything is written, where the disk has no room for it.
         """
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
-        if shutil.disk_usage(self.root).free < needed + _ROOM_TO_SPARE:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.root))
+        _require_room(self.root, state)
         self._manager.save(step, args=ocp.args.StandardSave(state))
 
     def restore_latest(self, like: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
@@ -58,13 +57,21 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             return step, dict(self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
-        except (ValueError, KeyError, OSError, TypeError) as error:
+        except (MemoryError, RuntimeError):
+            raise
+        except Exception as error:  # Orbax raises the bare class where the bytes of an array are damaged
             raise _damaged(self.root / str(step), error) from error
 
     def close(self) -> None:
         """Waits for a save under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _require_room(root: pathlib.Path, state: Any) -> None:
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+    if shutil.disk_usage(root).free < needed + _ROOM_TO_SPARE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root))
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
@@ -76,10 +83,29 @@ def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
 
 
 def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
-    """Writes parameters alone as a checkpoint, waiting until it is whole (merged and imported models)."""
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(step, {"params": params})
-    checkpoints.close()
+    """Writes parameters alone as a checkpoint, waiting until it is whole (merged and imported models).
+
+    Host arrays are encoded a chunk at a time and never copied whole, so that this takes little memory.
+
+    Raises:
+      OSError: ENOSPC, before anything is written, where the disk has no room for it.
+    """
+    tree = {"params": jax.tree.map(np.asarray, params)}
+    root = pathlib.Path(folder).absolute() / CHECKPOINTS
+    root.mkdir(parents=True, exist_ok=True)
+    _require_room(root, tree)
+    # Nothing changes the arrays while this waits, so Orbax need not copy them; and its usual format holds all
+    # encoded bytes until the end.
+    in_place = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place)),
+    )
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    manager = ocp.CheckpointManager(root, options=options, item_handlers=handler)
+    with contextlib.closing(manager):
+        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+        manager.save(step, args=ocp.args.PyTreeSave(tree, save_args=chunks))
 
 
 def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -97,7 +123,9 @@ def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
         # Restored as NumPy, whole, on the host: the caller decides where it goes.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             tree = handler.metadata(path).tree["params"]
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32)), tree
+            )
             arguments = ocp.args.PyTreeRestore(
                 item={"params": tree}, restore_args={"params": as_numpy}, partial_restore=True
             )

@@ -1,4 +1,4 @@
-"""A model on disk: `model.json`, `vocabulary.model` and `checkpoints/`, the same for every stage and for merges."""
+"""A model on disk: `model.json`, its vocabulary and `checkpoints/`, the same for stages, merges and imports."""
 
 import dataclasses
 import hashlib
@@ -50,13 +50,20 @@ class ModelFolder:
         return digest.hexdigest()[:16]
 
 
-def describe_model(folder: pathlib.Path, config: Qwen3Config, vocabulary: Vocabulary, *, stage: str) -> None:
-    """Writes all of a model folder but its checkpoints."""
+def describe_model(
+    folder: pathlib.Path,
+    config: Qwen3Config,
+    vocabulary: Vocabulary,
+    *,
+    stage: str,
+    kind: str | None = None,
+) -> None:
+    """Writes all of a model folder but its checkpoints; `kind` follows from the stage where it is None."""
     vocabulary.save(folder)
     description = {
         "format": FORMAT,
         "stage": stage,
-        "kind": KINDS.get(stage, "v1"),
+        "kind": kind or KINDS.get(stage, "v1"),
         "model": dataclasses.asdict(config),
     }
     write_json(folder / MODEL, description)
@@ -70,11 +77,12 @@ def save_model(
     *,
     stage: str,
     step: int = 0,
+    kind: str | None = None,
 ) -> None:
-    """Writes a whole model folder (merged and imported models)."""
+    """Writes a whole model folder (merged and imported models); arguments as of `describe_model`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_params(folder, step, params)
-    describe_model(folder, config, vocabulary, stage=stage)
+    describe_model(folder, config, vocabulary, stage=stage, kind=kind)
 
 
 def load_model(folder: str | pathlib.Path) -> ModelFolder:

@@ -15,6 +15,7 @@ from pplx_jax.checkpointing import Checkpoints, load_params, read_json, write_js
 from pplx_jax.data.loader import Loader
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.errors import BadInput
 from pplx_jax.metrics import MetricsWriter
 from pplx_jax.model_folder import describe_model
 from pplx_jax.models.qwen3 import Qwen3Config
@@ -85,7 +86,7 @@ def train(
 
     Raises:
       NonFiniteLoss: a logged metric is not finite.
-      BadInput: a mesh larger than the devices, a damaged checkpoint.
+      BadInput: a mesh larger than the devices or one that cannot share the batch, a damaged checkpoint.
     """
     # The order below matters: what can fail on bad input comes before anything is written; the checkpoint is
     # restored before the loader starts, for it says where in the data to go on; compilation comes before the clock
@@ -95,6 +96,11 @@ def train(
         return read_json(folder / FINISHED)
     stage = training.stage
     device_mesh = mesh.build()
+    if stage.batch_size % device_mesh.size:
+        raise BadInput(
+            f"{stage.name}: a batch of {stage.batch_size} cannot be shared by the mesh's {device_mesh.size} devices; "
+            "make the stage's batch_size a multiple of Mesh.data x Mesh.fsdp"
+        )
     optimizer = training.optimizer.build(training.steps)
 
     # 1. Parameters and position.

@@ -79,10 +79,15 @@ def make_step(
         metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
-    rows = batch_sharding(mesh)
+    def start() -> TrainState:
+        params = initial_params(config, seed)
+        return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
+
+    # The state leaves a step as it came: a compiled step takes no other layout, and XLA would choose its own.
+    layout = shardings(jax.eval_shape(start), mesh)
     return jax.jit(
         train_step,
-        in_shardings=(None, rows),
-        out_shardings=(None, replicated(mesh)),
+        in_shardings=(layout, batch_sharding(mesh)),
+        out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
     )

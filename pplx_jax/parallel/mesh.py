@@ -37,6 +37,10 @@ class Mesh:
     data: int = 1
     fsdp: int = 1
 
+    def __post_init__(self):
+        if min(self.data, self.fsdp) < 1:
+            raise BadInput(f"mesh data={self.data} x fsdp={self.fsdp} has no device; set both to 1 or more")
+
     def build(self, devices: list | None = None) -> jax.sharding.Mesh:
         """The mesh over the first data * fsdp devices.
 

@@ -30,6 +30,7 @@ SMALL = (
     "Training.log_every_steps=1",
     "Training.checkpoint_every_seconds=0.0",
     "Optimizer.warmup_steps=1",
+    "pair/Optimizer.warmup_steps=1",
     "DiffusionStage.batch_size=16",
     "PairStage.batch_size=16",
     "ContextualStage.batch_size=4",
