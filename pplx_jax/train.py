@@ -165,6 +165,7 @@ def train(
         compiled: jax.stages.Compiled | None = None
         progress = opened.enter_context(Progress(stage.name, total=training.steps, start=first_step, unit="step"))
         tokens = logged_tokens = 0
+        numbers: dict[str, float] = {}
         logged_at = last_saved = time.monotonic()
         for step in range(first_step + 1, training.steps + 1):
             (batch, counts), _ = next(loader)
