@@ -14,6 +14,9 @@ from pplx_jax import checkpointing
 from pplx_jax.checkpointing import Checkpoints, load_params, read_json, save_params, write_json
 from pplx_jax.errors import BadInput
 
+# Orbax drops what else it was reading when one read of a damaged checkpoint fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def state(seed: int = 0):
     generator = np.random.default_rng(seed)

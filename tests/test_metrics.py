@@ -74,7 +74,9 @@ def test_a_last_line_without_its_end_keeps_the_next_one_apart(tmp_path):
 
 
 def test_the_last_numbers_are_known_after_a_resume_too(tmp_path):
-    assert MetricsWriter(tmp_path).last == {}
+    writer = MetricsWriter(tmp_path)
+    assert writer.last == {}
+    writer.close()
     write(tmp_path, [1, 2, 3])
     writer = MetricsWriter(tmp_path, resume_step=2)
     assert writer.last == {"loss": 0.5}

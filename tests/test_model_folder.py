@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import describe_model, load_model, save_model
 from pplx_jax.train_state import initial_params
@@ -53,9 +53,8 @@ def complaint(folder) -> str:
 
 
 def test_all_of_it_comes_back(saved, vocabulary, params):
-    # Fields that are not the defaults, or they would come back whatever was written.
     config = tiny.tiny_config(vocabulary)
-    assert config.dtype == "float32"
+    assert config.dtype == "float32"  # not the default, which would come back whatever was written
     model = load_model(str(saved))  # a path as text too
     assert model.config == config
     assert (model.kind, model.stage) == ("v1", "pair")
@@ -121,7 +120,7 @@ def test_a_description_that_is_no_object_is_bad_input(copy, text):
     assert "model.json" in complaint(copy)
 
 
-def test_the_fingerprint_is_of_weights_and_vocabulary(saved, copy, vocabulary, tmp_path):
+def test_the_fingerprint_is_of_weights_and_vocabulary(saved, copy, tmp_path):
     model = load_model(saved)
     assert len(model.fingerprint) == 16 and int(model.fingerprint, 16) >= 0
     assert load_model(copy).fingerprint == model.fingerprint  # wherever it lies
@@ -143,7 +142,7 @@ def test_the_fingerprint_is_of_weights_and_vocabulary(saved, copy, vocabulary, t
     # The order of a dictionary is not.
     backwards = dict(reversed(model.params.items()))
     assert dataclasses.replace(model, params=backwards).fingerprint == model.fingerprint
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "vocabulary.model").write_bytes(vocabulary.path.read_bytes() + b"\x00" * 0)
-    same = Vocabulary.load(tmp_path / "other")
+    same = Vocabulary.load(copy)
     assert dataclasses.replace(model, vocabulary=same).fingerprint == model.fingerprint
+    other = train_vocabulary(["another corpus of other words"] * 9, tmp_path / "other.model", 300)
+    assert dataclasses.replace(model, vocabulary=other).fingerprint != model.fingerprint
