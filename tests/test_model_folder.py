@@ -144,5 +144,5 @@ def test_the_fingerprint_is_of_weights_and_vocabulary(saved, copy, tmp_path):
     assert dataclasses.replace(model, params=backwards).fingerprint == model.fingerprint
     same = Vocabulary.load(copy)
     assert dataclasses.replace(model, vocabulary=same).fingerprint == model.fingerprint
-    other = train_vocabulary(["another corpus of other words"] * 9, tmp_path / "other.model", 300)
+    other = train_vocabulary(["another corpus of other words"] * 9, tmp_path / "other.model", 330)
     assert dataclasses.replace(model, vocabulary=other).fingerprint != model.fingerprint
