@@ -95,14 +95,17 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
     if not folder.is_dir():
         raise BadInput(f"no model in {folder}: the folder does not exist; give the folder of a stage or a merge")
     description = read_json(folder / MODEL)
+    version = description.get("format") if isinstance(description, dict) else None
+    if version != FORMAT:
+        raise BadInput(f"{folder / MODEL} is of format {version!r}, this version reads {FORMAT}; write it again")
     try:
-        config = Qwen3Config(**description["model"])
+        config, kind, stage = Qwen3Config(**description["model"]), description["kind"], description["stage"]
     except (KeyError, TypeError) as error:
         raise BadInput(f"{folder / MODEL} does not describe a model ({error}); is it of another version?") from error
+    if kind not in ("v1", *KINDS.values()):
+        raise BadInput(
+            f"{folder / MODEL}: kind {kind!r} is not one of v1, {', '.join(KINDS.values())}; set one of them"
+        )
     return ModelFolder(
-        config=config,
-        vocabulary=Vocabulary.load(folder),
-        params=load_params(folder),
-        kind=description["kind"],
-        stage=description["stage"],
+        config=config, vocabulary=Vocabulary.load(folder), params=load_params(folder), kind=kind, stage=stage
     )
