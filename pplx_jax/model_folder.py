@@ -86,19 +86,17 @@ def save_model(
 
 
 def load_model(folder: str | pathlib.Path) -> ModelFolder:
-    """Reads a model folder.
+    """Reads a model folder, or a Hugging Face folder of a model that `import-hf` would import.
 
     Raises:
       BadInput: something is missing or damaged; the message names the file.
     """
     folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise BadInput(f"no model in {folder}: the folder does not exist; give the folder of a stage or a merge")
-    description = read_json(folder / MODEL)
-    try:
-        config = Qwen3Config(**description["model"])
-    except (KeyError, TypeError) as error:
-        raise BadInput(f"{folder / MODEL} does not describe a model ({error}); is it of another version?") from error
+    if _is_published(folder):
+        from pplx_jax.convert.from_huggingface import read_model  # it builds on this module
+
+        return read_model(folder)
+    description, config = _read_description(folder)
     return ModelFolder(
         config=config,
         vocabulary=Vocabulary.load(folder),
@@ -106,3 +104,31 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
         kind=description["kind"],
         stage=description["stage"],
     )
+
+
+def load_config(folder: str | pathlib.Path) -> Qwen3Config:
+    """The encoder of such a folder, its weights unread.
+
+    Raises:
+      BadInput: as `load_model`.
+    """
+    folder = pathlib.Path(folder)
+    if _is_published(folder):
+        from pplx_jax.convert.source_config import read_source
+
+        return read_source(folder).config
+    return _read_description(folder)[1]
+
+
+def _is_published(folder: pathlib.Path) -> bool:
+    if not folder.is_dir():
+        raise BadInput(f"no model in {folder}: the folder does not exist; give the folder of a stage or a merge")
+    return not (folder / MODEL).exists() and (folder / "config.json").exists()
+
+
+def _read_description(folder: pathlib.Path) -> tuple[dict[str, Any], Qwen3Config]:
+    description = read_json(folder / MODEL)
+    try:
+        return description, Qwen3Config(**description["model"])
+    except (KeyError, TypeError) as error:
+        raise BadInput(f"{folder / MODEL} does not describe a model ({error}); is it of another version?") from error
