@@ -114,9 +114,9 @@ def load_config(folder: str | pathlib.Path) -> Qwen3Config:
     """
     folder = pathlib.Path(folder)
     if _is_published(folder):
-        from pplx_jax.convert.source_config import read_source
+        from pplx_jax.convert.from_huggingface import read_config
 
-        return read_source(folder).config
+        return read_config(folder)
     return _read_description(folder)[1]
 
 

@@ -25,6 +25,7 @@ from pplx_jax.data.tokenizer_vocabulary import TokenizerVocabulary
 from pplx_jax.data.vocabulary import TOKENIZER, Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import ModelFolder, save_model
+from pplx_jax.models.qwen3 import Qwen3Config
 
 _HEAD, _PREFIX = "lm_head.weight", "model."
 _MOST_PROBLEMS = 40
@@ -117,6 +118,15 @@ def read_model(
         return jax.make_array_from_callback(leaf.shape, sharding(path, leaf.shape), leaf.__getitem__)
 
     return plan.load(place)
+
+
+def read_config(folder: str | os.PathLike[str]) -> Qwen3Config:
+    """The encoder that `read_model` gives; everything is checked and no weight is read.
+
+    Raises:
+      BadInput: as `import_hf`.
+    """
+    return _Plan.of(pathlib.Path(folder), "float32", drop_head=False).described.config
 
 
 @dataclasses.dataclass(frozen=True)
