@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from typing import Any
 
@@ -92,7 +93,7 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
       BadInput: something is missing or damaged; the message names the file.
     """
     folder = pathlib.Path(folder)
-    if _is_published(folder):
+    if is_published(folder):
         from pplx_jax.convert.from_huggingface import read_model  # it builds on this module
 
         return read_model(folder)
@@ -106,21 +107,27 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
     )
 
 
-def load_config(folder: str | pathlib.Path) -> Qwen3Config:
+def load_config(folder: str | os.PathLike[str]) -> Qwen3Config:
     """The encoder of such a folder, its weights unread.
 
     Raises:
       BadInput: as `load_model`.
     """
     folder = pathlib.Path(folder)
-    if _is_published(folder):
+    if is_published(folder):
         from pplx_jax.convert.from_huggingface import read_config
 
         return read_config(folder)
     return _read_description(folder)[1]
 
 
-def _is_published(folder: pathlib.Path) -> bool:
+def is_published(folder: str | os.PathLike[str]) -> bool:
+    """Whether this is a Hugging Face folder rather than a model folder.
+
+    Raises:
+      BadInput: it is no folder.
+    """
+    folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise BadInput(f"no model in {folder}: the folder does not exist; give the folder of a stage or a merge")
     return not (folder / MODEL).exists() and (folder / "config.json").exists()

@@ -16,6 +16,7 @@ from pplx_jax.data.loader import Loader
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
+from pplx_jax.initial_model import load_weights
 from pplx_jax.metrics import MetricsWriter
 from pplx_jax.model_folder import describe_model
 from pplx_jax.models.qwen3 import Qwen3Config
@@ -63,12 +64,17 @@ def train(
     mesh: Mesh,
     seed: int,
     start_from: pathlib.Path | None = None,
+    initial: pathlib.Path | None = None,
     config_text: str = "",
 ) -> dict[str, Any]:
     """Trains one stage to its last step, from wherever it stands.
 
-    Where parameters come from, first that applies: this folder's latest checkpoint; the folder of an earlier stage;
-    a random start.
+    Where parameters come from, first that applies:
+
+    1. resume: this folder's latest checkpoint;
+    2. an earlier stage: `start_from`;
+    3. imported weights: `initial`;
+    4. scratch: random numbers of the seed.
 
     Args:
       folder: where everything of the stage goes; made where missing.
@@ -79,6 +85,7 @@ def train(
       mesh: devices.
       seed: of parameters, data order and corruption.
       start_from: folder of an earlier stage.
+      initial: a model folder, or a Hugging Face folder that could be imported.
       config_text: the resolved configuration, kept as `config.gin`.
 
     Returns:
@@ -104,8 +111,12 @@ def train(
     optimizer = training.optimizer.build(training.steps)
 
     # 1. Parameters and position.
-    source = f"the stage in {start_from}" if start_from else "random numbers"
-    params = load_params(start_from) if start_from else initial_params(config, seed)
+    if start_from:
+        source, params = f"the stage in {start_from}", load_params(start_from)
+    elif initial:
+        source, params = f"the weights in {initial}", load_weights(initial, config, device_mesh)
+    else:
+        source, params = "random numbers", initial_params(config, seed)
     state = new_state(params, optimizer, device_mesh)
     folder.mkdir(parents=True, exist_ok=True)
     describe_model(folder, config, vocabulary, stage=stage.name)
