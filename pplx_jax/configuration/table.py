@@ -37,6 +37,7 @@ PARTS = (
     "pplx_jax.stages.merge:Merge",
     "pplx_jax.contrastive.mining:Mining",
     "pplx_jax.data.python_corpus:PythonCorpus",
+    "pplx_jax.data.folder_corpus:FolderCorpus",
 )
 
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from pplx_jax.convert import source_parity
 from pplx_jax.convert.memory import PeakMemory
 from pplx_jax.convert.param_map import from_torch_layout, mismatches, torch_shapes
 from pplx_jax.convert.source_config import CONFIG, Source, read_source
@@ -71,8 +72,6 @@ def import_hf(
     plan = _Plan.of(source, dtype, drop_head, mask_token, separator_token)
     states = None
     if not no_parity:
-        from pplx_jax.convert import source_parity  # PyTorch
-
         # Before our weights are read, and freed by then: the two are never in memory together.
         states = source_parity.source_states(source, plan.described, plan.vocabulary, dtype)
         gc.collect()

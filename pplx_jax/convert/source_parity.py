@@ -143,7 +143,7 @@ def _open(source: pathlib.Path, described: Source, dtype: str) -> "torch.nn.Modu
     transformers_logging.disable_progress_bar()
     content = {key: value for key, value in read_json(source / CONFIG).items() if key not in _ENCODER_FREE}
     content.setdefault("rope_theta", described.config.rope_theta)  # of rope_parameters, which transformers 4 ignores
-    model, report = Qwen3Model.from_pretrained(
+    model, report = Qwen3Model.from_pretrained(  # type: ignore[not-iterable]
         os.fspath(source),
         config=Qwen3Config.from_dict(content),
         dtype=torch.float32,
