@@ -125,11 +125,13 @@ def jax_states(model: ModelFolder, ids: Sequence[np.ndarray]) -> list[np.ndarray
     from pplx_jax.train_state import bind
 
     encoder = bind(model.config, jax.tree.map(jnp.asarray, model.params))
+    forward = jax.jit(lambda encoder, *arrays: encoder(*arrays))
     found: dict[int, np.ndarray] = {}
     for batch in _batches(ids):
         tokens, valid = _padded([ids[place] for place in batch])
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        hidden = np.asarray(encoder(*(jnp.asarray(array, jnp.int32) for array in (tokens, valid, positions))))
+        arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, valid, positions))
+        hidden = np.asarray(forward(encoder, *arrays))
         for place, states in zip(batch, hidden, strict=True):
             found[place] = states[: len(ids[place])]
     return [found[place] for place in range(len(ids))]

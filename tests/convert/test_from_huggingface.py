@@ -72,7 +72,7 @@ def test_the_command_reports_tensors_parity_and_memory(imported):
 def test_there_and_back_again_bit_for_bit(name, tmp_path):
     options = VARIANTS[name]
     dtype, untied = options.get("dtype", "float32"), not options.get("tied", True)
-    source = write_source(tmp_path / "source", **options)
+    source = write_source(tmp_path / "source", max_position_embeddings=200, **options)
     assert (len(list(source.glob("*.safetensors"))) > 1) == options.get("sharded", False)
     report = import_hf(source, tmp_path / "model", dtype=dtype, drop_head=untied)
     assert report["parity"]["max_abs_diff"] < 1e-4
@@ -282,7 +282,7 @@ class TestDamage:
         assert "has no tokenizer.json" in self.refusal(source, tmp_path, capsys)
 
     def test_a_tokenizer_of_another_model(self, tmp_path, capsys):
-        source = write_source(tmp_path / "source", vocab_size=300)
+        source = write_source(tmp_path / "source", vocab_size=200)
         assert "are the two of one model?" in self.refusal(source, tmp_path, capsys)
 
     def test_a_feature_that_is_not_ours(self, source, tmp_path, capsys):
@@ -311,7 +311,7 @@ from pplx_jax.convert.source_config import read_source
 from pplx_jax.convert.weights import write_weights
 
 folder = pathlib.Path(sys.argv[1])
-sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 20000}
+sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 10, "vocab_size": 30000}
 edit_config(folder, tie_word_embeddings=True, **sizes)
 shapes = torch_shapes(read_source(folder).config)
 generator = np.random.default_rng(0)
@@ -336,8 +336,8 @@ def _run(script, *words, **environment):
 
 def test_memory_is_that_of_the_result_and_one_tensor(tmp_path):
     bytes_of = json.loads(_run(_PEAK, write_source(tmp_path, prefix=False)).splitlines()[-1])
-    slack = 48 << 20
-    assert bytes_of["result"] > 3 * slack  # a second copy would not fit in it
+    slack = 32 << 20
+    assert bytes_of["result"] > bytes_of["largest"] + slack  # a second copy would not fit in
     assert 0.9 * bytes_of["result"] < bytes_of["peak"] <= bytes_of["result"] + bytes_of["largest"] + slack
 
 
