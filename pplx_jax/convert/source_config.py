@@ -104,7 +104,7 @@ def _rope_theta(content: dict[str, Any], problems: list[str]) -> Any:
         problems.append(f"rope_parameters is {parameters!r}")
         return 1.0
     theta = parameters.get("rope_theta", content.get("rope_theta"))
-    if content.get("rope_theta", theta) != theta:
+    if content.get("rope_theta") not in (None, theta):
         problems.append(f"rope_theta is {content['rope_theta']!r} and in rope_parameters {theta!r}")
     return theta
 

@@ -144,7 +144,8 @@ def _open(source: pathlib.Path, described: Source, dtype: str) -> "torch.nn.Modu
 
     transformers_logging.disable_progress_bar()
     content = {key: value for key, value in read_json(source / CONFIG).items() if key not in _ENCODER_FREE}
-    content.setdefault("rope_theta", described.config.rope_theta)  # of rope_parameters, which transformers 4 ignores
+    if content.get("rope_theta") is None:  # it is in rope_parameters, which transformers 4 ignores
+        content["rope_theta"] = described.config.rope_theta
     model, report = Qwen3Model.from_pretrained(  # type: ignore[not-iterable]
         os.fspath(source),
         config=Qwen3Config.from_dict(content),
