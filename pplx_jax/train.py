@@ -17,6 +17,7 @@ from pplx_jax.data.loader import Loader
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
+from pplx_jax.initial_model import load_weights
 from pplx_jax.metrics import MetricsWriter
 from pplx_jax.model_folder import describe_model
 from pplx_jax.models.qwen3 import Qwen3Config
@@ -69,12 +70,17 @@ def train(
     mesh: Mesh,
     seed: int,
     start_from: pathlib.Path | None = None,
+    initial: pathlib.Path | None = None,
     config_text: str = "",
 ) -> dict[str, Any]:
     """Trains one stage to its last step, from wherever it stands.
 
-    Where parameters come from, first that applies: this folder's latest checkpoint; the folder of an earlier stage;
-    a random start.
+    Where parameters come from, first that applies:
+
+    1. resume: this folder's latest checkpoint;
+    2. an earlier stage: `start_from`;
+    3. imported weights: `initial`;
+    4. scratch: random numbers of the seed.
 
     Args:
       folder: where everything of the stage goes; made where missing.
@@ -85,6 +91,7 @@ def train(
       mesh: devices.
       seed: of parameters, data order and corruption.
       start_from: folder of an earlier stage.
+      initial: a model folder, or a Hugging Face folder that could be imported.
       config_text: the resolved configuration, kept as `config.gin`.
 
     Returns:
@@ -119,9 +126,13 @@ def train(
         layout = state_layout(config, optimizer, device_mesh)
         restored = checkpoints.restore_latest({**vars(layout), "seconds": 0.0})
         if restored is None:
-            source = f"the stage in {start_from}" if start_from else "random numbers"
-            params = load_params(start_from) if start_from else initial_params(config, seed)
-            _require_shapes(params, layout.params, start_from)
+            if start_from:
+                source, params = f"the stage in {start_from}", load_params(start_from)
+                _require_shapes(params, layout.params, start_from)
+            elif initial:
+                source, params = f"the weights in {initial}", load_weights(initial, config, device_mesh)
+            else:
+                source, params = "random numbers", initial_params(config, seed)
             state, first_step, earlier_seconds = new_state(params, optimizer, device_mesh), 0, 0.0
         else:
             first_step, saved = restored
@@ -210,7 +221,7 @@ def train(
     return summary
 
 
-def _require_shapes(params: Any, wanted: Any, start_from: pathlib.Path | None) -> None:
+def _require_shapes(params: Any, wanted: Any, start_from: pathlib.Path) -> None:
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}

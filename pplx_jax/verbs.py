@@ -72,6 +72,21 @@ VERBS = (
         outputs=("output",),
     ),
     Verb(
+        "import-hf",
+        "a Hugging Face folder to a checkpoint, with a parity report",
+        "import_hf",
+        flags=(
+            flag("source", metavar="SRC", **_PATH, help="a folder of Qwen3, Qwen3-Embedding or pplx-embed weights"),
+            flag("output", metavar="DST", **_PATH, help="the folder to write"),
+            flag("--dtype", choices=("float32", "bfloat16"), help="of the weights kept (default float32)"),
+            flag("--mask_token", help="name of the token that diffusion masks with (default: as declared, or Qwen's)"),
+            flag("--separator_token", help="name of the token between chunks (default: the same)"),
+            flag("--drop_head", action="store_true", help="leave out a head that is not the embedding table"),
+            flag("--no_parity", action="store_true", help="skip the comparison with PyTorch"),
+        ),
+        outputs=("output",),
+    ),
+    Verb(
         "export-hf",
         "a checkpoint to a Hugging Face folder, with a parity report",
         "export_hf",

@@ -15,7 +15,7 @@ EDGE = 1e-3  # of a level: values this near to where rounding changes may fall t
 _WORDS = (5, 40, 150, 600)  # of the longer texts: an error of RoPE hides in short ones
 _MOST_TOKENS = 1200
 
-_SENTENCES = (
+SENTENCES = (
     "",
     "x",
     "How do I read a file line by line?",
@@ -77,9 +77,9 @@ def check_parity(folder: pathlib.Path, model: ModelFolder) -> Parity:
 
 def _texts(model: ModelFolder) -> list[str]:
     """The built-in texts that the model takes, shortest first."""
-    words = " ".join(_SENTENCES).split()
+    words = " ".join(SENTENCES).split()
     long = (" ".join((words * (count // len(words) + 1))[:count]) for count in _WORDS)
-    lengths = {text: len(model.vocabulary.encode(text)) for text in (*_SENTENCES, *long)}
+    lengths = {text: len(model.vocabulary.encode(text)) for text in (*SENTENCES, *long)}
     limit = min(model.config.max_length, _MOST_TOKENS)
     return sorted((text for text in lengths if lengths[text] <= limit), key=lengths.__getitem__)
 

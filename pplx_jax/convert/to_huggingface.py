@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
+from absl import logging
 
 from pplx_jax.convert.model_card import model_card
 from pplx_jax.convert.param_map import to_torch_layout
@@ -42,7 +43,8 @@ def export_hf(
 ) -> dict[str, Any]:
     """Writes a folder that `SentenceTransformer(output, trust_remote_code=True)` and `AutoModel` open.
 
-    The folder takes its name only after parity holds; a former export there is replaced.
+    The folder takes its name only after parity holds; a former export there is replaced. The layout knows no causal
+    mask: a causal model (an import that was not trained) is exported as the bidirectional one of the same weights.
 
     Args:
       model_folder: what a stage, a merge or an import left.
@@ -69,7 +71,10 @@ def export_hf(
     if occupied and not (output / "modules.json").exists():
         raise BadInput(f"{output} is in the way and no export; remove it or export to another folder")
     model = load_model(pathlib.Path(model_folder))
-    model = dataclasses.replace(model, kind=kind or model.kind, params=_rounded(model.params, dtype))
+    if model.config.causal:
+        logging.warning("%s is causal, the published layout is not: the export sees both ways", model_folder)
+    config = dataclasses.replace(model.config, causal=False)
+    model = dataclasses.replace(model, config=config, kind=kind or model.kind, params=_rounded(model.params, dtype))
     tensors = to_torch_layout(model.params, model.config)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{output.name}-partial-", dir=output.parent) as scratch:
