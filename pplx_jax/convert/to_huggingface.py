@@ -98,6 +98,7 @@ def hf_config(model: ModelFolder, dtype: str) -> dict[str, Any]:
         "auto_map": {"AutoConfig": f"{module}.PPLXQwen3Config", "AutoModel": f"{module}.{class_name}"},
         "model_type": "bidirectional_pplx_qwen3",
         "use_bidirectional_attention": True,
+        "is_causal": False,  # transformers' own Qwen3Model heeds it, from the release that can on
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
