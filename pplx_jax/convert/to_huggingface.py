@@ -18,6 +18,7 @@ from pplx_jax.convert.onnx_graph import require_onnx, write_onnx
 from pplx_jax.convert.onnx_parity import check_onnx_parity
 from pplx_jax.convert.param_map import to_torch_layout
 from pplx_jax.convert.parity import check_parity
+from pplx_jax.convert.run_record import read_run
 from pplx_jax.convert.tokenizer import save_tokenizer
 from pplx_jax.convert.weights import DTYPES, write_weights
 from pplx_jax.errors import BadInput
@@ -77,6 +78,8 @@ def export_hf(
         raise BadInput(f"{output} is in the way and no export; remove it or export to another folder")
     model = load_model(pathlib.Path(model_folder))
     model = dataclasses.replace(model, kind=kind or model.kind, params=_rounded(model.params, dtype))
+    record = read_run(pathlib.Path(model_folder), model.stage, model.kind)
+    record = dataclasses.replace(record, scores=record.scores if scores is None else scores)
     tensors = to_torch_layout(model.params, model.config)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{output.name}-partial-", dir=output.parent) as scratch:
@@ -86,7 +89,8 @@ def export_hf(
         write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
         _write_description(partial, model, dtype)
         save_tokenizer(model.vocabulary, partial, model.config.max_length)
-        (partial / "README.md").write_text(model_card(model.config, model.kind, model.stage, scores), encoding="utf-8")
+        card = model_card(model.config, model.kind, model.stage, record, onnx=onnx)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         checked = {"parity": check_parity(partial, model)}
         if onnx:
             (partial / "onnx").mkdir()
