@@ -28,24 +28,20 @@ def check_onnx_parity(path: pathlib.Path, model: ModelFolder) -> Parity:
 
     reference = Reference.of(model)
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
-    embedder = Embedder(reference.model)
-    differences, integers, scaled = [], [], []
+    differences, outputs = [], []
     for texts in reference.batches():
         tokens, mask = _padded([model.vocabulary.encode(text) for text in texts], model.vocabulary.pad_id)
-        feed = {"input_ids": tokens, "attention_mask": mask.astype(np.int64)}
-        hidden, pooled, int8, binary = session.run(list(OUTPUTS), feed)
+        hidden, *embeddings = session.run(list(OUTPUTS), {"input_ids": tokens, "attention_mask": mask.astype(np.int64)})
         differences.append(float(np.abs(reference.hidden(tokens, mask) - hidden)[mask].max(initial=0.0)))
-        with jax.default_matmul_precision("highest"):
-            v = embedder.encode(texts, quantization="none")
-        differences.append(float(np.abs(v - pooled).max()))
-        if binary.dtype != np.int8 or np.any((binary != np.where(v >= 0, 1, -1)) & (np.abs(v) > MAX_ABS_DIFF)):
-            raise RuntimeError(f"{path}: binary values ({binary.dtype}) are not the signs")
-        integers.append(int8)
-        scaled.append(LEVELS * np.tanh(v))
-    difference = worst_difference(differences, path)
-    return Parity(
-        difference, int8_equal_share(np.concatenate(integers), np.concatenate(scaled), path), reference.longest
-    )
+        outputs.append(embeddings)
+    pooled, int8, binary = (np.concatenate(batches) for batches in zip(*outputs, strict=True))
+    with jax.default_matmul_precision("highest"):
+        texts = [text for batch in reference.batches() for text in batch]
+        v = Embedder(reference.model).encode(texts, quantization="none")
+    difference = worst_difference([*differences, float(np.abs(v - pooled).max())], path)
+    if binary.dtype != np.int8 or np.any((binary != np.where(v >= 0, 1, -1)) & (np.abs(v) > MAX_ABS_DIFF)):
+        raise RuntimeError(f"{path}: binary values ({binary.dtype}) are not the signs")
+    return Parity(difference, int8_equal_share(int8, LEVELS * np.tanh(v), path), reference.longest)
 
 
 def _padded(rows: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:

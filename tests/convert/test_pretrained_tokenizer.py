@@ -29,7 +29,7 @@ TEXTS = [
 
 
 @pytest.fixture
-def vocabulary(tmp_path):
+def pretrained(tmp_path):
     return TokenizerVocabulary.read(write_tokenizer(tmp_path))
 
 
@@ -39,56 +39,56 @@ def auto_tokenizer(folder):
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 
-def test_same_ids(vocabulary, tmp_path):
+def test_same_ids(pretrained, tmp_path):
     (tmp_path / "out").mkdir()
-    save_tokenizer(vocabulary, tmp_path / "out", 64)
+    save_tokenizer(pretrained, tmp_path / "out", 64)
     tokenizer = auto_tokenizer(tmp_path / "out")
     for text in TEXTS:
-        assert tokenizer(text)["input_ids"] == vocabulary.encode(text), text
-    assert tokenizer(TEXTS)["input_ids"] == vocabulary.encode_batch(TEXTS)
-    assert tokenizer.pad_token_id == vocabulary.pad_id
-    assert tokenizer.mask_token_id == vocabulary.mask_id
-    assert tokenizer.sep_token_id == vocabulary.separator_id
+        assert tokenizer(text)["input_ids"] == pretrained.encode(text), text
+    assert tokenizer(TEXTS)["input_ids"] == pretrained.encode_batch(TEXTS)
+    assert tokenizer.pad_token_id == pretrained.pad_id
+    assert tokenizer.mask_token_id == pretrained.mask_id
+    assert tokenizer.sep_token_id == pretrained.separator_id
 
 
-def test_named_tokens_are_spelled_out_and_content_is_not(vocabulary, tmp_path):
+def test_named_tokens_are_spelled_out_and_content_is_not(pretrained, tmp_path):
     (tmp_path / "out").mkdir()
-    save_tokenizer(vocabulary, tmp_path / "out", 64)
+    save_tokenizer(pretrained, tmp_path / "out", 64)
     tokenizer = auto_tokenizer(tmp_path / "out")
-    named = {vocabulary.mask_id, vocabulary.separator_id}
+    named = {pretrained.mask_id, pretrained.separator_id}
     assert not named & set(tokenizer(" ".join(SPECIAL + CONTENT))["input_ids"])
     assert len(tokenizer("<think>")["input_ids"]) == 1
 
 
-def test_saved_again_it_gives_the_same_ids(vocabulary, tmp_path):
+def test_saved_again_it_gives_the_same_ids(pretrained, tmp_path):
     (tmp_path / "out").mkdir()
-    save_tokenizer(vocabulary, tmp_path / "out", 64)
+    save_tokenizer(pretrained, tmp_path / "out", 64)
     auto_tokenizer(tmp_path / "out").save_pretrained(tmp_path / "again")
     tokenizer = auto_tokenizer(tmp_path / "again")
-    assert [tokenizer(text)["input_ids"] for text in TEXTS] == [vocabulary.encode(text) for text in TEXTS]
+    assert [tokenizer(text)["input_ids"] for text in TEXTS] == [pretrained.encode(text) for text in TEXTS]
 
 
-def test_what_the_tokenizer_would_append_is_not(vocabulary, tmp_path):
+def test_what_the_tokenizer_would_append_is_not(pretrained, tmp_path):
     """As Qwen3-Embedding's, which ends every text in a token."""
-    content = json.loads(vocabulary.model)
-    end = {"id": "<|endoftext|>", "ids": [vocabulary.separator_id], "tokens": ["<|endoftext|>"]}
+    content = json.loads(pretrained.model)
+    end = {"id": "<|endoftext|>", "ids": [pretrained.separator_id], "tokens": ["<|endoftext|>"]}
     content["post_processor"] = {
         "type": "TemplateProcessing",
         "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {"<|endoftext|>": end},
     }
-    appending = dataclasses.replace(vocabulary, model=json.dumps(content).encode())
+    appending = dataclasses.replace(pretrained, model=json.dumps(content).encode())
     (tmp_path / "out").mkdir()
     save_tokenizer(appending, tmp_path / "out", 64)
     tokenizer = auto_tokenizer(tmp_path / "out")
-    assert [tokenizer(text)["input_ids"] for text in TEXTS] == [vocabulary.encode(text) for text in TEXTS]
+    assert [tokenizer(text)["input_ids"] for text in TEXTS] == [pretrained.encode(text) for text in TEXTS]
 
 
-def test_parity_of_an_export_with_it(vocabulary, config, tmp_path):
-    config = dataclasses.replace(config, vocab_size=vocabulary.size, layers=1, max_length=256)
+def test_parity_of_an_export_with_it(pretrained, config, tmp_path):
+    config = dataclasses.replace(config, vocab_size=pretrained.size, layers=1, max_length=256)
     params = jax.tree.map(np.asarray, initial_params(config, 0))
-    save_model(tmp_path / "model", config, vocabulary, params, stage="contextual")
+    save_model(tmp_path / "model", config, pretrained, params, stage="contextual")
     report = export_hf(tmp_path / "model", tmp_path / "export")
     assert report["parity"]["max_abs_diff"] <= 1e-4
     assert report["parity"]["int8_equal_share"] > 0.999
