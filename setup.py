@@ -18,7 +18,7 @@ EXTRAS = {
         "onnxruntime>=1.20,<2",
         "torch>=2.9,<3",
         "transformers>=4.57,<6",
-        "sentence-transformers>=5.2,<7",
+        "sentence-transformers>=5.4,<7",  # earlier ones strip the white space around a text
         "safetensors>=0.6,<1",
         "tokenizers>=0.22,<1",
     ],

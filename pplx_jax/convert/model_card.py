@@ -171,6 +171,7 @@ def _limits(config: Qwen3Config, record: RunRecord) -> str:
         "int8, `tanh` and `none` are not normalised; cosine is the similarity they were trained for. Quantizers that\n"
         '  calibrate ranges, such as sentence-transformers\' `precision="int8"`, are not this quantizer.',
         "Names of control tokens in a text are text.",
+        "Use sentence-transformers 5.4 or later: earlier ones strip the white space around a text.",
     ]
     lengths = [
         f"{trained.name} ({', '.join(f'{name} {most}' for name, most in trained.lengths.items())})"

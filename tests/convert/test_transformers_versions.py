@@ -73,6 +73,7 @@ def test_rope_by_either_key(folder, expected):
     theta = json.loads((folder / "config.json").read_text())["rope_theta"]
     configure(folder, remove=["rope_theta"], rope_parameters={"rope_theta": theta, "rope_type": "default"})
     np.testing.assert_array_equal(hidden(load(folder)), expected)
+    assert load(folder).config.to_dict()["rope_parameters"]["rope_theta"] == theta
     configure(folder, rope_parameters={"rope_theta": 2 * theta, "rope_type": "default"})
     assert np.abs(hidden(load(folder)) - expected).max() > 1e-3
 
