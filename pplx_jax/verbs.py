@@ -94,6 +94,8 @@ VERBS = (
             flag("model_folder", metavar="SRC", **_PATH, help="a model folder"),
             flag("output", metavar="DST", **_PATH, help="the folder to write"),
             flag("--kind", choices=("v1", "context_v1"), help="which model it is (default: as trained)"),
+            flag("--dtype", choices=("float32", "bfloat16"), help="of the weights (default float32)"),
+            flag("--onnx", action="store_true", help="also write and check onnx/model.onnx"),
         ),
         outputs=("output",),
     ),

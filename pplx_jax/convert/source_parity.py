@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pplx_jax.checkpointing import read_json
-from pplx_jax.convert.parity import EDGE, MAX_ABS_DIFF, SENTENCES, Parity
+from pplx_jax.convert.agreement import hidden_difference, int8_equal_share
+from pplx_jax.convert.parity import SENTENCES, Parity
 from pplx_jax.convert.source_config import CONFIG, Source
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.model_folder import ModelFolder
@@ -64,27 +65,30 @@ def source_states(source: pathlib.Path, described: Source, vocabulary: Vocabular
 def check_import(model: ModelFolder, states: SourceStates) -> Parity:
     """Holds an imported model against what its source computed.
 
-    In float32, hidden states differ by `MAX_ABS_DIFF` at most, times their root mean square where that is over 1
-    (rounding errors grow with the states), and int8 embeddings are equal, save near a rounding edge. A model that
-    runs in bfloat16 is run in it as well: its embeddings' cosines with the source's are over `MIN_COSINE`.
+    In float32 by the rules of `agreement`. A model that runs in bfloat16 is run in it as well: its embeddings'
+    cosines with the source's are over `MIN_COSINE`.
 
     Raises:
       RuntimeError: the two are not equal; the message says in what.
     """
     import jax
 
+    from pplx_jax.models.embedder import Embedder
+
     params = jax.device_put(model.params)
     differences, shares = [], []
     with jax.default_matmul_precision("highest"):
         for causal, hidden in states.hidden.items():
-            mask = "causal" if causal else "bidirectional"
+            where = f"the import is not its source ({'causal' if causal else 'bidirectional'})"
             config = dataclasses.replace(model.config, dtype="float32", causal=causal)
             exact = dataclasses.replace(model, config=config, params=params)
-            differences.append(_hidden_difference(exact, states.ids, hidden, mask))
-            shares.append(_int8_equal_share(exact, states.ids, hidden, mask))
+            ours = jax_states(exact, states.ids)
+            differences.append(hidden_difference(np.concatenate(ours), np.concatenate(hidden), where))
+            integers = quantize(Embedder(exact).encode_tokens(states.ids), "int8")
+            shares.append(int8_equal_share(integers, LEVELS * np.tanh(_pooled(hidden)), where))
     if model.config.dtype == "bfloat16":
         _check_cosine(dataclasses.replace(model, params=params), states)
-    return Parity(max(differences), min(shares))
+    return Parity(max(differences), min(shares), max(map(len, states.ids)))
 
 
 def parity_ids(vocabulary: Vocabulary, max_length: int) -> list[np.ndarray]:
@@ -178,32 +182,6 @@ def _padded(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.zeros(valid.shape, np.int32)
     tokens[valid] = np.concatenate(ids)
     return tokens, valid
-
-
-def _hidden_difference(model: ModelFolder, ids: list[np.ndarray], hidden: list[np.ndarray], mask: str) -> float:
-    ours, theirs = np.concatenate(jax_states(model, ids)), np.concatenate(hidden)
-    difference = float(np.max(np.abs(ours - theirs)))
-    limit = MAX_ABS_DIFF * max(1.0, float(np.sqrt(np.mean(np.square(theirs)))))
-    if not difference <= limit:  # NaN fails too
-        raise RuntimeError(
-            f"the import is not its source: {mask} hidden states differ by {difference:.3g}, over {limit:.3g}"
-        )
-    return difference
-
-
-def _int8_equal_share(model: ModelFolder, ids: list[np.ndarray], hidden: list[np.ndarray], mask: str) -> float:
-    from pplx_jax.models.embedder import Embedder
-
-    integers = quantize(Embedder(model).encode_tokens(ids), "int8")
-    scaled = LEVELS * np.tanh(_pooled(hidden))
-    equal = integers == np.round(scaled)
-    to_edge = np.abs(scaled - np.floor(scaled) - 0.5)
-    if not np.all(equal | (to_edge < EDGE)):
-        raise RuntimeError(
-            f"the import is not its source: {np.count_nonzero(~equal)} of {equal.size} {mask} int8 values differ, "
-            "not all of them at a rounding edge"
-        )
-    return float(equal.mean())
 
 
 def _check_cosine(model: ModelFolder, states: SourceStates) -> None:

@@ -167,7 +167,7 @@ def _one_weight(leaf):
 def test_one_weight_that_is_off_fails_parity(qwen3, states, path):
     model = read_model(qwen3)
     model = dataclasses.replace(model, params=_perturb(model.params, path, _one_weight))
-    with pytest.raises(RuntimeError, match=r"causal hidden states differ by"):
+    with pytest.raises(RuntimeError, match=r"\(causal\): hidden states differ by"):
         source_parity.check_import(model, states)
 
 
@@ -180,10 +180,10 @@ def test_another_rope_base_fails_parity(qwen3, states):
 
 def test_embeddings_are_held_on_their_own(qwen3, states, monkeypatch):
     # Hidden states that agree say nothing of pooling and quantization.
-    monkeypatch.setattr(source_parity, "_hidden_difference", lambda *_: 0.0)
+    monkeypatch.setattr(source_parity, "hidden_difference", lambda *_: 0.0)
     model = read_model(qwen3)
     model = dataclasses.replace(model, params=_perturb(model.params, "final_norm.scale", lambda leaf: leaf * 1.05))
-    with pytest.raises(RuntimeError, match="int8 values differ"):
+    with pytest.raises(RuntimeError, match="int8 values"):
         source_parity.check_import(model, states)
 
 

@@ -91,6 +91,8 @@ class PPLXQwen3Model(Qwen3Model):
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
+            if isinstance(hidden, tuple):  # before transformers 4.54
+                hidden = hidden[0]
         hidden = self.norm(hidden)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
