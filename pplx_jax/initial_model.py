@@ -28,6 +28,7 @@ ARCHITECTURE = (
     "head_dim",
     "rms_norm_eps",
     "rope_theta",
+    "tied",
 )
 
 Folder = str | os.PathLike[str]

@@ -116,6 +116,7 @@ def train(
             "make the stage's batch_size a multiple of Mesh.data x Mesh.fsdp"
         )
     optimizer = training.optimizer.build(training.steps)
+    model, config = config, dataclasses.replace(config, tied=config.tied or not stage.predicts_tokens)
     learning_rate = training.optimizer.learning_rate(training.steps)
     rows = stage.rows(table, multiple_of=device_mesh.size)
     compile_seconds = 0.0
@@ -127,10 +128,11 @@ def train(
         restored = checkpoints.restore_latest({**vars(layout), "seconds": 0.0})
         if restored is None:
             if start_from:
-                source, params = f"the stage in {start_from}", load_params(start_from)
+                source, params = f"the stage in {start_from}", _without_head(load_params(start_from), config)
                 _require_shapes(params, layout.params, start_from)
             elif initial:
-                source, params = f"the weights in {initial}", load_weights(initial, config, device_mesh)
+                source, params = f"the weights in {initial}", load_weights(initial, model, device_mesh)
+                params = _without_head(params, config)
             else:
                 source, params = "random numbers", initial_params(config, seed)
             state, first_step, earlier_seconds = new_state(params, optimizer, device_mesh), 0, 0.0
@@ -219,6 +221,11 @@ def train(
     }
     write_json(folder / FINISHED, summary)
     return summary
+
+
+def _without_head(params: dict[str, Any], config: Qwen3Config) -> dict[str, Any]:
+    """The parameters of `config`, where an earlier stage may have had a head of its own beside them."""
+    return {name: leaf for name, leaf in params.items() if name != "head" or not config.tied}
 
 
 def _require_shapes(params: Any, wanted: Any, start_from: pathlib.Path) -> None:

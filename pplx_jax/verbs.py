@@ -81,7 +81,6 @@ VERBS = (
             flag("--dtype", choices=("float32", "bfloat16"), help="of the weights kept (default float32)"),
             flag("--mask_token", help="name of the token that diffusion masks with (default: as declared, or Qwen's)"),
             flag("--separator_token", help="name of the token between chunks (default: the same)"),
-            flag("--drop_head", action="store_true", help="leave out a head that is not the embedding table"),
             flag("--no_parity", action="store_true", help="skip the comparison with PyTorch"),
         ),
         outputs=("output",),

@@ -20,6 +20,7 @@ from pplx_jax.checkpointing import load_params
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.errors import BadInput
 from pplx_jax.metrics import read_metrics
+from pplx_jax.model_folder import load_config
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.train import FINISHED, NonFiniteLoss, Training, train
@@ -165,6 +166,17 @@ def test_a_stage_starts_from_an_earlier_one(setting, whole, tmp_path):
     assert numbers(tmp_path / "from")[0]["loss"] != numbers(whole["pair"])[0]["loss"]
     setting.train(tmp_path / "still", "pair", start_from=whole["diffusion"], optimizer=STILL)
     assert_same_params(tmp_path / "still", whole["diffusion"])  # at a learning rate of nothing it stays there
+
+
+def test_a_head_of_its_own_is_trained_by_diffusion_alone(setting, tmp_path):
+    untied = dataclasses.replace(setting.config, tied=False)
+    setting.train(tmp_path / "diffusion", "diffusion", config=untied)
+    setting.train(tmp_path / "still", "diffusion", config=untied, optimizer=STILL)
+    trained, still = load_params(tmp_path / "diffusion"), load_params(tmp_path / "still")
+    assert not np.array_equal(trained["head"]["embedding"], still["head"]["embedding"])
+    assert not np.array_equal(still["head"]["embedding"], still["embed"]["embedding"])
+    setting.train(tmp_path / "pair", "pair", config=untied, start_from=tmp_path / "diffusion")
+    assert "head" not in load_params(tmp_path / "pair") and load_config(tmp_path / "pair").tied
 
 
 def test_a_finished_stage_is_not_trained_again(setting, whole, monkeypatch):

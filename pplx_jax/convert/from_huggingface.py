@@ -18,7 +18,7 @@ from absl import logging
 
 from pplx_jax.convert import source_parity
 from pplx_jax.convert.memory import PeakMemory
-from pplx_jax.convert.param_map import from_torch_layout, mismatches, torch_shapes
+from pplx_jax.convert.param_map import HEAD, from_torch_layout, mismatches, torch_shapes
 from pplx_jax.convert.source_config import CONFIG, Source, read_source
 from pplx_jax.convert.stored_tensors import StoredTensor, stored_tensors
 from pplx_jax.convert.weights import DTYPES
@@ -28,7 +28,7 @@ from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import ModelFolder, save_model
 from pplx_jax.models.qwen3 import Qwen3Config
 
-_HEAD, _PREFIX = "lm_head.weight", "model."
+_PREFIX = "model."
 _MOST_PROBLEMS = 40
 IMPORTED = "imported"  # the stage of such a model folder
 
@@ -40,7 +40,6 @@ def import_hf(
     dtype: str = "float32",
     mask_token: str | None = None,
     separator_token: str | None = None,
-    drop_head: bool = False,
     no_parity: bool = False,
 ) -> dict[str, Any]:
     """Writes a model folder that a recipe starts from, `Embedder.load` opens and `export_hf` turns back.
@@ -54,7 +53,6 @@ def import_hf(
       dtype: of the weights kept, "float32" or "bfloat16".
       mask_token: name of the token that diffusion masks with; see `data/tokenizer_vocabulary.py` where None.
       separator_token: name of the token between chunks; the same.
-      drop_head: import a model whose head is not its embedding table, without the head.
       no_parity: skip the comparison, which needs PyTorch and runs the model twice.
 
     Returns:
@@ -69,7 +67,7 @@ def import_hf(
     source, output = pathlib.Path(source), pathlib.Path(output).absolute()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise BadInput(f"{output} is in the way; remove it or import to another folder")
-    plan = _Plan.of(source, dtype, drop_head, mask_token, separator_token)
+    plan = _Plan.of(source, dtype, mask_token, separator_token)
     states = None
     if not no_parity:
         # Before our weights are read, and freed by then: the two are never in memory together.
@@ -93,7 +91,6 @@ def read_model(
     folder: str | os.PathLike[str],
     *,
     dtype: str = "float32",
-    drop_head: bool = False,
     sharding: Any = None,
 ) -> ModelFolder:
     """A Hugging Face folder as a model, without importing it first.
@@ -101,14 +98,13 @@ def read_model(
     Args:
       folder: as `import_hf`'s source.
       dtype: of the parameters.
-      drop_head: as of `import_hf`.
       sharding: (path of a parameter, its shape) -> the `jax.sharding.Sharding` it is moved to as soon as it is
         read, a leaf at a time; on the host as NumPy arrays where None.
 
     Raises:
       BadInput: as `import_hf`.
     """
-    plan = _Plan.of(pathlib.Path(folder), dtype, drop_head)
+    plan = _Plan.of(pathlib.Path(folder), dtype)
     if sharding is None:
         return plan.load()
 
@@ -125,7 +121,7 @@ def read_config(folder: str | os.PathLike[str]) -> Qwen3Config:
     Raises:
       BadInput: as `import_hf`.
     """
-    return _Plan.of(pathlib.Path(folder), "float32", drop_head=False).described.config
+    return _Plan.of(pathlib.Path(folder), "float32").described.config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +138,6 @@ class _Plan:
         cls,
         folder: pathlib.Path,
         dtype: str,
-        drop_head: bool,
         mask_token: str | None = None,
         separator_token: str | None = None,
     ) -> "_Plan":
@@ -151,7 +146,7 @@ class _Plan:
         if not folder.is_dir():
             raise BadInput(f"no model in {folder}: the folder does not exist; give a folder with a {CONFIG}")
         described = read_source(folder)
-        tensors = _encoder_tensors(folder, described, drop_head)
+        tensors = _tensors(folder, described)
         if not (folder / TOKENIZER).exists():
             raise BadInput(f"{folder} has no {TOKENIZER}; copy it from where the model was published")
         vocabulary = TokenizerVocabulary.read(folder, mask_token=mask_token, separator_token=separator_token)
@@ -161,7 +156,8 @@ class _Plan:
                 f"{described.config.vocab_size} rows; are the two of one model?"
             )
         half = "bfloat16" in (dtype, *{tensor.dtype.name for tensor in tensors.values()})
-        config = dataclasses.replace(described.config, dtype="bfloat16" if half else "float32")
+        precision = "bfloat16" if half else "float32"
+        config = dataclasses.replace(described.config, dtype=precision, tied=HEAD.key not in tensors)
         return cls(dataclasses.replace(described, config=config), vocabulary, tensors, dtype)
 
     def load(self, place: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf) -> ModelFolder:
@@ -170,30 +166,29 @@ class _Plan:
         return ModelFolder(config, self.vocabulary, params, self.described.kind, IMPORTED)
 
 
-def _encoder_tensors(folder: pathlib.Path, described: Source, drop_head: bool) -> dict[str, StoredTensor]:
-    """The encoder's tensors under the keys of `param_map`; all that is wrong with them in one error."""
+def _tensors(folder: pathlib.Path, described: Source) -> dict[str, StoredTensor]:
+    """Every tensor under the keys of `param_map`; all that is wrong with them in one error."""
     stored, problems = stored_tensors(folder)
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in stored) else ""
     tensors = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
-    head = stored.get(_HEAD)
-    tensors.pop(_HEAD, None)
-    problems += [f"{key} is left over" for key in stored if not key.startswith(prefix) and key != _HEAD]
+    head = stored.get(HEAD.key)
+    tensors.pop(HEAD.key, None)
+    problems += [f"{key} is left over" for key in stored if not key.startswith(prefix) and key != HEAD.key]
     if stored:
         problems += [prefix + problem for problem in mismatches(tensors, torch_shapes(described.config))]
     if len({tensor.dtype for tensor in tensors.values()}) > 1:
         logging.warning("%s: weights of several dtypes", folder)
     table = tensors.get("embed_tokens.weight")
-    if head is not None and not drop_head and (table is None or not head.equals(table)):
-        problems.append(
-            f"{_HEAD} is not the embedding table, and our models have no other head: diffusion predicts tokens by "
-            "the table; import without it by --drop_head"
-        )
+    if head is None:
+        logging.info("%s has no head of its own; the embedding table serves as one in diffusion", folder)
+    elif table is None or head.shape != table.shape:
+        problems.append(f"{HEAD.key} has shape {head.shape}, not the embedding table's")
+    elif not head.equals(table):
+        if described.tied:
+            problems.append(f"{HEAD.key} is not the embedding table, though {CONFIG} has tie_word_embeddings")
+        tensors[HEAD.key] = head
     if problems:
         shown = problems[:_MOST_PROBLEMS]
         more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
         raise BadInput(f"weights of {folder}: {'; '.join(shown + more)}; download the folder again, or mend it")
-    if head is not None and drop_head:
-        logging.warning("%s: left out %s", folder, _HEAD)
-    elif head is None and not described.tied:
-        logging.info("%s has no head; the embedding table serves as one in diffusion", folder)
     return tensors

@@ -32,7 +32,8 @@ def check_onnx_parity(path: pathlib.Path, model: ModelFolder) -> Parity:
     differences, outputs = [], []
     for texts in reference.batches():
         tokens, mask = _padded([model.vocabulary.encode(text) for text in texts], model.vocabulary.pad_id)
-        hidden, *embeddings = session.run(list(OUTPUTS), {"input_ids": tokens, "attention_mask": mask.astype(np.int64)})
+        inputs = {"input_ids": tokens, "attention_mask": mask.astype(np.int64)}
+        hidden, *embeddings = map(np.asarray, session.run(list(OUTPUTS), inputs))
         differences.append(hidden_difference(hidden[mask], reference.hidden(tokens, mask)[mask], path))
         outputs.append(embeddings)
     pooled, int8, binary = (np.concatenate(batches) for batches in zip(*outputs, strict=True))

@@ -134,7 +134,7 @@ def hf_config(model: ModelFolder, dtype: str) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "max_position_embeddings": config.max_length,
         "initializer_range": config.embedding_init_std,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied,
         "use_cache": False,
         "use_sliding_window": False,
         "sliding_window": None,

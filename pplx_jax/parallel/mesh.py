@@ -12,6 +12,7 @@ from pplx_jax.errors import BadInput
 # Parameter path suffix -> logical axes. Blocks carry a leading "layers" axis.
 LOGICAL_AXES = {
     "embed.embedding": ("vocab", "embed"),
+    "head.embedding": ("vocab", "embed"),
     "attention.q.kernel": ("layers", "embed", "heads"),
     "attention.k.kernel": ("layers", "embed", "kv_heads"),
     "attention.v.kernel": ("layers", "embed", "kv_heads"),

@@ -47,6 +47,7 @@ class ContextualStage:
     prefixes: tuple[int, ...] = ()
 
     name: ClassVar[str] = "contextual"
+    predicts_tokens: ClassVar[bool] = False
 
     def rows(self, table, multiple_of):
         return rows_needed(

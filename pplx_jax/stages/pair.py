@@ -35,6 +35,7 @@ class PairStage:
     prefixes: tuple[int, ...] = ()
 
     name: ClassVar[str] = "pair"
+    predicts_tokens: ClassVar[bool] = False
 
     def rows(self, table, multiple_of):
         return rows_needed(

@@ -33,6 +33,7 @@ class TripletStage:
     prefixes: tuple[int, ...] = ()
 
     name: ClassVar[str] = "triplet"
+    predicts_tokens: ClassVar[bool] = False
 
     def rows(self, table, multiple_of):
         return rows_needed(

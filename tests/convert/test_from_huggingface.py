@@ -19,6 +19,7 @@ from pplx_jax.convert.to_huggingface import export_hf
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import load_config, load_model
 from pplx_jax.models.embedder import Embedder
+from pplx_jax.train_state import bind
 
 LENGTHS = (1, 2, 7, 200, 2048)
 TEXTS = ["read a file", "", "def f(x):\n    return x", "the name <|endoftext|> of a token", "long " * 300]
@@ -74,11 +75,11 @@ def test_there_and_back_again_bit_for_bit(name, tmp_path):
     dtype, untied = options.get("dtype", "float32"), not options.get("tied", True)
     source = write_source(tmp_path / "source", max_position_embeddings=200, **options)
     assert (len(list(source.glob("*.safetensors"))) > 1) == options.get("sharded", False)
-    report = import_hf(source, tmp_path / "model", dtype=dtype, drop_head=untied)
+    report = import_hf(source, tmp_path / "model", dtype=dtype)
     assert report["parity"]["max_abs_diff"] < 1e-4
     export_hf(tmp_path / "model", tmp_path / "export", dtype=dtype)
     there, back = read_tensors(source), read_tensors(tmp_path / "export")
-    assert (there.pop("lm_head.weight", None) is not None) == untied
+    assert ("lm_head.weight" in there) == untied
     assert there.keys() == back.keys()
     for key, tensor in there.items():
         assert tensor.dtype == back[key].dtype
@@ -226,11 +227,28 @@ def test_tokens_are_named(qwen3, imported, tmp_path):
         import_hf(qwen3, tmp_path / "other", mask_token="<mask>")
 
 
-def test_a_head_of_its_own_is_refused_unless_dropped(tmp_path):
+def test_a_head_of_its_own_predicts_the_tokens(tmp_path):
+    import torch
+    from transformers import Qwen3ForCausalLM
+
     source = write_source(tmp_path / "source", tied=False)
-    with pytest.raises(BadInput, match="lm_head.weight is not the embedding table.*--drop_head"):
+    import_hf(source, tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    assert not model.config.tied and model.config == load_config(source)
+    ids = [np.arange(5, 25, dtype=np.int32)]
+    with torch.inference_mode():
+        logits = Qwen3ForCausalLM.from_pretrained(source, dtype=torch.float32).eval()(torch.tensor(ids[0][None])).logits
+    encoder = bind(model.config, model.params)
+    ours = source_parity.jax_states(model, ids)[0] @ np.asarray(encoder.output_table).T
+    np.testing.assert_allclose(ours, logits[0].numpy(), atol=1e-4, rtol=0)
+    assert np.abs(ours - source_parity.jax_states(model, ids)[0] @ model.params["embed"]["embedding"].T).max() > 0.1
+
+
+def test_a_head_that_the_configuration_denies_is_refused(tmp_path):
+    source = write_source(tmp_path / "source", tied=False)
+    edit_config(source, tie_word_embeddings=True)
+    with pytest.raises(BadInput, match="lm_head.weight is not the embedding table, though config.json has tie_word"):
         import_hf(source, tmp_path / "model")
-    assert import_hf(source, tmp_path / "model", drop_head=True, no_parity=True)["parity"] is None
 
 
 class TestDamage:

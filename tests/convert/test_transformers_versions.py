@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from exported import IDS, MASK, hidden, load
 
 import pplx_jax.convert
 
@@ -19,19 +20,6 @@ ALLOWED = {
     "transformers.PreTrainedTokenizerFast",
     "transformers.modeling_outputs.BaseModelOutput",
 }
-IDS = torch.tensor([[5, 9, 40, 7, 300, 12, 80], [6, 8, 11, 0, 0, 0, 0]])
-MASK = torch.tensor([[1] * 7, [1] * 3 + [0] * 4])
-
-
-def load(folder, **arguments):
-    from transformers import AutoModel
-
-    return AutoModel.from_pretrained(folder, trust_remote_code=True, **arguments).eval()
-
-
-def hidden(model, mask=MASK, **arguments):
-    with torch.inference_mode():
-        return model(IDS, mask, **arguments).last_hidden_state[MASK.bool()].float().numpy()
 
 
 @pytest.fixture(scope="module")

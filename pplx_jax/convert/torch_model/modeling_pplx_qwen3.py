@@ -29,6 +29,7 @@ class PPLXQwen3Model(Qwen3Model):
 
     config_class = PPLXQwen3Config
     _supports_flex_attn = False  # it takes a mask of its own kind
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # of a model that was not trained to embed
 
     def __init__(self, config: PPLXQwen3Config):
         super().__init__(config)
