@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import pathlib
 from collections.abc import Iterator
+
+_GOOGLE = "0x1ae0"  # the PCI vendor of TPU chips
 
 
 @contextlib.contextmanager
@@ -19,3 +22,13 @@ def silent_native_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def skip_absent_tpu(devices: pathlib.Path = pathlib.Path("/sys/bus/pci/devices")) -> None:
+    """Tells libtpu, where it is installed on a machine without TPU chips, not to ask the network which it has.
+
+    To be called before JAX is first used; it would find no TPU either way, but say so at length.
+    """
+    vendors = {path.read_text().strip() for path in devices.glob("*/vendor")}
+    if _GOOGLE not in vendors:
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

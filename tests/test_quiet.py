@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pplx_jax.quiet import silent_native_stderr
+from pplx_jax.quiet import silent_native_stderr, skip_absent_tpu
 
 
 def test_the_descriptor_is_silent_inside_and_itself_again_after(capfd):
@@ -20,3 +20,13 @@ def test_an_exception_passes_and_the_descriptor_is_itself_again(capfd):
         raise ImportError
     os.write(2, b"after")
     assert capfd.readouterr().err == "after"
+
+
+@pytest.mark.parametrize(("vendor", "skips"), [("0x8086", True), ("0x1ae0", False)])
+def test_only_where_there_is_no_tpu_is_none_looked_for(tmp_path, monkeypatch, vendor, skips):
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
+    (tmp_path / "0000:00:01.0").mkdir()
+    (tmp_path / "0000:00:01.0" / "vendor").write_text(vendor + "\n")
+    skip_absent_tpu(tmp_path)
+    assert (os.environ.get("TPU_SKIP_MDS_QUERY") == "1") == skips
