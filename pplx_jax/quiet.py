@@ -5,7 +5,7 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-_GOOGLE = "0x1ae0"  # the PCI vendor of TPU chips
+_TPU_CHIPS = ("accel[0-9]*", "vfio/[0-9]*")  # device files, up to v4 and from v5e on
 
 
 @contextlib.contextmanager
@@ -24,11 +24,10 @@ def silent_native_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def skip_absent_tpu(devices: pathlib.Path = pathlib.Path("/sys/bus/pci/devices")) -> None:
+def skip_absent_tpu(devices: pathlib.Path = pathlib.Path("/dev")) -> None:
     """Tells libtpu, where it is installed on a machine without TPU chips, not to ask the network which it has.
 
     To be called before JAX is first used; it would find no TPU either way, but say so at length.
     """
-    vendors = {path.read_text().strip() for path in devices.glob("*/vendor")}
-    if _GOOGLE not in vendors:
+    if not any(any(devices.glob(chips)) for chips in _TPU_CHIPS):
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

@@ -22,11 +22,12 @@ def test_an_exception_passes_and_the_descriptor_is_itself_again(capfd):
     assert capfd.readouterr().err == "after"
 
 
-@pytest.mark.parametrize(("vendor", "skips"), [("0x8086", True), ("0x1ae0", False)])
-def test_only_where_there_is_no_tpu_is_none_looked_for(tmp_path, monkeypatch, vendor, skips):
+@pytest.mark.parametrize(("chips", "skips"), [((), True), (("accel0", "accel1"), False), (("vfio/0",), False)])
+def test_only_where_there_is_no_tpu_is_none_looked_for(tmp_path, monkeypatch, chips, skips):
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "")
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
-    (tmp_path / "0000:00:01.0").mkdir()
-    (tmp_path / "0000:00:01.0" / "vendor").write_text(vendor + "\n")
+    (tmp_path / "vfio").mkdir()
+    for name in ("null", "vfio/vfio", *chips):
+        (tmp_path / name).touch()
     skip_absent_tpu(tmp_path)
     assert (os.environ.get("TPU_SKIP_MDS_QUERY") == "1") == skips
