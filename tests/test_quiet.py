@@ -24,10 +24,12 @@ def test_an_exception_passes_and_the_descriptor_is_itself_again(capfd):
 
 @pytest.mark.parametrize(("chips", "skips"), [((), True), (("accel0", "accel1"), False), (("vfio/0",), False)])
 def test_only_where_there_is_no_tpu_is_none_looked_for(tmp_path, monkeypatch, chips, skips):
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "")
-    monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
+    names = ("TPU_SKIP_MDS_QUERY", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES")
+    for name in names:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     (tmp_path / "vfio").mkdir()
     for name in ("null", "vfio/vfio", *chips):
         (tmp_path / name).touch()
     skip_absent_tpu(tmp_path)
-    assert (os.environ.get("TPU_SKIP_MDS_QUERY") == "1") == skips
+    assert [name in os.environ for name in names] == [skips] * 3
