@@ -50,10 +50,10 @@ def forward(
     """Attention of padded arrays.
 
     Args:
-      query: [B, K, G, L, E], G query heads a key head; scaled, so that weights are powers of 2 of the scores.
+      query: [B, K, G, Q, E], G query heads a key head; scaled, so that weights are powers of 2 of the scores.
       key: [B, K, L, E].
       value: [B, K, L, E].
-      query_ids: [B, 1, L] segments, another number than any key's under padding.
+      query_ids: [B, 1, Q] segments, another number than any key's under padding.
       key_ids: [B, 1, L].
       visits: by query.
       causal: whether later keys are unseen.
@@ -61,10 +61,10 @@ def forward(
       interpret: run without a TPU.
 
     Returns:
-      [B, K, G, L, E] in the dtype of `query`, zero for queries that see nothing; and [B, K, G, L] float32, the
+      [B, K, G, Q, E] in the dtype of `query`, zero for queries that see nothing; and [B, K, G, Q] float32, the
       logarithm to base 2 of the sum of exponentials, 0 for those.
     """
-    _, kv_heads, group, length, head_dim = query.shape
+    _, kv_heads, group, in_all, head_dim = query.shape
     queries = pl.BlockSpec(
         (None, None, group, tiles.query, head_dim), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n], 0)
     )
@@ -75,7 +75,7 @@ def forward(
     of_queries = pl.BlockSpec((None, 1, tiles.query), lambda k, n, row, query, key, *_: (row[n], 0, query[n]))
     of_keys = pl.BlockSpec((None, 1, tiles.key), lambda k, n, row, query, key, *_: (row[n], 0, key[n]))
     return pl.pallas_call(
-        functools.partial(_body, causal=causal, tiles=tiles, length=length),
+        functools.partial(_body, causal=causal, tiles=tiles, in_all=in_all, length=key.shape[2]),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(visits) - 1,
             grid=(kv_heads, visits.count),
@@ -121,6 +121,7 @@ def _body(
     *,
     causal: bool,
     tiles: Tiles,
+    in_all: int,
     length: int,
 ):
     group, _, head_dim = query_ref.shape
@@ -181,7 +182,7 @@ def _body(
 
     def stretch(sub):
         """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
-        place = row * (length // tiles.sub_query) + query_tile * (pieces * subs) + sub
+        place = row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
         queries = pl.ds(pl.multiple_of(sub * tiles.sub_query, tiles.sub_query), tiles.sub_query)
         return queries, start_ref[place] - key_tile * units, stop_ref[place] - key_tile * units
 
@@ -194,7 +195,7 @@ def _body(
 
     @pl.loop(0, pieces)
     def _(piece):
-        segment = query_segment_ref[row * (length // tiles.piece) + query_tile * pieces + piece]
+        segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
         full = (segment != MIXED) & (segment == key_segment) & (units > step_units)
         if causal:
             full &= first_key + tiles.key <= first_query + piece * tiles.piece + 1
