@@ -1,58 +1,208 @@
-"""Attention over packed rows: every implementation is the reference, and long rows never hold L x L scores."""
+"""Attention over packed rows: one suite that every implementation passes, and what only kernels have."""
 
 import functools
+import os
+import subprocess
+import sys
 
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
+from pplx_jax.errors import BadInput
 from pplx_jax.kernels import attention as face
-from pplx_jax.kernels.attention import blockwise, reference
+from pplx_jax.kernels.attention import blockwise, pallas, reference
+from pplx_jax.kernels.attention.tiles import Tiles, best
+from pplx_jax.kernels.attention.visits import table
+
+SMALL = Tiles(query=256, key=512, piece=256, sub_query=128, sub_key=256)
+IMPLEMENTATIONS = {
+    "reference": reference.attention,
+    "blockwise": functools.partial(blockwise.attention, query_block=16),
+    "pallas": functools.partial(pallas.attention, tiles=(SMALL, SMALL), interpret=True),
+}
 
 
-def inputs(rows, length, heads=4, kv_heads=2, head_dim=8):
-    generator = np.random.default_rng(length)
+def packed(length: int, lengths: list[int], gap: int = 0) -> np.ndarray:
+    """Segments of a row: texts of these lengths one after another as far as they fit, `gap` of padding between."""
+    ids, at = np.zeros(length, np.int32), 0
+    for number, size in enumerate(lengths, start=1):
+        ids[at : at + size] = number
+        at += size + gap
+    return ids
 
-    def normal(count):
-        return jnp.asarray(generator.normal(size=(rows, length, count, head_dim)), jnp.float32)
 
-    cuts = np.sort(generator.integers(1, length, (rows, 3)), axis=1)
-    segment_ids = (np.arange(length)[None, :, None] >= cuts[:, None, :]).sum(-1) + 1
-    segment_ids[:, cuts.max() :] = 0
-    return normal(heads), normal(kv_heads), normal(kv_heads), jnp.asarray(segment_ids, jnp.int32)
+# Rows of 1,200: texts that end within, at and across tiles, one that fills whole tiles, none at all, ids that come
+# back, padding amid the row.
+LAYOUTS = {
+    "short": packed(1200, [100, 30, 270, 300, 200]),
+    "aligned": packed(1200, [256, 256, 128, 128, 256]),
+    "long": packed(1200, [1200]),
+    "long and padding": packed(1200, [900]),
+    "two": packed(1200, [530, 600]),
+    "empty": packed(1200, []),
+    "gaps": packed(1200, [90, 400, 60, 300], gap=50),
+    "returning": np.resize(np.repeat([1, 2, 0, 3], 75), 1200).astype(np.int32),
+}
+
+
+def exact_attention(query, key, value, ids, causal):
+    """In NumPy and float64, a query at a time: [L, H, E] of one row."""
+    out = np.zeros(query.shape)
+    group = query.shape[1] // key.shape[1]
+    for place in np.flatnonzero(ids):
+        seen = (ids == ids[place]) & ((np.arange(len(ids)) <= place) | (not causal))
+        for head in range(query.shape[1]):
+            scores = key[seen, head // group] @ query[place, head] / np.sqrt(query.shape[2])
+            weights = np.exp(scores - scores.max())
+            out[place, head] = weights @ value[seen, head // group] / weights.sum()
+    return out
+
+
+def inputs(segment_ids, heads=2, kv_heads=1, head_dim=64, seed=0):
+    segment_ids = np.atleast_2d(segment_ids)
+    generator = np.random.default_rng(seed)
+    shape = segment_ids.shape
+    arrays = (generator.normal(size=(*shape, count, head_dim)) for count in (heads, kv_heads, kv_heads, heads))
+    query, key, value, weights = (jnp.asarray(array, jnp.float32) for array in arrays)
+    return (query, key, value, jnp.asarray(segment_ids, jnp.int32)), weights
+
+
+def results(attention, arguments, weights, **options):
+    """(output, gradients of a weighted sum of it)."""
+
+    @jax.jit
+    def run(query, key, value):
+        def loss(*arrays):
+            out = attention(*arrays, arguments[3], **options)
+            return jnp.sum(weights * out), out
+
+        (_, out), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(query, key, value)
+        return out, gradients
+
+    return run(*arguments[:3])
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("length", [33, 64, 100])
-def test_blockwise_is_the_reference_and_so_are_its_gradients(length, causal):
-    query, key, value, segment_ids = inputs(2, length)
-    weights = jnp.asarray(np.random.default_rng(0).normal(size=query.shape), jnp.float32)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_each_is_attention_by_hand(name, causal):
+    arguments, _ = inputs([packed(40, [7, 20, 9]), packed(40, [40])], heads=4, kv_heads=2, head_dim=8)
+    found = IMPLEMENTATIONS[name](*arguments, causal=causal)
+    for row in range(2):
+        expected = exact_attention(
+            *(np.asarray(array[row], np.float64) for array in arguments[:3]), arguments[3][row], causal
+        )
+        np.testing.assert_allclose(found[row], expected, rtol=0, atol=1e-5)
 
-    def result(attention, query, key, value):
-        return jnp.sum(weights * attention(query, key, value, segment_ids, causal=causal))
 
-    block = functools.partial(blockwise.attention, query_block=16)
-    np.testing.assert_allclose(
-        block(query, key, value, segment_ids, causal=causal),
-        reference.attention(query, key, value, segment_ids, causal=causal),
-        rtol=0,
-        atol=1e-6,
-    )
-    for found, expected in zip(
-        *(
-            jax.grad(functools.partial(result, one), argnums=(0, 1, 2))(query, key, value)
-            for one in (block, reference.attention)
-        ),
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name != "reference"])
+def test_each_is_the_reference_and_so_are_its_gradients(name, causal):
+    arguments, weights = inputs(list(LAYOUTS.values()), head_dim=32)
+    found, gradients = results(IMPLEMENTATIONS[name], arguments, weights, causal=causal)
+    expected, expected_gradients = results(reference.attention, arguments, weights, causal=causal)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert np.all(np.asarray(found)[np.asarray(arguments[3]) == 0] == 0)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 500), max_size=6),
+    gap=st.integers(0, 130),
+    shape=st.sampled_from([(300, 2, 1, 16), (513, 4, 1, 64), (700, 3, 3, 100)]),
+    causal=st.booleans(),
+)
+def test_random_layouts_and_shapes(lengths, gap, shape, causal):
+    length, heads, kv_heads, head_dim = shape
+    arguments, weights = inputs(packed(length, lengths, gap)[:length], heads, kv_heads, head_dim, seed=len(lengths))
+    found, gradients = results(IMPLEMENTATIONS["pallas"], arguments, weights, causal=causal)
+    expected, expected_gradients = results(reference.attention, arguments, weights, causal=causal)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_what_lies_in_neighbours_and_under_padding_moves_no_bit(name):
+    ids = packed(1200, [100, 300, 270], gap=40)
+    arguments, weights = inputs(ids)
+    mine = ids == 2
+    others = jnp.asarray(~mine)[None, :, None, None]
+    changed = tuple(jnp.where(others, 3.0 * array + 1.0, array) for array in arguments[:3])
+    weights = jnp.where(others, 0.0, weights)
+    for one, other in zip(
+        jax.tree.leaves(results(IMPLEMENTATIONS[name], arguments, weights)),
+        jax.tree.leaves(results(IMPLEMENTATIONS[name], (*changed, arguments[3]), weights)),
         strict=True,
     ):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(np.asarray(one)[0, mine], np.asarray(other)[0, mine])
+    # Control: what a text sees of itself does move it.
+    moved = IMPLEMENTATIONS[name](arguments[0], arguments[1].at[0, 200].add(1.0), *arguments[2:])
+    assert np.abs(moved - IMPLEMENTATIONS[name](*arguments))[0, mine].max() > 1e-3
 
 
-@pytest.mark.parametrize("length", [face.WHOLE_ROWS, face.WHOLE_ROWS + 1])
-def test_the_face_gives_the_same_on_both_sides_of_its_choice(length):
-    arguments = inputs(1, length, heads=2, kv_heads=1)
-    np.testing.assert_allclose(face.attention(*arguments), reference.attention(*arguments), rtol=0, atol=1e-6)
+def test_large_scores_stay_finite():
+    (query, key, value, ids), weights = inputs(packed(300, [180, 60]))
+    for scale in (1e3, 1e-3):
+        for out in jax.tree.leaves(results(IMPLEMENTATIONS["pallas"], (scale * query, key, value, ids), weights)):
+            assert np.isfinite(out).all()
+
+
+def test_bfloat16_is_as_near_as_its_precision():
+    arguments, weights = inputs(list(LAYOUTS.values())[:3])
+    half = tuple(array.astype(jnp.bfloat16) for array in arguments[:3])
+    found, gradients = results(IMPLEMENTATIONS["pallas"], (*half, arguments[3]), weights)
+    expected, expected_gradients = results(
+        reference.attention, (*(a.astype(jnp.float32) for a in half), arguments[3]), weights
+    )
+    assert found.dtype == jnp.bfloat16
+    for one, other in zip((found, *gradients), (expected, *expected_gradients), strict=True):
+        one, other = np.asarray(one, np.float32).ravel(), np.asarray(other).ravel()
+        assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.9999
+
+
+def test_a_row_in_stretches_is_the_row_at_once(monkeypatch):
+    arguments, weights = inputs([LAYOUTS["two"], LAYOUTS["short"]])
+    whole = results(IMPLEMENTATIONS["pallas"], arguments, weights, causal=True)
+    monkeypatch.setattr(pallas, "_QUERY_GRADIENT_SHARE", 0.003)  # 512 queries at a time
+    for one, other in zip(
+        jax.tree.leaves(results(IMPLEMENTATIONS["pallas"], arguments, weights, causal=True)),
+        jax.tree.leaves(whole),
+        strict=True,
+    ):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+
+
+def test_queries_may_be_a_part_of_the_row():
+    (query, key, value, ids), _ = inputs(LAYOUTS["short"])
+    whole = IMPLEMENTATIONS["pallas"](query, key, value, ids)
+    part = slice(300, 812)
+    found = IMPLEMENTATIONS["pallas"](query[:, part], key, value, ids[:, part], key_segment_ids=ids)
+    np.testing.assert_allclose(found, whole[:, part], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+def test_only_tiles_that_meet_are_visited(by_key):
+    tiles = Tiles(query=256, key=256, piece=256, sub_query=256, sub_key=256)
+
+    def visited(lengths, causal=False, length=4096):
+        ids = jnp.asarray(packed(length, lengths))[None]
+        return int(table(ids, ids, tiles, causal=causal, by_key=by_key).count)
+
+    assert visited([256] * 16) == 16
+    assert visited([4096]) == 256
+    assert visited([4096], causal=True) == 136
+    assert visited([300] * 13) < 16 * 4
+    assert visited([256]) == 16  # of padding, one each: what accumulates is written
+    # A row whose ids come back is visited wherever they may meet.
+    ids = jnp.asarray(np.resize([1, 2], 4096))[None]
+    assert int(table(ids, ids, tiles, causal=False, by_key=by_key).count) == 256
 
 
 def test_memory_is_linear_in_length_both_ways():
@@ -60,7 +210,8 @@ def test_memory_is_linear_in_length_both_ways():
         def loss(query, key, value, segment_ids):
             return attention(query, key, value, segment_ids).sum()
 
-        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*inputs(1, length, 2, 1)).compile()
+        arguments, _ = inputs(packed(length, [length]))
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arguments).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     short, long = (temporaries(face.attention, length) for length in (4096, 8192))
@@ -69,7 +220,72 @@ def test_memory_is_linear_in_length_both_ways():
     assert temporaries(reference.attention, 4096) > 3.5 * temporaries(reference.attention, 2048)
 
 
-def test_padding_past_the_row_stays_finite():
-    query, key, value, _ = inputs(1, 20)
-    segment_ids = jnp.ones((1, 20), jnp.int32)
-    assert np.isfinite(blockwise.attention(query, key, value, segment_ids, query_block=16)).all()
+@pytest.mark.parametrize("length", [face.WHOLE_ROWS, face.WHOLE_ROWS + 1])
+def test_the_face_gives_the_same_on_both_sides_of_its_choice(length):
+    arguments, _ = inputs(packed(length, [600, 300]))
+    np.testing.assert_allclose(face.attention(*arguments), reference.attention(*arguments), rtol=0, atol=1e-6)
+
+
+def test_what_is_forced_runs_or_is_refused():
+    arguments, _ = inputs(packed(64, [30, 20]))
+    for name in ("reference", "blockwise"):
+        np.testing.assert_allclose(
+            face.attention(*arguments, implementation=name), reference.attention(*arguments), rtol=0, atol=1e-6
+        )
+    with pytest.raises(BadInput, match="'pallas' wants a TPU, this is cpu"):
+        face.attention(*arguments, implementation="pallas")
+    with pytest.raises(BadInput, match="'flash' is not one of"):
+        face.attention(*arguments, implementation="flash")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        ({"query": 100}, "Tiles.query=100 is no multiple of 128"),
+        ({"sub_key": 384}, "Tiles.sub_key=384 is no multiple of 256"),
+        ({"piece": 384}, "Tiles.piece=384 does not divide query=512"),
+        ({"sub_query": 512}, "Tiles.sub_query=512 does not divide piece=256"),
+    ],
+)
+def test_tiles_refuse_sizes_that_do_not_fit(sizes, words):
+    with pytest.raises(BadInput, match=words):
+        Tiles(**{"query": 512, "key": 512, "piece": 256, **sizes})
+
+
+def test_tiles_say_what_memory_they_need():
+    tiles = Tiles(query=1024, key=4096, piece=1024)
+    arguments, _ = inputs(packed(4096, [4096]), heads=4)
+    with pytest.raises(BadInput, match=r"tiles of 1024 x 4096 need \d+ MiB of fast memory, over 56"):
+        pallas.attention(*arguments, tiles=(tiles, tiles), interpret=True)
+
+
+@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("length", [1, 128, 512, 1000, 4224, 32768])
+def test_the_best_tiles_fit_their_device(length, group):
+    for device in (None, "TPU v5 lite", "TPU v6 lite", "TPU v5"):
+        forward, backward = best(length, group, device_kind=device)
+        forward.require(forward.forward_bytes(group, 128, 4))
+        stretch = int(pallas._QUERY_GRADIENT_SHARE * backward.vmem_limit_bytes) // (8 * group * 128)
+        backward.require(backward.backward_bytes(group, 128, 2, min(length, max(backward.query, stretch))))
+        assert -length % forward.key < max(512, length / 4)
+
+
+def test_kernels_run_on_each_device_of_a_mesh():
+    program = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from pplx_jax.kernels import attention as face
+mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+generator = np.random.default_rng(0)
+arrays = [jnp.asarray(generator.normal(size=(8, 300, heads, 16)), jnp.float32) for heads in (4, 2, 2)]
+ids = jnp.asarray(np.sort(generator.integers(1, 5, (8, 300)), axis=1), jnp.int32).at[:, 280:].set(0)
+def gradients(attention, arrays):
+    return jax.jit(jax.grad(lambda *a: (attention(*a, ids) ** 2).sum(), argnums=(0, 1, 2)))(*arrays)
+with jax.set_mesh(mesh):
+    placed = [jax.device_put(array, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))) for array in arrays]
+    found = gradients(lambda *a: face._on_mesh(*a, causal=False, interpret=True), placed)
+for one, other in zip(found, gradients(face.reference.attention, arrays)):
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, **flags}, check=True)

@@ -73,6 +73,6 @@ def _on_mesh(query, key, value, segment_ids, *, causal: bool, interpret: bool = 
     rows = tuple(axis for axis in ROW_AXES if axis in mesh.shape)
     heads = HEAD_AXIS if HEAD_AXIS in mesh.shape and key.shape[2] % mesh.shape[HEAD_AXIS] == 0 else None
     spec = PartitionSpec(rows, None, heads)
-    return jax.shard_map(
-        run, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec, check_vma=False
-    )(query, key, value, segment_ids)
+    return jax.shard_map(run, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec, check_vma=False)(
+        query, key, value, segment_ids
+    )

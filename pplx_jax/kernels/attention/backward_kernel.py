@@ -63,9 +63,7 @@ def backward(
     sums = pl.BlockSpec((None, None, group, tiles.query), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n]))
     of_queries = pl.BlockSpec((None, 1, tiles.query), lambda k, n, row, query, key, *_: (row[n], 0, query[n]))
     of_keys = pl.BlockSpec((None, 1, tiles.key), lambda k, n, row, query, key, *_: (row[n], 0, key[n]))
-    whole = pl.BlockSpec(
-        (None, None, group, head_dim, queries_in_all), lambda k, n, row, *_: (row[n], k, 0, 0, 0)
-    )
+    whole = pl.BlockSpec((None, None, group, head_dim, queries_in_all), lambda k, n, row, *_: (row[n], k, 0, 0, 0))
     shape = (batch, kv_heads, group, head_dim, queries_in_all)
     return pl.pallas_call(
         functools.partial(_body, causal=causal, offset=offset, tiles=tiles, length=length),

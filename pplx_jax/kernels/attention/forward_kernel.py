@@ -8,7 +8,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
-from pplx_jax.kernels.attention.visits import FIRST, LAST, MIXED, Visits
+from pplx_jax.kernels.attention.visits import LAST, MIXED, Visits
 
 UNSEEN = -1e30  # the score of a pair that is not to meet; far from float32's end, so that differences stay finite
 _NT, _NN = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))
@@ -69,9 +69,7 @@ def forward(
         (None, None, group, tiles.query, head_dim), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n], 0)
     )
     keys = pl.BlockSpec((None, None, tiles.key, head_dim), lambda k, n, row, query, key, *_: (row[n], k, key[n], 0))
-    sums = pl.BlockSpec(
-        (None, None, group, tiles.query), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n])
-    )
+    sums = pl.BlockSpec((None, None, group, tiles.query), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n]))
     of_queries = pl.BlockSpec((None, 1, tiles.query), lambda k, n, row, query, key, *_: (row[n], 0, query[n]))
     of_keys = pl.BlockSpec((None, 1, tiles.key), lambda k, n, row, query, key, *_: (row[n], 0, key[n]))
     return pl.pallas_call(
