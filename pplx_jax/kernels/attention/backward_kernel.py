@@ -17,6 +17,8 @@ from pplx_jax.kernels.attention.forward_kernel import UNSEEN, across, product
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
 from pplx_jax.kernels.attention.visits import FIRST, LAST, MIXED, Visits
 
+_LN2 = math.log(2.0)
+
 
 def backward(
     query: jax.Array,
@@ -28,6 +30,7 @@ def backward(
     out_gradient: jax.Array,
     lse: jax.Array,
     delta: jax.Array,
+    earlier: tuple[jax.Array, jax.Array] | None,
     *,
     causal: bool,
     offset: int,
@@ -46,6 +49,7 @@ def backward(
       out_gradient: [B, K, G, Q, E], with respect to its result.
       lse: [B, K, G, Q], as it returned.
       delta: [B, K, G, Q], the sum over E of the result times `out_gradient`.
+      earlier: gradients of the key and the value from other stretches, to which this one's are added in place.
       causal: whether later keys are unseen.
       offset: place of the first query among the keys.
       tiles: sizes.
@@ -65,12 +69,23 @@ def backward(
     of_keys = pl.BlockSpec((None, 1, tiles.key), lambda k, n, row, query, key, *_: (row[n], 0, key[n]))
     whole = pl.BlockSpec((None, None, group, head_dim, queries_in_all), lambda k, n, row, *_: (row[n], k, 0, 0, 0))
     shape = (batch, kv_heads, group, head_dim, queries_in_all)
+    arguments = (*visits[1:], query, key, value, query_ids, key_ids, out_gradient, lse, delta, *(earlier or ()))
     return pl.pallas_call(
         functools.partial(_body, causal=causal, offset=offset, tiles=tiles, length=length),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(visits) - 1,
             grid=(kv_heads, visits.count),
-            in_specs=[queries, keys, keys, of_queries, of_keys, queries, sums, sums],
+            in_specs=[
+                queries,
+                keys,
+                keys,
+                of_queries,
+                of_keys,
+                queries,
+                sums,
+                sums,
+                *([keys, keys] if earlier else []),
+            ],
             out_specs=[whole, keys, keys],
             scratch_shapes=[
                 pltpu.VMEM((head_dim, tiles.key), key.dtype),
@@ -85,9 +100,10 @@ def backward(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit_bytes
         ),
+        input_output_aliases={len(arguments) - 2: 1, len(arguments) - 1: 2} if earlier else {},
         interpret=interpret,
         name="attention_backward",
-    )(*visits[1:], query, key, value, query_ids, key_ids, out_gradient, lse, delta)
+    )(*arguments)
 
 
 def _body(
@@ -107,17 +123,13 @@ def _body(
     out_gradient_ref,
     lse_ref,
     delta_ref,
-    query_gradient_ref,
-    key_gradient_ref,
-    value_gradient_ref,
-    transposed_key_ref,
-    ids_ref,
-    *,
+    *others,
     causal: bool,
     offset: int,
     tiles: Tiles,
     length: int,
 ):
+    *earlier, query_gradient_ref, key_gradient_ref, value_gradient_ref, transposed_key_ref, ids_ref = others
     group, _, head_dim = query_ref.shape
     in_all = query_gradient_ref.shape[-1]
     visit = pl.program_id(1)
@@ -131,8 +143,8 @@ def _body(
     def _():
         transposed_key_ref[...] = key_ref[...].T
         ids_ref[...] = jnp.broadcast_to(key_ids_ref[...], (LANES, tiles.key)).T
-        key_gradient_ref[...] = jnp.zeros_like(key_gradient_ref)
-        value_gradient_ref[...] = jnp.zeros_like(value_gradient_ref)
+        key_gradient_ref[...] = earlier[0][...] / _LN2 if earlier else jnp.zeros_like(key_gradient_ref)
+        value_gradient_ref[...] = earlier[1][...] if earlier else jnp.zeros_like(value_gradient_ref)
 
         @pl.when(key_tile == 0)
         def _():
@@ -210,4 +222,4 @@ def _body(
 
     @pl.when(flags & LAST != 0)
     def _():  # scores are to base 2
-        key_gradient_ref[...] *= math.log(2.0)
+        key_gradient_ref[...] *= _LN2

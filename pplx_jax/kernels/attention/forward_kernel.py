@@ -178,7 +178,7 @@ def _body(
             visible &= key_place - query_place <= first_query + queries.start - first_key - keys.start
         return visible
 
-    def stretch(sub):
+    def stretch(sub) -> tuple[pl.Slice, jax.Array, jax.Array]:
         """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
         place = row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
         queries = pl.ds(pl.multiple_of(sub * tiles.sub_query, tiles.sub_query), tiles.sub_query)

@@ -118,7 +118,8 @@ def _backward(causal, tiles, interpret, saved, gradient):
     size = min(length, max(tile.query, room // tile.query * tile.query))
     tile.require(tile.backward_bytes(group, head_dim, query.dtype.itemsize, size))
     delta = jnp.sum(mixed.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
-    query_gradients, sums = [], None
+    query_gradients: list[jax.Array] = []
+    of_key = of_value = key  # of the stretches so far
     for first in range(0, length, size):
         part = slice(first, min(first + size, length))
         of_query, of_key, of_value = backward(
@@ -131,15 +132,15 @@ def _backward(causal, tiles, interpret, saved, gradient):
             gradient[:, :, :, part],
             lse[..., part],
             delta[..., part],
+            (of_key, of_value) if first else None,
             causal=causal,
             offset=first,
             tiles=tile,
             interpret=interpret,
         )
-        query_gradients.append(of_query.swapaxes(-1, -2))
-        sums = (of_key, of_value) if sums is None else (sums[0] + of_key, sums[1] + of_value)
-    query_gradient = jnp.concatenate(query_gradients, axis=3) * math.log(2.0)  # scores are to base 2
-    return query_gradient.astype(query.dtype), sums[0].astype(key.dtype), sums[1].astype(value.dtype), None, None
+        of_query = of_query.swapaxes(-1, -2) * math.log(2.0)  # scores are to base 2
+        query_gradients.append(of_query.astype(query.dtype))
+    return jnp.concatenate(query_gradients, axis=3), of_key.astype(key.dtype), of_value.astype(value.dtype), None, None
 
 
 _attention.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""Which tiles of scores hold anything, as tables that a kernel reads ahead: other tiles are neither fetched nor computed.
+"""Which tiles of scores hold anything, as tables that a kernel reads ahead; others are not fetched and not computed.
 
 Tiles meet where their ranges of segments do. That is exact where the ids of a row ascend, and elsewhere holds too many
 tiles, never too few: what a kernel masks decides.
