@@ -5,7 +5,7 @@ Training, evaluation, serving and export parity all call `embed`.
 
 import jax
 
-from pplx_jax.models.pooling import mean_pool
+from pplx_jax.kernels.segment_pool import segment_pool
 from pplx_jax.models.qwen3 import Qwen3
 
 
@@ -21,7 +21,7 @@ def embed(model: Qwen3, batch: dict[str, jax.Array], slots: int) -> tuple[jax.Ar
       v [B, S, D] float32 and the tokens each was pooled over [B, S] float32.
     """
     hidden = model(batch["tokens"], batch["segment_ids"], batch["positions"])
-    return mean_pool(hidden, batch["chunk_ids"], slots)
+    return segment_pool(hidden, batch["chunk_ids"], slots)
 
 
 def gather(pooled: jax.Array, references: jax.Array) -> jax.Array:

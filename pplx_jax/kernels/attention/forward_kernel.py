@@ -1,6 +1,7 @@
 """The forward pass on a TPU: online softmax, a tile of queries against the tiles of keys that it meets."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +179,7 @@ def _body(
             visible &= key_place - query_place <= first_query + queries.start - first_key - keys.start
         return visible
 
-    def stretch(sub) -> tuple[pl.Slice, jax.Array, jax.Array]:
+    def stretch(sub) -> tuple[Any, jax.Array, jax.Array]:
         """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
         place = row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
         queries = pl.ds(pl.multiple_of(sub * tiles.sub_query, tiles.sub_query), tiles.sub_query)

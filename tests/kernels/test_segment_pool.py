@@ -1,4 +1,4 @@
-"""Mean pooling against the definition: the mean of the token vectors of a slot, and of nothing else."""
+"""Pooling against the definition: the mean of the token vectors of a slot, and of nothing else; quantized alike."""
 
 import functools
 
@@ -6,15 +6,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+import tpu_compile
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplx_jax.models import pooling
+from pplx_jax.errors import BadInput
+from pplx_jax.kernels import segment_pool as face
+from pplx_jax.kernels.segment_pool import pallas
+from pplx_jax.kernels.segment_pool import reference as pooling
+from pplx_jax.kernels.segment_pool.tiles import Tiles, best
+from pplx_jax.models.quantization import tanh_int8
 
 SLOTS = 4
 SHAPE = (2, 16, 5)  # B, L, D
 
-pool = jax.jit(functools.partial(pooling.mean_pool, slots=SLOTS))
+SMALL = Tiles(128, 128)
+IMPLEMENTATIONS = {
+    "reference": pooling.segment_pool,
+    "pallas": functools.partial(pallas.segment_pool, tiles=SMALL, interpret=True),
+}
+
+
+@pytest.fixture(params=IMPLEMENTATIONS, scope="module")
+def segment_pool(request):
+    return IMPLEMENTATIONS[request.param]
+
+
+@pytest.fixture(scope="module")
+def pool(segment_pool):
+    return jax.jit(functools.partial(segment_pool, slots=SLOTS))
 
 
 def reference(hidden, chunk_ids, slots):
@@ -45,10 +65,10 @@ def random_case(seed=0):
     return hidden, chunk_ids
 
 
-def test_by_hand():
+def test_by_hand(segment_pool):
     hidden = np.array([[[1, 2], [3, 4], [100, 100], [5, 6], [-70, 9]]], np.float32)
     chunk_ids = np.array([[1, 1, 0, 2, 0]], np.int32)
-    pooled, counts = pooling.mean_pool(jnp.asarray(hidden), jnp.asarray(chunk_ids), 3)
+    pooled, counts = segment_pool(jnp.asarray(hidden), jnp.asarray(chunk_ids), 3)
     # slot 0: ((1 + 3) / 2, (2 + 4) / 2) = (2, 3); slot 1: one token, (5, 6); slot 2: nothing.
     np.testing.assert_array_equal(pooled, [[[2, 3], [5, 6], [0, 0]]])
     np.testing.assert_array_equal(counts, [[2, 1, 0]])
@@ -56,8 +76,9 @@ def test_by_hand():
     assert not np.allclose(pooled[0, 0], hidden[0].mean(axis=0))
 
 
-@given(st.lists(st.integers(0, SLOTS), min_size=32, max_size=32), st.integers(0, 2**31))
-def test_any_layout_against_loops(flat_ids, seed):
+@settings(max_examples=20, deadline=None)
+@given(flat_ids=st.lists(st.integers(0, SLOTS), min_size=32, max_size=32), seed=st.integers(0, 2**31))
+def test_any_layout_against_loops(pool, flat_ids, seed):
     hidden = np.random.default_rng(seed).normal(size=SHAPE).astype(np.float32)
     chunk_ids = np.array(flat_ids, np.int32).reshape(SHAPE[:2])
     pooled, counts = pool(hidden, chunk_ids)
@@ -68,7 +89,7 @@ def test_any_layout_against_loops(flat_ids, seed):
 
 
 @pytest.mark.parametrize("filler", [0.0, -7.25, 1e30, np.inf, -np.inf, np.nan])
-def test_padding_moves_no_bit(filler):
+def test_padding_moves_no_bit(pool, filler):
     hidden, chunk_ids = random_case()
     expected, expected_counts = pool(hidden, chunk_ids)
     disturbed = np.where((chunk_ids == 0)[..., None], np.float32(filler), hidden)
@@ -80,7 +101,7 @@ def test_padding_moves_no_bit(filler):
     assert not np.array_equal(pool(disturbed, chunk_ids)[0], expected)
 
 
-def test_a_slot_does_not_see_its_neighbours():
+def test_a_slot_does_not_see_its_neighbours(pool):
     hidden, chunk_ids = random_case()
     expected, _ = pool(hidden, chunk_ids)
     disturbed = np.where((chunk_ids == 2)[..., None], np.float32(123.0), hidden)
@@ -90,7 +111,7 @@ def test_a_slot_does_not_see_its_neighbours():
     assert not np.array_equal(pooled[:, 1], expected[:, 1])
 
 
-def test_gradient_is_one_over_count_on_own_tokens_only():
+def test_gradient_is_one_over_count_on_own_tokens_only(pool):
     hidden, chunk_ids = random_case()
     weights = np.random.default_rng(3).normal(size=(SHAPE[0], SLOTS, SHAPE[2])).astype(np.float32)
     gradient = jax.jit(jax.grad(lambda h: (pool(h, chunk_ids)[0] * weights).sum()))(hidden)
@@ -107,7 +128,7 @@ def test_gradient_is_one_over_count_on_own_tokens_only():
 
 
 @pytest.mark.parametrize("filler", [np.inf, np.nan])
-def test_padding_that_is_no_number_has_no_part_in_the_gradient(filler):
+def test_padding_that_is_no_number_has_no_part_in_the_gradient(pool, filler):
     hidden, chunk_ids = random_case()
     weights = np.random.default_rng(3).normal(size=(SHAPE[0], SLOTS, SHAPE[2])).astype(np.float32)
     gradient = jax.jit(jax.grad(lambda h: (pool(h, chunk_ids)[0] ** 2 * weights).sum()))
@@ -116,11 +137,11 @@ def test_padding_that_is_no_number_has_no_part_in_the_gradient(filler):
     np.testing.assert_array_equal(np.asarray(gradient(disturbed))[chunk_ids == 0], 0.0)
 
 
-def test_half_precision_tokens_are_summed_in_float32():
+def test_half_precision_tokens_are_summed_in_float32(segment_pool):
     length = 300
     hidden = jnp.asarray(1.0 + np.random.default_rng(5).normal(size=(1, length, 4)), jnp.bfloat16)
     chunk_ids = jnp.ones((1, length), jnp.int32)
-    pooled, counts = jax.jit(functools.partial(pooling.mean_pool, slots=1))(hidden, chunk_ids)
+    pooled, counts = jax.jit(functools.partial(segment_pool, slots=1))(hidden, chunk_ids)
     assert pooled.dtype == jnp.float32
     assert counts.dtype == jnp.float32
     exact = np.asarray(hidden, np.float64).mean(axis=1)
@@ -140,3 +161,76 @@ def test_very_many_slots_pool_alike(monkeypatch):
     found = pooling.mean_pool(jnp.asarray(hidden), jnp.asarray(chunk_ids), SLOTS)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rounding", ["half_even", "floor"])
+def test_quantized_on_the_way_out(segment_pool, rounding):
+    generator = np.random.default_rng(0)
+    hidden = jnp.asarray(generator.normal(size=(2, 300, 140)), jnp.float32)
+    chunk_ids = jnp.asarray(np.sort(generator.integers(0, 9, (2, 300))), jnp.int32)
+    weights = jnp.asarray(generator.normal(size=(2, 8, 140)), jnp.float32)
+    expected = tanh_int8(pooling.mean_pool(hidden, chunk_ids, 8)[0], rounding)
+    int8, counts = segment_pool(hidden, chunk_ids, 8, output="int8", rounding=rounding)
+    assert int8.dtype == jnp.int8 and np.abs(np.asarray(int8)).max() > 20
+    scaled = 127 * np.tanh(np.asarray(pooling.mean_pool(hidden, chunk_ids, 8)[0]))
+    at_edge = np.abs(scaled - np.floor(scaled) - 0.5) < 1e-3
+    assert np.all((int8 == expected) | at_edge)
+    np.testing.assert_array_equal(counts.sum(1), (np.asarray(chunk_ids) > 0).sum(1))
+
+    def gradient(function):
+        return jax.grad(lambda h: (function(h, chunk_ids, 8, output="tanh_int8", rounding=rounding)[0] * weights).sum())
+
+    np.testing.assert_allclose(gradient(segment_pool)(hidden), gradient(pooling.segment_pool)(hidden), atol=1e-4)
+    # Control: the gradient of the mean alone is another.
+    plain = jax.grad(lambda h: (pooling.mean_pool(h, chunk_ids, 8)[0] * weights).sum())(hidden)
+    assert np.abs(gradient(segment_pool)(hidden) - plain).max() > 0.1
+
+
+def test_what_is_forced_runs_or_is_refused():
+    hidden, chunk_ids = map(jnp.asarray, random_case())
+    found = face.segment_pool(hidden, chunk_ids, SLOTS, implementation="reference")[0]
+    np.testing.assert_array_equal(found, face.segment_pool(hidden, chunk_ids, SLOTS)[0])
+    with pytest.raises(BadInput, match="wants a TPU, this is cpu"):
+        face.segment_pool(hidden, chunk_ids, SLOTS, implementation="pallas")
+    with pytest.raises(BadInput, match="'fast' is not one of"):
+        face.segment_pool(hidden, chunk_ids, SLOTS, implementation="fast")
+    with pytest.raises(BadInput, match="output 'binary' is not one of"):
+        face.segment_pool(hidden, chunk_ids, SLOTS, output="binary")
+
+
+def test_tiles_refuse_what_does_not_fit():
+    with pytest.raises(BadInput, match="Tiles.length=100 is no multiple of 128"):
+        Tiles(100, 128)
+    with pytest.raises(BadInput, match=r"tiles of 8192 x 2560 need \d+ MiB"):
+        Tiles(8192, 2560).require(128, 4)
+    with pytest.raises(BadInput, match="5000 slots a row are over the kernel's 1024"):
+        pallas.segment_pool(jnp.zeros((1, 8, 8)), jnp.zeros((1, 8), jnp.int32), 5000)
+    for width in (1024, 2560, 4096):
+        for slots in (128, 1024):
+            best(4224, width, slots, 4).require(slots, 4)
+
+
+PROGRAM = """
+import sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from pplx_jax.kernels.segment_pool import segment_pool
+topology, width, slots = sys.argv[1], *map(int, sys.argv[2:])
+device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+sharding = jax.sharding.SingleDeviceSharding(device)
+hidden = jax.ShapeDtypeStruct((4, 4096, width), jnp.bfloat16, sharding=sharding)
+ids = jax.ShapeDtypeStruct((4, 4096), jnp.int32, sharding=sharding)
+def loss(hidden, ids):
+    return segment_pool(hidden, ids, slots, output="tanh_int8")[0].sum()
+jax.jit(jax.grad(loss)).lower(hidden, ids).compile()
+compiled = jax.jit(lambda hidden, ids: segment_pool(hidden, ids, slots, output="int8")[0]).lower(hidden, ids).compile()
+print(compiled.cost_analysis()["bytes accessed"], compiled.as_text().count("tpu_custom_call"))
+"""
+
+
+@tpu_compile.needs_libtpu
+@pytest.mark.parametrize("topology", tpu_compile.TOPOLOGIES)
+@pytest.mark.parametrize("width", [1024, 2560])
+def test_it_compiles_for_both_models(topology, width):
+    _, calls = tpu_compile.run(PROGRAM, topology, str(width), "64").split()
+    assert int(calls) == 1

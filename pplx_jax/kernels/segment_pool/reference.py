@@ -1,10 +1,23 @@
-"""Mean pooling over packed rows: one vector a text, or a chunk (late chunking)."""
+"""Mean pooling over packed rows in plain XLA: the definition that the kernel is held against."""
 
 import jax
 import jax.numpy as jnp
 
+from pplx_jax.models.quantization import Rounding, tanh_int8
+
 # Above this the one-hot matrix [B, S, L] would outgrow the hidden states, up to L x L.
 _MOST_ONE_HOT_SLOTS = 512
+
+
+def segment_pool(
+    hidden: jax.Array, chunk_ids: jax.Array, slots: int, *, output: str = "mean", rounding: Rounding = "half_even"
+) -> tuple[jax.Array, jax.Array]:
+    """Arguments and result as of the face."""
+    pooled, counts = mean_pool(hidden, chunk_ids, slots)
+    if output == "mean":
+        return pooled, counts
+    quantized = tanh_int8(pooled, rounding)
+    return quantized.astype(jnp.int8) if output == "int8" else quantized, counts
 
 
 def mean_pool(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,159 @@
+"""Mean, tanh and INT8 in one pass over the hidden states, as a Pallas kernel for TPUs; and its gradient."""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pplx_jax.errors import BadInput
+from pplx_jax.kernels.segment_pool.tiles import LANES, Tiles, best
+from pplx_jax.models.quantization import LEVELS, Rounding, tanh_int8
+
+Output = Literal["mean", "tanh_int8", "int8"]
+MOST_SLOTS = 1024  # of a row; the sums of all of them stay in fast memory
+_CONTRACT_ROWS = (((0,), (0,)), ((), ()))
+_CONTRACT = (((1,), (0,)), ((), ()))
+
+
+def segment_pool(
+    hidden: jax.Array,
+    chunk_ids: jax.Array,
+    slots: int,
+    *,
+    output: Output = "mean",
+    rounding: Rounding = "half_even",
+    tiles: Tiles | None = None,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """What `reference.segment_pool` returns; any length, width and slots up to `MOST_SLOTS`.
+
+    Args:
+      hidden, chunk_ids, slots, output, rounding: as of the face.
+      tiles: sizes; the best known where None.
+      interpret: run without a TPU, slowly.
+
+    Raises:
+      BadInput: too many slots, or tiles that do not fit the core's memory.
+    """
+    if slots > MOST_SLOTS:
+        raise BadInput(f"segment_pool: {slots} slots a row are over the kernel's {MOST_SLOTS}; pack fewer texts a row")
+    _, length, width = hidden.shape
+    padded_slots = -(-slots // LANES) * LANES
+    tiles = tiles or best(length, width, padded_slots, hidden.dtype.itemsize)
+    tiles.require(padded_slots, hidden.dtype.itemsize)
+    padded = jnp.pad(hidden, ((0, 0), (0, -length % tiles.length), (0, -width % tiles.width)))
+    ids = jnp.pad(chunk_ids.astype(jnp.int32), ((0, 0), (0, -length % tiles.length)))[:, None]
+    vectors, counts = _pool(padded, ids, padded_slots, output, rounding, tiles, interpret)
+    return vectors[:, :slots, :width], counts[:, :slots, 0]
+
+
+def _product(a: jax.Array, b: jax.Array, dims) -> jax.Array:
+    precision = jax.lax.Precision.HIGHEST if b.dtype == jnp.float32 else None
+    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _members(ids_ref, slots: int) -> jax.Array:
+    """[S, L]: whether a token is of a slot."""
+    slot = jax.lax.broadcasted_iota(jnp.int32, (slots, ids_ref.shape[-1]), 0) + 1
+    return slot == ids_ref[...]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5, 6))
+def _pool(hidden, ids, slots, output, rounding, tiles, interpret):
+    batch, length, width = hidden.shape
+    return pl.pallas_call(
+        functools.partial(_pool_body, output=output, rounding=rounding),
+        grid=(batch, width // tiles.width, length // tiles.length),
+        in_specs=[
+            pl.BlockSpec((None, tiles.length, tiles.width), lambda b, d, t: (b, t, d)),
+            pl.BlockSpec((None, 1, tiles.length), lambda b, d, t: (b, 0, t)),
+        ],
+        out_specs=[
+            pl.BlockSpec((None, slots, tiles.width), lambda b, d, t: (b, 0, d)),
+            pl.BlockSpec((None, slots, LANES), lambda b, d, t: (b, 0, 0)),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, slots, width), jnp.int8 if output == "int8" else jnp.float32),
+            jax.ShapeDtypeStruct((batch, slots, LANES), jnp.float32),
+        ],
+        scratch_shapes=[pltpu.VMEM((slots, tiles.width), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit_bytes
+        ),
+        interpret=interpret,
+        name="segment_pool",
+    )(hidden, ids)
+
+
+def _forward(hidden, ids, slots, output, rounding, tiles, interpret):
+    if output == "int8":
+        raise TypeError("segment_pool: output 'int8' is not differentiable; train with 'tanh_int8'")
+    mean, counts = _pool(hidden, ids, slots, "mean", rounding, tiles, interpret)
+    vectors = mean if output == "mean" else tanh_int8(mean, rounding)
+    return (vectors, counts), (ids, mean, counts, jnp.zeros((0,), hidden.dtype))
+
+
+def _pool_body(hidden_ref, ids_ref, out_ref, counts_ref, sums_ref, *, output: Output, rounding: Rounding):
+    slots = sums_ref.shape[0]
+    first = (pl.program_id(1) == 0) & (pl.program_id(2) == 0)
+
+    @pl.when(pl.program_id(2) == 0)
+    def _():
+        sums_ref[...] = jnp.zeros_like(sums_ref)
+
+    @pl.when(first)
+    def _():
+        counts_ref[...] = jnp.zeros_like(counts_ref)
+
+    members = _members(ids_ref, slots)
+
+    @pl.when(pl.program_id(1) == 0)
+    def _():
+        total = members.astype(jnp.float32).sum(axis=1, keepdims=True)
+        counts_ref[...] += jnp.broadcast_to(total, counts_ref.shape)
+
+    # A token outside every slot enters the product as 0 * h, which is not 0 where h is not finite.
+    inside = jnp.broadcast_to(ids_ref[...], (LANES, ids_ref.shape[-1])).T[:, :1] > 0
+    hidden = jnp.where(inside, hidden_ref[...], 0)
+    sums_ref[...] += _product(members.astype(hidden.dtype), hidden, _CONTRACT)
+
+    @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+    def _():
+        mean = sums_ref[...] / jnp.maximum(counts_ref[:, :1], 1.0)
+        out_ref[...] = (mean if output == "mean" else tanh_int8(mean, rounding)).astype(out_ref.dtype)
+
+
+def _backward(slots, output, rounding, tiles, interpret, saved, gradients):
+    ids, mean, counts, hidden = saved
+    gradient = gradients[0]
+    if output == "tanh_int8":  # straight through the rounding
+        gradient = gradient * LEVELS * (1.0 - jnp.square(jnp.tanh(mean)))
+    share = gradient / jnp.maximum(counts[..., :1], 1.0)
+    (batch, _, width), length = mean.shape, ids.shape[2]
+    of_hidden = pl.pallas_call(
+        functools.partial(_spread_body, slots=slots),
+        grid=(batch, width // tiles.width, length // tiles.length),
+        in_specs=[
+            pl.BlockSpec((None, slots, tiles.width), lambda b, d, t: (b, 0, d)),
+            pl.BlockSpec((None, 1, tiles.length), lambda b, d, t: (b, 0, t)),
+        ],
+        out_specs=pl.BlockSpec((None, tiles.length, tiles.width), lambda b, d, t: (b, t, d)),
+        out_shape=jax.ShapeDtypeStruct((batch, length, width), hidden.dtype),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=tiles.vmem_limit_bytes
+        ),
+        interpret=interpret,
+        name="segment_pool_gradient",
+    )(share.astype(hidden.dtype), ids)
+    return of_hidden, None
+
+
+def _spread_body(share_ref, ids_ref, out_ref, *, slots: int):
+    members = _members(ids_ref, slots).astype(share_ref.dtype)
+    out_ref[...] = _product(members, share_ref[...], _CONTRACT_ROWS).astype(out_ref.dtype)
+
+
+_pool.defvjp(_forward, _backward)
