@@ -1,0 +1,70 @@
+"""The sum behind every contrastive loss: the public face, which keeps the whole matrix of scores out of memory."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from pplx_jax.kernels.masked_logsumexp.blockwise import blockwise
+from pplx_jax.kernels.masked_logsumexp.reference import ABSENT, Sum
+
+__all__ = ["ABSENT", "Sum", "masked_logsumexp"]
+ROW_AXES = ("slice", "data", "fsdp")
+BLOCK = 2048  # candidates at a time
+
+
+def masked_logsumexp(
+    query: jax.Array,
+    candidate: jax.Array,
+    query_group: jax.Array,
+    candidate_group: jax.Array,
+    *,
+    temperature: jax.Array | float,
+    ceiling: jax.Array | None = None,
+    candidate_valid: jax.Array | None = None,
+    block: int = BLOCK,
+) -> Sum:
+    """log sum_j e^(s_ij / temperature) over the candidates j that count for query i, with exact gradients.
+
+    A candidate counts where it is valid, of another group than the query, and s_ij is at most the query's ceiling.
+    Scores [N, block] exist at a time, in the backward pass again. Within `jax.set_mesh` each device has its share of
+    the queries and all candidates: what travels is embeddings and their gradients, never scores.
+
+    Args:
+      query: [N, D] float32; s is the product of rows, so normalise them for cosines.
+      candidate: [M, D] float32.
+      query_group: [N] int32.
+      candidate_group: [M] int32.
+      temperature: scalar; differentiable.
+      ceiling: [N]; none where None. It carries no gradient.
+      candidate_valid: [M] bool; all where None.
+      block: candidates at a time.
+
+    Returns:
+      See `Sum`. Only `logsumexp` is differentiable.
+    """
+    if ceiling is None:
+        ceiling = jnp.full(query.shape[:1], jnp.inf, jnp.float32)
+    if candidate_valid is None:
+        candidate_valid = jnp.ones(candidate.shape[:1], bool)
+    run = functools.partial(blockwise, block=block)
+    arguments = (
+        query,
+        candidate,
+        query_group,
+        candidate_group,
+        jnp.asarray(temperature, jnp.float32),
+        jax.lax.stop_gradient(ceiling),
+        candidate_valid,
+    )
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(axis for axis in ROW_AXES if axis in mesh.shape)
+    size = 1
+    for axis in axes:
+        size *= mesh.shape[axis]
+    if size == 1 or query.shape[0] % size:
+        return run(*arguments)
+    rows, everywhere = PartitionSpec(axes), PartitionSpec()
+    specs = (rows, everywhere, rows, everywhere, everywhere, rows, everywhere)
+    return jax.shard_map(run, in_specs=specs, out_specs=Sum(rows, rows, rows), check_vma=False)(*arguments)
