@@ -23,7 +23,7 @@ from pplx_jax.optimizers import Optimizer
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
 from pplx_jax.progress import Progress
 from pplx_jax.stages.base import Stage
-from pplx_jax.train_state import TrainState, initial_params, make_step, new_state
+from pplx_jax.train_state import TrainState, initial_params, make_step, new_state, trained_params
 
 FINISHED = "finished.json"
 
@@ -106,7 +106,7 @@ def train(
     # 1. Parameters and position.
     source = f"the stage in {start_from}" if start_from else "random numbers"
     params = load_params(start_from) if start_from else initial_params(config, seed)
-    state = new_state(params, optimizer, device_mesh)
+    state = new_state(trained_params(params, stage), optimizer, device_mesh)
     folder.mkdir(parents=True, exist_ok=True)
     describe_model(folder, config, vocabulary, stage=stage.name)
     (folder / "config.gin").write_text(config_text, encoding="utf-8")
