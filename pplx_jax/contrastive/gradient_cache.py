@@ -38,7 +38,8 @@ def encode_in_microbatches(encode: Callable[[Any, Any], Any], params: Any, batch
     rows = jax.tree.leaves(batch)[0].shape[0]
     if microbatches < 1 or rows % microbatches:
         raise BadInput(
-            f"gradient cache: {rows} rows in {microbatches} microbatches; take a number of microbatches that divides them"
+            f"gradient cache: {rows} rows cannot be encoded in {microbatches} equal microbatches; "
+            "set microbatches to a divisor of the rows"
         )
     if microbatches == 1:
         return encode(params, batch)

@@ -90,7 +90,12 @@ class ContrastiveStage:
             return self.temperature
         return self.least_temperature + jnp.exp(step.learned[_LOG_TEMPERATURE])
 
-    def rows(self, table: TokenTable, multiple_of: int, negatives: int | None = None) -> int:
+    @property
+    def hard_negatives(self) -> int | None:
+        """Mined documents that each example brings along; None in a stage without them."""
+        return None
+
+    def rows(self, table: TokenTable, multiple_of: int) -> int:
         """B: every device takes an equal share of the rows of each microbatch."""
         return rows_needed(
             table,
@@ -98,7 +103,7 @@ class ContrastiveStage:
             self.batch_size,
             self.row_length,
             slots=self.slots,
-            negatives=negatives,
+            negatives=self.hard_negatives,
             multiple_of=multiple_of * self.microbatches,
         )
 

@@ -23,8 +23,9 @@ class TripletStage(ContrastiveStage):
 
     name: ClassVar[str] = "triplet"
 
-    def rows(self, table, multiple_of):
-        return super().rows(table, multiple_of, self.negatives)
+    @property
+    def hard_negatives(self):
+        return self.negatives
 
     def features(self, table, indices, rows):
         arrays, metrics = triplet_batch(
