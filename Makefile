@@ -10,7 +10,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 quickstart: .venv/installed
 	$(BIN)/pplx-jax run --gin_file=gin/recipes/quickstart.gin --workdir=quickstart_run
 
-test: .venv/installed lint
+test: .venv/installed .venv/oldest/installed lint
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q
 
 lint: .venv/installed
@@ -20,7 +20,12 @@ lint: .venv/installed
 
 .venv/installed: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[data,convert,eval,parquet,serve,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[data,convert,eval,parquet,serve,tpu,dev]'
+	touch $@
+
+# The oldest transformers that exports open in, for the test that opens them there.
+.venv/oldest/installed: constraints-oldest.txt | .venv/installed
+	$(BIN)/python -m pip install -q --no-deps --target $(@D) --upgrade -r constraints-oldest.txt
 	touch $@
 
 clean:

@@ -12,11 +12,13 @@ EXTRAS = {
         "tensorflow-text>=2.20,<2.23",
         "tensorflow-datasets>=4.9.9,<5",
     ],
-    # PyTorch export and its parity check.
+    # PyTorch and ONNX export and their parity checks. What is exported opens in transformers 4.51 to 5.x.
     "convert": [
+        "onnx>=1.17,<2",
+        "onnxruntime>=1.20,<2",
         "torch>=2.9,<3",
         "transformers>=4.57,<6",
-        "sentence-transformers>=5.2,<7",
+        "sentence-transformers>=5.4,<7",  # earlier ones strip the white space around a text
         "safetensors>=0.6,<1",
         "tokenizers>=0.22,<1",
     ],

@@ -1,5 +1,6 @@
 """Orbax checkpoints of a stage: parameters, optimizer, step and data position as one item."""
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -20,7 +21,7 @@ MODEL = "model.json"
 # Beside the model's own, in the parameters of a stage whose loss learns something: no part of the model.
 LOSS_PARAMS = "loss"
 _ROOM_TO_SPARE = 1 << 20  # bytes, for metadata
-_CHUNK_BYTES = 1 << 25
+_CHUNK_BYTES = 1 << 22  # of an array, encoded and written as one file
 
 
 class Checkpoints:
@@ -84,10 +85,20 @@ def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
     )
 
 
+class _OneByOne(ocp.type_handlers.NumpyHandler):
+    """Finishes an array before it begins the next: encoded chunks wait for the disk in memory."""
+
+    async def serialize(self, values, infos, args=None):
+        for place, value in enumerate(values):
+            for future in await super().serialize([value], [infos[place]], [args[place]] if args else None):
+                await asyncio.to_thread(future.result)
+        return []
+
+
 def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
     """Writes parameters alone as a checkpoint, waiting until it is whole (merged and imported models).
 
-    Host arrays are encoded a chunk at a time and never copied whole, so that this takes little memory.
+    Host arrays are encoded one after another and never copied, so that this takes at most the largest one's memory.
 
     Raises:
       OSError: ENOSPC, before anything is written, where the disk has no room for it.
@@ -96,9 +107,8 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
     root = pathlib.Path(folder).absolute() / CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
     _require_room(root, tree)
-    # Nothing changes the arrays while this waits, so Orbax need not copy them; and its usual format holds all
-    # encoded bytes until the end.
-    in_place = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
+    # Orbax's usual format holds all encoded bytes until the end.
+    in_place = _OneByOne(deepcopy_host_arrays=False)  # nothing changes the arrays while this waits
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=False,
         type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place)),

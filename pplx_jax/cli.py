@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pplx_jax.errors import BadInput
+from pplx_jax.quiet import skip_absent_tpu
 from pplx_jax.verbs import VERBS, PathOrName, Verb
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
         options = vars(_parser(verbs).parse_args(argv))
     except SystemExit as stop:  # argparse has said what it had to say
         return int(stop.code or 0)
+    skip_absent_tpu()
     verb, as_json = options.pop("verb"), options.pop("json")
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         code, result = _guarded(verb, options, table)

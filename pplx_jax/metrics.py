@@ -16,11 +16,16 @@ class MetricsWriter:
     Args:
       folder: the stage's folder.
       resume_step: lines of later steps, written before an interruption, are dropped: those steps come again.
+
+    Attributes:
+      path: of metrics.jsonl.
+      last: the numbers of its last line; empty where it has none.
     """
 
     def __init__(self, folder: pathlib.Path, resume_step: int = 0):
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        self.last = {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}
         temporary = self.path.with_name("metrics.jsonl.partial")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         temporary.replace(self.path)
@@ -31,6 +36,7 @@ class MetricsWriter:
         """Writes the numbers of one step; on disk before it returns."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+        self.last = values
         if self._events is not None:
             self._events.write_scalars(step, values)
 

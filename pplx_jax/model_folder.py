@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 from typing import Any
 
@@ -86,23 +87,60 @@ def save_model(
 
 
 def load_model(folder: str | pathlib.Path) -> ModelFolder:
-    """Reads a model folder.
+    """Reads a model folder, or a Hugging Face folder of a model that `import-hf` would import.
 
     Raises:
       BadInput: something is missing or damaged; the message names the file.
     """
     folder = pathlib.Path(folder)
+    if is_published(folder):
+        from pplx_jax.convert.from_huggingface import read_model  # it builds on this module
+
+        return read_model(folder)
+    config, kind, stage = _read_description(folder)
+    return ModelFolder(
+        config=config, vocabulary=Vocabulary.load(folder), params=load_params(folder), kind=kind, stage=stage
+    )
+
+
+def load_config(folder: str | os.PathLike[str]) -> Qwen3Config:
+    """The encoder of such a folder, its weights unread.
+
+    Raises:
+      BadInput: as `load_model`.
+    """
+    folder = pathlib.Path(folder)
+    if is_published(folder):
+        from pplx_jax.convert.from_huggingface import read_config
+
+        return read_config(folder)
+    return _read_description(folder)[0]
+
+
+def is_published(folder: str | os.PathLike[str]) -> bool:
+    """Whether this is a Hugging Face folder rather than a model folder.
+
+    Raises:
+      BadInput: it is no folder.
+    """
+    folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise BadInput(f"no model in {folder}: the folder does not exist; give the folder of a stage or a merge")
+    return not (folder / MODEL).exists() and (folder / "config.json").exists()
+
+
+def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str]:
+    """Configuration, kind and stage."""
     description = read_json(folder / MODEL)
+    version = description.get("format") if isinstance(description, dict) else None
+    if version != FORMAT:
+        raise BadInput(f"{folder / MODEL} is of format {version!r}, this version reads {FORMAT}; write it again")
     try:
-        config = Qwen3Config(**description["model"])
+        config, kind, stage = Qwen3Config(**description["model"]), description["kind"], description["stage"]
     except (KeyError, TypeError) as error:
         raise BadInput(f"{folder / MODEL} does not describe a model ({error}); is it of another version?") from error
-    return ModelFolder(
-        config=config,
-        vocabulary=Vocabulary.load(folder),
-        params=load_params(folder),
-        kind=description["kind"],
-        stage=description["stage"],
-    )
+    if kind not in ("v1", *KINDS.values()):
+        raise BadInput(
+            f"{folder / MODEL}: kind {kind!r} is not one of v1, {', '.join(KINDS.values())}; set one of them"
+        )
+    return config, kind, stage

@@ -2,7 +2,11 @@
 
 import contextlib
 import os
+import pathlib
 from collections.abc import Iterator
+
+_TPU_CHIPS = ("accel[0-9]*", "vfio/[0-9]*")  # device files, up to v4 and from v5e on
+_ANSWERS = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 
 @contextlib.contextmanager
@@ -19,3 +23,13 @@ def silent_native_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def skip_absent_tpu(devices: pathlib.Path = pathlib.Path("/dev")) -> None:
+    """Answers libtpu, where it is installed on a machine without TPU chips, what it would ask the network for.
+
+    To be called before JAX is first used; it finds no TPU either way, but would say so at length.
+    """
+    if not any(any(devices.glob(chips)) for chips in _TPU_CHIPS):
+        for name, answer in _ANSWERS.items():
+            os.environ.setdefault(name, answer)

@@ -1,5 +1,6 @@
 """The one training loop. Every stage runs through `train`; none has a loop of its own."""
 
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -16,6 +17,7 @@ from pplx_jax.data.loader import Loader
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
+from pplx_jax.initial_model import load_weights
 from pplx_jax.metrics import MetricsWriter
 from pplx_jax.model_folder import describe_model
 from pplx_jax.models.qwen3 import Qwen3Config
@@ -23,7 +25,11 @@ from pplx_jax.optimizers import Optimizer
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
 from pplx_jax.progress import Progress
 from pplx_jax.stages.base import Stage
+<<<<<<< HEAD
 from pplx_jax.train_state import TrainState, initial_params, make_step, new_state, trained_params
+=======
+from pplx_jax.train_state import TrainState, initial_params, make_step, new_state, state_layout
+>>>>>>> main
 
 FINISHED = "finished.json"
 
@@ -52,6 +58,11 @@ class Training:
     checkpoint_every_seconds: float = 600.0
     keep_checkpoints: int = 1
 
+    def __post_init__(self):
+        for name in ("steps", "log_every_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"Training.{name}={getattr(self, name)}; set it to 1 or more")
+
 
 def train(
     folder: pathlib.Path,
@@ -63,12 +74,17 @@ def train(
     mesh: Mesh,
     seed: int,
     start_from: pathlib.Path | None = None,
+    initial: pathlib.Path | None = None,
     config_text: str = "",
 ) -> dict[str, Any]:
     """Trains one stage to its last step, from wherever it stands.
 
-    Where parameters come from, first that applies: this folder's latest checkpoint; the folder of an earlier stage;
-    a random start.
+    Where parameters come from, first that applies:
+
+    1. resume: this folder's latest checkpoint;
+    2. an earlier stage: `start_from`;
+    3. imported weights: `initial`;
+    4. scratch: random numbers of the seed.
 
     Args:
       folder: where everything of the stage goes; made where missing.
@@ -79,18 +95,20 @@ def train(
       mesh: devices.
       seed: of parameters, data order and corruption.
       start_from: folder of an earlier stage.
+      initial: a model folder, or a Hugging Face folder that could be imported.
       config_text: the resolved configuration, kept as `config.gin`.
 
     Returns:
-      What `finished.json` holds: `steps`, `seconds`, `compile_seconds`, `tokens`, last `metrics`.
+      What `finished.json` holds: `stage`, `steps`, `seconds`, `compile_seconds` and the last `metrics`.
 
     Raises:
       NonFiniteLoss: a logged metric is not finite.
-      BadInput: a mesh larger than the devices or one that cannot share the batch, a damaged checkpoint.
+      BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
+        a damaged checkpoint; an earlier stage of another model.
     """
-    # The order below matters: what can fail on bad input comes before anything is written; the checkpoint is
-    # restored before the loader starts, for it says where in the data to go on; compilation comes before the clock
-    # of the progress line.
+    # The order below matters: what can fail on bad input comes before anything is written that another run left;
+    # the checkpoint is restored before the loader starts, for it says where in the data to go on; the marker of a
+    # finished stage comes last, once the checkpoint is whole.
     started = time.monotonic()
     if (folder / FINISHED).exists():
         return read_json(folder / FINISHED)
@@ -102,6 +120,7 @@ def train(
             "make the stage's batch_size a multiple of Mesh.data x Mesh.fsdp"
         )
     optimizer = training.optimizer.build(training.steps)
+<<<<<<< HEAD
 
     # 1. Parameters and position.
     source = f"the stage in {start_from}" if start_from else "random numbers"
@@ -142,17 +161,72 @@ def train(
     )
     writer = MetricsWriter(folder, resume_step=first_step)
     placement = batch_sharding(device_mesh)
+=======
+    model, config = config, dataclasses.replace(config, tied=config.tied or not stage.predicts_tokens)
+>>>>>>> main
     learning_rate = training.optimizer.learning_rate(training.steps)
-    compiled: jax.stages.Compiled | None = None
-    compile_seconds, last_saved, numbers = 0.0, time.monotonic(), {}
+    rows = stage.rows(table, multiple_of=device_mesh.size)
+    compile_seconds = 0.0
 
-    def seconds() -> float:
-        return earlier_seconds + time.monotonic() - started
+    with contextlib.ExitStack() as opened:  # a step that fails leaves no thread and no half-written checkpoint
+        # 1. Parameters and position.
+        checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep=training.keep_checkpoints)))
+        layout = state_layout(config, optimizer, device_mesh)
+        restored = checkpoints.restore_latest({**vars(layout), "seconds": 0.0})
+        if restored is None:
+            if start_from:
+                source, params = f"the stage in {start_from}", _without_head(load_params(start_from), config)
+                _require_shapes(params, layout.params, start_from)
+            elif initial:
+                source, params = f"the weights in {initial}", load_weights(initial, model, device_mesh)
+                params = _without_head(params, config)
+            else:
+                source, params = "random numbers", initial_params(config, seed)
+            state, first_step, earlier_seconds = new_state(params, optimizer, device_mesh), 0, 0.0
+        else:
+            first_step, saved = restored
+            earlier_seconds = float(saved.pop("seconds"))
+            state, source = TrainState(**saved), f"its own checkpoint of step {first_step}"
+        logging.info("%s: starting from %s", stage.name, source)
 
-    # 4. The steps.
-    with loader, Progress(stage.name, total=training.steps, start=first_step, unit="step") as progress:
+        def seconds() -> float:
+            return earlier_seconds + time.monotonic() - started
+
+        # 2. Data, from the step the state stands at.
+        loader = opened.enter_context(
+            Loader(
+                lambda indices: stage.features(table, indices, rows),
+                count=table.count,
+                batch_size=stage.batch_size,
+                seed=seed,
+                start_position=first_step * stage.batch_size,
+            )
+        )
+
+        # 3. What the folder says of itself.
+        describe_model(folder, config, vocabulary, stage=stage.name)
+        (folder / "config.gin").write_text(config_text, encoding="utf-8")
+        if restored is None:
+            overview = parameter_overview.get_parameter_overview(state.params)
+            (folder / "model-info.txt").write_text(overview + "\n", encoding="utf-8")
+        writer = opened.enter_context(contextlib.closing(MetricsWriter(folder, resume_step=first_step)))
+
+        # 4. The steps.
+        step_function = make_step(
+            stage,
+            config,
+            optimizer,
+            steps=training.steps,
+            seed=seed,
+            mask_id=vocabulary.mask_id,
+            mesh=device_mesh,
+        )
+        placement = batch_sharding(device_mesh)
+        compiled: jax.stages.Compiled | None = None
+        progress = opened.enter_context(Progress(stage.name, total=training.steps, start=first_step, unit="step"))
         tokens = logged_tokens = 0
-        logged_at = time.monotonic()
+        numbers: dict[str, float] = {}
+        logged_at = last_saved = time.monotonic()
         for step in range(first_step + 1, training.steps + 1):
             (batch, counts), _ = next(loader)
             tokens += counts["tokens"]
@@ -160,12 +234,15 @@ def train(
             if compiled is None:
                 compiling = time.monotonic()
                 compiled = step_function.lower(state, batch).compile()
-                compile_seconds = time.monotonic() - compiling
                 logged_at = time.monotonic()
+                compile_seconds = logged_at - compiling
             state, metrics = compiled(state, batch)
-            if step % training.log_every_steps == 0 or step in (first_step + 1, training.steps):
+            logs = step % training.log_every_steps == 0 or step in (1, training.steps)
+            saves = step == training.steps or time.monotonic() - last_saved > training.checkpoint_every_seconds
+            if logs or saves:  # parameters that are no numbers are never saved
                 numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                _check_finite(stage.name, step, numbers)
+                _require_finite(stage.name, step, numbers)
+            if logs:
                 now = time.monotonic()
                 numbers |= {
                     "learning_rate": float(np.asarray(learning_rate(step - 1))),
@@ -177,25 +254,43 @@ def train(
                 logged_at, logged_tokens = now, tokens
                 writer.write(step, numbers)
                 progress.update(step, loss=numbers["loss"], tokens=tokens)
-            if step == training.steps or time.monotonic() - last_saved > training.checkpoint_every_seconds:
+            if saves:
                 checkpoints.save(step, {**vars(state), "seconds": seconds()})
                 last_saved = time.monotonic()
-    checkpoints.close()
-    writer.close()
 
-    # 5. Finished: the marker is the last thing written.
+    # 5. Finished.
     summary = {
         "stage": stage.name,
         "steps": training.steps,
         "seconds": seconds(),
         "compile_seconds": compile_seconds,
-        "metrics": numbers,
+        "metrics": writer.last,
     }
     write_json(folder / FINISHED, summary)
     return summary
 
 
-def _check_finite(stage: str, step: int, numbers: dict[str, float]) -> None:
+def _without_head(params: dict[str, Any], config: Qwen3Config) -> dict[str, Any]:
+    """The parameters of `config`, where an earlier stage may have had a head of its own beside them."""
+    return {name: leaf for name, leaf in params.items() if name != "head" or not config.tied}
+
+
+def _require_shapes(params: Any, wanted: Any, start_from: pathlib.Path) -> None:
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
+
+    found, wanted = shapes(params), shapes(wanted)
+    differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    if differing:
+        name = differing[0]
+        raise BadInput(
+            f"{start_from} holds another model: {name} is {found.get(name, 'missing')} there and "
+            f"{wanted.get(name, 'missing')} in this one; start from a stage of the same model"
+        )
+
+
+def _require_finite(stage: str, step: int, numbers: dict[str, float]) -> None:
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise NonFiniteLoss(f"{stage} step {step}: {name} is {value}; the last checkpoint is from before it")

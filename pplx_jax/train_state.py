@@ -61,6 +61,20 @@ def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, m
     return jax.device_put(state, shardings(state, mesh))
 
 
+def state_layout(config: Qwen3Config, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+    """Shape, dtype and sharding of every array of a stage's state (`jax.ShapeDtypeStruct`), with none allocated."""
+
+    def start() -> TrainState:
+        params = initial_params(config, seed=0)
+        return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
+
+    def laid_out(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    shapes = jax.eval_shape(start)
+    return jax.tree.map(laid_out, shapes, shardings(shapes, mesh))
+
+
 def make_step(
     stage: Stage,
     config: Qwen3Config,
@@ -88,12 +102,15 @@ def make_step(
         metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
+<<<<<<< HEAD
     def start() -> TrainState:
         params = trained_params(initial_params(config, seed), stage)
         return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
 
+=======
+>>>>>>> main
     # The state leaves a step as it came: a compiled step takes no other layout, and XLA would choose its own.
-    layout = shardings(jax.eval_shape(start), mesh)
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, optimizer, mesh))
     return jax.jit(
         train_step,
         in_shardings=(layout, batch_sharding(mesh)),

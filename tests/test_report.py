@@ -132,7 +132,6 @@ def test_the_table_is_aligned():
         "diffusion                 0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
         "contextual                0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
         "contextual, in context            0.4600                    0.8000",
-        "contextual, alone                 0.4000                    0.8000",
         "merged                    0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
     ]
 

@@ -7,11 +7,14 @@ import pytest
 
 from pplx_jax import cli
 from pplx_jax.configuration import load
+from pplx_jax.errors import BadInput
 from pplx_jax.verbs import VERBS
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "gin" / "recipes").glob("*.gin"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What a user has to say of a recipe; here it need not exist.
+REQUIRED = {name: ("INITIAL='a_model'", "CORPUS='a_corpus'") for name in ("pplx_embed_0p6b", "pplx_embed_4b")}
 
 
 def test_there_are_recipes_to_check():
@@ -20,7 +23,7 @@ def test_there_are_recipes_to_check():
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_loads_and_its_resolved_text_is_the_same_recipe(recipe, tmp_path):
-    config = load([str(recipe)])
+    config = load([str(recipe)], REQUIRED.get(recipe.stem, ()))
     (tmp_path / "resolved.gin").write_text(config.resolved())
     assert load([str(tmp_path / "resolved.gin")]).fingerprint == config.fingerprint
 
@@ -28,9 +31,51 @@ def test_a_recipe_loads_and_its_resolved_text_is_the_same_recipe(recipe, tmp_pat
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys):
     workdir = tmp_path / "run"
-    assert cli.main(["run", f"--gin_file={recipe}", f"--workdir={workdir}", "--dry_run"]) == cli.DONE
+    params = [f"--gin_param={param}" for param in REQUIRED.get(recipe.stem, ())]
+    assert cli.main(["run", f"--gin_file={recipe}", f"--workdir={workdir}", "--dry_run", *params]) == cli.DONE
     assert str(workdir / "pair" / "checkpoints") in capsys.readouterr().out
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("missing", [0, 1])
+def test_what_a_recipe_requires_is_named(name, missing):
+    params = [param for place, param in enumerate(REQUIRED[name]) if place != missing]
+    macro = REQUIRED[name][missing].partition("=")[0]
+    with pytest.raises(BadInput, match=rf"gin/stages/pplx_embed.gin:\d+: %{macro} is required"):
+        load([f"gin/recipes/{name}.gin"], params)
+
+
+@pytest.mark.parametrize(
+    "name, diffusion_rate, pair_rate, prefixes",
+    [
+        ("pplx_embed_0p6b", 5e-4, 2e-4, (128, 256, 512, 1024)),
+        ("pplx_embed_4b", 3.16e-4, 5e-5, (128, 256, 512, 1024, 2048, 2560)),
+    ],
+)
+def test_a_full_recipe_has_the_published_values(name, diffusion_rate, pair_rate, prefixes):
+    run = load([f"gin/recipes/{name}.gin"], REQUIRED[name]).arguments["run"]
+    diffusion, pair, contextual, triplet = run["stages"]
+    assert (diffusion.steps, diffusion.stage.batch_size, diffusion.stage.row_length) == (60_000, 1024, 4096)
+    assert (diffusion.stage.min_time, diffusion.stage.random_length_share) == (1e-3, 0.01)
+    assert diffusion.optimizer.schedule == "warmup_stable_decay"
+    assert diffusion.optimizer.peak_learning_rate == diffusion_rate
+    assert (pair.steps, pair.stage.batch_size, pair.stage.temperature, pair.stage.margin) == (50_000, 16_384, 0.02, 0.1)
+    assert pair.optimizer.peak_learning_rate == pair_rate
+    assert (contextual.stage.sequence_weight, contextual.stage.beta_start, contextual.stage.beta_end) == (0.2, 0.2, 0.5)
+    assert (contextual.stage.chunks, run["lengths"].chunks, run["lengths"].chunk) == (16, 16, 256)
+    assert contextual.stage.row_length >= 16 * (256 + 1) + run["lengths"].query
+    assert triplet.stage.temperature == 0.03
+    assert contextual.stage.prefixes == triplet.stage.prefixes == prefixes and prefixes[-1] == run["model"].width
+    assert run["model"].causal is False
+    for training in run["stages"]:
+        training.optimizer.build(training.steps)  # the schedule fits in the steps
+        assert training.stage.batch_size % (run["mesh"].data * run["mesh"].fsdp) == 0
+
+
+def test_every_file_of_stages_belongs_to_a_recipe():
+    included = {name for recipe in RECIPES for name in re.findall(r"include '(.+)'", recipe.read_text())}
+    assert {f"gin/stages/{path.name}" for path in (ROOT / "gin" / "stages").glob("*.gin")} <= included
 
 
 @pytest.mark.parametrize("name, parameters", [("qwen3_0p6b", 596_049_920), ("qwen3_4b", 4_022_468_096)])

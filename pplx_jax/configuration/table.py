@@ -13,6 +13,7 @@ VERBS = (
     "pplx_jax.stages.recipe:run",
     "pplx_jax.stages.recipe:train_stage",
     "pplx_jax.stages.recipe:merge_checkpoints",
+    "pplx_jax.convert.from_huggingface:import_hf",
     "pplx_jax.convert.to_huggingface:export_hf",
     "pplx_jax.retrieval.encode:embed_file",
     "pplx_jax.serving.server:serve",
@@ -36,6 +37,7 @@ PARTS = (
     "pplx_jax.stages.merge:Merge",
     "pplx_jax.contrastive.mining:Mining",
     "pplx_jax.data.python_corpus:PythonCorpus",
+    "pplx_jax.data.folder_corpus:FolderCorpus",
 )
 
 

@@ -1,9 +1,10 @@
-"""The README.md of an export."""
+"""The README.md of an export: how to use it, and what its run records. Nothing in it is made up."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pplx_jax.convert.run_record import RunRecord
 from pplx_jax.models.qwen3 import Qwen3Config
 
 _HEADER = """\
@@ -48,27 +49,80 @@ A document is a list of chunks and gives one array of shape [chunks, {dims}]. Qu
 model, as documents of one chunk; `SentenceTransformer.encode` does the same for them.
 """
 
+_USE_PLAIN = """\
 
-def model_card(config: Qwen3Config, kind: str, stage: str, scores: Mapping[str, Any] | None) -> str:
+### Without remote code
+
+The weights are those of a Qwen3 without its causal mask. transformers' own class computes the same when the
+mask comes with the call, in every release from 4.51 on; called with `attention_mask` of two dimensions, those
+before 5.2 are causal without a word.
+
+```python
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3Model
+
+tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
+model = Qwen3Model.from_pretrained(FOLDER).eval()
+batch = tokenizer(["read a file line by line", "a query"], padding=True, return_tensors="pt")
+visible = batch["attention_mask"].bool()  # [batch, length]; a text without tokens would see nothing: leave it out
+bias = torch.zeros(len(visible), 1, visible.shape[1], visible.shape[1], dtype=model.dtype)
+bias = bias.masked_fill(~visible[:, None, None, :], torch.finfo(model.dtype).min)
+with torch.inference_mode():
+    hidden = model(input_ids=batch["input_ids"], attention_mask=bias).last_hidden_state
+v = (hidden * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
+embeddings = torch.round(127 * torch.tanh(v)).to(torch.int8)
+```
+"""
+
+_USE_ONNX = """\
+
+### ONNX
+
+```python
+import onnxruntime
+from transformers import PreTrainedTokenizerFast
+
+session = onnxruntime.InferenceSession(f"{{FOLDER}}/onnx/model.onnx")
+batch = PreTrainedTokenizerFast.from_pretrained(FOLDER)(["read a file", "a query"], padding=True, return_tensors="np")
+inputs = {{name: batch[name].astype("int64") for name in ("input_ids", "attention_mask")}}
+hidden, v, int8, binary = session.run(None, inputs)
+```
+
+The outputs are `last_hidden_state`, `pooler_output` (the pooled vector), `pooler_output_int8` and
+`pooler_output_binary` (-1 and +1; `numpy.packbits(binary > 0, axis=-1)` packs it). Weights are float32.
+"""
+
+_STAGES = {
+    "diffusion": "masked diffusion",
+    "pair": "pairs, in-batch negatives",
+    "contextual": "chunks in their documents",
+    "triplet": "pairs with mined hard negatives",
+}
+_MERGED = "\nThe parameters are the spherical interpolation of those of the contextual and the triplet stage.\n"
+
+
+def model_card(config: Qwen3Config, kind: str, stage: str, record: RunRecord, *, onnx: bool = False) -> str:
     """The card's text.
 
     Args:
       config: the encoder.
       kind: "v1" or "context_v1".
       stage: what made the parameters: a stage, or the merge.
-      scores: nested numbers of this run, printed as they are; None where nothing was measured.
+      record: of the run; what it does not hold, the card says is not known.
+      onnx: whether the export has an ONNX graph.
     """
-    use = (_USE + (_USE_CONTEXT if kind == "context_v1" else "")).format(dims=config.width)
+    use = _USE + (_USE_CONTEXT if kind == "context_v1" else "")
+    plain = _USE_PLAIN + (_USE_ONNX.format() if onnx else "")
     title = "Contextual text embeddings" if kind == "context_v1" else "Text embeddings"
     return f"""{_HEADER}
 # {title}, {config.parameters / 1e6:,.1f}M parameters
 
-Trained with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Contextual Embeddings"
-(arXiv 2602.11151). These are not the weights released with that paper.
+Made with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Contextual Embeddings"
+(arXiv 2602.11151). The parameters come from: {stage}.
 
 ## Use
 
-{use}
+{use.format(dims=config.width)}{plain}
 ## Model
 
 | | |
@@ -79,36 +133,75 @@ Trained with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and
 | longest text | {config.max_length} tokens |
 | dimensions | {config.width} |
 
-## Recipe
+## Recipe of this run
 
-Masked-diffusion pretraining of a bidirectional encoder, pair training with in-batch negatives, then
-contextual training and triplet training with hard negatives, merged by spherical interpolation. All
-contrastive stages compare tanh INT8 embeddings by cosine. The parameters here come from: {stage}.
+{_recipe(stage, record)}
+## Data of this run
+
+{_table(record.corpus) or "Not recorded beside the parameters."}
 
 ## Scores of this run
 
-{_scores(scores)}
+{_table(record.scores) or "None were measured."}
 
 ## Limits
 
-- No instruction prefix and no appended token: encode the bare text.
-- A text over {config.max_length} tokens is an error, never cut.
-- int8, `tanh` and `none` are not normalised; cosine is the similarity they were trained for. Quantizers that
-  calibrate ranges, such as sentence-transformers' `precision="int8"`, are not this quantizer.
-- Names of control tokens in a text are text.
-"""
+{_limits(config, record)}"""
 
 
-def _scores(scores: Mapping[str, Any] | None) -> str:
-    if not scores:
-        return "None were measured."
-    rows = "\n".join(f"| {name} | {value} |" for name, value in _flatten(scores))
-    return f"| | |\n|---|---|\n{rows}"
+def _recipe(stage: str, record: RunRecord) -> str:
+    if not record.stages:
+        return "How the parameters were trained is not recorded beside them.\n"
+    rows = [
+        f"| {trained.name} | {_STAGES[trained.name]} | {trained.steps} | {_plain(trained.loss)} "
+        f"| {_plain(trained.examples)} | {_plain(trained.tokens)} |"
+        for trained in record.stages
+    ]
+    heading = (
+        "| stage | learns from | steps | last loss | examples there are | tokens in them |\n|---|---|---|---|---|---|\n"
+    )
+    settings = f"\n<details><summary>Settings</summary>\n\n```\n{record.settings.strip()}\n```\n\n</details>\n"
+    return heading + "\n".join(rows) + "\n" + _MERGED * (stage == "merged") + settings * bool(record.settings)
 
 
-def _flatten(scores: Mapping[str, Any], prefix: str = ""):
-    for name, value in scores.items():
+def _limits(config: Qwen3Config, record: RunRecord) -> str:
+    limits = [
+        "No instruction prefix and no appended token: encode the bare text.",
+        f"A text over {config.max_length} tokens is an error, never cut.",
+        "int8, `tanh` and `none` are not normalised; cosine is the similarity they were trained for. Quantizers that\n"
+        '  calibrate ranges, such as sentence-transformers\' `precision="int8"`, are not this quantizer.',
+        "Names of control tokens in a text are text.",
+        "Use sentence-transformers 5.4 or later: earlier ones strip the white space around a text.",
+    ]
+    lengths = [
+        f"{trained.name} ({', '.join(f'{name} {most}' for name, most in trained.lengths.items())})"
+        for trained in record.stages
+        if trained.lengths
+    ]
+    if lengths:
+        limits.append(
+            f"Texts were trained on up to these lengths, in tokens: {'; '.join(lengths)}. Longer ones are taken, and\n"
+            "  nothing here says how well they do."
+        )
+    if record.untrained_prefixes:
+        limits.append("Prefixes of the dimensions were not trained (no MRL): `dims` works, its cost is not known.")
+    return "".join(f"- {limit}\n" for limit in limits)
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {_plain(value)} |" for name, value in _flatten(values) if name != "fingerprint")
+    return f"| | |\n|---|---|\n{rows}" if rows else ""
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name} ")
         else:
-            yield f"{prefix}{name}", f"{value:.4f}" if isinstance(value, float) else json.dumps(value)
+            yield f"{prefix}{name.replace('_', ' ')}", value
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else json.dumps(value)

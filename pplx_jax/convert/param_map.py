@@ -1,8 +1,8 @@
 """One table between our parameter tree and the keys of the published PyTorch layout, read in both directions.
 
 Layers are stacked on a leading axis in ours and numbered in PyTorch's; a kernel is the transpose of a
-Linear's weight. The keys are those of the released weights: `embed_tokens.*`, `layers.N.*`, `norm.*` and no
-`lm_head`.
+Linear's weight. The keys are those of the released weights: `embed_tokens.*`, `layers.N.*`, `norm.*`;
+`lm_head` only where a head of its own is still there, before the contrastive stages.
 """
 
 import dataclasses
@@ -53,13 +53,19 @@ TABLE = (
     Entry("layers.mlp.down.kernel", "layers.{}.mlp.down_proj.weight", "FD"),
     Entry("final_norm.scale", "norm.weight", "D"),
 )
+HEAD = Entry("head.embedding", "lm_head.weight", "VD")
+
+
+def entries(config: Qwen3Config) -> tuple[Entry, ...]:
+    """The table of a model."""
+    return TABLE if config.tied else (*TABLE, HEAD)
 
 
 def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str, np.ndarray]:
     """Our tree as PyTorch's flat dict, in the table's order.
 
     Args:
-      params: nested dict, paths of `TABLE`.
+      params: nested dict, paths of `entries`.
       config: the encoder the parameters belong to.
 
     Returns:
@@ -69,9 +75,9 @@ def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str,
       BadInput: a parameter is missing, left over or of another shape; one line names all of them.
     """
     flat = dict(_flatten(params))
-    _check(flat, {entry.path: _our_shape(entry, config) for entry in TABLE}, "parameters")
+    _check(flat, {entry.path: _our_shape(entry, config) for entry in entries(config)}, "parameters")
     tensors = {}
-    for entry in TABLE:
+    for entry in entries(config):
         for layer, key in enumerate(_keys(entry, config)):
             array = flat[entry.path][layer] if entry.stacked else flat[entry.path]
             tensors[key] = array.T if entry.transposed else array
@@ -102,7 +108,7 @@ def from_torch_layout(
     """
     _check(tensors, torch_shapes(config), "tensors")
     params: dict[str, Any] = {}
-    for entry in TABLE:
+    for entry in entries(config):
         keys = _keys(entry, config)
         leaf = np.empty(_our_shape(entry, config), dtype or tensors[keys[0]].dtype)
         for layer, key in enumerate(keys):
@@ -121,7 +127,7 @@ def from_torch_layout(
 def torch_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of the PyTorch layout, by key."""
     shapes = {}
-    for entry in TABLE:
+    for entry in entries(config):
         shape = _our_shape(entry, config)[entry.stacked :]
         shapes |= dict.fromkeys(_keys(entry, config), shape[::-1] if entry.transposed else shape)
     return shapes

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.convert.agreement import hidden_difference, int8_equal_share
 from pplx_jax.model_folder import ModelFolder
 from pplx_jax.models.quantization import LEVELS
 
-MAX_ABS_DIFF = 1e-4
-EDGE = 1e-3  # of a level: values this near to where rounding changes may fall to either side
-_WORDS = (5, 40, 150, 600)  # of the longer texts: an error of RoPE hides in short ones
-_MOST_TOKENS = 1200
+_LENGTHS = (16, 128, 512, 2048)  # tokens of the texts made up: an error of RoPE hides in short ones
+_LONG = 300  # tokens; texts over that are padded among themselves
 
-_SENTENCES = (
+SENTENCES = (
     "",
     "x",
     "How do I read a file line by line?",
@@ -33,18 +32,75 @@ class Parity:
     Attributes:
       max_abs_diff: largest difference of a hidden state, over all texts.
       int8_equal_share: share of the int8 values of all embeddings that are equal.
+      longest_text: tokens of the longest text that was compared.
     """
 
     max_abs_diff: float
     int8_equal_share: float
+    longest_text: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """Our side of a comparison.
+
+    Attributes:
+      model: in float32, its parameters on the device.
+      texts: shortest first; the longest has `longest` tokens, up to 2,048 as far as the model takes them.
+      longest: see there.
+    """
+
+    model: ModelFolder
+    texts: list[str]
+    longest: int
+
+    @classmethod
+    def of(cls, model: ModelFolder) -> "Reference":
+        """Makes up the texts; the parameters are placed once for all comparisons."""
+        import jax
+
+        config = dataclasses.replace(model.config, dtype="float32")
+        model = dataclasses.replace(model, config=config, params=jax.device_put(model.params))
+        limits = sorted({min(length, config.max_length) for length in _LENGTHS})
+        made_up = [_text(model, limit, seed) for seed, limit in enumerate(limits)]
+        lengths = {text: len(model.vocabulary.encode(text)) for text in (*SENTENCES, *made_up)}
+        texts = sorted((text for text in lengths if lengths[text] <= config.max_length), key=lengths.__getitem__)
+        return cls(model, texts, lengths[texts[-1]])
+
+    def batches(self) -> list[list[str]]:
+        """The texts in two batches, so that the long ones do not stretch all others."""
+        long = [text for text in self.texts if len(self.model.vocabulary.encode(text)) > _LONG]
+        return [batch for batch in ([text for text in self.texts if text not in long], long) if batch]
+
+    def hidden(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Our hidden states [B, L, D] of tokens and mask [B, L]."""
+        import jax
+        import jax.numpy as jnp
+
+        from pplx_jax.train_state import bind
+
+        positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+        arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, mask, positions))
+        with jax.default_matmul_precision("highest"):
+            return np.asarray(bind(self.model.config, self.model.params)(*arrays))
+
+    def documents(self) -> list[list[str]]:
+        """Documents of one to several chunks, empty chunks first, amid and last, and as long as the model takes."""
+        several, room = [], self.model.config.max_length
+        for text in self.texts[1:]:
+            room -= len(self.model.vocabulary.encode(text)) + 1
+            if room < 0:
+                break
+            several.append(text)
+        empty = ["", *(chunk for text in several[:2] for chunk in (text, ""))]
+        return [self.texts[-1:], several, *([empty] if len(several) > 1 else [])]
 
 
 def check_parity(folder: pathlib.Path, model: ModelFolder) -> Parity:
     """Opens the export as a user would and compares it with `model`.
 
-    Tokens must be the same; hidden states of padded batches within `MAX_ABS_DIFF`; int8 embeddings of
-    `SentenceTransformer` (and of the context model's `encode`) equal to `Embedder`'s, save near a rounding
-    edge.
+    Tokens must be the same; hidden states of padded batches, int8 embeddings of `SentenceTransformer` and those of
+    the context model's `encode` must agree with ours by the rules of `agreement`.
 
     Args:
       folder: the export.
@@ -53,82 +109,56 @@ def check_parity(folder: pathlib.Path, model: ModelFolder) -> Parity:
     Raises:
       RuntimeError: the export is not equal; the message says in what.
     """
-    import jax
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     # Placed once, and PyTorch's model opened once: three copies of the parameters in all.
-    config = dataclasses.replace(model.config, dtype="float32")
-    model = dataclasses.replace(model, config=config, params=jax.device_put(model.params))
+    reference = Reference.of(model)
     pipeline = SentenceTransformer(
         os.fspath(folder), device="cpu", trust_remote_code=True, model_kwargs={"dtype": torch.float32}
     ).eval()
-    texts = _texts(model)
-    with jax.default_matmul_precision("highest"):
-        # Two padded batches, so that the longest texts do not stretch all others.
-        batches = [batch for batch in (texts[:-3], texts[-3:]) if batch]
-        difference = float(np.max([_hidden_difference(pipeline, model, batch, folder) for batch in batches]))
-        if not difference <= MAX_ABS_DIFF:  # NaN fails too
-            raise RuntimeError(f"{folder}: hidden states differ by {difference:.3g}, over {MAX_ABS_DIFF}")
-        return Parity(difference, _int8_equal_share(pipeline, model, texts, folder))
+    differences = [_hidden_difference(pipeline, reference, texts, folder) for texts in reference.batches()]
+    return Parity(max(differences), _int8_equal_share(pipeline, reference, folder), reference.longest)
 
 
-def _texts(model: ModelFolder) -> list[str]:
-    """The built-in texts that the model takes, shortest first."""
-    words = " ".join(_SENTENCES).split()
-    long = (" ".join((words * (count // len(words) + 1))[:count]) for count in _WORDS)
-    lengths = {text: len(model.vocabulary.encode(text)) for text in (*_SENTENCES, *long)}
-    limit = min(model.config.max_length, _MOST_TOKENS)
-    return sorted((text for text in lengths if lengths[text] <= limit), key=lengths.__getitem__)
+def _text(model: ModelFolder, tokens: int, seed: int) -> str:
+    """Words in random order, as many as make up to so many tokens."""
+    words = [word for sentence in SENTENCES for word in sentence.split()]
+    chosen = np.random.default_rng(seed).choice(words, tokens)
+    fits, over = 0, tokens + 1
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        enough = len(model.vocabulary.encode(" ".join(chosen[:middle]))) <= tokens
+        fits, over = (middle, over) if enough else (fits, middle)
+    return " ".join(chosen[:fits])
 
 
-def _hidden_difference(pipeline: Any, model: ModelFolder, texts: list[str], folder: pathlib.Path) -> float:
-    import jax.numpy as jnp
+def _hidden_difference(pipeline: Any, reference: Reference, texts: list[str], folder: pathlib.Path) -> float:
     import torch
-
-    from pplx_jax.train_state import bind
 
     batch = pipeline.tokenizer(texts, padding=True, return_tensors="pt")
     tokens, mask = batch["input_ids"].numpy(), batch["attention_mask"].bool().numpy()
     for text, row, valid in zip(texts, tokens, mask, strict=True):
-        if (expected := model.vocabulary.encode(text)) != row[valid].tolist():
+        if (expected := reference.model.vocabulary.encode(text)) != row[valid].tolist():
             raise RuntimeError(f"{folder}: tokens of {text[:60]!r} are {row[valid].tolist()}, not {expected}")
     with torch.inference_mode():
         hidden = pipeline[0].auto_model(**batch).last_hidden_state.numpy()
-    positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
-    arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, mask, positions))
-    ours = np.asarray(bind(model.config, model.params)(*arrays))
-    return float(np.abs(ours - hidden)[mask].max(initial=0.0))
+    return hidden_difference(hidden[mask], reference.hidden(tokens, mask)[mask], folder)
 
 
-def _int8_equal_share(pipeline: Any, model: ModelFolder, texts: list[str], folder: pathlib.Path) -> float:
+def _int8_equal_share(pipeline: Any, reference: Reference, folder: pathlib.Path) -> float:
+    import jax
+
     from pplx_jax.models.embedder import Embedder
 
-    embedder = Embedder(model)
-    found = [pipeline.encode(texts, batch_size=8, show_progress_bar=False)]
-    expected = [embedder.encode(texts, quantization="tanh")]
-    if model.kind == "context_v1":
-        documents = [document for document in _documents(texts) if _fits(document, model)]
-        found += pipeline[0].auto_model.encode(documents)
-        expected += embedder.encode_documents(documents, quantization="tanh")
-    integers, scaled = np.concatenate(found), LEVELS * np.concatenate(expected)
-    equal = integers == np.round(scaled)
-    to_edge = np.abs(scaled - np.floor(scaled) - 0.5)
-    if integers.dtype != np.int8 or not np.all(equal | (to_edge < EDGE)):
-        raise RuntimeError(
-            f"{folder}: {np.count_nonzero(~equal)} of {equal.size} int8 values ({integers.dtype}) differ, "
-            "not all of them at a rounding edge"
-        )
-    return float(equal.mean())
-
-
-def _documents(texts: list[str]) -> list[list[str]]:
-    """Documents of one to several chunks, empty chunks first, amid and last."""
-    return [texts[-1:], [texts[0], texts[1], texts[0], texts[2], texts[0]], texts[1:5], texts[2:-1]]
-
-
-def _fits(document: list[str], model: ModelFolder) -> bool:
-    lengths = [len(model.vocabulary.encode(chunk)) for chunk in document]
-    return sum(lengths) + len(lengths) - 1 <= model.config.max_length
+    embedder = Embedder(reference.model)
+    found = [pipeline.encode(reference.texts, batch_size=8, show_progress_bar=False)]
+    with jax.default_matmul_precision("highest"):
+        expected = [embedder.encode(reference.texts, quantization="tanh")]
+        if reference.model.kind == "context_v1":
+            documents = reference.documents()
+            found += pipeline[0].auto_model.encode(documents)
+            expected += embedder.encode_documents(documents, quantization="tanh")
+    return int8_equal_share(np.concatenate(found), LEVELS * np.concatenate(expected), folder)

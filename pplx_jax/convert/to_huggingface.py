@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
+from absl import logging
 
 from pplx_jax.convert.model_card import model_card
+from pplx_jax.convert.onnx_graph import require_onnx, write_onnx
+from pplx_jax.convert.onnx_parity import check_onnx_parity
 from pplx_jax.convert.param_map import to_torch_layout
 from pplx_jax.convert.parity import check_parity
+from pplx_jax.convert.run_record import read_run
 from pplx_jax.convert.tokenizer import save_tokenizer
 from pplx_jax.convert.weights import DTYPES, write_weights
 from pplx_jax.errors import BadInput
@@ -39,10 +43,12 @@ def export_hf(
     dtype: str = "float32",
     shard_bytes: int = 5_000_000_000,
     scores: Mapping[str, Any] | None = None,
+    onnx: bool = False,
 ) -> dict[str, Any]:
     """Writes a folder that `SentenceTransformer(output, trust_remote_code=True)` and `AutoModel` open.
 
-    The folder takes its name only after parity holds; a former export there is replaced.
+    The folder takes its name only after parity holds; a former export there is replaced. The layout knows no causal
+    mask: a causal model (an import that was not trained) is exported as the bidirectional one of the same weights.
 
     Args:
       model_folder: what a stage, a merge or an import left.
@@ -50,14 +56,16 @@ def export_hf(
       kind: "context_v1" adds late chunking to the model; the model folder's own kind where None.
       dtype: of the weights, "float32" or "bfloat16".
       shard_bytes: most bytes of weights a file.
-      scores: this run's scores, for the model card.
+      scores: this run's scores, for the model card; those in `results.json` of the run where None.
+      onnx: also write `onnx/model.onnx`, its weights in float32.
 
     Returns:
-      `tensors` (how many), `parity` (`max_abs_diff`, `int8_equal_share`) and `peak_bytes` (the most memory
-      this process has held).
+      `tensors` (how many), `parity` (`max_abs_diff`, `int8_equal_share`, `longest_text` in tokens), with `onnx`
+      the same of the graph as `onnx_parity`, and `peak_bytes` (the most memory this process has held).
 
     Raises:
-      BadInput: the model folder is damaged, an argument is unknown, or `output` holds something else.
+      BadInput: the model folder is damaged, an argument is unknown, `output` holds something else, or what
+        `onnx` needs is not installed.
       RuntimeError: the export does not compute what the model computes.
     """
     output = pathlib.Path(output).absolute()
@@ -65,11 +73,18 @@ def export_hf(
         raise BadInput(f"dtype={dtype!r} of an export is not one of {', '.join(DTYPES)}")
     if kind is not None and kind not in get_args(Kind):
         raise BadInput(f"kind={kind!r} of an export is not one of {', '.join(get_args(Kind))}")
+    if onnx:
+        require_onnx()
     occupied = output.exists() and not (output.is_dir() and not any(output.iterdir()))
     if occupied and not (output / "modules.json").exists():
         raise BadInput(f"{output} is in the way and no export; remove it or export to another folder")
     model = load_model(pathlib.Path(model_folder))
-    model = dataclasses.replace(model, kind=kind or model.kind, params=_rounded(model.params, dtype))
+    if model.config.causal:
+        logging.warning("%s is causal, the published layout is not: the export sees both ways", model_folder)
+    config = dataclasses.replace(model.config, causal=False)
+    model = dataclasses.replace(model, config=config, kind=kind or model.kind, params=_rounded(model.params, dtype))
+    record = read_run(pathlib.Path(model_folder), model.stage, model.kind)
+    record = dataclasses.replace(record, scores=record.scores if scores is None else scores)
     tensors = to_torch_layout(model.params, model.config)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{output.name}-partial-", dir=output.parent) as scratch:
@@ -79,12 +94,18 @@ def export_hf(
         write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
         _write_description(partial, model, dtype)
         save_tokenizer(model.vocabulary, partial, model.config.max_length)
-        (partial / "README.md").write_text(model_card(model.config, model.kind, model.stage, scores), encoding="utf-8")
-        parity = check_parity(partial, model)
+        card = model_card(model.config, model.kind, model.stage, record, onnx=onnx)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        checked = {"parity": check_parity(partial, model)}
+        if onnx:
+            (partial / "onnx").mkdir()
+            graph = write_onnx(tensors, model.config, partial / "onnx")
+            checked["onnx_parity"] = check_onnx_parity(graph, model)
         if output.exists():
             os.replace(output, pathlib.Path(scratch) / "former")
         os.replace(partial, output)
-    return {"tensors": len(tensors), "parity": dataclasses.asdict(parity), "peak_bytes": _peak_bytes()}
+    reports = {name: dataclasses.asdict(parity) for name, parity in checked.items()}
+    return {"tensors": len(tensors), **reports, "peak_bytes": _peak_bytes()}
 
 
 def hf_config(model: ModelFolder, dtype: str) -> dict[str, Any]:
@@ -98,6 +119,7 @@ def hf_config(model: ModelFolder, dtype: str) -> dict[str, Any]:
         "auto_map": {"AutoConfig": f"{module}.PPLXQwen3Config", "AutoModel": f"{module}.{class_name}"},
         "model_type": "bidirectional_pplx_qwen3",
         "use_bidirectional_attention": True,
+        "is_causal": False,  # transformers' own Qwen3Model heeds it from 5.2 on
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
@@ -112,7 +134,7 @@ def hf_config(model: ModelFolder, dtype: str) -> dict[str, Any]:
         "rope_theta": config.rope_theta,
         "max_position_embeddings": config.max_length,
         "initializer_range": config.embedding_init_std,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied,
         "use_cache": False,
         "use_sliding_window": False,
         "sliding_window": None,

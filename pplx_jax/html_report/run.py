@@ -75,9 +75,10 @@ def result_rows(results: Mapping[str, Any]) -> list[Row]:
         entry = results.get(stage)
         if not isinstance(entry, Mapping):
             continue
-        if any(precision in entry for precision in PRECISIONS):
+        scored_alone = any(precision in entry for precision in PRECISIONS)
+        if scored_alone:
             rows.append(Row(stage, entry, is_baseline=stage == "random"))
-        rows += context_rows(entry)
+        rows += [row for row in context_rows(entry) if not (scored_alone and row.name == _CONTEXT["without_context"])]
     return rows
 
 

@@ -21,7 +21,7 @@ class Qwen3Config:
     """Sizes and numerics of one encoder.
 
     Attributes:
-      vocab_size: entries of the (tied) embedding table.
+      vocab_size: entries of the embedding table.
       width: residual width D, also the embedding's dimensions.
       mlp_width: SwiGLU width F.
       layers: number of blocks.
@@ -31,6 +31,7 @@ class Qwen3Config:
       rms_norm_eps: epsilon of every RMSNorm.
       rope_theta: base of the rotary frequencies.
       max_length: longest text, in tokens.
+      tied: the embedding table is also the head that diffusion predicts tokens by; else there is a second table.
       causal: keep the autoregressive mask (the annealing option and the ablations); the paper drops it at once.
       embedding_init_std: standard deviation of the random embedding table.
       residual_init_scale: multiplies the random kernels that write to the residual (attention's o, MLP's down); 0
@@ -50,6 +51,7 @@ class Qwen3Config:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
     max_length: int = 32768
+    tied: bool = True
     causal: bool = False
     embedding_init_std: float = 0.02
     residual_init_scale: float = 1.0
@@ -184,6 +186,13 @@ class Qwen3(nnx.Module):
         stack = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda rngs: Layer(config, rngs)))
         self.layers = stack(rngs)
         self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
+        if not config.tied:
+            self.head = Embedding(config, rngs)
+
+    @property
+    def output_table(self) -> jax.Array:
+        """[V, D], by which hidden states predict tokens."""
+        return (self.embed if self.config.tied else self.head).embedding[...]
 
     def __call__(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
         """Hidden states of packed rows.

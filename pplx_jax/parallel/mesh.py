@@ -12,6 +12,7 @@ from pplx_jax.errors import BadInput
 # Parameter path suffix -> logical axes. Blocks carry a leading "layers" axis.
 LOGICAL_AXES = {
     "embed.embedding": ("vocab", "embed"),
+    "head.embedding": ("vocab", "embed"),
     "attention.q.kernel": ("layers", "embed", "heads"),
     "attention.k.kernel": ("layers", "embed", "kv_heads"),
     "attention.v.kernel": ("layers", "embed", "kv_heads"),
@@ -67,21 +68,24 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-    """The sharding of each leaf of a parameter tree, or of an optimizer state that mirrors one.
+def leaf_sharding(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The sharding of the leaf at a dotted path; one that no rule names is replicated.
 
-    A leaf is recognised by the end of its path, so moments lie where their parameters do. An axis its mesh axis
+    The leaf is recognised by the end of its path, so moments lie where their parameters do. An axis its mesh axis
     does not divide is replicated.
     """
+    axes = next((axes for suffix, axes in LOGICAL_AXES.items() if path.endswith(suffix)), ())
+    spec = [RULES.get(axis) for axis in axes] if len(axes) == len(shape) else []
+    fitted = [
+        axis if axis is None or size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)
+    ]
+    return NamedSharding(mesh, PartitionSpec(*fitted))
+
+
+def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """`leaf_sharding` of each leaf of a parameter tree, or of an optimizer state that mirrors one."""
 
     def of(path, leaf) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        axes = next((axes for suffix, axes in LOGICAL_AXES.items() if name.endswith(suffix)), ())
-        spec = [RULES.get(axis) for axis in axes] if len(axes) == np.ndim(leaf) else []
-        fitted = [
-            axis if axis is None or size % mesh.shape[axis] == 0 else None
-            for axis, size in zip(spec, np.shape(leaf), strict=False)
-        ]
-        return NamedSharding(mesh, PartitionSpec(*fitted))
+        return leaf_sharding(jax.tree_util.keystr(path, simple=True, separator="."), np.shape(leaf), mesh)
 
     return jax.tree_util.tree_map_with_path(of, tree)

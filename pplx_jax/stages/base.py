@@ -41,6 +41,11 @@ class Stage(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether it trains a model's head; a stage that does not leaves it behind."""
+        ...
+
     batch_size: int
     row_length: int
 

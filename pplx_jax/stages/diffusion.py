@@ -27,6 +27,7 @@ class DiffusionStage:
     random_length_share: float = 0.01
 
     name: ClassVar[str] = "diffusion"
+    predicts_tokens: ClassVar[bool] = True
 
     def learned(self):
         return {}
@@ -48,6 +49,4 @@ class DiffusionStage:
             random_length_share=self.random_length_share,
         )
         hidden = model(corruption.inputs, corruption.segment_ids, batch["positions"])
-        return diffusion_loss(
-            hidden, model.embed.embedding[...], batch["tokens"], corruption, normalizer=self.normalizer
-        )
+        return diffusion_loss(hidden, model.output_table, batch["tokens"], corruption, normalizer=self.normalizer)

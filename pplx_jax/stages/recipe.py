@@ -21,6 +21,7 @@ from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.folder import evaluate, evaluate_bm25
+from pplx_jax.initial_model import copy_vocabulary, model_to_train
 from pplx_jax.model_folder import ModelFolder, load_model, save_model
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.qwen3 import Qwen3Config
@@ -92,8 +93,9 @@ def run(
     *,
     corpus: Corpus,
     lengths: Lengths,
-    model: Qwen3Config,
     stages: Sequence[Training],
+    model: Qwen3Config | None = None,
+    initial: str | None = None,
     mesh: Mesh = _DEFAULT_MESH,
     mining: Mining = _DEFAULT_MINING,
     merge: Merge = _DEFAULT_MERGE,
@@ -107,8 +109,10 @@ def run(
       fingerprint: of the recipe.
       corpus: the text.
       lengths: token limits.
-      model: the encoder; its vocab_size is the vocabulary's size.
       stages: trainings, by the names of `STARTS_FROM`.
+      model: the encoder; its vocab_size is the vocabulary's size. Where None, that of `initial` made bidirectional.
+      initial: a folder that `import-hf` or a stage wrote, or a Hugging Face folder that could be imported. The first
+        stage starts from its weights, and its vocabulary is used: none is trained. Random weights where None.
       mesh: devices.
       mining: hard negatives of the triplet stage.
       merge: of the contextual and the triplet model.
@@ -118,10 +122,12 @@ def run(
       {"results": path, "report": path, "table": text}.
 
     Raises:
-      BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices.
+      BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices, or `initial`
+        is no model or one of other sizes than `model`.
     """
     mesh.build()
     workdir = pathlib.Path(workdir)
+    model = model_to_train(model, initial)
     _claim(workdir, fingerprint, config_text)
     phases = _Phases(workdir)
     held_out = workdir / "data" / "corpus" / "evaluation"
@@ -129,7 +135,10 @@ def run(
 
     counts = phases("corpus", lambda: dict(corpus.build(workdir / "data" / "corpus")))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
-    vocabulary = _vocabulary(workdir, phases, model.vocab_size, seed)
+    if initial:
+        vocabulary = copy_vocabulary(initial, workdir / "data")
+    else:
+        vocabulary = _vocabulary(workdir, phases, model.vocab_size, seed)
     phases("tokenize", lambda: _tokenize(workdir, vocabulary, lengths))
     results["bm25"] = phases("evaluate_bm25", lambda: evaluate_bm25(held_out))
     results["random"] = phases("evaluate_random", lambda: _score_random(model, vocabulary, seed, held_out))
@@ -139,7 +148,7 @@ def run(
         if name == "triplet":
             phases("mine", lambda: _mine(workdir, vocabulary, mining, stages, seed))
 
-        work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text)
+        work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, initial)
         phases(name, work)
         results[name] = phases(f"evaluate_{name}", lambda name=name: _score(workdir / name, held_out, lengths))
 
@@ -160,21 +169,24 @@ def train_stage(
     stage: str,
     config_text: str,
     *,
-    model: Qwen3Config,
     stages: Sequence[Training],
+    model: Qwen3Config | None = None,
+    initial: str | None = None,
     mesh: Mesh = _DEFAULT_MESH,
     seed: int = 0,
 ) -> dict[str, Any]:
     """One stage of a recipe on the token files in WORKDIR/data/tokens/STAGE; needs no TensorFlow.
 
     Raises:
-      BadInput: no such stage in the recipe, no token files, or no vocabulary.
+      BadInput: no such stage in the recipe, no token files, no vocabulary, or as `run` of `initial`.
     """
     chosen = next((training for training in stages if training.stage.name == stage), None)
     if chosen is None:
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(t.stage.name for t in stages)}")
     workdir = pathlib.Path(workdir)
-    return _train(workdir, chosen, model, Vocabulary.load(workdir / "data"), mesh, seed, config_text)
+    model = model_to_train(model, initial)
+    vocabulary = copy_vocabulary(initial, workdir / "data") if initial else Vocabulary.load(workdir / "data")
+    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, initial)
 
 
 def merge_checkpoints(
@@ -211,8 +223,9 @@ def _train(
     mesh: Mesh,
     seed: int,
     config_text: str,
+    initial: str | None,
 ) -> dict[str, Any]:
-    """One stage, from the stage before it where that was trained."""
+    """One stage, from the stage before it where that was trained, else from the initial weights; see `train`."""
     name = training.stage.name
     earlier = STARTS_FROM[name]
     return train(
@@ -224,6 +237,7 @@ def _train(
         mesh=mesh,
         seed=seed,
         start_from=workdir / earlier if earlier and (workdir / earlier).exists() else None,
+        initial=pathlib.Path(initial) if initial else None,
         config_text=config_text,
     )
 

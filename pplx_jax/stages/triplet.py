@@ -22,6 +22,7 @@ class TripletStage(ContrastiveStage):
     temperature: float = 0.03
 
     name: ClassVar[str] = "triplet"
+    predicts_tokens: ClassVar[bool] = False
 
     @property
     def hard_negatives(self):

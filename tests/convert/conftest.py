@@ -83,3 +83,12 @@ def exports(tmp_path_factory, model_folder) -> dict:
         "v1": (folder / "v1", export_hf(model_folder, folder / "v1", "v1", scores=scores)),
         "context_v1": (folder / "context_v1", export_hf(model_folder, folder / "context_v1")),
     }
+
+
+@pytest.fixture(scope="session")
+def onnx_export(tmp_path_factory, model_folder) -> tuple[pathlib.Path, dict]:
+    """An export with an ONNX graph, and its report."""
+    from pplx_jax.convert.to_huggingface import export_hf
+
+    folder = tmp_path_factory.mktemp("export") / "with_onnx"
+    return folder, export_hf(model_folder, folder, "v1", onnx=True)

@@ -184,4 +184,5 @@ def test_config_for_servers(exports, model):
     }
     assert required <= found.keys()
     assert found["rope_theta"] == model.config.rope_theta
-    assert load(exports["v1"][0]).config.rope_parameters["rope_theta"] == model.config.rope_theta
+    slowest = load(exports["v1"][0]).rotary_emb.inv_freq[-1].item()
+    assert slowest == pytest.approx(model.config.rope_theta ** (2 / model.config.head_dim - 1), rel=1e-6)

@@ -29,6 +29,7 @@ class PPLXQwen3Model(Qwen3Model):
 
     config_class = PPLXQwen3Config
     _supports_flex_attn = False  # it takes a mask of its own kind
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # of a model that was not trained to embed
 
     def __init__(self, config: PPLXQwen3Config):
         super().__init__(config)
@@ -91,6 +92,8 @@ class PPLXQwen3Model(Qwen3Model):
                 position_embeddings=position_embeddings,
                 **kwargs,
             )
+            if isinstance(hidden, tuple):  # before transformers 4.54
+                hidden = hidden[0]
         hidden = self.norm(hidden)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states

@@ -13,11 +13,11 @@ def attention(
       query: [B, L, H, E].
       key: [B, L, K, E]; query head h reads key head h // (H / K).
       value: [B, L, K, E].
-      segment_ids: [B, L]; 0 marks padding, which only sees padding, so that every row of scores has an entry.
+      segment_ids: [B, L]; 0 marks padding, which sees nothing and is seen by none.
       causal: whether a token is also kept from later tokens.
 
     Returns:
-      [B, L, H, E] in the dtype of `query`; softmax in float32, scores scaled by 1 / sqrt(E).
+      [B, L, H, E] in the dtype of `query`, zero under padding; softmax in float32, scores scaled by 1 / sqrt(E).
     """
     return block_attention(query, key, value, segment_ids, segment_ids, first=0, causal=causal)
 
@@ -34,10 +34,8 @@ def block_attention(
 ) -> jax.Array:
     """The part of `attention` that belongs to the queries [B, Q, H, E] at columns `first` to `first` + Q.
 
-    Queries that see no key (padding of a block past the row) get the mean of all values: finite, to be dropped.
-
     Returns:
-      [B, Q, H, E] in the dtype of `query`.
+      [B, Q, H, E] in the dtype of `query`; zero where a query sees no key.
     """
     rows, queries, heads, head_dim = query.shape
     kv_heads = key.shape[2]
@@ -49,4 +47,5 @@ def block_attention(
     scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bkglm,bmke->blkge", weights, value, preferred_element_type=jnp.float32)
-    return mixed.reshape(rows, queries, heads, head_dim).astype(query.dtype)
+    mixed = mixed.reshape(rows, queries, heads, head_dim).astype(query.dtype)
+    return jnp.where((query_segment_ids > 0)[:, :, None, None], mixed, 0)

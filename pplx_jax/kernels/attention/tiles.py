@@ -1,0 +1,105 @@
+"""Sizes that the TPU kernels work in: what fits, and what is best at which shape on which device."""
+
+import dataclasses
+
+from pplx_jax.errors import BadInput
+
+LANES = 128
+# Fast memory of a core in bytes, less what the compiler keeps, by a part of the device's kind.
+_VMEM = {"v5 lite": 100 * 2**20, "v5e": 100 * 2**20, "v6": 100 * 2**20}
+_LEAST_VMEM = 56 * 2**20  # v4, v5p, v7
+_SCORE_ROWS = 1024  # rows of scores that are worked at once: fewer hide less, more spill more
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Tiles of one pass.
+
+    A tile of queries and a tile of keys are in fast memory at a time. A piece of the queries that is of one text, as
+    all the keys of the tile are, is worked against them at once and unmasked. Of any other piece, each sub-tile is
+    worked against the stretch of keys that it can meet, masked, `sub_key` at a time, or half of it where that is
+    enough.
+
+    Attributes:
+      query: queries of a tile; as many rows of each head of a group.
+      key: keys of a tile.
+      piece: queries of a piece.
+      sub_query: queries of a sub-tile.
+      sub_key: keys of a step.
+      vmem_limit_bytes: what a kernel may take of the core's fast memory.
+
+    Raises:
+      BadInput: a size is no multiple of 128, or one does not divide the next.
+    """
+
+    query: int
+    key: int
+    piece: int
+    sub_query: int = 256
+    sub_key: int = 512
+    vmem_limit_bytes: int = _LEAST_VMEM
+
+    def __post_init__(self):
+        for name in ("query", "key", "piece", "sub_query", "sub_key"):
+            size = getattr(self, name)
+            if size < LANES or size % LANES:
+                raise BadInput(f"attention Tiles.{name}={size} is no multiple of {LANES}")
+        if self.sub_key % (2 * LANES):
+            raise BadInput(f"attention Tiles.sub_key={self.sub_key} is no multiple of {2 * LANES}")
+        for small, large in (("piece", "query"), ("sub_query", "piece"), ("sub_key", "key")):
+            if getattr(self, large) % getattr(self, small):
+                raise BadInput(
+                    f"attention Tiles.{small}={getattr(self, small)} does not divide {large}={getattr(self, large)}"
+                )
+
+    def forward_bytes(self, group: int, head_dim: int, itemsize: int) -> int:
+        """Fast memory of the forward pass: blocks twice, what accumulates once, one piece's scores."""
+        wide = max(head_dim, LANES)
+        blocks = (2 * group * self.query + 2 * self.key) * wide * itemsize + (2 * self.query + self.key) * 32
+        accumulators = group * self.query * (2 * LANES + wide) * 4
+        scores = group * self.piece * self.key * (4 + itemsize)
+        return 2 * blocks + accumulators + scores
+
+    def backward_bytes(self, group: int, head_dim: int, itemsize: int, queries: int) -> int:
+        """Fast memory of the backward pass over so many queries, whose gradient stays there."""
+        wide = max(head_dim, LANES)
+        blocks = (2 * group * self.query + 2 * self.key) * wide * itemsize + (4 * self.query + self.key) * 32
+        gradients = group * head_dim * queries * 4 + 2 * self.key * wide * 4
+        scores = 2 * group * self.piece * self.key * (4 + itemsize)
+        return 2 * (blocks + gradients) + self.key * (wide * itemsize + LANES * 4) + scores
+
+    def require(self, needed: int) -> None:
+        """Raises BadInput where `needed` bytes are over `vmem_limit_bytes`."""
+        if needed > self.vmem_limit_bytes:
+            raise BadInput(
+                f"attention tiles of {self.query} x {self.key} need {needed / 2**20:.0f} MiB of fast memory, over "
+                f"{self.vmem_limit_bytes / 2**20:.0f}; make Tiles.query, key or piece smaller"
+            )
+
+
+def best(length: int, group: int, *, device_kind: str | None = None) -> tuple[Tiles, Tiles]:
+    """Tiles of the forward and of the backward pass, by the figures of benchmarks/kernels.py.
+
+    Args:
+      length: tokens of a row; what it is padded to is a multiple of all tiles.
+      group: query heads a key head.
+      device_kind: as JAX names it; the smallest memory of any TPU from v4 on where None.
+    """
+    limit = next((size for part, size in _VMEM.items() if part in (device_kind or "").lower()), _LEAST_VMEM)
+    unit = 512 if length > 256 else 256
+    units = -(-length // unit)
+    # One unit more where the row then falls into larger tiles.
+    units = min((units, units + 1), key=lambda count: (_divisor(count, 4) < min(3, units), count))
+    piece = max(LANES, min(unit, _SCORE_ROWS // group // LANES * LANES))
+    piece = next(size for size in range(piece, 0, -LANES) if unit % size == 0)
+    common = {"piece": piece, "sub_query": min(piece, 256), "sub_key": unit, "vmem_limit_bytes": limit}
+    query = unit * _divisor(units, 2 if group <= 4 else 1)
+    return (
+        Tiles(query=query, key=unit * _divisor(units, 4), **common),
+        Tiles(query=query, key=unit * _divisor(units, 2), **common),
+    )
+
+
+def _divisor(count: int, most: int) -> int:
+    """The largest divisor of `count` up to `most`."""
+    return next(size for size in range(most, 0, -1) if count % size == 0)

@@ -1,0 +1,103 @@
+"""Which tiles of scores hold anything, as tables that a kernel reads ahead: other tiles are neither fetched nor computed.
+
+Tiles meet where their ranges of segments do. That is exact where the ids of a row ascend, and elsewhere holds too many
+tiles, never too few: what a kernel masks decides.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pplx_jax.kernels.attention.tiles import LANES, Tiles
+
+FIRST, LAST = 1, 2  # bits of `Visits.flags`
+MIXED = -1  # the segment of a piece that is not all of one text
+
+
+class Visits(NamedTuple):
+    """What a kernel's grid runs down, and what it asks of a visit's parts. All int32.
+
+    Attributes:
+      count: scalar, visits there are.
+      row: [N] the batch's row of each, N as many as there could be.
+      query: [N] its tile of queries.
+      key: [N] its tile of keys.
+      flags: [N] whether it is the FIRST and the LAST of those that share what accumulates: a tile of queries, or of
+        keys where the table is by key.
+      query_segment: [B * Q / piece] of each piece of queries, the segment of all its tokens, or MIXED.
+      key_segment: [B * L / key tile] the same of tiles of keys.
+      start: [B * Q / sub_query] of each sub-tile of queries, the first of the keys that it meets, in units of LANES.
+      stop: [B * Q / sub_query] one past the last; 0 where it meets none.
+    """
+
+    count: jax.Array
+    row: jax.Array
+    query: jax.Array
+    key: jax.Array
+    flags: jax.Array
+    query_segment: jax.Array
+    key_segment: jax.Array
+    start: jax.Array
+    stop: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spans:
+    """Of each tile [B, T]: the smallest and the largest segment, padding apart, and that of all its tokens or MIXED."""
+
+    tile: int
+    least: jax.Array
+    most: jax.Array
+    segment: jax.Array
+
+    @classmethod
+    def of(cls, ids: jax.Array, tile: int) -> "_Spans":
+        tiles = ids.reshape(ids.shape[0], -1, tile)
+        most = tiles.max(-1)
+        least = jnp.where(tiles > 0, tiles, jnp.iinfo(jnp.int32).max).min(-1)
+        return cls(tile, least, most, jnp.where((tiles.min(-1) == most) & (most > 0), most, MIXED))
+
+    def meet(self, keys: "_Spans", *, causal: bool, offset: int) -> jax.Array:
+        """[B, T, tiles of keys]."""
+        both = (self.least[:, :, None] <= keys.most[:, None]) & (keys.least[:, None] <= self.most[:, :, None])
+        if causal:
+            last = offset + (jnp.arange(both.shape[1]) + 1) * self.tile - 1
+            both &= jnp.arange(both.shape[2]) * keys.tile <= last[:, None]
+        return both
+
+
+def table(
+    query_ids: jax.Array, key_ids: jax.Array, tiles: Tiles, *, causal: bool, by_key: bool = False, offset: int = 0
+) -> Visits:
+    """The visits of a batch.
+
+    Args:
+      query_ids: [B, Q] segments of the queries, 0 under padding; Q a multiple of `tiles.query`.
+      key_ids: [B, L] of the keys; L a multiple of `tiles.key`.
+      tiles: sizes.
+      causal: whether later keys are unseen.
+      by_key: visits of one tile of keys follow each other, rather than those of one of queries.
+      offset: place of the first query among the keys.
+    """
+    keys = _Spans.of(key_ids, tiles.key)
+    meet = _Spans.of(query_ids, tiles.query).meet(keys, causal=causal, offset=offset)
+    if by_key:
+        meet = meet.swapaxes(1, 2)
+    # What accumulates is visited once at least, so that it is written.
+    visited = meet | (~meet.any(-1, keepdims=True) & (jnp.arange(meet.shape[-1]) == 0))
+    place = visited.cumsum(-1)
+    flags = jnp.where(place == 1, FIRST, 0) | jnp.where(place == place[..., -1:], LAST, 0)
+    order = jnp.argsort(~visited.reshape(-1), stable=True)
+    row, outer, inner = jnp.unravel_index(order, meet.shape)
+    query, key = (inner, outer) if by_key else (outer, inner)
+
+    sub_keys = _Spans.of(key_ids, LANES)
+    sub_meet = _Spans.of(query_ids, tiles.sub_query).meet(sub_keys, causal=causal, offset=offset)
+    some = sub_meet.any(-1)
+    start = jnp.where(some, sub_meet.argmax(-1), 0)
+    stop = jnp.where(some, sub_meet.shape[-1] - sub_meet[..., ::-1].argmax(-1), 0)
+    parts = (row, query, key, flags.reshape(-1)[order])
+    parts += (_Spans.of(query_ids, tiles.piece).segment, keys.segment, start, stop)
+    return Visits(visited.sum(), *(part.reshape(-1).astype(jnp.int32) for part in parts))

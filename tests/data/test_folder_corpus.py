@@ -1,0 +1,23 @@
+import pytest
+
+from pplx_jax.data.folder_corpus import FILES, FolderCorpus
+from pplx_jax.errors import BadInput
+
+
+def test_files_are_linked_and_never_copied(tmp_path):
+    for number, name in enumerate(FILES):
+        (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "given" / name).write_text("x" * number)
+    corpus = FolderCorpus(str(tmp_path / "given"))
+    for _ in range(2):  # a second time replaces the links
+        assert corpus.build(tmp_path / "run" / "corpus")["bytes"] == {name: n for n, name in enumerate(FILES)}
+    for name in FILES:
+        assert (tmp_path / "run" / "corpus" / name).resolve() == (tmp_path / "given" / name).resolve()
+
+
+def test_all_that_is_missing_is_named_and_nothing_written(tmp_path):
+    (tmp_path / "text.jsonl").write_text("")
+    with pytest.raises(BadInput) as caught:
+        FolderCorpus(str(tmp_path)).build(tmp_path / "corpus")
+    assert all(name in str(caught.value) for name in FILES[1:]) and "text.jsonl" not in str(caught.value)
+    assert not (tmp_path / "corpus").exists()

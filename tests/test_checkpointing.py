@@ -1,0 +1,263 @@
+"""Checkpoints: every bit comes back, damage is named, a full disk is found before the first byte."""
+
+import errno
+import gc
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pplx_jax import checkpointing
+from pplx_jax.checkpointing import Checkpoints, load_params, read_json, save_params, write_json
+from pplx_jax.errors import BadInput
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def what_orbax_drops():
+    """Where one read fails Orbax drops the others under way; they complain when collected, so that is done here."""
+    yield
+    gc.collect()
+
+
+def state(seed: int = 0):
+    generator = np.random.default_rng(seed)
+    kernel = generator.normal(size=(40, 50)).astype(np.float32)
+    kernel[0, :4] = [-0.0, 1e-45, np.inf, np.finfo(np.float32).max]  # what a detour through text or float16 loses
+    params = {"layers": {"mlp": {"kernel": jnp.asarray(kernel)}}, "norm": {"scale": jnp.ones(3)}}
+    moments = jax.tree.map(lambda leaf: leaf * 0.1, params)
+    return {"params": params, "optimizer": (moments, jnp.int32(7)), "step": jnp.int32(7), "seconds": 12.5}
+
+
+def bits(tree):
+    return jax.tree.map(lambda leaf: np.asarray(leaf).tobytes(), tree)
+
+
+def save(folder: pathlib.Path, *steps: int, keep: int = 2) -> None:
+    checkpoints = Checkpoints(folder, keep=keep)
+    for step in steps:
+        checkpoints.save(step, state(step))
+    checkpoints.close()
+
+
+def restore(folder: pathlib.Path, like=None):
+    checkpoints = Checkpoints(folder)
+    try:
+        return checkpoints.restore_latest(state() if like is None else like)
+    finally:
+        checkpoints.close()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stage")
+    save(folder, 7)
+    return folder
+
+
+def test_every_bit_comes_back(saved):
+    step, restored = restore(saved)
+    assert step == 7
+    assert bits(restored) == bits(state(7))
+    assert bits(restored) != bits(state(8))  # control
+    assert jax.tree.structure(restored) == jax.tree.structure(state())
+    assert restored["step"].dtype == jnp.int32 and restored["seconds"] == 12.5
+
+
+def test_shapes_alone_say_what_to_restore(saved):
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype), state()["params"])
+    like = jax.tree.map(lambda leaf: leaf.update(sharding=jnp.zeros(()).sharding), like)
+    assert bits(restore(saved, {**state(), "params": like})[1]) == bits(state(7))
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert restore(tmp_path) is None
+
+
+def test_the_latest_is_restored_and_so_many_are_kept(tmp_path):
+    save(tmp_path, 1, 2, 10, keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["10", "2"]
+    assert restore(tmp_path)[0] == 10  # by number, not by name
+    np.testing.assert_array_equal(load_params(tmp_path)["layers"]["mlp"]["kernel"], params_of(10))
+
+
+def params_of(seed: int) -> np.ndarray:
+    return np.asarray(state(seed)["params"]["layers"]["mlp"]["kernel"])
+
+
+def test_a_save_cut_short_does_not_count(saved, tmp_path):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-0" / "default").mkdir(parents=True)
+    assert load_params(tmp_path)["norm"]["scale"].shape == (3,)
+    assert restore(tmp_path)[0] == 7
+
+
+def test_parameters_alone_are_read_from_a_whole_checkpoint(saved):
+    params = load_params(saved)
+    assert bits(params) == bits(state(7)["params"])
+    assert all(isinstance(leaf, np.ndarray) and leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_parameters_written_alone_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpointing, "_CHUNK_BYTES", 1000)  # eight pieces
+    save_params(tmp_path, 3, state(3)["params"])
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert bits(load_params(tmp_path)) == bits(state(3)["params"])
+
+
+def test_half_precision_parameters_come_back_as_float32(tmp_path):
+    halves = {"a": jnp.asarray([0.5, 1.5, -3.0], jnp.bfloat16)}
+    save_params(tmp_path, 0, halves)
+    loaded = load_params(tmp_path)["a"]
+    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded, [0.5, 1.5, -3.0])
+
+
+# --- Damage
+
+
+def break_file(path: pathlib.Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "missing":
+        path.unlink()
+    elif how == "short":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(bytes(len(content)))
+
+
+def largest(folder: pathlib.Path) -> pathlib.Path:
+    """The file that holds the numbers."""
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def assert_names(caught, folder: pathlib.Path) -> None:
+    message = str(caught.value)
+    assert str(folder) in message and "remove that folder" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "zeros"])
+@pytest.mark.parametrize("which", ["numbers", "_METADATA"])
+def test_a_damaged_checkpoint_is_bad_input_by_name(saved, tmp_path, which, how):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    checkpoint = tmp_path / "checkpoints" / "7"
+    break_file(largest(checkpoint) if which == "numbers" else checkpoint / "default" / which, how)
+    with pytest.raises(BadInput) as caught:
+        restore(tmp_path)
+    assert_names(caught, checkpoint)
+    with pytest.raises(BadInput) as caught:
+        load_params(tmp_path)
+    assert_names(caught, checkpoint)
+
+
+@pytest.mark.parametrize("how", ["missing", "short", "zeros"])
+def test_damaged_parameters_alone_are_bad_input_by_name(tmp_path, how):
+    save_params(tmp_path, 3, state(3)["params"])
+    break_file(largest(tmp_path), how)
+    with pytest.raises(BadInput) as caught:
+        load_params(tmp_path)
+    assert_names(caught, tmp_path / "checkpoints" / "3")
+
+
+def test_removing_the_damaged_one_goes_on_from_the_one_before(tmp_path):
+    save(tmp_path, 4, 7)
+    break_file(largest(tmp_path / "checkpoints" / "7"), "short")
+    with pytest.raises(BadInput):
+        restore(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "7")
+    step, restored = restore(tmp_path)
+    assert step == 4 and bits(restored) == bits(state(4))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda like: like["params"]["norm"].update(scale=jnp.ones(4)),  # longer: not padded
+        lambda like: like["params"]["norm"].update(scale=jnp.ones(2)),  # shorter: not cut
+        lambda like: like["params"].pop("norm"),
+        lambda like: like["params"].update(more=jnp.ones(1)),
+        lambda like: like.update(optimizer=()),
+    ],
+)
+def test_another_model_is_bad_input(saved, change):
+    like = state()
+    change(like)
+    with pytest.raises(BadInput, match="checkpoints/7 is damaged or of another model"):
+        restore(saved, like)
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_a_folder_without_a_checkpoint_is_bad_input(tmp_path, folder):
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(BadInput, match=f"{folder} holds no checkpoint"):
+        load_params(tmp_path / folder)
+
+
+# --- A full disk
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Room for less than what `state` takes."""
+    usage = shutil.disk_usage("/")._replace(free=8 * 1000)
+    monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda path: usage)
+
+
+def test_a_full_disk_is_found_before_anything_is_written(tmp_path, full_disk):
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(OSError) as caught:
+        checkpoints.save(1, state())
+    checkpoints.close()
+    assert caught.value.errno == errno.ENOSPC and str(tmp_path) in str(caught.value)
+    with pytest.raises(OSError) as caught:
+        save_params(tmp_path, 1, state()["params"])
+    assert caught.value.errno == errno.ENOSPC
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_full_disk_leaves_the_checkpoints_there_are(saved, tmp_path, full_disk):
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    with pytest.raises(OSError):
+        checkpoints.save(8, state(8))
+    checkpoints.close()
+    assert restore(tmp_path)[0] == 7
+
+
+# --- JSON
+
+
+def test_json_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "finished.json"
+    write_json(path, {"steps": 1, "text": "naïve"})
+    assert read_json(path) == {"steps": 1, "text": "naïve"}
+    with pytest.raises(TypeError):
+        write_json(path, {"steps": 2, "odd": object()})
+    assert read_json(path)["steps"] == 1
+
+    def cut(self, target):
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:  # what was written so far does not bear the name
+        patched.setattr(pathlib.Path, "replace", cut)
+        with pytest.raises(OSError):
+            write_json(path, {"steps": 3})
+    assert read_json(path)["steps"] == 1
+    write_json(path, {"steps": 4})
+    assert json.loads(path.read_text())["steps"] == 4
+    assert [entry.name for entry in tmp_path.iterdir()] == ["finished.json"]
+
+
+@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe{}", b""])
+def test_json_that_is_missing_or_broken_is_bad_input_by_name(tmp_path, content):
+    path = tmp_path / "model.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=str(path)) as caught:
+        read_json(path)
+    assert "\n" not in str(caught.value)
