@@ -18,6 +18,8 @@ from pplx_jax.errors import BadInput
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model.json"
+# Beside the model's own, in the parameters of a stage whose loss learns something: no part of the model.
+LOSS_PARAMS = "loss"
 _ROOM_TO_SPARE = 1 << 20  # bytes, for metadata
 _CHUNK_BYTES = 1 << 22  # of an array, encoded and written as one file
 
@@ -119,7 +121,7 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
 
 
 def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
-    """Parameters of a model folder's latest checkpoint, as a nested dict of float32 NumPy arrays.
+    """The model's parameters of a folder's latest checkpoint, as a nested dict of float32 NumPy arrays.
 
     Raises:
       BadInput: no such folder, no checkpoint in it, or a damaged one.
@@ -133,6 +135,7 @@ def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
         # Restored as NumPy, whole, on the host: the caller decides where it goes.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             tree = handler.metadata(path).tree["params"]
+            tree = {name: part for name, part in tree.items() if name != LOSS_PARAMS}
             as_numpy = jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32)), tree
             )

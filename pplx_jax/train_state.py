@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from pplx_jax.checkpointing import LOSS_PARAMS
 from pplx_jax.models.qwen3 import Qwen3, Qwen3Config
 from pplx_jax.parallel.mesh import batch_sharding, replicated, shardings
 from pplx_jax.stages.base import Stage, Step
@@ -19,7 +20,7 @@ class TrainState:
     """Everything a stage resumes from but the data's position.
 
     Attributes:
-      params: nested dict of float32 arrays.
+      params: nested dict of float32 arrays, as `trained_params` gives them.
       optimizer: the optax state.
       step: int32 scalar, steps done; the step's rng is a function of it and of the seed.
     """
@@ -45,6 +46,12 @@ def bind(config: Qwen3Config, params: dict[str, Any]) -> Qwen3:
     graph, state = nnx.split(model)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
+
+
+def trained_params(params: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """All that a stage trains: the model's parameters, and under `LOSS_PARAMS` what its loss learns, if anything."""
+    learned = {name: jnp.float32(value) for name, value in stage.learned().items()}
+    return {**params, LOSS_PARAMS: learned} if learned else params
 
 
 def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, mesh) -> TrainState:
@@ -82,10 +89,12 @@ def make_step(
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
-        context = Step(rng=rng, progress=state.step / steps, mask_id=mask_id)
 
         def loss_of(params):
-            return stage.loss(bind(config, params), batch, context)
+            model = {name: part for name, part in params.items() if name != LOSS_PARAMS}
+            learned = params.get(LOSS_PARAMS, {})
+            context = Step(rng=rng, progress=state.step / steps, mask_id=mask_id, learned=learned)
+            return stage.loss(bind(config, model), batch, context)
 
         (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
@@ -93,6 +102,13 @@ def make_step(
         metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
+<<<<<<< HEAD
+    def start() -> TrainState:
+        params = trained_params(initial_params(config, seed), stage)
+        return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
+
+=======
+>>>>>>> main
     # The state leaves a step as it came: a compiled step takes no other layout, and XLA would choose its own.
     layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, optimizer, mesh))
     return jax.jit(

@@ -1,7 +1,8 @@
 """The contrastive objectives (arXiv 2602.11151, sections 2.3 to 2.5), on embeddings of the global batch.
 
 All take quantized embeddings and compare them by cosine; scale is one over temperature. Losses are means over the
-queries of the batch and come with metrics.
+queries of the batch and come with metrics. Where the queries have a `weight` [N], of 0 or more, the mean is weighted: a
+weight of 2 counts as two such queries, one of 0 as none. Weights touch neither the negatives nor the metrics.
 """
 
 import jax
@@ -13,10 +14,16 @@ Metrics = dict[str, jax.Array]
 _ABSENT = jnp.finfo(jnp.float32).min
 
 
-def _mean_over_queries(per_query: jax.Array, valid: jax.Array | None) -> jax.Array:
-    if valid is None:
+def _mean_over_queries(
+    per_query: jax.Array, valid: jax.Array | None = None, weight: jax.Array | None = None
+) -> jax.Array:
+    if valid is None and weight is None:
         return jnp.mean(per_query)
-    return jnp.sum(jnp.where(valid, per_query, 0.0)) / jnp.maximum(jnp.sum(valid), 1)
+    share = jnp.ones_like(per_query) if weight is None else weight
+    share = share if valid is None else jnp.where(valid, share, 0.0)
+    total = jnp.sum(share)
+    # Zero weights give a loss of 0, not of 0 / 0.
+    return jnp.sum(jnp.where(share > 0, per_query, 0.0) * share) / jnp.where(total > 0, total, 1.0)
 
 
 def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
@@ -28,10 +35,11 @@ def pair_loss(
     query: jax.Array,
     document: jax.Array,
     *,
-    temperature: float = 0.02,
+    temperature: jax.Array | float = 0.02,
     margin: float = 0.1,
     document_hash: jax.Array | None = None,
     valid: jax.Array | None = None,
+    weight: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """InfoNCE of each query against all other documents *and queries*, with probable false negatives left out.
 
@@ -47,6 +55,7 @@ def pair_loss(
       margin: how far a negative may score above the positive before it counts as a false negative.
       document_hash: [N]; where given, copies of a query's own document (equal hash) are left out.
       valid: [N] bool; where given, other examples neither have a loss nor serve as negatives.
+      weight: [N], of each query in the mean.
 
     Returns:
       The loss and metrics: `accuracy` (positive above every negative), `positive_similarity`,
@@ -85,7 +94,7 @@ def pair_loss(
         "positive_similarity": _mean_over_queries(positive, valid),
         "masked_negatives": _mean_over_queries(masked / max(2 * count - 2, 1), valid),
     }
-    return _mean_over_queries(per_query, valid), metrics
+    return _mean_over_queries(per_query, valid, weight), metrics
 
 
 def _chunk_scores(query, chunks, chunk_valid, temperature) -> jax.Array:
@@ -101,7 +110,8 @@ def sequence_loss(
     chunk_valid: jax.Array,
     chunk: jax.Array,
     *,
-    temperature: float = 0.02,
+    temperature: jax.Array | float = 0.02,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
     """L_seq: the query's chunk against the other chunks of its own document. No false-negative mask.
 
@@ -111,12 +121,13 @@ def sequence_loss(
       chunk_valid: [N, C] bool; absent chunks take no part.
       chunk: [N]; which chunk of its document answers query i.
       temperature: tau.
+      weight: [N], of each query in the mean.
 
     Returns:
       The mean over queries, float32.
     """
     logits = jax.vmap(lambda q, c: cosine_similarity(q[None], c)[0])(query, chunks) / temperature
-    return jnp.mean(_cross_entropy(jnp.where(chunk_valid, logits, _ABSENT), chunk))
+    return _mean_over_queries(_cross_entropy(jnp.where(chunk_valid, logits, _ABSENT), chunk), weight=weight)
 
 
 def batch_loss(
@@ -125,8 +136,9 @@ def batch_loss(
     chunk_valid: jax.Array,
     chunk: jax.Array,
     *,
-    temperature: float = 0.02,
+    temperature: jax.Array | float = 0.02,
     document_hash: jax.Array | None = None,
+    weight: jax.Array | None = None,
 ) -> jax.Array:
     """L_batch: the query's chunk against all chunks of all documents of the batch, its own included.
 
@@ -139,7 +151,8 @@ def batch_loss(
     if document_hash is not None:
         copy = (document_hash[:, None] == document_hash[None, :]) & ~jnp.eye(count, dtype=bool)
         logits = jnp.where(copy[:, :, None], _ABSENT, logits)
-    return jnp.mean(_cross_entropy(logits.reshape(count, -1), jnp.arange(count) * places + chunk))
+    per_query = _cross_entropy(logits.reshape(count, -1), jnp.arange(count) * places + chunk)
+    return _mean_over_queries(per_query, weight=weight)
 
 
 def contextual_loss(
@@ -151,10 +164,11 @@ def contextual_loss(
     document_hash: jax.Array,
     *,
     beta: jax.Array | float,
-    temperature: float = 0.02,
+    temperature: jax.Array | float = 0.02,
     sequence_weight: float = 0.2,
     margin: float = 0.1,
     mask_duplicates: bool = False,
+    weight: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """beta L_global + (1 - beta) (0.2 L_seq + 0.8 L_batch), arXiv 2602.11151 section 2.4.
 
@@ -172,11 +186,12 @@ def contextual_loss(
       sequence_weight: share of L_seq within L_local.
       margin: of L_global's false-negative mask.
       mask_duplicates: leave copies of the query's document out of L_batch too, where the paper has no mask.
+      weight: [N], of each query in the means.
 
     Returns:
       The loss and metrics: those of `pair_loss`, `loss_sequence`, `loss_batch`, `loss_global`, `beta`.
     """
-    in_document = sequence_loss(query, chunks, chunk_valid, chunk, temperature=temperature)
+    in_document = sequence_loss(query, chunks, chunk_valid, chunk, temperature=temperature, weight=weight)
     in_batch = batch_loss(
         query,
         chunks,
@@ -184,9 +199,10 @@ def contextual_loss(
         chunk,
         temperature=temperature,
         document_hash=document_hash if mask_duplicates else None,
+        weight=weight,
     )
     over_documents, metrics = pair_loss(
-        query, document, temperature=temperature, margin=margin, document_hash=document_hash
+        query, document, temperature=temperature, margin=margin, document_hash=document_hash, weight=weight
     )
     local = sequence_weight * in_document + (1 - sequence_weight) * in_batch
     metrics |= {
@@ -199,7 +215,12 @@ def contextual_loss(
 
 
 def triplet_loss(
-    query: jax.Array, document: jax.Array, negatives: jax.Array, *, temperature: float = 0.03
+    query: jax.Array,
+    document: jax.Array,
+    negatives: jax.Array,
+    *,
+    temperature: jax.Array | float = 0.03,
+    weight: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The positive against every document and every hard negative of the batch (arXiv 2602.11151, section 2.5).
 
@@ -210,6 +231,7 @@ def triplet_loss(
       document: [N, D]; row i is the positive of query i.
       negatives: [N, K, D]; those mined for query i, which serve every query of the batch.
       temperature: tau.
+      weight: [N], of each query in the mean.
 
     Returns:
       The loss and metrics: `accuracy`, `positive_similarity`.
@@ -224,4 +246,4 @@ def triplet_loss(
         "accuracy": jnp.mean(positive > jnp.max(others, axis=1)),
         "positive_similarity": jnp.mean(positive),
     }
-    return jnp.mean(_cross_entropy(similarity / temperature, label)), metrics
+    return _mean_over_queries(_cross_entropy(similarity / temperature, label), weight=weight), metrics

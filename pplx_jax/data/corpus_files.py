@@ -80,7 +80,7 @@ def chunk_corpus(path: PathLike, max_chunks: int) -> Corpus:
     """Chunks of `documents.jsonl` as `chunks`, with the number of their `document` (one with queries)."""
 
     def records() -> Iterator[Record]:
-        for document, (chunks, _) in enumerate(_documents(path, max_chunks)):
+        for document, (chunks, _, _) in enumerate(_documents(path, max_chunks)):
             for chunk in chunks:
                 yield {"chunks": chunk, "document": document}
 
@@ -88,15 +88,21 @@ def chunk_corpus(path: PathLike, max_chunks: int) -> Corpus:
 
 
 def query_corpus(path: PathLike, max_chunks: int) -> Corpus:
-    """Queries of `documents.jsonl`: `query`, its `document`, gold `chunk`, `document_hash` of all chunks."""
+    """Queries of `documents.jsonl`: `query`, its `document`, gold `chunk`, `document_hash` of all chunks, `source`."""
 
     def records() -> Iterator[Record]:
-        for document, (chunks, queries) in enumerate(_documents(path, max_chunks)):
+        for document, (chunks, queries, source) in enumerate(_documents(path, max_chunks)):
             document_hash = _hash("\0".join(chunks))
             for text, chunk in queries:
-                yield {"query": text, "document": document, "chunk": chunk, "document_hash": document_hash}
+                yield {
+                    "query": text,
+                    "document": document,
+                    "chunk": chunk,
+                    "document_hash": document_hash,
+                    "source": source,
+                }
 
-    columns = {"document": "int32", "chunk": "int32", "document_hash": "int32"}
+    columns = {"document": "int32", "chunk": "int32", "document_hash": "int32", "source": "string"}
     return Corpus("contextual_queries", records, ("query",), columns)
 
 
@@ -105,8 +111,8 @@ def _hash(text: str) -> int:
     return int(np.uint32(zlib.crc32(text.encode())).view(np.int32))
 
 
-def _documents(path: PathLike, max_chunks: int) -> Iterator[tuple[list[str], list[tuple[str, int]]]]:
-    """(chunks, queries as (text, gold chunk)) of every document, or part of one, that has queries."""
+def _documents(path: PathLike, max_chunks: int) -> Iterator[tuple[list[str], list[tuple[str, int]], str]]:
+    """(chunks, queries as (text, gold chunk), source, if any) of every document, or part of one, that has queries."""
     for line in _json_lines(path, chunks=list, queries=list):
         chunks, queries = line["chunks"], line["queries"]
         for query in queries:
@@ -120,7 +126,7 @@ def _documents(path: PathLike, max_chunks: int) -> Iterator[tuple[list[str], lis
         for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
             own = [(query["text"], query["chunk"] - start) for query in queries if start <= query["chunk"] < stop]
             if own:
-                yield chunks[start:stop], own
+                yield chunks[start:stop], own, str(line.get("source", ""))
 
 
 def _json_lines(path: PathLike, **fields: type) -> Iterator[Record]:

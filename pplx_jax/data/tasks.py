@@ -165,15 +165,13 @@ def tokenize_pairs(
         BadInput: a line is malformed; no pair is left.
     """
     lengths = {"query": query_length, "document": document_length}
-    sources: dict[bytes, int] = {}
+    sources = _Sources()
     cuts = _Cuts(lengths)
     with TokenWriter(folder, "pair", vocabulary) as writer:
         for block in tokenized_blocks(corpus_files.pair_corpus(path), vocabulary):
-            names = [sources.setdefault(name, len(sources)) for name in block["source"]]
-            block["source"] = np.array(names, np.int32)
-            writer.append(**cuts.without_empty(cuts.cut(block)))
+            writer.append(**cuts.without_empty(cuts.cut(sources.number(block))))
         _require_rows(writer, "query", path)
-        writer.notes.update(lengths=lengths, sources=[name.decode() for name in sources], **cuts.notes())
+        writer.notes.update(lengths=lengths, sources=sources.names, **cuts.notes())
     return dict(TokenTable.open(folder).manifest)
 
 
@@ -191,7 +189,8 @@ def tokenize_documents(
 
     A document of more than `max_chunks` chunks becomes several documents, of nearly equal numbers of
     consecutive chunks, each with its own queries. Documents without a query are left out. The manifest counts
-    `documents`, and `truncated`, `cut_tokens` and `empty` (queries without a token) as in `tokenize_pairs`.
+    `documents`, and `truncated`, `cut_tokens`, `empty` (queries without a token) and `sources` as in
+    `tokenize_pairs`.
 
     Returns:
         The manifest of the table.
@@ -200,6 +199,7 @@ def tokenize_documents(
         BadInput: a line is malformed, a query names a chunk that its document lacks; no query is left.
     """
     lengths = {"query": query_length, "chunks": chunk_length}
+    sources = _Sources()
     cuts = _Cuts(lengths)
     with TokenWriter(folder, "contextual", vocabulary) as writer:
         counts = np.zeros(0, np.int64)
@@ -210,9 +210,10 @@ def tokenize_documents(
             writer.append(**cuts.cut(block))
         writer.append(chunks_of_document=np.concatenate([[0], np.cumsum(counts)]))
         for block in tokenized_blocks(corpus_files.query_corpus(path, max_chunks), vocabulary):
-            writer.append(**cuts.without_empty(cuts.cut(block)))
+            writer.append(**cuts.without_empty(cuts.cut(sources.number(block))))
         _require_rows(writer, "query", path)
-        writer.notes.update(lengths=lengths, max_chunks=max_chunks, documents=len(counts), **cuts.notes())
+        counted = {"max_chunks": max_chunks, "documents": len(counts), "sources": sources.names}
+        writer.notes.update(lengths=lengths, **counted, **cuts.notes())
     return dict(TokenTable.open(folder).manifest)
 
 
@@ -222,6 +223,21 @@ def split_windows(texts: Ragged, length: int) -> Ragged:
     place = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
     starts = np.repeat(texts.offsets[:-1], windows) + place * length
     return Ragged(texts.values, np.append(starts, texts.offsets[-1]))
+
+
+class _Sources:
+    """Numbers the sources of examples in the order they are met."""
+
+    def __init__(self):
+        self._number: dict[bytes, int] = {}
+
+    def number(self, block: Block) -> Block:
+        numbers = [self._number.setdefault(name, len(self._number)) for name in block["source"]]
+        return {**block, "source": np.array(numbers, np.int32)}
+
+    @property
+    def names(self) -> list[str]:
+        return [name.decode() for name in self._number]
 
 
 class _Cuts:

@@ -1,6 +1,7 @@
 """What a stage is to the training loop."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Protocol
 
 import jax
@@ -19,11 +20,13 @@ class Step:
       rng: the step's own key.
       progress: share of the stage's steps done, float32 in [0, 1).
       mask_id: the vocabulary's mask token.
+      learned: what the loss itself learns, by the names of `Stage.learned`.
     """
 
     rng: jax.Array
     progress: jax.Array
     mask_id: int
+    learned: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 class Stage(Protocol):
@@ -45,6 +48,10 @@ class Stage(Protocol):
 
     batch_size: int
     row_length: int
+
+    def learned(self) -> dict[str, float]:
+        """First values of scalars that belong to the loss and are trained with the model, such as a temperature."""
+        ...
 
     def rows(self, table: TokenTable, multiple_of: int) -> int:
         """B, rows that a batch of examples of the table fills."""

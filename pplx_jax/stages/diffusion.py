@@ -29,6 +29,9 @@ class DiffusionStage:
     name: ClassVar[str] = "diffusion"
     predicts_tokens: ClassVar[bool] = True
 
+    def learned(self):
+        return {}
+
     def rows(self, table, multiple_of):
         return rows_needed(table, self.name, self.batch_size, self.row_length, multiple_of=multiple_of)
 
