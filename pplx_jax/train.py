@@ -25,11 +25,15 @@ from pplx_jax.optimizers import Optimizer
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
 from pplx_jax.progress import Progress
 from pplx_jax.stages.base import Stage
-<<<<<<< HEAD
-from pplx_jax.train_state import TrainState, initial_params, make_step, new_state, trained_params
-=======
-from pplx_jax.train_state import TrainState, initial_params, make_step, new_state, state_layout
->>>>>>> main
+from pplx_jax.train_state import (
+    TrainState,
+    initial_params,
+    make_step,
+    model_params,
+    new_state,
+    state_layout,
+    trained_params,
+)
 
 FINISHED = "finished.json"
 
@@ -120,50 +124,7 @@ def train(
             "make the stage's batch_size a multiple of Mesh.data x Mesh.fsdp"
         )
     optimizer = training.optimizer.build(training.steps)
-<<<<<<< HEAD
-
-    # 1. Parameters and position.
-    source = f"the stage in {start_from}" if start_from else "random numbers"
-    params = load_params(start_from) if start_from else initial_params(config, seed)
-    state = new_state(trained_params(params, stage), optimizer, device_mesh)
-    folder.mkdir(parents=True, exist_ok=True)
-    describe_model(folder, config, vocabulary, stage=stage.name)
-    (folder / "config.gin").write_text(config_text, encoding="utf-8")
-    (folder / "model-info.txt").write_text(parameter_overview.get_parameter_overview(params) + "\n", encoding="utf-8")
-    checkpoints = Checkpoints(folder, keep=training.keep_checkpoints)
-    restored = checkpoints.restore_latest({**vars(state), "seconds": 0.0})
-    first_step, earlier_seconds = 0, 0.0
-    if restored is not None:
-        first_step, saved = restored
-        earlier_seconds = float(saved.pop("seconds"))
-        state = TrainState(**saved)
-        source = f"its own checkpoint of step {first_step}"
-    logging.info("%s: starting from %s", stage.name, source)
-
-    # 2. Data, from the step the state stands at.
-    rows = stage.rows(table, multiple_of=device_mesh.size)
-    loader = Loader(
-        lambda indices: stage.features(table, indices, rows),
-        count=table.count,
-        batch_size=stage.batch_size,
-        seed=seed,
-        start_position=first_step * stage.batch_size,
-    )
-    # 3. The compiled step.
-    step_function = make_step(
-        stage,
-        config,
-        optimizer,
-        steps=training.steps,
-        seed=seed,
-        mask_id=vocabulary.mask_id,
-        mesh=device_mesh,
-    )
-    writer = MetricsWriter(folder, resume_step=first_step)
-    placement = batch_sharding(device_mesh)
-=======
     model, config = config, dataclasses.replace(config, tied=config.tied or not stage.predicts_tokens)
->>>>>>> main
     learning_rate = training.optimizer.learning_rate(training.steps)
     rows = stage.rows(table, multiple_of=device_mesh.size)
     compile_seconds = 0.0
@@ -171,18 +132,22 @@ def train(
     with contextlib.ExitStack() as opened:  # a step that fails leaves no thread and no half-written checkpoint
         # 1. Parameters and position.
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep=training.keep_checkpoints)))
-        layout = state_layout(config, optimizer, device_mesh)
+        layout = state_layout(config, stage, optimizer, device_mesh)
         restored = checkpoints.restore_latest({**vars(layout), "seconds": 0.0})
         if restored is None:
             if start_from:
                 source, params = f"the stage in {start_from}", _without_head(load_params(start_from), config)
-                _require_shapes(params, layout.params, start_from)
+                _require_shapes(params, model_params(layout.params), start_from)
             elif initial:
                 source, params = f"the weights in {initial}", load_weights(initial, model, device_mesh)
                 params = _without_head(params, config)
             else:
                 source, params = "random numbers", initial_params(config, seed)
-            state, first_step, earlier_seconds = new_state(params, optimizer, device_mesh), 0, 0.0
+            state, first_step, earlier_seconds = (
+                new_state(trained_params(params, stage), optimizer, device_mesh),
+                0,
+                0.0,
+            )
         else:
             first_step, saved = restored
             earlier_seconds = float(saved.pop("seconds"))

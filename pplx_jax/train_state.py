@@ -40,6 +40,11 @@ def initial_params(config: Qwen3Config, seed: int) -> dict[str, Any]:
     return initialize()
 
 
+def model_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Of what `trained_params` gives, the model's own."""
+    return {name: part for name, part in params.items() if name != LOSS_PARAMS}
+
+
 def bind(config: Qwen3Config, params: dict[str, Any]) -> Qwen3:
     """The model with these parameters."""
     model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
@@ -61,11 +66,13 @@ def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, m
     return jax.device_put(state, shardings(state, mesh))
 
 
-def state_layout(config: Qwen3Config, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
+def state_layout(
+    config: Qwen3Config, stage: Stage, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
     """Shape, dtype and sharding of every array of a stage's state (`jax.ShapeDtypeStruct`), with none allocated."""
 
     def start() -> TrainState:
-        params = initial_params(config, seed=0)
+        params = trained_params(initial_params(config, seed=0), stage)
         return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
 
     def laid_out(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
@@ -91,10 +98,9 @@ def make_step(
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_of(params):
-            model = {name: part for name, part in params.items() if name != LOSS_PARAMS}
             learned = params.get(LOSS_PARAMS, {})
             context = Step(rng=rng, progress=state.step / steps, mask_id=mask_id, learned=learned)
-            return stage.loss(bind(config, model), batch, context)
+            return stage.loss(bind(config, model_params(params)), batch, context)
 
         (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
@@ -102,15 +108,8 @@ def make_step(
         metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
         return TrainState(params, optimizer_state, state.step + 1), metrics
 
-<<<<<<< HEAD
-    def start() -> TrainState:
-        params = trained_params(initial_params(config, seed), stage)
-        return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
-
-=======
->>>>>>> main
     # The state leaves a step as it came: a compiled step takes no other layout, and XLA would choose its own.
-    layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, optimizer, mesh))
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, stage, optimizer, mesh))
     return jax.jit(
         train_step,
         in_shardings=(layout, batch_sharding(mesh)),

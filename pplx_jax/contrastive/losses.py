@@ -8,10 +8,10 @@ weight of 2 counts as two such queries, one of 0 as none. Weights touch neither 
 import jax
 import jax.numpy as jnp
 
-from pplx_jax.contrastive.similarity import cosine_similarity
+from pplx_jax.contrastive.similarity import normalize
+from pplx_jax.kernels.masked_logsumexp import ABSENT, masked_logsumexp
 
 Metrics = dict[str, jax.Array]
-_ABSENT = jnp.finfo(jnp.float32).min
 
 
 def _mean_over_queries(
@@ -24,11 +24,6 @@ def _mean_over_queries(
     total = jnp.sum(share)
     # Zero weights give a loss of 0, not of 0 / 0.
     return jnp.sum(jnp.where(share > 0, per_query, 0.0) * share) / jnp.where(total > 0, total, 1.0)
-
-
-def _cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """-log softmax(logits)[label] for each row; entries at `_ABSENT` take no part."""
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, label[:, None], axis=1)[:, 0]
 
 
 def pair_loss(
@@ -65,43 +60,30 @@ def pair_loss(
       `loss, metrics = pair_loss(tanh_int8(q), tanh_int8(d), temperature=0.02)`
     """
     count = query.shape[0]
-    to_documents = cosine_similarity(query, document)
-    to_queries = cosine_similarity(query, query)
-    positive = jnp.diagonal(to_documents)
+    query, document = normalize(query), normalize(document)
+    positive = jnp.sum(query * document, axis=-1)
+    example = jnp.arange(count)
+    mask = {
+        "temperature": temperature,
+        "ceiling": jax.lax.stop_gradient(positive) + margin,
+        "candidate_valid": valid,
+    }
+    # A query's own document and itself are of its group: never candidates.
+    group = example if document_hash is None else document_hash
+    documents = masked_logsumexp(query, document, group, group, **mask)
+    queries = masked_logsumexp(query, query, example, example, **mask)
 
-    candidate = ~jnp.eye(count, dtype=bool)
-    if valid is not None:
-        candidate &= valid[None, :]
-    ceiling = jax.lax.stop_gradient(positive)[:, None] + margin
-    use_document = candidate & (to_documents <= ceiling)
-    if document_hash is not None:
-        use_document &= document_hash[:, None] != document_hash[None, :]
-    use_query = candidate & (to_queries <= ceiling)
-
-    logits = jnp.concatenate(
-        [
-            positive[:, None] / temperature,
-            jnp.where(use_document, to_documents / temperature, _ABSENT),
-            jnp.where(use_query, to_queries / temperature, _ABSENT),
-        ],
-        axis=1,
-    )
-    per_query = jax.nn.logsumexp(logits, axis=-1) - logits[:, 0]
-    hardest = jnp.max(logits[:, 1:], axis=1)
-    masked = 2 * count - 2 - jnp.sum(use_document, axis=1) - jnp.sum(use_query, axis=1)
+    logit = positive / temperature
+    others = jnp.logaddexp(documents.logsumexp, queries.logsumexp)
+    per_query = jnp.logaddexp(logit, others) - logit
+    hardest = jnp.maximum(documents.hardest, queries.hardest)
+    masked = 2 * count - 2 - documents.used - queries.used
     metrics = {
-        "accuracy": _mean_over_queries((logits[:, 0] > hardest).astype(jnp.float32), valid),
+        "accuracy": _mean_over_queries((positive > hardest).astype(jnp.float32), valid),
         "positive_similarity": _mean_over_queries(positive, valid),
         "masked_negatives": _mean_over_queries(masked / max(2 * count - 2, 1), valid),
     }
     return _mean_over_queries(per_query, valid, weight), metrics
-
-
-def _chunk_scores(query, chunks, chunk_valid, temperature) -> jax.Array:
-    """[N, N, C] scaled similarity of each query to each chunk of each document."""
-    documents, places, width = chunks.shape
-    scores = cosine_similarity(query, chunks.reshape(-1, width)).reshape(-1, documents, places)
-    return jnp.where(chunk_valid[None], scores / temperature, _ABSENT)
 
 
 def sequence_loss(
@@ -126,8 +108,9 @@ def sequence_loss(
     Returns:
       The mean over queries, float32.
     """
-    logits = jax.vmap(lambda q, c: cosine_similarity(q[None], c)[0])(query, chunks) / temperature
-    return _mean_over_queries(_cross_entropy(jnp.where(chunk_valid, logits, _ABSENT), chunk), weight=weight)
+    logits = jnp.where(chunk_valid, _in_own_document(normalize(query), normalize(chunks)) / temperature, ABSENT)
+    per_query = jax.nn.logsumexp(logits, axis=-1) - logits[jnp.arange(chunk.shape[0]), chunk]
+    return _mean_over_queries(per_query, weight=weight)
 
 
 def batch_loss(
@@ -147,12 +130,25 @@ def batch_loss(
         be a negative equal to the positive.
     """
     count, places = chunk_valid.shape
-    logits = _chunk_scores(query, chunks, chunk_valid, temperature)
-    if document_hash is not None:
-        copy = (document_hash[:, None] == document_hash[None, :]) & ~jnp.eye(count, dtype=bool)
-        logits = jnp.where(copy[:, :, None], _ABSENT, logits)
-    per_query = _cross_entropy(logits.reshape(count, -1), jnp.arange(count) * places + chunk)
-    return _mean_over_queries(per_query, weight=weight)
+    query, chunks = normalize(query), normalize(chunks)
+    example = jnp.arange(count)
+    group = example if document_hash is None else document_hash
+    elsewhere = masked_logsumexp(
+        query,
+        chunks.reshape(count * places, -1),
+        group,
+        jnp.repeat(group, places),
+        temperature=temperature,
+        candidate_valid=chunk_valid.reshape(-1),
+    )
+    here = jnp.where(chunk_valid, _in_own_document(query, chunks) / temperature, ABSENT)
+    total = jnp.logaddexp(jax.nn.logsumexp(here, axis=-1), elsewhere.logsumexp)
+    return _mean_over_queries(total - here[example, chunk], weight=weight)
+
+
+def _in_own_document(query: jax.Array, chunks: jax.Array) -> jax.Array:
+    """[N, C] of normalised [N, D] and [N, C, D]: each query with the chunks of its own document."""
+    return jnp.einsum("nd,ncd->nc", query, chunks, precision=jax.lax.Precision.HIGHEST)
 
 
 def contextual_loss(
@@ -237,13 +233,15 @@ def triplet_loss(
       The loss and metrics: `accuracy`, `positive_similarity`.
     """
     count, width = query.shape
+    query, document, negatives = normalize(query), normalize(document), normalize(negatives)
+    positive = jnp.sum(query * document, axis=-1)
+    example = jnp.arange(count)
     candidates = jnp.concatenate([document, negatives.reshape(-1, width)])
-    similarity = cosine_similarity(query, candidates)
-    label = jnp.arange(count)
-    positive = jnp.diagonal(similarity)
-    others = jnp.where(jax.nn.one_hot(label, similarity.shape[1], dtype=bool), _ABSENT, similarity)
+    group = jnp.concatenate([example, jnp.full(candidates.shape[0] - count, -1)])
+    others = masked_logsumexp(query, candidates, example, group, temperature=temperature)
     metrics = {
-        "accuracy": jnp.mean(positive > jnp.max(others, axis=1)),
+        "accuracy": jnp.mean(positive > others.hardest),
         "positive_similarity": jnp.mean(positive),
     }
-    return _mean_over_queries(_cross_entropy(similarity / temperature, label), weight=weight), metrics
+    logit = positive / temperature
+    return _mean_over_queries(jnp.logaddexp(logit, others.logsumexp) - logit, weight=weight), metrics

@@ -39,7 +39,6 @@ class ContextualStage(ContrastiveStage):
     beta_end: float = 0.5
 
     name: ClassVar[str] = "contextual"
-    predicts_tokens: ClassVar[bool] = False
 
     def features(self, table, indices, rows):
         arrays, metrics = contextual_batch(

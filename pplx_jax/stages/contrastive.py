@@ -57,6 +57,7 @@ class ContrastiveStage:
     source_weights: tuple[tuple[str, float], ...] = ()
 
     name: ClassVar[str]
+    predicts_tokens: ClassVar[bool] = False
 
     def __post_init__(self):
         what = type(self).__name__

@@ -23,7 +23,6 @@ class PairStage(ContrastiveStage):
     mask_duplicates: bool = True
 
     name: ClassVar[str] = "pair"
-    predicts_tokens: ClassVar[bool] = False
 
     def features(self, table, indices, rows):
         arrays, metrics = pair_batch(table, indices, rows=rows, length=self.row_length, slots=self.slots)

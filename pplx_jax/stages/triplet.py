@@ -22,7 +22,6 @@ class TripletStage(ContrastiveStage):
     temperature: float = 0.03
 
     name: ClassVar[str] = "triplet"
-    predicts_tokens: ClassVar[bool] = False
 
     @property
     def hard_negatives(self):

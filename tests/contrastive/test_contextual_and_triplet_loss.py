@@ -189,7 +189,9 @@ def test_triplet_against_float64(temperature):
 def test_triplet_default_temperature():
     arrays = triplet_case()
     default, explicit = triplet_loss(*arrays), triplet_loss(*arrays, temperature=0.03)
-    assert float(default[0]) == float(explicit[0])
+    # Compiled, a default is a constant and an argument is not: they are rounded alike but for the last bit.
+    np.testing.assert_allclose(default[0], explicit[0], rtol=3e-7)
+    assert abs(float(triplet_loss(*arrays, temperature=0.031)[0]) - float(default[0])) > 1e-3
 
 
 def test_every_negative_stands_in_every_denominator():

@@ -74,7 +74,9 @@ def test_pair_defaults_are_the_papers():
     query, document = pairs()
     default, _ = pair_loss(query, document)
     explicit, _ = pair_loss(query, document, temperature=0.02, margin=0.1)
-    assert float(default) == float(explicit)
+    # Compiled, a default is a constant and an argument is not: they are rounded alike but for the last bit.
+    np.testing.assert_allclose(default, explicit, rtol=3e-7)
+    assert abs(float(pair_loss(query, document, temperature=0.021, margin=0.1)[0]) - float(default)) > 1e-3
 
 
 def test_pair_with_copies_of_a_document():

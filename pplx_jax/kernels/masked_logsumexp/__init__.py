@@ -67,4 +67,4 @@ def masked_logsumexp(
         return run(*arguments)
     rows, everywhere = PartitionSpec(axes), PartitionSpec()
     specs = (rows, everywhere, rows, everywhere, everywhere, rows, everywhere)
-    return jax.shard_map(run, in_specs=specs, out_specs=Sum(rows, rows, rows), check_vma=False)(*arguments)
+    return jax.shard_map(run, in_specs=specs, out_specs=rows, check_vma=False)(*arguments)

@@ -36,6 +36,4 @@ def reference(query, candidate, query_group, candidate_group, temperature, ceili
     some = counts.any(axis=1)
     logits = jnp.where(counts, scores / temperature, -jnp.inf)
     total = jax.nn.logsumexp(jnp.where(some[:, None], logits, 0.0), axis=1)
-    return Sum(
-        jnp.where(some, total, ABSENT), jnp.where(counts, scores, ABSENT).max(axis=1), counts.sum(axis=1)
-    )
+    return Sum(jnp.where(some, total, ABSENT), jnp.where(counts, scores, ABSENT).max(axis=1), counts.sum(axis=1))

@@ -1,0 +1,170 @@
+"""The sum over candidates: blockwise is the reference, gradients included, and holds no matrix of scores."""
+
+import os
+import subprocess
+import sys
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from pplx_jax.kernels.masked_logsumexp import ABSENT, masked_logsumexp
+from pplx_jax.kernels.masked_logsumexp.reference import reference
+
+TEMPERATURE = 0.05
+
+
+def case(queries=23, candidates=57, width=12, groups=9, seed=0):
+    generator = np.random.default_rng(seed)
+
+    def unit(count):
+        rows = generator.normal(size=(count, width))
+        return jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), jnp.float32)
+
+    return (
+        unit(queries),
+        unit(candidates),
+        jnp.asarray(generator.integers(0, groups, queries)),
+        jnp.asarray(generator.integers(0, groups, candidates)),
+        jnp.float32(TEMPERATURE),
+        jnp.asarray(generator.uniform(-0.3, 0.6, queries), jnp.float32),
+        jnp.asarray(generator.random(candidates) < 0.8),
+    )
+
+
+def by_face(block):
+    def run(query, candidate, query_group, candidate_group, temperature, ceiling, candidate_valid):
+        return masked_logsumexp(
+            query,
+            candidate,
+            query_group,
+            candidate_group,
+            temperature=temperature,
+            ceiling=ceiling,
+            candidate_valid=candidate_valid,
+            block=block,
+        )
+
+    return run
+
+
+def gradients(function, arguments):
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=arguments[0].shape[0]), jnp.float32)
+
+    def loss(query, candidate, temperature):
+        found = function(query, candidate, *arguments[2:4], temperature, *arguments[5:])
+        return jnp.sum(jnp.where(found.used > 0, found.logsumexp, 0.0) * weights)
+
+    return jax.grad(loss, argnums=(0, 1, 2))(*arguments[:2], arguments[4])
+
+
+def test_by_hand():
+    query = jnp.eye(2, dtype=jnp.float32)
+    candidate = jnp.asarray([[1.0, 0.0], [0.5, 0.25], [0.25, 0.75], [0.5, 0.5]])
+    found = masked_logsumexp(
+        query,
+        candidate,
+        jnp.asarray([0, 1]),
+        jnp.asarray([0, 5, 1, 5]),
+        temperature=0.5,
+        ceiling=jnp.asarray([0.9, 0.4]),
+    )
+    # Query 0: not candidate 0 (its group); 0.5, 0.25, 0.5. Query 1: not 2 (its group), not 3 (0.5 > 0.4); 0, 0.25.
+    np.testing.assert_allclose(found.logsumexp, [np.log(2 * np.e + np.exp(0.5)), np.log(1 + np.exp(0.5))], rtol=1e-6)
+    np.testing.assert_allclose(found.hardest, [0.5, 0.25])
+    np.testing.assert_array_equal(found.used, [3, 2])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    queries=st.integers(1, 40),
+    candidates=st.integers(1, 90),
+    groups=st.integers(1, 12),
+    block=st.sampled_from([1, 7, 32, 4096]),
+    seed=st.integers(0, 99),
+)
+def test_blocks_are_the_whole(queries, candidates, groups, block, seed):
+    arguments = case(queries, candidates, groups=groups, seed=seed)
+    found, expected = by_face(block)(*arguments), reference(*arguments)
+    np.testing.assert_array_equal(found.used, expected.used)
+    np.testing.assert_allclose(found.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found.hardest, expected.hardest, rtol=1e-6)
+    for one, other in zip(gradients(by_face(block), arguments), gradients(reference, arguments), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * (1 + float(jnp.abs(other).max())))
+
+
+def test_a_query_that_nothing_counts_for_is_finite():
+    query, candidate, *_ = case()
+    same = jnp.zeros(23, jnp.int32), jnp.zeros(57, jnp.int32)
+    found = masked_logsumexp(query, candidate, *same, temperature=TEMPERATURE, block=16)
+    assert np.all(found.logsumexp == ABSENT) and not found.used.any()
+    gradient = jax.grad(
+        lambda q: jnp.logaddexp(
+            0.0, masked_logsumexp(q, candidate, *same, temperature=TEMPERATURE, block=16).logsumexp
+        ).sum()
+    )(query)
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_what_does_not_count_moves_no_bit():
+    arguments = case()
+    candidate, valid = arguments[1], arguments[6]
+    changed = jnp.where(valid[:, None], candidate, -candidate[:, ::-1])
+    expected = by_face(16)(*arguments)
+    for one, other in zip(by_face(16)(arguments[0], changed, *arguments[2:]), expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Control: without the mask it shows.
+    everything = jnp.ones_like(valid)
+    moved = by_face(16)(arguments[0], changed, *arguments[2:6], everything)
+    assert not np.array_equal(moved.logsumexp, by_face(16)(*arguments[:6], everything).logsumexp)
+
+
+def test_memory_grows_with_the_batch_not_with_its_square():
+    def temporaries(function, count):
+        shape = jax.ShapeDtypeStruct((count, 16), jnp.float32)
+        ids = jax.ShapeDtypeStruct((count,), jnp.int32)
+
+        def loss(query, candidate, query_ids, candidate_ids):
+            ceiling, valid = jnp.full(count, 0.9), jnp.ones(count, bool)
+            return function(query, candidate, query_ids, candidate_ids, TEMPERATURE, ceiling, valid).logsumexp.sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(shape, shape, ids, ids).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(by_face(256), 8192) < 2.2 * temporaries(by_face(256), 4096)
+    # Control: the whole matrix takes four times as much.
+    assert temporaries(reference, 8192) > 3.5 * temporaries(reference, 4096)
+
+
+@pytest.mark.parametrize("axes", ["data", "data,fsdp"])
+def test_over_a_mesh_it_is_one_device_and_no_scores_travel(axes):
+    program = """
+import re, sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from pplx_jax.kernels.masked_logsumexp import masked_logsumexp
+axes = tuple(sys.argv[1].split(","))
+mesh = jax.make_mesh((8,) if len(axes) == 1 else (2, 4), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+generator = np.random.default_rng(0)
+query, candidate = (jnp.asarray(generator.normal(size=(512, 8)), jnp.float32) / 8 for _ in range(2))
+group = jnp.arange(512) // 2
+def loss(query, candidate):
+    return masked_logsumexp(query, candidate, group, group, temperature=0.1, block=128).logsumexp.mean()
+run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+expected = run(query, candidate)
+with jax.set_mesh(mesh):
+    rows = NamedSharding(mesh, PartitionSpec(axes))
+    placed = [jax.device_put(array, rows) for array in (query, candidate)]
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*placed).compile()
+    found = compiled(*placed)
+jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), found, expected)
+moved = [line for line in compiled.as_text().splitlines() if re.search(r" all-[a-z]+\\(| reduce-scatter\\(", line)]
+shapes = [shape for line in moved for shape in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", line.split(" all-")[0])]
+sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in shapes]
+assert sizes and max(sizes) <= 512 * 8, moved
+"""
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", program, axes], env={**os.environ, **flags}, check=True)
