@@ -1,0 +1,262 @@
+"""The TPU kernels beside JAX's own, by the schedules that the TPU's compilers write: no TPU is needed.
+
+Bundles are VLIW instructions, one a cycle where nothing stalls. A tile is 512 x 512 scores of one head. Every kernel is
+counted over a dense row: what a grid step executes, times its steps, over the row's tiles. JAX's kernels execute nearly
+all of a step each time, so theirs is the whole kernel; ours has bodies for dense and for packed tiles, and its is the
+sum of those that run: the step's overhead, beginning and end of each tile of queries, and the dense body.
+
+Usage: python benchmarks/kernels.py [--devices v5e v5p v6e] [--lengths 4096] [--heads 16 32] [--json]
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import sys
+
+from tpu_schedule import Kernel, compile_and_read
+
+TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+KV_HEADS, HEAD_DIM, WIDTH, SLOTS = 8, 128, 1024, 64
+TILE = 512 * 512
+SPLASH_FORWARD = ((512, 2048, 512), (1024, 1024, 512))
+SPLASH_BACKWARD = ((1024, 1024, 512), (1024, 1024, 1024))
+
+
+def worker(name: str, topology: str, length: int, heads: int, *sizes: int) -> dict:
+    """Compiles one program, in this process."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+
+    device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
+    sharding = jax.sharding.SingleDeviceSharding(device)
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    ids = array(1, length, dtype=jnp.int32)
+    if name.startswith("pool"):
+        from pplx_jax.kernels.segment_pool import reference, segment_pool
+
+        pool = segment_pool if name == "pool" else reference.segment_pool
+
+        def function(hidden, ids):
+            return pool(hidden, ids, SLOTS, output="int8")[0]
+
+        compiled = jax.jit(function).lower(array(1, length, WIDTH), ids).compile()
+    elif name.startswith("ours"):
+        from pplx_jax.kernels.attention import attention
+
+        def function(query, key, value, ids):
+            return attention(query, key, value, ids).astype(jnp.float32).sum()
+
+        function = jax.grad(function, argnums=(0, 1, 2)) if name == "ours_backward" else attention
+        arrays = (array(1, length, count, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
+        compiled = jax.jit(function).lower(*arrays, ids).compile()
+    elif name.startswith("splash"):
+        from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+        from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+        query, key, compute = sizes
+        fused = name == "splash_fused"
+        blocks = {"block_q": 512, "block_kv": 2048, "block_kv_compute": 512}
+        if name == "splash_forward":
+            blocks = {"block_q": query, "block_kv": key, "block_kv_compute": compute}
+        else:
+            blocks |= {"block_q_dkv": query, "block_kv_dkv": key, "block_kv_dkv_compute": compute}
+            blocks |= {} if fused else {"block_q_dq": query, "block_kv_dq": key}
+        run = splash.make_splash_mha_single_device(
+            masks.MultiHeadMask([masks.FullMask((length, length))] * heads),
+            block_sizes=splash.BlockSizes(**blocks, use_fused_bwd_kernel=fused),
+        )
+
+        def attend(query, key, value, ids):
+            return run(query, key, value, segment_ids=splash.SegmentIds(ids[0], ids[0]))
+
+        def loss(*arguments):
+            return attend(*arguments).astype(jnp.float32).sum()
+
+        function = attend if name == "splash_forward" else jax.grad(loss, argnums=(0, 1, 2))
+        arrays = (array(count, length, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
+        compiled = jax.jit(function).lower(*arrays, ids).compile()
+    else:
+        from jax.experimental.pallas.ops.tpu import flash_attention as flash
+
+        def attend(query, key, value, ids):  # it knows no groups: keys and values are repeated
+            key, value = (jnp.repeat(x, heads // KV_HEADS, axis=1) for x in (key, value))
+            return flash.flash_attention(query, key, value, segment_ids=flash.SegmentIds(ids, ids))
+
+        arrays = (array(1, count, length, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
+        compiled = jax.jit(attend).lower(*arrays, ids).compile()
+    memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    return {
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "hbm_bytes": cost.get("bytes accessed"),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes,
+    }
+
+
+def bodies(kernel: Kernel, before: tuple[str, ...], after: tuple[str, ...]) -> dict[str, tuple[int, int]]:
+    """The long stretches of a kernel of ours by what they do: the dense body is the longest, others are around it."""
+    long = [stretch for stretch in kernel.stretches if size(stretch) > 120]
+    full = max(range(len(long)), key=lambda place: size(long[place]))
+    names = (*before, "full", *after)
+    return dict(zip(names, long[full - len(before) :], strict=False))
+
+
+def size(stretch: tuple[int, int]) -> int:
+    return stretch[1] - stretch[0]
+
+
+def ours_forward(kernel: Kernel, length: int, heads: int) -> tuple[dict, dict]:
+    """Dense and packed (texts of 256 tokens) figures of our forward pass."""
+    from pplx_jax.kernels.attention.tiles import best
+
+    group, tiles = heads // KV_HEADS, best(length, heads // KV_HEADS)[0]
+    found = bodies(kernel, ("begin",), ("short", "long", "begin_sub", "step"))
+    found["finish"] = max((s for s in kernel.stretches if s[0] > found["step"][0]), key=size)
+    overhead = kernel.bundles - sum(map(size, found.values()))
+    query_tiles, key_tiles = length // tiles.query, length // tiles.key
+    pieces, subs = length // tiles.piece, length // tiles.sub_query
+    dense = query_tiles * key_tiles * overhead + pieces * (key_tiles * size(found["full"]) + size(found["begin"]))
+    dense += subs * size(found["finish"])
+    dense_tiles = length * length * group / TILE
+    packed, texts = query_tiles * overhead + subs * size(found["short"]), length // 256
+    common = {"vmem_bytes": tiles.forward_bytes(group, HEAD_DIM, 2)}
+    return (
+        {
+            "bundles_per_tile": dense / dense_tiles,
+            "body_bundles_per_tile": size(found["full"]) / (tiles.piece * tiles.key * group / TILE),
+            "matrix_slots_share": kernel.matrix_share(*found["full"]),
+            "spills": kernel.spills(*found["full"]),
+            **common,
+        },
+        {
+            "bundles_per_tile": packed / (texts * 256 * 256 * group / TILE),
+            "over_own_tiles": packed / (texts * 256 // tiles.sub_query * size(found["short"])),
+            "over_dense_row": packed / dense,
+            "matrix_slots_share": kernel.matrix_share(*found["short"]),
+            "spills": kernel.spills(*found["short"]),
+            **common,
+        },
+    )
+
+
+def ours_backward(kernel: Kernel, length: int, heads: int) -> dict:
+    """Dense figures of our backward pass."""
+    from pplx_jax.kernels.attention.tiles import best
+
+    group, tiles = heads // KV_HEADS, best(length, heads // KV_HEADS)[1]
+    found = bodies(kernel, ("first", "zero"), ("short", "step"))
+    overhead = kernel.bundles - sum(map(size, found.values()))
+    query_tiles, key_tiles = length // tiles.query, length // tiles.key
+    dense = query_tiles * key_tiles * overhead + key_tiles * size(found["first"]) + size(found["zero"])
+    dense += length // tiles.piece * key_tiles * size(found["full"])
+    return {
+        "bundles_per_tile": dense / (length * length * group / TILE),
+        "body_bundles_per_tile": size(found["full"]) / (tiles.piece * tiles.key * group / TILE),
+        "matrix_slots_share": kernel.matrix_share(*found["full"]),
+        "spills": kernel.spills(*found["full"]),
+        "vmem_bytes": tiles.backward_bytes(group, HEAD_DIM, 2, min(length, 8192)),
+    }
+
+
+def theirs(kernels: list[Kernel], tiles: float) -> dict:
+    """Figures of JAX's kernels that together do a pass, a step each."""
+    return {
+        "bundles_per_tile": sum(kernel.bundles for kernel in kernels) / tiles,
+        "matrix_slots_share": sum(k.matrix_share() * k.bundles for k in kernels) / sum(k.bundles for k in kernels),
+        "spills": sum(kernel.spills() for kernel in kernels),
+    }
+
+
+def measure(device: str, length: int, heads: int) -> dict:
+    """All kernels on one device at one shape."""
+
+    def run(name, *sizes):
+        shape = map(str, (length, heads, *sizes))
+        return compile_and_read([__file__, "--worker", name, TOPOLOGIES[device], *shape])
+
+    def attempt(function):
+        try:
+            return function()
+        except RuntimeError as error:
+            return {"error": str(error)[:200]}
+
+    result: dict[str, dict] = {"attention_forward": {}, "attention_backward": {}, "attention_packed": {}}
+    memory, kernels = run("ours_forward")
+    dense, packed = ours_forward(kernels["attention_forward"], length, heads)
+    result["attention_forward"]["ours"], result["attention_packed"]["ours"] = dense | memory, packed | memory
+    memory, kernels = run("ours_backward")
+    result["attention_backward"]["ours"] = ours_backward(kernels["attention_backward"], length, heads) | memory
+
+    def splash(name, sizes, words):
+        memory, kernels = run(name, *sizes)
+        chosen = [kernel for found, kernel in kernels.items() if any(word in found for word in words)]
+        return theirs(chosen, sizes[0] * sizes[1] / TILE) | memory | {"tiles": sizes}
+
+    for entry, name, all_sizes, words in (
+        ("attention_forward", "splash_forward", SPLASH_FORWARD, ("splash_mha_fwd",)),
+        ("attention_backward", "splash_fused", SPLASH_BACKWARD, ("splash_mha_dkv",)),
+        ("attention_backward", "splash_unfused", SPLASH_BACKWARD, ("splash_mha_dkv", "splash_mha_dq")),
+    ):
+        tried = [attempt(lambda sizes=sizes: splash(name, sizes, words)) for sizes in all_sizes]
+        best = min(tried, key=lambda found: found.get("bundles_per_tile", 1e9))
+        result[entry]["splash" if name == "splash_forward" else name] = best
+    # Splash skips nothing for segments: a packed row costs it the dense price.
+    dense_price = result["attention_forward"]["splash"].get("bundles_per_tile")
+    if dense_price:
+        result["attention_packed"]["splash"] = {"bundles_per_tile": dense_price * length / 256}
+
+    def flash():
+        memory, kernels = run("flash")
+        kernel = max(kernels.values(), key=lambda kernel: kernel.used["matrix"])
+        return {"kernel_bundles": kernel.bundles, "matrix_slots_share": kernel.matrix_share()} | memory
+
+    result["attention_forward"]["flash"] = attempt(flash)
+    memory, _ = run("pool")
+    once = length * WIDTH * 2 + length * 4 + SLOTS * WIDTH
+    result["segment_pool"] = {
+        "ours": memory | {"moved_over_once": (length * WIDTH * 2 + length * 4 + 128 * (WIDTH + 4 * 128)) / once},
+        "xla": run("pool_xla")[0],
+    }
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", nargs="+", choices=TOPOLOGIES, default=list(TOPOLOGIES))
+    parser.add_argument("--lengths", nargs="+", type=int, default=[4096, 32768])
+    parser.add_argument("--heads", nargs="+", type=int, choices=(16, 32), default=[16, 32])
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table on stderr")
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        name, topology, *numbers = arguments.worker
+        print(json.dumps(worker(name, topology, *map(int, numbers))))
+        return
+    table = sys.stderr if arguments.json else sys.stdout
+    report: dict = {}
+    for device in arguments.devices:
+        for length in arguments.lengths:
+            for heads in arguments.heads:
+                found = measure(device, length, heads)
+                report.setdefault(device, {}).setdefault("shapes", {})[f"L{length}_H{heads}"] = found
+                report[device] = found | report[device]  # the first shape stands for the device
+                for operation, kernels in found.items():
+                    for kernel, figures in kernels.items():
+                        words = " ".join(
+                            f"{name}={value:,.3g}" if isinstance(value, float) else f"{name}={value}"
+                            for name, value in figures.items()
+                        )
+                        print(f"{device} L={length} H={heads} {operation} {kernel}: {words}", file=table, flush=True)
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    report["taken"] = {"date": datetime.date.today().isoformat(), "versions": versions, "by": "static schedules"}
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

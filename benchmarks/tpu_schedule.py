@@ -1,0 +1,93 @@
+"""Compiles a program for a TPU that is not here and reads the schedule that its compiler wrote, by kernel."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+SETTINGS = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+_COLUMNS = "matrix push cross_lane vector pop exp load fill store spill scalar".split()
+_BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(\w\w)?:\s*>*\s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """One kernel's schedule.
+
+    Attributes:
+      bundles: VLIW bundles in all.
+      used: by unit, slots that are filled.
+      slots: by unit, slots of a bundle.
+      stretches: sizes of the runs of bundles between branches, in order: what is executed or not as one.
+      rows: used slots by bundle.
+    """
+
+    bundles: int
+    used: dict[str, int]
+    slots: dict[str, int]
+    stretches: list[tuple[int, int]]
+    rows: list[list[int]]
+
+    def matrix_share(self, first: int = 0, last: int | None = None) -> float:
+        """Share of the matrix units' slots that are filled in these bundles."""
+        rows = self.rows[first:last]
+        return sum(row[0] for row in rows) / max(len(rows), 1) / self.slots["matrix"]
+
+    def spills(self, first: int = 0, last: int | None = None) -> int:
+        """Registers spilt in these bundles."""
+        return sum(row[_COLUMNS.index("spill")] for row in self.rows[first:last])
+
+
+def compile_and_read(command: list[str]) -> tuple[dict, dict[str, Kernel]]:
+    """Runs a worker that compiles and prints one JSON object; returns that and its kernels' schedules by name.
+
+    Raises:
+      RuntimeError: the worker failed; its last words.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_hlo_text=true --xla_jf_dump_llo_text=true"
+        environment = {**os.environ, **SETTINGS, "LIBTPU_INIT_ARGS": flags}
+        done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(next((line for line in reversed(done.stderr.splitlines()) if "rror" in line), "failed"))
+        kernels = {}
+        for path in pathlib.Path(folder).glob("*final_hlo-static-per-bundle-utilization.txt"):
+            name = re.sub(r"^\d+-", "", path.name).split("-")[0].rsplit(".", 1)[0]
+            stem = path.name.split("-final_hlo")[0].rsplit("-", 1)[0]
+            texts = [text for text in path.parent.glob(f"{stem}-*-final_bundles.txt") if "schedule" not in text.name]
+            if texts:
+                kernels[name] = _read(path, texts[0])
+        return json.loads(done.stdout.splitlines()[-1]), kernels
+
+
+def _read(utilization: pathlib.Path, bundles: pathlib.Path) -> Kernel:
+    rows = [
+        [int(number) for number in line.split()]
+        for line in utilization.read_text().splitlines()
+        if re.fullmatch(r"[\d ]+", line.strip()) and len(line.split()) == len(_COLUMNS)
+    ]
+    slots, rows = rows[0], rows[1:]
+    marks = [0]
+    for line in bundles.read_text().splitlines():
+        found = _BUNDLE.match(line)
+        if found and ("sbr.rel" in line or found.group(2)):
+            marks.append(int(found.group(1), 16))
+    used = [sum(column) for column in zip(*rows, strict=True)] if rows else [0] * len(_COLUMNS)
+    return Kernel(
+        bundles=len(rows),
+        used=dict(zip(_COLUMNS, used, strict=True)),
+        slots=dict(zip(_COLUMNS, slots, strict=True)),
+        stretches=list(zip(marks, marks[1:], strict=False)),
+        rows=rows,
+    )
