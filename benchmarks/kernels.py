@@ -10,6 +10,7 @@ Usage: python benchmarks/kernels.py [--devices v5e v5p v6e] [--lengths 4096] [--
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import sys
@@ -202,7 +203,7 @@ def measure(device: str, length: int, heads: int) -> dict:
         ("attention_backward", "splash_fused", SPLASH_BACKWARD, ("splash_mha_dkv",)),
         ("attention_backward", "splash_unfused", SPLASH_BACKWARD, ("splash_mha_dkv", "splash_mha_dq")),
     ):
-        tried = [attempt(lambda sizes=sizes: splash(name, sizes, words)) for sizes in all_sizes]
+        tried = [attempt(functools.partial(splash, name, sizes, words)) for sizes in all_sizes]
         best = min(tried, key=lambda found: found.get("bundles_per_tile", 1e9))
         result[entry]["splash" if name == "splash_forward" else name] = best
     # Splash skips nothing for segments: a packed row costs it the dense price.
