@@ -130,6 +130,7 @@ def train(
     compile_seconds = 0.0
 
     with contextlib.ExitStack() as opened:  # a step that fails leaves no thread and no half-written checkpoint
+        opened.enter_context(jax.set_mesh(device_mesh))  # kernels run on each device's share
         # 1. Parameters and position.
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep=training.keep_checkpoints)))
         layout = state_layout(config, stage, optimizer, device_mesh)

@@ -370,7 +370,7 @@ def largest_array(jaxpr) -> int:
     inner = [
         largest_array(part) for equation in jaxpr.eqns for part in jax.extend.core.jaxprs_in_params(equation.params)
     ]
-    return max([*map(int, sizes), *inner])
+    return max([*map(int, sizes), *inner], default=0)
 
 
 @pytest.mark.parametrize("slots", [64, 16384])
