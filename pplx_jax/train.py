@@ -13,7 +13,9 @@ from absl import logging
 from clu import parameter_overview
 
 from pplx_jax.checkpointing import Checkpoints, load_params, read_json, write_json
+from pplx_jax.data.examples import Examples, Tables
 from pplx_jax.data.loader import Loader
+from pplx_jax.data.mixture import Curriculum, Mixture
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
@@ -50,6 +52,7 @@ class Training:
       stage: what is learnt.
       optimizer: and how.
       steps: optimizer steps.
+      data: which sources are read when; all, in proportion to their examples, where None.
       log_every_steps: how often numbers are fetched from the devices and written.
       checkpoint_every_seconds: wall time between checkpoints; there is always one at the end.
       keep_checkpoints: the latest so many are kept.
@@ -58,6 +61,7 @@ class Training:
     stage: Stage
     optimizer: Optimizer
     steps: int
+    data: Mixture | Curriculum | None = None
     log_every_steps: int = 20
     checkpoint_every_seconds: float = 600.0
     keep_checkpoints: int = 1
@@ -72,7 +76,7 @@ def train(
     folder: pathlib.Path,
     training: Training,
     config: Qwen3Config,
-    table: TokenTable,
+    table: TokenTable | Tables,
     vocabulary: Vocabulary,
     *,
     mesh: Mesh,
@@ -94,7 +98,7 @@ def train(
       folder: where everything of the stage goes; made where missing.
       training: the stage.
       config: the encoder.
-      table: the stage's token files.
+      table: the stage's token files, one table or those of `open_tables`.
       vocabulary: whose mask token the stage uses.
       mesh: devices.
       seed: of parameters, data order and corruption.
@@ -126,7 +130,9 @@ def train(
     optimizer = training.optimizer.build(training.steps)
     model, config = config, dataclasses.replace(config, tied=config.tied or not stage.predicts_tokens)
     learning_rate = training.optimizer.learning_rate(training.steps)
-    rows = stage.rows(table, multiple_of=device_mesh.size)
+    tables = {"": [table]} if isinstance(table, TokenTable) else table
+    examples = Examples(tables, training.data, stage.batch_size, seed)
+    rows = examples.rows(stage, multiple_of=device_mesh.size)
     compile_seconds = 0.0
 
     with contextlib.ExitStack() as opened:  # a step that fails leaves no thread and no half-written checkpoint
@@ -161,10 +167,11 @@ def train(
         # 2. Data, from the step the state stands at.
         loader = opened.enter_context(
             Loader(
-                lambda indices: stage.features(table, indices, rows),
-                count=table.count,
+                lambda selection: examples.batch(stage, selection, rows),
+                count=examples.count,
                 batch_size=stage.batch_size,
                 seed=seed,
+                order=examples.select,
                 start_position=first_step * stage.batch_size,
             )
         )
@@ -188,7 +195,7 @@ def train(
             mesh=device_mesh,
         )
         placement = batch_sharding(device_mesh)
-        compiled: jax.stages.Compiled | None = None
+        compiled: dict[tuple[int, ...], jax.stages.Compiled] = {}  # batches of another mixture fill other rows
         progress = opened.enter_context(Progress(stage.name, total=training.steps, start=first_step, unit="step"))
         tokens = logged_tokens = 0
         numbers: dict[str, float] = {}
@@ -197,12 +204,13 @@ def train(
             (batch, counts), _ = next(loader)
             tokens += counts["tokens"]
             batch = jax.device_put(batch, placement)
-            if compiled is None:
+            shape = batch["tokens"].shape
+            if shape not in compiled:
                 compiling = time.monotonic()
-                compiled = step_function.lower(state, batch).compile()
-                logged_at = time.monotonic()
-                compile_seconds = logged_at - compiling
-            state, metrics = compiled(state, batch)
+                compiled[shape] = step_function.lower(state, batch).compile()
+                taken = time.monotonic() - compiling
+                logged_at, compile_seconds = logged_at + taken, compile_seconds + taken
+            state, metrics = compiled[shape](state, batch)
             logs = step % training.log_every_steps == 0 or step in (1, training.steps)
             saves = step == training.steps or time.monotonic() - last_saved > training.checkpoint_every_seconds
             if logs or saves:  # parameters that are no numbers are never saved

@@ -29,7 +29,7 @@ PARTS = (
     "pplx_jax.optimizers:Optimizer",
     "pplx_jax.parallel.mesh:Mesh",
     "pplx_jax.train:Training",
-    "pplx_jax.stages.recipe:Lengths",
+    "pplx_jax.data.lengths:Lengths",
     "pplx_jax.stages.diffusion:DiffusionStage",
     "pplx_jax.stages.pair:PairStage",
     "pplx_jax.stages.contextual:ContextualStage",
@@ -38,6 +38,10 @@ PARTS = (
     "pplx_jax.contrastive.mining:Mining",
     "pplx_jax.data.python_corpus:PythonCorpus",
     "pplx_jax.data.folder_corpus:FolderCorpus",
+    "pplx_jax.data.source_corpus:SourceCorpus",
+    "pplx_jax.data.source:Source",
+    "pplx_jax.data.mixture:Mixture",
+    "pplx_jax.data.mixture:Curriculum",
 )
 
 

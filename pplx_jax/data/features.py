@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pplx_jax.data import packing
+from pplx_jax.data.ragged import ranges
 from pplx_jax.data.token_files import Ragged, TokenTable
 from pplx_jax.errors import BadInput
 
@@ -225,7 +226,7 @@ def _contextual_texts(table: TokenTable, indices: np.ndarray) -> list[_Texts]:
     documents = np.unique(table["document"][indices])
     first = table["chunks_of_document"][documents]
     counts = table["chunks_of_document"][documents + 1] - first
-    return [_Texts(table["query"], indices), _Texts(table["chunks"], _ranges(first, counts), counts)]
+    return [_Texts(table["query"], indices), _Texts(table["chunks"], ranges(first, counts), counts)]
 
 
 def _sample(
@@ -256,19 +257,19 @@ def _pack_texts(
     lengths, counts = _measure(texts)
     packed = packing.pack(lengths, counts, rows=rows, length=length, slots=slots)
     cells = packed.row * length + packed.column
-    filled = _ranges(cells, packed.kept)
+    filled = ranges(cells, packed.kept)
     starts = np.concatenate([group.feature.offsets[group.chunks] for group in texts])
     arrays = {name: np.zeros(rows * length, np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
     arrays["tokens"] = np.full(rows * length, table.pad_id, np.int32)
     arrays["segment_ids"][filled] = np.repeat(packed.segment, packed.kept)
-    arrays["positions"][filled] = _ranges(packed.position, packed.kept)
+    arrays["positions"][filled] = ranges(packed.position, packed.kept)
     arrays["chunk_ids"][filled] = np.repeat(packed.slot + 1, packed.kept)
 
     references, chunk, cell = [], 0, 0
     where = np.stack([packed.row + first_row, packed.slot], axis=1).astype(np.int32)
     for group in texts:
         own = slice(chunk, chunk + len(group.chunks))
-        read = _ranges(starts[own], packed.kept[own])
+        read = ranges(starts[own], packed.kept[own])
         arrays["tokens"][filled[cell : cell + len(read)]] = group.feature.values[read]
         references.append(where[own])
         chunk, cell = own.stop, cell + len(read)
@@ -288,12 +289,6 @@ def _measure(texts: Sequence[_Texts]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of every chunk [C] and chunks of every text [T], over all groups."""
     lengths = np.concatenate([group.chunk_lengths() for group in texts])
     return lengths, np.concatenate([group.chunk_counts() for group in texts])
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenated `arange(start, start + length)` of every pair."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def _int32(values: np.ndarray) -> np.ndarray:

@@ -81,7 +81,7 @@ class Loader(Iterator[tuple[Any, int]]):
 
     def __init__(
         self,
-        assemble: Callable[[np.ndarray], Any],
+        assemble: Callable[[Any], Any],
         count: int,
         batch_size: int,
         seed: int,
@@ -90,6 +90,7 @@ class Loader(Iterator[tuple[Any, int]]):
         host_index: int = 0,
         host_count: int = 1,
         depth: int = 2,
+        order: Callable[[np.ndarray], Any] | None = None,
     ):
         """Starts reading ahead.
 
@@ -102,6 +103,7 @@ class Loader(Iterator[tuple[Any, int]]):
             start_position: examples already consumed.
             host_index: of this process; host_count: of all.
             depth: batches prepared ahead.
+            order: gives what `assemble` is handed for places of the stream (int64); `shuffled` where None.
 
         Raises:
             BadInput: the batch is larger than the table (an example would meet itself), or hosts cannot share
@@ -116,7 +118,7 @@ class Loader(Iterator[tuple[Any, int]]):
         self.position = start_position
         self.data_wait_seconds = 0.0
         self._assemble = assemble
-        self._stream = count, seed
+        self._order = order or (lambda places: shuffled(places, count, seed))
         self._batch_size = batch_size
         self._share = slice(batch_size // host_count * host_index, batch_size // host_count * (host_index + 1))
         self._ready: queue.Queue[tuple[Any, int] | BaseException] = queue.Queue(depth)
@@ -161,7 +163,7 @@ class Loader(Iterator[tuple[Any, int]]):
         try:
             while not self._closing.is_set():
                 places = np.arange(position, position + self._batch_size)[self._share]
-                batch = self._assemble(shuffled(places, *self._stream))
+                batch = self._assemble(self._order(places))
                 position += self._batch_size
                 self._put((batch, position))
         except BaseException as error:  # every failure belongs to the consumer

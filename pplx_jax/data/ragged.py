@@ -47,3 +47,9 @@ class Ragged:
     def lengths(self) -> np.ndarray:
         """Length of every array: int64 [n]."""
         return np.diff(self.offsets)
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenated `arange(start, start + length)` of every pair."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - ends + lengths, lengths) + np.arange(ends[-1] if len(ends) else 0)

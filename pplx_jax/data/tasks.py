@@ -1,83 +1,244 @@
-"""SeqIO tasks over the corpus files, and the token tables made from them; the one module with TensorFlow.
+"""SeqIO tasks and mixtures over declared sources, and the token tables made from them; the room of TensorFlow.
 
-One example of these tasks is a *block* of records: text features are ragged [block, tokens], other features
-[block]. That is several times faster than record by record; `task.get_dataset(...).unbatch()` gives single
-records. Tasks are not registered, and know no lengths: texts are cut where a table is written, which counts
-what it cuts. Training reads the tables alone and never comes here.
+Up to the cache one example of a task is a *block* of records (`data.blocks`), flat: a text feature is the token ids
+of all its texts end to end, and NAME_lengths says where each ends. That is several times faster than record by
+record. After it, what a SeqIO mixture reads, an example is one record. Tasks know no lengths: texts are cut where a
+table is written, which counts what it cuts. Training reads the tables alone and never comes here.
 """
 
 from __future__ import annotations
 
-import collections
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pplx_jax.data import corpus_files
-from pplx_jax.data.corpus_files import Corpus, PathLike
-from pplx_jax.data.token_files import Ragged, TokenTable, TokenWriter
+from pplx_jax.data import blocks
+from pplx_jax.data.bad_rows import BadRows
+from pplx_jax.data.blocks import Block
+from pplx_jax.data.lengths import Lengths
+from pplx_jax.data.ragged import Ragged
+from pplx_jax.data.source import Source
+from pplx_jax.data.table_maker import MIN_TOKENS, table_maker
+from pplx_jax.data.token_files import PathLike, TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
-from pplx_jax.errors import BadInput
 from pplx_jax.quiet import silent_native_stderr
 
 if TYPE_CHECKING:
     import seqio
 
 SPLIT = "train"
+LENGTHS = "_lengths"
 
-Block = dict[str, Any]
+Drop = Callable[[str], bool]
 
 
-def corpus_task(corpus: Corpus, vocabulary: Vocabulary) -> seqio.Task:
-    """The SeqIO task that tokenises the text fields of a corpus; its examples are blocks of records."""
+def source_task(
+    source: Source,
+    vocabulary: Vocabulary,
+    *,
+    bad: BadRows | None = None,
+    max_chunks: int = 0,
+    drop: Drop | None = None,
+) -> seqio.Task:
+    """The SeqIO task that reads and tokenises a source. It is not registered; `register` does that.
+
+    Args:
+        source: of one part (see `Source.parts`).
+        vocabulary: gives the ids.
+        bad: counts the rows read; a fresh count a dataset where None.
+        max_chunks, drop: as in `Source.examples`.
+    """
     import seqio
     import tensorflow as tf
 
-    types = {**dict.fromkeys(corpus.texts, "string"), **corpus.columns}
+    texts = blocks.TEXTS[source.kind]
+    types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind]}
     signature = {name: tf.TensorSpec([None], tf.as_dtype(kind)) for name, kind in types.items()}
     pieces = seqio_vocabulary(vocabulary)
+    features = {name: seqio.Feature(pieces, add_eos=False, rank=_rank(source.kind, name)) for name in texts}
 
-    def dataset(split, shuffle_files, seed=None):
-        del split, shuffle_files, seed  # one split, one file, in its order
-        return tf.data.Dataset.from_generator(corpus.blocks, output_signature=signature)
+    class Shards(seqio.DataSource):
+        """The files of the source."""
+
+        def __init__(self):
+            super().__init__(splits=[SPLIT])
+
+        @property
+        def supports_arbitrary_sharding(self) -> bool:
+            return False
+
+        def list_shards(self, split: str) -> Sequence[str]:
+            return source.shards()
+
+        def get_dataset(self, split=SPLIT, shuffle=True, seed=None, shard_info=None, **_):
+            del split, shuffle, seed  # one split in its order; token tables are shuffled where they are read
+            shards = source.shards()
+            own = shards[shard_info.index :: shard_info.num_shards] if shard_info else shards
+            count = bad or BadRows(source.name, source.max_bad_share)
+
+            def generate() -> Iterator[Block]:
+                try:
+                    read = (source.examples(shard, count, max_chunks=max_chunks, drop=drop) for shard in own)
+                    yield from blocks.blocks(source.kind, itertools.chain.from_iterable(read))
+                except BaseException as error:
+                    count.failure = error  # TensorFlow hands on its text only
+                    raise
+
+            return tf.data.Dataset.from_generator(generate, output_signature=signature)
 
     def tokenize(dataset, output_features):
-        encode = functools.partial(
-            seqio.preprocessors.tokenize_impl, output_features=output_features, copy_pretokenized=False
-        )
+        def encode(block):
+            block = seqio.preprocessors.tokenize_impl(block, output_features=output_features, copy_pretokenized=False)
+            flat = {name: block[name].flat_values for name in texts}
+            return {**block, **flat, **{name + LENGTHS: block[name].row_lengths() for name in texts}}
+
         return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
 
     return seqio.Task(
-        f"pplx_jax.{corpus.name}",
-        seqio.FunctionDataSource(dataset, splits=[SPLIT]),
-        output_features={name: seqio.Feature(pieces, add_eos=False, rank=2) for name in corpus.texts},
-        preprocessors=[tokenize],
+        task_name(source),
+        Shards(),
+        output_features=features,
+        preprocessors=[tokenize, seqio.CacheDatasetPlaceholder(), functools.partial(_records, kind=source.kind)],
     )
 
 
-def tokenized_blocks(corpus: Corpus, vocabulary: Vocabulary) -> Iterator[Block]:
-    """Blocks that the corpus' task gives, in file order: texts as `Ragged`, other fields as arrays.
+def task_name(source: Source) -> str:
+    """Its name in SeqIO's registry."""
+    return "pplx_jax." + re.sub(r"\W", "_", f"{source.stage}.{source.name}", flags=re.ASCII)
+
+
+def register(
+    name: str, sources: Iterable[Source], vocabulary: Vocabulary, weights: Mapping[str, float]
+) -> seqio.Mixture:
+    """Registers a task a source, and their mixture, with SeqIO; what stood under these names is replaced.
+
+    Args:
+        name: of the mixture.
+        sources: of one kind.
+        vocabulary: gives the ids.
+        weights: source -> rate; a source not named is left out.
+
+    Returns:
+        The mixture. Its examples are records: texts as token ids, `negatives` and `chunks` ragged.
+    """
+    import seqio
+
+    rates = []
+    for source in sources:
+        if weights.get(source.name):
+            task = source_task(source, vocabulary)
+            if task.name in seqio.TaskRegistry.names():
+                seqio.TaskRegistry.remove(task.name)
+            seqio.TaskRegistry.add_provider(task.name, task)
+            rates.append((task.name, weights[source.name]))
+    if name in seqio.MixtureRegistry.names():
+        seqio.MixtureRegistry.remove(name)
+    return seqio.MixtureRegistry.add(name, rates)
+
+
+def tokenized_blocks(
+    source: Source,
+    vocabulary: Vocabulary,
+    bad: BadRows,
+    *,
+    shard: int | None = None,
+    max_chunks: int = 0,
+    drop: Drop | None = None,
+) -> Iterator[Block]:
+    """Blocks that the source's task gives, in order: texts as `Ragged`, other features as arrays.
+
+    Args:
+        source: of one part.
+        vocabulary: gives the ids.
+        bad: counts the rows read.
+        shard: only this one of the source's shards.
+        max_chunks, drop: as in `Source.examples`.
 
     Raises:
-        BadInput: a record is malformed.
+        BadInput: the source has no files, or too many bad rows.
     """
     with silent_native_stderr():
+        import seqio
         import tensorflow as tf
 
         tf.constant(0)  # starts the runtime, which greets once more
 
+    task = source_task(source, vocabulary, bad=bad, max_chunks=max_chunks, drop=drop)
+    only = None if shard is None else seqio.ShardInfo(shard, len(source.shards()))
     try:
-        for features in corpus_task(corpus, vocabulary).get_dataset(split=SPLIT, shuffle=False):
-            texts = {
-                name: Ragged(features[name].values.numpy(), features[name].row_splits.numpy()) for name in corpus.texts
-            }
-            yield texts | {name: features[name].numpy() for name in corpus.columns}
+        for features in task.preprocess_precache(task.source.get_dataset(SPLIT, shuffle=False, shard_info=only)):
+            yield ragged_block(source.kind, {name: value.numpy() for name, value in features.items()})
     except tf.errors.OpError:
-        collections.deque(corpus.records(), maxlen=0)  # raises a record's own error, unwrapped
+        if bad.failure is not None:
+            raise bad.failure from None
         raise
+
+
+def ragged_block(kind: str, flat: Mapping[str, np.ndarray]) -> Block:
+    """A block of a task, flat as SeqIO has it, as the tables take it: texts `Ragged`, labels str."""
+    block: Block = {
+        name: Ragged.from_lengths(np.asarray(flat[name], np.int32), np.asarray(flat[name + LENGTHS], np.int64))
+        for name in blocks.TEXTS[kind]
+    }
+    for name, type_ in blocks.COLUMNS[kind].items():
+        if type_ == "string":
+            block[name] = np.array([value.decode() for value in flat[name]], object)
+        else:
+            block[name] = np.asarray(flat[name], np.dtype(type_))
+    return block
+
+
+def tokenize_source(
+    source: Source,
+    vocabulary: Vocabulary,
+    folder: PathLike,
+    lengths: Lengths,
+    *,
+    weight: float = 1.0,
+    min_tokens: int = MIN_TOKENS,
+    drop: Drop | None = None,
+) -> dict[str, Any]:
+    """Writes the token table of a source: all its shards, one after another. `data.cache` does it in parallel.
+
+    The manifest says what `TableMaker` counts, under `rows` what was read (`BadRows.summary`), and the `weight` of the
+    table among those of its source.
+
+    Returns:
+        The manifest of the table.
+
+    Raises:
+        BadInput: no file, too many bad rows, no example left.
+    """
+    bad = BadRows(source.name, source.max_bad_share)
+    with table_maker(folder, source.kind, vocabulary, lengths, min_tokens=min_tokens) as maker:
+        for block in tokenized_blocks(source, vocabulary, bad, max_chunks=lengths.chunks, drop=drop):
+            maker.add(block)
+        bad.finish()
+        maker.note(rows=bad.summary(), weight=weight)
+    return dict(TokenTable.open(folder).manifest)
+
+
+def tokenize_sources(
+    sources: Iterable[Source],
+    vocabulary: Vocabulary,
+    folder: pathlib.Path,
+    lengths: Lengths,
+    *,
+    drop: Drop | None = None,
+) -> dict[str, dict[str, int]]:
+    """Writes FOLDER/STAGE/NAME for every part of every source, and returns {stage: {name: examples}}."""
+    counts: dict[str, dict[str, int]] = {}
+    for source in sources:
+        for name, part in source.parts().items():
+            table, weight = folder / part.stage / name, source.languages.get(part.language, 1.0)
+            manifest = tokenize_source(part, vocabulary, table, lengths, weight=weight, drop=drop)
+            counts.setdefault(part.stage, {})[name] = manifest.get("examples", manifest["count"])
+    return counts
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
@@ -124,164 +285,29 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
     return SameIds()
 
 
-def tokenize_text(
-    path: PathLike, vocabulary: Vocabulary, folder: PathLike, *, length: int, min_tokens: int = 16
-) -> dict[str, Any]:
-    """Writes the diffusion table of `text.jsonl`: every text split in windows of `length` tokens.
-
-    Windows shorter than `min_tokens` (short texts, and the rests of long ones) are left out; the manifest
-    counts them and their tokens under `too_short`.
-
-    Returns:
-        The manifest of the table.
-
-    Raises:
-        BadInput: a line is malformed; no window is left.
-    """
-    too_short = collections.Counter(texts=0, tokens=0)
-    with TokenWriter(folder, "diffusion", vocabulary) as writer:
-        for block in tokenized_blocks(corpus_files.text_corpus(path), vocabulary):
-            windows = split_windows(block["tokens"], length)
-            short = windows.lengths() < min_tokens
-            too_short.update(texts=int(short.sum()), tokens=int(windows.lengths()[short].sum()))
-            writer.append(tokens=_select(windows, ~short))
-        _require_rows(writer, "tokens", path)
-        writer.notes.update(length=length, min_tokens=min_tokens, too_short=dict(too_short))
-    return dict(TokenTable.open(folder).manifest)
+def _rank(kind: str, name: str) -> int:
+    return 2 if name in ("negatives", "chunks") else 1
 
 
-def tokenize_pairs(
-    path: PathLike, vocabulary: Vocabulary, folder: PathLike, *, query_length: int, document_length: int
-) -> dict[str, Any]:
-    """Writes the pair table of `pairs.jsonl`, queries and documents cut to their lengths.
+def _records(dataset, kind: str):
+    """Blocks to records: of the contextual kind one a query, with the chunks of its document."""
+    import tensorflow as tf
 
-    The manifest counts the texts cut (`truncated`), the tokens lost (`cut_tokens`) and the pairs left out
-    because a side has no token (`empty`), and lists the names that `source` counts (`sources`).
+    ragged: Any = tf.RaggedTensor
 
-    Returns:
-        The manifest of the table.
-
-    Raises:
-        BadInput: a line is malformed; no pair is left.
-    """
-    lengths = {"query": query_length, "document": document_length}
-    sources = _Sources()
-    cuts = _Cuts(lengths)
-    with TokenWriter(folder, "pair", vocabulary) as writer:
-        for block in tokenized_blocks(corpus_files.pair_corpus(path), vocabulary):
-            writer.append(**cuts.without_empty(cuts.cut(sources.number(block))))
-        _require_rows(writer, "query", path)
-        writer.notes.update(lengths=lengths, sources=sources.names, **cuts.notes())
-    return dict(TokenTable.open(folder).manifest)
-
-
-def tokenize_documents(
-    path: PathLike,
-    vocabulary: Vocabulary,
-    folder: PathLike,
-    *,
-    query_length: int,
-    chunk_length: int,
-    max_chunks: int,
-) -> dict[str, Any]:
-    """Writes the contextual table of `documents.jsonl`, one row a query; chunks and queries are cut to their
-    lengths.
-
-    A document of more than `max_chunks` chunks becomes several documents, of nearly equal numbers of
-    consecutive chunks, each with its own queries. Documents without a query are left out. The manifest counts
-    `documents`, and `truncated`, `cut_tokens`, `empty` (queries without a token) and `sources` as in
-    `tokenize_pairs`.
-
-    Returns:
-        The manifest of the table.
-
-    Raises:
-        BadInput: a line is malformed, a query names a chunk that its document lacks; no query is left.
-    """
-    lengths = {"query": query_length, "chunks": chunk_length}
-    sources = _Sources()
-    cuts = _Cuts(lengths)
-    with TokenWriter(folder, "contextual", vocabulary) as writer:
-        counts = np.zeros(0, np.int64)
-        for block in tokenized_blocks(corpus_files.chunk_corpus(path, max_chunks), vocabulary):
-            documents = block.pop("document")
-            counts = np.pad(counts, (0, documents[-1] + 1 - len(counts)))
-            np.add.at(counts, documents, 1)
-            writer.append(**cuts.cut(block))
-        writer.append(chunks_of_document=np.concatenate([[0], np.cumsum(counts)]))
-        for block in tokenized_blocks(corpus_files.query_corpus(path, max_chunks), vocabulary):
-            writer.append(**cuts.without_empty(cuts.cut(sources.number(block))))
-        _require_rows(writer, "query", path)
-        counted = {"max_chunks": max_chunks, "documents": len(counts), "sources": sources.names}
-        writer.notes.update(lengths=lengths, **counted, **cuts.notes())
-    return dict(TokenTable.open(folder).manifest)
-
-
-def split_windows(texts: Ragged, length: int) -> Ragged:
-    """Every text cut into windows of `length` values, the last one shorter; an empty text gives none."""
-    windows = -(-texts.lengths() // length)
-    place = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
-    starts = np.repeat(texts.offsets[:-1], windows) + place * length
-    return Ragged(texts.values, np.append(starts, texts.offsets[-1]))
-
-
-class _Sources:
-    """Numbers the sources of examples in the order they are met."""
-
-    def __init__(self):
-        self._number: dict[bytes, int] = {}
-
-    def number(self, block: Block) -> Block:
-        numbers = [self._number.setdefault(name, len(self._number)) for name in block["source"]]
-        return {**block, "source": np.array(numbers, np.int32)}
-
-    @property
-    def names(self) -> list[str]:
-        return [name.decode() for name in self._number]
-
-
-class _Cuts:
-    """Cuts the texts of blocks to their lengths, drops examples that have no token, and counts both."""
-
-    def __init__(self, lengths: Mapping[str, int]):
-        self._lengths = lengths
-        self._truncated = collections.Counter(dict.fromkeys(lengths, 0))
-        self._cut_tokens = collections.Counter(dict.fromkeys(lengths, 0))
-        self._empty = 0
-
-    def cut(self, block: Block) -> Block:
-        block = dict(block)
-        for name in [name for name in self._lengths if name in block]:
-            texts, longest = block[name], self._lengths[name]
-            over = np.maximum(texts.lengths() - longest, 0)
-            place = np.arange(len(texts.values)) - np.repeat(texts.offsets[:-1], texts.lengths())
-            block[name] = Ragged.from_lengths(texts.values[place < longest], texts.lengths() - over)
-            self._truncated[name] += int((over > 0).sum())
-            self._cut_tokens[name] += int(over.sum())
-        return block
-
-    def without_empty(self, block: Block) -> Block:
-        texts = [values for values in block.values() if isinstance(values, Ragged)]
-        keep = np.all([values.lengths() > 0 for values in texts], axis=0)
-        self._empty += int((~keep).sum())
-        return {
-            name: _select(values, keep) if isinstance(values, Ragged) else values[keep]
-            for name, values in block.items()
+    def unblock(block):
+        texts = {
+            name: ragged.from_row_lengths(block[name], tf.cast(block[name + LENGTHS], tf.int64))
+            for name in blocks.TEXTS[kind]
         }
+        if kind == "triplet":
+            each = tf.shape(texts["negatives"].row_lengths())[0] // tf.shape(texts["query"].row_lengths())[0]
+            texts["negatives"] = ragged.from_uniform_row_length(texts["negatives"], tf.cast(each, tf.int64))
+        columns = {name: block[name] for name in blocks.COLUMNS[kind] if name != "chunk_counts"}
+        if kind == "contextual":
+            counts = tf.cast(block["chunk_counts"], tf.int64)
+            documents = ragged.from_row_lengths(texts["chunks"], counts)
+            texts["chunks"] = tf.gather(documents, columns.pop("document"))
+        return tf.data.Dataset.from_tensor_slices({**texts, **columns})
 
-    def notes(self) -> dict[str, Any]:
-        return {
-            "truncated": dict(self._truncated),
-            "cut_tokens": dict(self._cut_tokens),
-            "empty": self._empty,
-        }
-
-
-def _select(texts: Ragged, keep: np.ndarray) -> Ragged:
-    lengths = texts.lengths()
-    return Ragged.from_lengths(texts.values[np.repeat(keep, lengths)], lengths[keep])
-
-
-def _require_rows(writer: TokenWriter, name: str, path: PathLike) -> None:
-    if not writer.rows(name):
-        raise BadInput(f"{path}: no example is left to tokenise; give a larger corpus or lower the least length")
+    return dataset.flat_map(unblock)

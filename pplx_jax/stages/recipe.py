@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 import time
@@ -15,9 +14,9 @@ from absl import logging
 
 from pplx_jax.checkpointing import read_json, write_json
 from pplx_jax.contrastive.mining import Mining, mine_table
-from pplx_jax.data import tasks
-from pplx_jax.data.loader import shuffled
-from pplx_jax.data.token_files import TokenTable
+from pplx_jax.data.examples import Examples, open_tables
+from pplx_jax.data.lengths import Lengths
+from pplx_jax.data.source_corpus import tokenize_corpus, vocabulary_texts
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.folder import evaluate, evaluate_bm25
@@ -36,30 +35,11 @@ _DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
 
 
 class Corpus(Protocol):
-    """Where a recipe's text comes from: writes the corpus files that `data.tasks` reads."""
+    """Where a recipe's text comes from: writes the corpus files, or declares sources (`data.source_corpus`)."""
 
     def build(self, output: pathlib.Path) -> Mapping[str, Any]:
         """Writes text.jsonl, pairs.jsonl, documents.jsonl, search.jsonl and evaluation/; returns counts."""
         ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """Token limits of a recipe's texts; longer ones are split (text) or cut (the others), and counted.
-
-    Attributes:
-      text: windows of the diffusion stage.
-      query: of the contrastive stages.
-      document: of the pair and triplet stages.
-      chunk: of the contextual stage.
-      chunks: most chunks of a document.
-    """
-
-    text: int
-    query: int
-    document: int
-    chunk: int
-    chunks: int
 
 
 class _Phases:
@@ -138,8 +118,9 @@ def run(
     if initial:
         vocabulary = copy_vocabulary(initial, workdir / "data")
     else:
-        vocabulary = _vocabulary(workdir, phases, model.vocab_size, seed)
-    phases("tokenize", lambda: _tokenize(workdir, vocabulary, lengths))
+        vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
+    written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
+    phases("tokenize", lambda: tokenize_corpus(corpus, written, vocabulary, tokens, lengths))
     results["bm25"] = phases("evaluate_bm25", lambda: evaluate_bm25(held_out))
     results["random"] = phases("evaluate_random", lambda: _score_random(model, vocabulary, seed, held_out))
 
@@ -232,7 +213,7 @@ def _train(
         workdir / name,
         training,
         model,
-        TokenTable.open(workdir / "data" / "tokens" / name, vocabulary=vocabulary),
+        open_tables(workdir / "data" / "tokens" / name, stage=name, vocabulary=vocabulary),
         vocabulary,
         mesh=mesh,
         seed=seed,
@@ -257,54 +238,47 @@ def _claim(workdir: pathlib.Path, fingerprint: str, config_text: str) -> None:
     write_json(marker, {"fingerprint": fingerprint})
 
 
-def _vocabulary(workdir: pathlib.Path, phases: _Phases, size: int, seed: int) -> Vocabulary:
+def _vocabulary(workdir: pathlib.Path, phases: _Phases, corpus: Corpus, size: int, seed: int) -> Vocabulary:
     folder = workdir / "data"
 
-    def texts():
-        for file, field in (("text.jsonl", "text"), ("pairs.jsonl", "query")):
-            with open(folder / "corpus" / file, encoding="utf-8") as lines:
-                yield from (json.loads(line)[field] for line in lines)
-
     def work() -> dict[str, Any]:
-        vocabulary = train_vocabulary(texts(), folder / "vocabulary.model", size=size, seed=seed)
+        texts = vocabulary_texts(corpus, folder / "corpus")
+        vocabulary = train_vocabulary(texts, folder / "vocabulary.model", size=size, seed=seed)
         return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 
     phases("vocabulary", work)
     return Vocabulary.load(folder)
 
 
-def _tokenize(workdir: pathlib.Path, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, int]:
-    corpus, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
-    manifests = (
-        tasks.tokenize_text(corpus / "text.jsonl", vocabulary, tokens / "diffusion", length=lengths.text),
-        tasks.tokenize_pairs(
-            corpus / "pairs.jsonl",
-            vocabulary,
-            tokens / "pair",
-            query_length=lengths.query,
-            document_length=lengths.document,
-        ),
-        tasks.tokenize_documents(
-            corpus / "documents.jsonl",
-            vocabulary,
-            tokens / "contextual",
-            query_length=lengths.query,
-            chunk_length=lengths.chunk,
-            max_chunks=lengths.chunks,
-        ),
-    )
-    return {manifest["stage"]: manifest["count"] for manifest in manifests}
-
-
 def _mine(
     workdir: pathlib.Path, vocabulary: Vocabulary, mining: Mining, stages: Sequence[Training], seed: int
 ) -> dict[str, Any]:
-    """Mines the pairs that the pair stage has not come to, all of them where it has seen each."""
+    """Mines the pairs that the pair stage has not come to, all of a source where it has seen each.
+
+    A query's negatives are of its own source. Nothing is mined where triplets are declared.
+    """
     tokens = workdir / "data" / "tokens"
-    table = TokenTable.open(tokens / "pair", vocabulary=vocabulary)
-    seen = sum(training.steps * training.stage.batch_size for training in stages if training.stage.name == "pair")
-    among = shuffled(np.arange(seen, table.count), table.count, seed) if seen < table.count else None
-    return mine_table(Embedder.load(workdir / "pair"), table, vocabulary, mining, tokens / "triplet", among=among)
+    if (tokens / "triplet").exists():
+        return {"declared": str(tokens / "triplet")}
+    tables = open_tables(tokens / "pair", stage="pair", vocabulary=vocabulary)
+    embedder = Embedder.load(workdir / "pair")
+    pair = next((training for training in stages if training.stage.name == "pair"), None)
+    batch_size, data = (pair.stage.batch_size, pair.data) if pair else (1, None)
+    examples = Examples(tables, data, batch_size, seed)
+    seen = examples.read_before(pair.steps * batch_size if pair else 0)
+    mined: dict[str, Any] = {}
+    for name, shards in tables.items():
+        count = sum(table.count for table in shards)
+        unseen = examples.order(name, np.arange(seen[name], count)) if seen[name] < count else np.arange(count)
+        table, among = shards[0], unseen
+        if len(shards) > 1:
+            table, among = examples.table(name, unseen[: mining.examples or count]), None
+        output = tokens / "triplet" if len(tables) == 1 else tokens / "triplet.partial" / name
+        mined[name] = mine_table(embedder, table, vocabulary, mining, output, among=among)
+    if len(tables) == 1:
+        return mined.popitem()[1]
+    (tokens / "triplet.partial").rename(tokens / "triplet")
+    return mined
 
 
 def _score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path):

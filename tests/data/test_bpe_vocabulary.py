@@ -171,12 +171,15 @@ def test_seqio_gives_the_same_ids(vocabulary):
 
 
 def test_token_files_are_those_of_the_vocabulary(vocabulary, tmp_path):
+    from pplx_jax.data.lengths import Lengths
+    from pplx_jax.data.source import Source
     from pplx_jax.data.token_files import TokenTable
 
     corpus = tmp_path / "text.jsonl"
     lines = [{"text": f"{text} <|endoftext|> words <|fim_pad|>", "source": "s"} for text in TEXTS]
     corpus.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    tasks.tokenize_text(corpus, vocabulary, tmp_path / "tokens", length=4096, min_tokens=1)
+    source, lengths = Source("text", "text", str(corpus)), Lengths(text=4096, query=1, document=1, chunk=1, chunks=1)
+    tasks.tokenize_source(source, vocabulary, tmp_path / "tokens", lengths, min_tokens=1)
     table = TokenTable.open(tmp_path / "tokens", vocabulary=vocabulary)
     assert table.pad_id == vocabulary.pad_id
     expected = [token for line in lines for token in vocabulary.encode(line["text"])]

@@ -5,7 +5,6 @@ import types
 import numpy as np
 import pytest
 
-from pplx_jax.data import features
 from pplx_jax.data.features import (
     contextual_batch,
     diffusion_batch,
@@ -14,6 +13,7 @@ from pplx_jax.data.features import (
     slots_needed,
     triplet_batch,
 )
+from pplx_jax.data.ragged import ranges
 from pplx_jax.data.token_files import Ragged, TokenTable, write_table
 from pplx_jax.errors import BadInput
 
@@ -275,6 +275,6 @@ def test_rows_needed_of_every_stage(tables):
 
 
 def test_ranges():
-    values = features._ranges(np.array([5, 0, 9]), np.array([2, 0, 3]))
+    values = ranges(np.array([5, 0, 9]), np.array([2, 0, 3]))
     assert values.tolist() == [5, 6, 9, 10, 11]
-    assert features._ranges(np.array([], int), np.array([], int)).shape == (0,)
+    assert ranges(np.array([], int), np.array([], int)).shape == (0,)

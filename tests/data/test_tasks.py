@@ -1,5 +1,6 @@
 """SeqIO tasks: the ids of the TensorFlow-free vocabulary, and tables that hold the corpus, cuts counted."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -7,9 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from pplx_jax.data import corpus_files, tasks
-from pplx_jax.data.corpus_files import text_corpus
+from pplx_jax.data import blocks, tasks
+from pplx_jax.data.bad_rows import BadRows
+from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.ragged import Ragged
+from pplx_jax.data.source import Source
+from pplx_jax.data.table_maker import split_windows
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
@@ -21,7 +25,6 @@ TEXTS = [
 ]
 HARD_TEXTS = [
     *TEXTS,
-    "",
     "  leading and   inner space\t",
     "ﬁne Ünïcode № ½ 漢字 🙂 \u200b",
     "camelCase HTTPServer snake_case __init__",
@@ -36,6 +39,14 @@ HARD_TEXTS = [
 def vocabulary(tmp_path_factory):
     """A real SentencePiece vocabulary of a few hundred pieces."""
     return train_vocabulary(TEXTS, tmp_path_factory.mktemp("vocabulary") / "vocabulary.model", 329)
+
+
+LENGTHS = Lengths(text=16, query=9, document=30, chunk=25, chunks=4)
+COLUMNS = {"positive": "document", "document_id": "id"}
+
+
+def source_of(path, kind, **fields):
+    return Source(name=kind, kind=kind, path=str(path), **{"columns": COLUMNS, **fields})
 
 
 def write_lines(path, records):
@@ -61,25 +72,25 @@ def test_the_task_is_an_unregistered_seqio_task(vocabulary, tmp_path):
 
     registered = list(seqio.TaskRegistry.names())
     path = write_lines(tmp_path / "text.jsonl", [{"text": text, "source": "s"} for text in HARD_TEXTS])
-    task = tasks.corpus_task(text_corpus(path), vocabulary)
+    task = tasks.source_task(source_of(path, "text"), vocabulary)
     assert isinstance(task, seqio.Task) and list(seqio.TaskRegistry.names()) == registered
-    single = task.get_dataset(split="train", shuffle=False).unbatch()
+    single = task.get_dataset(split="train", shuffle=False)
     assert [record["tokens"].numpy().tolist() for record in single] == [vocabulary.encode(t) for t in HARD_TEXTS]
 
 
 def test_blocks_keep_the_order_of_the_file(vocabulary, tmp_path, monkeypatch):
-    monkeypatch.setattr(corpus_files, "BLOCK_RECORDS", 7)
-    monkeypatch.setattr(corpus_files, "BLOCK_CHARACTERS", 500)
+    monkeypatch.setattr(blocks, "RECORDS", 7)
+    monkeypatch.setattr(blocks, "CHARACTERS", 500)
     path = write_lines(tmp_path / "text.jsonl", [{"text": text} for text in HARD_TEXTS])
-    blocks = list(tasks.tokenized_blocks(text_corpus(path), vocabulary))
-    assert len(blocks) > 10
-    tokens = [text.tolist() for block in blocks for text in block["tokens"]]
+    found = list(tasks.tokenized_blocks(source_of(path, "text"), vocabulary, BadRows("text")))
+    assert len(found) > 10
+    tokens = [text.tolist() for block in found for text in block["tokens"]]
     assert tokens == [vocabulary.encode(text) for text in HARD_TEXTS]
 
 
 def test_text_windows(vocabulary, tmp_path):
     path = write_lines(tmp_path / "text.jsonl", [{"text": text, "source": "s"} for text in HARD_TEXTS])
-    manifest = tasks.tokenize_text(path, vocabulary, tmp_path / "table", length=16, min_tokens=5)
+    manifest = tasks.tokenize_source(source_of(path, "text"), vocabulary, tmp_path / "table", LENGTHS, min_tokens=5)
     table = TokenTable.open(tmp_path / "table", stage="diffusion", vocabulary=vocabulary)
     expected, short = [], []
     for text in HARD_TEXTS:
@@ -94,19 +105,19 @@ def test_text_windows(vocabulary, tmp_path):
 
 
 def test_split_windows():
-    windows = tasks.split_windows(Ragged.from_arrays([[1, 2, 3, 4, 5], [], [6, 7], [8, 9, 10]]), 2)
+    windows = split_windows(Ragged.from_arrays([[1, 2, 3, 4, 5], [], [6, 7], [8, 9, 10]]), 2)
     assert [window.tolist() for window in windows] == [[1, 2], [3, 4], [5], [6, 7], [8, 9], [10]]
-    assert len(tasks.split_windows(Ragged.from_arrays([]), 2)) == 0
+    assert len(split_windows(Ragged.from_arrays([]), 2)) == 0
 
 
 def test_pairs(vocabulary, tmp_path):
     records = [
-        {"query": f"query {n} " * (n % 5), "document": text, "source": "ab"[n % 2], "path": "p", "line": n}
+        {"query": f"query {n} " * (n % 5) or "\x07", "document": text, "source": "ab"[n % 2], "path": "p", "line": n}
         for n, text in enumerate(TEXTS)
     ]
     records.append({**records[1], "source": "c"})
     path = write_lines(tmp_path / "pairs.jsonl", records)
-    manifest = tasks.tokenize_pairs(path, vocabulary, tmp_path / "table", query_length=9, document_length=30)
+    manifest = tasks.tokenize_source(source_of(path, "pair"), vocabulary, tmp_path / "table", LENGTHS)
     table = TokenTable.open(tmp_path / "table", stage="pair", vocabulary=vocabulary)
     kept = [record for record in records if vocabulary.encode(record["query"])]
     assert manifest["empty"] == len(records) - len(kept) > 0
@@ -137,8 +148,8 @@ def test_documents(vocabulary, tmp_path):
     records = documents_of([3, 1, 9, 4])
     records[1]["queries"] = []
     path = write_lines(tmp_path / "documents.jsonl", records)
-    manifest = tasks.tokenize_documents(
-        path, vocabulary, tmp_path / "table", query_length=20, chunk_length=25, max_chunks=4
+    manifest = tasks.tokenize_source(
+        source_of(path, "contextual"), vocabulary, tmp_path / "table", dataclasses.replace(LENGTHS, query=20)
     )
     table = TokenTable.open(tmp_path / "table", stage="contextual", vocabulary=vocabulary)
     # Nine chunks become three documents of three; the document without queries is gone.
@@ -160,8 +171,10 @@ BROKEN = {
     "not JSON": ('{"text": "fine"}\n{"text": \n', ":2: not JSON"),
     "no field": ('{"text": "fine"}\n\n'.replace("\n\n", '\n{"txt": ""}\n'), ":2: no text of type str"),
     "wrong type": ('{"text": 7}\n', ":1: no text of type str"),
-    "not an object": ("[1]\n", ":1: no text of type str"),
-    "empty": ("", "no example is left"),
+    "not an object": ("[1]\n", ":1: not a JSON object"),
+    "empty": ('{"text": " "}\n', ":1: empty text"),
+    "surrogate": ('{"text": "\\ud800"}\n', ":1: text is not UTF-8"),
+    "nothing": ("", "no example is left"),
 }
 
 
@@ -171,25 +184,30 @@ def test_a_broken_corpus_names_file_and_line_and_leaves_nothing(vocabulary, tmp_
     path = tmp_path / "text.jsonl"
     path.write_text(content)
     with pytest.raises(BadInput) as error:
-        tasks.tokenize_text(path, vocabulary, tmp_path / "table", length=16)
-    assert f"{path}" in str(error.value) and message in str(error.value) and "\n" not in str(error.value)
+        tasks.tokenize_source(source_of(path, "text"), vocabulary, tmp_path / "table", LENGTHS)
+    assert (
+        kind == "nothing"
+        or f"{path}" in str(error.value)
+        and message in str(error.value)
+        and "\n" not in str(error.value)
+    )
     assert [file.name for file in tmp_path.iterdir()] == ["text.jsonl"]
 
 
 def test_a_missing_corpus_and_a_query_of_no_chunk(vocabulary, tmp_path):
-    with pytest.raises(BadInput, match="missing.jsonl: cannot be read .*; build the corpus first"):
-        tasks.tokenize_text(tmp_path / "missing.jsonl", vocabulary, tmp_path / "table", length=16)
+    with pytest.raises(BadInput, match="missing.jsonl: no such file; check the path"):
+        tasks.tokenize_source(source_of(tmp_path / "missing.jsonl", "text"), vocabulary, tmp_path / "table", LENGTHS)
     records = documents_of([3])
     records[0]["queries"][0]["chunk"] = 3
     path = write_lines(tmp_path / "documents.jsonl", records)
     with pytest.raises(BadInput, match="document module0 has 3 chunks, a query wants chunk 3"):
-        tasks.tokenize_documents(path, vocabulary, tmp_path / "table", query_length=9, chunk_length=9, max_chunks=4)
+        tasks.tokenize_source(source_of(path, "contextual"), vocabulary, tmp_path / "table", LENGTHS)
 
 
 def test_training_needs_no_tensorflow(vocabulary, tmp_path):
     """From table to batch in a process where TensorFlow and SeqIO cannot be imported."""
     path = write_lines(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS])
-    tasks.tokenize_text(path, vocabulary, tmp_path / "table", length=16)
+    tasks.tokenize_source(source_of(path, "text"), vocabulary, tmp_path / "table", LENGTHS)
     program = f"""
 import sys
 sys.modules["tensorflow"] = sys.modules["seqio"] = sys.modules["jax"] = None
@@ -212,6 +230,6 @@ def test_a_copied_vocabulary_gives_the_same_table(vocabulary, tmp_path):
     vocabulary.save(tmp_path / "model")
     copy = Vocabulary.load(tmp_path / "model")
     for name, one in (("a", vocabulary), ("b", copy)):
-        tasks.tokenize_text(path, one, tmp_path / name, length=16)
+        tasks.tokenize_source(source_of(path, "text"), one, tmp_path / name, LENGTHS)
     for file in ("tokens.values.npy", "tokens.offsets.npy", "manifest.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()

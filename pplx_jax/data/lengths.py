@@ -1,0 +1,22 @@
+"""Token limits of the texts of a recipe."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Token limits of a recipe's texts; longer ones are split (text) or cut (the others), and counted.
+
+    Attributes:
+      text: windows of the diffusion stage.
+      query: of the contrastive stages.
+      document: of the pair and triplet stages.
+      chunk: of the contextual stage.
+      chunks: most chunks of a document.
+    """
+
+    text: int
+    query: int
+    document: int
+    chunk: int
+    chunks: int
