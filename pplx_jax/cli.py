@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pplx_jax.errors import BadInput
 from pplx_jax.quiet import skip_absent_tpu
-from pplx_jax.verbs import VERBS, PathOrName, Verb
+from pplx_jax.verbs import GROUPS, VERBS, PathOrName, Verb
 
 if TYPE_CHECKING:
     from pplx_jax.configuration import Config, Table
@@ -64,9 +64,15 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
     version = f"{PROGRAM} {importlib.metadata.version('pplx-jax')}"
     parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    groups: dict[str, Any] = {}
     for verb in verbs:
-        command = commands.add_parser(
-            verb.name,
+        group, _, name = verb.name.rpartition(" ")
+        if group and group not in groups:
+            about = GROUPS[group]
+            parent = commands.add_parser(group, help=about, description=f"{about[0].upper()}{about[1:]}.")
+            groups[group] = parent.add_subparsers(title="verbs", metavar="VERB", required=True)
+        command = groups.get(group, commands).add_parser(
+            name,
             help=verb.help,
             description=f"{verb.help[0].upper()}{verb.help[1:]}.",
             allow_abbrev=False,

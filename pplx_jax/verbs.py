@@ -30,7 +30,7 @@ class Verb:
     """One command.
 
     Attributes:
-        name: as typed.
+        name: as typed; a verb of a group is two words, the group (one of `GROUPS`) first.
         help: one line.
         function: the function that does it, a verb of `configuration.Table`; flags are its parameters.
         flags: beside the shared ones.
@@ -48,6 +48,8 @@ class Verb:
 
 _PATH = {"type": pathlib.Path}
 _QUANTIZATIONS = ("int8", "binary", "ubinary", "tanh", "none")
+
+GROUPS = {"data": "what a recipe reads: prepare it, look at it"}
 
 VERBS = (
     Verb("run", "every stage of a recipe in order, then merge, evaluate, export", "run", recipe="run"),
@@ -167,6 +169,33 @@ VERBS = (
             flag("--run_file", **_PATH, help="where to write the ranking in TREC's format"),
         ),
         outputs=("run_file",),
+    ),
+    Verb(
+        "data cache",
+        "token files of a recipe's sources, on any Beam runner",
+        "cache_corpus",
+        flags=(
+            flag("--output", help="a folder or URL that all workers reach (default WORKDIR/data/tokens)"),
+            flag("--vocabulary", **_PATH, help="a vocabulary (default: that of the initial model, or the workdir's)"),
+            flag("--runner", help="of Beam (default DirectRunner)"),
+            flag("--beam_options", help="further options of Beam, in one string"),
+            flag("--seqio_records", action="store_true", help="keep SeqIO's cache of TFRecords too"),
+        ),
+        outputs=("output",),
+        recipe="run",
+    ),
+    Verb(
+        "data report",
+        "counts, lengths, languages, duplicates, fill and overlap of what a recipe reads",
+        "report_corpus",
+        flags=(
+            flag("--output", **_PATH, help="the folder of report.html and report.json (default WORKDIR/data/report)"),
+            flag("--vocabulary", **_PATH, help="a vocabulary (default: that of the initial model, or the workdir's)"),
+            flag("--examples", type=int, help="looked at of each source (default 100000)"),
+            flag("--samples", type=int, help="shown of each source after every step (default 3)"),
+        ),
+        outputs=("output",),
+        recipe="run",
     ),
     Verb(
         "mine",

@@ -21,6 +21,8 @@ VERBS = (
     "pplx_jax.retrieval.index:search_index",
     "pplx_jax.evaluation.folder:evaluate_task",
     "pplx_jax.contrastive.mining:mine_file",
+    "pplx_jax.data.cache:cache_corpus",
+    "pplx_jax.data.report:report_corpus",
 )
 
 # The dataclasses that those functions are given, directly or inside one another.

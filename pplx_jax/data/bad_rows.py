@@ -22,6 +22,7 @@ class BadRows:
         reasons: reason -> how many.
         samples: reason -> the places of the first few.
         dropped: good rows that were left out for what they say.
+        pending: (place, reason) of bad rows that `take` has not given yet.
         failure: what ended the reading, where something did.
     """
 
@@ -29,6 +30,7 @@ class BadRows:
         self.rows = self.dropped = 0
         self.reasons: collections.Counter[str] = collections.Counter()
         self.samples: dict[str, list[str]] = {}
+        self.pending: list[tuple[str, str]] = []
         self.failure: BaseException | None = None
         self._last = "", ""
         self._what, self._max_share = what, max_share
@@ -53,6 +55,7 @@ class BadRows:
         """
         self.rows += 1
         self._last = place, reason
+        self.pending.append(self._last)
         kind = reason.partition(" (")[0]
         self.reasons[kind] += 1
         kept = self.samples.setdefault(kind, [])
@@ -60,6 +63,11 @@ class BadRows:
             kept.append(place)
         if self.count > self._max_share * max(self.rows, _GRACE):
             self._stop(place, reason)
+
+    def take(self) -> list[tuple[str, str]]:
+        """The bad rows since it was called before."""
+        taken, self.pending = self.pending, []
+        return taken
 
     def finish(self) -> None:
         """Judges the share over all rows.
@@ -76,7 +84,7 @@ class BadRows:
         return {**counts, "reasons": dict(self.reasons), "samples": dict(self.samples)}
 
     def add(self, summary: Mapping[str, Any]) -> None:
-        """Adds what `summary` of another part of the same source says."""
+        """Adds what `summary` says of another part of the same source."""
         self.rows += summary["rows"]
         self.dropped += summary["dropped"]
         self.reasons.update(summary["reasons"])

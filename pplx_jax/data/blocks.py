@@ -10,11 +10,16 @@ A block of N examples holds lists: text features of any number of texts, other f
 | contextual | chunks [all], query [Q] | chunk_counts [N]; document (its place in the block), chunk, document_hash [Q] |
 
 Every kind has `source` and `language` beside each example (each query, of the contextual kind).
+
+What was read for a block goes with it, so that a count of bad rows reaches whoever writes the table, on another
+machine too: `rows_read` and `rows_dropped` [1], `bad_places` and `bad_reasons` [bad rows since the block before]. The
+last block of a shard may have no examples.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.source import Example, texts_of
 
 Block = dict[str, Any]
@@ -38,10 +43,43 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         **_LABELS,
     },
 }
+ROWS: Mapping[str, str] = {
+    "rows_read": "int32",
+    "rows_dropped": "int32",
+    "bad_places": "string",
+    "bad_reasons": "string",
+}
 
 
-def blocks(kind: str, examples: Iterable[Example]) -> Iterator[Block]:
-    """Examples of one kind in blocks of up to `RECORDS`, in their order."""
+def blocks(kind: str, examples: Iterable[Example], bad: BadRows) -> Iterator[Block]:
+    """Examples of one kind in blocks of up to `RECORDS`, in their order, with what `bad` counts meanwhile."""
+    read = dropped = 0
+
+    def rows() -> Block:
+        nonlocal read, dropped
+        since = {"rows_read": [bad.rows - read], "rows_dropped": [bad.dropped - dropped]}
+        read, dropped = bad.rows, bad.dropped
+        places, reasons = zip(*bad.take(), strict=True) if bad.pending else ((), ())
+        return {**since, "bad_places": list(places), "bad_reasons": list(reasons)}
+
+    for block in _examples(kind, examples):
+        yield block | rows()
+    if bad.rows > read or bad.pending:
+        yield dict.fromkeys((*TEXTS[kind], *COLUMNS[kind]), []) | rows()
+
+
+def count_rows(block: Block, bad: BadRows) -> None:
+    """Adds what was read for a block (arrays, texts str) to `bad`."""
+    places = [
+        (str(place), str(reason)) for place, reason in zip(block["bad_places"], block["bad_reasons"], strict=True)
+    ]
+    bad.rows += int(block["rows_read"][0]) - len(places)
+    bad.dropped += int(block["rows_dropped"][0])
+    for place, reason in places:
+        bad.bad(place, reason)
+
+
+def _examples(kind: str, examples: Iterable[Example]) -> Iterator[Block]:
     pending: list[Example] = []
     characters = 0
     for example in examples:

@@ -63,6 +63,22 @@ def open_bytes(path: str) -> BinaryIO:
     return cast(BinaryIO, gzip.open(file)) if path.endswith(".gz") else file
 
 
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    if not is_url(path):
+        return pathlib.Path(path).exists()
+    filesystem, name = _filesystem(path)
+    return filesystem.exists(name)
+
+
+def upload(folder: pathlib.Path, url: str) -> None:
+    """Copies the files of a local folder; its manifest, which makes it a table, comes last."""
+    filesystem, target = _filesystem(url)
+    for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
+        filesystem.makedirs(target, exist_ok=True)
+        filesystem.put_file(str(file), f"{target}/{file.name}")
+
+
 def _filesystem(url: str):
     try:
         import fsspec

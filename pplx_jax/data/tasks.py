@@ -37,6 +37,14 @@ LENGTHS = "_lengths"
 Drop = Callable[[str], bool]
 
 
+def start_tensorflow() -> None:
+    """Imports TensorFlow and starts its runtime without the page of greetings."""
+    with silent_native_stderr():
+        import tensorflow as tf
+
+        tf.constant(0)  # starts the runtime, which greets once more
+
+
 def source_task(
     source: Source,
     vocabulary: Vocabulary,
@@ -57,7 +65,7 @@ def source_task(
     import tensorflow as tf
 
     texts = blocks.TEXTS[source.kind]
-    types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind]}
+    types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind], **blocks.ROWS}
     signature = {name: tf.TensorSpec([None], tf.as_dtype(kind)) for name, kind in types.items()}
     pieces = seqio_vocabulary(vocabulary)
     features = {name: seqio.Feature(pieces, add_eos=False, rank=_rank(source.kind, name)) for name in texts}
@@ -84,7 +92,7 @@ def source_task(
             def generate() -> Iterator[Block]:
                 try:
                     read = (source.examples(shard, count, max_chunks=max_chunks, drop=drop) for shard in own)
-                    yield from blocks.blocks(source.kind, itertools.chain.from_iterable(read))
+                    yield from blocks.blocks(source.kind, itertools.chain.from_iterable(read), count)
                 except BaseException as error:
                     count.failure = error  # TensorFlow hands on its text only
                     raise
@@ -162,17 +170,17 @@ def tokenized_blocks(
     Raises:
         BadInput: the source has no files, or too many bad rows.
     """
-    with silent_native_stderr():
-        import seqio
-        import tensorflow as tf
-
-        tf.constant(0)  # starts the runtime, which greets once more
+    start_tensorflow()
+    import seqio
+    import tensorflow as tf
 
     task = source_task(source, vocabulary, bad=bad, max_chunks=max_chunks, drop=drop)
     only = None if shard is None else seqio.ShardInfo(shard, len(source.shards()))
     try:
         for features in task.preprocess_precache(task.source.get_dataset(SPLIT, shuffle=False, shard_info=only)):
-            yield ragged_block(source.kind, {name: value.numpy() for name, value in features.items()})
+            block = ragged_block(source.kind, {name: value.numpy() for name, value in features.items()})
+            if len(block["language"]):
+                yield block
     except tf.errors.OpError:
         if bad.failure is not None:
             raise bad.failure from None
@@ -185,7 +193,7 @@ def ragged_block(kind: str, flat: Mapping[str, np.ndarray]) -> Block:
         name: Ragged.from_lengths(np.asarray(flat[name], np.int32), np.asarray(flat[name + LENGTHS], np.int64))
         for name in blocks.TEXTS[kind]
     }
-    for name, type_ in blocks.COLUMNS[kind].items():
+    for name, type_ in {**blocks.COLUMNS[kind], **blocks.ROWS}.items():
         if type_ == "string":
             block[name] = np.array([value.decode() for value in flat[name]], object)
         else:
@@ -301,7 +309,8 @@ def _records(dataset, kind: str):
             for name in blocks.TEXTS[kind]
         }
         if kind == "triplet":
-            each = tf.shape(texts["negatives"].row_lengths())[0] // tf.shape(texts["query"].row_lengths())[0]
+            queries = tf.maximum(tf.shape(texts["query"].row_lengths())[0], 1)
+            each = tf.shape(texts["negatives"].row_lengths())[0] // queries
             texts["negatives"] = ragged.from_uniform_row_length(texts["negatives"], tf.cast(each, tf.int64))
         columns = {name: block[name] for name in blocks.COLUMNS[kind] if name != "chunk_counts"}
         if kind == "contextual":

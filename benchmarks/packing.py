@@ -1,0 +1,111 @@
+"""How full the packed rows of every stage are on real text, and what it costs in tokens cut.
+
+    python benchmarks/packing.py DATA_FOLDER [--batch N] [--output FILE.json]
+
+DATA_FOLDER holds retrieval/NAME/ (BEIR folders) and text/*.jsonl.gz with `text` in each row. For every stage all those
+sources are one mixture, at the row lengths of the full recipes and those of the quickstart.
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+
+from pplx_jax.data.bad_rows import BadRows
+from pplx_jax.data.examples import Examples, open_tables
+from pplx_jax.data.lengths import Lengths
+from pplx_jax.data.source import Source
+from pplx_jax.data.tasks import tokenize_sources
+from pplx_jax.data.vocabulary import train_vocabulary
+from pplx_jax.stages.contextual import ContextualStage
+from pplx_jax.stages.diffusion import DiffusionStage
+from pplx_jax.stages.pair import PairStage
+from pplx_jax.stages.triplet import TripletStage
+
+LENGTHS = Lengths(text=4096, query=64, document=512, chunk=256, chunks=16)
+NEGATIVES = 7
+BATCHES = 50
+VOCABULARY = 16384
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--batch", type=int, default=256, help="examples a step and host (default 256)")
+    parser.add_argument("--output", type=pathlib.Path)
+    options = parser.parse_args()
+    stages = {
+        "diffusion, rows of 4,096": DiffusionStage(batch_size=options.batch, row_length=4096),
+        "pair, rows of 512": PairStage(batch_size=options.batch, row_length=512),
+        "pair, rows of 1,024": PairStage(batch_size=options.batch, row_length=1024, slots=64),
+        "triplet, rows of 512": TripletStage(batch_size=options.batch, row_length=512, negatives=NEGATIVES),
+        "contextual, rows of 4,224": ContextualStage(batch_size=options.batch, row_length=4224),
+        "contextual, rows of 8,448": ContextualStage(batch_size=options.batch, row_length=8448, slots=128),
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        tokens = pathlib.Path(temporary)
+        write_tables(options.folder, tokens)
+        results = {name: measure(stage, tokens) for name, stage in stages.items()}
+    report = {"batch": options.batch, "batches": BATCHES, "vocabulary": VOCABULARY, "stages": results}
+    if options.output:
+        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+
+
+def write_tables(folder: pathlib.Path, tokens: pathlib.Path) -> None:
+    sets = {path.name: str(path) for path in sorted((folder / "retrieval").iterdir())}
+    texts = {path.name.partition(".")[0]: str(path) for path in sorted((folder / "text").glob("*.jsonl.gz"))}
+    sources = [Source(name, "text", path) for name, path in texts.items()]
+    sources += [Source(name, kind, path, format="beir") for name, path in sets.items() for kind in ("text", "pair")]
+    sources += [Source(name, "contextual", path, format="beir") for name, path in sets.items() if has_parents(path)]
+    sources += [Source(name, "triplet", write_triplets(tokens, name, path)) for name, path in sets.items()]
+    raw = (text for source in sources if source.kind == "text" for text in texts_of(source))
+    vocabulary = train_vocabulary(raw, tokens / "vocabulary.model", VOCABULARY, sample_bytes=4_000_000)
+    tokenize_sources(sources, vocabulary, tokens, LENGTHS)
+
+
+def texts_of(source: Source) -> Iterator[str]:
+    for shard in source.shards():
+        yield from (example["text"] for example in source.examples(shard, BadRows(source.name)))
+
+
+def has_parents(path: str) -> bool:
+    source = Source("any", "contextual", path, format="beir")
+    return any(len(example["chunks"]) > 1 for example in source.examples(path, BadRows("any")))
+
+
+def write_triplets(folder: pathlib.Path, name: str, path: str) -> str:
+    """Pairs of a set with other documents of it as negatives, as many as training has of mined ones."""
+    pairs = [one for one in Source(name, "pair", path, format="beir").examples(path, BadRows(name))]
+    generator = np.random.default_rng(0)
+    target = folder / f"{name}.jsonl"
+    with target.open("w", encoding="utf-8") as file:
+        for pair in pairs:
+            others = [pairs[place]["positive"] for place in generator.integers(len(pairs), size=NEGATIVES)]
+            row = {"query": pair["query"], "positive": pair["positive"], "negatives": others}
+            file.write(json.dumps(row) + "\n")
+    return str(target)
+
+
+def measure(stage, tokens: pathlib.Path) -> dict[str, float]:
+    examples = Examples(open_tables(tokens / stage.name, stage=stage.name), None, stage.batch_size, seed=0)
+    rows = examples.rows(stage, multiple_of=1)
+    fills, cut, kept = [], 0, 0
+    for batch in range(BATCHES):
+        places = np.arange(batch * stage.batch_size, (batch + 1) * stage.batch_size)
+        metrics = examples.batch(stage, examples.select(places), rows).metrics
+        fills.append(metrics["fill"])
+        cut, kept = cut + metrics["cut_tokens"], kept + metrics["tokens"]
+    return {
+        "rows": rows[0],
+        "fill": round(float(np.mean(fills)), 4),
+        "least_fill": round(min(fills), 4),
+        "cut_share": round(cut / (cut + kept), 6),
+    }
+
+
+if __name__ == "__main__":
+    main()

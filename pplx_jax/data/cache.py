@@ -1,0 +1,244 @@
+"""Token files of a corpus past one machine: SeqIO's Beam caching preprocesses each shard of each source somewhere, and
+a token table comes out for every shard. Training reads them as they are, without TensorFlow or Beam.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import pathlib
+import re
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.data import blocks, paths, tasks
+from pplx_jax.data.bad_rows import BadRows
+from pplx_jax.data.corpus_writer import whole_folder
+from pplx_jax.data.lengths import Lengths
+from pplx_jax.data.recipe_data import recipe_data
+from pplx_jax.data.source import Source
+from pplx_jax.data.table_maker import table_maker
+from pplx_jax.data.token_files import MANIFEST
+from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.errors import BadInput
+from pplx_jax.progress import Progress
+from pplx_jax.quiet import silent_native_stderr
+
+
+def cache_corpus(
+    workdir: pathlib.Path,
+    *,
+    corpus: Any,
+    lengths: Lengths,
+    initial: str | None = None,
+    vocabulary: pathlib.Path | None = None,
+    output: str = "",
+    runner: str = "DirectRunner",
+    beam_options: str = "",
+    seqio_records: bool = False,
+) -> dict[str, Any]:
+    """Writes token files of every source of a recipe: OUTPUT/STAGE/SOURCE/shard-I-of-N.
+
+    The files are those that the recipe itself would write in one process, but for their division into shards.
+
+    Args:
+        workdir: of the recipe.
+        corpus: its sources.
+        lengths: token limits.
+        initial: a model folder whose vocabulary is used.
+        vocabulary: a vocabulary or a folder that holds one; that of `initial`, else of the workdir, where None.
+        output: a folder or a URL that all workers reach; WORKDIR/data/tokens where none.
+        runner: of Beam.
+        beam_options: further options of the pipeline, as on a command line.
+        seqio_records: keep SeqIO's own cache too, in OUTPUT/seqio: TFRecords of blocks that its tasks read with
+            `use_cached=True`.
+
+    Returns:
+        `output`, and by source `examples`, `shards`, and `rows` as `BadRows.summary` gives them.
+
+    Raises:
+        BadInput: no files, no vocabulary, too many bad rows, no Beam.
+    """
+    try:
+        with silent_native_stderr():
+            import apache_beam
+    except ImportError:
+        raise BadInput("data cache needs apache_beam, which is not installed: pip install 'pplx-jax[data]'") from None
+    tasks.start_tensorflow()
+    data = recipe_data(workdir, corpus, initial, vocabulary)
+    parts = {name: (part, source.languages.get(part.language, 1.0)) for source in data.sources
+             for name, part in source.parts().items()}  # fmt: skip
+    shards = {name: len(part.shards()) for name, (part, _) in parts.items()}
+    target = output or str(pathlib.Path(workdir) / "data" / "tokens")
+    options = apache_beam.options.pipeline_options.PipelineOptions([f"--runner={runner}", *beam_options.split()])
+    with contextlib.ExitStack() as opened:
+        folder = target if paths.is_url(target) else str(opened.enter_context(whole_folder(pathlib.Path(target))))
+        opened.enter_context(_shard_progress(folder, sum(shards.values())))
+        with _bad_input(), apache_beam.Pipeline(options=options) as pipeline:
+            for name, (part, weight) in parts.items():
+                setup = functools.partial(_register, part, data.vocabulary, lengths.chunks, corpus)
+                setup(again=True)
+                place = f"{folder.rstrip('/')}/{part.stage}/{name}"
+                write = functools.partial(
+                    _write_shard, place, part, data.vocabulary, lengths, weight, shards=shards[name]
+                )
+                records = f"{folder.rstrip('/')}/seqio" if seqio_records else ""
+                _cache_part(pipeline, f"{part.stage}.{name}", part, setup, write, shards[name], records)
+        summaries = {}
+        for name, (part, _) in parts.items():
+            place = f"{folder.rstrip('/')}/{part.stage}/{name}"
+            summaries.setdefault(part.stage, {})[name] = _summary(place, part, shards[name])
+    return {"output": target, **summaries}
+
+
+def _cache_part(pipeline, label: str, source: Source, setup, write, shards: int, records: str) -> None:
+    """Adds one source to the pipeline."""
+    import apache_beam
+    import seqio
+    from seqio import beam_utils
+
+    task = seqio.TaskRegistry.get(tasks.task_name(source))
+    preprocess = beam_utils.PreprocessTask(task, tasks.SPLIT, setup_fn=setup, add_provenance=True)
+    examples = pipeline | f"{label}: preprocess" >> preprocess | f"{label}: to numpy" >> apache_beam.Map(_numpy)
+    keyed = examples | f"{label}: by shard" >> apache_beam.Map(_by_shard)
+    tables = keyed | f"{label}: gather" >> apache_beam.GroupByKey()
+    _ = tables | f"{label}: write table" >> apache_beam.MapTuple(write)
+    if not records:
+        return
+    folder = f"{records}/{seqio.get_task_dir_from_name(task.name)}"
+    written = [
+        examples
+        | f"{label}: write records"
+        >> beam_utils.WriteExampleTfRecord(seqio.get_cached_tfrecord_prefix(folder, tasks.SPLIT), num_shards=shards),
+        examples
+        | f"{label}: info" >> beam_utils.GetInfo(shards)
+        | f"{label}: write info" >> beam_utils.WriteJson(seqio.get_cached_info_path(folder, tasks.SPLIT)),
+        examples
+        | f"{label}: stats" >> beam_utils.GetStats(task.output_features)
+        | f"{label}: write stats" >> beam_utils.WriteJson(seqio.get_cached_stats_path(folder, tasks.SPLIT)),
+    ]
+    nothing = written | f"{label}: all" >> apache_beam.Flatten() | f"{label}: none" >> apache_beam.Filter(_never)
+    done = apache_beam.io.WriteToText(f"{folder}/COMPLETED", num_shards=1, shard_name_template="")
+    _ = nothing | f"{label}: completed" >> done
+
+
+@contextlib.contextmanager
+def _bad_input() -> Iterator[None]:
+    """BadInput as it was raised, out of what TensorFlow and Beam wrap it in: text alone crosses their borders."""
+    try:
+        yield
+    except Exception as error:
+        if found := re.search(r"BadInput: (.+)", str(error)):
+            raise BadInput(found[1].strip()) from None
+        raise
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+def _register(source: Source, vocabulary: Vocabulary, max_chunks: int, corpus: Any, again: bool = False) -> None:
+    """Makes the task known to SeqIO, on whichever machine this runs."""
+    import seqio
+
+    from pplx_jax.data.source_corpus import corpus_drop
+
+    name = tasks.task_name(source)
+    if name in seqio.TaskRegistry.names():
+        if not again:
+            return
+        seqio.TaskRegistry.remove(name)
+    task = tasks.source_task(source, vocabulary, max_chunks=max_chunks, drop=corpus_drop(corpus))
+    seqio.TaskRegistry.add_provider(name, task)
+
+
+def _numpy(example: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.numpy() if hasattr(value, "numpy") else value for name, value in example.items()}
+
+
+def _by_shard(example: Mapping[str, Any]) -> tuple[int, tuple[int, dict[str, np.ndarray]]]:
+    """(shard, (place within it, block))."""
+    from seqio import beam_utils
+
+    block = {name: value for name, value in example.items() if name not in beam_utils.PROVENANCE_KEYS}
+    place = example[beam_utils.ID_WITHIN_SHARD_PROVENANCE_KEY]
+    return example[beam_utils.SOURCE_SHARD_ID_PROVENANCE_KEY], (place, block)
+
+
+def _write_shard(
+    folder: str,
+    source: Source,
+    vocabulary: Vocabulary,
+    lengths: Lengths,
+    weight: float,
+    shard: int,
+    placed: Sequence[tuple[int, Mapping[str, np.ndarray]]],
+    *,
+    shards: int,
+) -> str:
+    """The token table of one shard, at its place only once it is whole."""
+    place = f"{folder}/{_shard_name(shard, shards)}"
+    bad = BadRows(source.name, 1.0)  # judged over all shards
+    with tempfile.TemporaryDirectory() as temporary:
+        local = pathlib.Path(temporary) / "table" if paths.is_url(place) else pathlib.Path(place)
+        with table_maker(local, source.kind, vocabulary, lengths, allow_empty=True) as maker:
+            for _, flat in sorted(placed, key=lambda pair: pair[0]):
+                block = tasks.ragged_block(source.kind, flat)
+                blocks.count_rows(block, bad)
+                if len(block["language"]):
+                    maker.add(block)
+            maker.note(rows=bad.summary(), weight=weight)
+        if paths.is_url(place):
+            paths.upload(local, place)
+    return place
+
+
+def _shard_name(shard: int, shards: int) -> str:
+    return f"shard-{shard:05d}-of-{shards:05d}"
+
+
+def _summary(folder: str, source: Source, shards: int) -> dict[str, Any]:
+    """What the tables of all shards of a source say together.
+
+    Raises:
+        BadInput: too many rows of the source were bad, or no example is left.
+    """
+    bad, examples = BadRows(source.name, source.max_bad_share), 0
+    for shard in range(shards):
+        manifest_path = f"{folder}/{_shard_name(shard, shards)}/{MANIFEST}"
+        if not paths.exists(manifest_path):
+            continue  # a shard without a row
+        with paths.open_bytes(manifest_path) as file:
+            manifest = json.load(file)
+        bad.add(manifest["rows"])
+        examples += manifest.get("examples", manifest["count"])
+    bad.finish()
+    if not examples:
+        raise BadInput(f"{source.location()}: no example is left to tokenise; give a larger corpus")
+    return {"examples": examples, "shards": shards, "rows": bad.summary()}
+
+
+@contextlib.contextmanager
+def _shard_progress(folder: str, shards: int) -> Iterator[None]:
+    """Shows how many tables there are, looked at now and then: Beam itself says nothing."""
+    done = threading.Event()
+    with Progress("data cache", total=shards, unit="shard") as progress:
+
+        def look() -> None:
+            while not done.wait(2.0):
+                if not paths.is_url(folder):
+                    progress.update(sum(1 for _ in pathlib.Path(folder).glob(f"*/*/shard-*/{MANIFEST}")))
+
+        thread = threading.Thread(target=look, name="pplx_jax-cache-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+        progress.update(shards)
