@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
     stages = {
-        "diffusion, rows of 4,096": DiffusionStage(batch_size=options.batch, row_length=4096),
+        "diffusion, rows of 4,096": DiffusionStage(batch_size=min(options.batch, 128), row_length=4096),
         "pair, rows of 512": PairStage(batch_size=options.batch, row_length=512),
         "pair, rows of 1,024": PairStage(batch_size=options.batch, row_length=1024, slots=64),
         "triplet, rows of 512": TripletStage(batch_size=options.batch, row_length=512, negatives=NEGATIVES),

@@ -7,6 +7,7 @@ tables alone. So a run goes on at any place at once, on any number of hosts: not
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pplx_jax.data.gather import Gatherer
+from pplx_jax.data.balance import bin_size, deal
+from pplx_jax.data.gather import Gatherer, example_lengths
 from pplx_jax.data.loader import shuffled
 from pplx_jax.data.mixture import Batches, Curriculum, Mixture, phases
 from pplx_jax.data.schedule import Turns
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from pplx_jax.data.features import PackedBatch
     from pplx_jax.stages.base import Stage
 
-_POOL_BATCHES = 8  # whose lengths say how many rows a batch fills
+_WINDOW_EXAMPLES, _WINDOW_BATCHES = 1 << 15, 64  # dealt out together, at most
+_LOOK_AHEAD, _LOOKED_AT = 1000, 12  # batches whose rows are counted: so many of the first so many
 
 Tables = Mapping[str, Sequence[TokenTable]]
 
@@ -67,13 +70,21 @@ class Selection(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Phase:
-    """One mixture: from place `start` on, the tables numbered `tables` take `turns`; `read` examples of each before."""
+    """One mixture: from place `start` to `stop` the tables numbered `tables` take `turns`; `read` of each before."""
 
     start: int
+    stop: int | None
     tables: np.ndarray
     turns: Turns
     batches: Batches
     read: np.ndarray
+
+
+class _Window(NamedTuple):
+    """Consecutive batches whose examples are dealt out together: `table` and `row` of each place."""
+
+    table: np.ndarray
+    row: np.ndarray
 
 
 class Examples:
@@ -105,49 +116,46 @@ class Examples:
         self._require_enough()
         read = np.unique(np.concatenate([phase.tables for phase in self._phases]))
         self.count = int(self._counts[read].sum())
+        # Batches vary the less the larger they are.
+        self._window_batches = min(max(_WINDOW_EXAMPLES // batch_size, 1), _WINDOW_BATCHES)
+        self._window = functools.lru_cache(maxsize=2)(self._deal_window)
 
     def select(self, places: np.ndarray) -> Selection:
-        """The examples at these places of the stream (of one batch, or of a host's share of one)."""
+        """The examples at these places of the stream: consecutive ones of one batch, or of a host's share of it."""
         places = np.asarray(places, np.int64)
-        if self._plain:
-            return Selection(np.zeros(len(places), np.int64), shuffled(places, self.count, self._seed), 0)
-        starts = [phase.start for phase in self._phases]
-        number = int(np.searchsorted(starts, places[0], side="right")) - 1
-        phase, local = self._phases[number], places - starts[number]
-        if phase.batches == "mixed":
-            source, rank, group = phase.turns.source(local), phase.turns.rank(local), number
-        else:
-            batch, within = np.divmod(local, self._batch_size)
-            source = phase.turns.source(batch)
-            rank = phase.turns.rank(batch) * self._batch_size + within
-            group = len(self._phases) + int(phase.tables[source[0]])
-        table, row = phase.tables[source], np.empty(len(places), np.int64)
-        for own in np.unique(source):
-            here = source == own
-            row[here] = self._order(int(phase.tables[own]), phase.read[own] + rank[here])
-        return Selection(table, row, group)
+        step, first = divmod(int(places[0]), self._batch_size)
+        number = int(np.searchsorted([phase.start for phase in self._phases], places[0], side="right")) - 1
+        phase = self._phases[number]
+        batch = step - phase.start // self._batch_size
+        source = -1 if phase.batches == "mixed" else int(phase.turns.source(np.array([batch]))[0])
+        if source >= 0:
+            batch = int(phase.turns.rank(np.array([batch]))[0])
+        window, within = divmod(batch, self._window_batches)
+        dealt = self._window(number, source, window)
+        at = within * self._batch_size + first + (places - places[0])
+        group = number if source < 0 else len(self._phases) + int(phase.tables[source])
+        return Selection(dealt.table[at], dealt.row[at], group)
 
     def rows(self, stage: Stage, multiple_of: int) -> dict[int, int]:
-        """B of the packed rows, by group: batches of one group fill about as many rows, so one shape serves them."""
-        if self._plain:
-            return {0: stage.rows(self._shards[0], multiple_of)}
-        pools: dict[int, Selection] = {}
+        """B of the packed rows, by group: batches of one group fill about as many rows, so one shape serves them.
+
+        Found by packing some batches of each group: three in four need no more rows, the others are cut by a few
+        tokens.
+        """
+        wanted: dict[int, list[int]] = {}
         for number, phase in enumerate(self._phases):
-            if phase.batches == "mixed":
-                following = self._phases[number + 1].start if number + 1 < len(self._phases) else None
-                batches = ((following or phase.start + self.count) - phase.start) // self._batch_size
-                chosen = np.unique(np.linspace(0, max(batches - 1, 0), _POOL_BATCHES, dtype=np.int64))
-                places = phase.start + chosen[:, None] * self._batch_size + np.arange(self._batch_size)
-                picked = [self.select(batch) for batch in places]
-                table, row = (np.concatenate([getattr(one, name) for one in picked]) for name in ("table", "row"))
-                pools[number] = Selection(table, row, number)
-                continue
-            for table in phase.tables.tolist():
-                wanted = min(int(self._counts[table]), _POOL_BATCHES * self._batch_size)
-                row = self._order(table, np.arange(wanted))
-                group = len(self._phases) + table
-                pools[group] = Selection(np.full(wanted, table), row, group)
-        return {group: stage.rows(self._table(pool, lengths_only=True), multiple_of) for group, pool in pools.items()}
+            steps = (phase.stop - phase.start) // self._batch_size if phase.stop else _LOOK_AHEAD
+            first = phase.start // self._batch_size
+            groups = [number] if phase.batches == "mixed" else (len(self._phases) + phase.tables).tolist()
+            batches = np.unique(np.linspace(0, min(steps, _LOOK_AHEAD) - 1, _LOOKED_AT, dtype=np.int64))
+            if phase.batches != "mixed":
+                source = phase.turns.source(np.arange(min(steps, phase.turns.cycle)))
+                batches = np.concatenate([np.flatnonzero(source == own)[:_LOOKED_AT] for own in range(len(groups))])
+            for batch in batches.tolist():
+                selection = self.select((first + batch) * self._batch_size + np.arange(self._batch_size))
+                needed = stage.rows(self._table(selection, lengths_only=True), multiple_of)
+                wanted.setdefault(selection.group, []).append(needed)
+        return {group: sorted(needed)[len(needed) * 3 // 4] for group, needed in wanted.items()}
 
     def batch(self, stage: Stage, selection: Selection, rows: Mapping[int, int], **place: int) -> PackedBatch:
         """The packed batch of selected examples.
@@ -170,15 +178,40 @@ class Examples:
     def read_before(self, place: int) -> dict[str, int]:
         """How many examples of every table stand before a place of the stream; passes over a table count on."""
         read = np.zeros(len(self._names), np.int64)
-        for number, phase in enumerate(self._phases):
+        for phase in self._phases:
             if phase.start < place:
-                following = self._phases[number + 1].start if number + 1 < len(self._phases) else place
-                read[phase.tables] = phase.read + self._taken(phase, min(place, following) - phase.start)
+                stop = place if phase.stop is None else min(place, phase.stop)
+                read[phase.tables] = phase.read + self._taken(phase, stop - phase.start)
         return dict(zip(self._names, read.tolist(), strict=True))
 
-    def order(self, name: str, places: np.ndarray) -> np.ndarray:
-        """Rows at these places of the endless stream of one table."""
-        return self._order(self._names.index(name), places)
+    def unread(self, name: str, steps: int) -> np.ndarray:
+        """Rows of one table that the first `steps` batches do not hold, in the order they come in; all where none."""
+        number, place = self._names.index(name), steps * self._batch_size
+        count, read = int(self._counts[number]), self.read_before(place)[name]
+        if read >= count:
+            return np.arange(count)
+        order = self._order(number, np.arange(count))
+        here = max((one for one, phase in enumerate(self._phases) if phase.start <= place), default=0)
+        phase = self._phases[here]
+        if number not in phase.tables:
+            return order[read:]
+        # The windows before are read to their ends; the one under way holds rows of its own order.
+        source = int(np.flatnonzero(phase.tables == number)[0])
+        batch = (place - phase.start) // self._batch_size
+        if phase.batches == "mixed":
+            window, within = divmod(batch, self._window_batches)
+            dealt = self._window(here, -1, window)
+            before = phase.turns.before(np.array([window * self._window_batches * self._batch_size]))[0, source]
+        else:
+            own = int(phase.turns.before(np.array([batch]))[0, source])
+            window, within = divmod(own, self._window_batches)
+            dealt = self._window(here, source, window)
+            before = window * self._window_batches * self._batch_size
+        met = np.zeros(count, bool)
+        met[order[: int(phase.read[source] + before)]] = True
+        under_way = slice(0, within * self._batch_size)
+        met[dealt.row[under_way][dealt.table[under_way] == number]] = True
+        return order[~met[order]]
 
     def table(self, name: str, rows: np.ndarray) -> TokenTable:
         """These rows of one source as a table in memory."""
@@ -190,14 +223,18 @@ class Examples:
         weights = {name: table.manifest.get("weight", 1.0) for name, table in zip(self._names, firsts, strict=True)}
         laid_out: list[_Phase] = []
         read = np.zeros(len(self._names), np.int64)
-        for first_step, mixture in phases(data):
+        schedule = phases(data)
+        stops = [step * self._batch_size for step, _ in schedule[1:]] + [None]
+        for first_step, mixture in schedule:
             start = first_step * self._batch_size
             if laid_out:
                 before = laid_out[-1]
                 read[before.tables] = before.read + self._taken(before, start - before.start)
             shares = mixture.shares(examples, weights)
             tables = np.array([self._names.index(name) for name in shares])
-            laid_out.append(_Phase(start, tables, Turns(list(shares.values())), mixture.batches, read[tables].copy()))
+            turns = Turns(list(shares.values()))
+            stop = stops[len(laid_out)]
+            laid_out.append(_Phase(start, stop, tables, turns, mixture.batches, read[tables].copy()))
         return laid_out
 
     def _taken(self, phase: _Phase, places: int) -> np.ndarray:
@@ -224,16 +261,58 @@ class Examples:
                         f"wants {wanted} of them; lower its weight or the batch size"
                     )
 
+    def _deal_window(self, number: int, source: int, window: int) -> _Window:
+        """One window of a phase's batches, or of those of one of its sources."""
+        phase = self._phases[number]
+        first = window * self._window_batches * self._batch_size
+        last = first + self._window_batches * self._batch_size
+        if source < 0:
+            last = last if phase.stop is None else min(last, phase.stop - phase.start)
+            places = np.arange(first, last)
+            sources, rank = phase.turns.source(places), phase.turns.rank(places)
+        else:
+            if phase.stop is not None:
+                batches = phase.turns.before(np.array([(phase.stop - phase.start) // self._batch_size]))[0, source]
+                last = min(last, int(batches) * self._batch_size)
+            rank = np.arange(first, last)
+            sources = np.full(len(rank), source)
+        table, at = phase.tables[sources], phase.read[sources] + rank
+        passes = at // self._counts[table]
+        row = np.empty(len(at), np.int64)
+        for own in np.unique(sources):
+            here = sources == own
+            row[here] = self._order(int(phase.tables[own]), at[here])
+        # Within one pass over a table, so that no example comes to meet itself.
+        groups = np.unique(np.stack([table, passes]), axis=1, return_inverse=True)[1].reshape(-1)
+        if self._shards[0].stage == "diffusion":  # rows of a table are full as they are
+            return _Window(table, row)
+        lengths = self._lengths(table, row)
+        dealt = deal(groups, lengths, bin_size(self._batch_size))
+        return _Window(table[dealt], row[dealt])
+
+    def _lengths(self, table: np.ndarray, row: np.ndarray) -> np.ndarray:
+        shard, row = self._in_shards(table, row)
+        lengths = np.empty(len(row), np.int64)
+        for number in np.unique(shard):
+            here = shard == number
+            lengths[here] = example_lengths(self._shards[number], row[here])
+        return lengths
+
     def _order(self, table: int, places: np.ndarray) -> np.ndarray:
         seed = self._seed if self._plain else self._seed + (zlib.crc32(self._names[table].encode()) << 32)
         return shuffled(places, int(self._counts[table]), seed)
 
     def _table(self, selection: Selection, lengths_only: bool = False) -> TokenTable:
-        shard, row = np.empty_like(selection.row), selection.row.copy()
-        for table in np.unique(selection.table):
-            here = selection.table == table
-            ends = self._shard_ends[table]
-            own = np.searchsorted(ends, row[here], side="right")
-            row[here] -= np.concatenate([[0], ends])[own]
-            shard[here] = self._first_shard[table] + own
+        shard, row = self._in_shards(selection.table, selection.row)
         return self._gather(shard, row, lengths_only=lengths_only)
+
+    def _in_shards(self, table: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The shard of each example, and its row there."""
+        shard, inner = np.empty_like(row), row.copy()
+        for number in np.unique(table):
+            here = table == number
+            ends = self._shard_ends[number]
+            own = np.searchsorted(ends, row[here], side="right")
+            inner[here] -= np.concatenate([[0], ends])[own]
+            shard[here] = self._first_shard[number] + own
+        return shard, inner

@@ -50,15 +50,49 @@ class _Texts(NamedTuple):
 
 
 def diffusion_batch(table: TokenTable, indices: np.ndarray, *, rows: int, length: int) -> PackedBatch:
-    """Texts of a diffusion table, with as many to a row as fit.
+    """Examples of a diffusion table, with as many to a row as fit; each of their texts is a segment of its own.
 
     Args:
         table: a table of stage diffusion.
         indices: [N] examples.
         rows: B; length: L.
     """
-    arrays, _, metrics = _pack_texts(table, _diffusion_texts(table, indices), rows=rows, length=length, slots=length)
-    return PackedBatch(arrays, metrics)
+    lengths, _ = _measure(_diffusion_texts(table, indices))
+    packed = packing.pack(lengths, rows=rows, length=length, slots=length)
+    first, texts = _texts_in(table, indices, packed.kept)
+    text_example = np.repeat(np.arange(len(indices)), texts)
+    begins = np.concatenate([first, packed.kept.sum(keepdims=True)])
+    text_lengths = np.diff(begins)
+    # Segments are counted along each row.
+    column = packed.column[text_example] + first - np.repeat(np.cumsum(packed.kept) - packed.kept, texts)
+    order = np.lexsort((column, packed.row[text_example]))
+    rank = np.arange(len(order)) - np.searchsorted(packed.row[text_example][order], packed.row[text_example][order])
+    segment = np.empty(len(order), np.int64)
+    segment[order] = rank + 1
+
+    filled = ranges(packed.row * length + packed.column, packed.kept)
+    arrays = {name: np.zeros(rows * length, np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
+    arrays["tokens"] = np.full(rows * length, table.pad_id, np.int32)
+    arrays["tokens"][filled] = table["tokens"].values[ranges(table["tokens"].offsets[indices], packed.kept)]
+    arrays["segment_ids"][filled] = arrays["chunk_ids"][filled] = np.repeat(segment, text_lengths)
+    arrays["positions"][filled] = ranges(np.zeros_like(text_lengths), text_lengths)
+    metrics = {"fill": len(filled) / (rows * length), "tokens": len(filled), "cut_tokens": packed.cut_tokens}
+    return PackedBatch({name: array.reshape(rows, length) for name, array in arrays.items()}, metrics)
+
+
+def _texts_in(table: TokenTable, indices: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the texts of examples begin, counted over all kept tokens of all examples, and how many each has."""
+    starts = np.cumsum(kept) - kept
+    if "text_lengths" not in table:
+        return starts, np.ones(len(indices), np.int64)
+    lengths = table["text_lengths"]
+    counts = lengths.offsets[indices + 1] - lengths.offsets[indices]
+    sizes = lengths.values[ranges(lengths.offsets[indices], counts)].astype(np.int64)
+    within = np.cumsum(sizes) - sizes
+    within -= np.repeat(within[np.cumsum(counts) - counts], counts)
+    whole = within < np.repeat(kept, counts)  # texts that were cut off with the end of their example
+    example = np.repeat(np.arange(len(indices)), counts)[whole]
+    return (np.repeat(starts, counts) + within)[whole], np.bincount(example, minlength=len(indices))
 
 
 def pair_batch(
@@ -237,7 +271,7 @@ def _sample(
         raise BadInput(f"{table.folder}: {table.count} examples, a batch wants {examples}; lower the batch size")
     generator = np.random.default_rng(0)
     packed = []
-    for _ in range(_DRAWS):
+    for _ in range(_DRAWS if examples < table.count else 1):
         indices = generator.choice(table.count, examples, replace=False)
         if stage == "triplet":
             texts = _triplet_texts(table, indices, negatives)

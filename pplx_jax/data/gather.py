@@ -53,6 +53,24 @@ class Gatherer:
         return TokenTable(features, manifest, first.folder.parent)
 
 
+def example_lengths(table: TokenTable, rows: np.ndarray) -> np.ndarray:
+    """Tokens that each example brings to a batch, int64 [n]; a text that several of them share counts for each."""
+
+    def of(name: str, rows: np.ndarray) -> np.ndarray:
+        return table[name].offsets[rows + 1] - table[name].offsets[rows]
+
+    match table.stage:
+        case "diffusion":
+            return of("tokens", rows)
+        case "pair":
+            return of("query", rows) + of("document", rows)
+        case "triplet":
+            return of("query", rows) + of("document", rows) + of("document", table["negatives"][rows]).sum(axis=1)
+    document = table["document"][rows]
+    first, last = table["chunks_of_document"][document], table["chunks_of_document"][document + 1]
+    return of("query", rows) + table["chunks"].offsets[last] - table["chunks"].offsets[first] + last - first - 1
+
+
 class _Parts:
     """The examples wanted, table by table."""
 
@@ -75,17 +93,21 @@ class _Parts:
         assert first is not None
         return first
 
-    def ragged(self, name: str) -> Ragged:
+    def ragged(self, name: str, always: bool = False) -> Ragged:
         """The texts `name` of the examples, in their order."""
-        return self.texts([(table[name], rows, places) for _, table, rows, places in self.members], self.count)
+        pieces = [(table[name], rows, places) for _, table, rows, places in self.members]
+        return self.texts(pieces, self.count, always)
 
-    def texts(self, pieces: Sequence[tuple[Ragged, np.ndarray, np.ndarray]], count: int) -> Ragged:
-        """(from, its rows, where they go) of every piece as one `Ragged` of `count` arrays."""
+    def texts(
+        self, pieces: Sequence[tuple[Ragged, np.ndarray, np.ndarray]], count: int, always: bool = False
+    ) -> Ragged:
+        """(from, its rows, where they go) of every piece as one `Ragged` of `count` arrays; values, if only lengths
+        are wanted, `always`."""
         lengths = np.zeros(count, np.int64)
         for texts, rows, places in pieces:
             lengths[places] = texts.offsets[rows + 1] - texts.offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        if self._lengths_only:
+        if self._lengths_only and not always:
             return Ragged(np.broadcast_to(np.int32(0), offsets[-1:]), offsets)
         values = np.empty(offsets[-1], np.int32)
         for texts, rows, places in pieces:
@@ -101,7 +123,10 @@ class _Parts:
 
 
 def _diffusion(parts: _Parts) -> dict[str, Any]:
-    return {"tokens": parts.ragged("tokens")}
+    features = {"tokens": parts.ragged("tokens")}
+    if all("text_lengths" in table for _, table, _, _ in parts.members):
+        features["text_lengths"] = parts.ragged("text_lengths", always=True)
+    return features
 
 
 def _pairs(parts: _Parts) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from pplx_jax.errors import BadInput
 
 WORDS = 16  # a run so long is seldom shared by chance; GPT-3 (arXiv 2005.14165, appendix C) took 8 to 13
+_REMEMBERED = 100_000  # texts
 COMMON = 10  # a run in more evaluation texts than this is a form letter, not a text
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai, kana, Han: a character is a word
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
@@ -29,6 +30,7 @@ class Overlap:
 
     def __init__(self, evaluation: Iterable[str], words: int = WORDS, common: int = COMMON):
         self._words = words
+        self._known: dict[str, bool] = {}  # a passage stands in many rows
         hashes = [_hashes(text) for text in dict.fromkeys(evaluation)]
         self._whole = {one.tobytes() for one in hashes if len(one)}
         runs = [np.unique(_runs(one, words)) for one in hashes]
@@ -37,6 +39,13 @@ class Overlap:
 
     def of(self, text: str) -> bool:
         """Whether a training text overlaps with the evaluation texts."""
+        if text not in self._known:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            self._known[text] = self._look(text)
+        return self._known[text]
+
+    def _look(self, text: str) -> bool:
         hashes = _hashes(text)
         if hashes.tobytes() in self._whole:
             return True

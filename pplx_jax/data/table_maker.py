@@ -46,9 +46,9 @@ def table_maker(
     with TokenWriter(folder, STAGE_OF[kind], vocabulary) as writer:
         maker = _MAKERS[kind](writer, lengths, min_tokens)
         yield maker
+        maker.finish()
         if not maker.examples and not allow_empty:
             raise BadInput(f"{folder}: no example is left to tokenise; give a larger corpus or lower the least length")
-        maker.finish()
 
 
 class TableMaker:
@@ -115,31 +115,51 @@ class TableMaker:
 
 
 class _Texts(TableMaker):
-    """Windows of `Lengths.text` tokens. Those of fewer than `min_tokens` (short texts, and the rests of long ones)
-    are left out; the manifest counts them and their tokens under `too_short`."""
+    """Rows of `Lengths.text` tokens, full but for the last: texts end to end, one that does not fit going on in the
+    next row. `text_lengths` says where each text of a row ends.
+
+    A piece of a text shorter than `min_tokens` (a short text, or the rest of a long one) is left out; the manifest
+    counts them and their tokens under `too_short`. Room for less than that is left free.
+    """
 
     def __init__(self, writer: TokenWriter, lengths: Lengths, min_tokens: int = MIN_TOKENS):
         super().__init__(writer, lengths, min_tokens)
         self._too_short = collections.Counter(texts=0, tokens=0)
-        self._writer.append(tokens=Ragged.from_arrays([]))
+        self._row: list[np.ndarray] = []
+        none = Ragged.from_arrays([])
+        self._writer.append(tokens=none, text_lengths=none)
 
     def _limits(self, lengths: Lengths) -> dict[str, int]:
         return {}
 
     def add(self, block: Block) -> None:
-        texts = block["tokens"]
-        windows = split_windows(texts, self._lengths.text)
-        short = windows.lengths() < self._min_tokens
-        self._too_short.update(texts=int(short.sum()), tokens=int(windows.lengths()[short].sum()))
-        self._languages.update(str(name) for name in block["language"][texts.lengths() > 0])
-        self._empty += int((texts.lengths() == 0).sum())
-        self.examples += int((~short).sum())
-        self._writer.append(tokens=select(windows, ~short))
+        rows: list[list[np.ndarray]] = []
+        room = self._lengths.text - sum(map(len, self._row))
+        for text in block["tokens"]:
+            while len(text) >= self._min_tokens:
+                if room < self._min_tokens:
+                    rows.append(self._row)
+                    self._row, room = [], self._lengths.text
+                self._row.append(text[:room])
+                room, text = room - len(self._row[-1]), text[room:]
+            if len(text):
+                self._too_short.update(texts=1, tokens=len(text))
+        self._languages.update(str(name) for name in block["language"][block["tokens"].lengths() > 0])
+        self._empty += int((block["tokens"].lengths() == 0).sum())
+        self._write(rows)
 
     def finish(self) -> None:
+        if self._row:
+            self._write([self._row])
         super().finish()
         notes = {"length": self._lengths.text, "min_tokens": self._min_tokens, "too_short": dict(self._too_short)}
         self._writer.notes.update(notes)
+
+    def _write(self, rows: list[list[np.ndarray]]) -> None:
+        lengths = [[len(text) for text in row] for row in rows]
+        tokens = Ragged.from_arrays([np.concatenate(row) for row in rows])
+        self._writer.append(tokens=tokens, text_lengths=Ragged.from_arrays(lengths))
+        self.examples += len(rows)
 
 
 class _Pairs(TableMaker):
@@ -240,14 +260,6 @@ class _Documents(TableMaker):
 
 
 _MAKERS = {"text": _Texts, "pair": _Pairs, "triplet": _Triplets, "contextual": _Documents}
-
-
-def split_windows(texts: Ragged, length: int) -> Ragged:
-    """Every text cut into windows of `length` values, the last one shorter; an empty text gives none."""
-    windows = -(-texts.lengths() // length)
-    place = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
-    starts = np.repeat(texts.offsets[:-1], windows) + place * length
-    return Ragged(texts.values, np.append(starts, texts.offsets[-1]))
 
 
 def select(texts: Ragged, keep: np.ndarray) -> Ragged:

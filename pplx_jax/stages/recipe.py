@@ -263,16 +263,13 @@ def _mine(
     tables = open_tables(tokens / "pair", stage="pair", vocabulary=vocabulary)
     embedder = Embedder.load(workdir / "pair")
     pair = next((training for training in stages if training.stage.name == "pair"), None)
-    batch_size, data = (pair.stage.batch_size, pair.data) if pair else (1, None)
-    examples = Examples(tables, data, batch_size, seed)
-    seen = examples.read_before(pair.steps * batch_size if pair else 0)
+    examples = Examples(tables, pair.data if pair else None, pair.stage.batch_size if pair else 1, seed)
     mined: dict[str, Any] = {}
     for name, shards in tables.items():
-        count = sum(table.count for table in shards)
-        unseen = examples.order(name, np.arange(seen[name], count)) if seen[name] < count else np.arange(count)
+        unseen = examples.unread(name, pair.steps if pair else 0)
         table, among = shards[0], unseen
         if len(shards) > 1:
-            table, among = examples.table(name, unseen[: mining.examples or count]), None
+            table, among = examples.table(name, unseen[: mining.examples or None]), None
         output = tokens / "triplet" if len(tables) == 1 else tokens / "triplet.partial" / name
         mined[name] = mine_table(embedder, table, vocabulary, mining, output, among=among)
     if len(tables) == 1:

@@ -1,0 +1,301 @@
+"""What a recipe reads, looked at before it is trained on: `pplx-jax data report`."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pplx_jax.checkpointing import write_json
+from pplx_jax.data import blocks
+from pplx_jax.data.bad_rows import BadRows
+from pplx_jax.data.blocks import Block
+from pplx_jax.data.examples import Examples, open_tables
+from pplx_jax.data.lengths import Lengths
+from pplx_jax.data.near_duplicates import NearDuplicates
+from pplx_jax.data.overlap import Overlap
+from pplx_jax.data.ragged import Ragged
+from pplx_jax.data.recipe_data import recipe_data
+from pplx_jax.data.row_files import Unreadable
+from pplx_jax.data.source import Example, Source, texts_of
+from pplx_jax.data.source_corpus import overlap_with
+from pplx_jax.data.table_maker import table_maker
+from pplx_jax.data.token_files import TokenTable
+from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.errors import BadInput
+from pplx_jax.progress import Progress
+
+if TYPE_CHECKING:
+    from pplx_jax.train import Training
+
+QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "longest": 1.0}
+_SHOWN_CHARACTERS = 600
+_FILL_BATCHES = 20
+
+
+def report_corpus(
+    workdir: pathlib.Path,
+    *,
+    corpus: Any,
+    lengths: Lengths,
+    stages: Sequence[Training] = (),
+    initial: str | None = None,
+    vocabulary: pathlib.Path | None = None,
+    output: pathlib.Path | None = None,
+    examples: int = 100_000,
+    samples: int = 3,
+) -> dict[str, Any]:
+    """Looks at the first examples of every source of a recipe, and writes OUTPUT/report.json and report.html.
+
+    Needs no TensorFlow. Token ids, cuts and packing are those of training.
+
+    Args:
+        workdir: of the recipe.
+        corpus: its sources.
+        lengths: token limits.
+        stages: whose batches are packed, to see how full they are.
+        initial: a model folder whose vocabulary is used.
+        vocabulary: as in `recipe_data`.
+        output: the folder to write; WORKDIR/data/report where None.
+        examples: looked at of each part of a source.
+        samples: shown of each, after every step.
+
+    Returns:
+        Over all sources: `examples`, `tokens`, `fill` (share of the cells of packed rows that hold a token),
+        `duplicates` {exact, near}, `languages` {name: examples}, `overlap` (examples that share text with an
+        evaluation set), `bad_rows`; `fill_by_stage`; and `sources` {stage: {name: the same and more}}.
+
+    Raises:
+        BadInput: no files, no vocabulary, too many bad rows.
+    """
+    data = recipe_data(workdir, corpus, initial, vocabulary)
+    overlap = overlap_with(data.evaluation) if data.evaluation.exists() else None
+    drop = bool(getattr(corpus, "drop_overlap", False))
+    sources: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        tokens = pathlib.Path(temporary)
+        for source in data.sources:
+            for name, part in source.parts().items():
+                table = tokens / part.stage / name
+                look = _Look(part, data.vocabulary, lengths, overlap, drop, samples)
+                sources.setdefault(part.stage, {})[name] = look.read(table, examples)
+        fills = {
+            training.stage.name: _fill(training, tokens / training.stage.name, data.vocabulary, samples)
+            for training in stages
+            if training.stage.name in sources
+        }
+    report = {**_totals(sources, fills), "fill_by_stage": fills, "sources": sources}
+    folder = pathlib.Path(output or pathlib.Path(workdir) / "data" / "report")
+    folder.mkdir(parents=True, exist_ok=True)
+    from pplx_jax.html_report.data import render_data_page
+
+    (folder / "report.html").write_text(render_data_page(report, name=pathlib.Path(workdir).name), encoding="utf-8")
+    write_json(folder / "report.json", report)
+    shown = {name: value for name, value in report.items() if name not in ("sources", "fill_by_stage")}
+    lines = [_line(stage, name, one) for stage, named in sources.items() for name, one in named.items()]
+    return {**shown, "fill_by_stage": {stage: one["fill"] for stage, one in fills.items()}, "by_source": lines,
+            "report": str(folder / "report.html")}  # fmt: skip
+
+
+class _Look:
+    """One part of a source, looked at."""
+
+    def __init__(
+        self,
+        source: Source,
+        vocabulary: Vocabulary,
+        lengths: Lengths,
+        overlap: Overlap | None,
+        drop: bool,
+        samples: int,
+    ):
+        self._source, self._vocabulary, self._lengths = source, vocabulary, lengths
+        self._overlap, self._drop, self._samples = overlap, drop, samples
+        self._bad = BadRows(source.name, source.max_bad_share)
+        self._seen: set[bytes] = set()
+        self._near = NearDuplicates()
+        self._exact = self._nearly = 0
+        self._overlapping: list[str] = []
+        self._overlaps = 0
+        self._token_lengths: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+        self._shown: list[dict[str, str]] = []
+
+    def read(self, folder: pathlib.Path, limit: int) -> dict[str, Any]:
+        """Reads up to `limit` examples, writes their token table to `folder`, and says what there was."""
+        kind = self._source.kind
+        languages: collections.Counter[str] = collections.Counter()
+        count = 0
+        with (
+            Progress(f"data report: {self._source.name}", unit="example") as progress,
+            table_maker(folder, kind, self._vocabulary, self._lengths, allow_empty=True) as maker,
+        ):
+            for block in blocks.blocks(kind, itertools.islice(self._examples(), limit), self._bad):
+                tokenised = self._tokenize(block)
+                if len(tokenised["language"]):
+                    maker.add(tokenised)
+                languages.update(block["language"])
+                count += len(block["language"])
+                progress.update(count)
+        self._bad.finish()
+        table = TokenTable.open(folder)
+        notes = {name: table.manifest[name] for name in ("truncated", "cut_tokens", "too_short", "empty")
+                 if name in table.manifest}  # fmt: skip
+        self._show_cut(table)
+        return {
+            "examples": count,
+            "rows_of_the_table": table.count,
+            "tokens": int(sum(int(lengths.sum()) for found in self._token_lengths.values() for lengths in found)),
+            "languages": {name or "(none named)": number for name, number in languages.most_common()},
+            "duplicates": {"exact": self._exact, "near": self._nearly},
+            "overlap": {"examples": self._overlaps, "dropped": self._drop, "samples": self._overlapping},
+            "token_lengths": {name: _quantiles(found) for name, found in self._token_lengths.items() if found},
+            "rows": self._bad.summary(),
+            **notes,
+            "samples": self._shown,
+        }
+
+    def _examples(self) -> Iterator[Example]:
+        for shard in self._source.shards():
+            raw = self._raw(shard)
+            for example in self._source.examples(shard, self._bad, max_chunks=self._lengths.chunks):
+                texts = list(texts_of(example))
+                if self._overlap is not None and any(self._overlap.of(text) for text in texts):
+                    self._overlaps += 1
+                    if len(self._overlapping) < self._samples:
+                        self._overlapping.append(_short(" / ".join(texts)))
+                    if self._drop:
+                        continue
+                self._count_duplicate(texts)
+                if len(self._shown) < self._samples:
+                    shown = {name: value for name, value in example.items() if name != "document_hash"}
+                    steps = {"read": next(raw, ""), "checked": _short(json.dumps(shown, ensure_ascii=False))}
+                    self._shown.append(steps)
+                yield example
+
+    def _raw(self, shard: str) -> Iterator[str]:
+        for place, row in itertools.islice(self._source.rows(shard), self._samples * 100):
+            if not isinstance(row, Unreadable):
+                yield f"{place}\n{_short(json.dumps(row, ensure_ascii=False, default=_decoded))}"
+
+    def _count_duplicate(self, texts: list[str]) -> None:
+        key = hashlib.blake2b("\0".join(" ".join(text.split()) for text in texts).encode(), digest_size=16).digest()
+        if key in self._seen:
+            self._exact += 1
+            return
+        self._seen.add(key)
+        self._nearly += self._near.add(texts) is not None
+
+    def _tokenize(self, block: Mapping[str, Any]) -> Block:
+        result: Block = {}
+        for name in blocks.TEXTS[self._source.kind]:
+            result[name] = Ragged.from_arrays(self._vocabulary.encode_batch(block[name]))
+            self._token_lengths[name].append(result[name].lengths())
+        for name, kind in blocks.COLUMNS[self._source.kind].items():
+            result[name] = np.array(block[name], object if kind == "string" else np.dtype(kind))
+        for place, sample in enumerate(self._shown):
+            if "tokenised" not in sample:
+                first = {name: place * (self._source.negatives if name == "negatives" else 1) for name in result}
+                texts = {n: result[n] for n in blocks.TEXTS[self._source.kind] if first[n] < len(result[n])}
+                sample["tokenised"] = "\n".join(
+                    f"{name}: {_short(' '.join(map(str, text[first[name]].tolist())))}" for name, text in texts.items()
+                )
+        return result
+
+    def _show_cut(self, table: TokenTable) -> None:
+        for place, sample in enumerate(self._shown):
+            lines = []
+            for name, texts in table.features.items():
+                if isinstance(texts, Ragged) and name != "text_lengths" and place < len(texts):
+                    tokens = texts[place].tolist()
+                    lines.append(f"{name}, {len(tokens)} tokens: {_short(self._vocabulary.decode(tokens))}")
+            sample["cut"] = "\n".join(lines)
+
+
+def _fill(training: Training, folder: pathlib.Path, vocabulary: Vocabulary, samples: int) -> dict[str, Any]:
+    """Packs batches of a stage as training would; a batch is as large as there are examples for."""
+    tables = {name: found for name, found in open_tables(folder).items() if sum(table.count for table in found)}
+    stage, count = training.stage, sum(table.count for found in tables.values() for table in found)
+    batch_size, stream = stage.batch_size, None
+    while stream is None and batch_size:
+        try:
+            stage = dataclasses.replace(stage, batch_size=batch_size)  # type: ignore[type-var]
+            stream = Examples(tables, training.data, batch_size, seed=0) if count >= batch_size else None
+        except BadInput:
+            pass
+        if stream is None:
+            batch_size //= 2
+    if stream is None:
+        return {"batch_size": 0, "fill": 0.0, "tokens": 0, "cut_tokens": 0, "cells": 0, "sample": ""}
+    rows = stream.rows(stage, multiple_of=1)
+    cells = tokens = cut = 0
+    sample = ""
+    for batch in range(min(_FILL_BATCHES, max(count // batch_size, 1))):
+        packed = stream.batch(stage, stream.select(batch * batch_size + np.arange(batch_size)), rows)
+        tokens, cut = tokens + packed.metrics["tokens"], cut + packed.metrics["cut_tokens"]
+        cells += packed.arrays["tokens"].size
+        if not sample:
+            sample = _show_row(packed.arrays["tokens"][0], packed.arrays["segment_ids"][0], vocabulary, samples)
+    fill = tokens / cells
+    return {"batch_size": batch_size, "fill": fill, "tokens": int(tokens), "cut_tokens": int(cut), "cells": cells,
+            "sample": sample}  # fmt: skip
+
+
+def _show_row(tokens: np.ndarray, segments: np.ndarray, vocabulary: Vocabulary, limit: int) -> str:
+    lines = []
+    for segment in np.unique(segments)[: limit + 1]:
+        own = tokens[segments == segment].tolist()
+        text = "padding" if not segment else _short(vocabulary.decode(own))
+        lines.append(f"segment {segment}, {len(own)} tokens: {text}")
+    return "\n".join(lines)
+
+
+def _totals(sources: Mapping[str, Mapping[str, Any]], fills: Mapping[str, Any]) -> dict[str, Any]:
+    every = [one for named in sources.values() for one in named.values()]
+    languages: collections.Counter[str] = collections.Counter()
+    for one in every:
+        languages.update(one["languages"])
+    cells = sum(one["cells"] for one in fills.values())
+    return {
+        "examples": sum(one["examples"] for one in every),
+        "tokens": sum(one["tokens"] for one in every),
+        "fill": sum(one["tokens"] for one in fills.values()) / cells if cells else 0.0,
+        "duplicates": {kind: sum(one["duplicates"][kind] for one in every) for kind in ("exact", "near")},
+        "languages": dict(languages.most_common()),
+        "overlap": sum(one["overlap"]["examples"] for one in every),
+        "bad_rows": sum(one["rows"]["bad"] for one in every),
+    }
+
+
+def _line(stage: str, name: str, one: Mapping[str, Any]) -> str:
+    twice = one["duplicates"]
+    cut = sum(one.get("truncated", {}).values())
+    return (
+        f"{stage}/{name}: {one['examples']} examples, {one['tokens']} tokens, {len(one['languages'])} languages, "
+        f"{twice['exact']} exact and {twice['near']} near duplicates, {one['overlap']['examples']} overlap, "
+        f"{cut} texts cut, {one['rows']['bad']} bad rows"
+    )
+
+
+def _quantiles(found: Sequence[np.ndarray]) -> dict[str, float]:
+    lengths = np.concatenate(found)
+    if not len(lengths):
+        return {}
+    values = np.quantile(lengths, list(QUANTILES.values()), method="nearest")
+    return {"texts": len(lengths), "mean": round(float(lengths.mean()), 1),
+            **dict(zip(QUANTILES, map(int, values), strict=True))}  # fmt: skip
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+
+
+def _decoded(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

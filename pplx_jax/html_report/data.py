@@ -1,0 +1,110 @@
+"""The page of `pplx-jax data report`: tiles, fill by stage, and a card a source with its samples."""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from pplx_jax.html_report import charts
+from pplx_jax.html_report.style import STYLE
+
+_SHOWN_LANGUAGES = 40
+
+
+def render_data_page(report: Mapping[str, Any], *, name: str) -> str:
+    """Returns the whole HTML document.
+
+    Args:
+        report: what `report_corpus` writes as report.json.
+        name: of the run.
+    """
+    body = _header(report, name) + _fill(report) + _languages(report)
+    for stage, sources in report["sources"].items():
+        cards = "".join(_source(stage, source, one) for source, one in sources.items())
+        body += _section(stage, "Sources of this stage.", cards)
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(name)} · data · pplx_jax</title><style>{STYLE}</style></head>"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+
+
+def _header(report: Mapping[str, Any], name: str) -> str:
+    twice = report["duplicates"]
+    tiles = {
+        "Examples": (f"{report['examples']:,}", f"{report['tokens']:,} tokens"),
+        "Fill of packed rows": (f"{report['fill']:.1%}", "cells that hold a token"),
+        "Duplicates": (f"{twice['exact'] + twice['near']:,}", f"{twice['exact']:,} exact, {twice['near']:,} near"),
+        "Overlap with evaluation": (f"{report['overlap']:,}", "examples that share text with it"),
+        "Bad rows": (f"{report['bad_rows']:,}", "skipped"),
+    }
+    cells = "".join(
+        f'<div class="tile"><div class="name">{escape(title)}</div><div class="value">{value}</div>'
+        f'<div class="note">{escape(note)}</div></div>'
+        for title, (value, note) in tiles.items()
+    )
+    return f'<header><h1>{escape(name)}: data</h1></header><div class="tiles">{cells}</div>'
+
+
+def _fill(report: Mapping[str, Any]) -> str:
+    stages = report["fill_by_stage"]
+    if not stages:
+        return ""
+    bars = charts.bars([charts.Bar(stage, one["fill"], stage) for stage, one in stages.items()])
+    samples = "".join(_folded(f"A packed row: {stage}", one["sample"]) for stage, one in stages.items())
+    note = "Share of the cells of packed rows that hold a token, in batches as training packs them."
+    return _section("Fill", note, f'<div class="card">{bars}</div><div class="card config spaced">{samples}</div>')
+
+
+def _languages(report: Mapping[str, Any]) -> str:
+    languages = list(report["languages"].items())[:_SHOWN_LANGUAGES]
+    if not languages:
+        return ""
+    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{count:,}</dd></div>" for name, count in languages)
+    return _section("Languages", "Examples of each.", f'<div class="card"><dl class="pairs">{rows}</dl></div>')
+
+
+def _source(stage: str, name: str, one: Mapping[str, Any]) -> str:
+    facts = {
+        "Examples": one["examples"],
+        "Tokens": one["tokens"],
+        "Exact duplicates": one["duplicates"]["exact"],
+        "Near duplicates": one["duplicates"]["near"],
+        "Overlap with evaluation": one["overlap"]["examples"],
+        "Rows read": one["rows"]["rows"],
+        "Bad rows": one["rows"]["bad"],
+        **{f"Bad: {reason}": count for reason, count in one["rows"]["reasons"].items()},
+        **{f"Cut: {field}": count for field, count in one.get("truncated", {}).items()},
+    }
+    pairs = "".join(f"<div><dt>{escape(title)}</dt><dd>{value:,}</dd></div>" for title, value in facts.items())
+    folded = [_folded(f"Sample {place}: {step}", text) for place, sample in enumerate(one["samples"], 1)
+              for step, text in sample.items()]  # fmt: skip
+    folded += [_folded(f"Bad rows: {reason}", "\n".join(places)) for reason, places in one["rows"]["samples"].items()]
+    if one["overlap"]["samples"]:
+        folded.append(_folded("Overlap with evaluation", "\n".join(one["overlap"]["samples"])))
+    return (
+        f'<div class="card spaced"><h3>{escape(name)}<small>{escape(stage)}</small></h3><dl class="pairs">{pairs}</dl>'
+        f"{_lengths(one['token_lengths'])}{''.join(folded)}</div>"
+    )
+
+
+def _lengths(lengths: Mapping[str, Mapping[str, Any]]) -> str:
+    lengths = {field: values for field, values in lengths.items() if values}
+    if not lengths:
+        return ""
+    titles = list(next(iter(lengths.values())))
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    rows = "".join(
+        f"<tr><td>{escape(field)}</td>{''.join(f'<td>{value:,}</td>' for value in values.values())}</tr>"
+        for field, values in lengths.items()
+    )
+    table = f"<table><thead><tr><th>Tokens of</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="scroll spaced">{table}</div>'
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>" if text else ""
+
+
+def _section(title: str, note: str, content: str) -> str:
+    return f"<section><h2>{escape(title)}</h2><p>{escape(note)}</p>{content}</section>"
