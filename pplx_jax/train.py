@@ -198,6 +198,7 @@ def train(
         compiled: dict[tuple[int, ...], jax.stages.Compiled] = {}  # batches of another mixture fill other rows
         progress = opened.enter_context(Progress(stage.name, total=training.steps, start=first_step, unit="step"))
         tokens = logged_tokens = 0
+        logged_wait = 0.0
         numbers: dict[str, float] = {}
         logged_at = last_saved = time.monotonic()
         for step in range(first_step + 1, training.steps + 1):
@@ -210,6 +211,7 @@ def train(
                 compiled[shape] = step_function.lower(state, batch).compile()
                 taken = time.monotonic() - compiling
                 logged_at, compile_seconds = logged_at + taken, compile_seconds + taken
+                logged_wait = loader.data_wait_seconds if step == first_step + 1 else logged_wait
             state, metrics = compiled[shape](state, batch)
             logs = step % training.log_every_steps == 0 or step in (1, training.steps)
             saves = step == training.steps or time.monotonic() - last_saved > training.checkpoint_every_seconds
@@ -224,8 +226,9 @@ def train(
                     "fill": counts["fill"],
                     "cut_tokens": counts["cut_tokens"],
                     "data_wait_seconds": loader.data_wait_seconds,
+                    "data_wait_share": (loader.data_wait_seconds - logged_wait) / max(now - logged_at, 1e-9),
                 }
-                logged_at, logged_tokens = now, tokens
+                logged_at, logged_tokens, logged_wait = now, tokens, loader.data_wait_seconds
                 writer.write(step, numbers)
                 progress.update(step, loss=numbers["loss"], tokens=tokens)
             if saves:

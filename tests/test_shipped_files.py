@@ -12,6 +12,7 @@ from pplx_jax.verbs import VERBS
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "gin" / "recipes").glob("*.gin"))
+STAGE_NAMES = ("diffusion", "pair", "contextual", "triplet")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What a user has to say of a recipe; here it need not exist.
 REQUIRED = {name: ("INITIAL='a_model'", "CORPUS='a_corpus'") for name in ("pplx_embed_0p6b", "pplx_embed_4b")}
@@ -73,6 +74,29 @@ def test_a_full_recipe_has_the_published_values(name, diffusion_rate, pair_rate,
         assert training.stage.batch_size % (run["mesh"].data * run["mesh"].fsdp) == 0
 
 
+DECLARED = ["INITIAL='a_model'", "DATA_ROOT='data'", "EVALUATION='sets'"]
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_declared_sources_take_the_place_of_a_folder_and_add_up_to_the_published_shares(name):
+    run = load([f"gin/recipes/{name}.gin", "gin/data/pplx_embed.gin"], DECLARED).arguments["run"]
+    sources = {part.name: part for source in run["corpus"].sources for part in source.parts().values()}
+    diffusion, pair, _, triplet = run["stages"]
+    tables = {stage: {one: 10**9 for one, part in sources.items() if part.stage == stage} for stage in STAGE_NAMES}
+    weights = {f"{source.name}.{language}": weight for source in run["corpus"].sources
+               for language, weight in source.languages.items()}  # fmt: skip
+    shares = diffusion.data.shares(tables["diffusion"], weights)
+    assert len(shares) == 30 and shares["fineweb_edu"] == pytest.approx(0.5)
+    read = dict.fromkeys(tables["pair"], 0.0)
+    steps = (*pair.data.steps, pair.steps - sum(pair.data.steps))
+    for mixture, count in zip(pair.data.mixtures, steps, strict=True):
+        for source, share in mixture.shares(tables["pair"], {}).items():
+            read[source] += share * count / pair.steps
+    assert read == pytest.approx({"english": 0.656, "cross_lingual": 0.067, "code": 0.01, "multilingual": 0.267})
+    assert triplet.data.shares(tables["triplet"], {})["triplets_english"] == pytest.approx(0.92)
+    assert {mixture.batches for mixture in pair.data.mixtures} == {"one_source"}
+
+
 def test_every_file_of_stages_belongs_to_a_recipe():
     included = {name for recipe in RECIPES for name in re.findall(r"include '(.+)'", recipe.read_text())}
     assert {f"gin/stages/{path.name}" for path in (ROOT / "gin" / "stages").glob("*.gin")} <= included
@@ -98,4 +122,4 @@ def test_the_readme_names_files_that_exist():
 
 def test_the_readme_names_commands_that_exist():
     verbs = set(re.findall(r"pplx-jax ([a-z][a-z-]*)", README))
-    assert verbs and verbs <= {verb.name for verb in VERBS}
+    assert verbs and verbs <= {verb.name.split()[0] for verb in VERBS}

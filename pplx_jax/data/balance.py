@@ -5,10 +5,14 @@ Dealing by length within a window of batches evens that out, and changes neither
 which source has which place.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 _LEAST = 16  # examples of a bin
 _BINS = 256  # most bins of a batch
+_STIRRED = 4  # examples of about the same length
+_FEW_BATCHES = 8  # a window of fewer has large batches, which keys that meet do not make uneven
 
 
 def bin_size(batch_size: int) -> int:
@@ -19,36 +23,73 @@ def bin_size(batch_size: int) -> int:
     return batch_size
 
 
-def deal(groups: np.ndarray, lengths: np.ndarray, size: int) -> np.ndarray:
+def deal(groups: np.ndarray, lengths: np.ndarray, keys: np.ndarray, size: int, batch_size: int) -> np.ndarray:
     """Where each example of a window goes.
 
     Args:
         groups: [n] int; an example goes to a place of its own group.
         lengths: [n] tokens of each.
+        keys: [n] int; examples of one key (queries of one document) go to different batches, as far as they can.
         size: examples of a bin; bins are consecutive places, the last may be smaller.
+        batch_size: examples of a batch, a multiple of `size`.
 
     Returns:
         [n] int64: the example at each place; groups[result] == groups. Deterministic.
     """
     count = len(groups)
     bins = np.arange(count) // size
-    load = np.zeros(-(-count // size), np.int64)
+    batch_of_bin = np.arange(-(-count // size)) * size // batch_size
+    load, batch_load = np.zeros(len(batch_of_bin), np.int64), np.zeros(int(batch_of_bin[-1]) + 1, np.int64)
     result = np.empty(count, np.int64)
+    same = np.unique(keys, return_inverse=True)[1]
+    usual = np.bincount(same, lengths) / np.bincount(same)  # of a key, so that its examples stay together
     by_group = np.argsort(groups, kind="stable")
     members = np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1)
     # Groups that vary most come first: the others make up for what they leave uneven.
     members.sort(key=lambda places: -float(np.var(lengths[places])) * len(places))
     for places in members:
-        examples = places[np.argsort(-lengths[places], kind="stable")]
-        own = bins[places]  # ascending
-        starts = np.flatnonzero(np.diff(own, prepend=-1))
-        turn = np.arange(len(places)) - np.repeat(starts, np.diff(np.append(starts, len(places))))
-        dealt = 0
+        examples = _stirred(places[np.lexsort((same[places], -usual[same[places]]))])
+        turn = _place_within(bins[places])  # bins are ascending
+        dealt, key, held = 0, -1, np.zeros(len(batch_load), bool)
         for round_ in range(int(turn.max()) + 1):
             open_places = places[turn == round_]  # one in every bin that still has room
-            order = np.argsort(load[bins[open_places]], kind="stable")
-            chosen = examples[dealt : dealt + len(open_places)]
-            result[open_places[order]] = chosen
-            load[bins[open_places[order]]] += lengths[chosen]
-            dealt += len(open_places)
+            for block in _blocks(bins[open_places], load, batch_of_bin):
+                block = open_places[block]
+                batch = batch_of_bin[bins[block]]
+                chosen = examples[dealt : dealt + len(block)]
+                # The longest go to the lightest batches, but for those that hold the key that is being dealt.
+                if same[chosen[0]] != key:
+                    held[:] = False
+                order = np.lexsort((load[bins[block]], batch_load[batch], held[batch]))
+                block, batch = block[order], batch[order]
+                result[block] = chosen
+                load[bins[block]] += lengths[chosen]
+                np.add.at(batch_load, batch, lengths[chosen])
+                if same[chosen[-1]] != key:
+                    key, held = same[chosen[-1]], np.zeros(len(batch_load), bool)
+                held[batch[same[chosen] == key]] = True
+                dealt += len(block)
     return result
+
+
+def _stirred(ordered: np.ndarray) -> np.ndarray:
+    """Every few neighbours in the order of their places, which is random: else every pass would deal alike."""
+    return ordered[np.lexsort((ordered, np.arange(len(ordered)) // _STIRRED))]
+
+
+def _blocks(open_bins: np.ndarray, load: np.ndarray, batch_of_bin: np.ndarray) -> Iterator[np.ndarray]:
+    """Places of the bins in blocks: the lightest of each batch, then the next of each; of few batches all in one."""
+    batch = batch_of_bin[open_bins]
+    if batch_of_bin[-1] < _FEW_BATCHES:
+        yield np.arange(len(open_bins))
+        return
+    by_load = np.lexsort((load[open_bins], batch))
+    within = _place_within(batch[by_load])
+    for place in range(int(within.max()) + 1):
+        yield by_load[within == place]
+
+
+def _place_within(ascending: np.ndarray) -> np.ndarray:
+    """How many equal values stand before each."""
+    starts = np.flatnonzero(np.diff(ascending, prepend=ascending[0] - 1))
+    return np.arange(len(ascending)) - np.repeat(starts, np.diff(np.append(starts, len(ascending))))

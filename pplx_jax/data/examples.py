@@ -286,17 +286,19 @@ class Examples:
         groups = np.unique(np.stack([table, passes]), axis=1, return_inverse=True)[1].reshape(-1)
         if self._shards[0].stage == "diffusion":  # rows of a table are full as they are
             return _Window(table, row)
-        lengths = self._lengths(table, row)
-        dealt = deal(groups, lengths, bin_size(self._batch_size))
+        lengths, keys = self._lengths_and_documents(table, row)
+        dealt = deal(groups, lengths, keys, bin_size(self._batch_size), self._batch_size)
         return _Window(table[dealt], row[dealt])
 
-    def _lengths(self, table: np.ndarray, row: np.ndarray) -> np.ndarray:
+    def _lengths_and_documents(self, table: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of each example, and the hash of its document."""
         shard, row = self._in_shards(table, row)
-        lengths = np.empty(len(row), np.int64)
+        lengths, documents = np.empty((2, len(row)), np.int64)
         for number in np.unique(shard):
             here = shard == number
             lengths[here] = example_lengths(self._shards[number], row[here])
-        return lengths
+            documents[here] = self._shards[number]["document_hash"][row[here]]
+        return lengths, documents
 
     def _order(self, table: int, places: np.ndarray) -> np.ndarray:
         seed = self._seed if self._plain else self._seed + (zlib.crc32(self._names[table].encode()) << 32)

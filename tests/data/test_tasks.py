@@ -11,9 +11,7 @@ import pytest
 from pplx_jax.data import blocks, tasks
 from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.lengths import Lengths
-from pplx_jax.data.ragged import Ragged
 from pplx_jax.data.source import Source
-from pplx_jax.data.table_maker import split_windows
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
@@ -88,26 +86,76 @@ def test_blocks_keep_the_order_of_the_file(vocabulary, tmp_path, monkeypatch):
     assert tokens == [vocabulary.encode(text) for text in HARD_TEXTS]
 
 
-def test_text_windows(vocabulary, tmp_path):
+def test_rows_of_text_are_full_and_hold_every_text_in_order(vocabulary, tmp_path):
     path = write_lines(tmp_path / "text.jsonl", [{"text": text, "source": "s"} for text in HARD_TEXTS])
     manifest = tasks.tokenize_source(source_of(path, "text"), vocabulary, tmp_path / "table", LENGTHS, min_tokens=5)
     table = TokenTable.open(tmp_path / "table", stage="diffusion", vocabulary=vocabulary)
-    expected, short = [], []
+    lengths = table["tokens"].lengths()
+    # Room for less than five tokens may be left free; the last row is what is left over.
+    assert lengths.max() == 16 and lengths[:-1].min() > 16 - 5
+    assert lengths[:-1].mean() > 0.97 * 16
+    pieces = []
+    for tokens, texts in zip(table["tokens"], table["text_lengths"], strict=True):
+        assert texts.sum() == len(tokens) and texts.min() >= 5
+        pieces += [piece.tolist() for piece in np.split(tokens, np.cumsum(texts)[:-1])]
+    # The pieces put together again are the texts, but for pieces shorter than five tokens.
+    short = {"texts": 0, "tokens": 0}
     for text in HARD_TEXTS:
-        tokens = vocabulary.encode(text)
-        for start in range(0, len(tokens), 16):
-            window = tokens[start : start + 16]
-            (expected if len(window) >= 5 else short).append(window)
-    assert [window.tolist() for window in table["tokens"]] == expected
-    assert short and manifest["too_short"] == {"texts": len(short), "tokens": sum(map(len, short))}
-    assert manifest["count"] == len(expected) and manifest["length"] == 16
+        left = vocabulary.encode(text)
+        while len(left) >= 5:
+            piece = pieces.pop(0)
+            assert piece == left[: len(piece)]
+            left = left[len(piece) :]
+        short["texts"], short["tokens"] = short["texts"] + bool(left), short["tokens"] + len(left)
+    assert not pieces and manifest["too_short"] == short and short["texts"] > 0
+    assert manifest["count"] == len(lengths) and manifest["length"] == 16
     assert manifest["vocabulary"]["fingerprint"] == vocabulary.fingerprint
 
 
-def test_split_windows():
-    windows = split_windows(Ragged.from_arrays([[1, 2, 3, 4, 5], [], [6, 7], [8, 9, 10]]), 2)
-    assert [window.tolist() for window in windows] == [[1, 2], [3, 4], [5], [6, 7], [8, 9], [10]]
-    assert len(split_windows(Ragged.from_arrays([]), 2)) == 0
+def test_a_registered_mixture_gives_records_in_its_proportions(vocabulary, tmp_path):
+    import seqio
+
+    sources = []
+    for name in ("one", "two"):
+        pairs = [{"query": f"{name} {n}", "positive": text} for n, text in enumerate(TEXTS)]
+        path = write_lines(tmp_path / f"{name}.jsonl", pairs)
+        sources.append(Source(name, "pair", str(path)))
+    for _ in range(2):  # a second time replaces the first
+        mixture = tasks.register("pplx_jax_test_mixture", sources, vocabulary, {"one": 3.0, "two": 1.0})
+    assert sorted(task.name for task in mixture.tasks) == ["pplx_jax.pair_one", "pplx_jax.pair_two"]
+    dataset = seqio.get_mixture_or_task("pplx_jax_test_mixture").get_dataset(
+        {"query": 4, "document": 8}, split="train", shuffle=False, seed=0
+    )
+    records = list(dataset.take(200).as_numpy_iterator())
+    firsts = {name: vocabulary.encode(f"{name} 0")[:2] for name in ("one", "two")}
+    share = np.mean([record["query"].tolist()[:2] == firsts["one"] for record in records])
+    assert 0.6 < share < 0.9 and all(len(record["document"]) <= 8 for record in records)
+
+
+def test_records_of_the_other_kinds(vocabulary, tmp_path):
+    path = write_lines(tmp_path / "documents.jsonl", documents_of([3, 2]))
+    task = tasks.source_task(source_of(path, "contextual"), vocabulary)
+    records = list(task.get_dataset(split="train", shuffle=False))
+    assert [int(record["chunk"]) for record in records] == [0, 2, 0]
+    chunks = [f"{TEXTS[place]} of 1" for place in range(2)]
+    assert records[2]["chunks"].to_list() == [vocabulary.encode(chunk) for chunk in chunks]
+    rows = [{"query": "q", "document": TEXTS[0], "negatives": TEXTS[1:3]}]
+    path = write_lines(tmp_path / "triplets.jsonl", rows)
+    task = tasks.source_task(source_of(path, "triplet", negatives=2), vocabulary)
+    (record,) = task.get_dataset(split="train", shuffle=False)
+    assert record["negatives"].to_list() == [vocabulary.encode(text) for text in TEXTS[1:3]]
+
+
+def test_triplets_refer_to_their_negatives(vocabulary, tmp_path):
+    rows = [{"query": f"q {n}", "document": TEXTS[n], "negatives": TEXTS[n + 1 : n + 3]} for n in range(4)]
+    path = write_lines(tmp_path / "triplets.jsonl", rows)
+    source = source_of(path, "triplet", negatives=2)
+    tasks.tokenize_source(source, vocabulary, tmp_path / "table", LENGTHS)
+    table = TokenTable.open(tmp_path / "table", stage="triplet", vocabulary=vocabulary)
+    assert table.count == 4 and len(table["document"]) == 12
+    for row in range(4):
+        found = [table["document"][place].tolist() for place in table["negatives"][row]]
+        assert found == [vocabulary.encode(text)[:30] for text in TEXTS[row + 1 : row + 3]]
 
 
 def test_pairs(vocabulary, tmp_path):

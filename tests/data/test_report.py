@@ -1,0 +1,116 @@
+"""The report of a small corpus whose duplicates, overlaps, languages and bad rows are known."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from pplx_jax import cli
+from pplx_jax.data.near_duplicates import NearDuplicates
+
+LONG = "open the first file of the index and read each vector of the table before you close it again".split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    tiny.tiny_vocabulary(folder)
+    texts = [" ".join(f"{word} {n}" for word in LONG) for n in range(20)]
+    near = " ".join([*LONG * 4, "once more"])
+    evaluation = "a question about vectors that nobody may train on, for it is what the model is asked in the end"
+    texts += [texts[3], " ".join(LONG * 4), near, f"before {evaluation} after"]
+    rows = [{"text": text, "language": "de" if n % 2 else "en"} for n, text in enumerate(texts)]
+    lines = [json.dumps(row) + "\n" for row in rows] + ['{"text": 3}\n']
+    (folder / "text.jsonl").write_text("".join(lines))
+    pairs = [{"query": f"read {n} file", "positive": text} for n, text in enumerate(texts[:16])]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    beir = folder / "beir"
+    beir.mkdir()
+    (beir / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": evaluation}) + "\n")
+    (beir / "queries.jsonl").write_text('{"_id": "q", "text": "close"}\n')
+    (beir / "qrels.tsv").write_text("q\td\t1\n")
+    (folder / "recipe.gin").write_text(f"""
+run.corpus = @SourceCorpus()
+run.lengths = @Lengths()
+run.stages = [@diffusion/Training(), @pair/Training()]
+SourceCorpus.sources = [@notes/Source(), @asked/Source()]
+SourceCorpus.evaluation = '{beir}'
+Source.max_bad_share = 0.1
+notes/Source:
+    name = 'notes'
+    kind = 'text'
+    path = '{folder}/text.jsonl'
+asked/Source:
+    name = 'asked'
+    kind = 'pair'
+    path = '{folder}/pairs.jsonl'
+Lengths.text = 64
+Lengths.query = 8
+Lengths.document = 20
+Lengths.chunk = 8
+Lengths.chunks = 8
+Training.optimizer = @Optimizer()
+Training.steps = 1
+Optimizer.peak_learning_rate = 1.0
+diffusion/Training.stage = @DiffusionStage()
+DiffusionStage.batch_size = 4
+DiffusionStage.row_length = 64
+pair/Training.stage = @PairStage()
+PairStage.batch_size = 8
+PairStage.row_length = 64
+""")
+    return folder
+
+
+def report(folder, workdir, capsys, *params):
+    words = ["data", "report", f"--gin_file={folder}/recipe.gin", f"--workdir={workdir}", f"--vocabulary={folder}"]
+    assert cli.main([*words, "--json", *params]) == cli.DONE
+    return json.loads(capsys.readouterr().out)
+
+
+def test_it_counts_what_is_there(folder, tmp_path, capsys):
+    result = report(folder, tmp_path, capsys)
+    assert result["examples"] == 24 + 16 and result["bad_rows"] == 1 and result["overlap"] == 1
+    assert result["duplicates"] == {"exact": 1, "near": 1}
+    assert result["languages"] == {"(none named)": 16, "en": 12, "de": 12}
+    assert 0.8 < result["fill"] <= 1 and set(result["fill_by_stage"]) == {"diffusion", "pair"}
+    whole = json.loads((tmp_path / "data" / "report" / "report.json").read_text())
+    notes, asked = whole["sources"]["diffusion"]["notes"], whole["sources"]["pair"]["asked"]
+    assert result["tokens"] == notes["tokens"] + asked["tokens"] > 0
+    assert notes["rows"]["samples"] == {"no text of type str": [f"{folder}/text.jsonl:25"]}
+    assert "nobody may train on" in notes["overlap"]["samples"][0]
+    assert asked["truncated"]["document"] == 16 and asked["truncated"]["query"] > 0
+    lengths = asked["token_lengths"]["document"]
+    assert lengths["texts"] == 16 and lengths["median"] <= lengths["p90"] <= lengths["longest"]
+    # samples after every step, and a page of the same
+    assert [list(sample) for sample in asked["samples"]] == [["read", "checked", "tokenised", "cut"]] * 3
+    assert "document, 20 tokens" in asked["samples"][0]["cut"]
+    page = (tmp_path / "data" / "report" / "report.html").read_text()
+    assert "nobody may train on" in page and "A packed row: pair" in page and "<script" not in page
+
+
+def test_overlap_is_dropped_by_a_flag(folder, tmp_path, capsys):
+    result = report(folder, tmp_path, capsys, "--gin_param=SourceCorpus.drop_overlap = True")
+    assert result["examples"] == 23 + 16 and result["overlap"] == 1
+
+
+def test_no_vocabulary_is_said(folder, tmp_path, capsys):
+    words = ["data", "report", f"--gin_file={folder}/recipe.gin", f"--workdir={tmp_path}"]
+    assert cli.main(words) == cli.BAD_INPUT
+    assert "run the recipe first, or give --vocabulary" in capsys.readouterr().err
+
+
+def test_near_duplicates_are_those_that_share_most_runs_of_words():
+    generator = np.random.default_rng(0)
+    words = [f"word{number}" for number in range(2000)]
+    texts = [[str(word) for word in generator.choice(words, 120)] for _ in range(300)]
+    found = NearDuplicates()
+    assert [found.add([" ".join(text)]) for text in texts] == [None] * 300
+    # one word in 120 changed: 5 of 116 runs; half of the words changed: another text
+    for number in range(0, 300, 10):
+        near, far = list(texts[number]), list(texts[number])
+        near[60] = "changed"
+        far[:60] = generator.choice(words, 60).tolist()
+        assert found.add([" ".join(near)]) == number
+        assert found.add([" ".join(far)]) is None
