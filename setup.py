@@ -11,6 +11,9 @@ EXTRAS = {
         "tensorflow>=2.20,<2.23",
         "tensorflow-text>=2.20,<2.23",
         "tensorflow-datasets>=4.9.9,<5",
+        "apache-beam>=2.65,<3",  # `data cache`
+        "pyarrow>=19,<26",  # Parquet sources
+        "fsspec>=2024.6",  # sources in buckets
     ],
     # PyTorch and ONNX export and their parity checks. What is exported opens in transformers 4.51 to 5.x.
     "convert": [

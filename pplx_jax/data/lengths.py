@@ -5,10 +5,10 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Token limits of a recipe's texts; longer ones are split (text) or cut (the others), and counted.
+    """Token limits of a recipe's texts; longer ones go on in the next row (text) or are cut (the others), and counted.
 
     Attributes:
-      text: windows of the diffusion stage.
+      text: rows of the diffusion stage, filled with texts end to end.
       query: of the contrastive stages.
       document: of the pair and triplet stages.
       chunk: of the contextual stage.

@@ -13,7 +13,7 @@ class DiffusionStage:
     """Trains on texts alone.
 
     Attributes:
-      batch_size: texts a step.
+      batch_size: examples a step: rows of `Lengths.text` tokens, full of texts.
       row_length: tokens a row.
       normalizer: what the loss is divided by; see `diffusion_loss`.
       min_time: smallest t.
