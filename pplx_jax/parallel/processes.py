@@ -146,9 +146,9 @@ def joined(processes: Processes) -> Iterator[None]:
 
 
 def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a function the parameters of `Processes`, and runs it as part of the job that they describe.
+    """Gives a function a parameter `processes`, and runs it as part of the job that it describes.
 
-    `processes` is for a recipe; `coordinator`, `num_processes` and `process_id` win over it.
+    The flags of `_FLAGS`, as further keywords, win over its fields.
     """
 
     @functools.wraps(function)
@@ -157,13 +157,11 @@ def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
         with joined(dataclasses.replace(processes, **given)):
             return function(*arguments, **keywords)
 
+    # What a recipe may bind; the flags are this machine's business. gin would look past it at what is wrapped.
     signature = inspect.signature(function)
-    added = [
-        inspect.Parameter("processes", inspect.Parameter.KEYWORD_ONLY, default=Processes()),
-        *(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in _FLAGS),
-    ]
-    shown = signature.replace(parameters=[*signature.parameters.values(), *added])
-    setattr(run, "__signature__", shown)  # noqa: B010 - what inspect.signature goes by
+    added = inspect.Parameter("processes", inspect.Parameter.KEYWORD_ONLY, default=Processes(), annotation=Processes)
+    vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), added])
+    del vars(run)["__wrapped__"]
     return run
 
 

@@ -82,7 +82,7 @@ class RollCall:
         with self._changed:
             if self.me.index == 0:
                 self._changed.wait_for(lambda: len(self._arrived.get(name, ())) == self.count - 1)
-                for line in self._lines.values():
+                for line in list(self._lines.values()):
                     line.send({"go": name})
             else:
                 self._changed.wait_for(lambda: name in self._released)
@@ -95,21 +95,21 @@ class RollCall:
         _failed = _failed or failure is not None
         word = {"bye": self.me.index} if failure is None else {"stop": f"{self.me} failed: {failure}"}
         self._closing = True
-        for line in self._lines.values():
+        for line in list(self._lines.values()):
             line.send(word)
         self._thread.join(timeout=self._silence)
-        for line in self._lines.values():
+        for line in list(self._lines.values()):
             line.close()
 
     def _watch(self) -> None:
         beat = self._silence / _BEATS
         sent = 0.0
         while not self._closing and self._lines:
-            readable, _, _ = select.select([line.socket for line in self._lines.values()], [], [], beat / 2)
+            readable, _, _ = select.select([line.socket for line in list(self._lines.values())], [], [], beat / 2)
             now = time.monotonic()
             if now - sent > beat:
                 sent = now
-                for line in self._lines.values():
+                for line in list(self._lines.values()):
                     line.send({})
             for index, line in list(self._lines.items()):
                 if line.socket in readable:
@@ -141,7 +141,7 @@ class RollCall:
 
     def _lost(self, reason: str, index: int) -> None:
         self._lines.pop(index).close()
-        for line in self._lines.values():  # process 0 tells the others
+        for line in list(self._lines.values()):  # process 0 tells the others
             line.send({"stop": reason})
         if not self._closing:
             self._end(f"{reason}; process {self.me.index} of {self.count} stops too")
