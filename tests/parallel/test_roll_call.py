@@ -68,7 +68,9 @@ def test_a_process_that_dies_is_named_to_all_others(job):
 
 
 def test_the_death_of_the_first_is_named_too(job):
-    for line in list(job.calls[0]._lines.values()):
+    job.calls[0]._closing = True  # a dead process watches nobody
+    job.calls[0]._thread.join(timeout=20)
+    for line in job.calls[0]._lines.values():
         line.socket.shutdown(socket.SHUT_RDWR)
     for index in (1, 2):
         assert job.ends[index].get(timeout=10) == f"{job.calls[0].me} died; process {index} of 3 stops too"
