@@ -55,12 +55,17 @@ def run_until(step, *arguments, **keywords):
 
 import jax
 """
-ALONE = COMMON + """
+ALONE = (
+    COMMON
+    + """
 for name in tiny.STAGES:
     run(setting, output / "one" / name, name, **fields(name))
 run_until(2, setting, output / "from_one", "pair", **fields("pair"))
 """
-TOGETHER = COMMON + """
+)
+TOGETHER = (
+    COMMON
+    + """
 with joined(Processes()):
     assert (len(jax.devices()), len(jax.local_devices())) == (8, 4)
     eight = Mesh(data=2, fsdp=4)
@@ -69,11 +74,17 @@ with joined(Processes()):
     run(setting, output / "from_one", "pair", mesh=eight, **fields("pair"))
     run_until(2, setting, output / "from_two", "pair", mesh=eight, **fields("pair"))
 """
-AGAIN_ALONE = COMMON + """
+)
+AGAIN_ALONE = (
+    COMMON
+    + """
 run(setting, output / "from_two", "pair", **fields("pair"))
 """
+)
 # The second process of two dies at its third step, after the computation and before anything of it is kept.
-DYING = COMMON + """
+DYING = (
+    COMMON
+    + """
 require_finite = loop._require_finite
 
 def require(stage, step, numbers):
@@ -85,6 +96,7 @@ loop._require_finite = require
 with joined(Processes()):
     run(setting, output / "died", "pair", mesh=Mesh(data=2, fsdp=4), **fields("pair"))
 """
+)
 FAILING = """
 with joined(Processes()):
     import jax
