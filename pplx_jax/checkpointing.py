@@ -82,7 +82,10 @@ class Checkpoints:
             best = {"best_fn": self._goodness, "best_mode": "max"}
             policies.append(managers.BestN(n=keep.best, get_metric_fn=self._goodness))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=managers.AnyPreservationPolicy(policies), create=True, **best
+            preservation_policy=managers.AnyPreservationPolicy(policies),
+            create=True,
+            cleanup_tmp_directories=True,  # what a kill left of a save
+            **best,
         )
         self._manager = ocp.CheckpointManager(self.root, options=options)
 

@@ -1,6 +1,7 @@
 """Kills a training with SIGKILL again and again, and compares what it ends with: bits, numbers, example ids.
 
-The training keeps a ledger: a line for every batch that a step consumes, with the ids of its examples as they were read.
+The training keeps a ledger: a line for every batch that a step consumes, with the ids of its examples as they were
+read.
 """
 
 import pathlib
@@ -79,13 +80,17 @@ def train_with_kills(
     """
     chance = random.Random(seed)
     done: list[Kill] = []
+    left: set[str] = set()
     checkpoints, log = output / "stage" / "checkpoints", output / "stage" / "metrics.jsonl"
 
+    def unfinished() -> set[str]:
+        return {path.name for path in checkpoints.glob("*tmp*")}
+
     def saving() -> bool:
-        return any("tmp" in path.name for path in checkpoints.glob("*")) if checkpoints.exists() else False
+        return bool(unfinished() - left)
 
     while len(done) < kills or not any(kill.saving for kill in done):
-        number = len(done)
+        number, left = len(done), unfinished()
         process = train(setting, output, stage, steps, pause=0.05, cache=cache)
         try:
             assert process.stdout is not None and process.stdout.readline() == "ready\n"

@@ -100,6 +100,7 @@ def test_a_save_cut_short_does_not_count(saved, tmp_path):
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-0" / "default").mkdir(parents=True)
     assert load_params(tmp_path)["norm"]["scale"].shape == (3,)
     assert restore(tmp_path)[0] == 7
+    assert names(tmp_path) == ["7"]  # and takes no room for ever
 
 
 def test_parameters_alone_are_read_from_a_whole_checkpoint(saved):
