@@ -22,7 +22,7 @@ import kills  # noqa: E402
 import tiny  # noqa: E402
 from test_train import CLOCK  # noqa: E402
 
-STEPS_A_KILL = 5
+STEPS_A_KILL = 8
 
 
 def measure(stage: str, count: int, folder: pathlib.Path) -> dict[str, object]:

@@ -33,6 +33,11 @@ def start(
     code: str, setting: pathlib.Path, output: pathlib.Path, *, devices: int = 1, **environment: str
 ) -> subprocess.Popen:
     """A process that runs SETUP and then `code`, with `setting` (token files) and `output` at hand."""
+    return start_python(["-c", SETUP + code, str(setting), str(output)], devices=devices, **environment)
+
+
+def start_python(arguments: list[str], *, devices: int = 1, **environment: str) -> subprocess.Popen:
+    """Python on so many simulated devices."""
     tests = pathlib.Path(__file__).parent
     settings = {
         "JAX_PLATFORMS": "cpu",
@@ -40,7 +45,7 @@ def start(
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]),
     }
     return subprocess.Popen(
-        [sys.executable, "-c", SETUP + code, str(setting), str(output)],
+        [sys.executable, *arguments],
         env={**os.environ, **settings, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

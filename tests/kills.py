@@ -71,9 +71,11 @@ def train_with_kills(
     cache: Mapping[str, str],
     say: Callable[[str], Any] = lambda line: None,
 ) -> list[Kill]:
-    """Trains to the end in spite of `kills` kills: every other while a save is under way, the rest at random times.
+    """Trains to the end in spite of `kills` kills.
 
-    A save may be over before the kill arrives, so there are more until one has met a save.
+    One in four comes at a random time, most likely while the process is starting; of the rest every other comes some
+    random number of steps later, and every other once a save is under way then. Such a save may be over before the kill
+    arrives, so there are more kills until one has met a save.
 
     Raises:
       AssertionError: the training ended, or failed, before it was killed so often.
@@ -94,13 +96,12 @@ def train_with_kills(
         process = train(setting, output, stage, steps, pause=0.05, cache=cache)
         try:
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
-            before = len(read_metrics(log))
-            # From before the first step of this start on, up to some steps later.
-            until = time.monotonic() + chance.uniform(0.0, 6.0)
-            while process.poll() is None:
-                if number % 2 and len(read_metrics(log)) > before and saving():
-                    break
-                if not number % 2 and time.monotonic() > until:
+            least, further = len(read_metrics(log)), chance.randint(1, max(steps // kills, 1))
+            until = time.monotonic() + chance.uniform(0.0, 3.0) if number % 4 == 3 else math.inf
+            while process.poll() is None and time.monotonic() < until:
+                rows = len(read_metrics(log))
+                least = min(least, rows)  # lines past the checkpoint are dropped once it is restored
+                if rows - least >= further and (number % 2 or saving()):
                     break
                 time.sleep(0.001)
             assert process.poll() is None, process.communicate()[1][-2000:]

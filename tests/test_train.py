@@ -195,6 +195,23 @@ def test_a_head_of_its_own_is_trained_by_diffusion_alone(setting, tmp_path):
     assert "head" not in load_params(tmp_path / "pair") and load_config(tmp_path / "pair").tied
 
 
+def test_chosen_steps_are_profiled(setting, tmp_path):
+    setting.train(tmp_path / "run", "diffusion", profile_steps=(2, 3))
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_what_is_logged_is_watched(whole):
+    rows = read_metrics(whole["diffusion"] / "metrics.jsonl")
+    watched = {"parameter_norm", "update_norm", "checkpoint_seconds", "host_memory_bytes", "goodput", "restarts"}
+    assert all(watched <= row.keys() and CLOCK <= row.keys() for row in rows)
+    assert "model_flops_utilization" not in rows[0]  # nobody knows the peak of this CPU
+    assert all(row["restarts"] == 0 and 0 <= row["goodput"] <= 1 and row["host_memory_bytes"] > 1e7 for row in rows)
+    kept = json.loads((whole["diffusion"] / "goodput.json").read_text())
+    assert kept["starts"] == 1 and kept["seconds"]["compile"] > 0
+    spent = kept["useful_seconds"] + sum(kept["seconds"].values())
+    assert spent == pytest.approx(kept["wall_seconds"], abs=0.01)
+
+
 def test_a_finished_stage_is_not_trained_again(setting, whole, monkeypatch):
     folder = whole["diffusion"]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

@@ -1,8 +1,10 @@
 """Several processes as one job: real ones on loopback, with four simulated devices each, against one process."""
 
+import dataclasses
 import json
 import pathlib
 import re
+import signal
 import time
 
 import jax
@@ -12,7 +14,7 @@ import pytest
 import tiny
 
 from pplx_jax.checkpointing import load_params
-from pplx_jax.errors import PROCESS_LOST, BadInput
+from pplx_jax.errors import PREEMPTED, PROCESS_LOST, BadInput
 from pplx_jax.goodput import FILE
 from pplx_jax.metrics import read_metrics
 from pplx_jax.parallel.processes import Processes
@@ -190,6 +192,53 @@ def test_a_failure_of_one_process_stops_the_other_with_its_reason(setting, cache
     second.communicate(timeout=120)
     assert first.returncode == PROCESS_LOST
     assert f"pid {second.pid}) failed: ValueError: its disk is gone; process 0 of 2 stops too" in errors
+
+
+RECIPE = """
+run.stages = [@diffusion/Training()]
+run.model = @Qwen3Config()
+run.mesh = @Mesh()
+run.processes = @Processes()
+Processes.startup_seconds = 200
+Mesh.data = 8
+diffusion/Training.stage = @DiffusionStage()
+Training.optimizer = @Optimizer()
+Training.steps = 1000000
+Training.log_every_steps = 1
+Training.packing_groups = 2
+Optimizer.peak_learning_rate = 0.01
+DiffusionStage.batch_size = 8
+DiffusionStage.row_length = 32
+"""
+
+
+def test_from_the_command_line_all_stop_where_one_is_asked_to(cache, tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path)
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    vocabulary.save(tmp_path / "run" / "data")
+    tiny.tiny_tables(tmp_path / "run" / "data" / "tokens", vocabulary)
+    sizes = dataclasses.asdict(tiny.tiny_config(vocabulary))
+    model = "".join(f"Qwen3Config.{name} = {value!r}\n" for name, value in sizes.items())
+    (tmp_path / "tiny.gin").write_text(RECIPE + model)
+    command = ["train", "--stage=diffusion", f"--gin_file={tmp_path / 'tiny.gin'}", f"--workdir={tmp_path / 'run'}"]
+    command += [f"--coordinator=127.0.0.1:{job.free_ports()}", "--num_processes=2"]
+    both = [
+        job.start_python(["-m", "pplx_jax", *command, f"--process_id={index}"], devices=4, **cache)
+        for index in range(2)
+    ]
+    deadline = time.monotonic() + 200
+    while len(read_metrics(tmp_path / "run" / "diffusion" / "metrics.jsonl")) < 2:
+        assert all(process.poll() is None for process in both), [process.communicate()[1][-2000:] for process in both]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    both[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [PREEMPTED, PREEMPTED], said
+    steps = [re.search(r"pplx-jax: diffusion: asked to stop at step (\d+), which is saved", text)[1] for text in said]
+    assert steps[0] == steps[1]
+    assert (tmp_path / "run" / "diffusion" / "checkpoints" / steps[0]).is_dir()
+    assert "process 1 of 2: waiting for process 0 at 127.0.0.1:" in said[1]
+    assert "process 0 of 2: all are here: process 0 (" in said[0]
 
 
 # --- What is said of them
