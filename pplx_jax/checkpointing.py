@@ -1,20 +1,25 @@
-"""Orbax checkpoints of a stage: parameters, optimizer, step and data position as one item."""
+"""Orbax checkpoints of a stage: parameters, optimizer, step, data position, seed and configuration as one item."""
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import json
 import os
 import pathlib
 import re
 import shutil
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers as managers
 
 from pplx_jax.errors import BadInput
+from pplx_jax.parallel.processes import over_processes
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model.json"
@@ -24,51 +29,188 @@ _ROOM_TO_SPARE = 1 << 20  # bytes, for metadata
 _CHUNK_BYTES = 1 << 22  # of an array, encoded and written as one file
 
 
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay; one that any of these asks for does.
+
+    Attributes:
+      latest: the latest so many.
+      every_steps: those of steps that are multiples of it; 0 for none.
+      every_seconds: the first, and then each that was written so long after the one kept before; 0 for none.
+      best: so many of the best by `metric`; 0 for none.
+      metric: a logged number.
+      highest: whether the best is the highest rather than the lowest.
+    """
+
+    latest: int = 2
+    every_steps: int = 0
+    every_seconds: float = 0.0
+    best: int = 0
+    metric: str = "loss"
+    highest: bool = False
+
+
+class Restored(NamedTuple):
+    """A checkpoint: its step, its arrays, and what was saved of them in words and numbers."""
+
+    step: int
+    state: dict[str, Any]
+    about: dict[str, Any]
+
+
 class Checkpoints:
     """The checkpoints of one stage, in FOLDER/checkpoints/STEP/.
 
-    Saves are asynchronous and atomic: a step's folder takes its name only once it is whole.
+    Saves are asynchronous and atomic: a step's folder takes its name only once it is whole, and an older one goes only
+    after that. All processes of a job call every method at the same step.
 
     Args:
       folder: the stage's folder.
-      keep: how many of the latest to keep.
+      keep: which ones stay.
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int = 2):
+    def __init__(self, folder: pathlib.Path, keep: Keep = Keep()):  # noqa: B008 - frozen
         self.root = pathlib.Path(folder).absolute() / CHECKPOINTS
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._keep = keep
+        policies: list[Any] = [managers.LatestN(keep.latest)]
+        if keep.every_steps:
+            policies.append(managers.EveryNSteps(keep.every_steps))
+        if keep.every_seconds:
+            policies.append(managers.EveryNSeconds(keep.every_seconds))  # type: ignore[arg-type]
+        best: dict[str, Any] = {}
+        if keep.best:
+            best = {"best_fn": self._goodness, "best_mode": "max"}
+            policies.append(managers.BestN(n=keep.best, get_metric_fn=self._goodness))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=managers.AnyPreservationPolicy(policies),
+            create=True,
+            cleanup_tmp_directories=True,  # what a kill left of a save
+            **best,
+        )
         self._manager = ocp.CheckpointManager(self.root, options=options)
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], about: dict[str, Any] | None = None, metrics: Any = None) -> None:
         """Starts saving `state` as `step`; returns once the arrays are copied.
 
+        Args:
+          step: whose checkpoint it is.
+          state: tree of arrays and numbers.
+          about: what JSON can say, kept beside the arrays in the same folder.
+          metrics: numbers by name, for `Keep.best`.
+
         Raises:
-          OSError: ENOSPC, before anything is written, where the disk has no room for it.
+          BadInput: the metric of `Keep` is not among the metrics.
+          OSError: ENOSPC, before anything is written, where the disk has no room for it; or what the save before
+            this one met. Checkpoints that are whole stay.
         """
         _require_room(self.root, state)
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        chosen = None
+        if self._keep.best:
+            metrics = metrics or {}
+            if self._keep.metric not in metrics:
+                raise BadInput(f"no number {self._keep.metric!r} to keep the best by; there are {', '.join(metrics)}")
+            chosen = {self._keep.metric: metrics[self._keep.metric]}
+        with _os_errors(self.root):
+            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata=about, metrics=chosen)
 
-    def restore_latest(self, like: dict[str, Any]) -> tuple[int, dict[str, Any]] | None:
-        """The latest step and its state on the shardings of `like`, or None where there is no checkpoint.
+    def check(self) -> None:
+        """Raises what a save under way has met so far; see `save`."""
+        with _os_errors(self.root):
+            self._manager.check_for_errors()
+
+    def restore_latest(self, like: dict[str, Any]) -> Restored | None:
+        """The latest checkpoint on the shardings of `like`, or None where there is none.
+
+        A damaged one is set aside as STEP.damaged, and the one before it is taken.
 
         Raises:
-          BadInput: the checkpoint is damaged or of another model.
+          BadInput: it is of another model, or every one is damaged.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            return None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            return step, dict(self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
-        except (MemoryError, RuntimeError):
-            raise
-        except Exception as error:  # Orbax raises the bare class where the bytes of an array are damaged
+        damaged: list[tuple[int, Exception]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            restored, error = self._restore(step, abstract)
+            if error is None and restored is not None:
+                for bad, why in damaged:
+                    self._set_aside(bad, why, instead=step)
+                return restored
+            damaged.append((step, error or RuntimeError("another process cannot read its part")))
+        if damaged:
+            step, error = damaged[0]
             raise _damaged(self.root / str(step), error) from error
+        return None
+
+    def _restore(self, step: int, abstract: Any) -> tuple[Restored | None, Exception | None]:
+        """One checkpoint, or what is wrong with it; where any process finds it damaged, none takes it."""
+        restored, error = None, None
+        try:
+            self._require_shapes(step, abstract)
+            state = dict(self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
+            restored = Restored(step, state, self._manager.metadata(step).custom_metadata or {})
+        except (MemoryError, BadInput):
+            raise
+        except Exception as caught:  # Orbax raises the bare class where the bytes of an array are damaged
+            error = caught
+        unreadable = over_processes({"unreadable": float(error is not None)})["unreadable"]
+        return (None if unreadable.any() else restored), error
 
     def close(self) -> None:
-        """Waits for a save under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for a save under way. Raises what it met; see `save`."""
+        try:
+            with _os_errors(self.root):
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
+
+    def _goodness(self, metrics: dict[str, float]) -> float:
+        value = float(metrics[self._keep.metric])
+        return value if self._keep.highest else -value
+
+    def _require_shapes(self, step: int, abstract: Any) -> None:
+        """Raises BadInput for a whole checkpoint of another model, and whatever a damaged one makes Orbax raise."""
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            path: Any = self.root / str(step) / "default"  # orbax is annotated with a path type of its own
+            found = handler.metadata(path).tree
+
+        def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            return {_dotted(path): tuple(getattr(leaf, "shape", ())) for path, leaf in leaves}
+
+        found, wanted = shapes(found), shapes(abstract)
+        differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        if differing:
+            name = differing[0]
+            raise BadInput(
+                f"checkpoint {self.root / str(step)} is of another model: {name} is {found.get(name, 'missing')} there "
+                f"and {wanted.get(name, 'missing')} in this one; choose a new --workdir or remove that folder"
+            )
+
+    def _set_aside(self, step: int, error: Exception, instead: int) -> None:
+        path = self.root / str(step)
+        aside = path.with_name(f"{step}.damaged")
+        reason = re.sub(r"\s+", " ", str(error))[:200]
+        logging.warning("%s is damaged (%s): set aside as %s; going on from step %d", path, reason, aside.name, instead)
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        self._manager.reload()
+
+
+def _dotted(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+@contextlib.contextmanager
+def _os_errors(root: pathlib.Path) -> Iterator[None]:
+    """A full disk as the OSError that it is, whatever the library that met it calls it."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if re.search(r"No space left|ENOSPC|quota exceeded", str(error), re.IGNORECASE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root)) from error
+        raise
 
 
 def _require_room(root: pathlib.Path, state: Any) -> None:

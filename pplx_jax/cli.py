@@ -1,6 +1,7 @@
 """The command line: `pplx-jax VERB`. What the verbs are stands in `verbs`; this is how any of them is run.
 
-Exit codes: 0 done, 1 failed (a traceback), 2 bad input (one line: what, where and the mend), 130 interrupted.
+Exit codes: 0 done, 1 failed (a traceback), 2 bad input (one line: what, where and the mend), 75 asked to stop by
+SIGTERM and saved, 76 another process of the job is missing or died (a line that names it), 130 interrupted.
 With `--json` standard output holds exactly one JSON object; everything else goes to standard error.
 """
 
@@ -12,13 +13,15 @@ import inspect
 import json
 import logging
 import pathlib
+import signal
 import sys
 import textwrap
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pplx_jax.errors import BadInput
+from pplx_jax.errors import PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost
 from pplx_jax.quiet import skip_absent_tpu
 from pplx_jax.verbs import GROUPS, VERBS, PathOrName, Verb
 
@@ -49,6 +52,10 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
         print(json.dumps({} if result is None else result, default=_plain))
     elif code == DONE:
         _show(result)
+    if code != DONE and verb.recipe:
+        from pplx_jax.parallel.roll_call import leave
+
+        leave(code)
     return code
 
 
@@ -103,10 +110,14 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
 def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tuple[int, Any]:
     """Runs a verb; returns the exit code, and the result or {"error": why there is none}."""
     try:
-        with _logging():
+        with _logging(), _stopping() if verb.recipe else contextlib.nullcontext():
             return DONE, _perform(verb, options, table)
     except BadInput as error:
         return BAD_INPUT, _complain(f"error: {error}")
+    except Preempted as stop:
+        return PREEMPTED, _complain(str(stop))
+    except ProcessLost as error:
+        return PROCESS_LOST, _complain(f"error: {error}")
     except KeyboardInterrupt:
         return INTERRUPTED, _complain("interrupted; the same command goes on from here")
     except OSError as error:
@@ -118,6 +129,23 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
     except Exception as error:
         traceback.print_exc()
         return FAILED, {"error": f"{type(error).__name__}: {error}"}
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Turns SIGTERM into an exception; a training loop takes it for itself, to save first."""
+
+    def stop(*_: object) -> None:
+        raise Preempted("asked to stop; the same command goes on from the last phase that is done")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, kept or signal.SIG_DFL)
 
 
 def _complain(message: str) -> dict[str, str]:

@@ -15,6 +15,7 @@ SHOWN_APART = ("config_text", "fingerprint", "settings", "stages")
 STAGE_FILES = (
     "checkpoints/",
     "config.gin",
+    "goodput.json",
     "metrics.jsonl",
     "model-info.txt",
     "model.json",

@@ -5,34 +5,42 @@ import dataclasses
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from clu import parameter_overview
 
-from pplx_jax.checkpointing import Checkpoints, load_params, read_json, write_json
+from pplx_jax.checkpointing import Checkpoints, Keep, Restored, read_json, write_json
 from pplx_jax.data.examples import Examples, Tables
 from pplx_jax.data.loader import Loader
 from pplx_jax.data.mixture import Curriculum, Mixture
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
-from pplx_jax.errors import BadInput
-from pplx_jax.initial_model import load_weights
-from pplx_jax.metrics import MetricsWriter
+from pplx_jax.errors import BadInput, Preempted
+from pplx_jax.goodput import Goodput
+from pplx_jax.meter import Meter
+from pplx_jax.metrics import MetricsWriter, memory_numbers
 from pplx_jax.model_folder import describe_model
 from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.nonfinite import first_nonfinite
 from pplx_jax.optimizers import Optimizer
+from pplx_jax.parallel.batch import BatchReader, own_share, placer
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
+from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first
+from pplx_jax.profiling import StepProfile
 from pplx_jax.progress import Progress
 from pplx_jax.stages.base import Stage
+from pplx_jax.starting_point import starting_params
 from pplx_jax.train_state import (
     TrainState,
-    initial_params,
     make_step,
     model_params,
     new_state,
+    stage_loss,
     state_layout,
     trained_params,
 )
@@ -41,7 +49,7 @@ FINISHED = "finished.json"
 
 
 class NonFiniteLoss(RuntimeError):
-    """A metric stopped being a number: the message names the stage, the step and the metric."""
+    """A metric stopped being a number: the message names the stage, the step, the metric and the first array."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,23 +61,58 @@ class Training:
       optimizer: and how.
       steps: optimizer steps.
       data: which sources are read when; all, in proportion to their examples, where None.
+      packing_groups: parts of a batch that are packed apart. Processes share them, so with G of them any number of
+        processes that divides G trains on the same rows.
       log_every_steps: how often numbers are fetched from the devices and written.
       checkpoint_every_seconds: wall time between checkpoints; there is always one at the end.
-      keep_checkpoints: the latest so many are kept.
+      checkpoint_every_steps: and at the multiples of so many steps; 0 for none.
+      keep_checkpoints: the latest so many are kept. With one, a damaged checkpoint has none before it.
+      keep_every_steps: those of steps that are multiples of this are kept too; 0 for none.
+      keep_every_seconds: and one for so much wall time; 0 for none.
+      keep_best: and so many of the best by `best_metric`; 0 for none.
+      best_metric: a number that the stage logs.
+      best_is_highest: whether high is good.
+      profile_steps: (first, last) steps to record with JAX's profiler, into the stage's folder; () for none.
     """
 
     stage: Stage
     optimizer: Optimizer
     steps: int
     data: Mixture | Curriculum | None = None
+    packing_groups: int = 1
     log_every_steps: int = 20
     checkpoint_every_seconds: float = 600.0
-    keep_checkpoints: int = 1
+    checkpoint_every_steps: int = 0
+    keep_checkpoints: int = 2
+    keep_every_steps: int = 0
+    keep_every_seconds: float = 0.0
+    keep_best: int = 0
+    best_metric: str = "loss"
+    best_is_highest: bool = False
+    profile_steps: tuple[int, ...] = ()
 
     def __post_init__(self):
-        for name in ("steps", "log_every_steps", "keep_checkpoints"):
+        for name in ("steps", "packing_groups", "log_every_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise BadInput(f"Training.{name}={getattr(self, name)}; set it to 1 or more")
+        for name in ("checkpoint_every_seconds", "checkpoint_every_steps", "keep_every_steps", "keep_every_seconds"):
+            if getattr(self, name) < 0:
+                raise BadInput(f"Training.{name}={getattr(self, name)}; set it to 0 or more")
+        profiled = self.profile_steps
+        if profiled and (len(profiled) != 2 or not 1 <= profiled[0] <= profiled[1]):
+            raise BadInput(f"Training.profile_steps={self.profile_steps}; set it to (first, last), or () for none")
+
+    @property
+    def keep(self) -> Keep:
+        """Which of its checkpoints stay."""
+        return Keep(
+            latest=self.keep_checkpoints,
+            every_steps=self.keep_every_steps,
+            every_seconds=self.keep_every_seconds,
+            best=self.keep_best,
+            metric=self.best_metric,
+            highest=self.best_is_highest,
+        )
 
 
 def train(
@@ -84,12 +127,13 @@ def train(
     start_from: pathlib.Path | None = None,
     initial: pathlib.Path | None = None,
     config_text: str = "",
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
-    """Trains one stage to its last step, from wherever it stands.
+    """Trains one stage to its last step, from wherever it stands. Every process of a job calls it.
 
     Where parameters come from, first that applies:
 
-    1. resume: this folder's latest checkpoint;
+    1. resume: this folder's latest checkpoint that is whole;
     2. an earlier stage: `start_from`;
     3. imported weights: `initial`;
     4. scratch: random numbers of the seed.
@@ -104,19 +148,22 @@ def train(
       seed: of parameters, data order and corruption.
       start_from: folder of an earlier stage.
       initial: a model folder, or a Hugging Face folder that could be imported.
-      config_text: the resolved configuration, kept as `config.gin`.
+      config_text: the resolved configuration, kept as `config.gin` and in every checkpoint.
+      clock: seconds, by which checkpoints are due.
 
     Returns:
       What `finished.json` holds: `stage`, `steps`, `seconds`, `compile_seconds` and the last `metrics`.
 
     Raises:
       NonFiniteLoss: a logged metric is not finite.
+      Preempted: SIGTERM came; the state is saved.
       BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
-        a damaged checkpoint; an earlier stage of another model.
+        a damaged checkpoint, or one of another model, seed or table; an earlier stage of another model.
     """
     # The order below matters: what can fail on bad input comes before anything is written that another run left;
     # the checkpoint is restored before the loader starts, for it says where in the data to go on; the marker of a
-    # finished stage comes last, once the checkpoint is whole.
+    # finished stage comes last, once the checkpoint is whole. All but the writing of single files is done by every
+    # process alike: a step, a save or a sum that one of them left out would hang the others.
     started = time.monotonic()
     if (folder / FINISHED).exists():
         return read_json(folder / FINISHED)
@@ -132,108 +179,143 @@ def train(
     learning_rate = training.optimizer.learning_rate(training.steps)
     tables = {"": [table]} if isinstance(table, TokenTable) else table
     examples = Examples(tables, training.data, stage.batch_size, seed)
-    rows = examples.rows(stage, multiple_of=device_mesh.size)
+    placement = batch_sharding(device_mesh)
+    share = own_share(placement, (device_mesh.size, stage.row_length))
+    read = BatchReader(stage, examples, share, training.packing_groups, row_shards=device_mesh.size)
+    place = placer(placement, share)
+    shape = {"steps": training.steps, "seed": seed, "mask_id": vocabulary.mask_id}
     compile_seconds = 0.0
 
     with contextlib.ExitStack() as opened:  # a step that fails leaves no thread and no half-written checkpoint
         opened.enter_context(jax.set_mesh(device_mesh))  # kernels run on each device's share
         # 1. Parameters and position.
-        checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep=training.keep_checkpoints)))
+        checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, training.keep)))
         layout = state_layout(config, stage, optimizer, device_mesh)
-        restored = checkpoints.restore_latest({**vars(layout), "seconds": 0.0})
+        restored = checkpoints.restore_latest(vars(layout))
         if restored is None:
-            if start_from:
-                source, params = f"the stage in {start_from}", _without_head(load_params(start_from), config)
-                _require_shapes(params, model_params(layout.params), start_from)
-            elif initial:
-                source, params = f"the weights in {initial}", load_weights(initial, model, device_mesh)
-                params = _without_head(params, config)
-            else:
-                source, params = "random numbers", initial_params(config, seed)
-            state, first_step, earlier_seconds = (
-                new_state(trained_params(params, stage), optimizer, device_mesh),
-                0,
-                0.0,
-            )
+            wanted = model_params(layout.params)
+            sources = {"seed": seed, "start_from": start_from, "initial": initial}
+            params, source = starting_params(model, config, wanted, device_mesh, **sources)
+            state = new_state(trained_params(params, stage), optimizer, device_mesh)
+            del params
+            first_step = 0
+            about: dict[str, Any] = {"position": 0, "seconds": 0.0, "useful_seconds": 0.0}
         else:
-            first_step, saved = restored
-            earlier_seconds = float(saved.pop("seconds"))
-            state, source = TrainState(**saved), f"its own checkpoint of step {first_step}"
+            first_step, about = restored.step, restored.about
+            _require_same_data(folder, restored, seed=seed, examples=examples.count)
+            state, source = TrainState(**restored.state), f"its own checkpoint of step {first_step}"
         logging.info("%s: starting from %s", stage.name, source)
 
         def seconds() -> float:
-            return earlier_seconds + time.monotonic() - started
+            return about["seconds"] + time.monotonic() - started
 
-        # 2. Data, from the step the state stands at.
-        loader = opened.enter_context(
-            Loader(
-                lambda selection: examples.batch(stage, selection, rows),
-                count=examples.count,
-                batch_size=stage.batch_size,
-                seed=seed,
-                order=examples.select,
-                start_position=first_step * stage.batch_size,
-            )
-        )
+        # 2. Data, from the position the state stands at.
+        def load(position: int) -> Loader:
+            shares = {"host_index": share.index, "host_count": share.count}
+            reading = {"order": examples.select, "start_position": position, **shares}
+            return Loader(read, count=examples.count, batch_size=stage.batch_size, seed=seed, **reading)
+
+        loader = opened.enter_context(load(about["position"]))
 
         # 3. What the folder says of itself.
-        describe_model(folder, config, vocabulary, stage=stage.name)
-        (folder / "config.gin").write_text(config_text, encoding="utf-8")
+        goodput = Goodput(folder, useful=about["useful_seconds"], write=is_first())
+        if is_first():
+            describe_model(folder, config, vocabulary, stage=stage.name)
+            (folder / "config.gin").write_text(config_text, encoding="utf-8")
         if restored is None:
-            overview = parameter_overview.get_parameter_overview(state.params)
-            (folder / "model-info.txt").write_text(overview + "\n", encoding="utf-8")
-        writer = opened.enter_context(contextlib.closing(MetricsWriter(folder, resume_step=first_step)))
+            alone = jax.process_count() == 1  # statistics of parameters would need them all here
+            overview = parameter_overview.get_parameter_overview(state.params, include_stats=alone)
+            if is_first():
+                (folder / "model-info.txt").write_text(overview + "\n", encoding="utf-8")
+        writer = opened.enter_context(
+            contextlib.closing(MetricsWriter(folder, resume_step=first_step, write=is_first()))
+        )
 
         # 4. The steps.
-        step_function = make_step(
-            stage,
-            config,
-            optimizer,
-            steps=training.steps,
-            seed=seed,
-            mask_id=vocabulary.mask_id,
-            mesh=device_mesh,
-        )
-        placement = batch_sharding(device_mesh)
+        step_function = make_step(stage, config, optimizer, mesh=device_mesh, **shape)
         compiled: dict[tuple[int, ...], jax.stages.Compiled] = {}  # batches of another mixture fill other rows
-        progress = opened.enter_context(Progress(stage.name, total=training.steps, start=first_step, unit="step"))
-        tokens = logged_tokens = 0
-        logged_wait = 0.0
+        agreed = Agreement(device_mesh, wishes=2)
+        notice = opened.enter_context(PreemptionNotice())
+        profile = opened.enter_context(StepProfile(folder / "profile", training.profile_steps if is_first() else ()))
+        progress = opened.enter_context(
+            Progress(stage.name, total=training.steps, start=first_step, unit="step", enabled=is_first())
+        )
+        meter = Meter(config, share.count, device_mesh.size)
+        unseen: list[tuple[int, dict[str, jax.Array]]] = []  # metrics that are still on the devices
         numbers: dict[str, float] = {}
-        logged_at = last_saved = time.monotonic()
+        wished = False
+        last_saved = clock()
+        now = time.monotonic()
         for step in range(first_step + 1, training.steps + 1):
-            (batch, counts), _ = next(loader)
-            tokens += counts["tokens"]
-            batch = jax.device_put(batch, placement)
-            shape = batch["tokens"].shape
-            if shape not in compiled:
+            began, waited, compiling, saving = now, loader.data_wait_seconds, 0.0, 0.0
+            profile.before(step)
+            (batch, counts), position = next(loader)
+            waited = loader.data_wait_seconds - waited
+            batch = place(batch)
+            cells = batch["tokens"].shape
+            if cells not in compiled:
                 compiling = time.monotonic()
-                compiled[shape] = step_function.lower(state, batch).compile()
-                taken = time.monotonic() - compiling
-                logged_at, compile_seconds = logged_at + taken, compile_seconds + taken
-                logged_wait = loader.data_wait_seconds if step == first_step + 1 else logged_wait
-            state, metrics = compiled[shape](state, batch)
+                compiled[cells] = step_function.lower(state, batch).compile()
+                compiling = time.monotonic() - compiling
+                compile_seconds += compiling
+                meter.compiled(compiling)
+            state, metrics = compiled[cells](state, batch)
+            unseen.append((step, metrics))
+            meter.read(counts, waited)
+
+            due = is_first() and not wished and clock() - last_saved > training.checkpoint_every_seconds
+            wished = wished or due
+            is_due, stops = agreed(state.step, due, notice.given)
             logs = step % training.log_every_steps == 0 or step in (1, training.steps)
-            saves = step == training.steps or time.monotonic() - last_saved > training.checkpoint_every_seconds
+            at_step = training.checkpoint_every_steps and step % training.checkpoint_every_steps == 0
+            saves = is_due or stops or at_step or step == training.steps
             if logs or saves:  # parameters that are no numbers are never saved
-                numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                _require_finite(stage.name, step, numbers)
+                for at, values in zip([at for at, _ in unseen], jax.device_get([m for _, m in unseen]), strict=True):
+                    numbers = {name: float(value) for name, value in values.items()}
+                    try:
+                        _require_finite(stage.name, at, numbers)
+                    except NonFiniteLoss as error:
+                        with load(position - (step - at + 1) * stage.batch_size) as again:
+                            culprit = place(next(again)[0].arrays)
+                        loss_of = stage_loss(stage, config, **shape)
+                        array = first_nonfinite(loss_of, state.params, culprit, jnp.int32(at - 1))
+                        raise NonFiniteLoss(f"{error}; first array that is not finite: {array}") from None
+                unseen.clear()
             if logs:
-                now = time.monotonic()
-                numbers |= {
-                    "learning_rate": float(np.asarray(learning_rate(step - 1))),
-                    "tokens_per_second": (tokens - logged_tokens) / max(now - logged_at, 1e-9),
-                    "fill": counts["fill"],
-                    "cut_tokens": counts["cut_tokens"],
-                    "data_wait_seconds": loader.data_wait_seconds,
-                    "data_wait_share": (loader.data_wait_seconds - logged_wait) / max(now - logged_at, 1e-9),
-                }
-                logged_at, logged_tokens, logged_wait = now, tokens, loader.data_wait_seconds
+                numbers |= {"learning_rate": float(np.asarray(learning_rate(step - 1)))}
+                numbers |= meter.numbers(numbers) | memory_numbers() | goodput.numbers()
                 writer.write(step, numbers)
-                progress.update(step, loss=numbers["loss"], tokens=tokens)
+                progress.update(step, loss=numbers["loss"], tokens=meter.tokens)
+                checkpoints.check()
+            profile.after(step, state)
             if saves:
-                checkpoints.save(step, {**vars(state), "seconds": seconds()})
-                last_saved = time.monotonic()
+                saving = time.monotonic()
+                goodput.save()
+                about_now = {
+                    "stage": stage.name,
+                    "position": position,
+                    "seed": seed,
+                    "examples": examples.count,
+                    "seconds": seconds(),
+                    "useful_seconds": goodput.useful,
+                    "processes": jax.process_count(),
+                    "mesh": dict(device_mesh.shape),
+                    "config": config_text,
+                }
+                checkpoints.save(step, vars(state), about_now, numbers)
+                saving = time.monotonic() - saving
+                last_saved, wished = clock(), False
+            now = time.monotonic()
+            meter.saved(saving)
+            goodput.spent("useful", now - began - waited - compiling - saving)
+            goodput.spent("data_wait", waited)
+            goodput.spent("compile", compiling)
+            goodput.spent("checkpoint", saving)
+            if stops and step < training.steps:
+                raise Preempted(
+                    f"{stage.name}: asked to stop at step {step}, which is saved; the same command goes on from there",
+                    together=True,
+                )
 
     # 5. Finished.
     summary = {
@@ -243,31 +325,24 @@ def train(
         "compile_seconds": compile_seconds,
         "metrics": writer.last,
     }
-    write_json(folder / FINISHED, summary)
+    if is_first():
+        goodput.save()
+        write_json(folder / FINISHED, summary)
     return summary
-
-
-def _without_head(params: dict[str, Any], config: Qwen3Config) -> dict[str, Any]:
-    """The parameters of `config`, where an earlier stage may have had a head of its own beside them."""
-    return {name: leaf for name, leaf in params.items() if name != "head" or not config.tied}
-
-
-def _require_shapes(params: Any, wanted: Any, start_from: pathlib.Path) -> None:
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
-
-    found, wanted = shapes(params), shapes(wanted)
-    differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    if differing:
-        name = differing[0]
-        raise BadInput(
-            f"{start_from} holds another model: {name} is {found.get(name, 'missing')} there and "
-            f"{wanted.get(name, 'missing')} in this one; start from a stage of the same model"
-        )
 
 
 def _require_finite(stage: str, step: int, numbers: dict[str, float]) -> None:
     for name, value in numbers.items():
         if not math.isfinite(value):
             raise NonFiniteLoss(f"{stage} step {step}: {name} is {value}; the last checkpoint is from before it")
+
+
+def _require_same_data(folder: pathlib.Path, restored: Restored, *, seed: int, examples: int) -> None:
+    """A position means something in one order of one table alone."""
+    for name, wanted in (("seed", seed), ("examples", examples)):
+        found = restored.about.get(name)
+        if found != wanted:
+            raise BadInput(
+                f"{folder}: the checkpoint of step {restored.step} is of {name} {found}, this recipe has {wanted}; "
+                "going on would skip or repeat examples, so give back what it was or choose a new --workdir"
+            )

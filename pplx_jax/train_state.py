@@ -1,6 +1,7 @@
 """What a training step carries over to the next, and the compiled step itself."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -62,8 +63,12 @@ def trained_params(params: dict[str, Any], stage: Stage) -> dict[str, Any]:
 def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, mesh) -> TrainState:
     """A fresh state around `params`, laid out on the mesh."""
     params = jax.device_put(params, shardings(params, mesh))
-    state = TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
-    return jax.device_put(state, shardings(state, mesh))
+
+    def around(params: dict[str, Any]) -> TrainState:
+        return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
+
+    layout = shardings(jax.eval_shape(around, params), mesh)
+    return jax.jit(around, out_shardings=layout)(params)
 
 
 def state_layout(
@@ -82,6 +87,20 @@ def state_layout(
     return jax.tree.map(laid_out, shapes, shardings(shapes, mesh))
 
 
+def stage_loss(
+    stage: Stage, config: Qwen3Config, *, steps: int, seed: int, mask_id: int
+) -> Callable[[dict[str, Any], dict[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
+    """The loss of a stage and what it logs, as a function of (params, batch, step)."""
+
+    def loss_of(params, batch, step):
+        rng = jax.random.fold_in(jax.random.key(seed), step)
+        learned = params.get(LOSS_PARAMS, {})
+        context = Step(rng=rng, progress=step / steps, mask_id=mask_id, learned=learned)
+        return stage.loss(bind(config, model_params(params)), batch, context)
+
+    return loss_of
+
+
 def make_step(
     stage: Stage,
     config: Qwen3Config,
@@ -92,21 +111,28 @@ def make_step(
     mask_id: int,
     mesh: jax.sharding.Mesh,
 ) -> jax.stages.Wrapped:
-    """One optimizer step of a stage, jitted: (state, batch) -> (state, metrics)."""
+    """One optimizer step of a stage, jitted: (state, batch) -> (state, metrics).
+
+    A step whose loss or gradient is not finite leaves the state as it was; its metrics say so.
+    """
+
+    loss_of = stage_loss(stage, config, steps=steps, seed=seed, mask_id=mask_id)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
-        rng = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def loss_of(params):
-            learned = params.get(LOSS_PARAMS, {})
-            context = Step(rng=rng, progress=state.step / steps, mask_id=mask_id, learned=learned)
-            return stage.loss(bind(config, model_params(params)), batch, context)
-
-        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch, state.step)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-        return TrainState(params, optimizer_state, state.step + 1), metrics
+        gradient_norm = optax.tree.norm(gradient)
+        metrics |= {
+            "loss": loss,
+            "gradient_norm": gradient_norm,
+            "parameter_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
+        }
+        # A step without a number changes nothing: what went into it stays to be looked at.
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        stepped = TrainState(params, optimizer_state, state.step + 1)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), metrics
 
     # The state leaves a step as it came: a compiled step takes no other layout, and XLA would choose its own.
     layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, stage, optimizer, mesh))

@@ -47,17 +47,29 @@ class Verb:
 
 
 _PATH = {"type": pathlib.Path}
+_PROCESSES = (
+    flag("--coordinator", help="HOST:PORT of process 0 of several, or auto where JAX finds the others by itself"),
+    flag("--num_processes", type=int, help="how many there are"),
+    flag("--process_id", type=int, help="which one this is, from 0"),
+    flag("--startup_seconds", type=float, help="how long to wait for the others (default 300)"),
+)
 _QUANTIZATIONS = ("int8", "binary", "ubinary", "tanh", "none")
 
 GROUPS = {"data": "what a recipe reads: prepare it, look at it"}
 
 VERBS = (
-    Verb("run", "every stage of a recipe in order, then merge, evaluate, export", "run", recipe="run"),
+    Verb(
+        "run",
+        "every stage of a recipe in order, then merge, evaluate, export",
+        "run",
+        flags=_PROCESSES,
+        recipe="run",
+    ),
     Verb(
         "train",
         "one stage of a recipe",
         "train_stage",
-        flags=(flag("--stage", required=True, help="its name, such as pair"),),
+        flags=(flag("--stage", required=True, help="its name, such as pair"), *_PROCESSES),
         recipe="run",
     ),
     Verb(

@@ -5,14 +5,16 @@ import gc
 import json
 import pathlib
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from pplx_jax import checkpointing
-from pplx_jax.checkpointing import Checkpoints, load_params, read_json, save_params, write_json
+from pplx_jax.checkpointing import Checkpoints, Keep, load_params, read_json, save_params, write_json
 from pplx_jax.errors import BadInput
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -31,7 +33,10 @@ def state(seed: int = 0):
     kernel[0, :4] = [-0.0, 1e-45, np.inf, np.finfo(np.float32).max]  # what a detour through text or float16 loses
     params = {"layers": {"mlp": {"kernel": jnp.asarray(kernel)}}, "norm": {"scale": jnp.ones(3)}}
     moments = jax.tree.map(lambda leaf: leaf * 0.1, params)
-    return {"params": params, "optimizer": (moments, jnp.int32(7)), "step": jnp.int32(7), "seconds": 12.5}
+    return {"params": params, "optimizer": (moments, jnp.int32(7)), "step": jnp.int32(7)}
+
+
+ABOUT = {"position": 56, "seconds": 12.5, "config": "Training.steps = 9  # naïve\n"}
 
 
 def bits(tree):
@@ -39,9 +44,9 @@ def bits(tree):
 
 
 def save(folder: pathlib.Path, *steps: int, keep: int = 2) -> None:
-    checkpoints = Checkpoints(folder, keep=keep)
+    checkpoints = Checkpoints(folder, Keep(latest=keep))
     for step in steps:
-        checkpoints.save(step, state(step))
+        checkpoints.save(step, state(step), ABOUT)
     checkpoints.close()
 
 
@@ -61,12 +66,12 @@ def saved(tmp_path_factory):
 
 
 def test_every_bit_comes_back(saved):
-    step, restored = restore(saved)
-    assert step == 7
+    step, restored, about = restore(saved)
+    assert step == 7 and about == ABOUT
     assert bits(restored) == bits(state(7))
     assert bits(restored) != bits(state(8))  # control
     assert jax.tree.structure(restored) == jax.tree.structure(state())
-    assert restored["step"].dtype == jnp.int32 and restored["seconds"] == 12.5
+    assert restored["step"].dtype == jnp.int32
 
 
 def test_shapes_alone_say_what_to_restore(saved):
@@ -95,6 +100,7 @@ def test_a_save_cut_short_does_not_count(saved, tmp_path):
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp-0" / "default").mkdir(parents=True)
     assert load_params(tmp_path)["norm"]["scale"].shape == (3,)
     assert restore(tmp_path)[0] == 7
+    assert names(tmp_path) == ["7"]  # and takes no room for ever
 
 
 def test_parameters_alone_are_read_from_a_whole_checkpoint(saved):
@@ -164,14 +170,17 @@ def test_damaged_parameters_alone_are_bad_input_by_name(tmp_path, how):
     assert_names(caught, tmp_path / "checkpoints" / "3")
 
 
-def test_removing_the_damaged_one_goes_on_from_the_one_before(tmp_path):
+@pytest.mark.parametrize("which", ["numbers", "_METADATA"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, caplog, which):
     save(tmp_path, 4, 7)
-    break_file(largest(tmp_path / "checkpoints" / "7"), "short")
-    with pytest.raises(BadInput):
-        restore(tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "7")
-    step, restored = restore(tmp_path)
+    checkpoint = tmp_path / "checkpoints" / "7"
+    break_file(largest(checkpoint) if which == "numbers" else checkpoint / "default" / which, "short")
+    step, restored, _ = restore(tmp_path)
     assert step == 4 and bits(restored) == bits(state(4))
+    assert f"{checkpoint} is damaged" in caplog.text and "going on from step 4" in caplog.text
+    assert names(tmp_path) == ["4", "7.damaged"]
+    save(tmp_path, 7)  # the step comes again
+    assert restore(tmp_path).step == 7 and names(tmp_path) == ["4", "7", "7.damaged"]
 
 
 @pytest.mark.parametrize(
@@ -187,8 +196,9 @@ def test_removing_the_damaged_one_goes_on_from_the_one_before(tmp_path):
 def test_another_model_is_bad_input(saved, change):
     like = state()
     change(like)
-    with pytest.raises(BadInput, match="checkpoints/7 is damaged or of another model"):
+    with pytest.raises(BadInput, match="checkpoints/7 is of another model: .* is .* there and .* in this one"):
         restore(saved, like)
+    assert [path.name for path in (saved / "checkpoints").iterdir()] == ["7"]
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "empty"])
@@ -198,7 +208,53 @@ def test_a_folder_without_a_checkpoint_is_bad_input(tmp_path, folder):
         load_params(tmp_path / folder)
 
 
-# --- A full disk
+# --- Which ones stay
+
+
+def test_checkpoints_stay_by_step_and_by_metric(tmp_path):
+    keep = Keep(latest=2, every_steps=4, best=1)
+    checkpoints = Checkpoints(tmp_path, keep)
+    for step in range(1, 8):
+        checkpoints.save(step, state(), metrics={"loss": abs(step - 2), "other": 0.0})
+    checkpoints.close()
+    # A restart knows what the first ones scored.
+    checkpoints = Checkpoints(tmp_path, keep)
+    for step in range(8, 11):
+        checkpoints.save(step, state(), metrics={"loss": 5.0})
+    checkpoints.close()
+    assert names(tmp_path) == ["10", "2", "4", "8", "9"]
+
+
+def test_the_best_may_be_the_highest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, Keep(latest=1, best=1, metric="recall", highest=True))
+    for step, recall in enumerate((0.1, 0.7, 0.3, 0.2), 1):
+        checkpoints.save(step, state(), metrics={"recall": recall})
+    checkpoints.close()
+    assert names(tmp_path) == ["2", "4"]
+
+
+def test_checkpoints_stay_by_time(tmp_path):
+    checkpoints = Checkpoints(tmp_path, Keep(latest=1, every_seconds=0.6))
+    for step in range(1, 6):
+        checkpoints.save(step, state())
+        time.sleep(0.4)
+    checkpoints.close()
+    kept = names(tmp_path)
+    assert kept[0] == "1" and kept[-1] == "5" and 3 <= len(kept) < 5
+
+
+def test_a_metric_that_nobody_logs_is_bad_input(tmp_path):
+    checkpoints = Checkpoints(tmp_path, Keep(best=1, metric="recal"))
+    with pytest.raises(BadInput, match="no number 'recal' to keep the best by; there are loss"):
+        checkpoints.save(1, state(), metrics={"loss": 1.0})
+    checkpoints.close()
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+# --- A full disk, and a store that fails
 
 
 @pytest.fixture
@@ -222,11 +278,37 @@ def test_a_full_disk_is_found_before_anything_is_written(tmp_path, full_disk):
 
 def test_a_full_disk_leaves_the_checkpoints_there_are(saved, tmp_path, full_disk):
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints = Checkpoints(tmp_path, Keep(latest=1))
     with pytest.raises(OSError):
         checkpoints.save(8, state(8))
     checkpoints.close()
     assert restore(tmp_path)[0] == 7
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "bucket answers 503"), ValueError("RESOURCE_EXHAUSTED: No space left on device")]
+)
+def test_a_store_that_fails_midway_loses_nothing_already_saved(tmp_path, monkeypatch, error):
+    """The write of the arrays fails in the background, after the save has begun."""
+    save(tmp_path, 3)
+    write = ocp.type_handlers.ArrayHandler.serialize
+
+    async def fail(self, values, infos, args=None):
+        futures = await write(self, values, infos, args)
+        raise error from None
+        return futures
+
+    checkpoints = Checkpoints(tmp_path, Keep(latest=1))
+    with monkeypatch.context() as patched:
+        patched.setattr(ocp.type_handlers.ArrayHandler, "serialize", fail)
+        with pytest.raises(OSError) as caught:
+            checkpoints.save(4, state(4))
+            checkpoints.close()
+    assert caught.value.errno == (errno.ENOSPC if isinstance(error, ValueError) else errno.EIO)
+    assert "4" not in names(tmp_path)
+    assert restore(tmp_path).step == 3 and bits(restore(tmp_path).state) == bits(state(3))
+    save(tmp_path, 4)  # once there is room again
+    assert restore(tmp_path).step == 4
 
 
 # --- JSON

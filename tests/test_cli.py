@@ -17,6 +17,7 @@ import pytest
 from pplx_jax import cli
 from pplx_jax.configuration import Table
 from pplx_jax.errors import BadInput
+from pplx_jax.parallel.processes import Processes
 from pplx_jax.verbs import VERBS, PathOrName, Verb, flag
 
 CALLS = []
@@ -305,4 +306,6 @@ def test_every_flag_is_a_parameter(verb):
     names = {flag.options.get("dest", flag.names[0].lstrip("-")) for flag in verb.flags} | set(verb.outputs)
     if verb.recipe:
         names.add("workdir")
+        names -= {field.name for field in dataclasses.fields(Processes)}  # they go together, as one parameter
+        names.add("processes")
     assert open_ended or names <= set(parameters)

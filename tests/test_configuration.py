@@ -281,6 +281,13 @@ class TestResolved:
         assert write(RECIPE, "Optimizer.decay=0.2").fingerprint != recipe.fingerprint
         assert write(RECIPE, "SEED=8").fingerprint != recipe.fingerprint
 
+    def test_fingerprint_leaves_out_where_it_runs_and_how_often_it_logs(self):
+        recipe = load(["gin/recipes/quickstart.gin"])
+        for changed in ("Mesh.data=8", "pair/Training.log_every_steps=3", "Training.profile_steps=(2, 3)"):
+            assert load(["gin/recipes/quickstart.gin"], [changed]).fingerprint == recipe.fingerprint, changed
+        for changed in ("pair/Training.steps=3", "Training.packing_groups=2", "run.seed=4"):
+            assert load(["gin/recipes/quickstart.gin"], [changed]).fingerprint != recipe.fingerprint, changed
+
     def test_settings_expand_macros_and_name_the_line(self, write):
         settings = write(RECIPE, "b/Training.steps=5").settings
         assert settings["b/Training.steps"] == ("5", "--gin_param:1")

@@ -13,7 +13,7 @@ import gin
 from pplx_jax.configuration import rules
 from pplx_jax.configuration.instances import Instance, reach, without_macros
 from pplx_jax.configuration.statements import MACRO, SEARCH_PATHS, Binding, Import, parse_value, read
-from pplx_jax.configuration.table import Table
+from pplx_jax.configuration.table import Table, is_changeable
 from pplx_jax.errors import BadInput
 
 
@@ -48,8 +48,11 @@ class Config:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the effective values: equal exactly where two recipes ask for the same thing."""
-        lines = sorted(f"{key} = {setting.value}\n" for key, setting in self.settings.items())
+        """A hash of the effective values: equal exactly where two recipes ask for the same thing.
+
+        Where it runs, and how often it logs and saves, is no part of it (`table.CHANGEABLE`).
+        """
+        lines = sorted(f"{key} = {setting.value}\n" for key, setting in self.settings.items() if not is_changeable(key))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

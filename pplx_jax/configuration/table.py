@@ -30,6 +30,7 @@ PARTS = (
     "pplx_jax.models.qwen3:Qwen3Config",
     "pplx_jax.optimizers:Optimizer",
     "pplx_jax.parallel.mesh:Mesh",
+    "pplx_jax.parallel.processes:Processes",
     "pplx_jax.train:Training",
     "pplx_jax.data.lengths:Lengths",
     "pplx_jax.stages.diffusion:DiffusionStage",
@@ -45,6 +46,35 @@ PARTS = (
     "pplx_jax.data.mixture:Mixture",
     "pplx_jax.data.mixture:Curriculum",
 )
+
+# What may differ between two starts of one run, all of a name where its parameters are None: where it runs, how often
+# it logs and saves, but nothing of what it computes.
+CHANGEABLE: Mapping[str, frozenset[str] | None] = {
+    "run": frozenset({"mesh", "processes"}),
+    "Mesh": None,
+    "Processes": None,
+    "Training": frozenset(
+        {
+            "log_every_steps",
+            "checkpoint_every_seconds",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            "keep_every_steps",
+            "keep_every_seconds",
+            "keep_best",
+            "best_metric",
+            "best_is_highest",
+            "profile_steps",
+        }
+    ),
+}
+
+
+def is_changeable(key: str) -> bool:
+    """Whether a setting such as "pair/Training.log_every_steps" is one of `CHANGEABLE`."""
+    name, _, parameter = key.rpartition("/")[2].partition(".")
+    parameters = CHANGEABLE.get(name, frozenset())
+    return parameters is None or parameter in parameters
 
 
 def _by_name(paths: tuple[str, ...]) -> dict[str, str]:

@@ -152,7 +152,8 @@ class Examples:
                 source = phase.turns.source(np.arange(min(steps, phase.turns.cycle)))
                 batches = np.concatenate([np.flatnonzero(source == own)[:_LOOKED_AT] for own in range(len(groups))])
             for batch in batches.tolist():
-                selection = self.select((first + batch) * self._batch_size + np.arange(self._batch_size))
+                # of one share, where a stage packs shares of a batch
+                selection = self.select((first + batch) * self._batch_size + np.arange(stage.batch_size))
                 needed = stage.rows(self._table(selection, lengths_only=True), multiple_of)
                 wanted.setdefault(selection.group, []).append(needed)
         return {group: sorted(needed)[len(needed) * 3 // 4] for group, needed in wanted.items()}

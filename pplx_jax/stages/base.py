@@ -57,8 +57,8 @@ class Stage(Protocol):
         """B, rows that a batch of examples of the table fills."""
         ...
 
-    def features(self, table: TokenTable, indices: np.ndarray, rows: int) -> PackedBatch:
-        """The packed batch of these examples of the table."""
+    def features(self, table: TokenTable, indices: np.ndarray, rows: int, first_row: int = 0) -> PackedBatch:
+        """The packed batch of these examples of the table; `first_row` is its place among the rows of a larger one."""
         ...
 
     def loss(self, model: Qwen3, batch: dict[str, jax.Array], step: Step) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -40,10 +40,9 @@ class ContextualStage(ContrastiveStage):
 
     name: ClassVar[str] = "contextual"
 
-    def features(self, table, indices, rows):
-        arrays, metrics = contextual_batch(
-            table, indices, rows=rows, length=self.row_length, slots=self.slots, chunks=self.chunks
-        )
+    def features(self, table, indices, rows, first_row=0):
+        shape = {"rows": rows, "length": self.row_length, "slots": self.slots, "chunks": self.chunks}
+        arrays, metrics = contextual_batch(table, indices, **shape, first_row=first_row)
         return PackedBatch(arrays | self.query_weights(table, indices), metrics)
 
     def loss(self, model, batch, step):

@@ -35,7 +35,7 @@ class DiffusionStage:
     def rows(self, table, multiple_of):
         return rows_needed(table, self.name, self.batch_size, self.row_length, multiple_of=multiple_of)
 
-    def features(self, table, indices, rows):
+    def features(self, table, indices, rows, first_row=0):
         return diffusion_batch(table, indices, rows=rows, length=self.row_length)
 
     def loss(self, model, batch, step):

@@ -24,8 +24,10 @@ class PairStage(ContrastiveStage):
 
     name: ClassVar[str] = "pair"
 
-    def features(self, table, indices, rows):
-        arrays, metrics = pair_batch(table, indices, rows=rows, length=self.row_length, slots=self.slots)
+    def features(self, table, indices, rows, first_row=0):
+        arrays, metrics = pair_batch(
+            table, indices, rows=rows, length=self.row_length, slots=self.slots, first_row=first_row
+        )
         return PackedBatch(arrays | self.query_weights(table, indices), metrics)
 
     def loss(self, model, batch, step):

@@ -25,6 +25,7 @@ from pplx_jax.model_folder import ModelFolder, load_model, save_model
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
+from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.report import environment, format_table, write_report, write_results
 from pplx_jax.stages.merge import Merge, slerp
 from pplx_jax.train import Training, train
@@ -43,29 +44,34 @@ class Corpus(Protocol):
 
 
 class _Phases:
-    """Phases of a run, each done once: what one returned is kept in WORKDIR/phases/NAME.json with its seconds."""
+    """Phases of a run, each done once: what one returned is kept in WORKDIR/phases/NAME.json with its seconds.
+
+    Of several processes the first does a phase and the others wait, but for training, which is everyone's.
+    """
 
     def __init__(self, workdir: pathlib.Path):
         self._folder = workdir / "phases"
         self._folder.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+    def __call__(self, name: str, work: Callable[[], Any], everyone: bool = False) -> Any:
         marker = self._folder / f"{name}.json"
-        if marker.exists():
-            done = read_json(marker)
-        else:
+        if not marker.exists() and (everyone or is_first()):
             logging.info("phase: %s", name)
             started = time.monotonic()
             result = work()
             # A stage that was interrupted knows the seconds of its earlier runs; other phases start again.
             whole = result.get("seconds") if isinstance(result, Mapping) else None
-            done = {"seconds": time.monotonic() - started if whole is None else whole, "result": result}
-            write_json(marker, done)
+            if is_first():
+                done = {"seconds": time.monotonic() - started if whole is None else whole, "result": result}
+                write_json(marker, done)
+        barrier(f"phase {name}")
+        done = read_json(marker)
         self.seconds[name] = done["seconds"]
         return done["result"]
 
 
+@joins_processes
 def run(
     workdir: pathlib.Path,
     config_text: str,
@@ -108,7 +114,9 @@ def run(
     mesh.build()
     workdir = pathlib.Path(workdir)
     model = model_to_train(model, initial)
-    _claim(workdir, fingerprint, config_text)
+    if is_first():
+        _claim(workdir, fingerprint, config_text)
+    barrier("claim")
     phases = _Phases(workdir)
     held_out = workdir / "data" / "corpus" / "evaluation"
     results: dict[str, Any] = {}
@@ -116,7 +124,7 @@ def run(
     counts = phases("corpus", lambda: dict(corpus.build(workdir / "data" / "corpus")))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
     if initial:
-        vocabulary = copy_vocabulary(initial, workdir / "data")
+        vocabulary = _initial_vocabulary(workdir, initial)
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
     written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
@@ -130,7 +138,7 @@ def run(
             phases("mine", lambda: _mine(workdir, vocabulary, mining, stages, seed))
 
         work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, initial)
-        phases(name, work)
+        phases(name, work, everyone=True)
         results[name] = phases(f"evaluate_{name}", lambda name=name: _score(workdir / name, held_out, lengths))
 
     if {"contextual", "triplet"} <= {training.stage.name for training in stages}:
@@ -140,11 +148,14 @@ def run(
         phases("export", lambda: _export(workdir, results))
         phases("index", lambda: _index(workdir, merged))
     results |= {"seconds": phases.seconds, "environment": environment()}
-    written = write_results(workdir, results)
-    report = write_report(workdir)
-    return {"results": str(written), "report": str(report), "table": format_table(results) + "\n"}
+    if is_first():
+        write_results(workdir, results)
+        write_report(workdir)
+    written, report = (str(workdir / name) for name in ("results.json", "report.html"))
+    return {"results": written, "report": report, "table": format_table(results) + "\n"}
 
 
+@joins_processes
 def train_stage(
     workdir: pathlib.Path,
     stage: str,
@@ -166,7 +177,7 @@ def train_stage(
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(t.stage.name for t in stages)}")
     workdir = pathlib.Path(workdir)
     model = model_to_train(model, initial)
-    vocabulary = copy_vocabulary(initial, workdir / "data") if initial else Vocabulary.load(workdir / "data")
+    vocabulary = _initial_vocabulary(workdir, initial) if initial else Vocabulary.load(workdir / "data")
     return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, initial)
 
 
@@ -236,6 +247,13 @@ def _claim(workdir: pathlib.Path, fingerprint: str, config_text: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.gin").write_text(config_text, encoding="utf-8")
     write_json(marker, {"fingerprint": fingerprint})
+
+
+def _initial_vocabulary(workdir: pathlib.Path, initial: str) -> Vocabulary:
+    if is_first():
+        copy_vocabulary(initial, workdir / "data")
+    barrier("vocabulary copied")
+    return Vocabulary.load(workdir / "data")
 
 
 def _vocabulary(workdir: pathlib.Path, phases: _Phases, corpus: Corpus, size: int, seed: int) -> Vocabulary:

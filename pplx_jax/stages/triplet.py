@@ -27,10 +27,9 @@ class TripletStage(ContrastiveStage):
     def hard_negatives(self):
         return self.negatives
 
-    def features(self, table, indices, rows):
-        arrays, metrics = triplet_batch(
-            table, indices, rows=rows, length=self.row_length, slots=self.slots, negatives=self.negatives
-        )
+    def features(self, table, indices, rows, first_row=0):
+        shape = {"rows": rows, "length": self.row_length, "slots": self.slots, "negatives": self.negatives}
+        arrays, metrics = triplet_batch(table, indices, **shape, first_row=first_row)
         return PackedBatch(arrays | self.query_weights(table, indices), metrics)
 
     def loss(self, model, batch, step):

@@ -1,0 +1,286 @@
+"""Several processes as one job: how they start together, share a batch, and decide things together.
+
+Every process runs the same program. What is collective (a step, a save, a decision) is called by all of them at the
+same step; what writes a file of which there is one is done by process 0 while the others go on or wait at a barrier.
+All of them see the same folders.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from pplx_jax.errors import BadInput, Preempted, ProcessLost
+from pplx_jax.parallel.roll_call import RollCall, roll_call
+
+_HEARTBEAT_SECONDS = 60  # of JAX's own service, which ends the others where roll_call has no line to them
+
+_job: RollCall | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """How many processes there are and how they find each other; one process where nothing says otherwise.
+
+    Attributes:
+      coordinator: HOST:PORT of process 0; the port after it is used too. "auto" leaves all three to what JAX finds out
+        by itself (Cloud TPU, GKE, Slurm). Else the environment's JAX_COORDINATOR_ADDRESS.
+      num_processes: of the job; else the environment's JAX_NUM_PROCESSES.
+      process_id: this one's, from 0; else the environment's JAX_PROCESS_ID.
+      startup_seconds: how long the first wait for the last.
+      silence_seconds: a process not heard of for so long counts as dead, and the others stop.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    startup_seconds: float = 300.0
+    silence_seconds: float = 30.0
+
+    def resolved(self, environment: Mapping[str, str] | None = None) -> "Processes":
+        """What is not set, from the environment.
+
+        Raises:
+          BadInput: half of it is said, or it makes no sense.
+        """
+        environment = os.environ if environment is None else environment
+
+        def number(name: str) -> int | None:
+            value = environment.get(name)
+            if value is not None and not value.isdigit():
+                raise BadInput(f"{name}={value} is no number; set it to a number, or give the flag instead")
+            return None if value is None else int(value)
+
+        found = dataclasses.replace(
+            self,
+            coordinator=self.coordinator or environment.get("JAX_COORDINATOR_ADDRESS"),
+            num_processes=number("JAX_NUM_PROCESSES") if self.num_processes is None else self.num_processes,
+            process_id=number("JAX_PROCESS_ID") if self.process_id is None else self.process_id,
+        )
+        coordinator, count, index = found.coordinator, found.num_processes, found.process_id
+        if coordinator == "auto" or count == 1 or (coordinator is None and count is None and index is None):
+            return found
+        if coordinator is None or count is None or index is None:
+            said = {"coordinator": coordinator, "num_processes": count, "process_id": index}
+            given = ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
+            missing = " and ".join(f"--{name}" for name, value in said.items() if value is None)
+            raise BadInput(f"{given} without {missing}; several processes need all three")
+        if not 0 <= index < count:
+            raise BadInput(
+                f"process_id {index} of num_processes {count}; number the processes from 0 to num_processes - 1"
+            )
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65535:
+            raise BadInput(f"coordinator {coordinator} is not HOST:PORT, such as 10.0.0.2:8476")
+        return found
+
+    @property
+    def several(self) -> bool:
+        """Whether there are, or may be, more than this one."""
+        return self.coordinator is not None and self.num_processes != 1
+
+
+@contextlib.contextmanager
+def joined(processes: Processes) -> Iterator[None]:
+    """The processes as one job, as long as this is open; nothing where there is but one.
+
+    To be opened before JAX is first used. A failure inside is told to the other processes, which stop with it.
+
+    Raises:
+      BadInput: as `Processes.resolved`.
+      ProcessLost: a process did not come in time.
+    """
+    global _job
+    found = processes.resolved()
+    if not found.several or _job is not None:
+        yield
+        return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    # On CPU, programs that do not wait for each other may run at once, and their collectives would meet.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    settings: dict[str, Any] = {
+        "initialization_timeout": math.ceil(found.startup_seconds),
+        "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
+    }
+    if found.coordinator == "auto":
+        logging.info("waiting up to %g s for the other processes that JAX finds here", found.startup_seconds)
+        jax.distributed.initialize(**settings)
+        _job = _roll_call_of_found(found)
+    else:
+        host, _, port = str(found.coordinator).rpartition(":")
+        index, count = int(found.process_id or 0), int(found.num_processes or 1)
+        _job = _call(found, host, int(port) + 1, index, count)
+        jax.distributed.initialize(
+            found.coordinator,
+            count,
+            index,
+            cluster_detection_method="deactivate",
+            **settings,
+        )
+    signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)  # JAX has taken it; `PreemptionNotice` does that here
+    failure: str | None = None
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Preempted) and error.together:
+            raise
+        failure = f"{type(error).__name__}: {error}"[:500]
+        raise
+    finally:
+        if _job is not None:
+            _job.close(failure)
+        _job = None
+
+
+def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives a function a parameter `processes`, and runs it as part of the job that it describes.
+
+    The flags of `_FLAGS`, as further keywords, win over its fields.
+    """
+
+    @functools.wraps(function)
+    def run(*arguments: Any, processes: Processes = Processes(), **keywords: Any) -> Any:  # noqa: B008 - frozen
+        given = {name: keywords.pop(name) for name in _FLAGS if name in keywords}
+        with joined(dataclasses.replace(processes, **given)):
+            return function(*arguments, **keywords)
+
+    # What a recipe may bind; the flags are this machine's business. gin would look past it at what is wrapped.
+    signature = inspect.signature(function)
+    added = inspect.Parameter("processes", inspect.Parameter.KEYWORD_ONLY, default=Processes(), annotation=Processes)
+    vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), added])
+    del vars(run)["__wrapped__"]
+    return run
+
+
+_FLAGS = ("coordinator", "num_processes", "process_id", "startup_seconds")
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which writes what there is one of."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is at the barrier of this name, which serves once."""
+    if _job is not None:
+        _job.barrier(name)
+    elif jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+class Agreement:
+    """What the processes decide together, without one of them waiting for the devices.
+
+    Each says at every step what it wishes; what any of them wished is known to all at the next step, when the
+    devices are busy with the step after. Where there is one process it is known at once.
+
+    Args:
+      mesh: the devices in use; every process has some of them.
+      wishes: how many things are decided.
+    """
+
+    def __init__(self, mesh: jax.sharding.Mesh, wishes: int):
+        self._alone = jax.process_count() == 1
+        if self._alone:
+            return
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        self._spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._shape = (mesh.size, wishes)
+        # It waits for the step's end, so that no two programs with collectives are under way at once.
+        self._any = jax.jit(lambda said, step: said.max(axis=0) + 0 * step, out_shardings=everywhere)
+        self._last: jax.Array | None = None
+
+    def __call__(self, step: jax.Array, *wishes: bool) -> tuple[bool, ...]:
+        """What any process wished one step ago.
+
+        Args:
+          step: the state's, after the step that is under way.
+          *wishes: of this process.
+        """
+        if self._alone:
+            return wishes
+        said = np.broadcast_to(np.asarray(wishes, np.int32), self._shape)
+        before = self._last
+        self._last = self._any(jax.make_array_from_callback(self._shape, self._spread, lambda at: said[at]), step)
+        if before is None:
+            return (False,) * len(wishes)
+        return tuple(bool(value) for value in np.asarray(before.addressable_data(0)))
+
+
+class PreemptionNotice:
+    """Takes note of SIGTERM instead of ending the process; for the main thread, as long as this is open."""
+
+    def __init__(self):
+        self.given = False
+        self._kept: Any = None
+
+    def __enter__(self) -> "PreemptionNotice":
+        if threading.current_thread() is threading.main_thread():
+            self._kept = signal.signal(signal.SIGTERM, self._notice) or signal.SIG_DFL
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._kept is not None:
+            signal.signal(signal.SIGTERM, self._kept)
+
+    def _notice(self, *_: object) -> None:
+        self.given = True
+        logging.warning("SIGTERM: saving at the end of a step, then stopping")
+
+
+def over_processes(numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
+    """Each number as every process has it, float32 [processes]. Collective."""
+    values = np.array(list(numbers.values()), np.float32)
+    found = multihost_utils.process_allgather(values) if jax.process_count() > 1 else values[None]
+    return dict(zip(numbers, found.T, strict=True))
+
+
+def _call(processes: Processes, host: str, port: int, index: int, count: int) -> RollCall:
+    return roll_call(
+        host,
+        port,
+        index,
+        count,
+        startup_seconds=processes.startup_seconds,
+        silence_seconds=processes.silence_seconds,
+    )
+
+
+def _roll_call_of_found(processes: Processes) -> RollCall | None:
+    """The lines of processes that JAX found by itself; None where they cannot reach one another's ports."""
+    if jax.process_count() == 1:
+        return None
+    host, port = _address_of_first()
+    try:
+        return _call(processes, host, port, jax.process_index(), jax.process_count())
+    except ProcessLost as error:
+        logging.warning(
+            "%s. The job goes on; should a process die, JAX ends the others within %d s, by its number alone",
+            error,
+            _HEARTBEAT_SECONDS,
+        )
+        return None
+
+
+def _address_of_first() -> tuple[str, int]:
+    """Where process 0 is to listen, as it tells the others."""
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    said = np.zeros(260, np.int32)
+    said[:2] = port, len(name := os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")[0] or socket.getfqdn())
+    said[2 : 2 + len(name)] = [ord(letter) for letter in name]
+    said = np.asarray(multihost_utils.broadcast_one_to_all(said))
+    return "".join(map(chr, said[2 : 2 + said[1]])), int(said[0])

@@ -1,0 +1,313 @@
+"""Who is there: every process of a job holds a line to process 0, which knows each by name.
+
+JAX's own coordination service ends a process whose neighbour died too, after its heartbeats and with a stack trace of
+its own. These lines say who is missing at the start, notice a death the moment its socket closes (or within
+`silence_seconds`, should a machine vanish), and carry barriers that may take hours, such as one process writing a
+corpus while the others wait.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from pplx_jax.errors import PROCESS_LOST, BadInput, ProcessLost
+
+_BEATS = 6  # within a silence that counts as death
+_REMINDER_SECONDS = 15.0
+_GRACE_SECONDS = 2.0  # for a process that fails by itself at the same time, to say so in its own words
+_LINE_BYTES = 1 << 16
+
+_failed = False  # this process told the others that it failed
+
+
+class Member(NamedTuple):
+    """One process: its place, and where it runs."""
+
+    index: int
+    host: str
+    pid: int
+
+    def __str__(self) -> str:
+        return f"process {self.index} ({self.host}, pid {self.pid})"
+
+
+class RollCall:
+    """The lines of one process. Made by `roll_call`; `close` it when the work is done.
+
+    Args:
+      me: this process.
+      count: how many there are.
+      lines: a connected socket to each other process (process 0), or to process 0 alone.
+      members: everyone, by index.
+      silence_seconds: a process not heard of for so long counts as dead.
+      end: called with the reason when another process is lost or has failed; by default it ends this process.
+    """
+
+    def __init__(
+        self,
+        me: Member,
+        count: int,
+        lines: dict[int, "_Line"],
+        members: dict[int, Member],
+        silence_seconds: float,
+        end: Callable[[str], None] | None = None,
+    ):
+        self.me, self.count, self.members = me, count, members
+        self._lines = lines
+        self._silence = silence_seconds
+        self._end = end or _end_process
+        self._changed = threading.Condition()
+        self._arrived: dict[str, set[int]] = {}
+        self._released: set[str] = set()
+        self._closing = False
+        self._thread = threading.Thread(target=self._watch, name="pplx_jax-roll-call", daemon=True)
+        self._thread.start()
+
+    def barrier(self, name: str) -> None:
+        """Waits, for as long as it takes, until every process is at the barrier of this name.
+
+        A name serves once. A process that dies meanwhile ends this one.
+        """
+        if self.me.index:
+            self._lines[0].send({"at": name})
+        with self._changed:
+            if self.me.index == 0:
+                self._changed.wait_for(lambda: len(self._arrived.get(name, ())) == self.count - 1)
+                for line in list(self._lines.values()):
+                    line.send({"go": name})
+            else:
+                self._changed.wait_for(lambda: name in self._released)
+                self._released.discard(name)
+            self._arrived.pop(name, None)
+
+    def close(self, failure: str | None = None) -> None:
+        """Leaves: quietly when the work is done, or with the reason why it failed, which ends the others."""
+        global _failed
+        _failed = _failed or failure is not None
+        word = {"bye": self.me.index} if failure is None else {"stop": f"{self.me} failed: {failure}"}
+        self._closing = True
+        for line in list(self._lines.values()):
+            line.send(word)
+        self._thread.join(timeout=self._silence)
+        for line in list(self._lines.values()):
+            line.close()
+
+    def _watch(self) -> None:
+        beat = self._silence / _BEATS
+        sent = 0.0
+        while not self._closing and self._lines:
+            readable, _, _ = select.select([line.socket for line in list(self._lines.values())], [], [], beat / 2)
+            now = time.monotonic()
+            if now - sent > beat:
+                sent = now
+                for line in list(self._lines.values()):
+                    line.send({})
+            for index, line in list(self._lines.items()):
+                if line.socket in readable:
+                    self._hear(index, line, now)
+                elif now - line.heard > self._silence:
+                    self._lost(f"{self.members[index]} has not been heard of for {self._silence:g} s", index)
+
+    def _hear(self, index: int, line: "_Line", now: float) -> None:
+        line.heard = now
+        try:
+            messages = line.receive()
+        except (OSError, ValueError):
+            messages = None
+        if messages is None:
+            return self._lost(f"{self.members[index]} died", index)
+        for message in messages:
+            if "stop" in message:
+                return self._lost(message["stop"], index)
+            with self._changed:
+                if "at" in message:
+                    self._arrived.setdefault(message["at"], set()).add(index)
+                if "go" in message:
+                    self._released.add(message["go"])
+                self._changed.notify_all()
+            if "bye" in message:
+                self._lines.pop(index).close()
+                return None
+        return None
+
+    def _lost(self, reason: str, index: int) -> None:
+        self._lines.pop(index).close()
+        for line in list(self._lines.values()):  # process 0 tells the others
+            line.send({"stop": reason})
+        if not self._closing:
+            self._end(f"{reason}; process {self.me.index} of {self.count} stops too")
+
+
+class _Line:
+    """A socket of JSON lines."""
+
+    def __init__(self, connected: socket.socket):
+        connected.setblocking(True)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket, self.heard = connected, time.monotonic()
+        self._pending = b""
+        self._sending = threading.Lock()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends; a peer that is gone is noticed where it is read from."""
+        with self._sending, contextlib.suppress(OSError):
+            self.socket.sendall(json.dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[dict[str, Any]] | None:
+        """The messages that are there, at least a part of one; None at the end. Raises OSError or ValueError."""
+        data = self.socket.recv(_LINE_BYTES)
+        if not data:
+            return None
+        *whole, self._pending = (self._pending + data).split(b"\n")
+        return [json.loads(line) for line in whole]
+
+    def first(self, deadline: float) -> dict[str, Any]:
+        """The first message. Raises OSError (of time too) or ValueError."""
+        while True:
+            self.socket.settimeout(max(deadline - time.monotonic(), 0.01))
+            messages = self.receive()
+            if messages is None or len(self._pending) > _LINE_BYTES:
+                raise ConnectionError("closed")
+            if messages:
+                self.socket.setblocking(True)
+                return messages[0]
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.socket.close()
+
+
+def roll_call(
+    host: str,
+    port: int,
+    index: int,
+    count: int,
+    *,
+    startup_seconds: float,
+    silence_seconds: float,
+    end: Callable[[str], None] | None = None,
+) -> RollCall:
+    """Waits until every process is there, saying who is waited for.
+
+    Args:
+      host: of process 0.
+      port: that process 0 listens on.
+      index: of this process.
+      count: of all.
+      startup_seconds: how long to wait.
+      silence_seconds: see `RollCall`.
+      end: see `RollCall`.
+
+    Raises:
+      ProcessLost: not everyone came in time; the message names those who did not.
+      BadInput: two processes say they are the same one, or they disagree on how many there are; or the port is taken.
+    """
+    me = Member(index, socket.gethostname(), os.getpid())
+    deadline = time.monotonic() + startup_seconds
+    gather = _listen if index == 0 else _join
+    lines, members = gather(me, host, port, count, deadline, startup_seconds)
+    logging.info("process %d of %d: all are here: %s", index, count, ", ".join(map(str, members.values())))
+    return RollCall(me, count, lines, members, silence_seconds, end)
+
+
+def leave(code: int) -> None:
+    """Ends a process that failed at once: JAX would wait, on the way out, for others that are told to stop."""
+    if _failed:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _listen(me: Member, host: str, port: int, count: int, deadline: float, seconds: float):
+    try:
+        server = socket.create_server(("", port))
+    except OSError as error:
+        raise BadInput(
+            f"process 0 cannot listen on port {port} ({error.strerror}); give --coordinator another port"
+        ) from None
+    lines: dict[int, _Line] = {}
+    members = {0: me}
+    reminded = -_REMINDER_SECONDS
+    with server:
+        while len(members) < count:
+            missing = ", ".join(str(index) for index in range(count) if index not in members)
+            now = time.monotonic()
+            if now > deadline:
+                reason = (
+                    f"process 0 of {count} waited {seconds:g} s for process {missing}; start {count} processes with "
+                    f"--coordinator {host}:{port - 1} --num_processes {count} and --process_id from 0 to {count - 1}"
+                )
+                for line in lines.values():
+                    line.send({"stop": reason})
+                raise ProcessLost(reason)
+            if now - reminded >= _REMINDER_SECONDS:
+                reminded = now
+                logging.info(
+                    "process 0 of %d: waiting on port %d for process %s, %.0f s more",
+                    count,
+                    port,
+                    missing,
+                    deadline - now,
+                )
+            server.settimeout(0.2)
+            try:
+                line = _Line(server.accept()[0])
+                hello = line.first(time.monotonic() + 2.0)
+                member, wanted = Member(*hello["member"]), hello["count"]
+            except (OSError, ValueError, KeyError, TypeError):  # nobody yet, or a stranger
+                continue
+            if wanted != count or member.index in members or not 0 < member.index < count:
+                there = ", ".join(map(str, members.values()))
+                reason = (
+                    f"{member} of {wanted} does not fit a job of {count} that has {there}; "
+                    "give every process the same --num_processes and a --process_id of its own"
+                )
+                for other in [line, *lines.values()]:
+                    other.send({"stop": reason})
+                raise BadInput(reason)
+            lines[member.index], members[member.index] = line, member
+    for line in lines.values():
+        line.heard = time.monotonic()
+        line.send({"all": list(members.values())})
+    return lines, dict(sorted(members.items()))
+
+
+def _join(me: Member, host: str, port: int, count: int, deadline: float, seconds: float):
+    logging.info("process %d of %d: waiting for process 0 at %s:%d, %.0f s more", me.index, count, host, port, seconds)
+    while True:
+        try:
+            line = _Line(socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.1)))
+            line.send({"member": me, "count": count})
+            answer = line.first(deadline + 5.0)  # process 0 knows better whom it waits for
+            break
+        except (OSError, ValueError) as error:
+            if time.monotonic() > deadline:
+                raise ProcessLost(
+                    f"process {me.index} of {count} waited {seconds:g} s for process 0 at {host}:{port} ({error}); "
+                    "start process 0 there, or let --coordinator name the host where it is"
+                ) from None
+            time.sleep(0.2)
+    if "stop" in answer:
+        raise ProcessLost(answer["stop"])
+    members = [Member(*member) for member in answer["all"]]
+    return {0: line}, {member.index: member for member in sorted(members)}
+
+
+def _end_process(reason: str) -> None:
+    """Ends this process at once: its main thread may wait for ever in a collective with the one that is gone."""
+    time.sleep(_GRACE_SECONDS)
+    print(
+        f"pplx-jax: {reason}; start all processes again with the same command to go on from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(PROCESS_LOST)

@@ -1,0 +1,84 @@
+"""Runs tiny trainings in processes of their own, one or several as one job, on simulated devices."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+SETUP = """
+import dataclasses, json, os, pathlib, signal, sys, time
+for name in ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"):
+    sys.modules[name] = None  # importing any of them fails
+import tiny
+from pplx_jax import train as loop
+from pplx_jax.data.token_files import TokenTable
+from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.errors import Preempted
+from pplx_jax.parallel.mesh import Mesh
+from pplx_jax.parallel.processes import Processes, joined
+
+def run(setting, folder, name, *, mesh=Mesh(), seed=3, **fields):
+    vocabulary = Vocabulary.load(setting / "vocabulary.model")
+    table = TokenTable.open(setting / name, stage=name, vocabulary=vocabulary)
+    usual = dict(stage=tiny.STAGES[name], optimizer=tiny.OPTIMIZER, steps=4, log_every_steps=1)
+    training = loop.Training(**usual | fields)
+    loop.train(folder, training, tiny.tiny_config(vocabulary), table, vocabulary, mesh=mesh, seed=seed)
+
+setting, output = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+"""
+
+
+def start(
+    code: str, setting: pathlib.Path, output: pathlib.Path, *, devices: int = 1, **environment: str
+) -> subprocess.Popen:
+    """A process that runs SETUP and then `code`, with `setting` (token files) and `output` at hand."""
+    return start_python(["-c", SETUP + code, str(setting), str(output)], devices=devices, **environment)
+
+
+def start_python(arguments: list[str], *, devices: int = 1, **environment: str) -> subprocess.Popen:
+    """Python on so many simulated devices."""
+    tests = pathlib.Path(__file__).parent
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]),
+    }
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**os.environ, **settings, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_job(
+    code: str, setting: pathlib.Path, output: pathlib.Path, *, count: int, devices: int, **environment: str
+) -> list[subprocess.Popen]:
+    """`count` processes of `devices` each on loopback; `joined(Processes())` makes them one job."""
+    address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports()}", "JAX_NUM_PROCESSES": str(count)}
+    return [
+        start(code, setting, output, devices=devices, JAX_PROCESS_ID=str(index), **address, **environment)
+        for index in range(count)
+    ]
+
+
+def free_ports() -> int:
+    """A port that is free, as is the one after it."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            try:
+                socket.create_server(("127.0.0.1", port + 1)).close()
+                return port
+            except OSError:
+                continue
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 300) -> list[str]:
+    """What each wrote to standard output; their errors where one failed."""
+    ended = [process.communicate(timeout=timeout) for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes == [0] * len(processes), "\n".join([str(codes), *(errors[-3000:] for _, errors in ended)])
+    return [output for output, _ in ended]
