@@ -38,6 +38,7 @@ PARTS = (
     "pplx_jax.contrastive.mining:Mining",
     "pplx_jax.data.python_corpus:PythonCorpus",
     "pplx_jax.data.folder_corpus:FolderCorpus",
+    "pplx_jax.data.multilingual_corpus:MultilingualCorpus",
 )
 
 
