@@ -13,9 +13,17 @@ import jax.numpy as jnp
 
 from pplx_jax.contrastive.duplicates import duplicate_groups, group_of_documents, group_sizes
 from pplx_jax.contrastive.similarity import normalize
-from pplx_jax.kernels.masked_logsumexp import ABSENT, masked_logsumexp
+from pplx_jax.kernels.masked_logsumexp import ABSENT, BLOCK, Sum, masked_logsumexp
 
 Metrics = dict[str, jax.Array]
+
+
+_SCORES = 2**22  # cosines of a device that exist at a time, whatever the batch
+
+
+def _sum_over_candidates(query: jax.Array, *arguments: jax.Array, **masks) -> Sum:
+    """`masked_logsumexp` in blocks of candidates that shrink as the queries grow, so that its memory does not."""
+    return masked_logsumexp(query, *arguments, **masks, block=max(128, min(BLOCK, _SCORES // query.shape[0])))
 
 
 def _mean_over_queries(
@@ -88,8 +96,8 @@ def pair_loss(
     # A query's own document and itself are of its group: never candidates.
     of_documents = _groups(query_hash, document_hash, count)
     of_queries = example if query_hash is None else of_documents
-    documents = masked_logsumexp(query, document, of_documents, of_documents, **mask)
-    queries = masked_logsumexp(query, query, of_queries, of_queries, **mask)
+    documents = _sum_over_candidates(query, document, of_documents, of_documents, **mask)
+    queries = _sum_over_candidates(query, query, of_queries, of_queries, **mask)
 
     logit = positive / temperature
     others = jnp.logaddexp(documents.logsumexp, queries.logsumexp)
@@ -156,7 +164,7 @@ def batch_loss(
     query, chunks = normalize(query), normalize(chunks)
     example = jnp.arange(count)
     group = _groups(query_hash, document_hash, count)
-    elsewhere = masked_logsumexp(
+    elsewhere = _sum_over_candidates(
         query,
         chunks.reshape(count * places, -1),
         group,
@@ -280,7 +288,9 @@ def triplet_loss(
     of_negatives = jnp.full(candidates.shape[0] - count, -1, jnp.int32)
     if document_hash is not None and negative_hash is not None:
         of_negatives = group_of_documents(group, document_hash, negative_hash.reshape(-1))
-    others = masked_logsumexp(query, candidates, group, jnp.concatenate([group, of_negatives]), temperature=temperature)
+    others = _sum_over_candidates(
+        query, candidates, group, jnp.concatenate([group, of_negatives]), temperature=temperature
+    )
     metrics = {
         "accuracy": jnp.mean(positive > others.hardest),
         "positive_similarity": jnp.mean(positive),
