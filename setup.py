@@ -27,6 +27,8 @@ EXTRAS = {
     ],
     # The BM25 baseline.
     "eval": ["bm25s>=0.2.14,<0.4"],
+    # Approximate search in `mine`.
+    "mine": ["faiss-cpu>=1.9,<2"],
     # `embed` of Parquet files.
     "parquet": ["pyarrow>=19,<26"],
     # `serve`.

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pplx_jax.html_report import render_page
-from pplx_jax.html_report.run import METRICS, PRECISIONS, collect, environment, result_rows
+from pplx_jax.html_report.run import METRICS, PRECISIONS, collect, environment, result_rows, set_rows
 from pplx_jax.retrieval.rows import atomic_path, write_json
 
-__all__ = ["environment", "format_table", "write_report", "write_results"]
+__all__ = ["environment", "format_sets", "format_table", "write_report", "write_results"]
 
 
 def write_results(workdir: str | pathlib.Path, results: Mapping[str, Any]) -> pathlib.Path:
@@ -18,7 +18,8 @@ def write_results(workdir: str | pathlib.Path, results: Mapping[str, Any]) -> pa
         workdir: the run's folder.
         results: by stage ("bm25", "random", "diffusion", "pair", "contextual", "triplet", "merged")
             {"float" | "int8" | "binary": {"ndcg@10", "recall@100"}}, for "bm25" the two numbers alone, and
-            "contextual" also with "with_context" and "without_context"; "seconds": {phase: seconds} in the
+            "contextual" also with "with_context" and "without_context"; where several sets are evaluated on, these
+            are means, and "sets" within each has the same figures by set; "seconds": {phase: seconds} in the
             order they ran. "environment", from `environment()`, is optional.
     """
     path = pathlib.Path(workdir) / "results.json"
@@ -54,6 +55,17 @@ def format_table(results: Mapping[str, Any]) -> str:
     heading = " " * widths[0] + "".join(f"    {title:^{group}}" for title in METRICS.values())
     lines = [_aligned(line, widths) for line in [names, *body]]
     return "\n".join([heading.rstrip(), lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def format_sets(results: Mapping[str, Any]) -> str:
+    """INT8 nDCG@10 set by set, sets down and stages across; empty where one set was evaluated on."""
+    header, body = set_rows(results)
+    lines = [["", *header], *([name, *map(_cell, values)] for name, values in body)]
+    if not body:
+        return ""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(f"{cell:{'>' if at else '<'}{widths[at]}}" for at, cell in enumerate(line)) for line in lines]
+    return "\n".join(["nDCG@10, int8, set by set", text[0], "-" * len(text[0]), *text[1:]])
 
 
 def _cell(value: float | None) -> str:

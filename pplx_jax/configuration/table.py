@@ -41,6 +41,7 @@ PARTS = (
     "pplx_jax.contrastive.mining:Mining",
     "pplx_jax.data.python_corpus:PythonCorpus",
     "pplx_jax.data.folder_corpus:FolderCorpus",
+    "pplx_jax.data.multilingual_corpus:MultilingualCorpus",
     "pplx_jax.data.source_corpus:SourceCorpus",
     "pplx_jax.data.source:Source",
     "pplx_jax.data.mixture:Mixture",

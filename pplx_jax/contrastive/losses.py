@@ -3,15 +3,27 @@
 All take quantized embeddings and compare them by cosine; scale is one over temperature. Losses are means over the
 queries of the batch and come with metrics. Where the queries have a `weight` [N], of 0 or more, the mean is weighted: a
 weight of 2 counts as two such queries, one of 0 as none. Weights touch neither the negatives nor the metrics.
+
+Where hashes of queries and documents are given, an example's duplicates (`duplicate_groups`) are none of its
+negatives, and are counted.
 """
 
 import jax
 import jax.numpy as jnp
 
+from pplx_jax.contrastive.duplicates import duplicate_groups, group_of_documents, group_sizes
 from pplx_jax.contrastive.similarity import normalize
-from pplx_jax.kernels.masked_logsumexp import ABSENT, masked_logsumexp
+from pplx_jax.kernels.masked_logsumexp import ABSENT, BLOCK, Sum, masked_logsumexp
 
 Metrics = dict[str, jax.Array]
+
+
+_SCORES = 2**22  # cosines of a device that exist at a time, whatever the batch
+
+
+def _sum_over_candidates(query: jax.Array, *arguments: jax.Array, **masks) -> Sum:
+    """`masked_logsumexp` in blocks of candidates that shrink as the queries grow, so that its memory does not."""
+    return masked_logsumexp(query, *arguments, **masks, block=max(128, min(BLOCK, _SCORES // query.shape[0])))
 
 
 def _mean_over_queries(
@@ -26,6 +38,16 @@ def _mean_over_queries(
     return jnp.sum(jnp.where(share > 0, per_query, 0.0) * share) / jnp.where(total > 0, total, 1.0)
 
 
+def _groups(query_hash: jax.Array | None, document_hash: jax.Array | None, count: int) -> jax.Array:
+    """[N] int32: examples of one group are duplicates; by what is given, each its own where nothing is."""
+    example = jnp.arange(count, dtype=jnp.int32)
+    if query_hash is None and document_hash is None:
+        return example
+    return duplicate_groups(
+        example if query_hash is None else query_hash, example if document_hash is None else document_hash
+    )
+
+
 def pair_loss(
     query: jax.Array,
     document: jax.Array,
@@ -33,6 +55,7 @@ def pair_loss(
     temperature: jax.Array | float = 0.02,
     margin: float = 0.1,
     document_hash: jax.Array | None = None,
+    query_hash: jax.Array | None = None,
     valid: jax.Array | None = None,
     weight: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
@@ -49,12 +72,14 @@ def pair_loss(
       temperature: tau.
       margin: how far a negative may score above the positive before it counts as a false negative.
       document_hash: [N]; where given, copies of a query's own document (equal hash) are left out.
+      query_hash: [N]; where given, all duplicates of an example are, its query's copies and their documents too.
       valid: [N] bool; where given, other examples neither have a loss nor serve as negatives.
       weight: [N], of each query in the mean.
 
     Returns:
       The loss and metrics: `accuracy` (positive above every negative), `positive_similarity`,
-      `masked_negatives` (share of the 2 (N - 1) candidates that the mask left out).
+      `masked_negatives` (share of the 2 (N - 1) candidates that were left out), `duplicates` and `false_negatives`
+      (how many of a query's candidates were left out as such).
 
     Example:
       `loss, metrics = pair_loss(tanh_int8(q), tanh_int8(d), temperature=0.02)`
@@ -69,19 +94,23 @@ def pair_loss(
         "candidate_valid": valid,
     }
     # A query's own document and itself are of its group: never candidates.
-    group = example if document_hash is None else document_hash
-    documents = masked_logsumexp(query, document, group, group, **mask)
-    queries = masked_logsumexp(query, query, example, example, **mask)
+    of_documents = _groups(query_hash, document_hash, count)
+    of_queries = example if query_hash is None else of_documents
+    documents = _sum_over_candidates(query, document, of_documents, of_documents, **mask)
+    queries = _sum_over_candidates(query, query, of_queries, of_queries, **mask)
 
     logit = positive / temperature
     others = jnp.logaddexp(documents.logsumexp, queries.logsumexp)
     per_query = jnp.logaddexp(logit, others) - logit
     hardest = jnp.maximum(documents.hardest, queries.hardest)
     masked = 2 * count - 2 - documents.used - queries.used
+    duplicates = group_sizes(of_documents) + group_sizes(of_queries) - 2
     metrics = {
         "accuracy": _mean_over_queries((positive > hardest).astype(jnp.float32), valid),
         "positive_similarity": _mean_over_queries(positive, valid),
         "masked_negatives": _mean_over_queries(masked / max(2 * count - 2, 1), valid),
+        "duplicates": _mean_over_queries(duplicates.astype(jnp.float32), valid),
+        "false_negatives": _mean_over_queries((masked - duplicates).astype(jnp.float32), valid),
     }
     return _mean_over_queries(per_query, valid, weight), metrics
 
@@ -121,6 +150,7 @@ def batch_loss(
     *,
     temperature: jax.Array | float = 0.02,
     document_hash: jax.Array | None = None,
+    query_hash: jax.Array | None = None,
     weight: jax.Array | None = None,
 ) -> jax.Array:
     """L_batch: the query's chunk against all chunks of all documents of the batch, its own included.
@@ -128,12 +158,13 @@ def batch_loss(
     Arguments as `sequence_loss`, and:
       document_hash: [N]; where given, another query's copy of the same document takes no part: its gold chunk would
         be a negative equal to the positive.
+      query_hash: [N]; where given, no document of an example's duplicates does.
     """
     count, places = chunk_valid.shape
     query, chunks = normalize(query), normalize(chunks)
     example = jnp.arange(count)
-    group = example if document_hash is None else document_hash
-    elsewhere = masked_logsumexp(
+    group = _groups(query_hash, document_hash, count)
+    elsewhere = _sum_over_candidates(
         query,
         chunks.reshape(count * places, -1),
         group,
@@ -164,6 +195,7 @@ def contextual_loss(
     sequence_weight: float = 0.2,
     margin: float = 0.1,
     mask_duplicates: bool = False,
+    query_hash: jax.Array | None = None,
     weight: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """beta L_global + (1 - beta) (0.2 L_seq + 0.8 L_batch), arXiv 2602.11151 section 2.4.
@@ -182,6 +214,8 @@ def contextual_loss(
       sequence_weight: share of L_seq within L_local.
       margin: of L_global's false-negative mask.
       mask_duplicates: leave copies of the query's document out of L_batch too, where the paper has no mask.
+      query_hash: [N]; where given, an example's duplicates are left out of L_global and, with `mask_duplicates`, of
+        L_batch.
       weight: [N], of each query in the means.
 
     Returns:
@@ -195,10 +229,17 @@ def contextual_loss(
         chunk,
         temperature=temperature,
         document_hash=document_hash if mask_duplicates else None,
+        query_hash=query_hash if mask_duplicates else None,
         weight=weight,
     )
     over_documents, metrics = pair_loss(
-        query, document, temperature=temperature, margin=margin, document_hash=document_hash, weight=weight
+        query,
+        document,
+        temperature=temperature,
+        margin=margin,
+        document_hash=document_hash,
+        query_hash=query_hash,
+        weight=weight,
     )
     local = sequence_weight * in_document + (1 - sequence_weight) * in_batch
     metrics |= {
@@ -216,32 +257,44 @@ def triplet_loss(
     negatives: jax.Array,
     *,
     temperature: jax.Array | float = 0.03,
+    document_hash: jax.Array | None = None,
+    query_hash: jax.Array | None = None,
+    negative_hash: jax.Array | None = None,
     weight: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """The positive against every document and every hard negative of the batch (arXiv 2602.11151, section 2.5).
 
-    No mask, no query-query term: the data of this stage is small and trusted.
+    No false-negative mask, no query-query term: the data of this stage is small and trusted.
 
     Args:
       query: [N, D].
       document: [N, D]; row i is the positive of query i.
       negatives: [N, K, D]; those mined for query i, which serve every query of the batch.
       temperature: tau.
+      document_hash, query_hash: [N]; where given, documents of an example's duplicates are left out.
+      negative_hash: [N, K], beside `document_hash`; where given, so are hard negatives, of whatever query, that are
+        copies of such documents.
       weight: [N], of each query in the mean.
 
     Returns:
-      The loss and metrics: `accuracy`, `positive_similarity`.
+      The loss and metrics: `accuracy`, `positive_similarity`, `duplicates` (how many of a query's candidates were left
+      out as such).
     """
     count, width = query.shape
     query, document, negatives = normalize(query), normalize(document), normalize(negatives)
     positive = jnp.sum(query * document, axis=-1)
-    example = jnp.arange(count)
     candidates = jnp.concatenate([document, negatives.reshape(-1, width)])
-    group = jnp.concatenate([example, jnp.full(candidates.shape[0] - count, -1)])
-    others = masked_logsumexp(query, candidates, example, group, temperature=temperature)
+    group = _groups(query_hash, document_hash, count)
+    of_negatives = jnp.full(candidates.shape[0] - count, -1, jnp.int32)
+    if document_hash is not None and negative_hash is not None:
+        of_negatives = group_of_documents(group, document_hash, negative_hash.reshape(-1))
+    others = _sum_over_candidates(
+        query, candidates, group, jnp.concatenate([group, of_negatives]), temperature=temperature
+    )
     metrics = {
         "accuracy": jnp.mean(positive > others.hardest),
         "positive_similarity": jnp.mean(positive),
+        "duplicates": jnp.mean((candidates.shape[0] - 1 - others.used).astype(jnp.float32)),
     }
     logit = positive / temperature
     return _mean_over_queries(jnp.logaddexp(logit, others.logsumexp) - logit, weight=weight), metrics

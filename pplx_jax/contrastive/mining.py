@@ -1,22 +1,28 @@
 """Hard negatives: documents a model ranks high for a query, yet below its positive (arXiv 2602.11151, section 2.5)."""
 
 import dataclasses
+import functools
+import hashlib
+import json
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pplx_jax.contrastive.similarity import normalize
+from pplx_jax.contrastive.mining_parts import Parts
+from pplx_jax.contrastive.mining_report import Sample, write_mining_report
+from pplx_jax.contrastive.mining_search import Search, approximate_search, exact_search
 from pplx_jax.data.token_files import Ragged, TokenTable, write_table
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.quantization import to_int8
 from pplx_jax.progress import Progress
+from pplx_jax.retrieval.bm25 import BM25
 
 _QUERIES_PER_BLOCK = 512
+_REASONS = ("positives", "above_ceiling", "lexical")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +32,15 @@ class Mining:
     Attributes:
       negatives: K, of each query.
       first_rank: documents ranked before it (from 1) are left alone: many answer the query as well.
-      last_rank: the end of the window, this rank included.
+      last_rank: the end of the window, this rank included. Copies of a document have one rank.
       ceiling: a negative's cosine is at most this share of the positive's.
+      margin: and at most the positive's less this.
+      lexical_ceiling: a negative's BM25 score is at most this share of the positive's; 0 asks no BM25.
+      search: "exact", or "approximate" by faiss.
+      probes: cells that the approximate search looks in.
       examples: pairs that are mined, a seeded sample; 0 for all.
+      part_size: queries, and documents, of one piece of work that is kept when the work is cut off.
+      samples: queries that the report shows.
       seed: of the sample and of the choice within the window.
     """
 
@@ -36,8 +48,22 @@ class Mining:
     first_rank: int = 30
     last_rank: int = 100
     ceiling: float = 0.95
+    margin: float = 0.0
+    lexical_ceiling: float = 0.0
+    search: Literal["exact", "approximate"] = "exact"
+    probes: int = 32
     examples: int = 0
+    part_size: int = 16384
+    samples: int = 20
     seed: int = 0
+
+    def __post_init__(self):
+        if not 1 <= self.first_rank <= self.last_rank:
+            raise BadInput(f"Mining: ranks {self.first_rank} to {self.last_rank} are no window; count from 1")
+        if self.search not in ("exact", "approximate"):
+            raise BadInput(f"Mining.search={self.search!r}; choose 'exact' or 'approximate'")
+        if min(self.negatives, self.part_size, self.probes) < 1:
+            raise BadInput("Mining: negatives, part_size and probes are 1 or more")
 
 
 def mine_table(
@@ -48,12 +74,17 @@ def mine_table(
     output: pathlib.Path,
     *,
     among: np.ndarray | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Writes the triplet table of a pair table.
+    """Writes the triplet table of a pair table, and `report.txt` and `report.html` in it.
 
-    Queries and documents are the sampled pairs themselves: INT8 embeddings, exact cosine, all documents ranked for
-    each query. Of the window's documents under the ceiling, K are drawn; a query that has fewer than K is left out,
-    and counted. Copies of the positive (equal hash) never become negatives.
+    Queries and documents are the sampled pairs themselves, each document once: INT8 embeddings, cosine. Of the
+    window's documents under the ceilings, K are drawn; a query that has fewer than K is left out, and counted. The
+    documents of all pairs that share a query's tokens are its positives and never its negatives, nor are their copies
+    (equal hash).
+
+    The work goes in parts beside `output`, which are kept when it is cut off and taken up by the next call; the result
+    depends on neither.
 
     Args:
       embedder: the model whose ranking is used.
@@ -62,72 +93,204 @@ def mine_table(
       mining: the choice.
       output: folder of the triplet table.
       among: [n] rows of the table that the sample is drawn from; all where None.
+      shard: (i, n) does the i-th of n shares of the parts and writes no table, so that machines that see the same
+        folder share the work; a last call without it puts them together.
 
     Returns:
-      Counts: `queries`, `left_out`, `mean_positive_similarity`, `mean_negative_similarity`.
+      Counts: `queries`, `left_out`, `mean_positive_similarity`, `mean_negative_similarity`, and of the window's
+      documents how many were refused, as `positives`, `above_ceiling` and `lexical`; of a shard, `parts`.
 
     Raises:
       BadInput: fewer documents than the window is deep, or no query with K negatives.
     """
-    generator = np.random.default_rng(mining.seed)
     rows = np.arange(table.count) if among is None else among
     count = min(mining.examples or len(rows), len(rows))
-    chosen = np.sort(generator.choice(rows, count, replace=False))
-    if count < mining.last_rank:
+    chosen = np.sort(np.random.default_rng(mining.seed).choice(rows, count, replace=False))
+    work = _Work(embedder, table, vocabulary, mining, chosen)
+    if len(work.documents) < mining.last_rank:
         raise BadInput(
-            f"mining: ranks to {mining.last_rank} among {count} documents; mine more examples or lower last_rank"
+            f"mining: ranks to {mining.last_rank} among {len(work.documents)} documents; mine more examples or lower "
+            "last_rank"
         )
-    queries, documents = table["query"], table["document"]
-    hashes = np.asarray(table["document_hash"])[chosen]
-    with Progress("mine: encode", total=2 * count, unit="text") as progress:
-        query_vectors = embedder.encode_tokens([queries[i] for i in chosen])
-        progress.update(count)
-        document_vectors = embedder.encode_tokens([documents[i] for i in chosen])
-        progress.update(2 * count)
-    query_units = normalize(to_int8(jnp.asarray(query_vectors)))
-    document_units = normalize(to_int8(jnp.asarray(document_vectors)))
-
-    @jax.jit
-    def rank(block):
-        scores, places = jax.lax.top_k(block @ document_units.T, mining.last_rank)
-        return scores, places
-
-    kept, negatives, positive_sum, negative_sum = [], [], 0.0, 0.0
-    with Progress("mine: rank", total=count, unit="query") as progress:
-        for start in range(0, count, _QUERIES_PER_BLOCK):
-            block = query_units[start : start + _QUERIES_PER_BLOCK]
-            scores, places = (np.asarray(x) for x in rank(block))
-            positives = np.asarray(jnp.sum(block * document_units[start : start + len(block)], axis=1))
-            window = slice(mining.first_rank - 1, mining.last_rank)
-            for row in range(len(block)):
-                candidates = places[row, window]
-                positive = positives[row]
-                # Below zero the share is turned over: the ceiling stays under the positive.
-                allowed = scores[row, window] <= (
-                    positive * mining.ceiling if positive >= 0 else positive / mining.ceiling
-                )
-                allowed &= hashes[candidates] != hashes[start + row]
-                candidates = candidates[allowed]
-                if len(candidates) < mining.negatives:
-                    continue
-                drawn = generator.choice(candidates, mining.negatives, replace=False)
-                kept.append(start + row)
-                negatives.append(drawn)
-                positive_sum += positives[row]
-                negative_sum += float(query_units[start + row] @ document_units[drawn].mean(axis=0))
-            progress.update(start + len(block))
-    if not kept:
+    parts = Parts(output.with_name(output.name + ".mining"), work.fingerprint())
+    if shard is not None:
+        index, shards = shard
+        if not 0 <= index < shards:
+            raise BadInput(f"mining: shard {index} of {shards}; count shards from 0")
+        return {"parts": work.run(parts, range(index, work.parts_of_queries, shards))}
+    work.run(parts, range(work.parts_of_queries))
+    found = [parts(f"negatives-{part:05d}", dict) for part in range(work.parts_of_queries)]
+    kept, negatives, ranks, scores, positive = (
+        np.concatenate([one[name] for one in found]) for name in ("kept", "negatives", "ranks", "scores", "positive")
+    )
+    if not len(kept):
+        parts.remove()
         raise BadInput(
             f"mining: no query has {mining.negatives} documents of rank {mining.first_rank} to {mining.last_rank} "
             f"under {mining.ceiling} of its positive; raise the ceiling or widen the window"
         )
-    _write(table, vocabulary, output, chosen, np.array(kept), np.stack(negatives))
-    return {
+    counts: dict[str, Any] = {
         "queries": len(kept),
         "left_out": count - len(kept),
-        "mean_positive_similarity": float(positive_sum / len(kept)),
-        "mean_negative_similarity": float(negative_sum / len(kept)),
+        "mean_positive_similarity": float(np.mean(positive)),
+        "mean_negative_similarity": float(np.mean(scores)),
+        **{reason: int(sum(one["refused"][place] for one in found)) for place, reason in enumerate(_REASONS)},
     }
+    _write(table, vocabulary, output, chosen, kept, negatives)
+    samples = work.samples(kept, negatives, ranks, scores, positive)
+    write_mining_report(output, dataclasses.asdict(mining), counts, samples)
+    parts.remove()
+    return counts
+
+
+class _Work:
+    """The pairs that are mined, and the parts that mining them consists of."""
+
+    def __init__(self, embedder, table: TokenTable, vocabulary: Vocabulary, mining: Mining, chosen: np.ndarray):
+        self._embedder, self._table, self._vocabulary, self._mining = embedder, table, vocabulary, mining
+        self._chosen = chosen
+        hashes = np.asarray(table["document_hash"])[chosen]
+        # Of copies the first stands for all: `documents` are places in `chosen`.
+        _, first, self._document_of = np.unique(hashes, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        self.documents = first[order]
+        self._document_of = np.argsort(order)[self._document_of]
+        self._positives: dict[bytes, set[int]] = {}
+        for place, document in enumerate(self._document_of):
+            self._positives.setdefault(self._query(place).tobytes(), set()).add(int(document))
+
+    @property
+    def parts_of_queries(self) -> int:
+        return -(-len(self._chosen) // self._mining.part_size)
+
+    def fingerprint(self) -> str:
+        """Of all that the parts depend on."""
+        facts = [self._embedder.fingerprint, dataclasses.asdict(self._mining), self._table.manifest]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest.update(self._chosen.tobytes())
+        return digest.hexdigest()
+
+    def run(self, parts: Parts, wanted: range) -> int:
+        """Does the wanted parts that are not there yet, and returns how many are wanted."""
+        missing = [part for part in wanted if not parts.has(f"negatives-{part:05d}")]
+        if missing:
+            documents = self._encode_documents(parts)
+            search = (
+                exact_search(documents)
+                if self._mining.search == "exact"
+                else approximate_search(documents, self._mining.probes)
+            )
+            size = self._mining.part_size
+            with Progress("mine: rank", total=len(missing) * size, unit="query") as progress:
+                for done, part in enumerate(missing):
+                    work = functools.partial(self._choose, part * size, search, documents, progress, done * size)
+                    parts(f"negatives-{part:05d}", work)
+        return len(wanted)
+
+    def _query(self, place: int) -> np.ndarray:
+        return np.asarray(self._table["query"][self._chosen[place]], np.int32)
+
+    def _document(self, document: int) -> np.ndarray:
+        return np.asarray(self._table["document"][self._chosen[self.documents[document]]], np.int32)
+
+    def _encode(self, texts: list[np.ndarray]) -> np.ndarray:
+        return np.asarray(to_int8(jnp.asarray(self._embedder.encode_tokens(texts))))
+
+    def _encode_documents(self, parts: Parts) -> np.ndarray:
+        size, count, found = self._mining.part_size, len(self.documents), []
+        with Progress("mine: encode", total=count, unit="document") as progress:
+            for start in range(0, count, size):
+                texts = range(start, min(start + size, count))
+                work = lambda texts=texts: {"vectors": self._encode([self._document(row) for row in texts])}  # noqa: E731
+                found.append(parts(f"documents-{start // size:05d}", work)["vectors"])
+                progress.update(texts.stop)
+        return np.concatenate(found)
+
+    @functools.cached_property
+    def _lexical(self) -> BM25:
+        return BM25([self._vocabulary.decode(self._document(row)) for row in range(len(self.documents))])
+
+    def _choose(
+        self, start: int, search: Search, documents: np.ndarray, progress: Progress, done: int
+    ) -> dict[str, np.ndarray]:
+        """The negatives of a part's queries."""
+        mining = self._mining
+        places = range(start, min(start + mining.part_size, len(self._chosen)))
+        vectors = self._encode([self._query(place) for place in places])
+        kept, negatives, ranks, scores, positives = [], [], [], [], []
+        refused = np.zeros(len(_REASONS), np.int64)
+        for first in range(0, len(places), _QUERIES_PER_BLOCK):
+            block = places[first : first + _QUERIES_PER_BLOCK]
+            of_block = vectors[first : first + len(block)]
+            found, near = search(of_block, mining.last_rank)
+            own = self._document_of[list(block)]
+            positive = _cosines(of_block, documents[own])
+            lexical = None
+            if mining.lexical_ceiling:
+                lexical = self._lexical.scores([self._vocabulary.decode(self._query(place)) for place in block])
+            for row, place in enumerate(block):
+                window = np.arange(mining.first_rank - 1, near.shape[1])
+                window = window[near[row, window] >= 0]
+                candidates = near[row, window]
+                allowed = np.ones((len(_REASONS), len(window)), bool)
+                allowed[0] = ~np.isin(candidates, list(self._positives[self._query(place).tobytes()]))
+                allowed[1] = found[row, window] <= _ceiling(positive[row], mining)
+                if lexical is not None:
+                    allowed[2] = lexical[row, candidates] <= mining.lexical_ceiling * lexical[row, own[row]]
+                # Each refusal is counted once, by its first reason.
+                passed = np.cumprod(np.vstack([np.ones(len(window), bool), allowed]), axis=0).astype(bool)
+                refused += (passed[:-1] & ~passed[1:]).sum(axis=1)
+                window = window[passed[-1]]
+                if len(window) < mining.negatives:
+                    continue
+                # By the pair, not by the order of the work: parts may be done anywhere.
+                generator = np.random.default_rng((mining.seed, int(self._chosen[place])))
+                drawn = generator.choice(window, mining.negatives, replace=False)
+                kept.append(place)
+                negatives.append(self.documents[near[row, drawn]])
+                ranks.append(drawn + 1)
+                scores.append(found[row, drawn])
+                positives.append(positive[row])
+            progress.update(done + first + len(block))
+        shape = (len(kept), mining.negatives)
+        return {
+            "kept": np.array(kept, np.int64),
+            "negatives": np.array(negatives, np.int64).reshape(shape),
+            "ranks": np.array(ranks, np.int64).reshape(shape),
+            "scores": np.array(scores, np.float32).reshape(shape),
+            "positive": np.array(positives, np.float32),
+            "refused": refused,
+        }
+
+    def samples(self, kept, negatives, ranks, scores, positive) -> list[Sample]:
+        """Queries for the report, as text."""
+        generator = np.random.default_rng(self._mining.seed)
+        shown = np.sort(generator.choice(len(kept), min(self._mining.samples, len(kept)), replace=False))
+        decode, table = self._vocabulary.decode, self._table
+        return [
+            Sample(
+                query=decode(table["query"][self._chosen[kept[row]]]),
+                positive=(decode(table["document"][self._chosen[kept[row]]]), float(positive[row])),
+                negatives=[
+                    (decode(table["document"][self._chosen[place]]), int(rank), float(score))
+                    for place, rank, score in sorted(
+                        zip(negatives[row], ranks[row], scores[row], strict=True), key=lambda item: item[1]
+                    )
+                ],
+            )
+            for row in shown
+        ]
+
+
+def _cosines(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    a, b = queries.astype(np.float32), documents.astype(np.float32)
+    return (a * b).sum(axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-6)
+
+
+def _ceiling(positive: float, mining: Mining) -> float:
+    # Below zero the share is turned over: the ceiling stays under the positive.
+    share = positive * mining.ceiling if positive >= 0 else positive / mining.ceiling
+    return min(share, positive - mining.margin) if mining.margin else share
 
 
 def _write(table, vocabulary, output, chosen: np.ndarray, kept: np.ndarray, negatives: np.ndarray) -> None:
@@ -157,9 +320,21 @@ _DEFAULT = Mining()
 
 
 def mine_file(
-    model: pathlib.Path, pairs: pathlib.Path, output: pathlib.Path, mining: Mining = _DEFAULT
+    model: pathlib.Path,
+    pairs: pathlib.Path,
+    output: pathlib.Path,
+    mining: Mining = _DEFAULT,
+    shard: int | None = None,
+    shards: int | None = None,
 ) -> dict[str, Any]:
-    """Mines the token files of a pair stage with a model folder; see `mine_table`."""
+    """Mines the token files of a pair stage with a model folder; see `mine_table`.
+
+    Raises:
+      BadInput: as `mine_table`; one of `shard` and `shards` without the other.
+    """
+    if (shard is None) != (shards is None):
+        raise BadInput("--shard and --shards go together: --shard=0 --shards=4 does the first of four shares")
     embedder = Embedder.load(model)
     table = TokenTable.open(pairs, vocabulary=embedder.vocabulary)
-    return mine_table(embedder, table, embedder.vocabulary, mining, pathlib.Path(output))
+    share = None if shard is None or shards is None else (shard, shards)
+    return mine_table(embedder, table, embedder.vocabulary, mining, pathlib.Path(output), shard=share)

@@ -6,7 +6,7 @@ A block of N examples holds lists: text features of any number of texts, other f
 |---|---|---|
 | text | tokens [N] | |
 | pair | query [N], document [N] | document_hash [N] |
-| triplet | query [N], document [N], negatives [N x K], example by example | document_hash [N] |
+| triplet | query [N], document [N], negatives [N x K], example by example | document_hash [N], negative_hash [N x K] |
 | contextual | chunks [all], query [Q] | chunk_counts [N]; document (its place in the block), chunk, document_hash [Q] |
 
 Every kind has `source` and `language` beside each example (each query, of the contextual kind).
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pplx_jax.data.bad_rows import BadRows
-from pplx_jax.data.source import Example, texts_of
+from pplx_jax.data.source import Example, text_hash, texts_of
 
 Block = dict[str, Any]
 
@@ -37,7 +37,7 @@ _LABELS = {"source": "string", "language": "string"}
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "text": _LABELS,
     "pair": {"document_hash": "int32", **_LABELS},
-    "triplet": {"document_hash": "int32", **_LABELS},
+    "triplet": {"document_hash": "int32", "negative_hash": "int32", **_LABELS},
     "contextual": {
         **dict.fromkeys(("chunk_counts", "document", "chunk", "document_hash"), "int32"),
         **_LABELS,
@@ -95,13 +95,14 @@ def _examples(kind: str, examples: Iterable[Example]) -> Iterator[Block]:
 def _block(kind: str, examples: list[Example]) -> Block:
     if kind == "contextual":
         return _documents(examples)
-    block: Block = {name: [example[name] for example in examples] for name in COLUMNS[kind]}
+    block: Block = {name: [example[name] for example in examples] for name in COLUMNS[kind] if name != "negative_hash"}
     if kind == "text":
         return block | {"tokens": [example["text"] for example in examples]}
     block["query"] = [example["query"] for example in examples]
     block["document"] = [example["positive"] for example in examples]
     if kind == "triplet":
         block["negatives"] = [text for example in examples for text in example["negatives"]]
+        block["negative_hash"] = [text_hash(text) for text in block["negatives"]]
     return block
 
 

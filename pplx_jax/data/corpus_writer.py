@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pplx_jax.retrieval.beir import RetrievalSet
+
 
 @contextlib.contextmanager
 def whole_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -42,3 +44,17 @@ def write_retrieval_set(folder: pathlib.Path, passages: Sequence[tuple[Mapping[s
     with (folder / "qrels.tsv").open("w", encoding="utf-8", newline="\n") as file:
         file.write("query-id\tcorpus-id\tscore\n")
         file.writelines(f"query:{passage['_id']}\t{passage['_id']}\t1\n" for passage, _ in passages)
+
+
+def write_beir(folder: pathlib.Path, data: RetrievalSet) -> None:
+    """Writes a retrieval set as `read_beir` reads it."""
+    folder.mkdir()
+    passages = zip(data.document_ids, data.documents, data.parents, data.chunks, strict=True)
+    columns = ("_id", "text", "parent", "chunk")
+    write_rows(folder / "corpus.jsonl", (dict(zip(columns, passage, strict=True)) for passage in passages))
+    queries = zip(data.query_ids, data.queries, strict=True)
+    write_rows(folder / "queries.jsonl", ({"_id": name, "text": text} for name, text in queries))
+    with (folder / "qrels.tsv").open("w", encoding="utf-8", newline="\n") as file:
+        file.write("query-id\tcorpus-id\tscore\n")
+        for query, grades in data.qrels.items():
+            file.writelines(f"{query}\t{document}\t{grade}\n" for document, grade in grades.items())

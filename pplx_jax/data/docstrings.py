@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Iterator
 
 MIN_WORDS, MAX_WORDS = 3, 64
 _LONG = 24  # words; a longer summary ends with its first sentence
@@ -13,6 +14,8 @@ _SECTION = re.compile(
     r"|^(?:[:@][a-z]|>>> |\.\. |[-=~*#]{3,})",
     re.IGNORECASE,
 )
+_DOCSTRING = re.compile(r'^[ \t]+"""(.+?)"""', re.DOTALL | re.MULTILINE)
+_CODE = re.compile(r"^\s*(?:def|class|import|from|return|if|self\.)\b", re.MULTILINE)
 _SIGNATURE = re.compile(r"[\w.]+\s*\(.*\)(?:\s*(?:->|:)\s*\S+)?\.?|[\w.]+\(.*\)\s*->.*")
 _PARAMETER = re.compile(r"`?\w+`? ?\([^)]*\) ?:|\w+ : \w")
 _MARKUP = (
@@ -45,6 +48,22 @@ def summary(docstring: str) -> str | None:
         if text and not _SIGNATURE.fullmatch(text):  # numpy style: a signature stands before the summary
             return _clean(text)
     return None
+
+
+def described(source: str, least: int = 80) -> Iterator[tuple[str, str]]:
+    """(summary, what follows it) of each docstring within Python source, whole or cut, that says more than a summary.
+
+    Args:
+        source: the code.
+        least: characters of what follows.
+    """
+    for match in _DOCSTRING.finditer(source):
+        text = inspect.cleandoc(match[1])
+        first, _, rest = text.partition("\n\n")
+        rest = rest.strip()
+        # Quotes may be met in the wrong order where the source is cut: code between two docstrings is none.
+        if len(rest) >= least and not _CODE.search(rest) and (says := summary(first)):
+            yield says, rest
 
 
 def _prose(paragraph: str) -> str:

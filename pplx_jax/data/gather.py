@@ -137,7 +137,7 @@ def _pairs(parts: _Parts) -> dict[str, Any]:
 def _triplets(parts: _Parts) -> dict[str, Any]:
     """Negatives that are positives of the examples refer to those, the others get rows after the examples."""
     negatives = parts.array(lambda table, rows, _: np.asarray(table["negatives"][rows]))
-    documents, total = [], parts.count
+    documents, hashes, total = [], [parts.array(lambda table, rows, _: table["document_hash"][rows])], parts.count
     for _, table, rows, places in parts.members:
         known, first = np.unique(rows, return_index=True)
         extra = np.setdiff1d(negatives[places], known)
@@ -146,12 +146,13 @@ def _triplets(parts: _Parts) -> dict[str, Any]:
         order = np.argsort(wanted, kind="stable")
         negatives[places] = where[order][np.searchsorted(wanted[order], negatives[places])]
         documents += [(table["document"], rows, places), (table["document"], extra, total + np.arange(len(extra)))]
+        hashes.append(table["document_hash"][extra])
         total += len(extra)
-    features, query = _pairs(parts), parts.ragged("query")
+    query = parts.ragged("query")
     return {
         "query": Ragged(query.values, np.pad(query.offsets, (0, total - parts.count), mode="edge")),
         "document": parts.texts(documents, total),
-        "document_hash": parts.padded(features["document_hash"], {"query": range(total)}),
+        "document_hash": np.concatenate(hashes),
         "negatives": parts.padded(negatives.astype(np.int32), {"query": range(total)}),
     }
 

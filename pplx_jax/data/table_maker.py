@@ -192,7 +192,7 @@ class _Triplets(TableMaker):
 
     def __init__(self, writer: TokenWriter, lengths: Lengths, min_tokens: int = MIN_TOKENS):
         super().__init__(writer, lengths, min_tokens)
-        self._negatives: list[Ragged] = []
+        self._negatives: list[tuple[Ragged, np.ndarray]] = []
         self._per_example = 0
 
     def _limits(self, lengths: Lengths) -> dict[str, int]:
@@ -204,7 +204,8 @@ class _Triplets(TableMaker):
         self._per_example = len(negatives) // len(query)
         whole = (negatives.lengths() > 0).reshape(len(query), -1).all(axis=1)
         keep = (query.lengths() > 0) & (document.lengths() > 0) & whole
-        self._negatives.append(select(negatives, np.repeat(keep, self._per_example)))
+        kept = np.repeat(keep, self._per_example)
+        self._negatives.append((select(negatives, kept), block["negative_hash"][kept]))
         self._writer.append(
             query=select(query, keep),
             document=select(document, keep),
@@ -216,10 +217,10 @@ class _Triplets(TableMaker):
         super().finish()
         count, each = self.examples, self._per_example
         extra = count * each
-        for texts in self._negatives:
+        for texts, hashes in self._negatives:
             blank = np.zeros(len(texts), np.int32)
             empty = Ragged.from_lengths(np.zeros(0, np.int32), blank)
-            self._writer.append(query=empty, document=texts, document_hash=blank, source=blank)
+            self._writer.append(query=empty, document=texts, document_hash=hashes, source=blank)
         places = count + np.arange(extra, dtype=np.int32).reshape(count, each)
         self._writer.append(negatives=np.concatenate([places, np.zeros((extra, each), np.int32)]))
         self._writer.notes.update(examples=count)

@@ -312,7 +312,7 @@ def _records(dataset, kind: str):
             queries = tf.maximum(tf.shape(texts["query"].row_lengths())[0], 1)
             each = tf.shape(texts["negatives"].row_lengths())[0] // queries
             texts["negatives"] = ragged.from_uniform_row_length(texts["negatives"], tf.cast(each, tf.int64))
-        columns = {name: block[name] for name in blocks.COLUMNS[kind] if name != "chunk_counts"}
+        columns = {name: block[name] for name in blocks.COLUMNS[kind] if name not in ("chunk_counts", "negative_hash")}
         if kind == "contextual":
             counts = tf.cast(block["chunk_counts"], tf.int64)
             documents = ragged.from_row_lengths(texts["chunks"], counts)

@@ -14,6 +14,7 @@ def render_page(run: Run) -> str:
         for section in (
             sections.headline,
             sections.retrieval,
+            sections.sets,
             sections.precision,
             sections.losses,
             sections.time,

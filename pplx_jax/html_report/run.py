@@ -93,6 +93,23 @@ def context_rows(stage: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def set_rows(results: Mapping[str, Any], metric: str = "ndcg@10") -> tuple[list[str], list[tuple[str, list]]]:
+    """Titles of the lines of `result_rows`, and for each set evaluated on its main number of each of them."""
+    titles = [row.name for row in result_rows(results)]
+    entries = [entry for name in ("bm25", *STAGES) if isinstance(entry := results.get(name), Mapping)]
+    names = list(dict.fromkeys(name for entry in entries for name in entry.get("sets", ())))
+    body = []
+    for name in names:
+        of_set = {key: entry["sets"][name] for key, entry in results.items() if _has_set(entry, name)}
+        values = {row.name: row.main(metric) for row in result_rows(of_set)}
+        body.append((name, [values.get(title) for title in titles]))
+    return titles, body
+
+
+def _has_set(entry: Any, name: str) -> bool:
+    return isinstance(entry, Mapping) and name in entry.get("sets", ())
+
+
 def collect(workdir: pathlib.Path) -> Run:
     """Reads what is there of a run.
 

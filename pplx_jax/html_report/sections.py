@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from pplx_jax.html_report import charts
-from pplx_jax.html_report.run import METRICS, PRECISIONS, STAGES, Row, Run, context_rows, numbers, result_rows
+from pplx_jax.html_report.run import METRICS, PRECISIONS, STAGES, Row, Run, context_rows, numbers, result_rows, set_rows
 from pplx_jax.progress import duration
 
 _HEADLINE_METRIC = "ndcg@10"
@@ -62,6 +62,24 @@ def retrieval(run: Run) -> str:
     grid = f'<div class="grid">{"".join(cards)}</div>' if cards else ""
     note = "The held-out set after each stage, beside BM25 (dashed) and the model before training."
     return _section("Retrieval by stage", note, grid + _results_table(rows))
+
+
+def sets(run: Run) -> str:
+    """The int8 number of every stage on each set."""
+    titles, body = set_rows(run.results)
+    if not body:
+        return ""
+    head = "".join(f"<th>{escape(title)}</th>" for title in ("", *titles))
+    lines = []
+    for name, values in body:
+        best = max((value for value in values if value is not None), default=0.0)
+        kinds = [' class="best"' if value == best > 0 else "" for value in values]
+        shown = ["" if value is None else f"{value:.4f}" for value in values]
+        cells = "".join(f"<td{kind}>{text}</td>" for kind, text in zip(kinds, shown, strict=True))
+        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    note = "nDCG@10 of int8 on each set; the figures above are their means."
+    return _section("Set by set", note, f'<div class="card scroll spaced">{table}</div>')
 
 
 def precision(run: Run) -> str:

@@ -22,8 +22,8 @@ class ContextualStage(ContrastiveStage):
     Attributes, beside those of `ContrastiveStage`:
       chunks: C, most chunks a document.
       margin: of L_global's false-negative mask.
-      mask_duplicates: leave copies of a query's document (equal hash) out of L_batch as well; a document serves
-        several queries, and two of them may meet in a batch.
+      mask_duplicates: leave duplicates (`duplicate_groups`) out of L_batch as well; a document serves several queries,
+        and two of them may meet in a batch.
       sequence_weight: share of L_seq within L_local.
       beta_start: weight of L_global at the first step.
       beta_end: and at the last, along half a cosine.
@@ -43,7 +43,7 @@ class ContextualStage(ContrastiveStage):
     def features(self, table, indices, rows, first_row=0):
         shape = {"rows": rows, "length": self.row_length, "slots": self.slots, "chunks": self.chunks}
         arrays, metrics = contextual_batch(table, indices, **shape, first_row=first_row)
-        return PackedBatch(arrays | self.query_weights(table, indices), metrics)
+        return PackedBatch(arrays | self.query_weights(table, indices) | self.query_hashes(table, indices), metrics)
 
     def loss(self, model, batch, step):
         pooled, counts = self.embed(model, batch)
@@ -67,6 +67,7 @@ class ContextualStage(ContrastiveStage):
                 sequence_weight=self.sequence_weight,
                 margin=self.margin,
                 mask_duplicates=self.mask_duplicates,
+                query_hash=batch["query_hash"],
                 weight=batch.get("weight"),
             )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import zlib
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -127,6 +128,12 @@ class ContrastiveStage:
         for source, weight in self.source_weights:
             weight_of[names.index(source)] = weight
         return {"weight": weight_of[table["source"][indices]]}
+
+    def query_hashes(self, table: TokenTable, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """`query_hash` [N] int32: the CRC of each query's tokens; equal for copies of a query."""
+        queries = table["query"]
+        crcs = [zlib.crc32(np.asarray(queries[row], np.int32).tobytes()) for row in indices]
+        return {"query_hash": np.array(crcs, np.uint32).view(np.int32)}
 
     def embed(self, model: Qwen3, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Pooled vectors v [B, S, D] of the batch and the tokens of each [B, S]; see `models.encoding.embed`."""

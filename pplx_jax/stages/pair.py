@@ -16,7 +16,8 @@ class PairStage(ContrastiveStage):
 
     Attributes, beside those of `ContrastiveStage`:
       margin: of the false-negative mask.
-      mask_duplicates: leave out copies of the positive document (equal hash) as well.
+      mask_duplicates: leave out duplicates as well: copies of the positive document and of the query, and what those
+        go with (`duplicate_groups`).
     """
 
     margin: float = 0.1
@@ -28,7 +29,7 @@ class PairStage(ContrastiveStage):
         arrays, metrics = pair_batch(
             table, indices, rows=rows, length=self.row_length, slots=self.slots, first_row=first_row
         )
-        return PackedBatch(arrays | self.query_weights(table, indices), metrics)
+        return PackedBatch(arrays | self.query_weights(table, indices) | self.query_hashes(table, indices), metrics)
 
     def loss(self, model, batch, step):
         pooled, _ = self.embed(model, batch)
@@ -38,5 +39,6 @@ class PairStage(ContrastiveStage):
             gather(embeddings, batch["document"]),
             margin=self.margin,
             document_hash=batch["document_hash"] if self.mask_duplicates else None,
+            query_hash=batch["query_hash"] if self.mask_duplicates else None,
             weight=batch.get("weight"),
         )

@@ -19,14 +19,15 @@ from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.source_corpus import tokenize_corpus, vocabulary_texts
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.folder import evaluate, evaluate_bm25
+from pplx_jax.evaluation.folder import evaluate_bm25
+from pplx_jax.evaluation.sets import read_sets, score_model, score_sets
 from pplx_jax.initial_model import copy_vocabulary, model_to_train
 from pplx_jax.model_folder import ModelFolder, load_model, save_model
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
-from pplx_jax.report import environment, format_table, write_report, write_results
+from pplx_jax.report import environment, format_sets, format_table, write_report, write_results
 from pplx_jax.stages.merge import Merge, slerp
 from pplx_jax.train import Training, train
 from pplx_jax.train_state import initial_params
@@ -39,7 +40,10 @@ class Corpus(Protocol):
     """Where a recipe's text comes from: writes the corpus files, or declares sources (`data.source_corpus`)."""
 
     def build(self, output: pathlib.Path) -> Mapping[str, Any]:
-        """Writes text.jsonl, pairs.jsonl, documents.jsonl, search.jsonl and evaluation/; returns counts."""
+        """Writes text.jsonl, pairs.jsonl, documents.jsonl, search.jsonl and evaluation/; returns counts.
+
+        evaluation/ is one BEIR folder, or holds several.
+        """
         ...
 
 
@@ -129,7 +133,7 @@ def run(
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
     written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
     phases("tokenize", lambda: tokenize_corpus(corpus, written, vocabulary, tokens, lengths))
-    results["bm25"] = phases("evaluate_bm25", lambda: evaluate_bm25(held_out))
+    results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
     results["random"] = phases("evaluate_random", lambda: _score_random(model, vocabulary, seed, held_out))
 
     for training in stages:
@@ -152,7 +156,8 @@ def run(
         write_results(workdir, results)
         write_report(workdir)
     written, report = (str(workdir / name) for name in ("results.json", "report.html"))
-    return {"results": written, "report": report, "table": format_table(results) + "\n"}
+    table = "\n\n".join(filter(None, (format_table(results), format_sets(results)))) + "\n"
+    return {"results": written, "report": report, "table": table}
 
 
 @joins_processes
@@ -298,22 +303,20 @@ def _mine(
 
 def _score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path):
     params = jax.tree.map(np.asarray, initial_params(model, seed))
-    return evaluate(Embedder(ModelFolder(model, vocabulary, params, "v1", "random")), held_out, truncate=True)
+    embedder = Embedder(ModelFolder(model, vocabulary, params, "v1", "random"))
+    return score_model(embedder, read_sets(held_out))
 
 
 def _score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
-    """Float, INT8 and binary of passages alone; of a context model also with each in its module, its own use."""
+    """Passages alone; of a context model also each in its document, its own use, cut as the stage was trained."""
     embedder = Embedder.load(folder)
-    alone = evaluate(embedder, held_out, truncate=True)
-    if embedder.kind != "context_v1":
-        return alone
-    # Documents of the size that the stage was trained on.
-    size = {
-        "chunks_per_document": lengths.chunks,
-        "tokens_per_document": lengths.chunks * (lengths.chunk + 1),
-    }
-    within = evaluate(embedder, held_out, context=True, truncate=True, **size)
-    return {**alone, "with_context": within, "without_context": alone}
+    return score_model(
+        embedder,
+        read_sets(held_out),
+        contextual=embedder.kind == "context_v1",
+        chunks_per_document=lengths.chunks,
+        tokens_per_document=lengths.chunks * (lengths.chunk + 1),
+    )
 
 
 def _export(workdir: pathlib.Path, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 import dataclasses
 from typing import ClassVar
 
+import numpy as np
+
 from pplx_jax.contrastive.losses import triplet_loss
 from pplx_jax.data.features import PackedBatch, triplet_batch
 from pplx_jax.models.encoding import gather
 from pplx_jax.models.quantization import tanh_int8
 from pplx_jax.stages.contrastive import ContrastiveStage
+
+_HASHES = ("query_hash", "document_hash", "negative_hash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,9 +20,11 @@ class TripletStage(ContrastiveStage):
 
     Attributes, beside those of `ContrastiveStage`:
       negatives: hard negatives of a query that are used, the first of those mined.
+      mask_duplicates: leave out duplicates (`duplicate_groups`), among hard negatives too; the paper has no mask.
     """
 
     negatives: int = 7
+    mask_duplicates: bool = True
     temperature: float = 0.03
 
     name: ClassVar[str] = "triplet"
@@ -30,7 +36,9 @@ class TripletStage(ContrastiveStage):
     def features(self, table, indices, rows, first_row=0):
         shape = {"rows": rows, "length": self.row_length, "slots": self.slots, "negatives": self.negatives}
         arrays, metrics = triplet_batch(table, indices, **shape, first_row=first_row)
-        return PackedBatch(arrays | self.query_weights(table, indices), metrics)
+        mined = table["negatives"][indices, : self.negatives]
+        arrays["negative_hash"] = np.asarray(table["document_hash"][mined], np.int32)
+        return PackedBatch(arrays | self.query_weights(table, indices) | self.query_hashes(table, indices), metrics)
 
     def loss(self, model, batch, step):
         pooled, _ = self.embed(model, batch)
@@ -39,5 +47,6 @@ class TripletStage(ContrastiveStage):
             gather(embeddings, batch["query"]),
             gather(embeddings, batch["document"]),
             gather(embeddings, batch["negatives"]),
+            **{name: batch[name] for name in _HASHES if self.mask_duplicates},
             weight=batch.get("weight"),
         )

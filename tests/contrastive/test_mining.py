@@ -1,11 +1,13 @@
 """Hard negatives against a ranking by brute force, and the table that the triplet stage then reads."""
 
+import dataclasses
 import itertools
 import types
 
 import numpy as np
 import pytest
 
+from pplx_jax.contrastive import mining_search
 from pplx_jax.contrastive.mining import Mining, mine_table
 from pplx_jax.data.features import rows_needed, triplet_batch
 from pplx_jax.data.loader import Loader
@@ -16,7 +18,13 @@ PAIRS, WIDTH = 60, 8
 FIRST_DOCUMENT = 100  # token ids: query i is [10 + i], document i starts with 100 + i
 UNLIKE_THEIR_DOCUMENT = (4, 17, 33)
 VOCABULARY = types.SimpleNamespace(
-    fingerprint="ab" * 32, size=500, pad_id=0, mask_id=2, separator_id=3, path="stub.model"
+    fingerprint="ab" * 32,
+    size=500,
+    pad_id=0,
+    mask_id=2,
+    separator_id=3,
+    path="stub.model",
+    decode=lambda ids: " ".join(f"t{token}" for token in ids),
 )
 WINDOW = Mining(negatives=3, first_rank=5, last_rank=20, ceiling=0.8, seed=1)
 
@@ -30,6 +38,7 @@ class Vectors:
         self.queries = (0.8 * self.documents + 0.5 * generator.normal(size=(PAIRS, WIDTH))).astype(np.float32)
         self.queries[list(UNLIKE_THEIR_DOCUMENT)] *= -1
         self.vocabulary = VOCABULARY
+        self.fingerprint = "cd" * 32
         self.asked: list[int] = []
 
     def encode_tokens(self, ids):
@@ -213,7 +222,7 @@ def test_fewer_documents_than_the_window_is_deep(tmp_path):
     with pytest.raises(BadInput, match=f"ranks to {PAIRS + 1} among {PAIRS} documents"):
         mine(tmp_path, Mining(last_rank=PAIRS + 1))
     with pytest.raises(BadInput, match="ranks to 20 among 19 documents"):
-        mine(tmp_path, Mining(last_rank=20, examples=19))
+        mine(tmp_path, Mining(first_rank=1, last_rank=20, examples=19))
     assert not (tmp_path / "triplet").exists()
 
 
@@ -232,3 +241,131 @@ def test_only_the_rows_it_is_told_to_mine_among_take_part(tmp_path):
     assert set(found) == {query for query in choices if len(choices[query]) >= 3}
     assert all(set(negatives) <= choices[query] for query, negatives in found.items())
     assert sorted(embedder.asked) == sorted([*(10 + among), *(FIRST_DOCUMENT + among)])
+
+
+def test_all_documents_of_a_query_are_its_positives(tmp_path):
+    # Queries 2i and 2i + 1 are the same text: the document of each answers both.
+    features = {name: pair_table(tmp_path / "plain").features[name] for name in ("document", "document_hash", "source")}
+    query = Ragged.from_arrays([[10 + i - i % 2] for i in range(PAIRS)])
+    mining = Mining(negatives=2, first_rank=1, last_rank=4, ceiling=2.0)
+
+    def twins(query):
+        write_table(tmp_path / "pair", "pair", VOCABULARY, {**features, "query": query}, notes={"sources": ["a", "b"]})
+        counts = mine_table(Vectors(), TokenTable.open(tmp_path / "pair"), VOCABULARY, mining, tmp_path / "triplet")
+        table = TokenTable.open(tmp_path / "triplet")
+        documents = [int(text[0]) - FIRST_DOCUMENT for text in table["document"]]
+        found = [(documents[row], documents[at]) for row in range(table.count) for at in table["negatives"][row]]
+        return sum(one // 2 == other // 2 for one, other in found), counts["positives"]
+
+    alike, refused = twins(query)
+    assert alike == 0 and refused > PAIRS // 2
+    # Control: where the queries differ by a token, the twin's document is drawn.
+    features["document"] = Ragged.from_arrays([[FIRST_DOCUMENT + i] for i in range(PAIRS)])
+    apart, fewer = twins(Ragged.from_arrays([[10 + i - i % 2, i % 2] for i in range(PAIRS)]))
+    assert apart > 0 and fewer < refused
+
+
+def test_copies_of_a_document_have_one_rank(tmp_path):
+    # Documents i and 30 + i are one: the window of the last ranks exists only while both are counted.
+    hashes = (np.arange(PAIRS) % 30).astype(np.int32)
+    with pytest.raises(BadInput, match="ranks to 31 among 30 documents"):
+        mine(tmp_path, Mining(2, 5, 31, 2.0), hashes=hashes)
+    table, _ = mine(tmp_path, Mining(5, 5, 30, 2.0), hashes=hashes)
+    assert all(len({document % 30 for document in found}) == 5 for found in decoded(table).values())
+
+
+def test_the_margin_is_taken_off_the_positive(tmp_path):
+    cosines = Vectors().cosines()
+    table, counts = mine(tmp_path, Mining(2, 1, 60, ceiling=1.0, margin=0.4))
+    found = decoded(table)
+    assert all(cosines[query, document] <= cosines[query, query] - 0.4 for query in found for document in found[query])
+    assert counts["above_ceiling"] > mine(tmp_path, Mining(2, 1, 60, ceiling=1.0))[1]["above_ceiling"]
+
+
+def test_the_lexical_ceiling_refuses_what_bm25_finds_as_good_as_the_positive(tmp_path):
+    # Every document holds the token 5 but those of i % 4 == 0; queries that hold it find it in others too.
+    features = dict(pair_table(tmp_path / "plain").features)
+    features["query"] = Ragged.from_arrays([[10 + i, 5] for i in range(PAIRS)])
+    write_table(tmp_path / "pair", "pair", VOCABULARY, features, notes={"sources": ["a", "b"]})
+    table, window = TokenTable.open(tmp_path / "pair"), Mining(1, 1, 60, ceiling=2.0, lexical_ceiling=0.5)
+    counts = mine_table(Vectors(), table, VOCABULARY, window, tmp_path / "triplet")
+    mined = decoded(TokenTable.open(tmp_path / "triplet"))
+    assert counts["lexical"] > 0
+    assert all(document % 4 == 0 for found in mined.values() for document in found)
+    # Control: without it, documents that hold the token are drawn.
+    free = Mining(1, 1, 60, ceiling=2.0)
+    mine_table(Vectors(), table, VOCABULARY, free, tmp_path / "free")
+    assert any(document % 4 for found in decoded(TokenTable.open(tmp_path / "free")).values() for document in found)
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shards_and_an_interrupted_run_give_the_same_bytes(tmp_path):
+    mining, table = Mining(3, 5, 20, 0.8, part_size=7), pair_table(tmp_path / "pair")
+    mine_table(Vectors(), table, VOCABULARY, mining, tmp_path / "whole")
+    for shard in (2, 0, 1):
+        counts = mine_table(Vectors(), table, VOCABULARY, mining, tmp_path / "shared", shard=(shard, 3))
+        assert counts == {"parts": 3} and not (tmp_path / "shared").exists()
+    last = Vectors()
+    mine_table(last, table, VOCABULARY, mining, tmp_path / "shared")
+    assert last.asked == []  # all was there
+
+    class Killed(Vectors):
+        def encode_tokens(self, ids):
+            if len(self.asked) > PAIRS + 20:  # documents done, and some of the queries
+                raise KeyboardInterrupt
+            return super().encode_tokens(ids)
+
+    with pytest.raises(KeyboardInterrupt):
+        mine_table(Killed(), table, VOCABULARY, mining, tmp_path / "cut")
+    assert not (tmp_path / "cut").exists()
+    again = Vectors()
+    mine_table(again, table, VOCABULARY, mining, tmp_path / "cut")
+    assert 0 < len(again.asked) < PAIRS
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "shared") == files_of(tmp_path / "cut")
+    assert not list(tmp_path.glob("*.mining"))
+
+
+def test_parts_of_other_settings_are_refused(tmp_path):
+    table = pair_table(tmp_path / "pair")
+    mine_table(Vectors(), table, VOCABULARY, WINDOW, tmp_path / "triplet", shard=(0, 1))
+    other = dataclasses.replace(WINDOW, seed=WINDOW.seed + 1)
+    with pytest.raises(BadInput, match=r"triplet\.mining holds parts of another mining"):
+        mine_table(Vectors(), table, VOCABULARY, other, tmp_path / "triplet")
+
+
+def test_a_block_of_documents_at_a_time_ranks_as_all_at_once(monkeypatch):
+    generator = np.random.default_rng(0)
+    # Signs in 16 dimensions: cosines are exact, and many tie.
+    documents, queries = (generator.choice([-1, 1], (count, 16)).astype(np.int8) for count in (50, 6))
+    whole = mining_search.exact_search(documents)(queries, 12)
+    monkeypatch.setattr(mining_search, "_DOCUMENTS_PER_BLOCK", 9)
+    for one, other in zip(mining_search.exact_search(documents)(queries, 12), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_approximate_search_finds_what_the_exact_one_does():
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(40, 16))
+    documents = np.rint(40 * (centres.repeat(40, axis=0) + 0.3 * generator.normal(size=(1600, 16))))
+    documents = documents.clip(-127, 127).astype(np.int8)
+    queries = documents[::50]
+    exact = mining_search.exact_search(documents)(queries, 20)
+    whole = mining_search.approximate_search(documents, probes=1600)(queries, 20)
+    np.testing.assert_allclose(whole[0], exact[0], atol=1e-5)
+
+    def recall(probes):
+        found = mining_search.approximate_search(documents, probes)(queries, 20)[1]
+        return np.mean([len(set(one) & set(other)) / 20 for one, other in zip(found, exact[1], strict=True)])
+
+    assert recall(1) < recall(16) and recall(16) > 0.95
+
+
+def test_the_report_shows_counts_and_samples(tmp_path):
+    _, counts = mine(tmp_path, dataclasses.replace(WINDOW, samples=4))
+    text, page = ((tmp_path / "triplet" / f"report.{kind}").read_text() for kind in ("txt", "html"))
+    assert f"queries: {counts['queries']}" in text and text.count("\nquery ") == 4
+    assert text.count("\nnegative ") == 4 * WINDOW.negatives
+    assert "<h1>Hard negatives</h1>" in page and page.count("<h3>") == 4

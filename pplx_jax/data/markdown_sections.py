@@ -1,0 +1,51 @@
+"""Markdown pages cut at their headings."""
+
+import dataclasses
+import re
+
+_HEADING = re.compile(r"^(#{1,6})\s+(.+?)\s*(?:\{\s*#([\w-]+)\s*\})?\s*$")
+_FENCE = re.compile(r"^\s*(```|~~~)")
+_MARKUP = re.compile(r"<[^>]*>|\*\*|__|`")
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading with the text under it.
+
+    Attributes:
+        title: of the page.
+        heading: without markup; the title itself above the first other heading.
+        anchor: its name in links, the same in every translation; empty where the page gives none.
+        text: without the heading.
+    """
+
+    title: str
+    heading: str
+    anchor: str
+    text: str
+
+
+def sections(page: str, *, min_characters: int = 80, max_characters: int = 2400) -> list[Section]:
+    """The sections of a page in their order; shorter ones are left out, longer ones cut at an end of line."""
+    found, title = [], ""
+    heading, anchor, lines, fenced = "", "", [], False
+
+    def close():
+        text = "\n".join(lines).strip()
+        if len(text) > max_characters:
+            end = text.rfind("\n", max_characters // 2, max_characters)
+            text = text[: end if end > 0 else max_characters].rstrip()
+        if heading and len(text) >= min_characters:
+            found.append(Section(title, heading, anchor, text))
+
+    for line in page.splitlines():
+        fenced ^= bool(_FENCE.match(line))  # a comment of a code block is no heading
+        match = None if fenced else _HEADING.match(line)
+        if match is None:
+            lines.append(line)
+            continue
+        close()
+        heading, anchor, lines = _MARKUP.sub("", match[2]).strip(), match[3] or "", []
+        title = title or heading
+    close()
+    return found
