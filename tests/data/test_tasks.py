@@ -11,7 +11,7 @@ import pytest
 from pplx_jax.data import blocks, tasks
 from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.lengths import Lengths
-from pplx_jax.data.source import Source
+from pplx_jax.data.source import Source, text_hash
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
@@ -156,6 +156,9 @@ def test_triplets_refer_to_their_negatives(vocabulary, tmp_path):
     for row in range(4):
         found = [table["document"][place].tolist() for place in table["negatives"][row]]
         assert found == [vocabulary.encode(text)[:30] for text in TEXTS[row + 1 : row + 3]]
+        hashes = table["document_hash"][table["negatives"][row]].tolist()
+        assert hashes == [text_hash(text) for text in TEXTS[row + 1 : row + 3]]
+    assert table["document_hash"][:4].tolist() == [text_hash(text) for text in TEXTS[:4]]
 
 
 def test_pairs(vocabulary, tmp_path):
