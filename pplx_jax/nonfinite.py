@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from jax.experimental import checkify
 
@@ -88,9 +89,11 @@ def _first(named: dict[str, jax.Array], what: str) -> str | None:
 
 def _first_operation(loss_of, params, batch, step) -> str | None:
     """The first operation of the forward pass whose result is NaN, where JAX can follow all of them."""
+    nowhere = jax.sharding.Mesh(np.empty((), object), ())  # checkify cannot follow what is mapped over a mesh
     try:
-        error, _ = jax.jit(checkify.checkify(loss_of, errors=checkify.nan_checks))(params, batch, step)
-        message = error.get()
+        with jax.set_mesh(nowhere):
+            error, _ = jax.jit(checkify.checkify(loss_of, errors=checkify.nan_checks))(params, batch, step)
+            message = error.get()
     except Exception as untraceable:  # such as a kernel that checkify knows nothing of
         logging.warning("operations cannot be looked at one by one: %s", str(untraceable).splitlines()[0])
         return None

@@ -4,6 +4,7 @@ The training keeps a ledger: a line for every batch that a step consumes, with t
 read.
 """
 
+import math
 import pathlib
 import random
 import time

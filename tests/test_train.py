@@ -561,27 +561,32 @@ def eight_rows(stage):
             return 8
     return EightRows(**{**vars(stage), "batch_size": 8})
 
-def interrupted(stage, step, numbers):
-    if step == 3:
-        raise InterruptedError
+def run_until(last, *arguments, **keywords):
+    def interrupted(stage, step, numbers):
+        if step > last:
+            raise InterruptedError
+    require_finite, loop._require_finite = loop._require_finite, interrupted
+    try:
+        run(*arguments, checkpoint_every_steps=1, **keywords)
+    except InterruptedError:
+        pass
+    loop._require_finite = require_finite
 
 for name in tiny.STAGES:
     fields = dict(stage=eight_rows(tiny.STAGES[name]), optimizer=optimizer)
     run(setting, output / "one" / name, name, **fields)
     run(setting, output / "eight" / name, name, mesh=eight, **fields)
 
-require_finite, loop._require_finite = loop._require_finite, interrupted
-try:
-    run(setting, output / "moved", "triplet", checkpoint_every_seconds=0.0, **fields)
-except InterruptedError:
-    loop._require_finite = require_finite
-    run(setting, output / "moved", "triplet", mesh=eight, **fields)
+run_until(1, setting, output / "moved", "triplet", **fields)
+run_until(2, setting, output / "moved", "triplet", mesh=Mesh(fsdp=2), **fields)
+run_until(3, setting, output / "moved", "triplet", mesh=Mesh(data=2, fsdp=2), **fields)
+run(setting, output / "moved", "triplet", mesh=eight, **fields)
 """
 
 
 @pytest.fixture(scope="module")
 def on_eight_devices(setting, tmp_path_factory):
-    """Every stage on one device and on a mesh of eight, and one stage moved from the one to the other."""
+    """Every stage on one device and on a mesh of eight, and one stage that each step takes to a larger mesh."""
     output = tmp_path_factory.mktemp("devices")
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiled in half the time
     finish(process(setting, output, EIGHT, XLA_FLAGS=flags))
@@ -601,7 +606,7 @@ def test_eight_devices_compute_what_one_does(on_eight_devices, name):
     assert_close(on_eight_devices / "one" / name, on_eight_devices / "eight" / name)
 
 
-def test_a_run_of_one_device_goes_on_with_eight(on_eight_devices):
+def test_a_run_of_one_device_goes_on_with_two_then_four_then_eight(on_eight_devices):
     assert_close(on_eight_devices / "one" / "triplet", on_eight_devices / "moved")
     with pytest.raises(AssertionError):  # control
         assert_close(on_eight_devices / "one" / "pair", on_eight_devices / "moved")
