@@ -248,8 +248,6 @@ class Examples:
         return taken
 
     def _require_enough(self) -> None:
-        if self._plain:
-            return  # the loader says so
         for phase in self._phases:
             most = np.full(len(phase.tables), self._batch_size)
             if phase.batches == "mixed":
@@ -257,9 +255,10 @@ class Examples:
                 most = (phase.turns.before(starts + self._batch_size) - phase.turns.before(starts)).max(axis=0)
             for table, wanted in zip(phase.tables.tolist(), most.tolist(), strict=True):
                 if wanted > self._counts[table]:
+                    where = self._shards[self._first_shard[table]].folder if self._plain else self._names[table]
                     raise BadInput(
-                        f"{self._names[table]}: {self._counts[table]} examples, and a batch of {self._batch_size} "
-                        f"wants {wanted} of them; lower its weight or the batch size"
+                        f"{where}: {self._counts[table]} examples, a batch wants {wanted} of them; "
+                        "lower its weight or the batch size"
                     )
 
     def _deal_window(self, number: int, source: int, window: int) -> _Window:

@@ -196,7 +196,7 @@ def test_temperature_flattens_shares():
 def test_what_cannot_be_read(tables):
     with pytest.raises(BadInput, match="no token files of 'd'; there are a, b, c.x, c.y"):
         Examples(tables, Mixture({"d": 1.0}), B, seed=0)
-    with pytest.raises(BadInput, match="c.y: 100 examples, and a batch of 128 wants 128 of them"):
+    with pytest.raises(BadInput, match="c.y: 100 examples, a batch wants 128 of them"):
         Examples(tables, ONE_SOURCE, 128, seed=0)
     with pytest.raises(BadInput, match="give the steps"):
         Curriculum([MIXED], [5])
