@@ -3,9 +3,9 @@ is one integer.
 
 The data is an endless stream: pass after pass over the examples, each pass in its own order. `position` is
 the number of examples of that stream already consumed, over all hosts. The stream depends on the seed and the
-number of examples alone, so a run resumes at once at any position, with any batch size and on any number of
-hosts. Habits from google-research/vmoe (one-integer position) and levanter `data/_prp.py` (stateless
-permutation).
+number of examples alone (`data.examples`: on the mixtures and the batch size too), so a run resumes at once at any
+position and on any number of hosts. Habits from google-research/vmoe (one-integer position) and levanter
+`data/_prp.py` (stateless permutation).
 """
 
 from __future__ import annotations
