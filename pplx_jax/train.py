@@ -219,6 +219,7 @@ def train(
 
         # 3. What the folder says of itself.
         goodput = Goodput(folder, useful=about["useful_seconds"], write=is_first())
+        goodput.save()  # a start counts, however soon it is killed
         if is_first():
             describe_model(folder, config, vocabulary, stage=stage.name)
             (folder / "config.gin").write_text(config_text, encoding="utf-8")
@@ -285,12 +286,12 @@ def train(
                 numbers |= {"learning_rate": float(np.asarray(learning_rate(step - 1)))}
                 numbers |= meter.numbers(numbers) | memory_numbers() | goodput.numbers()
                 writer.write(step, numbers)
+                goodput.save()
                 progress.update(step, loss=numbers["loss"], tokens=meter.tokens)
                 checkpoints.check()
             profile.after(step, state)
             if saves:
                 saving = time.monotonic()
-                goodput.save()
                 about_now = {
                     "stage": stage.name,
                     "position": position,
