@@ -1,6 +1,6 @@
 """The command line: `pplx-jax VERB`. What the verbs are stands in `verbs`; this is how any of them is run.
 
-Exit codes: 0 done, 1 failed (a traceback), 2 bad input (one line: what, where and the mend), 130 interrupted.
+Exit codes: 0 done, 1 failed (a traceback, or a report that says no), 2 bad input (one line: what, where and the mend), 130 interrupted.
 With `--json` standard output holds exactly one JSON object; everything else goes to standard error.
 """
 
@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pplx_jax.errors import BadInput
+from pplx_jax.errors import BadInput, Unmet
 from pplx_jax.quiet import skip_absent_tpu
 from pplx_jax.verbs import VERBS, PathOrName, Verb
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
         code, result = _guarded(verb, options, table)
     if as_json:
         print(json.dumps({} if result is None else result, default=_plain))
-    elif code == DONE:
+    elif result and "error" not in result:
         _show(result)
     return code
 
@@ -85,7 +85,7 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
         shared.add_argument(
             "--workdir",
             type=pathlib.Path,
-            required=verb.recipe is not None,
+            required=verb.recipe is not None and verb.writes,
             help="where a recipe lives" if verb.recipe else "the folder that relative paths start from",
         )
         shared.add_argument("--dry_run", action="store_true", help="say what would be done, write nothing")
@@ -101,6 +101,8 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
             return DONE, _perform(verb, options, table)
     except BadInput as error:
         return BAD_INPUT, _complain(f"error: {error}")
+    except Unmet as error:
+        return FAILED, dict(error.report)
     except KeyboardInterrupt:
         return INTERRUPTED, _complain("interrupted; the same command goes on from here")
     except OSError as error:
@@ -127,8 +129,11 @@ def _perform(verb: Verb, options: dict[str, Any], table: "Table | None") -> Any:
     files, params, dry_run = options.pop("gin_file"), options.pop("gin_param"), options.pop("dry_run")
     if verb.recipe and not files:
         raise BadInput(f"{verb.name} needs a recipe, such as --gin_file gin/recipes/quickstart.gin")
+    for flag in verb.flags:
+        if flag.files and (given := options.pop(flag.parameter, None)):
+            files.append(given if given.endswith(".gin") else flag.files.format(given))
     table = table or Table()
-    config = load(files, params, table=table)
+    config = load(files, params, table=table, unset=None if verb.writes else "unset")
     function = table.target(verb.function)
     arguments = _arguments(verb, function, config, options)
     if dry_run:

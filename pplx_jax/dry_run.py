@@ -37,7 +37,7 @@ def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str
         "arguments": {name: str(value) for name, value in arguments.items() if name not in SHOWN_APART},
     }
     writes = [str(arguments[name]) for name in verb.outputs if name in arguments]
-    if "stages" in arguments:
+    if "stages" in arguments and "workdir" in arguments:
         stages = _chosen(arguments["stages"], arguments.get("stage"))
         described["stages"] = [_describe(training) for training in stages]
         workdir = pathlib.Path(arguments["workdir"])

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from clu import parameter_overview
 
 from pplx_jax.checkpointing import Checkpoints, load_params, read_json, write_json
 from pplx_jax.data.loader import Loader
@@ -23,6 +22,8 @@ from pplx_jax.model_folder import describe_model
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.optimizers import Optimizer
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
+from pplx_jax.parallel.model_info import model_info
+from pplx_jax.parallel.rules import shards
 from pplx_jax.progress import Progress
 from pplx_jax.stages.base import Stage
 from pplx_jax.train_state import (
@@ -118,19 +119,15 @@ def train(
         return read_json(folder / FINISHED)
     stage = training.stage
     device_mesh = mesh.build()
-    if stage.batch_size % device_mesh.size:
-        raise BadInput(
-            f"{stage.name}: a batch of {stage.batch_size} cannot be shared by the mesh's {device_mesh.size} devices; "
-            "make the stage's batch_size a multiple of Mesh.data x Mesh.fsdp"
-        )
+    mesh.require(config, device_mesh, batch_size=stage.batch_size, row_length=stage.row_length)
     optimizer = training.optimizer.build(training.steps)
     model, config = config, dataclasses.replace(config, tied=config.tied or not stage.predicts_tokens)
     learning_rate = training.optimizer.learning_rate(training.steps)
-    rows = stage.rows(table, multiple_of=device_mesh.size)
     compile_seconds = 0.0
 
     with contextlib.ExitStack() as opened:  # a step that fails leaves no thread and no half-written checkpoint
-        opened.enter_context(jax.set_mesh(device_mesh))  # kernels run on each device's share
+        opened.enter_context(mesh.activate(device_mesh))  # kernels run on each device's share
+        rows = stage.rows(table, multiple_of=shards("rows", device_mesh))
         # 1. Parameters and position.
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep=training.keep_checkpoints)))
         layout = state_layout(config, stage, optimizer, device_mesh)
@@ -143,7 +140,7 @@ def train(
                 source, params = f"the weights in {initial}", load_weights(initial, model, device_mesh)
                 params = _without_head(params, config)
             else:
-                source, params = "random numbers", initial_params(config, seed)
+                source, params = "random numbers", initial_params(config, seed, device_mesh)
             state, first_step, earlier_seconds = (
                 new_state(trained_params(params, stage), optimizer, device_mesh),
                 0,
@@ -173,8 +170,7 @@ def train(
         describe_model(folder, config, vocabulary, stage=stage.name)
         (folder / "config.gin").write_text(config_text, encoding="utf-8")
         if restored is None:
-            overview = parameter_overview.get_parameter_overview(state.params)
-            (folder / "model-info.txt").write_text(overview + "\n", encoding="utf-8")
+            (folder / "model-info.txt").write_text(model_info(state.params, state.optimizer), encoding="utf-8")
         writer = opened.enter_context(contextlib.closing(MetricsWriter(folder, resume_step=first_step)))
 
         # 4. The steps.

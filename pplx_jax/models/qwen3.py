@@ -14,6 +14,8 @@ from flax import nnx
 from pplx_jax.errors import BadInput
 from pplx_jax.kernels.attention import attention
 from pplx_jax.models.linear import project
+from pplx_jax.models.lookup import lookup
+from pplx_jax.parallel.rules import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape) * config.embedding_init_std)
 
     def __call__(self, tokens: jax.Array, dtype: str) -> jax.Array:
-        return self.embedding[...][tokens].astype(dtype)
+        return lookup(self.embedding[...], tokens, dtype)
 
 
 def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -142,13 +144,13 @@ class Attention(nnx.Module):
         self.causal = config.causal
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, angles) -> jax.Array:
-        def heads(projected):
-            return projected.reshape(*x.shape[:2], -1, self.head_dim)
+        def heads(projected, name):
+            return constrain(projected.reshape(*x.shape[:2], -1, self.head_dim), "rows", "tokens", name, None)
 
-        query = rotate(self.q_norm(heads(self.q(x))), angles)
-        key = rotate(self.k_norm(heads(self.k(x))), angles)
-        mixed = attention(query, key, heads(self.v(x)), segment_ids, causal=self.causal)
-        return self.o(mixed.reshape(*x.shape[:2], -1))
+        query = rotate(self.q_norm(heads(self.q(x), "heads")), angles)
+        key = rotate(self.k_norm(heads(self.k(x), "kv_heads")), angles)
+        mixed = attention(query, key, heads(self.v(x), "kv_heads"), segment_ids, causal=self.causal)
+        return self.o(constrain(mixed.reshape(*x.shape[:2], -1), "rows", "tokens", "heads"))
 
 
 class MLP(nnx.Module):
@@ -160,7 +162,7 @@ class MLP(nnx.Module):
         self.down = Linear(config.mlp_width, config.width, rngs, config.residual_init_scale)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), "rows", "tokens", "mlp"))
 
 
 class Layer(nnx.Module):
@@ -174,7 +176,8 @@ class Layer(nnx.Module):
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, angles) -> jax.Array:
         x = x + self.attention(self.input_norm(x), segment_ids, angles)
-        return x + self.mlp(self.post_attention_norm(x))
+        x = x + self.mlp(self.post_attention_norm(x))
+        return constrain(x, "rows", "tokens", None)
 
 
 class Qwen3(nnx.Module):
@@ -206,6 +209,7 @@ class Qwen3(nnx.Module):
           [B, L, D] after the final RMSNorm, in `config.dtype`.
         """
         config = self.config
+        tokens, segment_ids, positions = (constrain(x, "rows", "tokens") for x in (tokens, segment_ids, positions))
         graph, weights = nnx.split(self.layers)
         angles = rotary_angles(positions, config.head_dim, config.rope_theta)
 
