@@ -54,6 +54,8 @@ class Training:
       log_every_steps: how often numbers are fetched from the devices and written.
       checkpoint_every_seconds: wall time between checkpoints; there is always one at the end.
       keep_checkpoints: the latest so many are kept.
+      kept: of what a block makes, what the backward pass does not make again, see `Qwen3Config.kept`: what fits is a
+        matter of the stage's batch. As the model says where None.
     """
 
     stage: Stage
@@ -62,11 +64,17 @@ class Training:
     log_every_steps: int = 20
     checkpoint_every_seconds: float = 600.0
     keep_checkpoints: int = 1
+    kept: tuple[str, ...] | None = None
 
     def __post_init__(self):
         for name in ("steps", "log_every_steps", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise BadInput(f"Training.{name}={getattr(self, name)}; set it to 1 or more")
+
+    def model(self, config: Qwen3Config) -> Qwen3Config:
+        """The encoder as this stage trains it: without a head where the stage predicts nothing."""
+        tied, kept = config.tied or not self.stage.predicts_tokens, config.kept if self.kept is None else self.kept
+        return dataclasses.replace(config, tied=tied, kept=kept)
 
 
 def train(
@@ -121,7 +129,7 @@ def train(
     device_mesh = mesh.build()
     mesh.require(config, device_mesh, batch_size=stage.batch_size, row_length=stage.row_length)
     optimizer = training.optimizer.build(training.steps)
-    model, config = config, dataclasses.replace(config, tied=config.tied or not stage.predicts_tokens)
+    model, config = config, training.model(config)
     learning_rate = training.optimizer.learning_rate(training.steps)
     compile_seconds = 0.0
 

@@ -126,13 +126,15 @@ def _compile(task: Task) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    started, sent = time.monotonic(), pickle.dumps(task)
+    started = time.monotonic()
+    sent: bytes | None = pickle.dumps(task)
     try:
         while True:
             try:
                 out, err = process.communicate(sent, timeout=_SAYS_EVERY)
                 break
             except subprocess.TimeoutExpired:
+                sent = None  # it is told once
                 logging.info("plan: still compiling after %.0f s", time.monotonic() - started)
     finally:
         process.kill()

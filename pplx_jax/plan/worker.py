@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 
 from pplx_jax.errors import BadInput
@@ -62,7 +63,7 @@ def compile_step(task: Task) -> dict[str, Any]:
             f"mesh {task.mesh} uses {devices.size} of the {len(description.devices)} chips of {topology}; "
             "set one size to -1 to take the rest"
         )
-    config = dataclasses.replace(task.model, tied=task.model.tied or not stage.predicts_tokens)
+    config = training.model(task.model)
     optimizer = training.optimizer.build(training.steps)
     task.mesh.require(config, devices, batch_size=stage.batch_size, row_length=stage.row_length)
 
@@ -70,7 +71,7 @@ def compile_step(task: Task) -> dict[str, Any]:
     table: Any = LongestTexts(task.lengths, stage.batch_size, negatives).of_stage(stage.name)
     with task.mesh.activate(devices):
         rows = stage.rows(table, multiple_of=shards("rows", devices))
-        arrays = stage.features(table, jax.numpy.arange(stage.batch_size).__array__(), rows).arrays
+        arrays = stage.features(table, np.arange(stage.batch_size), rows).arrays
         texts = text_lengths(arrays["segment_ids"])
         layout = state_layout(config, stage, optimizer, devices)
         placement = batch_sharding(devices)
