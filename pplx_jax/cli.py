@@ -1,6 +1,7 @@
 """The command line: `pplx-jax VERB`. What the verbs are stands in `verbs`; this is how any of them is run.
 
-Exit codes: 0 done, 1 failed (a traceback, or a report that says no), 2 bad input (one line: what, where and the mend), 130 interrupted.
+Exit codes: 0 done, 1 failed (a traceback, or a report that says no), 2 bad input (one line: what, where and the mend),
+130 interrupted.
 With `--json` standard output holds exactly one JSON object; everything else goes to standard error.
 """
 

@@ -42,7 +42,7 @@ class Verb:
         flags: beside the shared ones.
         outputs: the parameters that name what it writes.
         recipe: the function whose bindings it takes, where that is a recipe it cannot go without.
-        writes: whether it runs the recipe; one that only looks needs no workdir, nor what the recipe leaves to its user.
+        writes: whether it runs the recipe; one that only looks needs no workdir, nor what a recipe leaves to its user.
     """
 
     name: str

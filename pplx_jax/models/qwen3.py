@@ -18,7 +18,6 @@ from pplx_jax.models.linear import project
 from pplx_jax.models.lookup import lookup
 from pplx_jax.parallel.rules import constrain
 
-
 # What `Qwen3Config.kept` may name: queries, keys and values as attention takes them (2 (H + 2 K) E bytes a token and
 # layer in bfloat16); what attention returns, with its sums (2 H E); the two products that the MLP multiplies (4 F).
 KEEPABLE = ("projections", "attention", "mlp")

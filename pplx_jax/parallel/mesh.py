@@ -13,7 +13,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pplx_jax.errors import BadInput
 from pplx_jax.models.qwen3 import Qwen3Config
-from pplx_jax.parallel.rules import LOGICAL_AXES, MESH_AXES, RULES, Rules, mesh_axes, parameter_axes, shards, spec, using
+from pplx_jax.parallel.rules import (
+    LOGICAL_AXES,
+    MESH_AXES,
+    RULES,
+    Rules,
+    mesh_axes,
+    parameter_axes,
+    shards,
+    spec,
+    using,
+)
 
 REST = -1
 

@@ -26,5 +26,5 @@ def advice(report: dict[str, Any], training: Training) -> list[str]:
         found.append(f"encode in more parts: {name}.microbatches={2 * stage.microbatches} (one more forward pass)")
     if report["rows"] // max(sizes["slice"] * sizes["data"] * sizes["fsdp"], 1) <= 1:
         found.append("a chip has one row already: share its tokens, Mesh.sequence (the preset long_context)")
-    found.append("share each product: Mesh.tensor (the preset fsdp_tensor); or take more chips, or a smaller batch_size")
+    found.append("share each product: Mesh.tensor (the preset fsdp_tensor); or take more chips, or a smaller batch")
     return found

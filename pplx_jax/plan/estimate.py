@@ -61,7 +61,7 @@ def estimate(
       branch_share: how often the costlier branch of a conditional is taken.
       visited_share: see `kernel_cycles`.
     """
-    unknown: set[str] = set()
+    unknown: set[str] = set() if text else {"the program: no text of it, so the time is that of its FLOPs at the peak"}
     module, entry = parse(text)
     steps = list(runs(module, entry, branch_share, unknown))
     clock = topology.chip.cycles_per_second
@@ -88,9 +88,7 @@ def estimate(
         elif each.opcode in ("sort", "gather", "scatter", "dynamic-slice", "dynamic-update-slice"):
             unknown.add(each.opcode)
     found = collectives(steps, places, topology)
-    flops = sum(
-        run.times * _product_flops(module, run) for run in steps if run.instruction.opcode in _PRODUCTS
-    )
+    flops = sum(run.times * _product_flops(module, run) for run in steps if run.instruction.opcode in _PRODUCTS)
     return Estimate(
         compiler_seconds=compiler,
         kernel_seconds=kernels,

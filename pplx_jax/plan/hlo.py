@@ -14,9 +14,7 @@ _OPCODE = re.compile(r"^\s*([\w\-]+)\(")
 _ARRAY = re.compile(r"\b(pred|[suf]\d+|bf16|f8\w+|c\d+)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _OPERAND = re.compile(r"%([\w.\-]+)")
-_CALLED = {
-    name: re.compile(rf"\b{name}=%([\w.\-]+)") for name in ("body", "condition", "calls", "to_apply", "true_computation")
-}
+_CALLED = {name: re.compile(rf"\b{name}=%([\w.\-]+)") for name in ("body", "condition", "calls", "to_apply")}
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|true_computation=%([\w.\-]+), false_computation=%([\w.\-]+)")
 _BYTES = {"pred": 1, "bf16": 2}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -84,9 +82,7 @@ def _instruction(name: str, text: str) -> Instruction:
     shape, rest = _split_shape(text)
     opcode = _OPCODE.match(rest)
     arguments = rest[rest.find("(") : _closing(rest, rest.find("("))]
-    arrays = [
-        (dtype, tuple(int(size) for size in dims.split(",") if size)) for dtype, dims in _ARRAY.findall(shape)
-    ]
+    arrays = [(dtype, tuple(int(size) for size in dims.split(",") if size)) for dtype, dims in _ARRAY.findall(shape)]
     return Instruction(name, opcode.group(1) if opcode else "", arrays, _OPERAND.findall(arguments), rest)
 
 
@@ -162,7 +158,7 @@ def _cost(module: Module, name: str) -> int:
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
     """How often a loop goes round: the constant that its condition compares its counter with."""
-    known = re.search(r'known_trip_count[^\d]*(\d+)', loop.text)
+    known = re.search(r"known_trip_count[^\d]*(\d+)", loop.text)
     if known:
         return int(known.group(1))
     found: list[int] = []

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import re
 from collections.abc import Sequence
 
@@ -52,16 +53,13 @@ def first_group(text: str, devices: int) -> list[int]:
     if found := _MESH_GROUPS.search(text):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found.group(1))}
         axes = re.findall(r"'(\w+)'", found.group(2))
-        ids = np.arange(int(np.prod(list(sizes.values())))).reshape(tuple(sizes.values()))
+        ids = np.arange(math.prod(sizes.values())).reshape(tuple(sizes.values()))
         index = tuple(slice(None) if name in axes else 0 for name in sizes)
         return ids[index].reshape(-1).tolist()
     if found := _IOTA_GROUPS.search(text):
-        groups, shape, order = (
-            [int(size) for size in part.split(",")] if part else None for part in found.groups()
-        )
-        ids = np.arange(int(np.prod(shape))).reshape(shape)
-        ids = ids.transpose(order) if order else ids
-        return ids.reshape(groups).reshape(-1, groups[-1])[0].tolist()
+        groups, shape, order = (tuple(int(size) for size in (part or "").split(",") if size) for part in found.groups())
+        ids = np.arange(math.prod(shape)).reshape(shape)
+        return (ids.transpose(order) if order else ids).reshape(-1)[: groups[-1]].tolist()
     if found := _LISTED_GROUP.search(text):
         return [int(place) for place in found.group(1).split(",")]
     if found := _PAIRS.search(text):
@@ -69,22 +67,25 @@ def first_group(text: str, devices: int) -> list[int]:
     return list(range(devices))
 
 
-def received_bytes(kind: str, result_bytes: int, devices: int) -> float:
+def received_bytes(kind: str, result_bytes: float, devices: int) -> float:
     """What a chip receives of a collective with this result, by the ring algorithm."""
     if devices == 1:
         return 0.0
     share = (devices - 1) / devices
-    return result_bytes * {
-        "all-gather": share,
-        "all-reduce": 2 * share,
-        "reduce-scatter": devices - 1.0,
-        "all-to-all": share,
-        "collective-permute": 1.0,
-    }[kind]
+    return (
+        result_bytes
+        * {
+            "all-gather": share,
+            "all-reduce": 2 * share,
+            "reduce-scatter": devices - 1.0,
+            "all-to-all": share,
+            "collective-permute": 1.0,
+        }[kind]
+    )
 
 
 def _ici_rate(places: Sequence[Place], topology: Topology) -> float:
-    """Bytes a second a chip receives over the axes of the torus that a group spans: both ways where an axis is closed."""
+    """Bytes a second a chip receives over the axes of the torus that a group spans, both ways where one is closed."""
     rate = 0.0
     for axis, size in enumerate(topology.shape):
         if len({place.coords[axis] for place in places}) > 1:
@@ -92,7 +93,9 @@ def _ici_rate(places: Sequence[Place], topology: Topology) -> float:
     return rate or topology.chip.link_bytes_per_second
 
 
-def transfers(kind: str, result_bytes: int, group: Sequence[Place], topology: Topology) -> list[tuple[str, float, float]]:
+def transfers(
+    kind: str, result_bytes: float, group: Sequence[Place], topology: Topology
+) -> list[tuple[str, float, float]]:
     """(link, bytes, seconds) of a collective: first within the slice, then what is left of it between slices."""
     slices = len({place.slice for place in group})
     within = [place for place in group if place.slice == group[0].slice]
@@ -111,7 +114,6 @@ def collectives(steps: Sequence[Run], places: Sequence[Place], topology: Topolog
     """All that a step sends, by kind and link. One that several fusions carry a part of counts once."""
     seen: set[tuple[str, str]] = set()
     totals: dict[tuple[str, str, int, bool], Transfer] = {}
-    loop_of = {}
     for run in steps:
         kind = next((name for name in COLLECTIVES if run.instruction.opcode in (name, f"{name}-start")), None)
         if kind is None:
@@ -131,7 +133,6 @@ def collectives(steps: Sequence[Run], places: Sequence[Place], topology: Topolog
             total.count += run.times
             total.bytes += sent * run.times
             total.seconds += seconds * run.times
-    del loop_of
     return sorted(totals.values(), key=lambda total: -total.bytes)
 
 

@@ -21,7 +21,7 @@ class LongestTexts:
         others = np.arange(examples * negatives, dtype=np.int32).reshape(examples, negatives) + examples
         self.count = examples
         self.manifest: dict[str, Any] = {}
-        self._features = {
+        self._features: dict[str, Any] = {
             "tokens": _equal(examples, lengths.text),
             "query": _equal(examples, lengths.query),
             "document": _equal(examples * (1 + negatives), lengths.document),

@@ -1,5 +1,6 @@
 """A plan as a page: memory and time by kind."""
 
+import itertools
 import pathlib
 from html import escape
 from typing import Any
@@ -45,7 +46,6 @@ def _card(title: str, chart: str) -> str:
 
 
 def _bars(values: dict[str, float], reference: tuple[str, float] | None = None) -> str:
-    rows = [
-        Bar(name.replace("_", " "), value, _COLORS[place % len(_COLORS)]) for place, (name, value) in enumerate(values.items())
-    ]
+    colors = itertools.cycle(_COLORS)
+    rows = [Bar(name.replace("_", " "), value, next(colors)) for name, value in values.items()]
     return bars(rows, reference=reference, label_width=190)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import topologies
 
 from pplx_jax.errors import BadInput
@@ -26,6 +27,7 @@ from pplx_jax.plan.flops import model_flops
 from pplx_jax.plan.kernels import visited_share
 from pplx_jax.plan.links import Place
 from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
+from pplx_jax.stages.diffusion import DiffusionStage
 from pplx_jax.stages.recipe import Lengths
 from pplx_jax.train import Training
 from pplx_jax.train_state import make_step, state_layout
@@ -56,7 +58,8 @@ def compile_step(task: Task) -> dict[str, Any]:
     try:
         description = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **slices)
     except Exception as error:
-        raise BadInput(f"--topology {topology}: libtpu knows none of this size: {str(error).splitlines()[0]}") from error
+        why = str(error).splitlines()[0]
+        raise BadInput(f"--topology {topology}: libtpu knows none of this size: {why}") from error
     devices = task.mesh.build(description.devices)
     if devices.size < len(description.devices):
         raise BadInput(
@@ -90,7 +93,7 @@ def compile_step(task: Task) -> dict[str, Any]:
                 "batch": sum(map(bytes_on_chip, batch.values())),
             },
         }
-        predicted = (1 + stage.min_time) / 2 if stage.predicts_tokens else 0.0
+        predicted = (1 + stage.min_time) / 2 if isinstance(stage, DiffusionStage) else 0.0
         found["flops_per_step"] = model_flops(config, texts, predicted)
         started = time.monotonic()
         lowered = step.lower(layout, batch)
@@ -99,27 +102,21 @@ def compile_step(task: Task) -> dict[str, Any]:
         except Exception as error:  # the compiler's own error class is no public name
             return found | _too_much(str(error)) | {"compile_seconds": time.monotonic() - started}
         found["compile_seconds"] = time.monotonic() - started
-        text = compiled.as_text()
-
-    memory = compiled.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    places = [
-        Place(getattr(device, "slice_index", None) or 0, tuple(device.coords)) for device in devices.devices.flat
-    ]
+    memory: Any = compiled.memory_analysis()
+    places = [Place(getattr(device, "slice_index", None) or 0, tuple(device.coords)) for device in devices.devices.flat]
     measured = estimate(
-        text,
+        _text(compiled),
         places,
         topology,
         branch_share=predicted or 1.0,
         visited_share=visited_share(texts, rows, stage.row_length),
     )
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     parts = found["hbm"]
     parts["collectives"] = min(measured.buffer_bytes, memory.temp_size_in_bytes)
     parts["activations_and_temporaries"] = memory.temp_size_in_bytes - parts["collectives"]
-    parts["program_and_padding"] = memory.generated_code_size_in_bytes + held - sum(
-        parts[name] for name in ("parameters", "optimizer", "batch")
-    )
-    total = memory.generated_code_size_in_bytes + held + memory.temp_size_in_bytes
+    parts["program_and_padding"] = total - sum(parts.values())
     return found | {
         "fits": total <= topology.chip.hbm_limit_bytes,
         "hbm_bytes_per_chip": total,
@@ -134,6 +131,15 @@ def compile_step(task: Task) -> dict[str, Any]:
         "collective_bytes": sum(each.bytes for each in measured.transfers),
         "without_estimate": measured.without_estimate,
     }
+
+
+def _text(compiled: Any) -> str:
+    """The program, or nothing: some programs' text cannot be printed."""
+    try:
+        return compiled.as_text() or ""
+    except Exception as error:  # an internal check of the printer; the program itself is good
+        logging.warning("plan: the program cannot be printed, so nothing is estimated of it: %s", error)
+        return ""
 
 
 def _too_much(message: str) -> dict[str, Any]:

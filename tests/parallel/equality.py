@@ -1,8 +1,8 @@
 """What a stage computes on a mesh, for comparison with what it computes on another: by one process or by several.
 
-Tables are drawn from a seed, so every process makes the same; rows are packed, documents repeat, and the last batch goes
-over the end of a pass and leaves rows, and so whole devices, empty. Run as a program it prints one JSON object of
-`{preset: {stage: {"loss": [...], "gradient": ..., "params": ...}}}` for the presets it is given.
+Tables are drawn from a seed, so every process makes the same; rows are packed, documents repeat, and the last batch
+goes over the end of a pass and leaves rows, and so whole devices, empty. Run as a program it prints what `train`
+returns for each preset that it is given and each stage, and what `controls` returns, as one JSON object.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ CONFIG = Qwen3Config(
     vocab_size=75, width=32, mlp_width=32, layers=2, query_heads=8, kv_heads=4, head_dim=8, dtype="float32"
 )
 # Adam divides by the gradient's size: with a tiny epsilon, rounding errors of gradients of nothing would become steps.
-OPTIMIZER = Optimizer(peak_learning_rate=0.01, warmup_steps=0, eps=1e-3)
+OPTIMIZER = Optimizer(peak_learning_rate=0.001, warmup_steps=0, eps=1e-3)
 STAGES = {
     "diffusion": DiffusionStage(batch_size=BATCH, row_length=LENGTH),
     "pair": PairStage(batch_size=BATCH, row_length=LENGTH, slots=SLOTS, prefixes=(16, 32)),

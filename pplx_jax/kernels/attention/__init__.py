@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 import jax
 from jax.sharding import PartitionSpec
+
 from pplx_jax.errors import BadInput
 from pplx_jax.kernels.attention import blockwise, pallas, reference
 from pplx_jax.parallel.rules import spec
