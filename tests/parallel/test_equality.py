@@ -1,13 +1,13 @@
 """Eight devices under every preset compute what one computes: losses, gradients, parameters, for every stage."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import simulated
 
 PRESETS = ("fsdp", "fsdp_tensor", "long_context", "multislice")
 STAGES = ("diffusion", "pair", "contextual", "triplet")
@@ -16,14 +16,8 @@ STAGES = ("diffusion", "pair", "contextual", "triplet")
 @pytest.fixture(scope="module")
 def found():
     here = pathlib.Path(__file__).parent
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(here.parents[1]), os.environ.get("PYTHONPATH", "")]),
-    }
     command = [sys.executable, str(here / "equality.py"), "single", *PRESETS]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=here.parents[1])
+    done = subprocess.run(command, env=simulated.environment(8), capture_output=True, text=True, cwd=here.parents[1])
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout.splitlines()[-1])
 
