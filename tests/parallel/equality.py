@@ -6,6 +6,7 @@ returns for each preset that it is given and each stage, and what `controls` ret
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -91,6 +92,12 @@ def preset(name: str) -> Mesh:
     return load(["gin/recipes/quickstart.gin", f"gin/meshes/{name}.gin"]).arguments["run"]["mesh"]
 
 
+@functools.cache
+def parameters():
+    """Where every run starts."""
+    return jax.tree.map(np.asarray, initial_params(CONFIG, SEED))
+
+
 def train(stage: str, mesh: Mesh, given: list[dict[str, np.ndarray]] | None = None) -> dict[str, object]:
     """A few steps of a stage on a mesh of this machine's (or these machines') devices.
 
@@ -101,7 +108,7 @@ def train(stage: str, mesh: Mesh, given: list[dict[str, np.ndarray]] | None = No
     devices, learner = mesh.build(), OPTIMIZER.build(STEPS)
     mesh.require(CONFIG, devices, batch_size=BATCH, row_length=LENGTH)
     with mesh.activate(devices):
-        params = trained_params(initial_params(CONFIG, SEED, devices), STAGES[stage])
+        params = trained_params(parameters(), STAGES[stage])
         state = new_state(params, learner, devices)
         step = make_step(STAGES[stage], CONFIG, learner, steps=STEPS, seed=SEED, mask_id=3, mesh=devices)
         placement, numbers, gradient = batch_sharding(devices), [], None
@@ -165,7 +172,9 @@ def controls() -> dict[str, list[float]]:
 def main() -> None:
     without_rounding()
     found = {name: {stage: as_lists(train(stage, preset(name))) for stage in STAGES} for name in sys.argv[1:]}
-    print(json.dumps({"found": found, "controls": controls()}))
+    made = initial_params(CONFIG, SEED, preset("fsdp_tensor").build())
+    same = jax.tree.map(lambda one, other: bool((np.asarray(one) == other).all()), made, parameters())
+    print(json.dumps({"found": found, "controls": controls(), "initial": all(jax.tree.leaves(same))}))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,10 @@ def test_eight_devices_compute_what_one_does(found, preset, stage):
     np.testing.assert_allclose(eight["params"], one["params"], rtol=1e-5, atol=1e-5)
 
 
+def test_random_parameters_are_the_same_on_any_mesh(found):
+    assert found["initial"]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_steps_were_steps(found, stage):
     losses = [loss for loss, _ in found["found"]["single"][stage]["numbers"]]
