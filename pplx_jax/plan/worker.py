@@ -32,7 +32,9 @@ from pplx_jax.stages.recipe import Lengths
 from pplx_jax.train import Training
 from pplx_jax.train_state import make_step, state_layout
 
+# What a compiler that ran out of memory says: of a whole program, or of its temporaries alone.
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+_TEMPORARIES = re.compile(r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -100,7 +102,7 @@ def compile_step(task: Task) -> dict[str, Any]:
         try:
             compiled = lowered.compile()
         except Exception as error:  # the compiler's own error class is no public name
-            return found | _too_much(str(error)) | {"compile_seconds": time.monotonic() - started}
+            return found | _too_much(str(error), found["hbm"]) | {"compile_seconds": time.monotonic() - started}
         found["compile_seconds"] = time.monotonic() - started
     memory: Any = compiled.memory_analysis()
     places = [Place(getattr(device, "slice_index", None) or 0, tuple(device.coords)) for device in devices.devices.flat]
@@ -142,15 +144,17 @@ def _text(compiled: Any) -> str:
         return ""
 
 
-def _too_much(message: str) -> dict[str, Any]:
-    """What a compiler that ran out of memory says; any other failure is raised."""
-    found = _TOO_MUCH.search(message)
+def _too_much(message: str, held: dict[str, int]) -> dict[str, Any]:
+    """By how much it does not fit; any other failure of the compiler is raised."""
+    temporaries = _TEMPORARIES.search(message)
+    found = temporaries or _TOO_MUCH.search(message)
     if not found:
         raise RuntimeError(message)
     used, used_unit, limit, limit_unit = found.groups()
+    beside = sum(held.values()) if temporaries else 0
     return {
         "fits": False,
-        "hbm_bytes_per_chip": int(float(used) * _UNITS[used_unit]),
+        "hbm_bytes_per_chip": int(float(used) * _UNITS[used_unit]) + beside,
         "hbm_limit_bytes": int(float(limit) * _UNITS[limit_unit]),
         "step_seconds_estimate": None,
         "collective_bytes": None,
