@@ -58,7 +58,6 @@ def table(results: dict) -> str:
     ]
     for name, command in plans().items():
         if name not in results:
-            lines.append(f"| {name} | not planned yet | | | | | | | | |")
             continue
         plan = results[name]
         mesh = " ".join(f"{axis}={size}" for axis, size in plan["mesh_sizes"].items() if size > 1)
@@ -72,7 +71,8 @@ def table(results: dict) -> str:
         else:
             cells += [""] * 5
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    missing = [name for name in plans() if name not in results]
+    return "\n".join(lines if results else []) + (f"\n\nNot planned yet: {', '.join(missing)}." if missing else "")
 
 
 def main() -> None:
