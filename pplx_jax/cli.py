@@ -1,7 +1,8 @@
 """The command line: `pplx-jax VERB`. What the verbs are stands in `verbs`; this is how any of them is run.
 
-Exit codes: 0 done, 1 failed (a traceback), 2 bad input (one line: what, where and the mend), 75 asked to stop by
-SIGTERM and saved, 76 another process of the job is missing or died (a line that names it), 130 interrupted.
+Exit codes: 0 done, 1 failed (a traceback, or a report that says no), 2 bad input (one line: what, where and the mend),
+75 asked to stop by SIGTERM and saved, 76 another process of the job is missing or died (a line that names it),
+130 interrupted.
 With `--json` standard output holds exactly one JSON object; everything else goes to standard error.
 """
 
@@ -21,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pplx_jax.errors import PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost
+from pplx_jax.errors import PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost, Unmet
 from pplx_jax.quiet import skip_absent_tpu
 from pplx_jax.verbs import GROUPS, VERBS, PathOrName, Verb
 
@@ -50,9 +51,9 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
         code, result = _guarded(verb, options, table)
     if as_json:
         print(json.dumps({} if result is None else result, default=_plain))
-    elif code == DONE:
+    elif result and "error" not in result:
         _show(result)
-    if code != DONE and verb.recipe:
+    if code != DONE and verb.recipe and verb.writes:
         from pplx_jax.parallel.roll_call import leave
 
         leave(code)
@@ -98,7 +99,7 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
         shared.add_argument(
             "--workdir",
             type=pathlib.Path,
-            required=verb.recipe is not None,
+            required=verb.recipe is not None and verb.writes,
             help="where a recipe lives" if verb.recipe else "the folder that relative paths start from",
         )
         shared.add_argument("--dry_run", action="store_true", help="say what would be done, write nothing")
@@ -110,7 +111,7 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
 def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tuple[int, Any]:
     """Runs a verb; returns the exit code, and the result or {"error": why there is none}."""
     try:
-        with _logging(), _stopping() if verb.recipe else contextlib.nullcontext():
+        with _logging(), _stopping() if verb.recipe and verb.writes else contextlib.nullcontext():
             return DONE, _perform(verb, options, table)
     except BadInput as error:
         return BAD_INPUT, _complain(f"error: {error}")
@@ -118,6 +119,8 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
         return PREEMPTED, _complain(str(stop))
     except ProcessLost as error:
         return PROCESS_LOST, _complain(f"error: {error}")
+    except Unmet as error:
+        return FAILED, dict(error.report)
     except KeyboardInterrupt:
         return INTERRUPTED, _complain("interrupted; the same command goes on from here")
     except OSError as error:
@@ -161,8 +164,11 @@ def _perform(verb: Verb, options: dict[str, Any], table: "Table | None") -> Any:
     files, params, dry_run = options.pop("gin_file"), options.pop("gin_param"), options.pop("dry_run")
     if verb.recipe and not files:
         raise BadInput(f"{verb.name} needs a recipe, such as --gin_file gin/recipes/quickstart.gin")
+    for flag in verb.flags:
+        if flag.files and (given := options.pop(flag.parameter, None)):
+            files.append(given if given.endswith(".gin") else flag.files.format(given))
     table = table or Table()
-    config = load(files, params, table=table)
+    config = load(files, params, table=table, unset=None if verb.writes else "unset")
     function = table.target(verb.function)
     arguments = _arguments(verb, function, config, options)
     if dry_run:

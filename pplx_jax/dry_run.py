@@ -38,7 +38,9 @@ def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str
         "arguments": {name: str(value) for name, value in arguments.items() if name not in SHOWN_APART},
     }
     writes = [str(arguments[name]) for name in verb.outputs if name in arguments]
-    if "stages" in arguments and not verb.outputs:  # a verb with an output of its own trains nothing
+    if (
+        "stages" in arguments and "workdir" in arguments and not verb.outputs
+    ):  # with an output of its own it trains nothing
         stages = _chosen(arguments["stages"], arguments.get("stage"))
         described["stages"] = [_describe(training) for training in stages]
         workdir = pathlib.Path(arguments["workdir"])

@@ -1,10 +1,21 @@
-"""The exceptions a user sees as a single line, each with an exit code of its own (see `cli`)."""
+"""The exceptions that a user sees without a traceback, each with an exit code of its own (see `cli`)."""
+
+from collections.abc import Mapping
+from typing import Any
 
 PREEMPTED, PROCESS_LOST = 75, 76  # 75 is sysexits' "temporary failure, try again"
 
 
 class BadInput(Exception):
     """Input the user can mend: the message says what is wrong, where, and how to mend it, in one line. Exit code 2."""
+
+
+class Unmet(Exception):
+    """What a verb was asked to establish does not hold: its report is shown as ever, and the exit code is 1."""
+
+    def __init__(self, report: Mapping[str, Any]):
+        super().__init__("; ".join(map(str, report.get("advice", ()))))
+        self.report = report
 
 
 class Preempted(BaseException):

@@ -42,7 +42,7 @@ def starting_params(
         return params, f"the stage in {start_from}"
     if initial:
         return _without_head(load_weights(initial, model, mesh), config), f"the weights in {initial}"
-    return initial_params(config, seed), "random numbers"
+    return initial_params(config, seed, mesh), "random numbers"
 
 
 def _without_head(params: dict[str, Any], config: Qwen3Config) -> dict[str, Any]:

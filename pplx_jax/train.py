@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from clu import parameter_overview
 
 from pplx_jax.checkpointing import Checkpoints, Keep, Restored, read_json, write_json
 from pplx_jax.data.examples import Examples, Tables
@@ -30,7 +29,9 @@ from pplx_jax.nonfinite import first_nonfinite
 from pplx_jax.optimizers import Optimizer
 from pplx_jax.parallel.batch import BatchReader, own_share, placer
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
+from pplx_jax.parallel.model_info import model_info
 from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first
+from pplx_jax.parallel.rules import shards
 from pplx_jax.profiling import StepProfile
 from pplx_jax.progress import Progress
 from pplx_jax.stages.base import Stage
@@ -73,6 +74,8 @@ class Training:
       best_metric: a number that the stage logs.
       best_is_highest: whether high is good.
       profile_steps: (first, last) steps to record with JAX's profiler, into the stage's folder; () for none.
+      kept: of what a block makes, what the backward pass does not make again, see `Qwen3Config.kept`: what fits is a
+        matter of the stage's batch. As the model says where None.
     """
 
     stage: Stage
@@ -90,6 +93,7 @@ class Training:
     best_metric: str = "loss"
     best_is_highest: bool = False
     profile_steps: tuple[int, ...] = ()
+    kept: tuple[str, ...] | None = None
 
     def __post_init__(self):
         for name in ("steps", "packing_groups", "log_every_steps", "keep_checkpoints"):
@@ -113,6 +117,11 @@ class Training:
             metric=self.best_metric,
             highest=self.best_is_highest,
         )
+
+    def model(self, config: Qwen3Config) -> Qwen3Config:
+        """The encoder as this stage trains it: without a head where the stage predicts nothing."""
+        tied, kept = config.tied or not self.stage.predicts_tokens, config.kept if self.kept is None else self.kept
+        return dataclasses.replace(config, tied=tied, kept=kept)
 
 
 def train(
@@ -169,25 +178,22 @@ def train(
         return read_json(folder / FINISHED)
     stage = training.stage
     device_mesh = mesh.build()
-    if stage.batch_size % device_mesh.size:
-        raise BadInput(
-            f"{stage.name}: a batch of {stage.batch_size} cannot be shared by the mesh's {device_mesh.size} devices; "
-            "make the stage's batch_size a multiple of Mesh.data x Mesh.fsdp"
-        )
+    mesh.require(config, device_mesh, batch_size=stage.batch_size, row_length=stage.row_length)
     optimizer = training.optimizer.build(training.steps)
-    model, config = config, dataclasses.replace(config, tied=config.tied or not stage.predicts_tokens)
+    model, config = config, training.model(config)
     learning_rate = training.optimizer.learning_rate(training.steps)
     tables = {"": [table]} if isinstance(table, TokenTable) else table
     examples = Examples(tables, training.data, stage.batch_size, seed)
-    placement = batch_sharding(device_mesh)
-    share = own_share(placement, (device_mesh.size, stage.row_length))
-    read = BatchReader(stage, examples, share, training.packing_groups, row_shards=device_mesh.size)
-    place = placer(placement, share)
     shape = {"steps": training.steps, "seed": seed, "mask_id": vocabulary.mask_id}
     compile_seconds = 0.0
 
     with contextlib.ExitStack() as opened:  # a step that fails leaves no thread and no half-written checkpoint
-        opened.enter_context(jax.set_mesh(device_mesh))  # kernels run on each device's share
+        opened.enter_context(mesh.activate(device_mesh))  # kernels run on each device's share
+        row_shards = shards("rows", device_mesh)
+        placement = batch_sharding(device_mesh)
+        share = own_share(placement, (row_shards, stage.row_length))
+        read = BatchReader(stage, examples, share, training.packing_groups, row_shards=row_shards)
+        place = placer(placement, share)
         # 1. Parameters and position.
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, training.keep)))
         layout = state_layout(config, stage, optimizer, device_mesh)
@@ -224,10 +230,9 @@ def train(
             describe_model(folder, config, vocabulary, stage=stage.name)
             (folder / "config.gin").write_text(config_text, encoding="utf-8")
         if restored is None:
-            alone = jax.process_count() == 1  # statistics of parameters would need them all here
-            overview = parameter_overview.get_parameter_overview(state.params, include_stats=alone)
+            info = model_info(state.params, state.optimizer)
             if is_first():
-                (folder / "model-info.txt").write_text(overview + "\n", encoding="utf-8")
+                (folder / "model-info.txt").write_text(info, encoding="utf-8")
         writer = opened.enter_context(
             contextlib.closing(MetricsWriter(folder, resume_step=first_step, write=is_first()))
         )

@@ -31,14 +31,14 @@ class TrainState:
     step: jax.Array
 
 
-def initial_params(config: Qwen3Config, seed: int) -> dict[str, Any]:
-    """Random parameters as a nested dict."""
+def initial_params(config: Qwen3Config, seed: int, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+    """Random parameters as a nested dict, the same on any mesh; each made where it lies, where one is given."""
 
-    @jax.jit
     def initialize():
         return nnx.to_pure_dict(nnx.state(Qwen3(config, rngs=nnx.Rngs(seed))))
 
-    return initialize()
+    layout = None if mesh is None else shardings(jax.eval_shape(initialize), mesh)
+    return jax.jit(initialize, out_shardings=layout)()
 
 
 def model_params(params: dict[str, Any]) -> dict[str, Any]:
@@ -61,14 +61,13 @@ def trained_params(params: dict[str, Any], stage: Stage) -> dict[str, Any]:
 
 
 def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, mesh) -> TrainState:
-    """A fresh state around `params`, laid out on the mesh."""
-    params = jax.device_put(params, shardings(params, mesh))
+    """A fresh state around `params`, laid out on the mesh; no device holds more than its part."""
 
-    def around(params: dict[str, Any]) -> TrainState:
+    def start(params) -> TrainState:
         return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
 
-    layout = shardings(jax.eval_shape(around, params), mesh)
-    return jax.jit(around, out_shardings=layout)(params)
+    params = jax.device_put(params, shardings(params, mesh))
+    return jax.jit(start, out_shardings=shardings(jax.eval_shape(start, params), mesh))(params)
 
 
 def state_layout(

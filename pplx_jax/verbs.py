@@ -18,11 +18,17 @@ class Flag:
 
     names: tuple[str, ...]
     options: dict[str, Any]
+    files: str | None = None  # what it names is such a gin file, read after the recipe
+
+    @property
+    def parameter(self) -> str:
+        """The name that argparse gives it."""
+        return self.options.get("dest", self.names[0].lstrip("-"))
 
 
-def flag(*names: str, **options: Any) -> Flag:
+def flag(*names: str, files: str | None = None, **options: Any) -> Flag:
     """A Flag, written as a call of `add_argument`."""
-    return Flag(names, options)
+    return Flag(names, options, files)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Verb:
         flags: beside the shared ones.
         outputs: the parameters that name what it writes.
         recipe: the function whose bindings it takes, where that is a recipe it cannot go without.
+        writes: whether it runs the recipe; one that only looks needs no workdir, nor what a recipe leaves to its user.
     """
 
     name: str
@@ -44,6 +51,7 @@ class Verb:
     flags: tuple[Flag, ...] = ()
     outputs: tuple[str, ...] = ()
     recipe: str | None = None
+    writes: bool = True
 
 
 _PATH = {"type": pathlib.Path}
@@ -54,6 +62,9 @@ _PROCESSES = (
     flag("--startup_seconds", type=float, help="how long to wait for the others (default 300)"),
 )
 _QUANTIZATIONS = ("int8", "binary", "ubinary", "tanh", "none")
+_MESH = flag(
+    "--mesh", files="gin/meshes/{}.gin", help="single, fsdp, fsdp_tensor, long_context, multislice, or a gin file"
+)
 
 GROUPS = {"data": "what a recipe reads: prepare it, look at it"}
 
@@ -62,15 +73,30 @@ VERBS = (
         "run",
         "every stage of a recipe in order, then merge, evaluate, export",
         "run",
-        flags=_PROCESSES,
+        flags=(*_PROCESSES, _MESH),
         recipe="run",
     ),
     Verb(
         "train",
         "one stage of a recipe",
         "train_stage",
-        flags=(flag("--stage", required=True, help="its name, such as pair"), *_PROCESSES),
+        flags=(flag("--stage", required=True, help="its name, such as pair"), *_PROCESSES, _MESH),
         recipe="run",
+    ),
+    Verb(
+        "plan",
+        "what a stage would need and take on TPUs that are not here",
+        "plan_stage",
+        flags=(
+            flag("--stage", required=True, help="its name, such as pair"),
+            flag("--topology", required=True, help="a slice, such as v5e:16x16, v5p:4x4x8 or v6e:16x16"),
+            flag("--num_slices", type=int, help="slices over the data-centre network (default 1)"),
+            _MESH,
+            flag("--picture", **_PATH, help="an HTML page to write: memory and time by kind"),
+        ),
+        outputs=("picture",),
+        recipe="run",
+        writes=False,
     ),
     Verb(
         "merge",

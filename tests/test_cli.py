@@ -304,8 +304,33 @@ def test_every_flag_is_a_parameter(verb):
     parameters = inspect.signature(Table().target(verb.function)).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     names = {flag.options.get("dest", flag.names[0].lstrip("-")) for flag in verb.flags} | set(verb.outputs)
-    if verb.recipe:
+    if verb.recipe and verb.writes:
         names.add("workdir")
         if together := names & {field.name for field in dataclasses.fields(Processes)}:
             names = names - together | {"processes"}  # they go together, as one parameter
     assert open_ended or names <= set(parameters)
+
+
+def test_a_mesh_preset_is_read_after_the_recipe(tmp_path, capsys):
+    command = [
+        "train",
+        "--gin_file=gin/recipes/pplx_embed_4b.gin",
+        "--stage=pair",
+        f"--workdir={tmp_path}",
+        "--dry_run",
+    ]
+    command += ["--gin_param=INITIAL='a'", "--gin_param=CORPUS='b'", "--json"]
+    assert cli.main([*command, "--mesh=fsdp_tensor", "--gin_param=Mesh.data=2"]) == cli.DONE
+    config = json.loads(capsys.readouterr().out)["config"]
+    assert "Mesh.tensor = 4" in config and "Mesh.data = 2" in config
+    (tmp_path / "own.gin").write_text("Mesh.sequence = 8\n")
+    assert cli.main([*command, f"--mesh={tmp_path / 'own.gin'}"]) == cli.DONE
+    assert "Mesh.sequence = 8" in json.loads(capsys.readouterr().out)["config"]
+    assert cli.main([*command, "--mesh=fsdq"]) == cli.BAD_INPUT
+    assert "gin/meshes/fsdq.gin" in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_a_verb_that_only_looks_needs_nothing_of_its_user(capsys):
+    command = ["plan", "--gin_file=gin/recipes/pplx_embed_4b.gin", "--stage=pair", "--topology=v5e:16x16"]
+    assert cli.main([*command, "--dry_run", "--json"]) == cli.DONE
+    assert "INITIAL = 'unset'" in json.loads(capsys.readouterr().out)["config"]

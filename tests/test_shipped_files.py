@@ -8,6 +8,7 @@ import pytest
 from pplx_jax import cli
 from pplx_jax.configuration import load
 from pplx_jax.errors import BadInput
+from pplx_jax.parallel.rules import RULES
 from pplx_jax.verbs import VERBS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def test_a_full_recipe_has_the_published_values(name, diffusion_rate, pair_rate,
     assert run["model"].causal is False
     for training in run["stages"]:
         training.optimizer.build(training.steps)  # the schedule fits in the steps
-        assert training.stage.batch_size % (run["mesh"].data * run["mesh"].fsdp) == 0
+        assert training.stage.batch_size % 512 == 0  # chips of the largest slices that docs/plan.md has
 
 
 DECLARED = ["INITIAL='a_model'", "DATA_ROOT='data'", "EVALUATION='sets'"]
@@ -99,7 +100,32 @@ def test_declared_sources_take_the_place_of_a_folder_and_add_up_to_the_published
 
 def test_every_file_of_stages_belongs_to_a_recipe():
     included = {name for recipe in RECIPES for name in re.findall(r"include '(.+)'", recipe.read_text())}
-    assert {f"gin/stages/{path.name}" for path in (ROOT / "gin" / "stages").glob("*.gin")} <= included
+    apart = {"gin/stages/long_documents.gin"}  # read after a recipe
+    assert {f"gin/stages/{path.name}" for path in (ROOT / "gin" / "stages").glob("*.gin")} - apart <= included
+
+
+def test_long_documents_fill_a_row_of_the_models_limit():
+    files = ["gin/recipes/pplx_embed_4b.gin", "gin/stages/long_documents.gin"]
+    run = load(files, REQUIRED["pplx_embed_4b"]).arguments["run"]
+    stage, lengths = next(each.stage for each in run["stages"] if each.stage.name == "contextual"), run["lengths"]
+    text = lengths.chunks * (lengths.chunk + 1) - 1
+    assert stage.row_length == run["model"].max_length >= text + lengths.query
+    assert stage.chunks == lengths.chunks and stage.slots > stage.chunks
+
+
+PRESETS = ("single", "fsdp", "fsdp_tensor", "long_context", "multislice")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_mesh_preset_goes_with_every_recipe(preset):
+    for recipe in RECIPES:
+        files = [str(recipe), f"gin/meshes/{preset}.gin"]
+        mesh = load(files, REQUIRED.get(recipe.stem, ())).arguments["run"]["mesh"]
+        assert mesh.rules == RULES and mesh.sizes(512)["slice"] == (2 if preset == "multislice" else 1)
+
+
+def test_every_mesh_file_is_covered():
+    assert {path.stem for path in (ROOT / "gin" / "meshes").glob("*.gin")} == {*PRESETS, "rules"}
 
 
 @pytest.mark.parametrize("name, parameters", [("qwen3_0p6b", 596_049_920), ("qwen3_4b", 4_022_468_096)])

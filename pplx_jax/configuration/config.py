@@ -12,7 +12,7 @@ import gin
 
 from pplx_jax.configuration import rules
 from pplx_jax.configuration.instances import Instance, reach, without_macros
-from pplx_jax.configuration.statements import MACRO, SEARCH_PATHS, Binding, Import, parse_value, read
+from pplx_jax.configuration.statements import MACRO, REQUIRED, SEARCH_PATHS, Binding, Import, parse_value, read
 from pplx_jax.configuration.table import Table, is_changeable
 from pplx_jax.errors import BadInput
 
@@ -62,6 +62,7 @@ def load(
     *,
     search_paths: Sequence[pathlib.Path] = SEARCH_PATHS,
     table: Table | None = None,
+    unset: str | None = None,
 ) -> Config:
     """Reads, checks and builds a recipe.
 
@@ -70,12 +71,19 @@ def load(
         gin_params: bindings that are applied after the files, as `--gin_param` gives them.
         search_paths: by default the current folder, then the folders that hold the project's `gin/`.
         table: what a recipe may name.
+        unset: where given, the value of macros that are required and that nobody sets, for a look at a recipe that
+            nothing is run of.
 
     Raises:
         BadInput: anything that `rules` refuses, a file that is missing or does not parse, or a value that the
             dataclass it is bound to refuses; one line, with the file and line at fault.
     """
     bindings, imports = read(gin_files, gin_params, search_paths)
+    if unset is not None:
+        bindings = [
+            dataclasses.replace(each, value=unset) if each.name == MACRO and each.value == REQUIRED else each
+            for each in bindings
+        ]
     table = table or Table()
     for statement in imports:
         table = _with_import(table, statement)

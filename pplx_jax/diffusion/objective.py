@@ -41,8 +41,13 @@ def diffusion_loss(
       BadInput: an unknown normalizer.
     """
     segments = corruption.segment_ids
-    predictable = corruption.valid[:, 1:] & (segments[:, 1:] == segments[:, :-1])
-    target = predictable & corruption.corrupted[:, 1:]
+
+    def following(x: jax.Array) -> jax.Array:
+        """[B, L] of the token after each position; nothing follows the last."""
+        return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+
+    predictable = following(corruption.valid) & (following(segments) == segments)
+    target = predictable & following(corruption.corrupted)
     targets = jnp.sum(target, dtype=jnp.float32)
     tokens_with_predictor = jnp.sum(predictable, dtype=jnp.float32)
     match normalizer:
@@ -53,10 +58,10 @@ def diffusion_loss(
         case _:
             raise BadInput(f"normalizer={normalizer!r} is not one of {', '.join(get_args(Normalizer))}")
 
-    elbo_weight = jnp.where(target, 1.0 / corruption.time[:, 1:], 0.0) / jnp.maximum(count, 1.0)
-    predictor = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    loss, cross_entropy = vocab_cross_entropy(predictor, embedding, tokens[:, 1:].reshape(-1), elbo_weight.reshape(-1))
-    mean_cross_entropy = jnp.sum(cross_entropy * target.reshape(-1)) / jnp.maximum(targets, 1.0)
+    time = jnp.where(target, following(corruption.time), 1.0)
+    elbo_weight = jnp.where(target, 1.0 / time, 0.0) / jnp.maximum(count, 1.0)
+    loss, cross_entropy = vocab_cross_entropy(hidden, embedding, following(tokens), elbo_weight)
+    mean_cross_entropy = jnp.sum(cross_entropy * target) / jnp.maximum(targets, 1.0)
     metrics = {
         "cross_entropy": mean_cross_entropy,
         "masked_share": targets / jnp.maximum(tokens_with_predictor, 1.0),

@@ -10,10 +10,17 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from pplx_jax.errors import BadInput
 from pplx_jax.kernels.attention import attention
 from pplx_jax.models.linear import project
+from pplx_jax.models.lookup import lookup
+from pplx_jax.parallel.rules import constrain
+
+# What `Qwen3Config.kept` may name: queries, keys and values as attention takes them (2 (H + 2 K) E bytes a token and
+# layer in bfloat16); what attention returns, with its sums (2 H E); the two products that the MLP multiplies (4 F).
+KEEPABLE = ("projections", "attention", "mlp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Qwen3Config:
         starts every block as the identity, so that a model from scratch starts as a bag of words.
       dtype: precision of activations; parameters stay float32.
       remat: recompute each block in the backward pass instead of keeping its activations.
+      kept: of what a block makes, what is kept for the backward pass all the same: any of `KEEPABLE`.
       unroll: blocks unrolled in the layer scan; compile time against scheduling freedom.
     """
 
@@ -57,6 +65,7 @@ class Qwen3Config:
     residual_init_scale: float = 1.0
     dtype: str = "bfloat16"
     remat: bool = True
+    kept: tuple[str, ...] = ()
     unroll: int = 1
 
     def __post_init__(self):
@@ -67,6 +76,8 @@ class Qwen3Config:
             )
         if self.head_dim % 2:
             raise BadInput(f"Qwen3Config: head_dim={self.head_dim} is odd; RoPE turns pairs of dimensions")
+        if unknown := [name for name in self.kept if name not in KEEPABLE]:
+            raise BadInput(f"Qwen3Config: kept={unknown[0]!r} is not one of {', '.join(KEEPABLE)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is neither 'float32' nor 'bfloat16'")
 
@@ -109,7 +120,7 @@ class Embedding(nnx.Module):
         self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape) * config.embedding_init_std)
 
     def __call__(self, tokens: jax.Array, dtype: str) -> jax.Array:
-        return self.embedding[...][tokens].astype(dtype)
+        return lookup(self.embedding[...], tokens, dtype)
 
 
 def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
@@ -121,10 +132,31 @@ def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[ja
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotate-half RoPE on x [B, L, heads, E]: dimension i is paired with i + E / 2."""
+    return _turn(x, *angles)
+
+
+@jax.custom_vjp
+def _turn(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+    # Halves of a head change places in a product with a signed permutation, which is exact: a matrix unit does it on
+    # the way, where cutting a head in two costs a TPU as much as the projection before.
+    half = x.shape[-1] // 2
+    exchange = jnp.eye(x.shape[-1], k=half) - jnp.eye(x.shape[-1], k=-half)
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    other = jnp.matmul(x, exchange.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
+    cosine, sine = (jnp.concatenate([part, part], axis=-1) for part in (cosine, sine))
+    return (x.astype(jnp.float32) * cosine + other * sine).astype(x.dtype)
+
+
+def _turn_forward(x, cosine, sine):
+    return _turn(x, cosine, sine), (cosine, sine)
+
+
+def _turn_backward(angles, cotangent):
     cosine, sine = angles
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return turned.astype(x.dtype)
+    return _turn(cotangent, cosine, -sine), None, None
+
+
+_turn.defvjp(_turn_forward, _turn_backward)
 
 
 class Attention(nnx.Module):
@@ -142,13 +174,15 @@ class Attention(nnx.Module):
         self.causal = config.causal
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, angles) -> jax.Array:
-        def heads(projected):
-            return projected.reshape(*x.shape[:2], -1, self.head_dim)
+        def heads(projected, name):
+            return constrain(projected.reshape(*x.shape[:2], -1, self.head_dim), "rows", "tokens", name, None)
 
-        query = rotate(self.q_norm(heads(self.q(x))), angles)
-        key = rotate(self.k_norm(heads(self.k(x))), angles)
-        mixed = attention(query, key, heads(self.v(x)), segment_ids, causal=self.causal)
-        return self.o(mixed.reshape(*x.shape[:2], -1))
+        query = rotate(self.q_norm(heads(self.q(x), "heads")), angles)
+        key = rotate(self.k_norm(heads(self.k(x), "kv_heads")), angles)
+        value = heads(self.v(x), "kv_heads")
+        query, key, value = (checkpoint_name(part, "projections") for part in (query, key, value))
+        mixed = attention(query, key, value, segment_ids, causal=self.causal)
+        return self.o(constrain(mixed.reshape(*x.shape[:2], -1), "rows", "tokens", "heads"))
 
 
 class MLP(nnx.Module):
@@ -160,7 +194,8 @@ class MLP(nnx.Module):
         self.down = Linear(config.mlp_width, config.width, rngs, config.residual_init_scale)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        gate, up = checkpoint_name(self.gate(x), "mlp"), checkpoint_name(self.up(x), "mlp")
+        return self.down(constrain(jax.nn.silu(gate) * up, "rows", "tokens", "mlp"))
 
 
 class Layer(nnx.Module):
@@ -174,7 +209,8 @@ class Layer(nnx.Module):
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, angles) -> jax.Array:
         x = x + self.attention(self.input_norm(x), segment_ids, angles)
-        return x + self.mlp(self.post_attention_norm(x))
+        x = x + self.mlp(self.post_attention_norm(x))
+        return constrain(x, "rows", "tokens", None)
 
 
 class Qwen3(nnx.Module):
@@ -206,6 +242,7 @@ class Qwen3(nnx.Module):
           [B, L, D] after the final RMSNorm, in `config.dtype`.
         """
         config = self.config
+        tokens, segment_ids, positions = (constrain(x, "rows", "tokens") for x in (tokens, segment_ids, positions))
         graph, weights = nnx.split(self.layers)
         angles = rotary_angles(positions, config.head_dim, config.rope_theta)
 
@@ -213,7 +250,7 @@ class Qwen3(nnx.Module):
             return nnx.merge(graph, layer_weights)(x, segment_ids, angles), None
 
         if config.remat:
-            block = jax.checkpoint(block)
+            block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names(*config.kept))
         x = self.embed(tokens, config.dtype)
         x, _ = jax.lax.scan(block, x, weights, unroll=config.unroll)
         return self.final_norm(x)

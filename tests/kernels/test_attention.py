@@ -270,22 +270,39 @@ def test_the_best_tiles_fit_their_device(length, group):
         assert -length % forward.key < max(512, length / 4)
 
 
-def test_kernels_run_on_each_device_of_a_mesh():
-    program = """
+ON_A_MESH = """
+import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
+from pplx_jax.errors import BadInput
 from pplx_jax.kernels import attention as face
-mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
 generator = np.random.default_rng(0)
 arrays = [jnp.asarray(generator.normal(size=(8, 300, heads, 16)), jnp.float32) for heads in (4, 2, 2)]
 ids = jnp.asarray(np.sort(generator.integers(1, 5, (8, 300)), axis=1), jnp.int32).at[:, 280:].set(0)
 def gradients(attention, arrays):
     return jax.jit(jax.grad(lambda *a: (attention(*a, ids) ** 2).sum(), argnums=(0, 1, 2)))(*arrays)
+kernel = functools.partial(face._kernel, interpret=True)
+for axes, run, causal in (
+    (("data", "fsdp", "tensor"), kernel, False),
+    (("fsdp", "tensor", "sequence"), kernel, False),
+    (("fsdp", "tensor", "sequence"), face._whole, True),
+    (("fsdp", "tensor", "sequence"), face._blocks, True),
+):
+    mesh = jax.make_mesh((2, 2, 2), axes, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(array, NamedSharding(mesh, PartitionSpec("fsdp"))) for array in arrays]
+        found = gradients(functools.partial(face._on_mesh, run, causal=causal), placed)
+    for one, other in zip(found, gradients(functools.partial(face.reference.attention, causal=causal), arrays)):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 with jax.set_mesh(mesh):
-    placed = [jax.device_put(array, NamedSharding(mesh, PartitionSpec(("data", "fsdp")))) for array in arrays]
-    found = gradients(lambda *a: face._on_mesh(*a, causal=False, interpret=True), placed)
-for one, other in zip(found, gradients(face.reference.attention, arrays)):
-    np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+    try:
+        face._on_mesh(face._kernel, *arrays, ids, causal=True)
+        raise AssertionError("a causal mask over shared rows was taken")
+    except BadInput as error:
+        assert "no causal mask over rows shared along sequence" in str(error), error
 """
+
+
+def test_each_device_of_a_mesh_works_on_its_rows_heads_and_queries():
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", program], env={**os.environ, **flags}, check=True)
+    subprocess.run([sys.executable, "-c", ON_A_MESH], env={**os.environ, **flags}, check=True)

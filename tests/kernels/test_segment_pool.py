@@ -1,11 +1,14 @@
 """Pooling against the definition: the mean of the token vectors of a slot, and of nothing else; quantized alike."""
 
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simulated
 import tpu_compile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -234,3 +237,36 @@ print(compiled.cost_analysis()["bytes accessed"], compiled.as_text().count("tpu_
 def test_it_compiles_for_both_models(topology, width):
     _, calls = tpu_compile.run(PROGRAM, topology, str(width), "64").split()
     assert int(calls) == 1
+
+
+ON_A_MESH = """
+import functools
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from pplx_jax.kernels import segment_pool as face
+generator = np.random.default_rng(0)
+hidden = jnp.asarray(generator.normal(size=(4, 64, 24)), jnp.float32)
+ids = jnp.asarray(generator.integers(0, 6, (4, 64)), jnp.int32)
+weight = jnp.asarray(generator.normal(size=(4, 6, 24)), jnp.float32)
+def run(pool):
+    def loss(hidden):
+        vectors, counts = pool(hidden, ids)
+        return (vectors * weight).sum(), (vectors, counts)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+mesh = jax.make_mesh((2, 4), ("fsdp", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+for output in ("mean", "tanh_int8"):
+    options = {"slots": 6, "output": output, "rounding": "half_even"}
+    (_, (vectors, counts)), gradient = run(functools.partial(face.reference.segment_pool, **options))(hidden)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(hidden, NamedSharding(mesh, PartitionSpec("fsdp", "sequence")))
+        (_, found), of_hidden = run(functools.partial(face._on_mesh, interpret=True, **options))(placed)
+        np.testing.assert_allclose(found[0], vectors, atol=1e-5)
+        np.testing.assert_array_equal(found[1], counts)
+        np.testing.assert_allclose(of_hidden, gradient, atol=1e-4)
+"""
+
+
+def test_tokens_of_a_row_on_several_devices():
+    command = [sys.executable, "-c", ON_A_MESH]
+    done = subprocess.run(command, env=simulated.environment(8), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

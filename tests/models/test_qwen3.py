@@ -11,6 +11,7 @@ import torch
 import transformers
 from flax import nnx
 
+from pplx_jax.errors import BadInput
 from pplx_jax.models import qwen3
 
 VOCABULARY, WIDTH, MLP, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 97, 48, 80, 3, 4, 2, 20  # 4 x 20 is not 48
@@ -300,3 +301,27 @@ def test_each_parameter_takes_part():
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config(False).causal = True
+
+
+def test_what_is_kept_for_the_backward_pass_changes_no_gradient():
+    tokens, segment_ids, positions = packed()
+
+    def gradient_and_kept(kept):
+        graph, state = nnx.split(qwen3.Qwen3(dataclasses.replace(config(False), kept=kept), rngs=nnx.Rngs(0)))
+
+        def loss(state):
+            return jnp.square(nnx.merge(graph, state)(tokens, segment_ids, positions)).sum()
+
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(state)), str(jax.make_jaxpr(jax.grad(loss))(state))
+
+    nothing, few = gradient_and_kept(())
+    everything, many = gradient_and_kept(qwen3.KEEPABLE)
+    products = f"f32[{LAYERS},{ROWS},{LENGTH},{MLP}]"  # of every layer, what the MLP multiplies
+    assert products in many and products not in few
+    for one, other in zip(nothing, everything, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+
+
+def test_keeping_something_else_is_bad_input():
+    with pytest.raises(BadInput, match="kept='mixed' is not one of projections, attention, mlp"):
+        dataclasses.replace(config(False), kept=("mixed",))

@@ -15,30 +15,36 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from pplx_jax.errors import BadInput
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.optimizers import Optimizer
-from pplx_jax.parallel.mesh import BATCH_AXES, LOGICAL_AXES, Mesh, batch_sharding, replicated, shardings
+from pplx_jax.parallel.mesh import Mesh, batch_sharding, replicated, shardings
+from pplx_jax.parallel.model_info import model_info
+from pplx_jax.parallel.rules import MESH_AXES, PARAMETER_AXES, constrain, spec, using
 from pplx_jax.train_state import initial_params, state_layout
 
 SIZES = {"vocab_size": 11, "mlp_width": 24, "layers": 3, "query_heads": 2, "kv_heads": 1, "head_dim": 6}
-# Where the width lies, by path: [V, D], [n, in, out] and its transposes; norms are everywhere.
+# Where axes lie, by path: [V, D], [n, in, out] and its transposes; norms are everywhere.
 BY_RULE = {
-    "embed.embedding": (None, "fsdp"),
-    "layers.attention.q.kernel": (None, "fsdp", None),
-    "layers.attention.k.kernel": (None, "fsdp", None),
-    "layers.attention.v.kernel": (None, "fsdp", None),
-    "layers.attention.o.kernel": (None, None, "fsdp"),
-    "layers.mlp.gate.kernel": (None, "fsdp", None),
-    "layers.mlp.up.kernel": (None, "fsdp", None),
-    "layers.mlp.down.kernel": (None, None, "fsdp"),
-    "layers.input_norm.scale": (),
-    "layers.post_attention_norm.scale": (),
-    "layers.attention.q_norm.scale": (),
-    "layers.attention.k_norm.scale": (),
-    "final_norm.scale": (),
+    "embed.embedding": ("vocab", "embed"),
+    "layers.attention.q.kernel": (None, "embed", "heads"),
+    "layers.attention.k.kernel": (None, "embed", "heads"),
+    "layers.attention.v.kernel": (None, "embed", "heads"),
+    "layers.attention.o.kernel": (None, "heads", "embed"),
+    "layers.mlp.gate.kernel": (None, "embed", "heads"),
+    "layers.mlp.up.kernel": (None, "embed", "heads"),
+    "layers.mlp.down.kernel": (None, "heads", "embed"),
+    "layers.input_norm.scale": (None, None),
+    "layers.post_attention_norm.scale": (None, None),
+    "layers.attention.q_norm.scale": (None, None),
+    "layers.attention.k_norm.scale": (None, None),
+    "final_norm.scale": (None,),
 }
 
 
-def abstract(data: int, fsdp: int) -> AbstractMesh:
-    return AbstractMesh((data, fsdp), BATCH_AXES)
+def by_rule(**where) -> dict[str, PartitionSpec]:
+    return {name: PartitionSpec(*(where.get(axis) for axis in axes)) for name, axes in BY_RULE.items()}
+
+
+def abstract(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, slices: int = 1) -> AbstractMesh:
+    return AbstractMesh((slices, data, fsdp, tensor, sequence), MESH_AXES)
 
 
 def params(width: int):
@@ -54,18 +60,55 @@ def specs(tree, mesh) -> dict[str, PartitionSpec]:
     return {name: sharding.spec for name, sharding in by_path(shardings(tree, mesh)).items()}
 
 
-def test_every_parameter_lies_by_rule():
-    found = specs(params(width=8), abstract(2, 4))
-    assert found == {name: PartitionSpec(*axes) for name, axes in BY_RULE.items()}
+@pytest.mark.parametrize(
+    "mesh, where",
+    [
+        (abstract(2, 4), {"embed": "fsdp"}),
+        (abstract(1, 4, tensor=2), {"embed": "fsdp", "heads": "tensor"}),  # 2 does not divide the 11 of the vocabulary
+        (abstract(1, 2, sequence=4), {"embed": ("fsdp", "sequence")}),
+        (abstract(1, 4, slices=2), {"embed": "fsdp"}),
+        (abstract(), {}),
+    ],
+)
+def test_every_parameter_lies_by_rule(mesh, where):
+    found = specs(params(width=8), mesh)
+    assert found == by_rule(**where)
     # A matrix that no rule names would be copied to every device without a word.
-    matrices = {name for name in found if "kernel" in name or "embedding" in name}
-    assert all(any(name.endswith(suffix) for suffix in LOGICAL_AXES) for name in matrices)
+    assert all(any(name.endswith(suffix) for suffix in PARAMETER_AXES) for name in found)
+
+
+def test_a_vocabulary_that_divides_lies_on_tensor():
+    assert spec(("vocab", "embed"), (151_936, 2560), abstract(1, 256, tensor=4)) == PartitionSpec("tensor", "fsdp")
+
+
+def test_an_axis_of_the_mesh_serves_one_axis_of_an_array():
+    with using((("embed", ("fsdp",)), ("mlp", ("fsdp", "tensor")))):
+        assert spec(("embed", "mlp"), (8, 8), abstract(1, 2, tensor=2)) == PartitionSpec("fsdp", None)
+        assert spec((None, "mlp"), (8, 8), abstract(1, 2, tensor=2)) == PartitionSpec(None, ("fsdp", "tensor"))
+
+
+def test_a_size_lies_on_as_many_axes_as_divide_it():
+    assert spec(("embed",), (6,), abstract(1, 2, sequence=4)) == PartitionSpec("fsdp")
+
+
+def test_nothing_is_constrained_without_a_mesh():
+    x = jnp.zeros((2, 3))
+    assert constrain(x, "rows", "tokens") is x
+
+
+def test_model_info_names_shape_axes_sharding_and_bytes():
+    config = Qwen3Config(width=8, **SIZES)
+    mesh = Mesh().build()
+    text = model_info(state_layout(config, tiny.STAGES["pair"], tiny.OPTIMIZER.build(4), mesh).params)
+    line = next(line for line in text.splitlines() if line.startswith("layers.attention.q.kernel"))
+    assert line.split() == ["layers.attention.q.kernel", "3x8x12", "layers", "embed", "heads", "-", "-", "-", "1,152"]
+    assert f"parameters {config.parameters:,}" in text
 
 
 @pytest.mark.parametrize("width, fsdp", [(8, 3), (6, 4), (7, 2)])
 def test_a_width_that_does_not_divide_is_on_every_device(width, fsdp):
-    for name, spec in specs(params(width), abstract(1, fsdp)).items():
-        assert all(axis is None for axis in spec), name
+    for name, found in specs(params(width), abstract(1, fsdp)).items():
+        assert all(axis is None for axis in found), name
 
 
 def test_a_width_that_divides_only_the_smaller_mesh_is_spread_there():
@@ -84,19 +127,19 @@ def test_moments_lie_where_their_parameters_do():
     moments = [name for name in found if ".mu." in name or ".nu." in name]
     assert len(moments) == 2 * len(BY_RULE)
     for name in moments:
-        parameter = name.partition("u.")[2]
-        assert found[name] == PartitionSpec(*BY_RULE[parameter]), name
+        assert found[name] == by_rule(embed="fsdp")[name.partition("u.")[2]], name
     assert {f"params.{name}" for name in BY_RULE} <= layout.keys()
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding.mesh == mesh for leaf in layout.values())
 
 
 def test_scalars_and_leaves_of_another_rank_are_on_every_device():
     tree = {"step": jnp.int32(0), "embed": {"embedding": jnp.zeros(8)}, "other": jnp.zeros((8, 8))}
-    assert set(specs(tree, abstract(1, 4)).values()) == {PartitionSpec()}
+    assert {axis for found in specs(tree, abstract(1, 4)).values() for axis in found} <= {None}
 
 
-def test_rows_are_spread_over_every_device():
+def test_rows_are_spread_over_the_devices_that_do_not_share_them():
     assert batch_sharding(abstract(2, 4)).spec == PartitionSpec(("data", "fsdp"))
+    assert batch_sharding(abstract(1, 4, tensor=2, sequence=2, slices=2)).spec == PartitionSpec(("slice", "fsdp"))
     assert replicated(abstract(2, 4)).spec == PartitionSpec()
 
 
@@ -105,14 +148,41 @@ def test_a_mesh_larger_than_the_devices_is_bad_input(data, fsdp):
     with pytest.raises(BadInput) as caught:
         Mesh(data=data, fsdp=fsdp).build(jax.devices()[:1])
     message = str(caught.value)
-    for part in (f"data={data}", f"fsdp={fsdp}", f"wants {data * fsdp} devices", "has 1 (cpu)"):
+    given = [f"{name}={size}" for name, size in (("data", data), ("fsdp", fsdp)) if size > 1]
+    for part in (*given, f"wants {data * fsdp} devices", "has 1 (cpu)", "lower Mesh."):
         assert part in message
 
 
-@pytest.mark.parametrize("data, fsdp", [(0, 1), (1, 0), (-1, 2), (-2, -2)])
-def test_a_mesh_of_no_device_is_bad_input(data, fsdp):
-    with pytest.raises(BadInput, match="set both to 1 or more"):
-        Mesh(data=data, fsdp=fsdp)
+@pytest.mark.parametrize("sizes", [{"data": 0}, {"fsdp": 0}, {"data": -1, "fsdp": -1}, {"tensor": -2}])
+def test_a_mesh_of_no_device_is_bad_input(sizes):
+    with pytest.raises(BadInput, match="set each size to 1 or more, one of them to -1"):
+        Mesh(**sizes)
+
+
+def test_one_axis_takes_what_the_others_leave():
+    assert Mesh(fsdp=-1, tensor=4).sizes(32) == {"slice": 1, "data": 1, "fsdp": 8, "tensor": 4, "sequence": 1}
+    with pytest.raises(BadInput, match=r"3 does not divide 32 devices; change Mesh.tensor"):
+        Mesh(fsdp=-1, tensor=3).sizes(32)
+
+
+@pytest.mark.parametrize("rules, wrong", [((("embd", ("fsdp",)),), "embd"), ((("embed", ("fsdb",)),), "fsdb")])
+def test_a_rule_of_an_unknown_axis_is_bad_input(rules, wrong):
+    with pytest.raises(BadInput, match=f"Mesh.rules: '{wrong}' is not one of"):
+        Mesh(rules=rules)
+
+
+@pytest.mark.parametrize(
+    "mesh, sizes, message",
+    [
+        (abstract(2, 4), {"batch_size": 12}, "a batch of 12 cannot be shared by 8 devices .*batch_size a multiple"),
+        (abstract(sequence=3), {"row_length": 32}, "rows of 32 tokens cannot be shared by 3 devices .*Mesh.sequence"),
+        (abstract(tensor=2), {}, "1 key heads cannot be shared by 2 devices .*lower Mesh.tensor"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_stage_is_bad_input(mesh, sizes, message):
+    config = Qwen3Config(width=8, **SIZES)
+    with pytest.raises(BadInput, match=message):
+        Mesh().require(config, mesh, **{"batch_size": 8, "row_length": 32, **sizes})
 
 
 EIGHT = """
@@ -152,7 +222,9 @@ def test_eight_devices_share_a_table_and_a_batch():
     done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["shape"] == {"data": 2, "fsdp": 4} and found["devices"] == list(range(8))
+    assert found["shape"] == {"slice": 1, "data": 2, "fsdp": 4, "tensor": 1, "sequence": 1} and found[
+        "devices"
+    ] == list(range(8))
     assert found["part"] == [0, 1, 2]  # the first ones; the rest idle
     # Each copy of the table is four strips of two columns; there are two copies.
     assert found["shards"] == [[11, 2]] * 8

@@ -8,12 +8,11 @@ from jax.sharding import PartitionSpec
 
 from pplx_jax.errors import BadInput
 from pplx_jax.kernels.attention import blockwise, pallas, reference
+from pplx_jax.parallel.rules import spec
 
 Implementation = Literal["reference", "blockwise", "pallas"]
 # Longest row whose scores XLA holds at once. Up to here one product of whole rows is the faster way.
 WHOLE_ROWS = 1024
-# Mesh axes that rows of the batch, and heads, may lie on.
-ROW_AXES, HEAD_AXIS = ("slice", "data", "fsdp"), "tensor"
 
 
 def attention(
@@ -28,13 +27,15 @@ def attention(
     """Softmax attention within each text of packed rows; arguments and result as of `reference.attention`.
 
     Where None is given: on a TPU the Pallas kernels, elsewhere whole rows in XLA where they are short, else a block
-    of queries at a time. Within `jax.set_mesh`, the kernels run on each device's rows and heads.
+    of queries at a time. Within `jax.set_mesh`, each device works on its own rows, heads and queries; where tokens of a
+    row are on several devices, keys and values are gathered.
 
     Raises:
-      BadInput: the forced implementation cannot run here, or is unknown.
+      BadInput: the forced implementation cannot run here, or is unknown; a causal mask over rows that several TPUs
+        share.
     """
-    xla = reference if query.shape[1] <= WHOLE_ROWS else blockwise
-    kernel = functools.partial(_on_mesh, causal=causal)
+    xla = functools.partial(_on_mesh, _whole if query.shape[1] <= WHOLE_ROWS else _blocks, causal=causal)
+    kernel = functools.partial(_on_mesh, _kernel, causal=causal)
     if implementation is None:
         return jax.lax.platform_dependent(
             query,
@@ -42,7 +43,7 @@ def attention(
             value,
             segment_ids,
             tpu=kernel,
-            default=functools.partial(xla.attention, causal=causal),
+            default=xla,
         )
     if implementation == "pallas":
         if jax.default_backend() != "tpu" and not _compiles_for_tpu():
@@ -55,8 +56,8 @@ def attention(
         raise BadInput(
             f"attention: implementation {implementation!r} is not one of {', '.join(get_args(Implementation))}"
         )
-    chosen = {"reference": reference, "blockwise": blockwise}[implementation]
-    return chosen.attention(query, key, value, segment_ids, causal=causal)
+    chosen = {"reference": _whole, "blockwise": _blocks}[implementation]
+    return _on_mesh(chosen, query, key, value, segment_ids, causal=causal)
 
 
 def _compiles_for_tpu() -> bool:
@@ -64,15 +65,36 @@ def _compiles_for_tpu() -> bool:
     return not mesh.empty and "TPU" in (mesh.abstract_device.device_kind if mesh.abstract_device else "")
 
 
-def _on_mesh(query, key, value, segment_ids, *, causal: bool, interpret: bool = False) -> jax.Array:
-    """The kernels on each device's share: a compiler cannot split them by itself."""
-    run = functools.partial(pallas.attention, causal=causal, interpret=interpret)
+def _on_mesh(run, query, key, value, segment_ids, *, causal: bool) -> jax.Array:
+    """`run` on each device's share: no compiler can split a kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return run(query, key, value, segment_ids)
-    rows = tuple(axis for axis in ROW_AXES if axis in mesh.shape)
-    heads = HEAD_AXIS if HEAD_AXIS in mesh.shape and key.shape[2] % mesh.shape[HEAD_AXIS] == 0 else None
-    spec = PartitionSpec(rows, None, heads)
-    return jax.shard_map(run, in_specs=(spec, spec, spec, PartitionSpec(rows)), out_specs=spec, check_vma=False)(
-        query, key, value, segment_ids
-    )
+    if mesh.empty or mesh.size == 1:
+        return run(query, key, value, segment_ids, segment_ids, first=0, causal=causal)
+    queries = spec(("rows", "tokens", "kv_heads", None), key.shape, mesh)
+    sharing = queries[1]
+    if causal and sharing and run is _kernel:
+        raise BadInput(f"attention: the kernels have no causal mask over rows shared along {sharing}; set it to 1")
+
+    def local(query, key, value, segment_ids):
+        first, key_ids = 0, segment_ids
+        if sharing:
+            first = jax.lax.axis_index(sharing) * query.shape[1]
+            key, value, key_ids = (jax.lax.all_gather(x, sharing, axis=1, tiled=True) for x in (key, value, key_ids))
+        return run(query, key, value, segment_ids, key_ids, first=first, causal=causal)
+
+    specs = (queries, queries, queries, PartitionSpec(*queries[:2]))
+    return jax.shard_map(local, in_specs=specs, out_specs=queries, check_vma=False)(query, key, value, segment_ids)
+
+
+def _kernel(query, key, value, ids, key_ids, *, first, causal: bool, interpret: bool = False) -> jax.Array:
+    del first
+    others = None if key_ids is ids else key_ids
+    return pallas.attention(query, key, value, ids, key_segment_ids=others, causal=causal, interpret=interpret)
+
+
+def _whole(query, key, value, ids, key_ids, *, first, causal: bool) -> jax.Array:
+    return reference.block_attention(query, key, value, ids, key_ids, first=first, causal=causal)
+
+
+def _blocks(query, key, value, ids, key_ids, *, first, causal: bool) -> jax.Array:
+    return blockwise.attention(query, key, value, ids, key_segment_ids=key_ids, first=first, causal=causal)

@@ -14,6 +14,8 @@ def attention(
     value: jax.Array,
     segment_ids: jax.Array,
     *,
+    key_segment_ids: jax.Array | None = None,
+    first: jax.Array | int = 0,
     causal: bool = False,
     query_block: int = QUERY_BLOCK,
 ) -> jax.Array:
@@ -23,12 +25,15 @@ def attention(
 
     Args:
       query, key, value, segment_ids, causal: as of `reference.attention`.
+      key_segment_ids: [B, L], where the queries are a part of the row; else those of the queries.
+      first: place of the first query among the keys.
       query_block: queries at a time; time does not depend on it much, memory does.
 
     Returns:
       [B, L, H, E] in the dtype of `query`.
     """
     length = query.shape[1]
+    key_ids = segment_ids if key_segment_ids is None else key_segment_ids
     blocks = -(-length // query_block)
     padding = blocks * query_block - length
     padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
@@ -38,7 +43,7 @@ def attention(
     def block(start: jax.Array) -> jax.Array:
         queries = jax.lax.dynamic_slice_in_dim(padded, start, query_block, axis=1)
         ids = jax.lax.dynamic_slice_in_dim(padded_ids, start, query_block, axis=1)
-        return reference.block_attention(queries, key, value, ids, segment_ids, first=start, causal=causal)
+        return reference.block_attention(queries, key, value, ids, key_ids, first=first + start, causal=causal)
 
     mixed = jax.lax.map(block, jnp.arange(blocks) * query_block)  # [blocks, B, query_block, H, E]
     return jnp.moveaxis(mixed, 0, 1).reshape(padded.shape)[:, :length]

@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from pplx_jax.kernels.attention.backward_kernel import backward
 from pplx_jax.kernels.attention.forward_kernel import forward
@@ -106,6 +107,7 @@ def _forward(query, key, value, ids, key_ids, causal, tiles, interpret):
         tiles=tile,
         interpret=interpret,
     )
+    mixed, lse = checkpoint_name(mixed, "attention"), checkpoint_name(lse, "attention")
     return mixed, (query, key, value, ids, key_ids, mixed, lse)
 
 

@@ -4,15 +4,16 @@ import functools
 from typing import Literal, get_args
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from pplx_jax.errors import BadInput
 from pplx_jax.kernels.segment_pool import pallas, reference
 from pplx_jax.kernels.segment_pool.pallas import Output
-from pplx_jax.models.quantization import Rounding
+from pplx_jax.models.quantization import Rounding, tanh_int8
+from pplx_jax.parallel.rules import spec
 
 Implementation = Literal["reference", "pallas"]
-ROW_AXES = ("slice", "data", "fsdp")
 
 
 def segment_pool(
@@ -27,7 +28,8 @@ def segment_pool(
     """Mean of the hidden states of each slot's own tokens, quantized on the way out where asked.
 
     Where no implementation is given: on a TPU the Pallas kernel, which reads the hidden states once and writes the
-    vectors once, elsewhere XLA. Within `jax.set_mesh` it runs on each device's rows.
+    vectors once, elsewhere XLA. Within `jax.set_mesh` it runs on each device's tokens, and sums are added up where
+    tokens of a row are on several.
 
     Args:
       hidden: [B, L, D].
@@ -64,10 +66,32 @@ def segment_pool(
     return jax.lax.platform_dependent(hidden, chunk_ids, tpu=kernel, default=xla)
 
 
-def _on_mesh(hidden: jax.Array, chunk_ids: jax.Array, *, interpret: bool = False, **options):
-    run = functools.partial(pallas.segment_pool, interpret=interpret, **options)
+def _on_mesh(
+    hidden: jax.Array,
+    chunk_ids: jax.Array,
+    *,
+    output: Output,
+    rounding: Rounding,
+    interpret: bool = False,
+    **options,
+):
+    run = functools.partial(pallas.segment_pool, rounding=rounding, interpret=interpret, **options)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return run(hidden, chunk_ids)
-    rows = PartitionSpec(tuple(axis for axis in ROW_AXES if axis in mesh.shape))
-    return jax.shard_map(run, in_specs=(rows, rows), out_specs=rows, check_vma=False)(hidden, chunk_ids)
+        return run(hidden, chunk_ids, output=output)
+    tokens = spec(("rows", "tokens"), chunk_ids.shape, mesh)
+    rows, sharing = tokens
+
+    def local(hidden, chunk_ids):
+        if not sharing:
+            return run(hidden, chunk_ids, output=output)
+        mean, counts = run(hidden, chunk_ids, output="mean")
+        total, counts = jax.lax.psum((mean * counts[..., None], counts), sharing)
+        mean = total / jnp.maximum(counts, 1.0)[..., None]
+        if output == "mean":
+            return mean, counts
+        quantized = tanh_int8(mean, rounding)
+        return quantized.astype(jnp.int8) if output == "int8" else quantized, counts
+
+    out = PartitionSpec(rows)
+    return jax.shard_map(local, in_specs=(tokens, tokens), out_specs=out, check_vma=False)(hidden, chunk_ids)

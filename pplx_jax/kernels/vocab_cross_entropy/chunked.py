@@ -9,21 +9,23 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.sharding import PartitionSpec
+
+from pplx_jax.parallel.collectives import gather, scatter_sum
 
 
 def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
     return jax.lax.dot_general(a, b, (((contract_a,), (contract_b,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _blocks(hidden, embedding, targets, weights, block: int, with_gradient: bool):
+def _blocks(hidden, embedding, targets, weights, block: int, partition: PartitionSpec, with_gradient: bool):
     """Loss, per-position cross-entropy and, if asked, the gradients of the loss to hidden and embedding."""
     count = targets.shape[0]
     padded = -(-count // block) * block
     order = jnp.argsort(weights == 0, stable=True)
     order = jnp.concatenate([order, jnp.full((padded - count,), count, order.dtype)])
     order = order.reshape(-1, block)
-    table = embedding.astype(hidden.dtype)
+    table = gather(embedding.astype(hidden.dtype), partition)
 
     def live(state, positions, block_weights):
         loss, embedding_gradient = state
@@ -53,7 +55,7 @@ def _blocks(hidden, embedding, targets, weights, block: int, with_gradient: bool
         block_weights = weights.at[positions].get(mode="fill", fill_value=0)
         return jax.lax.cond(jnp.any(block_weights != 0), live, skip, state, positions, block_weights)
 
-    gradient_shape = embedding.shape if with_gradient else (0,)
+    gradient_shape = table.shape if with_gradient else (0,)
     state = (jnp.float32(0), jnp.zeros(gradient_shape, jnp.float32))
     (loss, embedding_gradient), (cross_entropy, hidden_gradient) = jax.lax.scan(step, state, order)
 
@@ -63,32 +65,34 @@ def _blocks(hidden, embedding, targets, weights, block: int, with_gradient: bool
     if not with_gradient:
         return loss, cross_entropy, None, None
     hidden_gradient = jnp.zeros_like(hidden).at[flat].set(hidden_gradient.reshape(padded, -1), mode="drop")
-    return loss, cross_entropy, hidden_gradient, embedding_gradient.astype(embedding.dtype)
+    return loss, cross_entropy, hidden_gradient, scatter_sum(embedding_gradient, partition).astype(embedding.dtype)
 
 
-def vocab_cross_entropy(
-    hidden: ArrayLike, embedding: ArrayLike, targets: ArrayLike, weights: ArrayLike, block: int = 1024
-) -> tuple[jax.Array, jax.Array]:
-    """See `pplx_jax.kernels.vocab_cross_entropy`; `block` positions have their logits in memory at a time."""
-    arrays = (jnp.asarray(array) for array in (hidden, embedding, targets, weights))
-    return _vocab_cross_entropy(*arrays, block)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def vocab_cross_entropy(hidden, embedding, targets, weights, block, partition):
+    """As of the face, positions in one axis.
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _vocab_cross_entropy(hidden, embedding, targets, weights, block):
-    loss, cross_entropy, _, _ = _blocks(hidden, embedding, targets, weights, block, with_gradient=False)
+    Args:
+      hidden: [T, D].
+      embedding: [V, D], or a device's part of it.
+      targets: [T].
+      weights: [T].
+      block: positions at a time.
+      partition: how the embedding lies on the mesh, where this runs within a `shard_map`.
+    """
+    loss, cross_entropy, _, _ = _blocks(hidden, embedding, targets, weights, block, partition, with_gradient=False)
     return loss, cross_entropy
 
 
-def _forward(hidden, embedding, targets, weights, block):
+def _forward(hidden, embedding, targets, weights, block, partition):
     loss, cross_entropy, hidden_gradient, embedding_gradient = _blocks(
-        hidden, embedding, targets, weights, block, with_gradient=True
+        hidden, embedding, targets, weights, block, partition, with_gradient=True
     )
     return (loss, cross_entropy), (hidden_gradient, embedding_gradient, cross_entropy)
 
 
-def _backward(block, residual, cotangents):
-    del block
+def _backward(block, partition, residual, cotangents):
+    del block, partition
     hidden_gradient, embedding_gradient, cross_entropy = residual
     loss_cotangent, _ = cotangents  # the per-position values are for metrics only
     scale = loss_cotangent.astype(jnp.float32)
@@ -100,4 +104,4 @@ def _backward(block, residual, cotangents):
     )
 
 
-_vocab_cross_entropy.defvjp(_forward, _backward)
+vocab_cross_entropy.defvjp(_forward, _backward)

@@ -1,0 +1,47 @@
+"""What a run says of where its parameters lie: `model-info.txt`."""
+
+import math
+from typing import Any
+
+import jax
+
+from pplx_jax.parallel.rules import parameter_axes
+
+
+def model_info(params: Any, optimizer: Any = ()) -> str:
+    """Each parameter's shape, logical axes, sharding and bytes a chip, then the totals, as text.
+
+    Args:
+      params: arrays, or `jax.ShapeDtypeStruct`s, with a `NamedSharding`.
+      optimizer: the optimizer's state, counted in the totals.
+    """
+    rows = [("parameter", "shape", "axes", "mesh axes", "bytes a chip")]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        axes = " ".join(axis or "-" for axis in parameter_axes(name, len(leaf.shape)))
+        rows.append((name, "x".join(map(str, leaf.shape)), axes, _placed(leaf), f"{bytes_on_chip(leaf):,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    leaves = jax.tree.leaves(params)
+    total = sum(math.prod(leaf.shape) for leaf in leaves)
+    meshes = [leaf.sharding.mesh.shape for leaf in leaves]
+    mesh = " x ".join(f"{axis}={size}" for axis, size in meshes[0].items() if size > 1) if meshes else ""
+    of_optimizer = sum(bytes_on_chip(leaf) for leaf in jax.tree.leaves(optimizer))
+    lines += [
+        "",
+        f"mesh {mesh or 'of one device'}",
+        f"parameters {total:,}",
+        f"bytes a chip: parameters {sum(map(bytes_on_chip, leaves)):,}, optimizer {of_optimizer:,}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def bytes_on_chip(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
+    """Bytes of an array that one chip holds, padding of tiles apart."""
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * leaf.dtype.itemsize
+
+
+def _placed(leaf) -> str:
+    spec = tuple(leaf.sharding.spec) + (None,) * (len(leaf.shape) - len(leaf.sharding.spec))
+    return " ".join("+".join(entry) if isinstance(entry, tuple) else entry or "-" for entry in spec) or "-"

@@ -1,0 +1,124 @@
+"""Turns a compiled step's text into seconds: the compiler's cycles, the kernels' schedules, the links' rates."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+from pplx_jax.plan.chips import Topology
+from pplx_jax.plan.hlo import Module, Run, parse, runs
+from pplx_jax.plan.kernels import kernel_cycles
+from pplx_jax.plan.links import Place, Transfer, buffer_bytes, collectives
+
+_PRODUCTS = ("convolution", "dot")
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Of one step on one chip.
+
+    Attributes:
+      compiler_seconds: fusions, copies and products, by the compiler's cycles.
+      kernel_seconds: of each Pallas kernel, by its schedule.
+      transfers: what travels.
+      exposed_seconds: of the transfers that nothing runs beside.
+      product_flops: operations of the products that the program executes, recomputed ones too; kernels apart.
+      buffer_bytes: of collectives' results.
+      without_estimate: what has none, and counts as nothing but its floor.
+    """
+
+    compiler_seconds: float
+    kernel_seconds: dict[str, float]
+    transfers: list[Transfer]
+    exposed_seconds: float
+    product_flops: float
+    buffer_bytes: int
+    without_estimate: list[str]
+
+    def step_seconds(self, topology: Topology, model_flops_per_chip: float) -> float:
+        """The sum of what runs one after another, or the busiest link where that is longer; never below the peak."""
+        floor = max(model_flops_per_chip, self.product_flops) / topology.chip.peak_flops
+        busy = self.compiler_seconds + sum(self.kernel_seconds.values())
+        links = {link: sum(each.seconds for each in self.transfers if each.link == link) for link in ("ici", "dcn")}
+        return max(busy + self.exposed_seconds, *links.values(), floor)
+
+
+def estimate(
+    text: str,
+    places: Sequence[Place],
+    topology: Topology,
+    *,
+    branch_share: float,
+    visited_share: float,
+) -> Estimate:
+    """Reads a compiled program.
+
+    Args:
+      text: of the program.
+      places: of the devices, in the order of the mesh.
+      topology: where it runs.
+      branch_share: how often the costlier branch of a conditional is taken.
+      visited_share: see `kernel_cycles`.
+    """
+    unknown: set[str] = set() if text else {"the program: no text of it, so the time is that of its FLOPs at the peak"}
+    module, entry = parse(text)
+    steps = list(runs(module, entry, branch_share, unknown))
+    clock = topology.chip.cycles_per_second
+    by_name = {name: {each.name: each for each in each_list} for name, each_list in module.items()}
+    compiler, kernels = 0.0, dict[str, float]()
+    for run in steps:
+        each = run.instruction
+        if run.within is not None:
+            continue
+        if each.opcode == "custom-call" and "tpu_custom_call" in each.text:
+            operands = [by_name[run.computation][name] for name in each.operands if name in by_name[run.computation]]
+            cycles = kernel_cycles(each, operands, topology, visited_share)
+            name = re.sub(r"[.\d]+$", "", each.name)
+            if cycles is None:
+                unknown.add(f"kernel {name}")
+            kernels[name] = kernels.get(name, 0.0) + run.times * (cycles or 0.0) / clock
+        elif each.cycles is not None:
+            compiler += run.times * each.cycles / clock
+        elif each.opcode == "fusion" and _products(module, each.called("calls")):
+            # A product fused with a transfer carries no estimate: it takes its floor at least.
+            flops = sum(_flops(module, product) for product in _products(module, each.called("calls")))
+            compiler += run.times * flops / topology.chip.peak_flops
+            unknown.add("products fused with asynchronous collectives, taken at the peak")
+        elif each.opcode in ("sort", "gather", "scatter", "dynamic-slice", "dynamic-update-slice"):
+            unknown.add(each.opcode)
+    found = collectives(steps, places, topology)
+    flops = sum(run.times * _product_flops(module, run) for run in steps if run.instruction.opcode in _PRODUCTS)
+    return Estimate(
+        compiler_seconds=compiler,
+        kernel_seconds=kernels,
+        transfers=found,
+        exposed_seconds=sum(each.seconds for each in found if not each.overlapped),
+        product_flops=flops,
+        buffer_bytes=buffer_bytes(module),
+        without_estimate=sorted(unknown),
+    )
+
+
+def _products(module: Module, name: str | None) -> list:
+    return [each for each in module.get(name or "", []) if each.opcode in _PRODUCTS]
+
+
+def _product_flops(module: Module, run: Run) -> float:
+    return _flops_in(module[run.computation], run.instruction)
+
+
+def _flops(module: Module, product) -> float:
+    owner = next(instructions for instructions in module.values() if product in instructions)
+    return _flops_in(owner, product)
+
+
+def _flops_in(instructions, product) -> float:
+    """2 x the result's elements x what is contracted, from the sizes of the operands."""
+    arrays = {each.name: each.arrays[0][1] for each in instructions if each.arrays}
+    sizes = [math.prod(arrays[name]) for name in product.operands[:2] if name in arrays]
+    if len(sizes) < 2 or not product.arrays:
+        return 0.0
+    result = math.prod(product.arrays[0][1])
+    # [m, k] x [k, n] -> [m, n]: the three sizes multiply to (m n k) squared, batches apart.
+    return 2.0 * math.sqrt(float(sizes[0]) * sizes[1] * result)

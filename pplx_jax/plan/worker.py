@@ -1,0 +1,173 @@
+"""Compiles one stage for a topology, in a process of its own: libtpu reads its settings once, at the first use.
+
+`python -m pplx_jax.plan.worker` reads a pickled `Task` from standard input and prints one JSON object.
+"""
+
+import dataclasses
+import json
+import pickle
+import re
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import topologies
+
+from pplx_jax.errors import BadInput
+from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.parallel.mesh import Mesh, batch_sharding
+from pplx_jax.parallel.model_info import bytes_on_chip
+from pplx_jax.parallel.rules import shards
+from pplx_jax.plan.chips import Topology
+from pplx_jax.plan.estimate import estimate
+from pplx_jax.plan.flops import model_flops
+from pplx_jax.plan.kernels import visited_share
+from pplx_jax.plan.links import Place
+from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
+from pplx_jax.stages.diffusion import DiffusionStage
+from pplx_jax.stages.recipe import Lengths
+from pplx_jax.train import Training
+from pplx_jax.train_state import make_step, state_layout
+
+# What a compiler that ran out of memory says: of a whole program, or of its temporaries alone.
+_TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
+_TEMPORARIES = re.compile(r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What to compile."""
+
+    training: Training
+    model: Qwen3Config
+    mesh: Mesh
+    lengths: Lengths
+    topology: Topology
+
+
+def compile_step(task: Task) -> dict[str, Any]:
+    """Compiles, and measures what came out; see `pplx_jax.plan.verb` for the keys.
+
+    Raises:
+      BadInput: a mesh that does not fit the topology or the stage.
+    """
+    training, stage, topology = task.training, task.training.stage, task.topology
+    slices = {} if topology.num_slices == 1 else {"num_slices": topology.num_slices}
+    try:
+        description = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **slices)
+    except Exception as error:
+        why = str(error).splitlines()[0]
+        raise BadInput(f"--topology {topology}: libtpu knows none of this size: {why}") from error
+    devices = task.mesh.build(description.devices)
+    if devices.size < len(description.devices):
+        raise BadInput(
+            f"mesh {task.mesh} uses {devices.size} of the {len(description.devices)} chips of {topology}; "
+            "set one size to -1 to take the rest"
+        )
+    config = training.model(task.model)
+    optimizer = training.optimizer.build(training.steps)
+    task.mesh.require(config, devices, batch_size=stage.batch_size, row_length=stage.row_length)
+
+    negatives = getattr(stage, "hard_negatives", None) or 0
+    table: Any = LongestTexts(task.lengths, stage.batch_size, negatives).of_stage(stage.name)
+    with task.mesh.activate(devices):
+        rows = stage.rows(table, multiple_of=shards("rows", devices))
+        arrays = stage.features(table, np.arange(stage.batch_size), rows).arrays
+        texts = text_lengths(arrays["segment_ids"])
+        layout = state_layout(config, stage, optimizer, devices)
+        placement = batch_sharding(devices)
+        batch = {
+            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement) for name, array in arrays.items()
+        }
+        step = make_step(stage, config, optimizer, steps=training.steps, seed=0, mask_id=0, mesh=devices)
+        found: dict[str, Any] = {
+            "chips": devices.size,
+            "mesh_sizes": dict(devices.shape),
+            "rows": rows,
+            "tokens_per_step": sum(texts),
+            "hbm": {
+                "parameters": sum(map(bytes_on_chip, jax.tree.leaves(layout.params))),
+                "optimizer": sum(map(bytes_on_chip, jax.tree.leaves(layout.optimizer))),
+                "batch": sum(map(bytes_on_chip, batch.values())),
+            },
+        }
+        predicted = (1 + stage.min_time) / 2 if isinstance(stage, DiffusionStage) else 0.0
+        found["flops_per_step"] = model_flops(config, texts, predicted)
+        started = time.monotonic()
+        lowered = step.lower(layout, batch)
+        try:
+            compiled = lowered.compile()
+        except Exception as error:  # the compiler's own error class is no public name
+            return found | _too_much(str(error), found["hbm"]) | {"compile_seconds": time.monotonic() - started}
+        found["compile_seconds"] = time.monotonic() - started
+    memory: Any = compiled.memory_analysis()
+    places = [Place(getattr(device, "slice_index", None) or 0, tuple(device.coords)) for device in devices.devices.flat]
+    measured = estimate(
+        _text(compiled),
+        places,
+        topology,
+        branch_share=predicted or 1.0,
+        visited_share=visited_share(texts, rows, stage.row_length),
+    )
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    parts = found["hbm"]
+    parts["collectives"] = min(measured.buffer_bytes, memory.temp_size_in_bytes)
+    parts["activations_and_temporaries"] = memory.temp_size_in_bytes - parts["collectives"]
+    parts["program_and_padding"] = total - sum(parts.values())
+    return found | {
+        "fits": total <= topology.chip.hbm_limit_bytes,
+        "hbm_bytes_per_chip": total,
+        "step_seconds_estimate": measured.step_seconds(topology, found["flops_per_step"] / devices.size),
+        "seconds": {
+            "compiler": measured.compiler_seconds,
+            **measured.kernel_seconds,
+            "exposed_collectives": measured.exposed_seconds,
+        },
+        "executed_product_flops_per_chip": measured.product_flops,
+        "collectives": [dataclasses.asdict(each) for each in measured.transfers],
+        "collective_bytes": sum(each.bytes for each in measured.transfers),
+        "without_estimate": measured.without_estimate,
+    }
+
+
+def _text(compiled: Any) -> str:
+    """The program, or nothing: some programs' text cannot be printed."""
+    try:
+        return compiled.as_text() or ""
+    except Exception as error:  # an internal check of the printer; the program itself is good
+        logging.warning("plan: the program cannot be printed, so nothing is estimated of it: %s", error)
+        return ""
+
+
+def _too_much(message: str, held: dict[str, int]) -> dict[str, Any]:
+    """By how much it does not fit; any other failure of the compiler is raised."""
+    temporaries = _TEMPORARIES.search(message)
+    found = temporaries or _TOO_MUCH.search(message)
+    if not found:
+        raise RuntimeError(message)
+    used, used_unit, limit, limit_unit = found.groups()
+    beside = sum(held.values()) if temporaries else 0
+    return {
+        "fits": False,
+        "hbm_bytes_per_chip": int(float(used) * _UNITS[used_unit]) + beside,
+        "hbm_limit_bytes": int(float(limit) * _UNITS[limit_unit]),
+        "step_seconds_estimate": None,
+        "collective_bytes": None,
+    }
+
+
+def main() -> None:
+    try:
+        answer = compile_step(pickle.load(sys.stdin.buffer))
+    except BadInput as error:
+        answer = {"bad_input": str(error)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()

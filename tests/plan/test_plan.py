@@ -1,0 +1,116 @@
+"""`pplx-jax plan`: real compilations of a small model for a small topology, and what it says of them."""
+
+import json
+
+import numpy as np
+import pytest
+import tpu_compile
+
+from pplx_jax import cli
+from pplx_jax.configuration import load
+from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.plan.advice import advice
+from pplx_jax.plan.flops import model_flops
+from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
+
+PROMISED = {
+    "fits",
+    "hbm_bytes_per_chip",
+    "hbm_limit_bytes",
+    "flops_per_step",
+    "collective_bytes",
+    "step_seconds_estimate",
+    "mfu_estimate",
+}
+SMALL = [
+    "plan",
+    "--gin_file=gin/recipes/quickstart.gin",
+    "--topology=v5e:2x2",
+    "--mesh=fsdp",
+    "--json",
+    "--gin_param=Qwen3Config.dtype='bfloat16'",
+]
+
+
+@pytest.mark.parametrize("size, gflop", [("0p6b", 6.39), ("4b", 31.4)])
+def test_operations_a_token_are_the_recipes(size, gflop):
+    config = load([f"gin/recipes/pplx_embed_{size}.gin"], unset="unset").arguments["run"]["model"]
+    assert model_flops(config, [4096], 1.0) / 4096 / 1e9 == pytest.approx(gflop, rel=2e-3)
+
+
+def test_attention_is_counted_within_texts():
+    config = Qwen3Config(width=8, vocab_size=11, mlp_width=24, layers=3, query_heads=2, kv_heads=1, head_dim=6)
+    apart, together = (model_flops(config, lengths, 0.0) for lengths in ([4, 4], [8]))
+    assert together - apart == 12 * 3 * 2 * 6 * (64 - 32)
+
+
+@pytest.mark.parametrize("stage, rows", [("diffusion", 1024), ("pair", 18432), ("contextual", 4096), ("triplet", 8320)])
+def test_the_longest_texts_need_so_many_rows(stage, rows):
+    run = load(["gin/recipes/pplx_embed_4b.gin"], unset="unset").arguments["run"]
+    training = next(each for each in run["stages"] if each.stage.name == stage)
+    examples = training.stage.batch_size
+    table = LongestTexts(run["lengths"], examples, getattr(training.stage, "hard_negatives", None) or 0)
+    assert training.stage.rows(table.of_stage(stage), multiple_of=1) == rows
+
+
+def test_lengths_of_packed_texts():
+    assert text_lengths(np.array([[1, 1, 2, 0], [0, 0, 0, 0], [1, 3, 3, 3]])) == [2, 1, 1, 3]
+
+
+@tpu_compile.needs_libtpu
+def test_a_stage_that_fits(tmp_path, capsys):
+    picture = tmp_path / "plan.html"
+    command = [*SMALL, "--stage=pair", f"--picture={picture}", "--gin_param=PairStage.batch_size=64"]
+    assert cli.main(command) == cli.DONE
+    plan = json.loads(capsys.readouterr().out)
+    assert plan.keys() >= PROMISED and plan["fits"] is True and plan["chips"] == 4
+    assert plan["flops_per_step"] == plan["mfu_estimate"] * plan["step_seconds_estimate"] * 4 * 197e12
+    assert 0 < plan["mfu_estimate"] < 1 and plan["collective_bytes"] > 0
+    assert sum(plan["hbm"].values()) == plan["hbm_bytes_per_chip"] < plan["hbm_limit_bytes"]
+    # The width lies on four chips, with its moments; norms are everywhere.
+    parameters = 16384 * 512 + 512 * (2 * 2 * 64 + 2 * 64) + 3 * 512 * 128
+    assert plan["hbm"]["parameters"] == pytest.approx(parameters, rel=0.01)
+    assert plan["hbm"]["optimizer"] == pytest.approx(2 * parameters, rel=0.01)
+    assert {"attention_forward", "attention_backward"} <= plan["seconds"].keys()
+    page = picture.read_text()
+    assert "Memory a chip" in page and "<svg" in page and "MFU" in page
+
+
+@tpu_compile.needs_libtpu
+def test_a_stage_that_does_not_fit_says_what_to_change(capsys):
+    command = [*SMALL, "--stage=diffusion", "--gin_param=DiffusionStage.batch_size=131072"]
+    assert cli.main([*command, "--gin_param=Lengths.text=256"]) == cli.FAILED
+    plan = json.loads(capsys.readouterr().out)
+    assert plan.keys() >= PROMISED and plan["fits"] is False
+    assert plan["hbm_bytes_per_chip"] > plan["hbm_limit_bytes"] == int(15.75 * 2**30)
+    assert plan["advice"] and "GiB a chip too much" in plan["advice"][0] and "DOES NOT FIT" in plan["table"]
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--stage=mlm"], "--stage mlm: the recipe has no such stage; it has diffusion, pair"),
+        (["--stage=pair", "--topology=v9:2x2"], "topology 'v9:2x2'"),
+    ],
+)
+def test_bad_input(flags, message, capsys):
+    assert cli.main([*SMALL, *flags]) == cli.BAD_INPUT
+    assert message in json.loads(capsys.readouterr().out)["error"]
+
+
+def test_advice_names_the_fields_to_change():
+    run = load(["gin/recipes/pplx_embed_4b.gin"], unset="unset").arguments["run"]
+    sizes = dict.fromkeys(("slice", "tensor", "sequence"), 1) | {"data": 8, "fsdp": 2}
+    report = {
+        "fits": False,
+        "hbm_bytes_per_chip": 40 * 2**30,
+        "hbm_limit_bytes": 16 * 2**30,
+        "hbm": {"parameters": 8 * 2**30, "optimizer": 16 * 2**30},
+        "mesh_sizes": sizes,
+        "rows": 16,
+    }
+    said = "\n".join(advice(report, run["stages"][1]))
+    for part in ("24.00 GiB", "Mesh.data to Mesh.fsdp", "PairStage.microbatches=2", "Mesh.sequence", "Mesh.tensor"):
+        assert part in said
+    assert "diffusion/Training.kept=()" in "\n".join(advice(report, run["stages"][0]))
+    assert advice(report | {"fits": True}, run["stages"][0]) == []
