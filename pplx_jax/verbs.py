@@ -50,7 +50,13 @@ _PATH = {"type": pathlib.Path}
 _QUANTIZATIONS = ("int8", "binary", "ubinary", "tanh", "none")
 
 VERBS = (
-    Verb("run", "every stage of a recipe in order, then merge, evaluate, export", "run", recipe="run"),
+    Verb(
+        "run",
+        "every stage of a recipe in order, then merge, evaluate, export",
+        "run",
+        flags=(flag("--until", metavar="STAGE", help="stop after this stage"),),
+        recipe="run",
+    ),
     Verb(
         "train",
         "one stage of a recipe",

@@ -100,6 +100,7 @@ def run(
     mining: Mining = _DEFAULT_MINING,
     merge: Merge = _DEFAULT_MERGE,
     seed: int = 0,
+    until: str | None = None,
 ) -> dict[str, Any]:
     """Every stage in order, then merge, evaluation, export, index and report. Finished phases are skipped.
 
@@ -117,15 +118,19 @@ def run(
       mining: hard negatives of the triplet stage.
       merge: of the contextual and the triplet model.
       seed: of vocabulary, parameters, order and corruption.
+      until: the stage, trained and scored, after which to stop; the same call without it does the rest.
 
     Returns:
       {"results": path, "report": path, "table": text}.
 
     Raises:
-      BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices, or `initial`
-        is no model or one of other sizes than `model`.
+      BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices, `initial`
+        is no model or one of other sizes than `model`, or the recipe has no stage `until`.
     """
     mesh.build()
+    names = [training.stage.name for training in stages]
+    if until is not None and until not in names:
+        raise BadInput(f"--until {until}: the recipe has {', '.join(names)}")
     workdir = pathlib.Path(workdir)
     model = model_to_train(model, initial)
     _claim(workdir, fingerprint, config_text)
@@ -151,8 +156,10 @@ def run(
         work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, initial)
         phases(name, work)
         results[name] = phases(f"evaluate_{name}", lambda name=name: _score(workdir / name, held_out, lengths))
+        if name == until:
+            break
 
-    if {"contextual", "triplet"} <= {training.stage.name for training in stages}:
+    if until is None and {"contextual", "triplet"} <= {*names}:
         contextual, triplet, merged = (workdir / name for name in ("contextual", "triplet", "merged"))
         phases("merge", lambda: merge_checkpoints(contextual, triplet, merged, **dataclasses.asdict(merge)))
         results["merged"] = phases("evaluate_merged", lambda: _score(merged, held_out, lengths))
