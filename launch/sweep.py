@@ -54,11 +54,8 @@ def sweep(parts: list, gin_files: tuple = (), constraints: tuple = ()) -> tuple[
     twice = {name for one, other in itertools.combinations(names, 2) for name in {*one} & {*other}}
     if twice:
         raise BadInput(f"sweep.parts: {sorted(twice)[0]} is set by two parts; set it in one")
-    return (
-        [dict(itertools.chain(*(p.items() for p in row))) for row in itertools.product(*points)],
-        gin_files,
-        constraints,
-    )
+    joined = [{key: value for point in row for key, value in point.items()} for row in itertools.product(*points)]
+    return joined, gin_files, constraints
 
 
 def expand(sweep_file: str, gin_files: Sequence[str] = (), gin_params: Sequence[str] = ()) -> list[Trial]:

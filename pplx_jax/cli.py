@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
     if as_json:
         print(json.dumps({} if result is None else result, default=_plain))
     elif code == DONE:
-        _show(result)
+        _show({name: value for name, value in (result or {}).items() if name not in verb.details})
     return code
 
 
@@ -164,6 +164,8 @@ def _arguments(
 
 
 def _start_from(workdir: pathlib.Path, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_start_from(workdir, item) for item in value]
     if isinstance(value, PathOrName):
         return workdir / value if (workdir / value).exists() else value
     return workdir / value if isinstance(value, pathlib.Path) else value

@@ -36,6 +36,7 @@ class Verb:
         flags: beside the shared ones.
         outputs: the parameters that name what it writes.
         recipe: the function whose bindings it takes, where that is a recipe it cannot go without.
+        details: parts of its result that `--json` has and the terminal does not.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Verb:
     flags: tuple[Flag, ...] = ()
     outputs: tuple[str, ...] = ()
     recipe: str | None = None
+    details: tuple[str, ...] = ()
 
 
 _PATH = {"type": pathlib.Path}
@@ -184,5 +186,18 @@ VERBS = (
             flag("--output", required=True, **_PATH, help="the folder to write"),
         ),
         outputs=("output",),
+    ),
+    Verb(
+        "report",
+        "the trials of a sweep, ranked by a metric",
+        "report_trials",
+        flags=(
+            flag("folders", metavar="DIR", nargs="+", **_PATH, help="a run, or a folder of runs"),
+            flag("--metric", help="such as merged.int8.ndcg@10 or pair.loss (default: int8 nDCG@10 of the last stage)"),
+            flag("--best", choices=("highest", "lowest"), help="default: lowest of losses and times, else highest"),
+            flag("--output", **_PATH, help="the page to write (default: trials.html in the first DIR)"),
+        ),
+        outputs=("output",),
+        details=("trials",),
     ),
 )

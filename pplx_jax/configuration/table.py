@@ -21,6 +21,7 @@ VERBS = (
     "pplx_jax.retrieval.index:search_index",
     "pplx_jax.evaluation.folder:evaluate_task",
     "pplx_jax.contrastive.mining:mine_file",
+    "pplx_jax.trial_report:report_trials",
 )
 
 # The dataclasses that those functions are given, directly or inside one another.
