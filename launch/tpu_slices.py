@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 
-from pplx_jax.configuration.words import nearest
 from pplx_jax.errors import BadInput
 
 _PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # v5e and v6e: all there are
@@ -40,8 +39,7 @@ class TpuSlices:
                     "and of multiples of 4 above, such as 2x2x4 or 4x4x8"
                 )
         elif self.topology not in _PLANE:
-            hint = nearest(self.topology, _PLANE) or f"; it has {', '.join(_PLANE)}"
-            raise BadInput(f"--topology={self.topology}: {self.kind} has no such slice{hint}")
+            raise BadInput(f"--topology={self.topology}: {self.kind} has {', '.join(_PLANE)}")
         if self.num_slices < 1:
             raise BadInput(f"--num_slices={self.num_slices}; set it to 1 or more")
         if self.num_slices > 1 and self.hosts == 1:

@@ -123,6 +123,8 @@ def _status(
     )
     if not asked:
         asked = [stage for stage in STAGES if (folder / stage).is_dir()]
+    if not asked:
+        return "not started"
     for stage in asked:
         if (folder / stage / "finished.json").exists():
             continue
