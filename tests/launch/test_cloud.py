@@ -5,7 +5,10 @@ import io
 import json
 import pathlib
 import re
+import tarfile
+import time
 
+import httplib2
 import pytest
 import requests
 import urllib3
@@ -200,7 +203,8 @@ class Google:
         elif "allowedLocations" in request.url:  # asked by the authentication library
             answer = {"locations": [], "encodedLocations": "0x0"}
         else:
-            self.requests.append((request.method, request.url, json.loads(request.body) if request.body else None))
+            is_json = isinstance(request.body, str | bytes) and request.body[:1] in ("{", b"{")
+            self.requests.append((request.method, request.url, json.loads(request.body) if is_json else None))
             answer = self.answer(request)
         response = requests.Response()
         response.status_code, response.raw = 200, io.BytesIO(json.dumps(answer).encode())
@@ -220,8 +224,8 @@ class Google:
 
 @pytest.fixture
 def google(monkeypatch):
-    def make(**keywords):
-        made = Google(**keywords)
+    def make(kind=Google, **keywords):
+        made = kind(**keywords)
         adapter = requests.adapters.HTTPAdapter
         monkeypatch.setattr(adapter, "send", lambda _adapter, *words, **more: made.send(*words, **more))
         return made
@@ -294,3 +298,44 @@ def test_flags_that_do_not_go_together(options, words, monkeypatch):
     monkeypatch.chdir(pathlib.Path(xm_launch.__file__).parents[1])
     with pytest.raises(BadInput, match=words):
         launched(**options)
+
+
+class Builder(Google):
+    """Also the bucket that the packaged tree is uploaded to, and Cloud Build."""
+
+    def answer(self, request):
+        if "storage.googleapis.com" in request.url:
+            if request.method == "POST":  # one request with the archive in its body, between two boundaries
+                body = request.body if isinstance(request.body, bytes) else request.body.read()
+                self.archive = body[body.index(b"\x1f\x8b") :]
+            return {"name": "archive", "bucket": "builds"}
+        return super().answer(request)
+
+    def build(self, _http, uri, method="GET", body=None, **_keywords):
+        self.requests.append((method, uri, json.loads(body) if body else None))
+        answer = {"status": "SUCCESS", "results": {"images": [{"name": "image", "digest": "sha256:1"}]}}
+        if method == "POST":
+            answer = {"metadata": {"build": {"logUrl": "https://log.test", "id": "b1"}}}
+        return httplib2.Response({"status": "200", "content-type": "application/json"}), json.dumps(answer).encode()
+
+
+def test_the_working_tree_is_built_into_an_image(google, monkeypatch):
+    made = google(kind=Builder)
+    monkeypatch.setattr(httplib2.Http, "request", lambda _http, *words, **more: made.build(_http, *words, **more))
+    monkeypatch.setenv("GOOGLE_CLOUD_BUCKET_NAME", "builds")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")  # no Docker: Cloud Build is what is left
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    repository = "us-docker.pkg.dev/project/images"
+    failed, [trial] = launched(**VERTEX, image=None, repository=repository)
+    assert failed == 0
+    image = f"{repository}/pplx-jax:{trial.record['package']}"
+    bodies = [body for method, _, body in made.requests if method == "POST" and body]
+    build = next(body for body in bodies if "steps" in body)
+    assert build["images"] == [f"{repository}/pplx-jax"] and image in build["steps"][0]["args"]
+    job = next(body for body in bodies if "jobSpec" in body)
+    assert job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["imageUri"] == image
+    with tarfile.open(fileobj=io.BytesIO(made.archive), mode="r|gz") as archive:
+        names = {member.name.lstrip("/") for member in archive}
+    assert {"Dockerfile", "setup.py", "constraints.txt", "launch/entry.py", "pplx_jax/cli.py"} <= names
+    assert "gin/recipes/pplx_embed_4b.gin" in names
+    assert not [name for name in names if name.startswith(("tests", ".", "benchmarks")) or "__pycache__" in name]
