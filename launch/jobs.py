@@ -60,8 +60,17 @@ def stage_names(trial: Trial) -> list[str]:
     return [training.stage.name for training in arguments["stages"]]
 
 
-def jobs_of(trial: Trial, workdir: str, stage: str | None, done: Sequence[str] = ()) -> tuple[Job, ...]:
+def jobs_of(
+    trial: Trial, workdir: str, stage: str | None, done: Sequence[str] = (), words: Sequence[str] = ()
+) -> tuple[Job, ...]:
     """One job a stage that is not `done` already, and one for what comes after them; with `stage`, that stage alone.
+
+    Args:
+      trial: whose.
+      workdir: where it runs.
+      stage: the only one, or None.
+      done: stages that another run has trained.
+      words: flags of every job.
 
     Raises:
       BadInput: the recipe has no such stage.
@@ -71,6 +80,7 @@ def jobs_of(trial: Trial, workdir: str, stage: str | None, done: Sequence[str] =
         *(f"--gin_file={file}" for file in trial.gin_files),
         *(f"--gin_param={param}" for param in trial.gin_params),
         f"--workdir={workdir}",
+        *words,
     )
     if stage is None:
         stages = [Job(name, ("run", *shared, f"--until={name}")) for name in names if name not in done]
@@ -88,6 +98,7 @@ def place_trials(
     sweep_file: str | None,
     package: str,
     base: str | None = None,
+    words: Sequence[str] = (),
 ) -> list[LaunchedTrial]:
     """Gives every trial its workdir: WORKDIR itself, or WORKDIR/000, WORKDIR/001, ... in a sweep.
 
@@ -97,7 +108,8 @@ def place_trials(
       stage: where only one is to run.
       sweep_file: what the trials come from.
       package: the digest of the code that runs.
-      base: a finished run of the recipe whose data and earlier stages the trials take.
+      base: a run whose data and earlier stages the trials take.
+      words: flags of every job.
 
     Raises:
       BadInput: as `jobs_of` and `SharedPhases.of`.
@@ -107,7 +119,7 @@ def place_trials(
         name = f"{number:03d}" if sweep_file else ""
         place = str(pathlib.PurePosixPath(workdir) / name)
         shared = SharedPhases.of(base, trial.config, stage) if base else None
-        jobs = jobs_of(trial, place, stage, shared.stages if shared else ())
+        jobs = jobs_of(trial, place, stage, shared.stages if shared else (), words)
         record = {
             "sweep": sweep_file,
             "trial": number,

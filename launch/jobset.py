@@ -12,6 +12,7 @@ from launch.tpu_slices import TpuSlices
 
 GROUP, VERSION, PLURAL, NAMESPACE = "jobset.x-k8s.io", "v1alpha2", "jobsets", "default"
 COORDINATOR_PORT, RUNTIME_PORT = 8482, 8471
+BAD_INPUT = 2  # of `pplx-jax`
 
 
 def jobset(
@@ -73,11 +74,18 @@ def jobset(
             "terminationGracePeriodSeconds": 120,
         },
     }
+    # What is wrong with a recipe will be wrong again: no restart for that.
+    bad_input = {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": "train", "operator": "In", "values": [BAD_INPUT]},
+    }
+    give_up = {"name": "badInput", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     slice_job = {
         "completionMode": "Indexed",
         "completions": slices.hosts,
         "parallelism": slices.hosts,
         "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [bad_input]},
         "template": pod,
     }
     return {
@@ -90,7 +98,7 @@ def jobset(
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
         },
         "spec": {
-            "failurePolicy": {"maxRestarts": max_restarts},
+            "failurePolicy": {"maxRestarts": max_restarts, "rules": [give_up]},
             "replicatedJobs": [
                 {"name": "slice", "replicas": slices.num_slices, "template": {"spec": slice_job}},
             ],

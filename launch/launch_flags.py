@@ -22,6 +22,7 @@ try:  # its own flags (--xm_...) are parsed with ours, where it is installed
 except ImportError:
     pass
 
+STARTUP_SECONDS = 1800
 EXECUTORS = ("local", "kubernetes", "vertex")
 
 _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "A recipe (repeatable); default: the sweep's own.")
@@ -105,6 +106,14 @@ class Options:
         if self.executor == "vertex":
             return custom_job(name, image, args, environment, self._hardware, service_account=self.service_account)
         return jobset(name, image, args, environment, self._hardware, **self._kubernetes)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Flags of every job: how several hosts find each other, some of which may still be pulling the image."""
+        hardware = self.slices
+        if self.executor == "local" or hardware is None or hardware.hosts * hardware.num_slices == 1:
+            return ()
+        return ("--coordinator=auto", f"--startup_seconds={STARTUP_SECONDS}")
 
     @property
     def _hardware(self) -> TpuSlices:

@@ -49,6 +49,7 @@ def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
         sweep_file=options.sweep,
         package=package.digest_of(),
         base=options.base,
+        words=options.words,
     )
 
 

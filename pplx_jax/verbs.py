@@ -56,7 +56,7 @@ VERBS = (
         "run",
         "every stage of a recipe in order, then merge, evaluate, export",
         "run",
-        flags=(flag("--until", metavar="STAGE", help="stop after this stage"),),
+        flags=(flag("--until", metavar="STAGE", help="stop after this stage, or with data before the first"),),
         recipe="run",
     ),
     Verb(

@@ -32,6 +32,7 @@ from pplx_jax.train import Training, train
 from pplx_jax.train_state import initial_params
 
 STARTS_FROM = {"diffusion": None, "pair": "diffusion", "contextual": "pair", "triplet": "pair"}
+UNTIL_DATA = "data"
 _DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
 
 
@@ -118,10 +119,11 @@ def run(
       mining: hard negatives of the triplet stage.
       merge: of the contextual and the triplet model.
       seed: of vocabulary, parameters, order and corruption.
-      until: the stage, trained and scored, after which to stop; the same call without it does the rest.
+      until: where to stop: after a stage is trained and scored, or with "data" before the first, when its token files
+        are there. The same call without it does the rest.
 
     Returns:
-      {"results": path, "report": path, "table": text}.
+      {"results": path, "report": path, "table": text}; until "data" {"corpus": counts, "examples": by stage}.
 
     Raises:
       BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices, `initial`
@@ -129,8 +131,8 @@ def run(
     """
     mesh.build()
     names = [training.stage.name for training in stages]
-    if until is not None and until not in names:
-        raise BadInput(f"--until {until}: the recipe has {', '.join(names)}")
+    if until not in (None, UNTIL_DATA, *names):
+        raise BadInput(f"--until {until}: the recipe has {', '.join((UNTIL_DATA, *names))}")
     workdir = pathlib.Path(workdir)
     model = model_to_train(model, initial)
     _claim(workdir, fingerprint, config_text)
@@ -144,7 +146,9 @@ def run(
         vocabulary = copy_vocabulary(initial, workdir / "data")
     else:
         vocabulary = _vocabulary(workdir, phases, model.vocab_size, seed)
-    phases("tokenize", lambda: _tokenize(workdir, vocabulary, lengths))
+    examples = phases("tokenize", lambda: _tokenize(workdir, vocabulary, lengths))
+    if until == UNTIL_DATA:
+        return {"corpus": counts, "examples": examples}
     results["bm25"] = phases("evaluate_bm25", lambda: evaluate_bm25(held_out))
     results["random"] = phases("evaluate_random", lambda: _score_random(model, vocabulary, seed, held_out))
 

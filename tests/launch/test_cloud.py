@@ -23,6 +23,7 @@ from pplx_jax.errors import BadInput
 IMAGE = "us-docker.pkg.dev/project/images/pplx-jax:1"
 PARAMS = ("INITIAL='/gcs/bucket/base'", "CORPUS='/gcs/bucket/corpus'")
 RECIPE = "gin/recipes/pplx_embed_4b.gin"
+TOGETHER = ("--coordinator=auto", "--startup_seconds=1800")  # how hosts of several find each other
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,16 +134,26 @@ def test_a_stage_on_two_slices_is_one_jobset(cluster):
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
         },
         "spec": {
-            "failurePolicy": {"maxRestarts": 7},
+            "failurePolicy": {
+                "maxRestarts": 7,
+                "rules": [{"name": "badInput", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            },
             "replicatedJobs": [{"name": "slice", "replicas": 2, "template": {"spec": job}}],
         },
     }
-    assert job == {"completionMode": "Indexed", "completions": 64, "parallelism": 64, "backoffLimit": 0}
+    exit_codes = {"containerName": "train", "operator": "In", "values": [2]}
+    assert job == {
+        "completionMode": "Indexed",
+        "completions": 64,
+        "parallelism": 64,
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": exit_codes}]},
+    }
     words = [f"--gin_file={RECIPE}", *(f"--gin_param={param}" for param in PARAMS)]
     assert container == {
         "name": "train",
         "image": IMAGE,
-        "args": ["train", *words, "--workdir=/gcs/bucket/run", "--stage=diffusion"],
+        "args": ["train", *words, "--workdir=/gcs/bucket/run", *TOGETHER, "--stage=diffusion"],
         "ports": [{"containerPort": 8482}, {"containerPort": 8471}],
         "resources": {"limits": {"google.com/tpu": 4}},
         "volumeMounts": [{"name": "bucket", "mountPath": "/gcs/bucket"}],
@@ -163,7 +174,18 @@ def test_one_slice_has_no_megascale(cluster):
     body = made.requests[0][2]
     job = body["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert (job["completions"], body["spec"]["replicatedJobs"][0]["replicas"]) == (4, 1)
-    assert not [name for name in environment_of(job["template"]["spec"]["containers"][0]) if "MEGASCALE" in name]
+    container = job["template"]["spec"]["containers"][0]
+    assert not [name for name in environment_of(container) if "MEGASCALE" in name]
+    assert {*TOGETHER} <= {*container["args"]}
+
+
+def test_one_host_waits_for_no_other(cluster):
+    made = cluster()
+    launched(executor="kubernetes", stage="pair", slices=TpuSlices("v5e", "2x4"))
+    job = made.requests[0][2]["spec"]["replicatedJobs"][0]["template"]["spec"]
+    container = job["template"]["spec"]["containers"][0]
+    assert not {*TOGETHER} & {*container["args"]}
+    assert (job["completions"], container["resources"]["limits"]) == (1, {"google.com/tpu": 8})
 
 
 def test_a_stage_waits_for_the_one_before_it(cluster):
@@ -258,7 +280,7 @@ def test_a_stage_on_vertex_is_one_custom_job(google):
     words = [f"--gin_file={RECIPE}", *(f"--gin_param={param}" for param in PARAMS)]
     assert container == {
         "imageUri": IMAGE,
-        "args": ["train", *words, "--workdir=/gcs/bucket/run", "--stage=diffusion"],
+        "args": ["train", *words, "--workdir=/gcs/bucket/run", *TOGETHER, "--stage=diffusion"],
     }
     assert len(polls) == 2 and all(url.partition("?")[0].endswith("/customJobs/7") for _, url, _ in polls)
 

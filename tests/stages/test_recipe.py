@@ -63,8 +63,11 @@ def complaint(arguments, capsys) -> str:
 
 @pytest.fixture(scope="module")
 def finished(packages, tmp_path_factory):
-    """A workdir whose run was told to stop after the pair stage, and then went through."""
+    """A workdir whose run was told to stop before the first stage, then after the second, and then went through."""
     workdir = tmp_path_factory.mktemp("run") / "run"
+    assert cli.main([*command(packages, workdir), "--until=data"]) == cli.DONE
+    assert {path.name for path in (workdir / "data" / "tokens").iterdir()} == {"diffusion", "pair", "contextual"}
+    assert {path.name for path in workdir.iterdir()} == {"config.gin", "data", "phases", "recipe.json"}
     assert cli.main([*command(packages, workdir), "--until=pair"]) == cli.DONE
     assert (workdir / "phases" / "evaluate_pair.json").exists() and (workdir / "report.html").exists()
     assert "merged" not in json.loads((workdir / "results.json").read_text())
