@@ -1,6 +1,7 @@
 """Trials to jobs: the words after `pplx-jax`, one job a stage, and what each job is told of its trial."""
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,11 @@ class LaunchedTrial:
     jobs: tuple[Job, ...]
     record: Mapping[str, Any]
     shared: SharedPhases | None = None
+
+    def cloud_name(self, job: Job) -> str:
+        """Of one of its jobs, for good: another recipe in the same workdir has other names."""
+        identity = f"{self.workdir}\n{self.record['fingerprint']}"
+        return f"pplx-{hashlib.sha256(identity.encode()).hexdigest()[:10]}-{job.name}"
 
     def environment(self) -> dict[str, str]:
         """What `launch/entry.py` reads."""

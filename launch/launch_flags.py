@@ -1,7 +1,6 @@
 """The flags of `xm_launch` and what they stand for: where jobs run, and what XManager is told of it."""
 
 import dataclasses
-import hashlib
 import pathlib
 import sys
 import tempfile
@@ -129,15 +128,14 @@ class Options:
             "max_restarts": self.max_restarts,
         }
 
-    def make_executor(self, workdir: str, job: str) -> Any:
-        """An executor of XManager for one job of the trial in `workdir`."""
+    def make_executor(self, name: str) -> Any:
+        """An executor of XManager for one job, which the cloud knows by this name."""
         if self.executor == "local":
             from xmanager import xm_local
 
             return xm_local.Local()
         from launch import tpu_executors
 
-        name = f"pplx-{hashlib.sha256(workdir.encode()).hexdigest()[:10]}-{job}"
         if self.executor == "kubernetes":
             return tpu_executors.TpuKubernetes(name, self._hardware, **self._kubernetes)
         return tpu_executors.TpuVertex(

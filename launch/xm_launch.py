@@ -63,7 +63,8 @@ def show(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> Non
         for job in trial.jobs if options.dry_run else ():
             print(f"  {job.name}: {shlex.join(['pplx-jax', *job.args])}")
     first = trials[0]
-    request = options.request("NAME", options.image or "IMAGE", first.jobs[0].args, first.environment())
+    name, image = first.cloud_name(first.jobs[0]), options.image or f"{options.repository}/pplx-jax:TAG"
+    request = options.request(name, image, first.jobs[0].args, first.environment())
     if request and options.dry_run:
         print(json.dumps(request, indent=2))
     print(f"{len(trials)} trials, {sum(len(trial.jobs) for trial in trials)} jobs, executor {options.executor}")
@@ -80,7 +81,7 @@ async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options
         async def succeeds(trial: jobs.LaunchedTrial) -> bool:
             async with at_a_time:
                 for job in trial.jobs:
-                    executor = options.make_executor(trial.workdir, job.name)
+                    executor = options.make_executor(trial.cloud_name(job))
                     name = "_".join(filter(None, [trial.name, job.name]))
                     words = [*first_words, *job.args]
                     xm_job = xm.Job(executable, executor, name=name, args=words, env_vars=trial.environment())

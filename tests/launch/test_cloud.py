@@ -205,6 +205,14 @@ def test_after_a_failed_stage_no_other_starts(cluster, capsys):
     assert len([method for method, _, _ in made.requests if method == "POST"]) == 2
 
 
+def test_another_recipe_in_the_same_place_is_another_job(cluster):
+    made = cluster()
+    for params in (PARAMS, (*PARAMS, "pair/Training.steps=7")):
+        assert launched(executor="kubernetes", stage="pair", slices=TpuSlices("v6e", "8x8"), gin_params=params)[0] == 0
+    names = [body["metadata"]["name"] for method, _, body in made.requests if method == "POST"]
+    assert len({*names}) == 2
+
+
 def test_launching_again_finds_the_job_that_is_there(cluster, capsys):
     made = cluster()
     for _ in range(2):
