@@ -17,6 +17,7 @@ from launch.tpu_slices import TpuSlices
 from pplx_jax.errors import BadInput
 
 try:  # its own flags (--xm_...) are parsed with ours, where it is installed
+    from xmanager import xm as _xm  # noqa: F401
     from xmanager import xm_flags as _xm_flags  # noqa: F401
 except ImportError:
     pass

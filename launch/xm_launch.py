@@ -1,4 +1,4 @@
-"""Launches a recipe or one stage of it, once or as a sweep, on this machine or on TPU slices in the cloud.
+r"""Launches a recipe or one stage of it, once or as a sweep, on this machine or on TPU slices in the cloud.
 
     python launch/xm_launch.py --gin_file=gin/recipes/quickstart.gin --workdir=$PWD/run
     python launch/xm_launch.py --sweep=gin/sweeps/merge_weight.gin --base=$PWD/run --workdir=$PWD/sweeps/merge
@@ -16,7 +16,7 @@ import pathlib
 import shlex
 import sys
 
-from absl import app, logging
+from absl import app, flags, logging
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for a script, and for `xmanager launch`
 
@@ -25,6 +25,7 @@ from pplx_jax.configuration import load  # noqa: E402
 from pplx_jax.errors import BadInput  # noqa: E402
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
+flags.adopt_module_key_flags(launch_flags)  # so that --help shows them
 
 
 def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
