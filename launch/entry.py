@@ -6,9 +6,11 @@ The same file is the entry point of the container and of a local job, so only th
 of a slice does the same at the same time: each step is harmless when another has done it.
 """
 
+import ctypes
 import json
 import os
 import pathlib
+import signal
 import socket
 import sys
 from typing import Any
@@ -50,12 +52,20 @@ def _link(source: pathlib.Path, place: pathlib.Path) -> None:
         pass  # another host was first
 
 
+def stop_with_parent() -> None:
+    """Has Linux send SIGTERM when the parent is gone: XManager stops the shell of a local job, not what it runs."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
 def main(words: list[str]) -> int:
     """Does not return where all is well."""
     complaint = prepare(json.loads(os.environ["PPLX_TRIAL"])) if "PPLX_TRIAL" in os.environ else None
     if complaint:
         print(f"pplx-jax: error: {complaint}", file=sys.stderr)
         return BAD_INPUT
+    if os.environ.get("PPLX_STOP_WITH_PARENT"):
+        stop_with_parent()
     os.chdir(PACKAGE)  # where recipes are looked up
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
     os.execv(sys.executable, [sys.executable, "-m", "pplx_jax", *words])

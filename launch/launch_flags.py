@@ -154,7 +154,8 @@ class Options:
 
         if self.executor == "local":
             package = pack(pathlib.Path(self.workdir) / "packages")
-            [executable] = experiment.package([xm.binary(xm_local.LocalSpec(), path=sys.executable)])
+            binary = xm.binary(xm_local.LocalSpec(), path=sys.executable, env_vars={"PPLX_STOP_WITH_PARENT": "1"})
+            [executable] = experiment.package([binary])
             return executable, [str(package.path / "launch" / "entry.py")]
         if self.image:
             return executables.GoogleContainerRegistryImage(name="pplx_jax", image_path=self.image), []

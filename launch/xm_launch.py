@@ -14,6 +14,7 @@ import asyncio
 import json
 import pathlib
 import shlex
+import signal
 import sys
 
 from absl import app, flags, logging
@@ -24,7 +25,7 @@ from launch import jobs, launch_flags, package, sweep  # noqa: E402
 from pplx_jax.configuration import load  # noqa: E402
 from pplx_jax.errors import BadInput  # noqa: E402
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 flags.adopt_module_key_flags(launch_flags)  # so that --help shows them
 
 
@@ -100,12 +101,18 @@ async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options
     return ended.count(False)
 
 
+def _interrupted(*_: object) -> None:
+    """Ends at once; XManager would wait for its jobs. At exit it stops those on this machine."""
+    print("xm_launch: interrupted; jobs in the cloud go on; the same command waits for them again", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
 def _title(options: launch_flags.Options) -> str:
     return pathlib.PurePosixPath(options.sweep or options.gin_files[0]).stem
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0 all done, 1 a trial failed, 2 bad input."""
+    """Returns the exit code: 0 all done, 1 a trial failed, 2 bad input; 130 is an interruption."""
     try:
         if argv[1:]:
             raise BadInput(f"unknown words: {shlex.join(argv[1:])}; everything is a flag, see --help")
@@ -114,6 +121,8 @@ def main(argv: list[str]) -> int:
         show(trials, options)
         if options.dry_run:
             return DONE
+        signal.signal(signal.SIGINT, _interrupted)
+        signal.signal(signal.SIGTERM, _interrupted)
         logging.set_verbosity(logging.WARNING)  # XManager tells of its database at length
         return FAILED if asyncio.run(launch(trials, options)) else DONE
     except BadInput as error:

@@ -136,7 +136,9 @@ def _status(
         return "finished"
     scored = [*asked, *(["merged"] if {"contextual", "triplet"} <= {*asked} else [])]
     missing = [stage for stage in scored if stage not in results]
-    return f"{missing[0]} has not been scored" if missing else "finished"
+    if missing:
+        return f"{missing[0]} has not been scored"
+    return "finished" if (folder / "results.json").exists() else "all is scored, the rest under way"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:

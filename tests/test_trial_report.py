@@ -129,6 +129,12 @@ def test_a_whole_recipe_has_ended_when_its_merge_is_scored(sweep):
     assert find_trials([trial])[0].status == "merged has not been scored"
     (trial / "results.json").write_text(json.dumps({**results, "merged": scores(0.5)}))
     assert find_trials([trial])[0].finished
+    (trial / "recipe.json").write_text("{}")
+    (trial / "results.json").unlink()  # it comes last, after exports and index
+    (trial / "phases").mkdir()
+    for name in (*results, "merged"):
+        (trial / "phases" / f"evaluate_{name}.json").write_text(json.dumps({"seconds": 1, "result": scores(0.5)}))
+    assert find_trials([trial])[0].status == "all is scored, the rest under way"
 
 
 def test_a_trial_of_one_stage_has_ended_with_it(sweep):

@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from tiny import LENGTH, WIDTH, tiny_tables, tiny_vocabulary
@@ -20,7 +22,6 @@ SMALL = (
     "VOCABULARY=332",
     *(f"Qwen3Config.{name}={size}" for name, size in {"width": WIDTH, "mlp_width": 16, "head_dim": 16}.items()),
     "run.stages=[@pair/Training()]",
-    "pair/Training.steps=3",
     "pair/Optimizer.warmup_steps=0",
     "Training.log_every_steps=1",
     "PairStage.batch_size=8",
@@ -36,8 +37,8 @@ Product.values = {{'pair/Optimizer.peak_learning_rate': {RATES}}}
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    """The finished launch and the workdir of its sweep; the tree it is launched from is a copy, for it adds a sweep."""
+def place(tmp_path_factory):
+    """A folder with a tree to launch from, a copy that has a sweep more, and a run whose data trials take."""
     folder = tmp_path_factory.mktemp("launch")
     root = folder / "tree"
     for name in ("pplx_jax", "gin", "launch"):
@@ -50,15 +51,64 @@ def launched(tmp_path_factory):
     (base / "data").mkdir(parents=True)
     tiny_tables(base / "data" / "tokens", tiny_vocabulary(base / "data"))
     (base / "config.gin").write_text(load([RECIPE], SMALL).resolved())
+    return folder
+
+
+def command(folder, workdir, *params, steps=3):
+    words = [sys.executable, "launch/xm_launch.py", "--sweep=gin/sweeps/rates.gin", "--stage=pair"]
+    words += [f"--base={folder / 'base'}", f"--workdir={folder / workdir}"]
+    return [*words, *(f"--gin_param={param}" for param in (*SMALL, *params, f"pair/Training.steps={steps}"))]
+
+
+def environment(folder):
+    return {**os.environ, "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def launched(place):
+    """The finished launch and the workdir of its sweep, whose last trial finds its place taken."""
+    folder = place
     taken = folder / "sweep" / "002"
     taken.mkdir(parents=True)
     (taken / "trial.json").write_text('{"trial": 2, "gin_params": ["of another sweep"]}')
 
-    command = [sys.executable, "launch/xm_launch.py", "--sweep=gin/sweeps/rates.gin", "--stage=pair", f"--base={base}"]
-    command += [f"--workdir={folder / 'sweep'}", *(f"--gin_param={param}" for param in SMALL)]
-    environment = {**os.environ, "HOME": str(folder), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+    words, where = command(folder, "sweep"), folder / "tree"
+    done = subprocess.run(words, cwd=where, env=environment(folder), capture_output=True, text=True, timeout=600)
     return done, folder / "sweep"
+
+
+def test_an_interrupted_launch_takes_its_jobs_with_it(place):
+    words = command(place, "interrupted", "pair/Training.log_every_steps=100000", steps=10**6)
+    quiet = subprocess.DEVNULL
+    launcher = subprocess.Popen(words, cwd=place / "tree", env=environment(place), stdout=quiet, stderr=quiet)
+    wait_until(lambda: (place / "interrupted" / "000" / "trial.json").exists(), launcher)
+    assert jobs_in(place / "interrupted")
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(timeout=60) == 130
+    try:
+        wait_until(lambda: not jobs_in(place / "interrupted"), seconds=30)
+    finally:
+        for job in jobs_in(place / "interrupted"):
+            os.kill(int(job), signal.SIGKILL)
+
+
+def wait_until(happened, process=None, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
+        time.sleep(0.05)
+
+
+def jobs_in(workdir):
+    """Processes of this machine that were given the workdir of one of the trials."""
+    found = []
+    for file in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"--workdir={workdir}/0".encode() in file.read_bytes():
+                found.append(file.parent.name)
+        except OSError:
+            continue  # it has ended
+    return found
 
 
 def test_every_trial_trains_with_its_own_rate(launched):
@@ -70,7 +120,7 @@ def test_every_trial_trains_with_its_own_rate(launched):
         assert rows[0]["learning_rate"] == pytest.approx(rate)
         record = json.loads((trial / "trial.json").read_text())
         assert record["parameters"] == {"pair/Optimizer.peak_learning_rate": rate}
-        assert record["gin_params"] == [*SMALL, f"pair/Optimizer.peak_learning_rate={rate}"]
+        assert record["gin_params"] == [*SMALL, "pair/Training.steps=3", f"pair/Optimizer.peak_learning_rate={rate}"]
         assert record["stage"] == "pair" and record["sweep"] == "gin/sweeps/rates.gin"
 
 
