@@ -8,7 +8,7 @@ from pplx_jax.html_report.style import STYLE
 from pplx_jax.trial_report import Ranking
 from pplx_jax.trials import TrialRun
 
-_MOST_BARS, _MOST_CURVES = 24, 4
+_MOST_BARS, _MOST_CURVES, _LONGEST_LABEL = 24, 4, 22
 _STAGE_COLORS = ("diffusion", "pair", "contextual", "triplet", "merged")
 
 
@@ -49,7 +49,9 @@ def _bars(ranking: Ranking) -> str:
     ranked = ranking.ranked[:_MOST_BARS]
     if not ranked or min(trial.metrics[ranking.metric] for trial in ranked) < 0:
         return ""
-    rows = [charts.Bar(trial.name, trial.metrics[ranking.metric], _color(ranking)) for trial in ranked]
+    rows = [
+        charts.Bar(trial.name[-_LONGEST_LABEL:], trial.metrics[ranking.metric], _color(ranking)) for trial in ranked
+    ]
     note = f"The first {len(ranked)}." if len(ranking.ranked) > len(ranked) else "Finished trials."
     return _section("Ranking", note, f'<div class="card">{charts.bars(rows)}</div>')
 
@@ -67,7 +69,9 @@ def _scatters(ranking: Ranking) -> str:
                 best.setdefault(trial.settings.get(key, ""), trial.metrics[ranking.metric])
             if len(best) < 2 or min(best.values()) < 0:
                 continue
-            chart = charts.bars([charts.Bar(name, value, _color(ranking)) for name, value in best.items()])
+            chart = charts.bars(
+                [charts.Bar(name[:_LONGEST_LABEL], value, _color(ranking)) for name, value in best.items()]
+            )
         cards.append(f'<div class="card"><h3>{escape(key)}</h3>{chart}</div>')
     note = "Each point a finished trial; of a choice that is no number, the best of each."
     return (
