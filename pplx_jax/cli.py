@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
     if as_json:
         print(json.dumps({} if result is None else result, default=_plain))
     elif code == DONE:
-        _show({name: value for name, value in (result or {}).items() if name not in verb.details})
+        _show(result)
     return code
 
 
@@ -200,6 +200,8 @@ def _show(result: Mapping[str, Any] | None, prefix: str = "") -> None:
         match value:
             case Mapping():
                 _show(value, f"{prefix}{name}.")
+            case [Mapping() as row, *_] if any(isinstance(cell, Mapping) for cell in row.values()):
+                pass  # rows of that depth are for --json
             case [Mapping(), *_]:
                 _show_rows(value)
             case list():

@@ -36,7 +36,6 @@ class Verb:
         flags: beside the shared ones.
         outputs: the parameters that name what it writes.
         recipe: the function whose bindings it takes, where that is a recipe it cannot go without.
-        details: parts of its result that `--json` has and the terminal does not.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Verb:
     flags: tuple[Flag, ...] = ()
     outputs: tuple[str, ...] = ()
     recipe: str | None = None
-    details: tuple[str, ...] = ()
 
 
 _PATH = {"type": pathlib.Path}
@@ -198,6 +196,5 @@ VERBS = (
             flag("--output", **_PATH, help="the page to write (default: trials.html in the first DIR)"),
         ),
         outputs=("output",),
-        details=("trials",),
     ),
 )
