@@ -91,7 +91,9 @@ def _read(name: str, folder: pathlib.Path) -> TrialRun:
 
 def _settings(folder: pathlib.Path, record: Mapping[str, Any]) -> dict[str, str]:
     """Of the resolved configuration: of the run, else of a stage; of the sweep where there is none yet."""
-    files = [folder / "config.gin", *(folder / stage / "config.gin" for stage in STAGES)]
+    # The last stage first: the ones before it may be links into another run, with another configuration.
+    stages = [record["stage"]] if record.get("stage") else reversed(STAGES)
+    files = [folder / "config.gin", *(folder / stage / "config.gin" for stage in stages)]
     file = next((file for file in files if file.exists()), None)
     if file is None:
         return {key: repr(value) for key, value in record.get("parameters", {}).items()}

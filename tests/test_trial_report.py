@@ -143,6 +143,23 @@ def test_a_trial_of_one_stage_has_ended_with_it(sweep):
     assert find_trials([trial])[0].finished
 
 
+def test_the_settings_of_a_stage_are_not_those_of_the_stages_it_is_linked_to(tmp_path):
+    stage(tmp_path / "base", "diffusion", (9.0, 8.0))
+    (tmp_path / "base" / "diffusion" / "config.gin").write_text(config(1e-3))
+    for name, rate in (("000", 3e-3), ("001", 5e-3)):
+        trial = tmp_path / "sweep" / name
+        stage(trial, "pair", (3.0, 2.0))
+        (trial / "diffusion").symlink_to(tmp_path / "base" / "diffusion")
+        (trial / "pair" / "config.gin").write_text(config(rate))
+        (trial / "trial.json").write_text(json.dumps({"stage": "pair", "parameters": {KEY: rate}}))
+    result = report_trials([tmp_path / "sweep"])
+    assert result["parameters"] == [KEY] and result["finished"] == 2
+    assert [row["parameters"][KEY] for row in result["trials"]] == ["0.003", "0.005"]
+    for name in ("000", "001"):  # and without the record, too
+        (tmp_path / "sweep" / name / "trial.json").write_text("{}")
+    assert report_trials([tmp_path / "sweep"])["parameters"] == [KEY]
+
+
 def test_runs_of_several_folders_keep_their_paths(sweep):
     result = report_trials([sweep / "000", sweep / "001"], output=sweep / "two.html")
     assert [row["trial"] for row in result["trials"]] == [str(sweep / "001"), str(sweep / "000")]

@@ -20,6 +20,7 @@ from launch import launch_flags, tpu_executors, xm_launch
 from launch.tpu_slices import TpuSlices
 from pplx_jax.errors import BadInput
 
+pytestmark = pytest.mark.filterwarnings("ignore:No path_separator")  # XManager's database
 IMAGE = "us-docker.pkg.dev/project/images/pplx-jax:1"
 PARAMS = ("INITIAL='/gcs/bucket/base'", "CORPUS='/gcs/bucket/corpus'")
 RECIPE = "gin/recipes/pplx_embed_4b.gin"

@@ -139,6 +139,31 @@ def test_launches_are_understood_and_planned(calls, monkeypatch):
     assert {("local", 9, "finish"), ("kubernetes", 8, "finish")} <= {*launched}
 
 
+def shown_launches():
+    """The launches that headers of sweeps, README and the launcher's own help show."""
+    files = [*sorted((ROOT / "gin" / "sweeps").glob("*.gin")), ROOT / "README.md", pathlib.Path(xm_launch.__file__)]
+    shown = re.compile(r"^#?\s+python (launch/xm_launch\.py .+)$", re.MULTILINE)
+    texts = {file.name: re.sub(r"\\\n#?\s*", "", file.read_text(encoding="utf-8")) for file in files}
+    return [(name, line) for name, text in texts.items() for line in shown.findall(text)]
+
+
+@pytest.mark.parametrize("file, line", shown_launches())
+def test_launches_shown_elsewhere_are_understood_too(file, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with flagsaver.flagsaver():
+        assert len(flags.FLAGS(["xm_launch", *shlex.split(line.replace("$PWD", str(ROOT)))[1:]])) == 1
+        options = launch_flags.options()
+    options.check()
+    if "4b" in str(options.gin_files):  # it stands without its base model and corpus there
+        options = dataclasses.replace(options, gin_params=("INITIAL='base'", "CORPUS='texts'"))
+    trials = xm_launch.plan(dataclasses.replace(options, base=None))
+    assert trials and (not options.sweep or len(trials) > 1)
+
+
+def test_every_sweep_shows_how_it_is_launched():
+    assert {file for file, _ in shown_launches()} >= {path.name for path in (ROOT / "gin" / "sweeps").glob("*.gin")}
+
+
 def check_shape(call):
     """Refuses a word that the table above does not have."""
     if call[0] == "sudo":
