@@ -89,6 +89,8 @@ class Options:
                 raise BadInput("--tpu goes with --executor=kubernetes or vertex; this machine is used as it is")
             return
         hardware = self._hardware
+        if self.base and bucket_of(self.base) != bucket_of(self.workdir):
+            raise BadInput(f"--base={self.base} is not in the bucket of --workdir, the only one that jobs see")
         bucket_of(self.workdir)
         if not self.image and not self.repository:
             raise BadInput(f"--executor={self.executor} wants --repository, where the image goes, or an --image")

@@ -16,6 +16,11 @@ from launch.jobset import GROUP, NAMESPACE, PLURAL, VERSION, jobset
 from launch.tpu_slices import TpuSlices
 
 POLL_SECONDS = 30.0
+MOST_MISSED = 20  # looks in a row that the network or the service may leave unanswered
+
+
+class JobFailed(RuntimeError):
+    """A job has ended, and not well; the message says which and why."""
 
 
 class _TpuExecutor(xm.Executor):
@@ -23,6 +28,7 @@ class _TpuExecutor(xm.Executor):
 
     def __init__(self, name: str):
         self.name = name
+        self._refused: str | None = None
         registry.register(type(self), launch=type(self).launch)
 
     @classmethod
@@ -33,27 +39,46 @@ class _TpuExecutor(xm.Executor):
             if isinstance(executor, cls):
                 assert isinstance(image, executables.GoogleContainerRegistryImage)
                 args = xm.merge_args(image.args, job.args).to_list(str)
-                await asyncio.to_thread(executor.submit, image.image_path, args, {**image.env_vars, **job.env_vars})
+                environment = {**image.env_vars, **job.env_vars}
+                try:
+                    await asyncio.to_thread(executor.submit, image.image_path, args, environment)
+                except Exception as error:  # of whichever client; XManager would take the other trials down with it
+                    executor._refused = f"{executor.name} is refused: {error}"
         return []
 
     def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> None:
         """Creates the job, or finds it."""
         raise NotImplementedError
 
-    def failure(self) -> str | None:
-        """ "" while the job runs, None when it has ended well, else what went wrong."""
+    def has_ended(self) -> bool:
+        """Whether the job has ended well.
+
+        Raises:
+          JobFailed: it has ended otherwise.
+        """
         raise NotImplementedError
 
     async def wait(self) -> None:
         """Returns when the job has ended well.
 
         Raises:
-          RuntimeError: it has not.
+          JobFailed: it never will.
         """
-        while (failure := await asyncio.to_thread(self.failure)) == "":
+        if self._refused:
+            raise JobFailed(self._refused)
+        missed = 0
+        while True:
+            try:
+                if await asyncio.to_thread(self.has_ended):
+                    return
+                missed = 0
+            except JobFailed:
+                raise
+            except Exception as error:  # of whichever client: it may answer the next time
+                missed += 1
+                if missed > MOST_MISSED:
+                    raise JobFailed(f"{self.name} is not heard of: {error}") from error
             await asyncio.sleep(POLL_SECONDS)
-        if failure:
-            raise RuntimeError(failure)
 
 
 class TpuKubernetes(_TpuExecutor):
@@ -83,17 +108,17 @@ class TpuKubernetes(_TpuExecutor):
             self._api().create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, body)
         except ApiException as error:
             if error.status != 409:
-                raise RuntimeError(f"Kubernetes refuses JobSet {self.name}: {error.reason}: {error.body}") from error
+                raise
             print(f"JobSet {self.name} is there already; waiting for it")
 
-    def failure(self) -> str | None:
+    def has_ended(self) -> bool:
         """As its conditions tell."""
         found: Any = self._api().get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, self.name)
         conditions = found.get("status", {}).get("conditions", [])
         ended = {one["type"]: one.get("message", "") for one in conditions if one["status"] == "True"}
         if "Failed" in ended:
-            return f"JobSet {self.name} failed: {ended['Failed']}; to try again: kubectl delete jobset {self.name}"
-        return None if "Completed" in ended else ""
+            raise JobFailed(f"JobSet {self.name}: {ended['Failed']}; to try again: kubectl delete jobset {self.name}")
+        return "Completed" in ended
 
     def _api(self) -> Any:
         from kubernetes import client, config
@@ -139,14 +164,14 @@ class TpuVertex(_TpuExecutor):
             found = self._client().create_custom_job(parent=self._parent, custom_job=body)
         self._resource = found.name
 
-    def failure(self) -> str | None:
+    def has_ended(self) -> bool:
         """As its state tells."""
         from google.cloud.aiplatform_v1 import JobState
 
         job = self._client().get_custom_job(name=self._resource)
         if job.state in (JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED, JobState.JOB_STATE_EXPIRED):
-            return f"custom job {self._resource}: {JobState(job.state).name}: {job.error.message}"
-        return None if job.state == JobState.JOB_STATE_SUCCEEDED else ""
+            raise JobFailed(f"custom job {self._resource}: {JobState(job.state).name}: {job.error.message}")
+        return job.state == JobState.JOB_STATE_SUCCEEDED
 
     def _client(self) -> Any:
         from google.cloud.aiplatform_v1 import JobServiceClient

@@ -11,6 +11,7 @@ are done return at once, those that still run are waited for, those cut short go
 """
 
 import asyncio
+import importlib.util
 import json
 import pathlib
 import shlex
@@ -38,8 +39,9 @@ def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
     options.check()
     package.require_absolute(options.gin_params)
     files = tuple(package.packaged_name(file) for file in options.gin_files)
-    if options.sweep:
-        trials = sweep.expand(package.packaged_name(options.sweep), files, options.gin_params)
+    sweep_file = package.packaged_name(options.sweep) if options.sweep else None
+    if sweep_file:
+        trials = sweep.expand(sweep_file, files, options.gin_params)
     elif files:
         trials = [sweep.Trial({}, files, tuple(options.gin_params), load(files, options.gin_params))]
     else:
@@ -48,7 +50,7 @@ def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
         trials,
         options.workdir,
         stage=options.stage,
-        sweep_file=options.sweep,
+        sweep_file=sweep_file,
         package=package.digest_of(),
         base=options.base,
         words=options.words,
@@ -74,31 +76,39 @@ def show(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> Non
 
 async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> int:
     """Runs all trials to their end; returns how many of them failed."""
+    if importlib.util.find_spec("xmanager") is None:
+        raise BadInput("XManager is not installed: pip install -c constraints.txt -e '.[launch]'; or give --dry_run")
     from xmanager import xm, xm_local
 
-    async with xm_local.create_experiment(options.title or _title(options)) as experiment:
-        executable, first_words = options.executable(experiment)
-        at_a_time = asyncio.Semaphore(options.parallel or (1 if options.executor == "local" else len(trials)))
+    at_a_time = asyncio.Semaphore(options.parallel or (1 if options.executor == "local" else len(trials)))
+    succeeded: list[bool] = []
 
-        async def succeeds(trial: jobs.LaunchedTrial) -> bool:
-            async with at_a_time:
-                for job in trial.jobs:
-                    executor = options.make_executor(trial.cloud_name(job))
-                    name = "_".join(filter(None, [trial.name, job.name]))
-                    words = [*first_words, *job.args]
-                    xm_job = xm.Job(executable, executor, name=name, args=words, env_vars=trial.environment())
-                    try:
-                        unit = await experiment.add(xm_job)
-                        await unit.wait_until_complete()
-                        if not isinstance(executor, xm_local.Local):
-                            await executor.wait()
-                    except (xm.ExperimentUnitError, RuntimeError) as error:
-                        print(f"{trial.workdir}: {job.name} failed: {error}", file=sys.stderr)
-                        return False
-            return True
+    async def succeeds(trial: jobs.LaunchedTrial) -> bool:
+        async with at_a_time:
+            for job in trial.jobs:
+                executor = options.make_executor(trial.cloud_name(job))
+                name = "_".join(filter(None, [trial.name, job.name]))
+                words = [*first_words, *job.args]
+                xm_job = xm.Job(executable, executor, name=name, args=words, env_vars=trial.environment())
+                try:
+                    unit = await experiment.add(xm_job)
+                    await unit.wait_until_complete()
+                    if not isinstance(executor, xm_local.Local):
+                        await executor.wait()
+                except (xm.ExperimentUnitError, RuntimeError) as error:
+                    print(f"{trial.workdir}: {job.name} failed: {error}", file=sys.stderr)
+                    return False
+        return True
 
-        ended = await asyncio.gather(*(succeeds(trial) for trial in trials))
-    return ended.count(False)
+    try:
+        async with xm_local.create_experiment(options.title or _title(options)) as experiment:
+            executable, first_words = options.executable(experiment)
+            succeeded += await asyncio.gather(*(succeeds(trial) for trial in trials))
+    except RuntimeError:
+        if not succeeded:
+            raise
+        # Else it is the failure of a job, told above, which XManager tells again when it is left.
+    return succeeded.count(False)
 
 
 def _interrupted(*_: object) -> None:

@@ -137,6 +137,7 @@ def test_a_trial_that_fails_is_told_and_stops_no_other(launched):
     assert done.returncode == 1
     assert "belongs to another trial" in done.stdout + done.stderr
     assert f"{workdir / '002'}: pair failed" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (workdir / "002" / "pair").exists()
 
 
