@@ -204,6 +204,8 @@ def _arguments(
 
 
 def _start_from(workdir: pathlib.Path, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_start_from(workdir, item) for item in value]
     if isinstance(value, PathOrName):
         return workdir / value if (workdir / value).exists() else value
     return workdir / value if isinstance(value, pathlib.Path) else value
@@ -238,6 +240,8 @@ def _show(result: Mapping[str, Any] | None, prefix: str = "") -> None:
         match value:
             case Mapping():
                 _show(value, f"{prefix}{name}.")
+            case [Mapping() as row, *_] if any(isinstance(cell, Mapping) for cell in row.values()):
+                pass  # rows of that depth are for --json
             case [Mapping(), *_]:
                 _show_rows(value)
             case list():

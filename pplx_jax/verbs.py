@@ -73,7 +73,11 @@ VERBS = (
         "run",
         "every stage of a recipe in order, then merge, evaluate, export",
         "run",
-        flags=(*_PROCESSES, _MESH),
+        flags=(
+            flag("--until", metavar="STAGE", help="stop after this stage, or with data before the first"),
+            *_PROCESSES,
+            _MESH,
+        ),
         recipe="run",
     ),
     Verb(
@@ -245,6 +249,18 @@ VERBS = (
             flag("--output", required=True, **_PATH, help="the folder to write"),
             flag("--shard", type=int, help="do only this share of the work, counted from 0, and write no triplets yet"),
             flag("--shards", type=int, help="how many shares there are; a last call without both puts them together"),
+        ),
+        outputs=("output",),
+    ),
+    Verb(
+        "report",
+        "the trials of a sweep, ranked by a metric",
+        "report_trials",
+        flags=(
+            flag("folders", metavar="DIR", nargs="+", **_PATH, help="a run, or a folder of runs"),
+            flag("--metric", help="such as merged.int8.ndcg@10 or pair.loss (default: int8 nDCG@10 of the last stage)"),
+            flag("--best", choices=("highest", "lowest"), help="default: lowest of losses and times, else highest"),
+            flag("--output", **_PATH, help="the page to write (default: trials.html in the first DIR)"),
         ),
         outputs=("output",),
     ),

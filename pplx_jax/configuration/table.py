@@ -24,6 +24,7 @@ VERBS = (
     "pplx_jax.contrastive.mining:mine_file",
     "pplx_jax.data.cache:cache_corpus",
     "pplx_jax.data.report:report_corpus",
+    "pplx_jax.trial_report:report_trials",
 )
 
 # The dataclasses that those functions are given, directly or inside one another.

@@ -140,6 +140,43 @@ def line(points: Sequence[tuple[float, float]], color: str) -> str:
     return _svg(width, height, marks)
 
 
+def scatter(points: Sequence[tuple[float, float, str]], color: str) -> str:
+    """Values over a parameter, each point with its title; the parameter by its logarithm where it spans decades."""
+    width, height, left, bottom, top, right = 460, 210, 52, 24, 12, 16
+    xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
+    logarithmic = min(xs) > 0 and max(xs) / min(xs) > 20
+
+    def place(x: float) -> float:
+        return math.log10(x) if logarithmic else x
+
+    first, last = place(min(xs)), place(max(xs))
+    ticks = nice_ticks(min(ys), max(ys), 4)
+    margin = 0.06 * (last - first) or 1.0
+    across = (width - left - right) / (last - first + 2 * margin)
+    up = (height - top - bottom) / (ticks[-1] - ticks[0])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + (place(x) - first + margin) * across, height - bottom - (y - ticks[0]) * up
+
+    marks = []
+    for tick in ticks:
+        y = at(xs[0], tick)[1]
+        marks += [
+            f'<line class="grid-line" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>',
+            _text(left - 8, y + 4, _number(tick, ticks[1] - ticks[0]), "end"),
+        ]
+    labelled = sorted({*xs})
+    for x in labelled if len(labelled) <= 6 else (labelled[0], labelled[len(labelled) // 2], labelled[-1]):
+        marks.append(_text(at(x, 0)[0], height - 6, f"{x:.4g}", "middle"))
+    for x, y, title in points:
+        across_x, across_y = at(x, y)
+        marks.append(
+            f'<circle cx="{across_x:.1f}" cy="{across_y:.1f}" r="4.5" fill="var(--{color})" fill-opacity="0.75">'
+            f"<title>{escape(title)}: {y:.4g}</title></circle>"
+        )
+    return _svg(width, height, marks)
+
+
 def stacked(segments: Sequence[Segment]) -> str:
     """One bar of parts, each as wide as its share; parts are told apart by colour, gap and title."""
     width, height, gap = 960, 40, 2

@@ -33,6 +33,7 @@ from pplx_jax.train import Training, train
 from pplx_jax.train_state import initial_params
 
 STARTS_FROM = {"diffusion": None, "pair": "diffusion", "contextual": "pair", "triplet": "pair"}
+UNTIL_DATA = "data"
 _DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
 
 
@@ -90,6 +91,7 @@ def run(
     mining: Mining = _DEFAULT_MINING,
     merge: Merge = _DEFAULT_MERGE,
     seed: int = 0,
+    until: str | None = None,
 ) -> dict[str, Any]:
     """Every stage in order, then merge, evaluation, export, index and report. Finished phases are skipped.
 
@@ -107,15 +109,20 @@ def run(
       mining: hard negatives of the triplet stage.
       merge: of the contextual and the triplet model.
       seed: of vocabulary, parameters, order and corruption.
+      until: where to stop: after a stage is trained and scored, or with "data" before the first, when its token files
+        are there. The same call without it does the rest.
 
     Returns:
-      {"results": path, "report": path, "table": text}.
+      {"results": path, "report": path, "table": text}; until "data" {"corpus": counts, "examples": by stage}.
 
     Raises:
-      BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices, or `initial`
-        is no model or one of other sizes than `model`.
+      BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices, `initial`
+        is no model or one of other sizes than `model`, or the recipe has no stage `until`.
     """
     mesh.build()
+    names = [training.stage.name for training in stages]
+    if until not in (None, UNTIL_DATA, *names):
+        raise BadInput(f"--until {until}: the recipe has {', '.join((UNTIL_DATA, *names))}")
     workdir = pathlib.Path(workdir)
     model = model_to_train(model, initial)
     if is_first():
@@ -132,7 +139,9 @@ def run(
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
     written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
-    phases("tokenize", lambda: tokenize_corpus(corpus, written, vocabulary, tokens, lengths))
+    examples = phases("tokenize", lambda: tokenize_corpus(corpus, written, vocabulary, tokens, lengths))
+    if until == UNTIL_DATA:
+        return {"corpus": counts, "examples": examples}
     results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
     results["random"] = phases("evaluate_random", lambda: _score_random(model, vocabulary, seed, held_out))
 
@@ -144,8 +153,10 @@ def run(
         work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, initial)
         phases(name, work, everyone=True)
         results[name] = phases(f"evaluate_{name}", lambda name=name: _score(workdir / name, held_out, lengths))
+        if name == until:
+            break
 
-    if {"contextual", "triplet"} <= {training.stage.name for training in stages}:
+    if until is None and {"contextual", "triplet"} <= {*names}:
         contextual, triplet, merged = (workdir / name for name in ("contextual", "triplet", "merged"))
         phases("merge", lambda: merge_checkpoints(contextual, triplet, merged, **dataclasses.asdict(merge)))
         results["merged"] = phases("evaluate_merged", lambda: _score(merged, held_out, lengths))

@@ -63,8 +63,15 @@ def complaint(arguments, capsys) -> str:
 
 @pytest.fixture(scope="module")
 def finished(packages, tmp_path_factory):
-    """A workdir whose run went through at once."""
+    """A workdir whose run was told to stop before the first stage, then after the second, and then went through."""
     workdir = tmp_path_factory.mktemp("run") / "run"
+    assert cli.main([*command(packages, workdir), "--until=data"]) == cli.DONE
+    assert {path.name for path in (workdir / "data" / "tokens").iterdir()} == {"diffusion", "pair", "contextual"}
+    assert {path.name for path in workdir.iterdir()} == {"config.gin", "data", "phases", "recipe.json"}
+    assert cli.main([*command(packages, workdir), "--until=pair"]) == cli.DONE
+    assert (workdir / "phases" / "evaluate_pair.json").exists() and (workdir / "report.html").exists()
+    assert "merged" not in json.loads((workdir / "results.json").read_text())
+    assert not (workdir / "contextual").exists() and not (workdir / "export").exists()
     assert cli.main(command(packages, workdir)) == cli.DONE
     return workdir
 
@@ -134,6 +141,11 @@ def assert_equal_params(one: pathlib.Path, two: pathlib.Path) -> None:
     import jax
 
     jax.tree.map(np.testing.assert_array_equal, load_params(one), load_params(two))
+
+
+def test_a_stage_to_stop_after_that_the_recipe_lacks(packages, tmp_path, capsys):
+    assert "--until merge" in complaint([*command(packages, tmp_path / "run"), "--until=merge"], capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_workdir_of_another_recipe_is_refused_untouched(finished, packages, capsys):

@@ -1,0 +1,77 @@
+"""What the trials of a sweep need not do again: the data, and the stages that are as they were in another run."""
+
+import dataclasses
+import pathlib
+
+from pplx_jax.configuration import Config, load
+from pplx_jax.errors import BadInput
+from pplx_jax.stages.recipe import STARTS_FROM
+
+_DATA_PHASES = ("corpus", "vocabulary", "tokenize", "evaluate_bm25", "evaluate_random")
+_DATA_FILES = ("data/corpus", "data/vocabulary.model", "data/vocabulary.json", "data/tokenizer.json")
+_STAGE_TOKENS = ("diffusion", "pair", "contextual")
+_MINED = ("data/tokens/triplet", "phases/mine.json")
+# Bound by no stage, and yet no stage's numbers depend on them.
+_WITHOUT_EFFECT = ("Mesh.", "Merge.", "run.mesh", "run.merge", "run.mining", "run.stages")
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedPhases:
+    """Links into a run that is there already.
+
+    Attributes:
+      base: the workdir of that run.
+      links: paths under it that a trial links to, where they exist.
+      stages: those among them that are trained.
+    """
+
+    base: str
+    links: tuple[str, ...]
+    stages: tuple[str, ...]
+
+    @classmethod
+    def of(cls, base: str, trial: Config, stage: str | None = None) -> "SharedPhases":
+        """What a trial may take from the run in `base`.
+
+        Args:
+          base: a workdir of `run`, readable here.
+          trial: the recipe of the trial.
+          stage: the stage it trains, where that is all it does.
+
+        Raises:
+          BadInput: `base` is no run, or differs from the trial in what every stage depends on.
+        """
+        config_file = pathlib.Path(base) / "config.gin"
+        if not config_file.exists():
+            raise BadInput(f"--base={base}: no config.gin there; give the workdir of a run, as it is called here")
+        changed = _changed(load([str(config_file)]), trial)
+        for key in sorted(changed):
+            if "/" not in key and not key.startswith((*_WITHOUT_EFFECT, "Mining.")):
+                raise BadInput(f"--base={base}: the trials differ from it in {key}, on which every stage depends")
+
+        redone = {key.split("/")[0] for key in changed if "/" in key} | ({stage} if stage else set())
+        if any(key.startswith("Mining.") for key in changed):
+            redone.add("triplet")
+        kept = [name for name in STARTS_FROM if not redone & {name, *_earlier(name)}]
+        mined = "pair" in kept and not any(key.startswith("Mining.") for key in changed)
+        phases = [*_DATA_PHASES, *kept, *(f"evaluate_{name}" for name in kept)]
+        links = (
+            *_DATA_FILES,
+            *(f"data/tokens/{name}" for name in _STAGE_TOKENS),
+            *kept,
+            *(f"phases/{phase}.json" for phase in phases),
+            *(_MINED if mined else ()),
+        )
+        return cls(base, links, tuple(kept))
+
+
+def _earlier(stage: str) -> list[str]:
+    """The stages that `stage` starts from, directly or not."""
+    before = STARTS_FROM[stage]
+    return [] if before is None else [before, *_earlier(before)]
+
+
+def _changed(one: Config, other: Config) -> set[str]:
+    """Settings that differ; of a stage that only one of the two has, all."""
+    a, b = one.settings, other.settings
+    return {key for key in a.keys() | b.keys() if key not in a or key not in b or a[key].value != b[key].value}

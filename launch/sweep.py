@@ -1,0 +1,153 @@
+"""A gin file of `gin/sweeps/` to the trials it asks for, each checked against its recipe.
+
+    sweep.gin_files = ('gin/recipes/quickstart.gin',)    # --gin_file on the command line replaces them
+    sweep.parts = [@rates/Product(), @sizes/Zip()]       # every point of the one with every point of the other
+    sweep.constraints = ('{pair/Optimizer.warmup_steps} < {pair/Training.steps}',)
+
+    rates/Product.values = {'pair/Optimizer.peak_learning_rate': (1e-3, 2e-3)}
+
+A key is the left side of a binding as `--gin_param` takes it, a macro's name included. A value is a gin literal; a
+string that begins with @, % or [@ is given to gin as it stands: '[@pair/Training()]'.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from launch.constraints import holds
+from launch.sweep_parts import Part, Point
+from pplx_jax.configuration import Config, Table, load
+from pplx_jax.configuration.statements import SEARCH_PATHS, parse_value, read
+from pplx_jax.configuration.words import nearest
+from pplx_jax.errors import BadInput
+
+TABLE = Table.of(
+    ("launch.sweep:sweep",),
+    ("launch.sweep_parts:Product", "launch.sweep_parts:Zip", "launch.sweep_parts:Random"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+      parameters: what the sweep set, binding -> value.
+      gin_files: the recipe.
+      gin_params: its bindings, those of the sweep last.
+      config: the recipe with them.
+    """
+
+    parameters: Mapping[str, Any]
+    gin_files: tuple[str, ...]
+    gin_params: tuple[str, ...]
+    config: Config
+
+
+def sweep(parts: list, gin_files: tuple = (), constraints: tuple = ()) -> tuple[list[Point], tuple, tuple]:
+    """What a sweep file binds: its points before the constraints, its recipe, its constraints."""
+    points = [part.points() for part in parts]
+    names = [list(of_part[0]) for of_part in points]
+    twice = {name for one, other in itertools.combinations(names, 2) for name in {*one} & {*other}}
+    if twice:
+        raise BadInput(f"sweep.parts: {sorted(twice)[0]} is set by two parts; set it in one")
+    joined = [{key: value for point in row for key, value in point.items()} for row in itertools.product(*points)]
+    return joined, gin_files, constraints
+
+
+def expand(sweep_file: str, gin_files: Sequence[str] = (), gin_params: Sequence[str] = ()) -> list[Trial]:
+    """The trials of a sweep, in an order that only its file settles, none twice.
+
+    Args:
+      sweep_file: a gin file, looked up as recipes are.
+      gin_files: the recipe; where empty, the sweep's own.
+      gin_params: bindings of every trial.
+
+    Raises:
+      BadInput: the file is no sweep, a trial is no valid recipe (told at the line of the sweep that is at fault), a
+        swept binding is also in `gin_params`, or no trial is left.
+    """
+    bound = load([sweep_file], table=TABLE).arguments
+    if "sweep" not in bound:
+        raise BadInput(f"{sweep_file} binds no sweep.parts; see gin/sweeps for examples")
+    points, own_files, constraints = sweep(**bound["sweep"])
+    places = _Places(sweep_file)
+    files = tuple(gin_files) or tuple(own_files)
+    if not files:
+        raise BadInput(f"{sweep_file} names no recipe in sweep.gin_files; give one by --gin_file")
+    for param in gin_params:
+        key = param.partition("=")[0].strip()
+        if points and key in points[0]:
+            raise BadInput(f"--gin_param {key}: {places.of_key(key)} sweeps it; leave it out of one")
+
+    trials: dict[str, Trial] = {}
+    for point in points:
+        config = _load(files, gin_params, point, places)
+        if all(_satisfies(config, point, condition, places) for condition in constraints):
+            params = (*gin_params, *_bindings(point))
+            trials.setdefault(config.fingerprint, Trial(point, files, params, config))
+    if not trials:
+        raise BadInput(f"{sweep_file}: its constraints leave no trial of {len(points)}")
+    return list(trials.values())
+
+
+def _bindings(point: Point) -> list[str]:
+    return [f"{key}={_gin_text(value)}" for key, value in point.items()]
+
+
+def _gin_text(value: Any) -> str:
+    return value if isinstance(value, str) and value.startswith(("@", "%", "[@")) else repr(value)
+
+
+def _load(files: Sequence[str], gin_params: Sequence[str], point: Point, places: "_Places") -> Config:
+    try:
+        return load(files, (*gin_params, *_bindings(point)))
+    except BadInput as error:
+        keys = list(point)
+
+        def told(match: re.Match[str]) -> str:
+            number = int(match[1]) - len(gin_params) - 1
+            return places.of_key(keys[number]) if number >= 0 else match[0]
+
+        raise BadInput(re.sub(r"--gin_param:(\d+)", told, str(error))) from error
+
+
+def _satisfies(config: Config, point: Point, condition: str, places: "_Places") -> bool:
+    def value_of(key: str) -> Any:
+        if key in point:
+            return point[key]
+        if key not in config.settings:
+            raise BadInput(f"nothing is called {key}{nearest(key, [*point, *config.settings])}")
+        return parse_value(config.settings[key].value)
+
+    try:
+        return holds(condition, value_of)
+    except BadInput as error:
+        raise BadInput(f"{places.of_text(condition, 'sweep.constraints')}: {error}") from error
+
+
+class _Places:
+    """Where the keys of a sweep stand: gin knows the first line of a binding, a key may stand some lines below."""
+
+    def __init__(self, sweep_file: str):
+        self._bindings = read([sweep_file], ())[0]
+
+    def of_key(self, key: str) -> str:
+        """file:line of the first dictionary that has the key."""
+        return self.of_text(key, *(b.key for b in self._bindings if isinstance(b.value, dict) and key in b.value))
+
+    def of_text(self, text: str, *binding_keys: str) -> str:
+        """file:line of a string inside one of the bindings."""
+        place = next((b.place for b in self._bindings if b.key in binding_keys and b.place), None)
+        if place is None:
+            return "the sweep"
+        path = next(folder / place.file for folder in SEARCH_PATHS if (folder / place.file).is_file())
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        found = (n for n in range(place.line, len(lines) + 1) if text in lines[n - 1])
+        return str(place._replace(line=next(found, place.line)))
+
+
+__all__ = ["Part", "Trial", "expand", "sweep"]

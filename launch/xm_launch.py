@@ -1,0 +1,144 @@
+r"""Launches a recipe or one stage of it, once or as a sweep, on this machine or on TPU slices in the cloud.
+
+    python launch/xm_launch.py --gin_file=gin/recipes/quickstart.gin --workdir=$PWD/run
+    python launch/xm_launch.py --sweep=gin/sweeps/merge_weight.gin --base=$PWD/run --workdir=$PWD/sweeps/merge
+    python launch/xm_launch.py --gin_file=gin/recipes/pplx_embed_4b.gin --stage=diffusion --workdir=/gcs/BUCKET/run \
+        --executor=kubernetes --tpu=v5e --topology=16x16 --repository=us-docker.pkg.dev/PROJECT/REPOSITORY
+
+Each stage is a job, and the next waits for it. This process waits for them all; should it end, call it again: jobs that
+are done return at once, those that still run are waited for, those cut short go on from their last checkpoint.
+`--dry_run` prints trials, commands and requests, and needs no XManager.
+"""
+
+import asyncio
+import importlib.util
+import json
+import pathlib
+import shlex
+import signal
+import sys
+
+from absl import app, flags, logging
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for a script, and for `xmanager launch`
+
+from launch import jobs, launch_flags, package, sweep  # noqa: E402
+from pplx_jax.configuration import load  # noqa: E402
+from pplx_jax.errors import BadInput  # noqa: E402
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+flags.adopt_module_key_flags(launch_flags)  # so that --help shows them
+
+
+def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
+    """The trials that the flags ask for, checked and in their places.
+
+    Raises:
+      BadInput: a flag, a recipe or a sweep is wrong.
+    """
+    options.check()
+    package.require_absolute(options.gin_params)
+    files = tuple(package.packaged_name(file) for file in options.gin_files)
+    sweep_file = package.packaged_name(options.sweep) if options.sweep else None
+    if sweep_file:
+        trials = sweep.expand(sweep_file, files, options.gin_params)
+    elif files:
+        trials = [sweep.Trial({}, files, tuple(options.gin_params), load(files, options.gin_params))]
+    else:
+        raise BadInput("nothing to launch; give --gin_file or --sweep")
+    return jobs.place_trials(
+        trials,
+        options.workdir,
+        stage=options.stage,
+        sweep_file=sweep_file,
+        package=package.digest_of(),
+        base=options.base,
+        words=options.words,
+    )
+
+
+def show(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> None:
+    """Prints the trials; in a dry run also their commands, and for the cloud the first request in full."""
+    for trial in trials:
+        parameters = "  ".join(f"{name}={value!r}" for name, value in trial.record["parameters"].items())
+        print(f"{trial.workdir}  {parameters}".rstrip())
+        if trial.shared:
+            print(f"  from {trial.shared.base}: {', '.join(trial.shared.links)}")
+        for job in trial.jobs if options.dry_run else ():
+            print(f"  {job.name}: {shlex.join(['pplx-jax', *job.args])}")
+    first = trials[0]
+    name, image = first.cloud_name(first.jobs[0]), options.image or f"{options.repository}/pplx-jax:TAG"
+    request = options.request(name, image, first.jobs[0].args, first.environment())
+    if request and options.dry_run:
+        print(json.dumps(request, indent=2))
+    print(f"{len(trials)} trials, {sum(len(trial.jobs) for trial in trials)} jobs, executor {options.executor}")
+
+
+async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> int:
+    """Runs all trials to their end; returns how many of them failed."""
+    if importlib.util.find_spec("xmanager") is None:
+        raise BadInput("XManager is not installed: pip install -c constraints.txt -e '.[launch]'; or give --dry_run")
+    from xmanager import xm, xm_local
+
+    at_a_time = asyncio.Semaphore(options.parallel or (1 if options.executor == "local" else len(trials)))
+    succeeded: list[bool] = []
+
+    async def succeeds(trial: jobs.LaunchedTrial) -> bool:
+        async with at_a_time:
+            for job in trial.jobs:
+                executor = options.make_executor(trial.cloud_name(job))
+                name = "_".join(filter(None, [trial.name, job.name]))
+                words = [*first_words, *job.args]
+                xm_job = xm.Job(executable, executor, name=name, args=words, env_vars=trial.environment())
+                try:
+                    unit = await experiment.add(xm_job)
+                    await unit.wait_until_complete()
+                    if not isinstance(executor, xm_local.Local):
+                        await executor.wait()
+                except (xm.ExperimentUnitError, RuntimeError) as error:
+                    print(f"{trial.workdir}: {job.name} failed: {error}", file=sys.stderr)
+                    return False
+        return True
+
+    try:
+        async with xm_local.create_experiment(options.title or _title(options)) as experiment:
+            executable, first_words = options.executable(experiment)
+            succeeded += await asyncio.gather(*(succeeds(trial) for trial in trials))
+    except RuntimeError:
+        if not succeeded:
+            raise
+        # Else it is the failure of a job, told above, which XManager tells again when it is left.
+    return succeeded.count(False)
+
+
+def _interrupted(*_: object) -> None:
+    """Ends at once; XManager would wait for its jobs. At exit it stops those on this machine."""
+    print("xm_launch: interrupted; jobs in the cloud go on; the same command waits for them again", file=sys.stderr)
+    sys.exit(INTERRUPTED)
+
+
+def _title(options: launch_flags.Options) -> str:
+    return pathlib.PurePosixPath(options.sweep or options.gin_files[0]).stem
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code: 0 all done, 1 a trial failed, 2 bad input; 130 is an interruption."""
+    try:
+        if argv[1:]:
+            raise BadInput(f"unknown words: {shlex.join(argv[1:])}; everything is a flag, see --help")
+        options = launch_flags.options()
+        trials = plan(options)
+        show(trials, options)
+        if options.dry_run:
+            return DONE
+        signal.signal(signal.SIGINT, _interrupted)
+        signal.signal(signal.SIGTERM, _interrupted)
+        logging.set_verbosity(logging.WARNING)  # XManager tells of its database at length
+        return FAILED if asyncio.run(launch(trials, options)) else DONE
+    except BadInput as error:
+        print(f"xm_launch: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,42 @@
+"""Flags that do not go together are refused before anything is built."""
+
+import pathlib
+import sys
+
+import pytest
+from fake_clouds import PARAMS, VERTEX, launched
+
+from launch import xm_launch
+from launch.tpu_slices import TpuSlices
+from pplx_jax.errors import BadInput
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({**VERTEX, "slices": TpuSlices("v5p", "4x4x4")}, "trains on v5e and v6e"),
+        ({**VERTEX, "slices": TpuSlices("v5e", "4x4", 2)}, "trains on one slice"),
+        ({**VERTEX, "project": None}, "wants --project"),
+        ({**VERTEX, "slices": None}, "wants hardware"),
+        ({**VERTEX, "image": None}, "--repository"),
+        ({**VERTEX, "workdir": "/home/me/run"}, "give /gcs/BUCKET/RUN"),
+        ({**VERTEX, "workdir": "run"}, "absolute"),
+        ({**VERTEX, "base": "run"}, "absolute"),
+        ({**VERTEX, "base": "/gcs/another/run"}, "the only one that jobs see"),
+        ({**VERTEX, "stage": "merge"}, "the recipe has diffusion, pair"),
+        ({**VERTEX, "gin_params": (*PARAMS[:1], "CORPUS='gin'")}, "give the whole path"),
+        ({**VERTEX, "gin_files": ()}, "--gin_file or --sweep"),
+        ({**VERTEX, "gin_files": ("/etc/passwd",)}, "is not in .*gin"),
+        ({"executor": "local", "slices": TpuSlices("v5e", "4x4")}, "--tpu goes with"),
+    ],
+)
+def test_flags_that_do_not_go_together(options, words, monkeypatch):
+    monkeypatch.chdir(pathlib.Path(xm_launch.__file__).parents[1])
+    with pytest.raises(BadInput, match=words):
+        launched(**options)
+
+
+def test_xmanager_is_asked_for_where_it_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "xmanager", None)
+    with pytest.raises(BadInput, match="XManager is not installed: pip install"):
+        launched(workdir="/run")
