@@ -54,9 +54,11 @@ def diffusion_loss(
             raise BadInput(f"normalizer={normalizer!r} is not one of {', '.join(get_args(Normalizer))}")
 
     elbo_weight = jnp.where(target, 1.0 / corruption.time[:, 1:], 0.0) / jnp.maximum(count, 1.0)
-    predictor = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-    loss, cross_entropy = vocab_cross_entropy(predictor, embedding, tokens[:, 1:].reshape(-1), elbo_weight.reshape(-1))
-    mean_cross_entropy = jnp.sum(cross_entropy * target.reshape(-1)) / jnp.maximum(targets, 1.0)
+    # The last position predicts nothing; it stays, with no weight, so that rows are whole and lie where they did.
+    whole = jnp.pad(elbo_weight, ((0, 0), (0, 1))).reshape(-1)
+    predictor = hidden.reshape(-1, hidden.shape[-1])
+    loss, cross_entropy = vocab_cross_entropy(predictor, embedding, jnp.roll(tokens, -1, axis=1).reshape(-1), whole)
+    mean_cross_entropy = jnp.sum(cross_entropy) / jnp.maximum(targets, 1.0)
     metrics = {
         "cross_entropy": mean_cross_entropy,
         "masked_share": targets / jnp.maximum(tokens_with_predictor, 1.0),

@@ -1,0 +1,1 @@
+import argparse, json, sys
