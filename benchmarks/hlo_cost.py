@@ -20,8 +20,8 @@ class Cost:
     """What runs, loops multiplied out.
 
     Attributes:
-      matrix_flops: of XLA's products; a kernel's are not seen.
-      hbm_bytes: what XLA's operations read and write; a kernel's operands and results once.
+      matrix_flops: of XLA's products, times the passes that float32 takes; a kernel's are not seen.
+      hbm_bytes: what XLA's operations read and write, without the kernels.
       cycles: the compiler's estimate of XLA's operations.
       floor_seconds: of XLA's operations one after another, each at the peak of the matrix units or of HBM.
       kernels: how often each kernel runs.
@@ -117,7 +117,8 @@ def cost_of(text: str, *, peak_flops: float, hbm_bytes_per_second: float, trips:
             if operation.kind in ("convolution", "dot"):
                 sizes = [_elements(shapes[operand]) for operand in operation.operands[:2]]
                 # [m, k] x [k, n] -> [m, n]: the product of the three sizes is (m n k)^2.
-                total += 2.0 * math.sqrt(math.prod([*sizes, _elements(operation.result)]))
+                passes = 6 if "highest" in operation.rest else 1  # of a float32 product in bfloat16 parts
+                total += passes * 2.0 * math.sqrt(math.prod([*sizes, _elements(operation.result)]))
             elif called := re.search(r"calls=%([\w.\-]+)", operation.rest):
                 total += flops_within(called.group(1))
         return total
@@ -135,7 +136,10 @@ def cost_of(text: str, *, peak_flops: float, hbm_bytes_per_second: float, trips:
         if kinds & {"dynamic-update-slice", "scatter"}:
             others = [_size(x, hbm_only=False) for x in operands if _bare(x) != _bare(operation.result)]
             part = max(others, default=result)
-            read = [min(size, part) if _bare(x) == _bare(operation.result) else size for size, x in zip(read, operands)]
+            read = [
+                min(size, part) if _bare(x) == _bare(operation.result) else size
+                for size, x in zip(read, operands, strict=True)
+            ]
             return min(result, part) + sum(read)
         if kinds & {"dynamic-slice", "gather"} and not kinds & {"convolution", "dot"}:
             part = _size(operation.result, hbm_only=False)
@@ -163,11 +167,11 @@ def cost_of(text: str, *, peak_flops: float, hbm_bytes_per_second: float, trips:
             if operation.kind in _FREE or operation.kind in _LATER:
                 continue
             own = Cost()
-            own.hbm_bytes = traffic(operation, shapes)
             if "tpu_custom_call" in operation.rest:
                 kernel = operation.name.rsplit(".", 1)[0]
                 own.kernels[kernel] = 1.0
             else:
+                own.hbm_bytes = traffic(operation, shapes)
                 called = re.search(r"calls=%([\w.\-]+)", operation.rest)
                 own.matrix_flops = flops_within(called.group(1)) if called else 0.0
                 estimate = re.search(r'estimated_cycles":"(\d+)"', operation.rest)
