@@ -61,7 +61,7 @@ def diffusion_loss(
     time = jnp.where(target, following(corruption.time), 1.0)
     elbo_weight = jnp.where(target, 1.0 / time, 0.0) / jnp.maximum(count, 1.0)
     loss, cross_entropy = vocab_cross_entropy(hidden, embedding, following(tokens), elbo_weight)
-    mean_cross_entropy = jnp.sum(cross_entropy * target) / jnp.maximum(targets, 1.0)
+    mean_cross_entropy = jnp.sum(cross_entropy) / jnp.maximum(targets, 1.0)
     metrics = {
         "cross_entropy": mean_cross_entropy,
         "masked_share": targets / jnp.maximum(tokens_with_predictor, 1.0),

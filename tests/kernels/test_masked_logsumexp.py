@@ -139,32 +139,35 @@ def test_memory_grows_with_the_batch_not_with_its_square():
     assert temporaries(reference, 8192) > 3.5 * temporaries(reference, 4096)
 
 
-@pytest.mark.parametrize("axes", ["data", "data,fsdp"])
-def test_over_a_mesh_it_is_one_device_and_no_scores_travel(axes):
+# 8 devices share 1528 candidates evenly, 191 each, which their share of a block (17) does not divide; 1531 they do not.
+@pytest.mark.parametrize("axes,candidates", [("data", 1531), ("data,fsdp", 1528)])
+def test_over_a_mesh_it_is_one_device_and_no_scores_travel(axes, candidates):
     program = """
 import re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from pplx_jax.kernels.masked_logsumexp import masked_logsumexp
-axes = tuple(sys.argv[1].split(","))
+axes, count = tuple(sys.argv[1].split(",")), int(sys.argv[2])
 mesh = jax.make_mesh((8,) if len(axes) == 1 else (2, 4), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
 generator = np.random.default_rng(0)
-query, candidate = (jnp.asarray(generator.normal(size=(512, 8)), jnp.float32) / 8 for _ in range(2))
-group = jnp.arange(512) // 2
-def loss(query, candidate):
-    return masked_logsumexp(query, candidate, group, group, temperature=0.1, block=128).logsumexp.mean()
-run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
-expected = run(query, candidate)
+query, candidate = (jnp.asarray(generator.normal(size=(n, 8)), jnp.float32) / 8 for n in (512, count))
+def loss(query, candidate, temperature):
+    groups = jnp.arange(512) // 2, jnp.arange(count) // 5
+    return masked_logsumexp(query, candidate, *groups, temperature=temperature, block=136).logsumexp.mean()
+run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+expected = run(query, candidate, 0.1)
 with jax.set_mesh(mesh):
     rows = NamedSharding(mesh, PartitionSpec(axes))
-    placed = [jax.device_put(array, rows) for array in (query, candidate)]
-    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*placed).compile()
+    even = count % 8 == 0
+    placed = jax.device_put(query, rows), jax.device_put(candidate, rows) if even else candidate, 0.1
+    compiled = run.lower(*placed).compile()
     found = compiled(*placed)
 jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), found, expected)
 moved = [line for line in compiled.as_text().splitlines() if re.search(r" all-[a-z]+\\(| reduce-scatter\\(", line)]
 shapes = [shape for line in moved for shape in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", line.split(" all-")[0])]
 sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in shapes]
-assert sizes and max(sizes) <= 512 * 8, moved
+# A block of embeddings: neither scores nor, where they lie on the devices in equal shares, all candidates.
+assert sizes and max(sizes) <= (136 if even else 1536) * 8, moved
 """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", program, axes], env={**os.environ, **flags}, check=True)
+    subprocess.run([sys.executable, "-c", program, axes, str(candidates)], env={**os.environ, **flags}, check=True)

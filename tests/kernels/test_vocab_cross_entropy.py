@@ -2,14 +2,21 @@
 
 import functools
 import itertools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import tpu_compile
 
-from pplx_jax.kernels.vocab_cross_entropy import vocab_cross_entropy
+from pplx_jax.errors import BadInput
+from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas, vocab_cross_entropy
+from pplx_jax.kernels.vocab_cross_entropy.live_blocks import over_live_blocks
+from pplx_jax.kernels.vocab_cross_entropy.tiles import Tiles, best
 
 
 def loss_alone(*arguments):
@@ -185,7 +192,7 @@ def largest_array(jaxpr):
 
 @functools.cache
 def largest_array_of(function):
-    tokens, width, vocabulary = 16384, 64, 151936
+    tokens, width, vocabulary = 32768, 64, 151936
     shapes = (
         jax.ShapeDtypeStruct((tokens, width), jnp.float32),
         jax.ShapeDtypeStruct((vocabulary, width), jnp.float32),
@@ -207,3 +214,173 @@ def test_logits_are_never_whole():
 
     largest, whole = largest_array_of(plain)
     assert largest >= whole
+
+
+# Two pieces of each tile of the vocabulary, several tiles of it and of the positions, several blocks.
+SMALL = Tiles(block=256, positions=128, vocabulary=256, piece=128, width=128)
+
+
+@functools.partial(jax.jit, static_argnames="module")
+def losses(hidden, embedding, targets, weights, *, module=pallas):
+    more = {"tiles": SMALL, "interpret": True} if module is pallas else {}
+    return module.losses(hidden, embedding, targets, weights, with_gradient=True, **more)
+
+
+# Sizes that no tile divides, the width included; and one where every tile is full.
+@pytest.mark.parametrize("tokens,width,vocabulary", [(700, 200, 1100), (256, 128, 512)])
+def test_the_kernels_against_torch(tokens, width, vocabulary):
+    hidden, embedding, targets, weights = case(tokens, width, vocabulary, scale=0.3)
+    found = losses(hidden, embedding, targets, weights)
+    expected, expected_gradients = reference(hidden, embedding, targets, weights)
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
+    for actual, exact in zip((found.of_hidden, found.of_table), expected_gradients, strict=True):
+        assert actual.shape == exact.shape
+        assert close(actual, exact, 1e-5)
+    np.testing.assert_array_equal(np.asarray(found.of_hidden)[weights == 0], 0.0)
+    each = losses(hidden, embedding, targets, weights, module=chunked).cross_entropy
+    np.testing.assert_allclose(found.cross_entropy, each, rtol=1e-5, atol=1e-5)
+    # Control: another target shows.
+    moved = losses(hidden, embedding, (targets + 1) % vocabulary, weights)
+    assert abs(float(moved.loss - found.loss)) > 1e-2 and not close(moved.of_table, found.of_table, 1e-3)
+
+
+def test_the_kernels_at_their_edges():
+    hidden, embedding, targets, weights = case(700, 200, 1100)
+    nothing = losses(hidden, embedding, targets, np.zeros_like(weights))
+    for part in nothing:
+        np.testing.assert_array_equal(part, 0.0)
+    # Positions without a weight move no bit, whatever they hold.
+    found = losses(hidden, embedding, targets, weights)
+    hidden[weights == 0], targets[weights == 0] = np.nan, 7
+    for one, other in zip(losses(hidden, embedding, targets, weights), found, strict=True):
+        np.testing.assert_array_equal(one, other)
+    # Scores far past exp's range, all of them far below zero.
+    hidden = 300 * np.abs(hidden[:256]).astype(np.float32)
+    hidden[np.isnan(hidden)] = 0
+    arguments = hidden, -np.abs(embedding), targets[:256], weights[:256]
+    found = losses(*arguments)
+    expected, expected_gradients = reference(*arguments)
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
+    assert close(found.of_hidden, expected_gradients[0], 1e-3)
+
+
+def test_the_kernels_in_half_precision():
+    hidden, embedding, targets, weights = case(256, 128, 512)
+    # A sure prediction: its gradient is a small difference, which rounding must not eat.
+    hidden[:40] = 0.6 * embedding[targets[:40]]
+    halves = [jnp.asarray(hidden, jnp.bfloat16), jnp.asarray(embedding, jnp.bfloat16)]
+    found = losses(*halves, targets, weights)
+    expected, expected_gradients = reference(*halves, targets, weights)
+    np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
+    assert found.of_hidden.dtype == jnp.bfloat16 and found.of_table.dtype == jnp.float32
+    chunks = losses(*halves, targets, weights, module=chunked)
+    for actual, other, exact in zip(found[2:], chunks[2:], expected_gradients, strict=True):
+        off, off_other = (np.abs(np.asarray(x, np.float64) - exact).max() for x in (actual, other))
+        # No further off than XLA's chunks, which round probabilities once.
+        assert off < 1.5 * off_other and off < 1e-2 * np.abs(exact).max()
+
+
+def test_only_blocks_with_a_weight_are_worked():
+    hidden, _, targets, weights = case(1000, 4, 10)
+
+    def runs(chosen):
+        def one_block(part, count):
+            return jnp.zeros(part.targets.shape), part.hidden, count + 1
+
+        found = over_live_blocks(one_block, hidden, targets, chosen, block=100, table_shape=(1, 1))
+        np.testing.assert_array_equal(found.of_hidden, np.where(chosen[:, None] != 0, hidden, 0))
+        return int(found.of_table[0, 0])
+
+    some = np.zeros_like(weights)
+    some[::4] = 1  # 250 of them, spread over all blocks
+    assert [runs(chosen) for chosen in (0 * weights, some, np.ones_like(weights))] == [0, 3, 10]
+
+
+def test_tiles_hold_themselves_to_the_memory():
+    for kind in ("", "TPU v5 lite", "TPU v5", "TPU v6 lite"):
+        for width in (128, 1024, 2560, 4096):
+            for itemsize in (2, 4):
+                tiles = best(8192, width, itemsize, kind)
+                assert tiles.bytes(width, itemsize) <= tiles.vmem_limit_bytes and width % tiles.part(width) == 0
+    assert best(8192, 1024, 2, "TPU v5 lite").block == 2048 and best(100, 1024, 2).block == 128
+    with pytest.raises(BadInput, match="piece=256 does not divide vocabulary=384"):
+        Tiles(vocabulary=384)
+    with pytest.raises(BadInput, match="MiB of fast memory at width 8192"):
+        Tiles(block=8192).require(8192, 4)
+    with pytest.raises(BadInput, match="positions=100 is no multiple of 128"):
+        Tiles(positions=100)
+
+
+def test_a_forced_implementation_runs_or_says_why_not():
+    arguments = case(37, 8, 97)
+    forced, _ = vocab_cross_entropy(*arguments, implementation="chunked")
+    np.testing.assert_allclose(forced, both(*arguments)[0], rtol=1e-6)
+    with pytest.raises(BadInput, match="'pallas' wants a TPU"):
+        vocab_cross_entropy(*arguments, implementation="pallas")
+    with pytest.raises(BadInput, match="'dense' is not one of"):
+        vocab_cross_entropy(*arguments, implementation="dense")
+
+
+OVER_A_MESH = """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from pplx_jax.kernels.vocab_cross_entropy import vocab_cross_entropy
+TOKENS, WIDTH, VOCABULARY = 203, 16, 1187  # 8 devices divide neither the positions nor the classes
+generator = np.random.default_rng(0)
+arguments = (
+    jnp.asarray(generator.normal(size=(TOKENS, WIDTH)), jnp.float32),
+    jnp.asarray(generator.normal(size=(VOCABULARY, WIDTH)), jnp.float32),
+    jnp.asarray(generator.integers(0, VOCABULARY, TOKENS)),
+    jnp.asarray(generator.random(TOKENS) * (generator.random(TOKENS) < 0.5), jnp.float32),
+)
+run = jax.jit(jax.value_and_grad(vocab_cross_entropy, argnums=(0, 1, 3), has_aux=True))
+expected = run(*arguments)
+for shape, axes in (((2, 4), ("data", "fsdp")), ((2, 2, 2), ("slice", "fsdp", "tensor"))):
+    mesh = jax.make_mesh(shape, axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+    with jax.set_mesh(mesh):
+        table = jax.device_put(arguments[1], NamedSharding(mesh, PartitionSpec(None, "fsdp")))
+        compiled = run.lower(arguments[0], table, *arguments[2:]).compile()
+        found = compiled(arguments[0], table, *arguments[2:])
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=2e-5, atol=1e-5), found, expected)
+    collective = re.compile(r"= .* (all-|reduce-scatter|collective)")
+    moved = [line for line in compiled.as_text().splitlines() if collective.search(line)]
+    shapes = [shape for line in moved for shape in re.findall(r"[a-z0-9]+\\[([0-9,]+)\\]", line.split("(")[0])]
+    assert f"{VOCABULARY},{WIDTH}" in shapes, shapes  # the table travels, as a whole
+    # Nothing that has an axis of the classes but the table and its gradient.
+    assert all(shape.split(",")[1:] in (["16"], ["4"], ["8"]) for shape in shapes if str(VOCABULARY) in shape), shapes
+    assert not any("," in shape and shape.split(",")[1] == str(VOCABULARY) for shape in shapes), shapes
+"""
+
+
+def test_over_a_mesh_it_is_one_device_and_no_logits_travel():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", OVER_A_MESH], env={**os.environ, **flags}, check=True)
+
+
+ON_TPU = """
+import sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec
+from pplx_jax.kernels.vocab_cross_entropy import vocab_cross_entropy
+device = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1]).devices[0]
+tokens, width = 8192, int(sys.argv[2])
+mesh = jax.sharding.Mesh([device], ("data",))
+def array(*shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+shapes = array(tokens, width, dtype=jnp.bfloat16), array(151936, width), array(tokens, dtype=jnp.int32), array(tokens)
+with jax.set_mesh(mesh):
+    run = jax.jit(jax.value_and_grad(lambda *arguments: vocab_cross_entropy(*arguments)[0], argnums=(0, 1)))
+    lowered = run.lower(*shapes)
+    print(lowered.as_text().count("tpu_custom_call"), lowered.compile().memory_analysis().temp_size_in_bytes)
+"""
+
+
+@tpu_compile.needs_libtpu
+@pytest.mark.parametrize("topology,width", list(zip(tpu_compile.TOPOLOGIES, (1024, 2560, 1024), strict=True)))
+def test_the_kernels_compile_for_tpus(topology, width):
+    calls, temporaries = map(int, tpu_compile.run(ON_TPU, topology, str(width)).split())
+    assert calls == 2
+    # A block's exponentials and the table in bfloat16, and little else; all logits would take 5 GB.
+    assert temporaries < 1.15 * 2 * 151936 * (2048 + width)

@@ -1,6 +1,6 @@
 """The sum behind every contrastive loss: the public face, which keeps the whole matrix of scores out of memory."""
 
-import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,8 @@ def masked_logsumexp(
 
     A candidate counts where it is valid, of another group than the query, and s_ij is at most the query's ceiling.
     Scores [N, block] exist at a time, in the backward pass again. Within `jax.set_mesh` each device has its share of
-    the queries and all candidates: what travels is embeddings and their gradients, never scores.
+    the queries and of the candidates, and a block of them comes together at a time: what travels is embeddings and
+    their gradients, never scores, and no device holds all candidates.
 
     Args:
       query: [N, D] float32; s is the product of rows, so normalise them for cosines.
@@ -48,7 +49,6 @@ def masked_logsumexp(
         ceiling = jnp.full(query.shape[:1], jnp.inf, jnp.float32)
     if candidate_valid is None:
         candidate_valid = jnp.ones(candidate.shape[:1], bool)
-    run = functools.partial(blockwise, block=block)
     arguments = (
         query,
         candidate,
@@ -59,12 +59,20 @@ def masked_logsumexp(
         candidate_valid,
     )
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in ROW_AXES if axis in mesh.shape)
-    size = 1
-    for axis in axes:
-        size *= mesh.shape[axis]
+    axes = tuple(axis for axis in ROW_AXES if mesh.shape.get(axis, 1) > 1)
+    size = math.prod(mesh.shape[axis] for axis in axes)
     if size == 1 or query.shape[0] % size:
-        return run(*arguments)
+        return blockwise(*arguments, block)
+
+    def filled(x):  # up to equal shares, with candidates that are not valid
+        return jnp.pad(x, ((0, -x.shape[0] % size), *((0, 0),) * (x.ndim - 1)))
+
+    candidate, candidate_group, candidate_valid = map(filled, (candidate, candidate_group, candidate_valid))
+    arguments = (query, candidate, query_group, candidate_group, *arguments[4:6], candidate_valid)
     rows, everywhere = PartitionSpec(axes), PartitionSpec()
-    specs = (rows, everywhere, rows, everywhere, everywhere, rows, everywhere)
+    specs = (rows, rows, rows, rows, everywhere, rows, rows)
+
+    def run(*shares):
+        return blockwise(*shares, block, axes)
+
     return jax.shard_map(run, in_specs=specs, out_specs=rows, check_vma=False)(*arguments)

@@ -1,54 +1,76 @@
 """Cross-entropy of a tied head over a large vocabulary, without [T, V] logits in memory: the public face."""
 
+import functools
 import math
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from pplx_jax.kernels.vocab_cross_entropy import chunked
+from pplx_jax.errors import BadInput
+from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas
+from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Loss
+from pplx_jax.parallel.collectives import gather, scatter_sum
 from pplx_jax.parallel.rules import MESH_AXES, mesh_axes, parameter_axes, spec
 
-BLOCK = 1024  # positions that have their logits in memory at a time
+Implementation = Literal["chunked", "pallas"]
 
 
 def vocab_cross_entropy(
-    hidden: ArrayLike, embedding: ArrayLike, targets: ArrayLike, weights: ArrayLike, block: int = BLOCK
+    hidden: ArrayLike,
+    embedding: ArrayLike,
+    targets: ArrayLike,
+    weights: ArrayLike,
+    *,
+    implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Weighted sum of the cross-entropies of all positions.
+    """Sum of weights * cross-entropy of `targets` under softmax(hidden @ embedding^T).
 
-    Within `jax.set_mesh` every device takes a share of the positions and the whole table, which is gathered in the
-    precision of `hidden`; so no axis of the mesh has to divide the vocabulary. Gradients of the table are added up in
-    float32 and go back to where its parts lie.
+    Positions of weight 0 cost nothing but their place: those that have one are brought together and worked a block at
+    a time, by Pallas kernels on a TPU and by XLA elsewhere. Within `jax.set_mesh` each device works a share of the
+    positions against the whole table, which is gathered in the precision of `hidden`; so no axis of the mesh has to
+    divide the vocabulary. What travels is the table and its gradient, added up in float32, never logits.
 
     Args:
       hidden: [..., D].
-      embedding: [V, D].
-      targets: [...] ids.
-      weights: [...]; a position of weight 0 costs nothing.
-      block: positions at a time.
+      embedding: [V, D]; products are of the dtype of `hidden`.
+      targets: [...] integers below V.
+      weights: [...]; differentiable.
+      implementation: forced, where given.
 
     Returns:
-      The sum of weights * cross-entropy, differentiable in `hidden`, `embedding` and `weights`; and the cross-entropy
-      [...] of each position in nats (0 where its weight is 0), for metrics and without a gradient. Both float32.
+      The sum, a float32 scalar, differentiable in `hidden`, `embedding` and `weights`; and the cross-entropy [...] of
+      each position in nats (0 where its weight is 0), float32, for metrics and without a gradient.
+
+    Raises:
+      BadInput: the forced implementation is unknown or cannot run here.
     """
+    if implementation not in (None, *get_args(Implementation)):
+        raise BadInput(
+            f"vocab_cross_entropy: implementation {implementation!r} is not one of "
+            f"{', '.join(get_args(Implementation))}"
+        )
+    if implementation == "pallas" and jax.default_backend() != "tpu":
+        raise BadInput(
+            f"vocab_cross_entropy: implementation 'pallas' wants a TPU, this is {jax.default_backend()}; leave it out, "
+            "or call pallas.losses(interpret=True) to try it"
+        )
     hidden, embedding, targets, weights = (jnp.asarray(array) for array in (hidden, embedding, targets, weights))
+    shape = targets.shape if targets.ndim == 2 else (1, targets.size)
+    hidden, targets = hidden.reshape(*shape, -1), targets.astype(jnp.int32).reshape(shape)
+    loss, each = _vocab_cross_entropy(hidden, embedding, targets, weights.reshape(shape), implementation)
+    return loss, each.reshape(weights.shape)
+
+
+def _device_kind() -> str:
+    """Of the devices that this will run on, where it is known: those of the mesh, or the default ones."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or targets.ndim != 2:
-        return _flat(hidden, embedding, targets, weights, block, PartitionSpec())
-
-    def local(hidden, embedding, targets, weights):
-        loss, each = _flat(hidden, embedding, targets, weights, block, table)
-        return jax.lax.psum(loss, sharing) if sharing else loss, each
-
-    table = spec(parameter_axes("embed.embedding", 2), embedding.shape, mesh)
-    rows, tokens = _positions(targets.shape, mesh)
-    positions, sharing = PartitionSpec(rows or None, tokens or None), rows + tokens
-    specs = (PartitionSpec(*positions, None), table, positions, positions)
-    return jax.shard_map(local, in_specs=specs, out_specs=(PartitionSpec(), positions), check_vma=False)(
-        hidden, embedding, targets, weights
-    )
+    device = None if mesh.empty else mesh.abstract_device
+    if device is not None:
+        return device.device_kind
+    return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
 
 
 def _positions(shape: tuple[int, ...], mesh) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -64,8 +86,67 @@ def _positions(shape: tuple[int, ...], mesh) -> tuple[tuple[str, ...], tuple[str
     return rows, tuple(tokens)
 
 
-def _flat(hidden, embedding, targets, weights, block: int, table: PartitionSpec):
-    loss, each = chunked.vocab_cross_entropy(
-        hidden.reshape(-1, hidden.shape[-1]), embedding, targets.reshape(-1), weights.reshape(-1), block, table
+def _on_mesh(
+    hidden, embedding, targets, weights, *, with_gradient: bool, implementation: Implementation | None
+) -> Loss:
+    """Each device's positions [B, L], summed over the devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    alone = mesh.empty or mesh.size == 1
+    partition = PartitionSpec() if alone else spec(parameter_axes("embed.embedding", 2), embedding.shape, mesh)
+    rows, tokens = ((), ()) if alone else _positions(targets.shape, mesh)
+    sharing, spread = rows + tokens, jax.tree.leaves(tuple(partition))
+    copies = math.prod(mesh.shape[axis] for axis in spread if axis not in sharing)  # that work the same positions
+    others = tuple(axis for axis in sharing if axis not in spread)
+
+    def each(hidden, embedding, targets, weights, *, module, **more) -> Loss:
+        table = gather(embedding.astype(hidden.dtype), partition)
+        flat = (hidden.reshape(-1, hidden.shape[-1]), table, targets.reshape(-1), weights.reshape(-1))
+        loss, cross_entropy, of_hidden, of_table = module.losses(*flat, with_gradient=with_gradient, **more)
+        if with_gradient:
+            of_hidden, of_table = of_hidden.reshape(hidden.shape), scatter_sum(of_table / copies, partition)
+            of_table = jax.lax.psum(of_table, others) if others else of_table
+        loss = jax.lax.psum(loss, sharing) if sharing else loss
+        return Loss(loss, cross_entropy.reshape(targets.shape), of_hidden, of_table)
+
+    kernel = functools.partial(each, module=pallas, device_kind=_device_kind())
+    xla = functools.partial(each, module=chunked)
+
+    def chosen(*arguments) -> Loss:
+        if implementation is None:
+            return jax.lax.platform_dependent(*arguments, tpu=kernel, default=xla)
+        return {"pallas": kernel, "chunked": xla}[implementation](*arguments)
+
+    if alone:
+        return chosen(hidden, embedding, targets, weights)
+    positions = PartitionSpec(rows or None, tokens or None)
+    wide = PartitionSpec(*positions, None)
+    out = Loss(PartitionSpec(), positions, wide if with_gradient else None, partition if with_gradient else None)
+    specs = (wide, partition, positions, positions)
+    return jax.shard_map(chosen, in_specs=specs, out_specs=out, check_vma=False)(hidden, embedding, targets, weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _vocab_cross_entropy(hidden, embedding, targets, weights, implementation):
+    found = _on_mesh(hidden, embedding, targets, weights, with_gradient=False, implementation=implementation)
+    return found.loss, found.cross_entropy
+
+
+def _forward(hidden, embedding, targets, weights, implementation):
+    found = _on_mesh(hidden, embedding, targets, weights, with_gradient=True, implementation=implementation)
+    of_embedding = found.of_table.astype(embedding.dtype)
+    return (found.loss, found.cross_entropy), (found.of_hidden, of_embedding, found.cross_entropy)
+
+
+def _backward(implementation, residual, cotangents):
+    del implementation
+    of_hidden, of_embedding, cross_entropy = residual
+    scale = cotangents[0].astype(jnp.float32)  # the values of positions are for metrics only
+    return (
+        (of_hidden * scale).astype(of_hidden.dtype),
+        (of_embedding * scale).astype(of_embedding.dtype),
+        None,
+        cross_entropy * scale,
     )
-    return loss, each.reshape(targets.shape)
+
+
+_vocab_cross_entropy.defvjp(_forward, _backward)
