@@ -1,5 +1,6 @@
 """Attention over packed rows: one suite that every implementation passes, and what only kernels have."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -16,13 +17,17 @@ from pplx_jax.errors import BadInput
 from pplx_jax.kernels import attention as face
 from pplx_jax.kernels.attention import blockwise, pallas, reference
 from pplx_jax.kernels.attention.tiles import Tiles, best
-from pplx_jax.kernels.attention.visits import table
+from pplx_jax.kernels.attention.visits import WINDOW_BITS, table
 
-SMALL = Tiles(query=256, key=512, piece=256, sub_query=128, sub_key=256)
+# The forward pass with two key heads at a time, and sub-tiles side by side where half a step is enough.
+SMALL = (
+    Tiles(query=256, key=512, piece=128, sub_query=128, sub_key=256, kv_heads=2, together=2),
+    Tiles(query=256, key=512, piece=256, sub_query=128, sub_key=256),
+)
 IMPLEMENTATIONS = {
     "reference": reference.attention,
     "blockwise": functools.partial(blockwise.attention, query_block=16),
-    "pallas": functools.partial(pallas.attention, tiles=(SMALL, SMALL), interpret=True),
+    "pallas": functools.partial(pallas.attention, tiles=SMALL, interpret=True),
 }
 
 
@@ -147,6 +152,33 @@ def test_what_lies_in_neighbours_and_under_padding_moves_no_bit(name):
     assert np.abs(moved - IMPLEMENTATIONS[name](*arguments))[0, mine].max() > 1e-3
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_sums_by_product_are_sums(causal):
+    arguments, weights = inputs([LAYOUTS["short"], LAYOUTS["gaps"]], heads=4, kv_heads=2, head_dim=128)
+    by_product = (dataclasses.replace(SMALL[0], sum_by_product=True), SMALL[1])
+    found, gradients = results(
+        functools.partial(pallas.attention, tiles=by_product, interpret=True), arguments, weights, causal=causal
+    )
+    expected, expected_gradients = results(reference.attention, arguments, weights, causal=causal)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    for one, other in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+def test_sub_tiles_go_side_by_side_where_each_needs_one_step():
+    def windows(lengths, key=512):
+        tiles = dataclasses.replace(SMALL[0], key=key)
+        ids = jnp.asarray(packed(1024, lengths))[None]
+        return table(ids, ids, tiles, causal=False).window.tolist()
+
+    second = 1 << WINDOW_BITS
+    assert windows([128] * 8) == [1] * 4 + [1 | second] * 4  # a unit of keys each, in two tiles
+    assert windows([256] * 4, key=1024) == [2] * 8  # a whole step
+    assert windows([512, 512]) == [0] * 8  # two steps
+    assert windows([100, 156, 256, 128]) == [2, 2, 2, 2, 1 | second, 0, 0, 0]  # padding meets nothing
+    assert windows([200] * 5)[:4] == [2, 0, 0, 0]  # three units; a text that two tiles of keys hold
+
+
 def test_large_scores_stay_finite():
     (query, key, value, ids), weights = inputs(packed(300, [180, 60]))
     for scale in (1e3, 1e-3):
@@ -245,6 +277,8 @@ def test_what_is_forced_runs_or_is_refused():
         ({"sub_key": 384}, "Tiles.sub_key=384 is no multiple of 256"),
         ({"piece": 384}, "Tiles.piece=384 does not divide query=512"),
         ({"sub_query": 512}, "Tiles.sub_query=512 does not divide piece=256"),
+        ({"sub_query": 128, "together": 1}, "Tiles.together=1 x sub_query=128 is not whole pieces of 256"),
+        ({"together": 4}, "Tiles.together=4 x sub_query=256 is not whole pieces of 256 that divide query=512"),
     ],
 )
 def test_tiles_refuse_sizes_that_do_not_fit(sizes, words):

@@ -115,6 +115,8 @@ def _body(
     key_segment_ref,
     start_ref,
     stop_ref,
+    _window_ref,
+    _padded_ref,
     query_ref,
     key_ref,
     value_ref,

@@ -1,6 +1,7 @@
 """The forward pass on a TPU: online softmax, a tile of queries against the tiles of keys that it meets."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
-from pplx_jax.kernels.attention.visits import LAST, MIXED, Visits
+from pplx_jax.kernels.attention.visits import LAST, MIXED, WINDOW_BITS, Visits
 
 UNSEEN = -1e30  # the score of a pair that is not to meet; far from float32's end, so that differences stay finite
+_SUBLANES = 8
 _NT, _NN = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))
 
 
@@ -29,10 +31,14 @@ def across(x: jax.Array, width: int) -> jax.Array:
 
 def along_lanes(x: jax.Array) -> jax.Array:
     """x [R, 128] of equal lanes, as [1, R]: of each 128 rows the diagonal, summed."""
-    rows = x.reshape(-1, LANES, LANES)
-    shape = (LANES, LANES)
-    diagonal = jax.lax.broadcasted_iota(jnp.int32, shape, 0) == jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    parts = [jnp.where(diagonal, rows[part], 0).sum(axis=0, keepdims=True) for part in range(rows.shape[0])]
+    rows = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, LANES), 0)
+    lanes = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, LANES), 1)
+    parts = []
+    for first in range(0, x.shape[0], LANES):
+        diagonal = jnp.zeros((_SUBLANES, LANES), x.dtype)
+        for row in range(0, LANES, _SUBLANES):
+            diagonal = jnp.where(lanes - rows == row, x[first + row : first + row + _SUBLANES], diagonal)
+        parts.append(diagonal.sum(axis=0, keepdims=True))
     return jnp.concatenate(parts, axis=1)
 
 
@@ -66,24 +72,25 @@ def forward(
       logarithm to base 2 of the sum of exponentials, 0 for those.
     """
     _, kv_heads, group, in_all, head_dim = query.shape
+    heads = math.gcd(tiles.kv_heads, kv_heads)
     queries = pl.BlockSpec(
-        (None, None, group, tiles.query, head_dim), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n], 0)
+        (None, heads, group, tiles.query, head_dim), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n], 0)
     )
-    keys = pl.BlockSpec((None, None, tiles.key, head_dim), lambda k, n, row, query, key, *_: (row[n], k, key[n], 0))
-    sums = pl.BlockSpec((None, None, group, tiles.query), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n]))
+    keys = pl.BlockSpec((None, heads, tiles.key, head_dim), lambda k, n, row, query, key, *_: (row[n], k, key[n], 0))
+    sums = pl.BlockSpec((None, heads, group, tiles.query), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n]))
     of_queries = pl.BlockSpec((None, 1, tiles.query), lambda k, n, row, query, key, *_: (row[n], 0, query[n]))
     of_keys = pl.BlockSpec((None, 1, tiles.key), lambda k, n, row, query, key, *_: (row[n], 0, key[n]))
     return pl.pallas_call(
         functools.partial(_body, causal=causal, tiles=tiles, in_all=in_all, length=key.shape[2]),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(visits) - 1,
-            grid=(kv_heads, visits.count),
+            grid=(kv_heads // heads, visits.count),
             in_specs=[queries, keys, keys, of_queries, of_keys],
             out_specs=[queries, sums],
             scratch_shapes=[
-                pltpu.VMEM((group, tiles.query, LANES), jnp.float32),
-                pltpu.VMEM((group, tiles.query, LANES), jnp.float32),
-                pltpu.VMEM((group, tiles.query, head_dim), jnp.float32),
+                pltpu.VMEM((heads, group, tiles.query, LANES), jnp.float32),
+                pltpu.VMEM((heads, group, tiles.query, LANES), jnp.float32),
+                pltpu.VMEM((heads, group, tiles.query, head_dim), jnp.float32),
             ],
         ),
         out_shape=[
@@ -107,6 +114,8 @@ def _body(
     key_segment_ref,
     start_ref,
     stop_ref,
+    window_ref,
+    padded_ref,
     query_ref,
     key_ref,
     value_ref,
@@ -123,7 +132,7 @@ def _body(
     in_all: int,
     length: int,
 ):
-    group, _, head_dim = query_ref.shape
+    kv_heads, group, _, head_dim = query_ref.shape
     visit = pl.program_id(1)
     row, query_tile, key_tile, flags = (ref[visit] for ref in (row_ref, query_tile_ref, key_tile_ref, flags_ref))
     first_query, first_key = query_tile * tiles.query, key_tile * tiles.key
@@ -131,53 +140,69 @@ def _body(
     step_units = tiles.sub_key // LANES
     key_segment = key_segment_ref[row * (length // tiles.key) + key_tile]
 
-    def load(ref, queries):
-        return ref[:, queries, :].reshape(group * queries.size, ref.shape[-1])
+    def load(ref, head, queries):
+        return ref[head, :, queries, :].reshape(group * queries.size, ref.shape[-1])
 
-    def store(ref, queries, x):
-        ref[:, queries, :] = x.reshape(group, queries.size, ref.shape[-1]).astype(ref.dtype)
+    def store(ref, head, queries, x):
+        ref[head, :, queries, :] = x.reshape(group, queries.size, ref.shape[-1]).astype(ref.dtype)
 
     def begin(queries):
         for ref, value in ((most_ref, UNSEEN), (sum_ref, 0.0), (mixed_ref, 0.0)):
-            ref[:, queries, :] = jnp.full((group, queries.size, ref.shape[-1]), value, jnp.float32)
+            ref[:, :, queries, :] = jnp.full((kv_heads, group, queries.size, ref.shape[-1]), value, jnp.float32)
 
-    def part(queries, keys, visible=None, before=None):
-        """Running maximum, sum (of each lane) and mix of `queries` with a stretch of keys."""
-        size = group * queries.size
-        scores = product(load(query_ref, queries), key_ref[keys, :], transposed=True)
-        if visible is not None:
-            scores = scores.reshape(group, queries.size, keys.size)
-            scores = jnp.where(visible[None], scores, UNSEEN).reshape(size, keys.size)
-        most = jnp.broadcast_to(scores.max(axis=1, keepdims=True), (size, LANES))
+    def scores_of(head, queries, keys):
+        return product(load(query_ref, head, queries), key_ref[head, keys, :], transposed=True)
+
+    def part(scores, head, keys, limit=None, before=None, *, whole=False):
+        """Running maximum, sum and mix of scores [R, keys]; the sum of each lane, or of all where `whole`."""
+        rows = scores.shape[0]
+        if limit is not None:
+            scores = jnp.minimum(scores.reshape(group, -1, keys.size), limit).reshape(rows, keys.size)
+        most = jnp.broadcast_to(scores.max(axis=1, keepdims=True), (rows, LANES))
         most = most if before is None else jnp.maximum(before, most)
         weights = jnp.exp2(scores - across(most, keys.size))
+        value = value_ref[head, keys, :]
+        if whole and tiles.sum_by_product and head_dim % (2 * LANES) == LANES:
+            ones = jnp.ones((keys.size, LANES), value.dtype)
+            mixed = product(weights.astype(value.dtype), jnp.concatenate([value, ones], axis=1))
+            return most, mixed[:, head_dim:], mixed[:, :head_dim]
         total = functools.reduce(jnp.add, [weights[:, lane : lane + LANES] for lane in range(0, keys.size, LANES)])
-        return most, total, product(weights.astype(value_ref.dtype), value_ref[keys, :])
+        total = jnp.broadcast_to(total.sum(axis=1, keepdims=True), most.shape) if whole else total
+        return most, total, product(weights.astype(value.dtype), value)
 
-    def update(queries, keys, visible=None):
-        before = load(most_ref, queries)
-        most, total, mixed = part(queries, keys, visible, before)
+    def update(head, queries, keys, limit=None):
+        before = load(most_ref, head, queries)
+        most, total, mixed = part(scores_of(head, queries, keys), head, keys, limit, before)
         decay = jnp.exp2(before - most)
-        store(most_ref, queries, most)
-        store(sum_ref, queries, load(sum_ref, queries) * decay + total)
-        store(mixed_ref, queries, load(mixed_ref, queries) * across(decay, head_dim) + mixed)
+        store(most_ref, head, queries, most)
+        store(sum_ref, head, queries, load(sum_ref, head, queries) * decay + total)
+        store(mixed_ref, head, queries, load(mixed_ref, head, queries) * across(decay, head_dim) + mixed)
 
-    def finish(queries, most, total, mixed):
-        inverse = jnp.where(most > UNSEEN / 2, 1.0 / total.sum(axis=1, keepdims=True), 0.0)
-        store(out_ref, queries, mixed * across(inverse, head_dim))
-        most, inverse = along_lanes(most), along_lanes(inverse)
-        lse = jnp.where(inverse > 0, most - jnp.log2(inverse), 0.0)
-        for head in range(group):
-            lse_ref[head : head + 1, queries] = lse[:, head * queries.size : (head + 1) * queries.size]
+    def finish(head, queries, most, total, mixed):
+        """Writes what `part` gave, as if each query saw something."""
+        inverse = 1.0 / total if out_ref.dtype == jnp.float32 else pl.reciprocal(total, approx=True)
+        store(out_ref, head, queries, mixed * across(inverse, head_dim))
+        lse = along_lanes(most) + jnp.log2(along_lanes(total))
+        for place in range(group):
+            lse_ref[head, place : place + 1, queries] = lse[:, place * queries.size : (place + 1) * queries.size]
+
+    def clear_unseen(head, queries):
+        """Zeros of the queries that saw nothing."""
+        for place in range(group):
+            lse = lse_ref[head, place : place + 1, queries]
+            seen = jnp.broadcast_to(lse, (LANES, queries.size)).T > UNSEEN / 2
+            out = out_ref[head, place, queries, :]
+            out_ref[head, place, queries, :] = jnp.where(across(seen, head_dim), out, jnp.zeros_like(out))
+            lse_ref[head, place : place + 1, queries] = jnp.where(lse > UNSEEN / 2, lse, 0.0)
 
     def rectangle(queries, keys):
-        """Which pairs are to meet [queries, keys]."""
+        """[queries, keys] UNSEEN where a pair is not to meet, and over any score elsewhere."""
         ids = jnp.broadcast_to(query_ids_ref[:, queries], (LANES, queries.size)).T
         visible = across(ids, keys.size) == key_ids_ref[:, keys]
         if causal:
             query_place, key_place = (jax.lax.broadcasted_iota(jnp.int32, visible.shape, axis) for axis in (0, 1))
             visible &= key_place - query_place <= first_query + queries.start - first_key - keys.start
-        return visible
+        return jnp.where(visible, -UNSEEN, UNSEEN)
 
     def stretch(sub) -> tuple[Any, jax.Array, jax.Array]:
         """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
@@ -185,66 +210,123 @@ def _body(
         queries = pl.ds(pl.multiple_of(sub * tiles.sub_query, tiles.sub_query), tiles.sub_query)
         return queries, start_ref[place] - key_tile * units, stop_ref[place] - key_tile * units
 
-    def at_once(start, stop):
-        """Whether this one step is all there is to a sub-tile."""
-        return (0 <= start) & (start < stop) & (stop <= units) & (stop - start <= step_units)
-
     def keys_from(unit, size):
         return pl.ds(pl.multiple_of(unit * LANES, LANES), size)
 
-    @pl.loop(0, pieces)
-    def _(piece):
-        segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
-        full = (segment != MIXED) & (segment == key_segment) & (units > step_units)
-        if causal:
-            full &= first_key + tiles.key <= first_query + piece * tiles.piece + 1
+    def side_by_side(first, count, size):
+        """Sub-tiles from `first` on, each against all that it meets: one's products run during another's softmax."""
+        heads = range(kv_heads)
+        places = [(head, sub) for head in heads for sub in range(count)]
+        if size == tiles.sub_key:  # dear to make again is a large limit, dear to keep a small one
+            places = [(head, sub) for sub in range(count) for head in heads]
 
-        @pl.when(full)
+        def part_of(sub):
+            queries, start, _ = stretch(first + sub)
+            return queries, keys_from(jnp.clip(start, 0, units - size // LANES), size)
+
+        def scores_at(place):
+            head, sub = places[place]
+            return scores_of(head, *part_of(sub))
+
+        scores, limit, limited = scores_at(0), None, None
+        for place, (head, sub) in enumerate(places):
+            later = scores_at(place + 1) if place + 1 < len(places) else scores
+            queries, keys = part_of(sub)
+            if limited != sub:
+                limit, limited = rectangle(queries, keys), sub
+            finish(head, queries, *part(scores, head, keys, limit, whole=True))
+            scores = later
+
+    def one_by_one(first):
+        """Sub-tiles from `first` on against the part of this tile that each meets."""
+
+        @pl.loop(first, first + subs)
+        def _(sub):
+            queries, start, stop = stretch(sub)
+
+            @pl.when((start < units) & (stop > 0))
+            def _():
+                pl.when(start >= 0)(lambda: begin(queries))
+                low, high = jnp.maximum(start, 0), jnp.minimum(stop, units)
+                steps = jax.lax.div(high - low + step_units - 1, step_units)
+                low = jnp.minimum(low, units - steps * step_units)
+
+                @pl.loop(0, steps)
+                def _(step):
+                    keys = keys_from(low + step * step_units, tiles.sub_key)
+                    limit = rectangle(queries, keys)
+                    pl.loop(0, kv_heads)(lambda head: update(head, queries, keys, limit))
+
+    bunch = tiles.bunch
+    bunches, halves = tiles.query // tiles.sub_query // bunch, tiles.together // bunch
+
+    def window_of(number):
+        return window_ref[(row * (in_all // tiles.query) + query_tile) * bunches + number]
+
+    def holds(window, units):
+        """Whether this tile of keys has all that a bunch meets, in so many units for each sub-tile."""
+        return window == (units | key_tile << WINDOW_BITS)
+
+    @pl.loop(0, bunches // halves)
+    def _(several):
+        numbers = [several * halves + half for half in range(halves)]
+        short = functools.reduce(jnp.logical_and, [holds(window_of(number), step_units // 2) for number in numbers])
+
+        @pl.when(short)
         def _():
-            queries = pl.ds(pl.multiple_of(piece * tiles.piece, tiles.piece), tiles.piece)
-            pl.when(stretch(piece * subs)[1] >= 0)(lambda: begin(queries))
-            update(queries, pl.ds(0, tiles.key))
+            side_by_side(several * tiles.together, tiles.together, tiles.sub_key // 2)
 
-        @pl.when(~full)
-        def _():
-            @pl.loop(piece * subs, (piece + 1) * subs)
-            def _(sub):
-                queries, start, stop = stretch(sub)
-                once, short = at_once(start, stop), stop - start <= step_units // 2
+        @pl.loop(several * halves, jnp.where(short, several, several + 1) * halves)
+        def _(number):
+            window = window_of(number)
 
-                for size, chosen in ((tiles.sub_key // 2, short), (tiles.sub_key, ~short)):
+            @pl.when(holds(window, step_units) | holds(window, step_units // 2))
+            def _():
+                side_by_side(number * bunch, bunch, tiles.sub_key)
 
-                    @pl.when(once & chosen)
-                    def _(size=size):
-                        keys = keys_from(jnp.minimum(start, units - size // LANES), size)
-                        finish(queries, *part(queries, keys, rectangle(queries, keys)))
+            @pl.when(window == 0)
+            def _():
+                @pl.loop(number * (bunch // subs), (number + 1) * (bunch // subs))
+                def _(piece):
+                    segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
+                    full = (segment != MIXED) & (segment == key_segment) & (units > step_units)
+                    if causal:
+                        full &= first_key + tiles.key <= first_query + piece * tiles.piece + 1
 
-                @pl.when(~once & (start < units) & (stop > 0))
-                def _():
-                    pl.when(start >= 0)(lambda: begin(queries))
-                    low, high = jnp.maximum(start, 0), jnp.minimum(stop, units)
-                    steps = jax.lax.div(high - low + step_units - 1, step_units)
-                    low = jnp.minimum(low, units - steps * step_units)
+                    @pl.when(full)
+                    def _():
+                        queries = pl.ds(pl.multiple_of(piece * tiles.piece, tiles.piece), tiles.piece)
+                        pl.when(stretch(piece * subs)[1] >= 0)(lambda: begin(queries))
+                        pl.loop(0, kv_heads)(lambda head: update(head, queries, pl.ds(0, tiles.key)))
 
-                    @pl.loop(0, steps)
-                    def _(step):
-                        keys = keys_from(low + step * step_units, tiles.sub_key)
-                        update(queries, keys, rectangle(queries, keys))
+                    pl.when(~full)(lambda: one_by_one(piece * subs))
 
     @pl.when(flags & LAST != 0)
     def _():
-        @pl.loop(0, pieces * subs)
-        def _(sub):
-            queries, start, stop = stretch(sub)
-            start, stop = start + key_tile * units, stop + key_tile * units
-
-            @pl.when(start >= stop)
+        @pl.loop(0, bunches)
+        def _(number):
+            @pl.when(window_of(number) == 0)
             def _():
-                out_ref[:, queries, :] = jnp.zeros((group, queries.size, head_dim), out_ref.dtype)
-                lse_ref[:, queries] = jnp.zeros((group, queries.size))
+                @pl.loop(number * bunch, (number + 1) * bunch)
+                def _(sub):
+                    queries, start, stop = stretch(sub)
 
-            in_one_tile = jax.lax.div(start, units) == jax.lax.div(stop - 1, units)
+                    @pl.when(start >= stop)
+                    def _():
+                        shape = (kv_heads, group, queries.size)
+                        out_ref[:, :, queries, :] = jnp.zeros((*shape, head_dim), out_ref.dtype)
+                        lse_ref[:, :, queries] = jnp.full(shape, UNSEEN)
 
-            @pl.when((start < stop) & ~(in_one_tile & (stop - start <= step_units)))
-            def _():
-                finish(queries, *(load(ref, queries) for ref in (most_ref, sum_ref, mixed_ref)))
+                    @pl.when(start < stop)
+                    def _():
+                        @pl.loop(0, kv_heads)
+                        def _(head):
+                            most, mixed = load(most_ref, head, queries), load(mixed_ref, head, queries)
+                            total = load(sum_ref, head, queries).sum(axis=1, keepdims=True)
+                            finish(head, queries, most, jnp.broadcast_to(total, most.shape), mixed)
+
+        @pl.when(padded_ref[row * (in_all // tiles.query) + query_tile] != 0)
+        def _():
+            @pl.loop(0, pieces * subs)
+            def _(sub):
+                pl.loop(0, kv_heads)(lambda head: clear_unseen(head, stretch(sub)[0]))

@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import jax
+
 from pplx_jax.errors import BadInput
 
 LANES = 128
 # Fast memory of a core in bytes, less what the compiler keeps, by a part of the device's kind.
 _VMEM = {"v5 lite": 100 * 2**20, "v5e": 100 * 2**20, "v6": 100 * 2**20}
+_WIDE_MATRIX_UNIT = ("v6", "7")  # 256 columns, twice a head's
 _LEAST_VMEM = 56 * 2**20  # v4, v5p, v7
 _SCORE_ROWS = 1024  # rows of scores that are worked at once: fewer hide less, more spill more
 
@@ -26,6 +29,11 @@ class Tiles:
       piece: queries of a piece.
       sub_query: queries of a sub-tile.
       sub_key: keys of a step.
+      kv_heads: key heads whose blocks are in fast memory together; fewer where there are not so many.
+      together: sub-tiles that are worked side by side where half a step is enough for each, `bunch` where a step is;
+        a piece's where 0.
+      sum_by_product: whether the matrix unit sums a step's weights beside its product with the values: free where that
+        fills but half of the unit.
       vmem_limit_bytes: what a kernel may take of the core's fast memory.
 
     Raises:
@@ -37,6 +45,9 @@ class Tiles:
     piece: int
     sub_query: int = 256
     sub_key: int = 512
+    kv_heads: int = 1
+    together: int = 0
+    sum_by_product: bool = False
     vmem_limit_bytes: int = _LEAST_VMEM
 
     def __post_init__(self):
@@ -51,12 +62,26 @@ class Tiles:
                 raise BadInput(
                     f"attention Tiles.{small}={getattr(self, small)} does not divide {large}={getattr(self, large)}"
                 )
+        if not self.together:
+            object.__setattr__(self, "together", self.piece // self.sub_query)
+        if self.query % (self.together * self.sub_query) or self.together * self.sub_query % self.piece:
+            raise BadInput(
+                f"attention Tiles.together={self.together} x sub_query={self.sub_query} is not whole pieces of "
+                f"{self.piece} that divide query={self.query}"
+            )
+
+    @property
+    def bunch(self) -> int:
+        """Half of `together`, where that is whole pieces."""
+        half = self.together // 2
+        return self.together if self.together % 2 or half * self.sub_query % self.piece else half
 
     def forward_bytes(self, group: int, head_dim: int, itemsize: int) -> int:
         """Fast memory of the forward pass: blocks twice, what accumulates once, one piece's scores."""
         wide = max(head_dim, LANES)
-        blocks = (2 * group * self.query + 2 * self.key) * wide * itemsize + (2 * self.query + self.key) * 32
-        accumulators = group * self.query * (2 * LANES + wide) * 4
+        blocks = self.kv_heads * (2 * group * self.query + 2 * self.key) * wide * itemsize
+        blocks += ((1 + self.kv_heads) * self.query + self.key) * 32
+        accumulators = self.kv_heads * group * self.query * (2 * LANES + wide) * 4
         scores = group * self.piece * self.key * (4 + itemsize)
         return 2 * blocks + accumulators + scores
 
@@ -83,9 +108,11 @@ def best(length: int, group: int, *, device_kind: str | None = None) -> tuple[Ti
     Args:
       length: tokens of a row; what it is padded to is a multiple of all tiles.
       group: query heads a key head.
-      device_kind: as JAX names it; the smallest memory of any TPU from v4 on where None.
+      device_kind: as JAX names it; that of the mesh or of this process where None, and where neither is a TPU the
+        smallest memory of any from v4 on.
     """
-    limit = next((size for part, size in _VMEM.items() if part in (device_kind or "").lower()), _LEAST_VMEM)
+    device_kind = (device_kind or _device_kind()).lower()
+    limit = next((size for part, size in _VMEM.items() if part in device_kind), _LEAST_VMEM)
     unit = 512 if length > 256 else 256
     units = -(-length // unit)
     # One unit more where the row then falls into larger tiles.
@@ -93,11 +120,25 @@ def best(length: int, group: int, *, device_kind: str | None = None) -> tuple[Ti
     piece = max(LANES, min(unit, _SCORE_ROWS // group // LANES * LANES))
     piece = next(size for size in range(piece, 0, -LANES) if unit % size == 0)
     common = {"piece": piece, "sub_query": min(piece, 256), "sub_key": unit, "vmem_limit_bytes": limit}
-    query = unit * _divisor(units, 2 if group <= 4 else 1)
-    return (
-        Tiles(query=query, key=unit * _divisor(units, 4), **common),
-        Tiles(query=query, key=unit * _divisor(units, 2), **common),
+    query = unit * _divisor(units, 4 if group <= 4 else 2 if group <= 8 else 1)
+    forward = Tiles(
+        query=query,
+        key=unit * _divisor(units, 4),
+        kv_heads=max(1, 4 // group),
+        together=query // common["sub_query"],
+        sum_by_product=any(part in device_kind for part in _WIDE_MATRIX_UNIT),
+        **common,
     )
+    query = unit * _divisor(units, 2 if group <= 4 else 1)
+    return forward, Tiles(query=query, key=unit * _divisor(units, 2), **common)
+
+
+def _device_kind() -> str:
+    """The TPU that is compiled for, as JAX names it, or nothing."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and mesh.abstract_device is not None:
+        return mesh.abstract_device.device_kind
+    return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
 
 
 def _divisor(count: int, most: int) -> int:

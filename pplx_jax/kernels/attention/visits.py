@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
 
 FIRST, LAST = 1, 2  # bits of `Visits.flags`
+WINDOW_BITS = 8  # of `Visits.window`
 MIXED = -1  # the segment of a piece that is not all of one text
 
 
@@ -30,6 +31,10 @@ class Visits(NamedTuple):
       key_segment: [B * L / key tile] the same of tiles of keys.
       start: [B * Q / sub_query] of each sub-tile of queries, the first of the keys that it meets, in units of LANES.
       stop: [B * Q / sub_query] one past the last; 0 where it meets none.
+      window: [B * Q / (sub_query * bunch)] of a bunch of sub-tiles, where one tile of keys has all that they meet and
+        one step's keys are enough for each: units of LANES, half a step or all of it, and above `WINDOW_BITS` the tile.
+        0 elsewhere.
+      padded: [B * Q / query tile] whether some of its queries may see nothing.
     """
 
     count: jax.Array
@@ -41,6 +46,8 @@ class Visits(NamedTuple):
     key_segment: jax.Array
     start: jax.Array
     stop: jax.Array
+    window: jax.Array
+    padded: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,5 +106,17 @@ def table(
     start = jnp.where(some, sub_meet.argmax(-1), 0)
     stop = jnp.where(some, sub_meet.shape[-1] - sub_meet[..., ::-1].argmax(-1), 0)
     parts = (row, query, key, flags.reshape(-1)[order])
-    parts += (_Spans.of(query_ids, tiles.piece).segment, keys.segment, start, stop)
+    parts += (_Spans.of(query_ids, tiles.piece).segment, keys.segment, start, stop, _window(start, stop, tiles))
+    parts += ((query_ids.reshape(-1, tiles.query) == 0).any(-1) | (query_ids is not key_ids),)
     return Visits(visited.sum(), *(part.reshape(-1).astype(jnp.int32) for part in parts))
+
+
+def _window(start: jax.Array, stop: jax.Array, tiles: Tiles) -> jax.Array:
+    """`Visits.window` [B, Q / (sub_query * bunch)] of the stretches [B, Q / sub_query]."""
+    start, stop = (x.reshape(x.shape[0], -1, tiles.bunch) for x in (start, stop))
+    empty, units = start >= stop, tiles.key // LANES
+    last = jnp.where(empty, -1, (stop - 1) // units).max(-1)
+    first = jnp.where(empty, last[..., None], start // units).min(-1)
+    most, step = (stop - start).max(-1), tiles.sub_key // LANES
+    size = jnp.where(most <= step // 2, step // 2, step)
+    return jnp.where((first == last) & (last >= 0) & (most <= step), size | first << WINDOW_BITS, 0)
