@@ -25,6 +25,7 @@ from pplx_jax.train_state import initial_params, make_step, new_state, state_lay
 LENGTH, SLOTS, NEGATIVES = 128, 4, 1
 ROWS_OF_MICROBATCH = 64
 BATCHES = (256, 1024, 4096, 16384)
+TIMED, PARTS = 128, 4  # the batch of the cost, and its microbatches
 SMALL = Qwen3Config(
     vocab_size=2048, width=256, mlp_width=768, layers=4, query_heads=4, kv_heads=2, head_dim=64, dtype="float32"
 )
@@ -142,13 +143,13 @@ def measure(repetitions: int) -> dict:
     cost = {}
     for name, remat in (("activations kept", False), ("blocks recomputed", True)):
         config = dataclasses.replace(SMALL, remat=remat)
-        flops = {m: operations(config, 512, m) for m in (1, 6)}
-        times = seconds(config, 512, (1, 6), repetitions)
+        flops = {parts: operations(config, TIMED, parts) for parts in (1, PARTS)}
+        times = seconds(config, TIMED, (1, PARTS), repetitions)
         cost[name] = {
-            "operations_ratio": flops[6] / flops[1],
+            "operations_ratio": flops[PARTS] / flops[1],
             "seconds_plain": times[1],
-            "seconds_cached": times[6],
-            "seconds_ratio": times[6] / times[1],
+            "seconds_cached": times[PARTS],
+            "seconds_ratio": times[PARTS] / times[1],
         }
         print(name, cost[name], flush=True)
     return {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "memory": memory, "cost": cost}

@@ -227,41 +227,64 @@ def test_training_with_all_of_it_resumes_and_leaves_a_plain_model(tables, vocabu
 
 
 ON_EIGHT_DEVICES = """
-import pathlib, sys
+import dataclasses, pathlib, sys
 import jax, numpy as np
 import tiny
-from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
-from pplx_jax.parallel.mesh import Mesh, batch_sharding
-from pplx_jax.train_state import initial_params, make_step, new_state
-import dataclasses
+from pplx_jax.parallel.mesh import Mesh, batch_sharding, shardings
+from pplx_jax.stages.base import Step
+from pplx_jax.train_state import bind, initial_params
 
 folder = pathlib.Path(sys.argv[1])
 vocabulary = Vocabulary.load(folder)
-tables = tiny.tiny_tables(folder / "tables", vocabulary)
-numbers = []
-for mesh, microbatches in ((Mesh(), 1), (Mesh(data=4, fsdp=2), 1), (Mesh(data=4, fsdp=2), 4)):
-    stage = dataclasses.replace(tiny.STAGES["triplet"], batch_size=8, temperature=0.3, microbatches=microbatches)
+table = tiny.tiny_tables(folder / "tables", vocabulary)["triplet"]
+config = tiny.tiny_config(vocabulary)
+
+def graded(mesh, microbatches, examples):
+    stage = dataclasses.replace(
+        tiny.STAGES["triplet"], batch_size=len(examples), temperature=0.3, microbatches=microbatches
+    )
     devices = mesh.build()
-    optimizer = tiny.OPTIMIZER.build(3)
-    config = tiny.tiny_config(vocabulary)
-    state = new_state(initial_params(config, 0), optimizer, devices)
-    step = make_step(stage, config, optimizer, steps=3, seed=0, mask_id=vocabulary.mask_id, mesh=devices)
-    batch = stage.features(tables["triplet"], np.arange(8), 32).arrays
-    compiled = step.lower(state, jax.device_put(batch, batch_sharding(devices))).compile()
-    _, metrics = compiled(state, jax.device_put(batch, batch_sharding(devices)))
-    numbers.append({key: float(value) for key, value in metrics.items()})
+    batch = stage.features(table, examples, 32).arrays
+    def loss(params, batch):
+        step = Step(rng=jax.random.key(0), progress=0.25, mask_id=vocabulary.mask_id)
+        return stage.loss(bind(config, params), batch, step)
+    with jax.set_mesh(devices):
+        params = initial_params(config, 0)
+        params = jax.device_put(params, shardings(params, devices))
+        batch = jax.device_put(batch, batch_sharding(devices))
+        compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, batch).compile()
+        found = compiled(params, batch)
     tokens = [line for line in compiled.as_text().splitlines() if " = s32[" in line and "32]" in line]
     words = ("all-gather(", "all-to-all(", "collective-permute(")
     moved = [line for line in tokens if any(word in line for word in words)]
     assert not moved, moved[:3]
-for other in numbers[1:]:
-    for key, value in numbers[0].items():
-        np.testing.assert_allclose(other[key], value, rtol=1e-5, atol=1e-7, err_msg=key)
+    return jax.tree.map(np.asarray, found)
+
+def distance(one, other):
+    return np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)))
+
+every = np.arange(16)
+(loss, metrics), gradient = graded(Mesh(), 1, every)
+eight = Mesh(data=4, fsdp=2)
+for microbatches in (1, 4):
+    (other_loss, other_metrics), other = graded(eight, microbatches, every)
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+    for key, value in metrics.items():
+        np.testing.assert_allclose(other_metrics[key], value, rtol=1e-5, atol=1e-7, err_msg=key)
+    for (path, expected), found in zip(
+        jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(other), strict=True
+    ):
+        assert np.any(expected), path
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-6 * np.abs(expected).max(), err_msg=str(path))
+# Control: each half of the batch against its own negatives alone.
+halves = [graded(eight, 1, half)[1] for half in (every[:8], every[8:])]
+accumulated = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+assert distance(accumulated, gradient) > 0.05 * distance(gradient, jax.tree.map(np.zeros_like, gradient))
 """
 
 
-def test_microbatches_over_eight_devices(tmp_path):
+def test_the_cached_gradient_over_eight_devices_is_that_of_one_in_every_parameter(tmp_path):
     tiny.tiny_vocabulary(tmp_path)
     tests = pathlib.Path(__file__).parents[1]
     environment = os.environ | {
