@@ -44,6 +44,7 @@ EXTRAS = {
         "openai>=1.60,<4",
         "pyrefly>=1.4,<2",
         "pytest>=8.4,<10",
+        "pytest-xdist>=3.6,<4",
         "ruff>=0.12,<0.18",
     ],
 }

@@ -3,7 +3,8 @@
 Bundles are VLIW instructions, one a cycle where nothing stalls. A tile is 512 x 512 scores of one head. Every kernel is
 counted over a dense row: what a grid step executes, times its steps, over the row's tiles. JAX's kernels execute nearly
 all of a step each time, so theirs is the whole kernel; ours has bodies for dense and for packed tiles, and its is the
-sum of those that run: the step's overhead, beginning and end of each tile of queries, and the dense body.
+sum of those that run: the step's overhead, beginning and end of each tile of queries, and the dense body. A packed row
+is 256-token texts; `over_own_tiles` is its price for a tile over that of a dense row.
 
 Usage: python benchmarks/kernels.py [--devices v5e v5p v6e] [--lengths 4096] [--heads 16 32] [--json]
 """
@@ -18,6 +19,7 @@ import sys
 from tpu_schedule import Kernel, compile_and_read
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+DEVICE_KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}
 KV_HEADS, HEAD_DIM, WIDTH, SLOTS = 8, 128, 1024, 64
 TILE = 512 * 512
 SPLASH_FORWARD = ((512, 2048, 512), (1024, 1024, 512))
@@ -31,7 +33,9 @@ def worker(name: str, topology: str, length: int, heads: int, *sizes: int) -> di
     from jax.experimental import topologies
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    sharding = jax.sharding.SingleDeviceSharding(device)
+    mesh = jax.sharding.Mesh([device], ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    rows = max(1, 32768 // length)  # too much for XLA to keep the arguments in fast memory
 
     def array(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -53,8 +57,9 @@ def worker(name: str, topology: str, length: int, heads: int, *sizes: int) -> di
             return attention(query, key, value, ids).astype(jnp.float32).sum()
 
         function = jax.grad(function, argnums=(0, 1, 2)) if name == "ours_backward" else attention
-        arrays = (array(1, length, count, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
-        compiled = jax.jit(function).lower(*arrays, ids).compile()
+        arrays = (array(rows, length, count, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
+        with jax.set_mesh(mesh):  # by which a kernel knows its device
+            compiled = jax.jit(function).lower(*arrays, array(rows, length, dtype=jnp.int32)).compile()
     elif name.startswith("splash"):
         from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
         from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -99,69 +104,83 @@ def worker(name: str, topology: str, length: int, heads: int, *sizes: int) -> di
     }
 
 
-def bodies(kernel: Kernel, before: tuple[str, ...], after: tuple[str, ...]) -> dict[str, tuple[int, int]]:
-    """The long stretches of a kernel of ours by what they do: the dense body is the longest, others are around it."""
-    long = [stretch for stretch in kernel.stretches if size(stretch) > 120]
-    full = max(range(len(long)), key=lambda place: size(long[place]))
-    names = (*before, "full", *after)
-    return dict(zip(names, long[full - len(before) :], strict=False))
-
-
 def size(stretch: tuple[int, int]) -> int:
     return stretch[1] - stretch[0]
 
 
-def ours_forward(kernel: Kernel, length: int, heads: int) -> tuple[dict, dict]:
-    """Dense and packed (texts of 256 tokens) figures of our forward pass."""
+def ours_forward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[dict, dict]:
+    """Dense and packed (texts of 256 tokens) figures of our forward pass, which runs for some key heads at a time."""
     from pplx_jax.kernels.attention.tiles import best
 
-    group, tiles = heads // KV_HEADS, best(length, heads // KV_HEADS)[0]
-    found = bodies(kernel, ("begin",), ("short", "long", "begin_sub", "step"))
-    found["finish"] = max((s for s in kernel.stretches if s[0] > found["step"][0]), key=size)
+    group, tiles = heads // KV_HEADS, best(length, heads // KV_HEADS, device_kind=DEVICE_KINDS[device])[0]
+    long = [stretch for stretch in kernel.stretches if size(stretch) > 120]
+    at = next(place for place, stretch in enumerate(long) if size(stretch) > 1000)
+    names = ("side_by_side", "side_by_side_whole_steps", "begin", "full", "begin_sub")
+    found = dict(zip(names, long[at:], strict=False))
+    rest = long[at + len(names) :]
+    found["step"] = max(rest, key=size)
+    found["limit"] = (found["begin_sub"][1], found["step"][0])
+    found["finish"] = next(s for s in rest if s[0] >= found["step"][1] and size(s) > 150)
+    found["clear"] = next(s for s in rest if s[0] >= found["finish"][1])
     overhead = kernel.bundles - sum(map(size, found.values()))
     query_tiles, key_tiles = length // tiles.query, length // tiles.key
     pieces, subs = length // tiles.piece, length // tiles.sub_query
-    dense = query_tiles * key_tiles * overhead + pieces * (key_tiles * size(found["full"]) + size(found["begin"]))
-    dense += subs * size(found["finish"])
-    dense_tiles = length * length * group / TILE
-    packed, texts = query_tiles * overhead + subs * size(found["short"]), length // 256
+    dense = query_tiles * key_tiles * overhead + subs * tiles.kv_heads * size(found["finish"])
+    dense += pieces * (key_tiles * tiles.kv_heads * size(found["full"]) + size(found["begin"]))
+    dense /= length * length * group * tiles.kv_heads / TILE
+    side = found["side_by_side"]
+    packed = query_tiles * overhead + subs // tiles.together * size(side)
+    packed /= length * 256 * group * tiles.kv_heads / TILE
     common = {"vmem_bytes": tiles.forward_bytes(group, HEAD_DIM, 2)}
+    whole = size(found["side_by_side_whole_steps"])
     return (
         {
-            "bundles_per_tile": dense / dense_tiles,
+            "bundles_per_tile": dense,
             "body_bundles_per_tile": size(found["full"]) / (tiles.piece * tiles.key * group / TILE),
             "matrix_slots_share": kernel.matrix_share(*found["full"]),
             "spills": kernel.spills(*found["full"]),
             **common,
         },
         {
-            "bundles_per_tile": packed / (texts * 256 * 256 * group / TILE),
-            "over_own_tiles": packed / (texts * 256 // tiles.sub_query * size(found["short"])),
-            "over_dense_row": packed / dense,
-            "matrix_slots_share": kernel.matrix_share(*found["short"]),
-            "spills": kernel.spills(*found["short"]),
+            "bundles_per_tile": packed,
+            "over_own_tiles": packed / dense,
+            "over_dense_row": packed * 256 / length / dense,
+            "bundles_per_tile_of_512_tokens": whole
+            / (tiles.bunch * tiles.sub_query * tiles.sub_key * group * tiles.kv_heads / TILE),
+            "matrix_slots_share": kernel.matrix_share(*side),
+            "spills": kernel.spills(*side),
             **common,
         },
     )
 
 
-def ours_backward(kernel: Kernel, length: int, heads: int) -> dict:
-    """Dense figures of our backward pass."""
+def ours_backward(kernel: Kernel, length: int, heads: int) -> tuple[dict, dict]:
+    """Dense and packed figures of our backward pass."""
     from pplx_jax.kernels.attention.tiles import best
 
     group, tiles = heads // KV_HEADS, best(length, heads // KV_HEADS)[1]
-    found = bodies(kernel, ("first", "zero"), ("short", "step"))
+    long = [stretch for stretch in kernel.stretches if size(stretch) > 120]
+    full = max(range(len(long)), key=lambda place: size(long[place]))
+    found = dict(zip(("first", "zero", "full", "short", "step"), long[full - 2 :], strict=False))
     overhead = kernel.bundles - sum(map(size, found.values()))
     query_tiles, key_tiles = length // tiles.query, length // tiles.key
-    dense = query_tiles * key_tiles * overhead + key_tiles * size(found["first"]) + size(found["zero"])
-    dense += length // tiles.piece * key_tiles * size(found["full"])
-    return {
-        "bundles_per_tile": dense / (length * length * group / TILE),
-        "body_bundles_per_tile": size(found["full"]) / (tiles.piece * tiles.key * group / TILE),
-        "matrix_slots_share": kernel.matrix_share(*found["full"]),
-        "spills": kernel.spills(*found["full"]),
-        "vmem_bytes": tiles.backward_bytes(group, HEAD_DIM, 2, min(length, 8192)),
-    }
+    starts = key_tiles * size(found["first"]) + size(found["zero"])
+    dense = query_tiles * key_tiles * overhead + starts + length // tiles.piece * key_tiles * size(found["full"])
+    dense /= length * length * group / TILE
+    packed = max(query_tiles, key_tiles) * overhead + starts + length // tiles.sub_query * size(found["short"])
+    packed /= length * 256 * group / TILE
+    common = {"vmem_bytes": tiles.backward_bytes(group, HEAD_DIM, 2, min(length, 8192))}
+
+    def figures(price: float, body: tuple[int, int]) -> dict:
+        share, spills = kernel.matrix_share(*body), kernel.spills(*body)
+        return {"bundles_per_tile": price, "matrix_slots_share": share, "spills": spills, **common}
+
+    body = size(found["full"]) / (tiles.piece * tiles.key * group / TILE)
+    more = {"over_own_tiles": packed / dense, "over_dense_row": packed * 256 / length / dense}
+    return (
+        figures(dense, found["full"]) | {"body_bundles_per_tile": body},
+        figures(packed, found["short"]) | more,
+    )
 
 
 def theirs(kernels: list[Kernel], tiles: float) -> dict:
@@ -188,10 +207,11 @@ def measure(device: str, length: int, heads: int) -> dict:
 
     result: dict[str, dict] = {"attention_forward": {}, "attention_backward": {}, "attention_packed": {}}
     memory, kernels = run("ours_forward")
-    dense, packed = ours_forward(kernels["attention_forward"], length, heads)
+    dense, packed = ours_forward(kernels["attention_forward"], length, heads, device)
     result["attention_forward"]["ours"], result["attention_packed"]["ours"] = dense | memory, packed | memory
     memory, kernels = run("ours_backward")
-    result["attention_backward"]["ours"] = ours_backward(kernels["attention_backward"], length, heads) | memory
+    dense, packed = ours_backward(kernels["attention_backward"], length, heads)
+    result["attention_backward"]["ours"], result["attention_packed"]["ours_backward"] = dense | memory, packed | memory
 
     def splash(name, sizes, words):
         memory, kernels = run(name, *sizes)
