@@ -16,7 +16,9 @@ RECIPES = sorted((ROOT / "gin" / "recipes").glob("*.gin"))
 STAGE_NAMES = ("diffusion", "pair", "contextual", "triplet")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What a user has to say of a recipe; here it need not exist.
-REQUIRED = {name: ("INITIAL='a_model'", "CORPUS='a_corpus'") for name in ("pplx_embed_0p6b", "pplx_embed_4b")}
+PUBLISHED = ("pplx_embed_0p6b", "pplx_embed_4b")
+REQUIRED = {name: ("INITIAL='a_model'", "CORPUS='a_corpus'") for name in PUBLISHED}
+REQUIRED |= {name: ("DATA_FOLDER='a_folder'",) for name in ("multilingual_dev", "multilingual_dev_cpu")}
 
 
 def test_there_are_recipes_to_check():
@@ -39,12 +41,14 @@ def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys):
     assert not workdir.exists()
 
 
-@pytest.mark.parametrize("name", REQUIRED)
-@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize(
+    "name, missing", [(name, place) for name, params in REQUIRED.items() for place in range(len(params))]
+)
 def test_what_a_recipe_requires_is_named(name, missing):
     params = [param for place, param in enumerate(REQUIRED[name]) if place != missing]
     macro = REQUIRED[name][missing].partition("=")[0]
-    with pytest.raises(BadInput, match=rf"gin/stages/pplx_embed.gin:\d+: %{macro} is required"):
+    file = "stages/pplx_embed" if name in PUBLISHED else "recipes/multilingual_dev"
+    with pytest.raises(BadInput, match=rf"gin/{file}.gin:\d+: %{macro} is required"):
         load([f"gin/recipes/{name}.gin"], params)
 
 
