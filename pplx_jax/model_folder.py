@@ -136,8 +136,10 @@ def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str]:
     if version != FORMAT:
         raise BadInput(f"{folder / MODEL} is of format {version!r}, this version reads {FORMAT}; write it again")
     try:
-        config, kind, stage = Qwen3Config(**description["model"]), description["kind"], description["stage"]
-    except (KeyError, TypeError) as error:
+        fields: dict[str, Any] = dict(description["model"])
+        fields["kept"] = tuple(fields.get("kept", ()))
+        config, kind, stage = Qwen3Config(**fields), description["kind"], description["stage"]
+    except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / MODEL} does not describe a model ({error}); is it of another version?") from error
     if kind not in ("v1", *KINDS.values()):
         raise BadInput(

@@ -22,9 +22,9 @@ LEDGER = """
 import numpy as np
 
 class Reader(loop.BatchReader):
-    def __call__(self, indices):
-        batch = super().__call__(indices)
-        return batch._replace(metrics=batch.metrics | {"ids": indices.tolist()})
+    def __call__(self, selection):
+        batch = super().__call__(selection)
+        return batch._replace(metrics=batch.metrics | {"ids": selection.row.tolist()})
 
 class Loader(loop.Loader):
     def __next__(self):

@@ -82,7 +82,7 @@ def test_a_full_recipe_has_the_published_values(name, diffusion_rate, pair_rate,
 DECLARED = ["INITIAL='a_model'", "DATA_ROOT='data'", "EVALUATION='sets'"]
 
 
-@pytest.mark.parametrize("name", REQUIRED)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_declared_sources_take_the_place_of_a_folder_and_add_up_to_the_published_shares(name):
     run = load([f"gin/recipes/{name}.gin", "gin/data/pplx_embed.gin"], DECLARED).arguments["run"]
     sources = {part.name: part for source in run["corpus"].sources for part in source.parts().values()}

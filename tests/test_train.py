@@ -27,6 +27,7 @@ from pplx_jax.model_folder import load_config
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.rules import MESH_AXES
+from pplx_jax.parallel.rules import MESH_AXES
 from pplx_jax.train import FINISHED, NonFiniteLoss, Training, train
 from pplx_jax.train_state import state_layout
 
@@ -326,7 +327,7 @@ def test_a_checkpoint_is_all_there_is_to_know(setting, whole):
         "seed": 3,
         "examples": tiny.EXAMPLES,
         "processes": 1,
-        "mesh": {"data": 1, "fsdp": 1},
+        "mesh": dict.fromkeys(MESH_AXES, 1),
         "config": CONFIG_TEXT,
     }
 

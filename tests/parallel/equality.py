@@ -150,7 +150,7 @@ def controls() -> dict[str, list[float]]:
     given, mesh = batches("pair")[:1], preset("fsdp")
     rolled = [{**given[0], "document": np.roll(given[0]["document"], 1, axis=0)}]
     half = dataclasses.replace(STAGES["pair"], batch_size=BATCH // 2)
-    names = ("query", "document", "document_hash")
+    names = ("query", "query_hash", "document", "document_hash")
     halves = [
         [{name: array[part] if name in names else array for name, array in given[0].items()}]
         for part in (slice(0, BATCH // 2), slice(BATCH // 2, None))
