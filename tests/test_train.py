@@ -27,7 +27,6 @@ from pplx_jax.model_folder import load_config
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.rules import MESH_AXES
-from pplx_jax.parallel.rules import MESH_AXES
 from pplx_jax.train import FINISHED, NonFiniteLoss, Training, train
 from pplx_jax.train_state import state_layout
 
