@@ -8,7 +8,7 @@ from pplx_jax.plan.hlo import Instruction
 
 TILE = 512 * 512
 BUNDLES_PER_TILE = {
-    "attention_forward": {"v5e": 1010, "v5p": 1080, "v6e": 614},
+    "attention_forward": {"v5e": 1010, "v5p": 1020, "v6e": 614},
     "attention_backward": {"v5e": 2340, "v5p": 2340, "v6e": 1280},
 }
 # Two cores of a v5p chip take a half of the rows or heads each.

@@ -26,7 +26,7 @@ class LongestTexts:
             "query": _equal(examples, lengths.query),
             "document": _equal(examples * (1 + negatives), lengths.document),
             "negatives": others,
-            "document_hash": documents,
+            "document_hash": np.arange(examples * (1 + negatives), dtype=np.int32),
             "chunk": np.zeros(examples, np.int32),
             "chunks": _equal(examples * lengths.chunks, lengths.chunk),
             "chunks_of_document": chunks,
