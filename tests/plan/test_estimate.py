@@ -6,7 +6,7 @@ from pplx_jax.errors import BadInput
 from pplx_jax.plan.chips import Topology
 from pplx_jax.plan.estimate import estimate
 from pplx_jax.plan.hlo import parse, runs, trip_count
-from pplx_jax.plan.kernels import kernel_cycles, visited_share
+from pplx_jax.plan.kernels import BUNDLES_PER_TILE, kernel_cycles, visited_share
 from pplx_jax.plan.links import Place, buffer_bytes, first_group, received_bytes, transfers
 
 PROGRAM = """
@@ -91,7 +91,7 @@ def test_a_step_is_the_sum_of_its_parts():
     found = estimate(PROGRAM, PLACES, V5E, branch_share=0.25, visited_share=1.0)
     assert found.compiler_seconds == pytest.approx((36 * 1500 + 0.25 * 8000 + 100) / 1.5e9)
     # Two heads of 512 queries on 1,024 keys: four tiles.
-    assert found.kernel_seconds == {"attention_forward": pytest.approx(36 * 4 * 1010 / 1.5e9)}
+    assert found.kernel_seconds == {"attention_forward": pytest.approx(36 * 4 * BUNDLES_PER_TILE["attention_forward"]["v5e"] / 1.5e9)}
     assert found.product_flops == 36 * 2 * 64 * 128 * 128
     by_kind = {(each.kind, each.link, each.overlapped): each for each in found.transfers}
     gathered = by_kind["all-gather", "ici", False]
@@ -160,8 +160,9 @@ def test_kernels_by_their_schedules():
     module, _ = parse(PROGRAM)
     by_name = {each.name: each for each in module["body.1"]}
     kernel, operands = by_name["attention_forward.2"], [by_name["q"], by_name["k"]]
-    assert kernel_cycles(kernel, operands, V5E, 0.5) == 2 * 1010
-    assert kernel_cycles(kernel, operands, Topology("v5p:2x2x1"), 1.0) == 4 * 1080 / 2  # two cores
+    forward = BUNDLES_PER_TILE["attention_forward"]
+    assert kernel_cycles(kernel, operands, V5E, 0.5) == 2 * forward["v5e"]
+    assert kernel_cycles(kernel, operands, Topology("v5p:2x2x1"), 1.0) == 4 * forward["v5p"] / 2  # two cores
     assert kernel_cycles(by_name["product.1"], operands, V5E, 1.0) is None
 
 
