@@ -20,7 +20,7 @@ lint: .venv/installed
 
 .venv/installed: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[data,convert,eval,mine,parquet,serve,tpu,launch,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[data,convert,eval,search,parquet,serve,tpu,launch,dev]'
 	touch $@
 
 # The oldest transformers that exports open in, for the test that opens them there.

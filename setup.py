@@ -25,10 +25,16 @@ EXTRAS = {
         "safetensors>=0.6,<1",
         "tokenizers>=0.22,<1",
     ],
-    # The BM25 baseline.
-    "eval": ["bm25s>=0.2.14,<0.4"],
-    # Approximate search in `mine`.
-    "mine": ["faiss-cpu>=1.9,<2"],
+    # BM25, the benchmarks, and models that sentence-transformers loads.
+    "eval": [
+        "bm25s>=0.2.14,<0.4",
+        "datasets>=3,<6",
+        "mteb>=2.20,<3",
+        "sentence-transformers>=5.4,<7",
+        "torch>=2.9,<3",
+    ],
+    # The first stage of `index` and `search`, and approximate search in `mine`.
+    "search": ["faiss-cpu>=1.9,<2"],
     # `embed` of Parquet files.
     "parquet": ["pyarrow>=19,<26"],
     # `serve`.

@@ -61,7 +61,7 @@ def approximate_search(documents: np.ndarray, probes: int) -> Search:
     try:
         import faiss
     except ImportError:
-        raise BadInput("Mining.search='approximate' needs faiss: pip install 'pplx-jax[mine]'") from None
+        raise BadInput("Mining.search='approximate' needs faiss: pip install 'pplx-jax[search]'") from None
     units, width = _units(documents), documents.shape[1]
     cells = max(1, min(int(4 * len(units) ** 0.5), len(units) // 39))  # faiss asks for 39 documents a cell
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
