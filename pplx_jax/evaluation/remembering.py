@@ -9,10 +9,15 @@ from pplx_jax.retrieval.encoder import Encoder, Limits
 
 
 class Remembering:
-    """The `Encoder` it wraps, with the vectors of every text and document asked for so far."""
+    """The `Encoder` it wraps, with the vectors of every text and document asked for so far.
 
-    def __init__(self, model: Encoder):
-        self._model = model
+    Args:
+        model: the encoder.
+        most: texts and documents to remember, the first ones; None for all.
+    """
+
+    def __init__(self, model: Encoder, most: int | None = None):
+        self._model, self._most = model, most
         self._known: dict[Hashable, np.ndarray] = {}
         self.fingerprint = model.fingerprint
 
@@ -36,7 +41,7 @@ class Remembering:
     def _recall(self, kind: str, items: list, encode: Callable, options: dict[str, Any]) -> list[np.ndarray]:
         how = (kind, *sorted(options.items()))
         missing = [item for item in dict.fromkeys(items) if (how, item) not in self._known]
-        if missing:
-            for item, vectors in zip(missing, encode(missing, **options), strict=True):
-                self._known[how, item] = vectors
-        return [self._known[how, item] for item in items]
+        found = dict(zip(missing, encode(missing, **options), strict=True)) if missing else {}
+        for item in missing[: None if self._most is None else max(self._most - len(self._known), 0)]:
+            self._known[how, item] = found[item]
+        return [found[item] if item in found else self._known[how, item] for item in items]
