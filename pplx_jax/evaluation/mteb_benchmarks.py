@@ -58,6 +58,7 @@ def open_benchmark(
     prompts: Prompts = NO_PROMPTS,
     results: pathlib.Path | None = None,
     model_name: str | None = None,
+    scratch: pathlib.Path | None = None,
 ) -> MtebBenchmark:
     """Opens a benchmark; nothing is loaded before a task is evaluated.
 
@@ -68,6 +69,8 @@ def open_benchmark(
         prompts: around the texts, for models that want them.
         results: where to write mteb's own result files, which its leaderboard takes.
         model_name: "organization/model" in those.
+        scratch: keeps the vectors of a corpus until it is ranked, so that an interrupted run goes on with them; the
+            largest language of "miracl_full" takes 33 GB as INT8 of 1024 dimensions.
 
     Raises:
         BadInput: the name is unknown, or the library mteb is missing.
@@ -85,5 +88,5 @@ def open_benchmark(
     else:
         raise BadInput(f"no benchmark {name!r}; there are {', '.join([*_MTEB_NAMES, *_MIRACL_TASKS])}")
     return MtebBenchmark(
-        name, [MtebTask(each, task, data, prompts, results, model_name) for each, task in tasks.items()]
+        name, [MtebTask(each, task, data, prompts, results, model_name, scratch) for each, task in tasks.items()]
     )

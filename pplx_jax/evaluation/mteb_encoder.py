@@ -1,5 +1,6 @@
 """An encoder behind mteb's `EncoderProtocol`, which the tasks that are no retrieval ask for (STS, clustering, ...)."""
 
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,8 +21,8 @@ class EncoderSearch(Search):
     bits leave unpacked, as -1 and +1: a byte of eight signs is no number to be multiplied.
     """
 
-    def __init__(self, system: System, prompts: Prompts, meta: Any):
-        super().__init__(system, prompts, meta)
+    def __init__(self, system: System, prompts: Prompts, meta: Any, scratch: pathlib.Path | None = None):
+        super().__init__(system, prompts, meta, scratch)
         if system.encoder is None:
             raise ValueError("BM25 encodes nothing; it is a `Search`")
         self._encoder: Encoder = system.encoder
@@ -44,14 +45,18 @@ class EncoderSearch(Search):
         vectors = np.concatenate([encode(self._encoder, texts[block], ids[block], settings) for block in blocks])
         return (unpack_bits(vectors) if settings.quantization == "ubinary" else vectors).astype(np.float32)
 
-    def similarity(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Cosine of every pair [n, m]."""
-        return similarity(_rows(embeddings1), _rows(embeddings2))
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of every pair, a torch tensor [n, m] as mteb wants it."""
+        import torch
 
-    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> np.ndarray:
-        """Cosine of each row with its counterpart [n]."""
+        return torch.from_numpy(similarity(_rows(embeddings1), _rows(embeddings2)))
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosine of each row with its counterpart, a torch tensor [n]."""
+        import torch
+
         pairs = zip(_rows(embeddings1), _rows(embeddings2), strict=True)
-        return np.array([similarity(a[None], b[None])[0, 0] for a, b in pairs])
+        return torch.tensor([similarity(a[None], b[None]).item() for a, b in pairs])
 
 
 def _rows(embeddings: Any) -> np.ndarray:

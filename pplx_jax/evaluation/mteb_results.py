@@ -25,11 +25,9 @@ def model_meta(system: System, prompts: Prompts, name: str | None = None) -> Any
     from mteb.types import OutputDType
 
     encoder, settings = system.encoder, system.settings
-    fields: dict[str, Any] = dict.fromkeys(ModelMeta.model_fields) | {
+    unknown = [field for field, about in ModelMeta.model_fields.items() if about.is_required()]
+    fields: dict[str, Any] = dict.fromkeys(unknown) | {
         "name": name or _name(system.name),
-        "loader_kwargs": {},
-        "modalities": ["text"],
-        "model_type": ["dense"],
         "framework": ["JAX"],
         "use_instructions": prompts != NO_PROMPTS,
     }

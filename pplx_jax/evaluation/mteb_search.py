@@ -5,7 +5,7 @@ document id, descending, as in trec_eval, also where they straddle the last rank
 """
 
 import dataclasses
-import tempfile
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.benchmark import Settings, System
 from pplx_jax.evaluation.mteb_texts import Prompts, document_texts, query_texts, task_instruction
+from pplx_jax.evaluation.mteb_vectors import CorpusVectors, folder_of
 from pplx_jax.evaluation.pooled import pooled_vectors
 from pplx_jax.models.quantization import quantize
 from pplx_jax.progress import Progress
@@ -25,7 +26,6 @@ from pplx_jax.retrieval.search import rank_scores, similarity, top_k
 
 DOCUMENTS_PER_BLOCK = 8192
 _QUERIES_PER_BLOCK = 256
-_BYTES_IN_MEMORY = 4 << 30
 
 
 class Search:
@@ -34,13 +34,15 @@ class Search:
     Args:
         system: a model, or BM25.
         prompts: around its texts.
+        meta: mteb's `ModelMeta`.
+        scratch: where the vectors of a corpus are kept until it is ranked, so that an interrupted run goes on.
 
     Attributes:
         mteb_model_meta: what mteb writes beside results.
     """
 
-    def __init__(self, system: System, prompts: Prompts, meta: Any):
-        self.system, self.prompts, self.mteb_model_meta = system, prompts, meta
+    def __init__(self, system: System, prompts: Prompts, meta: Any, scratch: pathlib.Path | None = None):
+        self.system, self.prompts, self.mteb_model_meta, self._scratch = system, prompts, meta, scratch
         self._corpus: Any = None
 
     def index(self, corpus: Any, **_: Any) -> None:
@@ -69,33 +71,57 @@ class Search:
         where = f"{task_metadata.name}, {hf_subset}, {hf_split}"
         ids, query_ids = list(self._corpus["id"]), list(queries["id"])
         instruct = {kind: task_instruction(task_metadata, kind) for kind in ("query", "document")}
+        folder = self._folder(where, task_metadata.revision, len(ids))
         try:
             texts = self.prompts.queries(query_texts(queries[:]), instruct["query"])
-            scores = self._scores(texts, query_ids, instruct["document"], where)
+            with CorpusVectors(len(ids), folder) as vectors:
+                scores = self._scores(texts, query_ids, vectors, instruct["document"], where)
+                if top_ranked is None:
+                    return dict(zip(query_ids, _best(scores, ids, len(query_ids), top_k), strict=True))
+                row = {document: place for place, document in enumerate(ids)}
+                return {
+                    query: _among(scores, place, np.array([row[one] for one in top_ranked[query]]), ids, top_k)
+                    for place, query in enumerate(query_ids)
+                    if query in top_ranked
+                }
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from None
-        if top_ranked is None:
-            return dict(zip(query_ids, _best(scores, ids, len(query_ids), top_k), strict=True))
-        row = {document: place for place, document in enumerate(ids)}
-        return {
-            query: _among(scores, place, np.array([row[one] for one in top_ranked[query]]), ids, top_k)
-            for place, query in enumerate(query_ids)
-            if query in top_ranked
-        }
 
-    def _scores(self, queries: list[str], query_ids: list[str], instruction: str, where: str) -> "_Scores":
+    def _scores(
+        self, queries: list[str], query_ids: list[str], vectors: CorpusVectors, instruction: str, where: str
+    ) -> "_Scores":
         encoder, settings, corpus = self.system.encoder, self.system.settings, self._corpus
+        packed = settings.quantization == "ubinary"
         if encoder is None:
             return _BM25Scores(queries, BM25(document_texts(corpus[:])))
         if settings.context and "parent" in corpus.column_names:
             data = _with_parents(corpus, self.prompts.documents(document_texts(corpus[:]), instruction), queries)
             pooled = pooled_vectors(encoder, data, context=True, dims=settings.dims, truncate=settings.truncate)
-            vectors = [quantize(part, settings.quantization) for part in pooled]
-            return _VectorScores(*vectors, packed=settings.quantization == "ubinary")
-        vectors = encode(encoder, queries, query_ids, settings)
-        blocks = _blocks(corpus, self.prompts, instruction)
-        documents = _encode_blocks(encoder, blocks, len(corpus), settings, where)
-        return _VectorScores(vectors, documents, packed=settings.quantization == "ubinary")
+            query_vectors, document_vectors = (quantize(part, settings.quantization) for part in pooled)
+            return _VectorScores(query_vectors, document_vectors, packed)
+        query_vectors = encode(encoder, queries, query_ids, settings)
+        total = len(corpus)
+        with Progress(
+            f"encode {where}", total, "document", start=vectors.done, enabled=total > DOCUMENTS_PER_BLOCK
+        ) as progress:
+            for begin in range(vectors.done, total, DOCUMENTS_PER_BLOCK):
+                columns = corpus[begin : begin + DOCUMENTS_PER_BLOCK]
+                texts = self.prompts.documents(document_texts(columns), instruction)
+                vectors.add(encode(encoder, texts, columns["id"], settings))
+                progress.update(vectors.done)
+        return _VectorScores(query_vectors, vectors.vectors, packed)
+
+    def _folder(self, where: str, revision: str, documents: int) -> pathlib.Path | None:
+        encoder, settings = self.system.encoder, self.system.settings
+        if encoder is None:
+            return None
+        return folder_of(
+            self._scratch,
+            corpus=[where, revision, documents],
+            model=encoder.fingerprint,
+            settings=dataclasses.asdict(settings),
+            prompt=self.prompts.document,
+        )
 
 
 def encode(encoder: Encoder, texts: Sequence[str], ids: Sequence[str], settings: Settings) -> np.ndarray:
@@ -164,35 +190,6 @@ def _among(scores: _Scores, query: int, rows: np.ndarray, ids: list[str], k: int
     candidates = [ids[row] for row in rows]
     ranked, found = rank_scores(scores.of(query, rows), tie_places(candidates), k)
     return {candidates[place]: score for place, score in zip(ranked[0].tolist(), found[0].tolist(), strict=True)}
-
-
-def _blocks(corpus: Any, prompts: Prompts, instruction: str) -> Iterator[tuple[list[str], list[str]]]:
-    """Texts and ids, a block of rows read at a time."""
-    for begin in range(0, len(corpus), DOCUMENTS_PER_BLOCK):
-        columns = corpus[begin : begin + DOCUMENTS_PER_BLOCK]
-        yield prompts.documents(document_texts(columns), instruction), columns["id"]
-
-
-def _encode_blocks(
-    encoder: Encoder, blocks: Iterator[tuple[list[str], list[str]]], total: int, settings: Settings, label: str
-) -> np.ndarray:
-    """Vectors [total, width]; past what memory should hold, in a file that the system drops when they are let go."""
-    vectors, done = np.empty((0, 0)), 0
-    with Progress(f"encode {label}", total, "document", enabled=total > DOCUMENTS_PER_BLOCK) as progress:
-        for texts, ids in blocks:
-            block = encode(encoder, texts, ids, settings)
-            if not done:
-                vectors = _room((total, block.shape[1]), block.dtype)
-            vectors[done : done + len(block)] = block
-            done += len(block)
-            progress.update(done)
-    return vectors
-
-
-def _room(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    if shape[0] * shape[1] * dtype.itemsize <= _BYTES_IN_MEMORY:
-        return np.empty(shape, dtype)
-    return np.memmap(tempfile.TemporaryFile(prefix="pplx-jax-vectors-"), dtype, "w+", shape=shape)
 
 
 def _with_parents(corpus: Any, documents: list[str], queries: list[str]) -> RetrievalSet:

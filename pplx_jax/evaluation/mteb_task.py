@@ -35,6 +35,7 @@ class MtebTask:
         prompts: around the texts.
         results: where mteb's own result files go, if anywhere.
         model_name: "organization/model" in those.
+        scratch: keeps the vectors of a corpus until it is ranked, so that an interrupted run goes on with them.
     """
 
     name: str
@@ -43,6 +44,7 @@ class MtebTask:
     prompts: Prompts = NO_PROMPTS
     results: pathlib.Path | None = None
     model_name: str | None = None
+    scratch: pathlib.Path | None = None
 
     @property
     def main_metric(self) -> str:
@@ -64,14 +66,14 @@ class MtebTask:
         return parts
 
     def _search(self, system: System) -> Search:
-        meta = model_meta(system, self.prompts, self.model_name)
         if system.encoder is None:
-            return Search(system, self.prompts, meta)
+            return Search(system, NO_PROMPTS, model_meta(system, NO_PROMPTS, self.model_name))
+        meta = model_meta(system, self.prompts, self.model_name)
         if len(self.task.hf_subsets) * len(self.task.eval_splits) > 1:
             # Belebele's 376 pairs of languages and MLQA's 49 share their texts.
             encoder = Remembering(system.encoder, most=_REMEMBERED_TEXTS)
             system = dataclasses.replace(system, encoder=encoder)
-        return EncoderSearch(system, self.prompts, meta)
+        return EncoderSearch(system, self.prompts, meta, self.scratch)
 
     @contextlib.contextmanager
     def _loaded(self) -> Iterator[None]:
@@ -92,11 +94,9 @@ class MtebTask:
                 self.task.load_data()
                 self.task.convert_v1_dataset_format_to_v2(num_proc=None)
             except Exception as error:  # what is raised depends on where in three libraries it breaks
-                cause = (str(error).splitlines() or [""])[0]
                 raise BadInput(
-                    f"{self.name}: the data set {repository} (revision {revision}) does not load, "
-                    f"{type(error).__name__}: {cause}; put its files of the Hugging Face hub in DATA/{repository} and "
-                    "give DATA as the folder of the data"
+                    f"{self.name}: the data set {repository} (revision {revision}) does not load ({_cause(error)}); "
+                    f"put its files of the Hugging Face hub in DATA/{repository} and give DATA as the folder"
                 ) from error
             yield
         finally:
@@ -147,6 +147,13 @@ class MtebTask:
 
         now = datetime.datetime.now(tz=datetime.UTC)
         return TaskResult.from_task_results(self.task, scores, evaluation_time=seconds, date=now)
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of a chain, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _trec_name(metric: str) -> str:

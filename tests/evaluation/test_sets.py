@@ -74,6 +74,11 @@ def test_no_text_is_encoded_twice():
     assert Counting.asked == 2
     model.encode(["sky"], quantization="int8")
     assert Counting.asked == 3  # another form is another vector
+    Counting.asked, few = 0, Remembering(Counting(), most=1)
+    for _ in range(2):
+        found = few.encode(texts, quantization="none")
+        np.testing.assert_array_equal(found, plain.encode(texts, quantization="none"))
+    assert Counting.asked == 2 + 1  # the first text alone is remembered
 
 
 def test_the_table_has_a_line_a_set():
