@@ -54,6 +54,14 @@ class Verb:
     writes: bool = True
 
 
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(size) for size in _names(text)]
+
+
 _PATH = {"type": pathlib.Path}
 _PROCESSES = (
     flag("--coordinator", help="HOST:PORT of process 0 of several, or auto where JAX finds the others by itself"),
@@ -202,15 +210,27 @@ VERBS = (
         "a model on a benchmark or a BEIR folder",
         "evaluate_task",
         flags=(
-            flag("--model", required=True, type=PathOrName, help="a model folder, or bm25"),
-            flag("--task", dest="folder", required=True, type=PathOrName, help="a benchmark or a BEIR folder"),
-            flag("--quantization", choices=_QUANTIZATIONS, help="default int8"),
-            flag("--context", action="store_true", help="encode passages together with their neighbours"),
-            flag("--dims", type=int, help="only the first so many dimensions"),
+            flag("--model", required=True, type=PathOrName, help="a model folder, another's, or bm25"),
+            flag("--task", required=True, type=PathOrName, help="a benchmark, a BEIR folder, or a folder of those"),
+            flag("--tasks", type=_names, help="only these tasks of it, with commas between"),
+            flag("--quantization", type=_names, help="int8, binary, ubinary, tanh, none; several with commas between"),
+            flag("--dims", type=_sizes, help="only the first so many dimensions; several with commas between"),
+            flag(
+                "--context",
+                nargs="?",
+                const="with",
+                choices=("with", "without", "both"),
+                help="encode passages together with their neighbours (late chunking), or both ways",
+            ),
             flag("--truncate", action="store_true", help="cut texts past the limit"),
+            flag("--query_prompt", help="before every query, of models trained with one"),
+            flag("--document_prompt", help="before every document"),
+            flag("--data", **_PATH, help="a folder of the benchmark's files, in place of the hub"),
+            flag("--output", **_PATH, help="the results folder to write, or to go on with"),
+            flag("--compare", **_PATH, help="another results folder: differences, intervals, p"),
             flag("--run_file", **_PATH, help="where to write the ranking in TREC's format"),
         ),
-        outputs=("run_file",),
+        outputs=("output", "run_file"),
     ),
     Verb(
         "data cache",

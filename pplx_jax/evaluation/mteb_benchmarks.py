@@ -6,17 +6,16 @@ retrieval tasks alone. Main metrics are not all nDCG@10: LEMBPasskey has nDCG@1,
 
 import dataclasses
 import pathlib
+import statistics
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.benchmark import Part
+from pplx_jax.evaluation.benchmark import Part, main_value
 from pplx_jax.evaluation.mteb_task import MtebTask
 from pplx_jax.evaluation.mteb_texts import NO_PROMPTS, Prompts
 
-_MTEB_NAMES = {"mteb_multilingual": "MTEB(Multilingual, v2)", "mteb_code": "MTEB(Code, v1)"}
-_MIRACL_TASKS = {"miracl": "MIRACLRetrievalHardNegatives", "miracl_full": "MIRACLRetrieval"}
+_MTEB_NAMES = {"mteb-multilingual": "MTEB(Multilingual, v2)", "mteb-code": "MTEB(Code, v1)"}
+_MIRACL_TASKS = {"miracl": "MIRACLRetrievalHardNegatives", "miracl-full": "MIRACLRetrieval"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +36,17 @@ class MtebBenchmark:
             return {}
         metrics = {task.name: task.main_metric for task in self.tasks}
         tests = {task: _test_parts(each) for task, each in parts.items()}
-        averages = {"mean": _mean(parts, metrics)}
+        averages = {"mean": parts}
         if any(len(tests[task]) < len(each) for task, each in parts.items()):
-            averages["mean_test_splits"] = _mean(tests, metrics)
-        return averages
+            averages["mean_test_splits"] = tests
+        return {
+            name: statistics.fmean(main_value(of_task, metrics[task]) for task, of_task in each.items())
+            for name, each in averages.items()
+        }
 
 
 def _test_parts(parts: Sequence[Part]) -> Sequence[Part]:
     return [part for part in parts if part.split.startswith("test")] or parts
-
-
-def _mean(parts: Mapping[str, Sequence[Part]], metrics: Mapping[str, str]) -> float:
-    return float(np.mean([np.mean([part.metrics[metrics[task]] for part in each]) for task, each in parts.items()]))
 
 
 def open_benchmark(
@@ -63,21 +61,21 @@ def open_benchmark(
     """Opens a benchmark; nothing is loaded before a task is evaluated.
 
     Args:
-        name: "mteb_multilingual" (18 tasks), "mteb_code" (12), "miracl" (hard negatives, the published average) or
-            "miracl_full" (all passages of Wikipedia), the last two with a task a language.
+        name: "mteb-multilingual" (18 tasks), "mteb-code" (12), "miracl" (hard negatives, the published average) or
+            "miracl-full" (all passages of Wikipedia), the last two with a task a language.
         data: holds the data sets' files as DATA/OWNER/REPOSITORY; None loads them from the hub.
         prompts: around the texts, for models that want them.
         results: where to write mteb's own result files, which its leaderboard takes.
         model_name: "organization/model" in those.
         scratch: keeps the vectors of a corpus until it is ranked, so that an interrupted run goes on with them; the
-            largest language of "miracl_full" takes 33 GB as INT8 of 1024 dimensions.
+            largest language of "miracl-full" takes 33 GB as INT8 of 1024 dimensions.
 
     Raises:
         BadInput: the name is unknown, or the library mteb is missing.
     """
     try:
         import mteb
-    except ImportError:
+    except ModuleNotFoundError:
         raise BadInput("this benchmark needs the library mteb: pip install 'pplx-jax[eval]'") from None
     if name in _MTEB_NAMES:
         found = mteb.get_benchmark(_MTEB_NAMES[name]).tasks

@@ -6,25 +6,25 @@ document id, descending, as in trec_eval, also where they straddle the last rank
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.benchmark import Settings, System
-from pplx_jax.evaluation.mteb_texts import Prompts, document_texts, query_texts, task_instruction
+from pplx_jax.evaluation.mteb_texts import NO_PROMPTS, Prompts, document_texts, query_texts, task_instruction
 from pplx_jax.evaluation.mteb_vectors import CorpusVectors, folder_of
 from pplx_jax.evaluation.pooled import pooled_vectors
 from pplx_jax.models.quantization import quantize
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.beir import RetrievalSet
 from pplx_jax.retrieval.bm25 import BM25
-from pplx_jax.retrieval.encoder import Encoder
+from pplx_jax.retrieval.encoder import Encoder, query_encoder
 from pplx_jax.retrieval.metrics import tie_places
 from pplx_jax.retrieval.search import rank_scores, similarity, top_k
 
-DOCUMENTS_PER_BLOCK = 8192
+DOCUMENTS_PER_BLOCK = 4096
 _QUERIES_PER_BLOCK = 256
 
 
@@ -99,7 +99,9 @@ class Search:
             pooled = pooled_vectors(encoder, data, context=True, dims=settings.dims, truncate=settings.truncate)
             query_vectors, document_vectors = (quantize(part, settings.quantization) for part in pooled)
             return _VectorScores(query_vectors, document_vectors, packed)
-        query_vectors = encode(encoder, queries, query_ids, settings)
+        # A query's template stands in place of the prompt that the model has for queries.
+        encode_queries = query_encoder(encoder) if self.prompts.query == NO_PROMPTS.query else encoder.encode
+        query_vectors = encode(encoder, queries, query_ids, settings, encode_queries)
         total = len(corpus)
         with Progress(
             f"encode {where}", total, "document", start=vectors.done, enabled=total > DOCUMENTS_PER_BLOCK
@@ -124,15 +126,28 @@ class Search:
         )
 
 
-def encode(encoder: Encoder, texts: Sequence[str], ids: Sequence[str], settings: Settings) -> np.ndarray:
+def encode(
+    encoder: Encoder,
+    texts: Sequence[str],
+    ids: Sequence[str],
+    settings: Settings,
+    how: Callable[..., np.ndarray] | None = None,
+) -> np.ndarray:
     """Vectors of texts [n, width] under `settings`.
+
+    Args:
+        encoder: the model.
+        texts, ids: n of them.
+        settings: of the vectors.
+        how: the method of `encoder`, `encode` by default.
 
     Raises:
         BadInput: a text is past the model's limit; the message names its id.
     """
     overflow = "truncate" if settings.truncate else "error"
     try:
-        return encoder.encode(texts, quantization=settings.quantization, dims=settings.dims, overflow=overflow)
+        how = how or encoder.encode
+        return how(texts, quantization=settings.quantization, dims=settings.dims, overflow=overflow)
     except BadInput:
         limit = encoder.config.max_length
         for name, tokens in zip(ids, encoder.count_tokens(texts), strict=True):

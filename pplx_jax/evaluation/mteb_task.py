@@ -16,12 +16,12 @@ from pplx_jax.evaluation.folder import REPORTED_METRICS
 from pplx_jax.evaluation.mteb_encoder import EncoderSearch
 from pplx_jax.evaluation.mteb_results import model_meta, write_result
 from pplx_jax.evaluation.mteb_search import Search
-from pplx_jax.evaluation.mteb_texts import NO_PROMPTS, Prompts
-from pplx_jax.evaluation.remembering import Remembering
+from pplx_jax.evaluation.mteb_texts import NO_PROMPTS, Prompts, document_texts
 from pplx_jax.progress import Progress
 
+Measures = Mapping[str, float]  # of a query, by trec_eval's names
+Grades = Mapping[str, int]  # of a query's judged documents
 _TREC_NAMES = {"ndcg": "ndcg_cut", "recall": "recall", "map": "map_cut", "precision": "P", "hit_rate": "success"}
-_REMEMBERED_TEXTS = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,12 @@ class MtebTask:
         """Such as "ndcg@10"."""
         return self.task.metadata.main_score.replace("_at_", "@")
 
+    @property
+    def revision(self) -> str:
+        """Changes with the data set's commit and with the prompts."""
+        commit = str(self.task.metadata.revision)
+        return commit if self.prompts == NO_PROMPTS else f"{commit} {self.prompts}"
+
     def evaluate(self, system: System) -> Sequence[Part]:
         """A part for every split and subset; `metrics` are mteb's before it rounds them to five digits.
 
@@ -69,10 +75,6 @@ class MtebTask:
         if system.encoder is None:
             return Search(system, NO_PROMPTS, model_meta(system, NO_PROMPTS, self.model_name))
         meta = model_meta(system, self.prompts, self.model_name)
-        if len(self.task.hf_subsets) * len(self.task.eval_splits) > 1:
-            # Belebele's 376 pairs of languages and MLQA's 49 share their texts.
-            encoder = Remembering(system.encoder, most=_REMEMBERED_TEXTS)
-            system = dataclasses.replace(system, encoder=encoder)
         return EncoderSearch(system, self.prompts, meta, self.scratch)
 
     @contextlib.contextmanager
@@ -111,9 +113,14 @@ class MtebTask:
         scores: dict[str, dict[str, Mapping[str, Any]]] = {split: {} for split in self.task.eval_splits}
         specific = self.task.task_specific_scores
 
-        def keep(per_query: Mapping[str, Mapping[str, float]], *arguments: Any, **where: Any) -> dict[str, float]:
-            parts.append(self._part(per_query, where["hf_split"], where["hf_subset"]))
-            return specific(per_query, *arguments, **where)
+        def keep(
+            per_query: Mapping[str, Mapping[str, float]],
+            qrels: Mapping[str, Mapping[str, int]],
+            *run: Any,
+            **where: Any,
+        ) -> dict[str, float]:
+            parts.append(self._part(per_query, qrels, where["hf_split"], where["hf_subset"]))
+            return specific(per_query, qrels, *run, **where)
 
         # The hook for figures of a task's own is where mteb shows its figures of each query.
         self.task.task_specific_scores = keep
@@ -127,7 +134,14 @@ class MtebTask:
             del self.task.task_specific_scores
         return parts, scores
 
-    def _part(self, per_query: Mapping[str, Mapping[str, float]], split: str, subset: str) -> Part:
+    def _part(
+        self,
+        per_query: Mapping[str, Measures],
+        qrels: Mapping[str, Grades],
+        split: str,
+        subset: str,
+    ) -> Part:
+        corpus = self.task.dataset[subset][split]["corpus"]
         values = {
             metric: np.array([measures[_trec_name(metric)] for measures in per_query.values()])
             for metric in dict.fromkeys((self.main_metric, *REPORTED_METRICS))
@@ -137,9 +151,10 @@ class MtebTask:
             subset=subset,
             metrics={metric: float(np.mean(each)) for metric, each in values.items()},
             queries=len(per_query),
-            documents=len(self.task.dataset[subset][split]["corpus"]),
+            documents=len(corpus),
             query_ids=list(per_query),
             per_query=values,
+            lengths=_longest_relevant(corpus, [qrels[query] for query in per_query]),
         )
 
     def _result(self, scores: Mapping[str, Mapping[str, Mapping[str, Any]]], seconds: float) -> Any:
@@ -147,6 +162,15 @@ class MtebTask:
 
         now = datetime.datetime.now(tz=datetime.UTC)
         return TaskResult.from_task_results(self.task, scores, evaluation_time=seconds, date=now)
+
+
+def _longest_relevant(corpus: Any, grades: Sequence[Grades]) -> np.ndarray:
+    """int64 [queries]: characters of the longest relevant document; 0 where none is."""
+    relevant = [{document for document, grade in of_query.items() if grade > 0} for of_query in grades]
+    wanted = set().union(*relevant)
+    columns = corpus.select([row for row, document in enumerate(corpus["id"]) if document in wanted])[:]
+    lengths = dict(zip(columns["id"], map(len, document_texts(columns)), strict=True))
+    return np.array([max((lengths.get(document, 0) for document in of_query), default=0) for of_query in relevant])
 
 
 def _cause(error: BaseException) -> str:

@@ -1,11 +1,12 @@
 """What retrieval and evaluation ask of a model; `pplx_jax.models.embedder.Embedder` is one."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
+from pplx_jax.errors import BadInput
 from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import Quantization
 
@@ -68,15 +69,31 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(model: str | os.PathLike[str]) -> Encoder:
-    """Loads a model folder.
+def load_encoder(model: str | os.PathLike[str], *, query_prompt: str = "", document_prompt: str = "") -> Encoder:
+    """Loads a model folder, a Hugging Face folder of a pplx-embed model, or a sentence-transformers folder of another.
+
+    Args:
+        model: the folder; what it holds says which of them it is.
+        query_prompt, document_prompt: what stands before every query and document, over what a
+            sentence-transformers folder says itself; other models take none.
 
     Raises:
-        BadInput: there is no readable model.
+        BadInput: there is no readable model, or it takes no prompts.
     """
+    from pplx_jax.convert.sentence_transformer import SentenceTransformerEncoder, is_foreign  # no torch before it loads
+
+    if is_foreign(model):
+        return SentenceTransformerEncoder(model, query_prompt=query_prompt, document_prompt=document_prompt)
+    if query_prompt or document_prompt:
+        raise BadInput(f"{model} was trained without prompts: leave query_prompt and document_prompt out")
     from pplx_jax.models.embedder import Embedder  # pulls in the whole model code
 
     return Embedder.load(model)
+
+
+def query_encoder(model: Encoder) -> Callable[..., np.ndarray]:
+    """What encodes queries: `encode_queries` of a model that treats them apart (prompts), else `encode`."""
+    return getattr(model, "encode_queries", model.encode)
 
 
 def document_tokens(counts: Sequence[int] | np.ndarray) -> int:

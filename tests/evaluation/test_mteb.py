@@ -17,13 +17,15 @@ from pplx_jax.data.corpus_writer import write_beir, write_rows
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation import mteb_search, mteb_vectors
 from pplx_jax.evaluation.benchmark import Part, Settings, System
-from pplx_jax.evaluation.folder import evaluate_task
 from pplx_jax.evaluation.mteb_benchmarks import MtebBenchmark, open_benchmark
 from pplx_jax.evaluation.mteb_encoder import EncoderSearch
 from pplx_jax.evaluation.mteb_results import model_meta
 from pplx_jax.evaluation.mteb_search import Search
 from pplx_jax.evaluation.mteb_task import MtebTask
 from pplx_jax.evaluation.mteb_texts import NO_PROMPTS, Prompts
+from pplx_jax.evaluation.results import Results, Subject
+from pplx_jax.evaluation.retrieval_task import RetrievalTask
+from pplx_jax.evaluation.runner import run_tasks
 from pplx_jax.retrieval.beir import RetrievalSet, read_beir
 from pplx_jax.retrieval.metrics import run_metrics
 
@@ -119,13 +121,9 @@ def search_of(one, prompts=NO_PROMPTS):
 
 
 def ours(data, one, subset, split):
-    """The same scores by the evaluation of BEIR folders."""
-    return evaluate_task(
-        one.encoder or "bm25",
-        data / REPOSITORY / f"{subset}-{split}",
-        metrics=METRICS,
-        **(dataclasses.asdict(one.settings) if one.encoder else {}),
-    )
+    """The same part by the evaluation of BEIR folders."""
+    (part,) = RetrievalTask("ours", lambda: read_beir(data / REPOSITORY / f"{subset}-{split}")).evaluate(one)
+    return part
 
 
 BM25 = System("bm25", None)
@@ -153,9 +151,13 @@ def test_parts_agree_with_the_evaluation_of_folders(data, parts, name):
     assert [(part.split, part.subset) for part in parts[name]] == PAIRS
     for part in parts[name]:
         expected = ours(data, SYSTEMS[name], part.subset, part.split)
-        assert part.metrics == pytest.approx(expected["metrics"], abs=1e-6)
-        assert (part.queries, part.documents) == (expected["queries"], expected["documents"]) == (10, 36)
-        assert {metric: np.mean(values) for metric, values in part.per_query.items()} == part.metrics
+        assert tuple(part.metrics) == METRICS
+        assert (part.queries, part.documents) == (expected.queries, expected.documents) == (10, 36)
+        order = [part.query_ids.index(query) for query in expected.query_ids]
+        for metric in METRICS:
+            assert part.metrics[metric] == pytest.approx(expected.metrics[metric], abs=1e-6)
+            np.testing.assert_allclose(part.per_query[metric][order], expected.per_query[metric], atol=1e-6)
+        np.testing.assert_array_equal(part.lengths[order], expected.lengths)
 
 
 def test_systems_differ_where_they_should(parts):
@@ -179,18 +181,6 @@ def run_of(search, corpus, queries, top_k=1000, **more):
     where = {"task_metadata": WordsRetrieval.metadata, "hf_split": "test", "hf_subset": "english"}
     search.index(corpus, **where, encode_kwargs={}, num_proc=None)
     return search.search(queries, **where, top_k=top_k, encode_kwargs={}, num_proc=None, **more)
-
-
-def test_values_of_each_query_are_those_of_our_metrics(data, parts):
-    corpus, queries, qrels = loaded_split(data)
-    for name in ("int8", "binary", "ubinary", "bm25"):
-        run = run_of(search_of(SYSTEMS[name]), corpus, queries)
-        (part,) = [part for part in parts[name] if (part.split, part.subset) == ("test", "english")]
-        for place, query in enumerate(part.query_ids):
-            expected = run_metrics({query: run[query]}, {query: qrels[query]}, METRICS)
-            assert {metric: values[place] for metric, values in part.per_query.items()} == pytest.approx(
-                expected, abs=1e-6
-            )
 
 
 def test_float_vectors_score_as_in_mtebs_own_search(data):
@@ -274,11 +264,21 @@ def test_an_interrupted_corpus_goes_on_where_it_was(data, tmp_path, parts, monke
     assert not list(tmp_path.iterdir())
 
 
-def test_texts_shared_by_subsets_are_encoded_once(data):
+def test_the_runner_encodes_a_text_once_and_a_finished_task_never_again(data, tmp_path, parts):
     encoder = WordEncoder(dims=16)
-    words_task(data).evaluate(System("words", encoder))
+    systems = [System("words", encoder, Settings(quantization)) for quantization in ("int8", "ubinary")]
+    subject = Subject("words", "words", "words")
+    run_tasks([words_task(data)], systems, Results(subject, tmp_path / "results"))
     folders = [read_beir(data / REPOSITORY / f"{subset}-{split}") for split, subset in PAIRS]
-    assert encoder.encoded == len({text for one in folders for text in (*one.documents, *one.queries)})
+    texts = {text for one in folders for text in one.documents}
+    assert encoder.encoded == len(texts) + len({text for one in folders for text in one.queries})
+    results = Results(subject, tmp_path / "results")
+    run_tasks([words_task(data)], systems, results)
+    assert encoder.encoded == len(texts) + len({text for one in folders for text in one.queries})
+    for outcome, name in zip(sorted(results.outcomes, key=lambda one: one.setting), ("int8", "ubinary"), strict=True):
+        assert [part.metrics for part in outcome.parts] == [part.metrics for part in parts[name]]
+    run_tasks([words_task(data, prompts=Prompts("query: {text}"))], systems, results)
+    assert encoder.encoded > len(texts) + len({text for one in folders for text in one.queries})
 
 
 def test_a_text_past_the_limit_is_named_unless_cut(data):
@@ -312,6 +312,18 @@ def test_prompts_stand_around_queries_and_documents(data):
     assert not any("Instruct" in text or "passage" in text for text in plain.heard)
     assert {text.split("\nQuery:")[0] for text in prompted.heard} >= {"Instruct: Find the animals"}
     assert all(text.startswith(("Instruct: Find the animals\nQuery:", "passage: ")) for text in prompted.heard)
+
+
+def test_a_models_own_prompt_of_queries_counts_unless_there_is_a_template(data):
+    class WithPrompt(Listening):
+        def encode_queries(self, texts, **options):
+            return self.encode([f"own: {text}" for text in texts], **options)
+
+    for template, expected in (("{text}", "own: "), ("find {text}", "find ")):
+        encoder = WithPrompt()
+        words_task(data, prompts=Prompts(template)).evaluate(System("words", encoder))
+        prompted = [text for text in encoder.heard if len(text.split()) > 2]
+        assert len(prompted) == 10 * len(PAIRS) and all(text.startswith(expected) for text in prompted)
 
 
 def test_missing_data_is_told_and_can_be_given_later(data, tmp_path):
@@ -387,19 +399,19 @@ def test_instructions_conversations_and_candidates_as_in_mtebs_own_search():
 
 
 GOLDEN = {
-    "mteb_multilingual": """
+    "mteb-multilingual": """
         AILAStatutes ArguAna BelebeleRetrieval CovidRetrieval HagridRetrieval LEMBPasskeyRetrieval
         LegalBenchCorporateLobbying MIRACLRetrievalHardNegatives MLQARetrieval SCIDOCS SpartQA StackOverflowQA
         StatcanDialogueDatasetRetrieval TRECCOVID TempReasonL1 TwitterHjerneRetrieval WikipediaRetrievalMultilingual
         WinoGrande
         """,
-    "mteb_code": """
+    "mteb-code": """
         AppsRetrieval COIRCodeSearchNetRetrieval CodeEditSearchRetrieval CodeFeedbackMT CodeFeedbackST
         CodeSearchNetCCRetrieval CodeSearchNetRetrieval CodeTransOceanContest CodeTransOceanDL CosQA StackOverflowQA
         SyntheticText2SQL
         """,
     "miracl": "ar bn de en es fa fi fr hi id ja ko ru sw te th yo zh",
-    "miracl_full": "ar bn de en es fa fi fr hi id ja ko ru sw te th yo zh",
+    "miracl-full": "ar bn de en es fa fi fr hi id ja ko ru sw te th yo zh",
 }
 OTHER_METRICS = {"LEMBPasskeyRetrieval": "ndcg@1", "StatcanDialogueDatasetRetrieval": "recall@10"}
 LENGTHS = [f"test_{length}" for length in (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)]
@@ -421,13 +433,13 @@ def test_the_tasks_are_those_that_the_paper_averages(name):
     if name.startswith("miracl"):
         assert {task.task.metadata.name for task in benchmark.tasks} == {
             "miracl": {"MIRACLRetrievalHardNegatives"},
-            "miracl_full": {"MIRACLRetrieval"},
+            "miracl-full": {"MIRACLRetrieval"},
         }[name]
         assert [task.task.hf_subsets for task in benchmark.tasks] == [[task.name] for task in benchmark.tasks]
 
 
 def test_subsets_are_those_of_the_leaderboard():
-    tasks = {task.name: task.task for task in open_benchmark("mteb_multilingual").tasks}
+    tasks = {task.name: task.task for task in open_benchmark("mteb-multilingual").tasks}
     several = {name: len(task.hf_subsets) for name, task in tasks.items() if len(task.hf_subsets) > 1}
     assert several == {
         "BelebeleRetrieval": 376,
@@ -439,7 +451,7 @@ def test_subsets_are_those_of_the_leaderboard():
 
 
 def test_an_unknown_benchmark_names_the_known():
-    with pytest.raises(BadInput, match="no benchmark 'mteb'; there are mteb_multilingual, mteb_code, miracl, miracl_f"):
+    with pytest.raises(BadInput, match="no benchmark 'mteb'; there are mteb-multilingual, mteb-code, miracl, miracl-f"):
         open_benchmark("mteb")
 
 
@@ -448,7 +460,7 @@ def part(split, subset, **metrics):
 
 
 def test_averages_over_all_splits_and_over_test_splits():
-    benchmark = open_benchmark("mteb_multilingual")
+    benchmark = open_benchmark("mteb-multilingual")
     parts = {
         "StatcanDialogueDatasetRetrieval": [
             part("dev", "english", recall_10=0.2, ndcg_10=0.9),
