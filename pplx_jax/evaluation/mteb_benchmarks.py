@@ -63,7 +63,7 @@ def open_benchmark(
     Args:
         name: "mteb-multilingual" (18 tasks), "mteb-code" (12), "miracl" (hard negatives, the published average) or
             "miracl-full" (all passages of Wikipedia), the last two with a task a language.
-        data: holds the data sets' files as DATA/OWNER/REPOSITORY; None loads them from the hub.
+        data: holds the files of each data set OWNER/NAME of the hub as DATA/NAME; None loads them from there.
         prompts: around the texts, for models that want them.
         results: where to write mteb's own result files, which its leaderboard takes.
         model_name: "organization/model" in those.
@@ -71,12 +71,10 @@ def open_benchmark(
             largest language of "miracl-full" takes 33 GB as INT8 of 1024 dimensions.
 
     Raises:
-        BadInput: the name is unknown, or the library mteb is missing.
+        BadInput: the name is unknown.
     """
-    try:
-        import mteb
-    except ModuleNotFoundError:
-        raise BadInput("this benchmark needs the library mteb: pip install 'pplx-jax[eval]'") from None
+    import mteb
+
     if name in _MTEB_NAMES:
         found = mteb.get_benchmark(_MTEB_NAMES[name]).tasks
         tasks = {task.metadata.name: task for task in found if task.metadata.type == "Retrieval"}
@@ -85,6 +83,5 @@ def open_benchmark(
         tasks = {each: mteb.get_task(_MIRACL_TASKS[name], hf_subsets=[each]) for each in languages}
     else:
         raise BadInput(f"no benchmark {name!r}; there are {', '.join([*_MTEB_NAMES, *_MIRACL_TASKS])}")
-    return MtebBenchmark(
-        name, [MtebTask(each, task, data, prompts, results, model_name, scratch) for each, task in tasks.items()]
-    )
+    about = {"data": data, "prompts": prompts, "results": results, "model_name": model_name, "scratch": scratch}
+    return MtebBenchmark(name, [MtebTask(each, task, **about) for each, task in tasks.items()])

@@ -31,7 +31,7 @@ class MtebTask:
     Attributes:
         name: in the benchmark.
         task: mteb's, with the subsets and splits that count; its data is loaded to evaluate and let go after.
-        data: where the files of its repository lie, as DATA/OWNER/REPOSITORY; None loads them from the hub.
+        data: where the files of its repository lie, as DATA/NAME; None loads them from the hub.
         prompts: around the texts.
         results: where mteb's own result files go, if anywhere.
         model_name: "organization/model" in those.
@@ -81,24 +81,22 @@ class MtebTask:
     def _loaded(self) -> Iterator[None]:
         """The task with its data, from `data` or the hub."""
         source = self.task.metadata.dataset
-        repository, revision = source["path"], source.get("revision")
+        page = f"https://huggingface.co/datasets/{source['path']} (revision {source.get('revision')})"
+        name = source["path"].rpartition("/")[2]
         try:
             if self.data is not None:
-                folder = self.data / repository
+                folder = self.data / name
                 if not folder.is_dir():
-                    raise BadInput(
-                        f"{self.name}: no folder {folder}; put there the files of the data set {repository} "
-                        f"(revision {revision}) of the Hugging Face hub"
-                    )
-                local = {"dataset": {**source, "path": str(folder)}}
+                    raise BadInput(f"{self.name}: no folder {folder}; put there the files of {page}")
+                local = {"dataset": {**source, "path": str(folder.resolve())}}
                 self.task.metadata = self.task.metadata.model_copy(update=local)
             try:
                 self.task.load_data()
                 self.task.convert_v1_dataset_format_to_v2(num_proc=None)
             except Exception as error:  # what is raised depends on where in three libraries it breaks
                 raise BadInput(
-                    f"{self.name}: the data set {repository} (revision {revision}) does not load ({_cause(error)}); "
-                    f"put its files of the Hugging Face hub in DATA/{repository} and give DATA as the folder"
+                    f"{self.name}: its data does not load ({_cause(error)}); put the files of {page} in "
+                    f"FOLDER/{name} and give --data FOLDER"
                 ) from error
             yield
         finally:

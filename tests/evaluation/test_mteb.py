@@ -26,10 +26,11 @@ from pplx_jax.evaluation.mteb_texts import NO_PROMPTS, Prompts
 from pplx_jax.evaluation.results import Results, Subject
 from pplx_jax.evaluation.retrieval_task import RetrievalTask
 from pplx_jax.evaluation.runner import run_tasks
+from pplx_jax.evaluation.verb import evaluate_task
 from pplx_jax.retrieval.beir import RetrievalSet, read_beir
 from pplx_jax.retrieval.metrics import run_metrics
 
-REPOSITORY = "ours/words"
+REPOSITORY, NAME = "ours/words", "words"
 SUBSETS = {"english": ["eng-Latn"], "french": ["fra-Latn"]}
 SPLITS = ["dev", "test"]
 PAIRS = [(split, subset) for split in SPLITS for subset in SUBSETS]
@@ -69,9 +70,9 @@ def no_network(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """DATA/ours/words: a BEIR folder a subset and split, and the card that tells `datasets` which file is what."""
+    """DATA/words: a BEIR folder a subset and split, and the card that tells `datasets` which file is what."""
     folder = tmp_path_factory.mktemp("data")
-    repository = folder / REPOSITORY
+    repository = folder / NAME
     repository.mkdir(parents=True)
     for seed, (split, subset) in enumerate(PAIRS):
         one = random_set(np.random.default_rng(seed))
@@ -122,7 +123,7 @@ def search_of(one, prompts=NO_PROMPTS):
 
 def ours(data, one, subset, split):
     """The same part by the evaluation of BEIR folders."""
-    (part,) = RetrievalTask("ours", lambda: read_beir(data / REPOSITORY / f"{subset}-{split}")).evaluate(one)
+    (part,) = RetrievalTask("ours", lambda: read_beir(data / NAME / f"{subset}-{split}")).evaluate(one)
     return part
 
 
@@ -171,7 +172,7 @@ def test_systems_differ_where_they_should(parts):
 
 def loaded_split(data):
     """mteb's rows of one part, and what our metrics need to judge them."""
-    folder = data / REPOSITORY / "english-test"
+    folder = data / NAME / "english-test"
     corpus = datasets.load_dataset("json", data_files=str(folder / "corpus.jsonl"), split="train")
     queries = datasets.load_dataset("json", data_files=str(folder / "queries.jsonl"), split="train")
     return corpus.rename_column("_id", "id"), queries.rename_column("_id", "id"), read_beir(folder).qrels
@@ -269,7 +270,7 @@ def test_the_runner_encodes_a_text_once_and_a_finished_task_never_again(data, tm
     systems = [System("words", encoder, Settings(quantization)) for quantization in ("int8", "ubinary")]
     subject = Subject("words", "words", "words")
     run_tasks([words_task(data)], systems, Results(subject, tmp_path / "results"))
-    folders = [read_beir(data / REPOSITORY / f"{subset}-{split}") for split, subset in PAIRS]
+    folders = [read_beir(data / NAME / f"{subset}-{split}") for split, subset in PAIRS]
     texts = {text for one in folders for text in one.documents}
     assert encoder.encoded == len(texts) + len({text for one in folders for text in one.queries})
     results = Results(subject, tmp_path / "results")
@@ -328,14 +329,16 @@ def test_a_models_own_prompt_of_queries_counts_unless_there_is_a_template(data):
 
 def test_missing_data_is_told_and_can_be_given_later(data, tmp_path):
     task = words_task(tmp_path)
-    with pytest.raises(BadInput, match=r"words: no folder .*ours/words; .* ours/words \(revision 1\)"):
+    page = r"https://huggingface.co/datasets/ours/words \(revision 1\)"
+    with pytest.raises(BadInput, match=rf"words: no folder {tmp_path}/words; put there the files of {page}"):
         task.evaluate(BM25)
-    (tmp_path / REPOSITORY).mkdir(parents=True)
-    with pytest.raises(BadInput, match=r"words: the data set ours/words \(revision 1\) does not load"):
-        task.evaluate(BM25)
-    with pytest.raises(BadInput, match=r"does not load.*put its files of the Hugging Face hub in DATA/ours/words"):
-        dataclasses.replace(task, data=None).evaluate(BM25)
+    (tmp_path / NAME).mkdir()
+    for broken in (task, dataclasses.replace(task, data=None)):
+        with pytest.raises(BadInput, match=rf"its data does not load \(.*put the files of {page} in FOLDER/words"):
+            broken.evaluate(BM25)
     assert len(dataclasses.replace(task, data=data).evaluate(BM25)) == len(PAIRS)
+    with pytest.raises(BadInput, match=r"ar: no folder .*MIRACLRetrievalHardNegatives; put there the files of https"):
+        evaluate_task("bm25", "miracl", tasks=["ar"], data=tmp_path)
 
 
 def test_result_files_are_mtebs_and_no_settings_share_one(data, tmp_path, parts):
