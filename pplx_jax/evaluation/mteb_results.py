@@ -2,10 +2,12 @@
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 from pplx_jax.evaluation.benchmark import Settings, System
 from pplx_jax.evaluation.mteb_texts import NO_PROMPTS, Prompts
+from pplx_jax.models.quantization import Quantization
+from pplx_jax.retrieval.encoder import Encoder
 
 _OUTPUT_TYPES = {"int8": "int8", "binary": "binary", "ubinary": "binary"}
 
@@ -13,8 +15,8 @@ _OUTPUT_TYPES = {"int8": "int8", "binary": "binary", "ubinary": "binary"}
 def model_meta(system: System, prompts: Prompts, name: str | None = None) -> Any:
     """mteb's `ModelMeta`, of what is known: who trained a model on what, its languages and its licence are not.
 
-    Settings that make other vectors than the model's own (INT8, all dimensions, no prompts) are an experiment to mteb,
-    which keeps its results in a folder of their own. Cutting long texts is not: mteb's models all do.
+    Settings that make other vectors than the model's own (of ours INT8, all dimensions, no prompts) are an experiment
+    to mteb, which keeps its results in a folder of their own. Cutting long texts is not: mteb's models all do.
 
     Args:
         system: the model, or BM25.
@@ -28,12 +30,13 @@ def model_meta(system: System, prompts: Prompts, name: str | None = None) -> Any
     unknown = [field for field, about in ModelMeta.model_fields.items() if about.is_required()]
     fields: dict[str, Any] = dict.fromkeys(unknown) | {
         "name": name or _name(system.name),
-        "framework": ["JAX"],
-        "use_instructions": prompts != NO_PROMPTS,
+        "framework": ["NumPy"],
     }
     if encoder is None:
-        fields |= {"revision": "lucene", "model_type": ["sparse"], "framework": ["NumPy"]}
+        fields |= {"revision": "lucene", "model_type": ["sparse"], "use_instructions": False}
     else:
+        native = _native_quantization(encoder)
+        ours = native == "int8"
         output = _OUTPUT_TYPES.get(settings.quantization, "float32")
         fields |= {
             "revision": encoder.fingerprint,
@@ -41,7 +44,10 @@ def model_meta(system: System, prompts: Prompts, name: str | None = None) -> Any
             "embed_dim": settings.dims or encoder.dims,
             "similarity_fn_name": ScoringFunction.COSINE,
             "output_dtypes": OutputDType(output),
-            "experiment_kwargs": _experiment(settings, prompts) or None,
+            "experiment_kwargs": _experiment(settings, native, prompts) or None,
+            "framework": ["JAX"] if ours else ["Sentence Transformers", "PyTorch"],
+            # A model of others may have prompts in its folder.
+            "use_instructions": prompts != NO_PROMPTS if ours else None,
         }
     return ModelMeta(**fields)
 
@@ -51,8 +57,13 @@ def _name(name: str) -> str:
     return name if len(parts) == 2 and not pathlib.Path(name).exists() else f"local/{parts[-1]}"
 
 
-def _experiment(settings: Settings, prompts: Prompts) -> dict[str, Any]:
-    usual = dataclasses.asdict(Settings(truncate=settings.truncate))
+def _native_quantization(encoder: Encoder) -> Quantization:
+    known: tuple[Quantization, ...] = getattr(encoder, "quantizations", get_args(Quantization))
+    return "int8" if "int8" in known else known[0]
+
+
+def _experiment(settings: Settings, native: Quantization, prompts: Prompts) -> dict[str, Any]:
+    usual = dataclasses.asdict(Settings(native, truncate=settings.truncate))
     differing = {field: value for field, value in dataclasses.asdict(settings).items() if value != usual[field]}
     templates = dataclasses.asdict(prompts) if prompts != NO_PROMPTS else {}
     return differing | {f"{kind}_prompt": template for kind, template in templates.items()}

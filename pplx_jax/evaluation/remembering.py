@@ -1,7 +1,7 @@
 """An encoder that encodes no text twice: sets share passages, and quantizations and widths share vectors."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Remembering:
         self._bytes = 0
         self._asked: set[Hashable] = set()
         self.fingerprint = model.fingerprint
+        self.quantizations: tuple[str, ...] = getattr(model, "quantizations", get_args(Quantization))
 
     @property
     def config(self) -> Limits:
