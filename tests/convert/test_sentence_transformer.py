@@ -82,7 +82,7 @@ def test_long_texts_are_refused_or_cut(encoder):
 
 def test_what_it_was_not_trained_for_is_refused(encoder):
     for options, line in (
-        ({"quantization": "int8"}, "'int8' was not trained into this model; give one of none, binary"),
+        ({"quantization": "int8"}, "'int8' is not one of none, binary, ubinary, which this model has"),
         ({"overflow": "split"}, "give 'truncate'"),
     ):
         with pytest.raises(BadInput, match=line):
@@ -114,4 +114,9 @@ def test_eval_takes_it_as_it_is(saved, tmp_path, capsys):
     assert found["settings"][0]["setting"] == "none" and found["metrics"]["ndcg@10"] in (1.0, 1 / np.log2(3))
     assert cli.main([*arguments, "--quantization=int8"]) == 2
     assert "'int8' is not one of none, binary, ubinary" in json.loads(capsys.readouterr().out)["error"]
+    texts = f"--input={tmp_path / 'set' / 'corpus.jsonl'}"
+    embed = ["embed", f"--model={saved[0]}", texts, f"--output={tmp_path / 'vectors'}", "--json"]
+    assert cli.main(embed) == 2 and not (tmp_path / "vectors").exists()
+    assert "'int8' is not one of none, binary, ubinary" in json.loads(capsys.readouterr().out)["error"]
+    assert cli.main([*embed, "--quantization=none"]) == 0
     assert cli.main([*arguments, "--context"]) == 0  # no document of this set has a second passage

@@ -256,6 +256,7 @@ def test_a_run_file_is_of_one_task_and_one_setting(sets, model, tmp_path, capsys
         (("--tasks=small,tiny",), "has no task tiny; it has large, small"),
         (("--quantization=int4",), "quantization 'int4' is not one of int8, binary"),
         (("--dims=33",), "dims=33 of a model of 32 dimensions"),
+        (("--quantization=ubinary", "--dims=12"), "12 dimensions do not fill whole bytes"),
         (("--data=.",), "is a folder that holds its own files"),
     ],
 )
