@@ -51,6 +51,7 @@ EXTRAS = {
         "pyrefly>=1.4,<2",
         "pytest>=8.4,<10",
         "pytest-xdist>=3.6,<4",
+        "pytrec_eval-terrier>=0.5.6,<0.6",
         "ruff>=0.12,<0.18",
     ],
 }

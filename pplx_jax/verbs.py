@@ -54,12 +54,14 @@ class Verb:
     writes: bool = True
 
 
-def _names(text: str) -> list[str]:
+def names(text: str) -> list[str]:
+    """A flag's value of several names with commas between."""
     return [name for name in text.split(",") if name]
 
 
-def _sizes(text: str) -> list[int]:
-    return [int(size) for size in _names(text)]
+def whole_numbers(text: str) -> list[int]:
+    """A flag's value of several numbers with commas between."""
+    return [int(size) for size in names(text)]
 
 
 _PATH = {"type": pathlib.Path}
@@ -212,9 +214,9 @@ VERBS = (
         flags=(
             flag("--model", required=True, type=PathOrName, help="a model folder, another's, or bm25"),
             flag("--task", required=True, type=PathOrName, help="a benchmark, a BEIR folder, or a folder of those"),
-            flag("--tasks", type=_names, help="only these tasks of it, with commas between"),
-            flag("--quantization", type=_names, help="int8, binary, ubinary, tanh, none; several with commas between"),
-            flag("--dims", type=_sizes, help="only the first so many dimensions; several with commas between"),
+            flag("--tasks", type=names, help="only these tasks of it, with commas between"),
+            flag("--quantization", type=names, help="int8, binary, ubinary, tanh, none; several with commas between"),
+            flag("--dims", type=whole_numbers, help="only the first so many dimensions; several with commas between"),
             flag(
                 "--context",
                 nargs="?",

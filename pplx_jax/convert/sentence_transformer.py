@@ -13,6 +13,7 @@ from pplx_jax.convert.source_config import CONFIG
 from pplx_jax.errors import BadInput
 from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import Quantization, quantize
+from pplx_jax.retrieval.encoder import check_quantization
 
 MODULES = "modules.json"
 _OURS = "bidirectional_pplx_qwen3"
@@ -106,9 +107,7 @@ class SentenceTransformerEncoder:
         overflow: Overflow = "error",
         overlap: int | None = None,
     ) -> np.ndarray:
-        if quantization not in self.quantizations:
-            known = ", ".join(self.quantizations)
-            raise BadInput(f"quantization={quantization!r} was not trained into this model; give one of {known}")
+        check_quantization(self, quantization)
         if overflow == "split":
             raise BadInput("overflow='split' is of pplx-embed models; give 'truncate' to cut texts past the limit")
         prompt = self._prompts[kind]

@@ -4,7 +4,9 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
+
+import numpy as np
 
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.benchmark import Benchmark, Settings, System
@@ -14,8 +16,8 @@ from pplx_jax.evaluation.results import Results, Subject
 from pplx_jax.evaluation.retrieval_task import RetrievalTask
 from pplx_jax.evaluation.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.summary import format_table, summarize
-from pplx_jax.models.quantization import Quantization
-from pplx_jax.retrieval.encoder import Encoder, load_encoder
+from pplx_jax.models.quantization import quantize
+from pplx_jax.retrieval.encoder import Encoder, check_quantization, load_encoder, quantizations
 from pplx_jax.retrieval.rows import atomic_path, write_json
 
 Context = Literal["without", "with", "both"]
@@ -101,19 +103,18 @@ def _settings(
 ) -> list[Settings]:
     if encoder is None:
         return [Settings()]
-    known: tuple[str, ...] = getattr(encoder, "quantizations", get_args(Quantization))
-    default = "int8" if "int8" in known else known[0]
-    quantizations = [quantization] if isinstance(quantization, str) else list(quantization or [default])
+    forms = [quantization] if isinstance(quantization, str) else list(quantization or quantizations(encoder)[:1])
     widths = [dims] if dims is None or isinstance(dims, int) else list(dims)
-    for one in quantizations:
-        if one not in known:
-            raise BadInput(f"quantization {one!r} is not one of {', '.join(known)}, which this model has")
+    for form in forms:
+        check_quantization(encoder, form)
     for width in widths:
         if width is not None and not 0 < width <= encoder.dims:
             raise BadInput(f"dims={width} of a model of {encoder.dims} dimensions; ask for 1 to {encoder.dims}")
+    for form, width in itertools.product(forms, widths):  # a form that does not exist, before the work
+        quantize(np.zeros((0, width or encoder.dims), np.float32), form)  # type: ignore[arg-type]
     return [
         Settings(form, width, with_context, truncate)  # type: ignore[arg-type]
-        for with_context, form, width in itertools.product(_CONTEXTS[context], quantizations, widths)
+        for with_context, form, width in itertools.product(_CONTEXTS[context], forms, widths)
     ]
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 
@@ -94,6 +94,22 @@ def load_encoder(model: str | os.PathLike[str], *, query_prompt: str = "", docum
 def query_encoder(model: Encoder) -> Callable[..., np.ndarray]:
     """What encodes queries: `encode_queries` of a model that treats them apart (prompts), else `encode`."""
     return getattr(model, "encode_queries", model.encode)
+
+
+def quantizations(model: Encoder) -> tuple[Quantization, ...]:
+    """The forms a model's vectors mean something in, its own first: all of them where the model does not say."""
+    return getattr(model, "quantizations", get_args(Quantization))
+
+
+def check_quantization(model: Encoder, quantization: str) -> None:
+    """Refuses a form that the model's vectors were not trained for.
+
+    Raises:
+        BadInput: it is not one of `quantizations`.
+    """
+    known = quantizations(model)
+    if quantization not in known:
+        raise BadInput(f"quantization {quantization!r} is not one of {', '.join(known)}, which this model has")
 
 
 def document_tokens(counts: Sequence[int] | np.ndarray) -> int:
