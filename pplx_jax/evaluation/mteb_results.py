@@ -2,12 +2,12 @@
 
 import dataclasses
 import pathlib
-from typing import Any, get_args
+from typing import Any
 
 from pplx_jax.evaluation.benchmark import Settings, System
 from pplx_jax.evaluation.mteb_texts import NO_PROMPTS, Prompts
 from pplx_jax.models.quantization import Quantization
-from pplx_jax.retrieval.encoder import Encoder
+from pplx_jax.retrieval.encoder import quantizations
 
 _OUTPUT_TYPES = {"int8": "int8", "binary": "binary", "ubinary": "binary"}
 
@@ -35,7 +35,7 @@ def model_meta(system: System, prompts: Prompts, name: str | None = None) -> Any
     if encoder is None:
         fields |= {"revision": "lucene", "model_type": ["sparse"], "use_instructions": False}
     else:
-        native = _native_quantization(encoder)
+        native = quantizations(encoder)[0]
         ours = native == "int8"
         output = _OUTPUT_TYPES.get(settings.quantization, "float32")
         fields |= {
@@ -55,11 +55,6 @@ def model_meta(system: System, prompts: Prompts, name: str | None = None) -> Any
 def _name(name: str) -> str:
     parts = pathlib.PurePath(name).parts
     return name if len(parts) == 2 and not pathlib.Path(name).exists() else f"local/{parts[-1]}"
-
-
-def _native_quantization(encoder: Encoder) -> Quantization:
-    known: tuple[Quantization, ...] = getattr(encoder, "quantizations", get_args(Quantization))
-    return "int8" if "int8" in known else known[0]
 
 
 def _experiment(settings: Settings, native: Quantization, prompts: Prompts) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from pplx_jax.retrieval.encoder import Encoder, query_encoder
 from pplx_jax.retrieval.metrics import tie_places
 from pplx_jax.retrieval.search import rank_scores, similarity, top_k
 
-DOCUMENTS_PER_BLOCK = 4096
+DOCUMENTS_PER_BLOCK = 1 << 16
 _QUERIES_PER_BLOCK = 256
 
 

@@ -1,14 +1,14 @@
 """An encoder that encodes no text twice: sets share passages, and quantizations and widths share vectors."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import BitOrder, Quantization, quantize
 from pplx_jax.progress import Progress
-from pplx_jax.retrieval.encoder import Encoder, Limits, query_encoder
+from pplx_jax.retrieval.encoder import Encoder, Limits, quantizations, query_encoder
 
 _BLOCK = 4096  # texts encoded at once: enough to sort by length, and to tell how far it is
 _MOST_BYTES = 8 << 30  # of vectors that are kept; the texts of Wikipedia are not remembered
@@ -28,7 +28,7 @@ class Remembering:
         self._bytes = 0
         self._asked: set[Hashable] = set()
         self.fingerprint = model.fingerprint
-        self.quantizations: tuple[str, ...] = getattr(model, "quantizations", get_args(Quantization))
+        self.quantizations = quantizations(model)
 
     @property
     def config(self) -> Limits:
@@ -91,7 +91,7 @@ class Remembering:
         keys = [(kind, overflow, overlap, item) for item in items]
         missing = [key for key in dict.fromkeys(keys) if key not in self._known]
         new: dict[Hashable, np.ndarray] = {}
-        with Progress("encode", len(missing), kind, enabled=self._progress and len(missing) > _BLOCK) as progress:
+        with Progress("encode", len(missing), kind, enabled=self._progress and bool(missing)) as progress:
             for begin in range(0, len(missing), _BLOCK):
                 block = missing[begin : begin + _BLOCK]
                 vectors = encode([key[-1] for key in block], quantization="none", overflow=overflow, overlap=overlap)
