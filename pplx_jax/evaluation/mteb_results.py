@@ -73,7 +73,10 @@ def write_result(folder: pathlib.Path, result: Any, meta: Any) -> pathlib.Path:
     from mteb import ResultCache
 
     results = ResultCache(folder)
-    earlier = results.load_task_result(result.task_name, meta)
+    try:
+        earlier = results.load_task_result(result.task_name, meta)
+    except ValueError:  # mteb was killed while it wrote
+        earlier = None
     if earlier is not None and earlier.is_mergeable(result):
         result = earlier.merge(result)
     results.save_to_cache(result, meta)

@@ -6,7 +6,7 @@ import datetime
 import pathlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -50,6 +50,11 @@ class MtebTask:
     def main_metric(self) -> str:
         """Such as "ndcg@10"."""
         return self.task.metadata.main_score.replace("_at_", "@")
+
+    def within(self, folder: pathlib.Path) -> Self:
+        """The task with mteb's result files in FOLDER/leaderboard and unfinished vectors in FOLDER/scratch."""
+        results, scratch = self.results or folder / "leaderboard", self.scratch or folder / "scratch"
+        return dataclasses.replace(self, results=results, scratch=scratch)
 
     @property
     def revision(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.benchmark import Benchmark, Settings, System
 from pplx_jax.evaluation.comparison import compare as compare_outcomes
+from pplx_jax.evaluation.mteb_task import MtebTask
 from pplx_jax.evaluation.registry import open_benchmark
 from pplx_jax.evaluation.results import Results, Subject
 from pplx_jax.evaluation.retrieval_task import RetrievalTask
@@ -81,6 +82,8 @@ def evaluate_task(
             raise BadInput("--run_file is of one retrieval task under one setting; choose one by --tasks")
         chosen = [dataclasses.replace(chosen[0], run_file=pathlib.Path(run_file))]
     results = Results(_subject(benchmark, name, encoder), output)
+    if results.folder is not None:
+        chosen = [one.within(results.folder) if isinstance(one, MtebTask) else one for one in chosen]
     run_tasks(chosen, systems, results, again=run_file is not None)
     summary = summarize(results, benchmark)
     if results.folder is not None:

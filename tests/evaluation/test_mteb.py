@@ -15,7 +15,7 @@ from word_encoder import WordEncoder
 
 from pplx_jax.data.corpus_writer import write_beir, write_rows
 from pplx_jax.errors import BadInput
-from pplx_jax.evaluation import mteb_search, mteb_vectors
+from pplx_jax.evaluation import mteb_search, mteb_vectors, verb
 from pplx_jax.evaluation.benchmark import Part, Settings, System
 from pplx_jax.evaluation.mteb_benchmarks import MtebBenchmark, open_benchmark
 from pplx_jax.evaluation.mteb_encoder import EncoderSearch
@@ -27,7 +27,6 @@ from pplx_jax.evaluation.remembering import Remembering
 from pplx_jax.evaluation.results import Results, Subject
 from pplx_jax.evaluation.retrieval_task import RetrievalTask
 from pplx_jax.evaluation.runner import run_tasks
-from pplx_jax.evaluation.verb import evaluate_task
 from pplx_jax.retrieval.beir import RetrievalSet, read_beir
 from pplx_jax.retrieval.metrics import run_metrics
 
@@ -340,7 +339,7 @@ def test_missing_data_is_told_and_can_be_given_later(data, tmp_path):
             broken.evaluate(BM25)
     assert len(dataclasses.replace(task, data=data).evaluate(BM25)) == len(PAIRS)
     with pytest.raises(BadInput, match=r"ar: no folder .*MIRACLRetrievalHardNegatives; put there the files of https"):
-        evaluate_task("bm25", "miracl", tasks=["ar"], data=tmp_path)
+        verb.evaluate_task("bm25", "miracl", tasks=["ar"], data=tmp_path)
 
 
 def test_result_files_are_mtebs_and_no_settings_share_one(data, tmp_path, parts):
@@ -364,6 +363,17 @@ def test_result_files_are_mtebs_and_no_settings_share_one(data, tmp_path, parts)
     assert (tmp_path / "results" / "ours__words" / "lucene" / "WordsRetrieval.json").exists()
 
 
+def test_a_results_folder_holds_the_leaderboards_files(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "open_benchmark", lambda *_: MtebBenchmark("words", [words_task(data)]))
+    found = verb.evaluate_task(WordEncoder(dims=16), "words", quantization=["binary", "int8"], output=tmp_path / "out")
+    assert [one["averages"].keys() for one in found["settings"]] == [{"mean", "mean_test_splits"}] * 2
+    files = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("WordsRetrieval.json")]
+    model = "out/leaderboard/results/local__WordEncoder/words"
+    experiment = "experiments/quantization_binary"
+    assert sorted(files) == [f"{model}/WordsRetrieval.json", f"{model}/{experiment}/WordsRetrieval.json"]
+    assert not list((tmp_path / "out" / "scratch").iterdir())
+
+
 def test_a_model_of_others_is_described_as_what_it_is():
     class Foreign(WordEncoder):
         quantizations = ("none", "binary")
@@ -379,15 +389,20 @@ def test_a_model_of_others_is_described_as_what_it_is():
 
 def test_languages_scored_one_by_one_come_together_in_a_result_file(data, tmp_path):
     for subset in SUBSETS:
-        task = WordsRetrieval()
-        task.hf_subsets = [subset]
-        MtebTask(subset, task, data, results=tmp_path).evaluate(system())
-    (file,) = tmp_path.rglob("WordsRetrieval.json")
+        words = WordsRetrieval()
+        words.hf_subsets = [subset]
+        task = MtebTask(subset, words, data, results=tmp_path)
+        task.evaluate(system())
+        (file,) = tmp_path.rglob("WordsRetrieval.json")
+        whole = file.read_text()
     assert file.parts[-3:-1] == ("local__words", "words")
     result = mteb.TaskResult.from_disk(file)
     assert {split: [each["hf_subset"] for each in scores] for split, scores in result.scores.items()} == {
         split: list(SUBSETS) for split in SPLITS
     }
+    file.write_text(whole[:100])  # killed while it was written
+    task.evaluate(system())
+    assert mteb.TaskResult.from_disk(file).hf_subsets == ["french"]
 
 
 @pytest.mark.filterwarnings("ignore")  # of mteb and numpy, about tasks that are no retrieval
