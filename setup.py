@@ -32,9 +32,10 @@ EXTRAS = {
         "mteb>=2.20,<3",
         "sentence-transformers>=5.4,<7",
         "torch>=2.9,<3",
+        "urllib3>=2.2,<3",  # readers behind HTTP
     ],
-    # The first stage of `index` and `search`, and approximate search in `mine`.
-    "search": ["faiss-cpu>=1.9,<2"],
+    # The first stage of `index` and `search`, approximate search in `mine`, and talking to Vespa.
+    "search": ["faiss-cpu>=1.9,<2", "urllib3>=2.2,<3"],
     # `embed` of Parquet files.
     "parquet": ["pyarrow>=19,<26"],
     # `serve`.
