@@ -8,6 +8,7 @@ The paper's data is not public; its protocol runs here on any:
         embeddings/     the same corpus as `pplx-jax embed` left it, for one that does not fit in memory
         qrels.tsv       labels by people, if there are any
         runs/*.trec     rankings of several systems, if labels are fused from them
+    DATA/options.json   what `PoolOptions` names, such as {"sizes": [100000, 1000000]}, if anything
 
 Every pool holds the relevant documents of all queries and a sample of the others, and lies within the next larger one;
 ranks in all of them come from one pass. Fused labels favour systems like those that they are fused from: keep the
@@ -18,12 +19,14 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.benchmark import Part, System
 from pplx_jax.evaluation.corpus_vectors import Block, EmbeddedCorpus, EncodedCorpus, encoding, joined, read_corpus
+from pplx_jax.evaluation.data_options import read_options
 from pplx_jax.evaluation.labelled_queries import LabelledQueries, read_labelled_queries
 from pplx_jax.evaluation.nested_pools import NestedPools
 from pplx_jax.evaluation.pool_ranks import PoolRanks
@@ -38,33 +41,42 @@ CUTOFFS = (10, 100, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
+class PoolOptions:
+    """What a user may choose, in options.json beside the data.
+
+    Attributes:
+        sizes: documents of the pools; the paper's that are below the corpus, and the corpus, where None.
+        relevant: documents that are fused to be relevant to a query; ours, the paper gives no number.
+        seed: of the pools.
+    """
+
+    sizes: tuple[int, ...] | None = None
+    relevant: int = 50
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class PoolTask:
     """One data set of the benchmark (`benchmark.Task`); its parts are kinds of label by sizes of pool.
 
     Attributes:
         name: of the set.
         folder: see the module.
-        sizes: documents of the pools; those of `paper_sizes` below the corpus, and the corpus, where None.
-        paper_sizes: of the family.
-        relevant: documents that are fused to be relevant to a query; ours, the paper gives no number.
-        queries_are_corpus: a query does not find itself.
-        seed: of the pools.
+        family: "query_to_document", or "query_to_query", where a query does not find itself.
+        options: the user's.
         main_metric: of all parts.
     """
 
     name: str
     folder: pathlib.Path
-    sizes: tuple[int, ...] | None
-    paper_sizes: tuple[int, ...]
-    relevant: int
-    queries_are_corpus: bool
-    seed: int
+    family: str
+    options: PoolOptions
     main_metric: str = f"recall@{CUTOFFS[-1]}"
 
     @property
     def revision(self) -> str:
         """16 hex digits of the settings, of queries and labels, and of the sizes of the other files."""
-        digest = hashlib.sha256(repr((self.sizes, self.relevant, self.queries_are_corpus, self.seed)).encode())
+        digest = hashlib.sha256(repr((self.family, self.options)).encode())
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             name = path.relative_to(self.folder)
             digest.update(f"{name} {path.stat().st_size}\n".encode())
@@ -72,8 +84,14 @@ class PoolTask:
                 digest.update(path.read_bytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def _queries_are_corpus(self) -> bool:
+        return self.family == "query_to_query"
+
     def evaluate(self, system: System) -> Sequence[Part]:
-        labelled = read_labelled_queries(self.folder, self.relevant, queries_are_corpus=self.queries_are_corpus)
+        labelled = read_labelled_queries(
+            self.folder, self.options.relevant, queries_are_corpus=self._queries_are_corpus
+        )
         rank = self._rank_by_bm25 if system.encoder is None else self._rank_by_vectors
         sizes, ranks = rank(labelled, system)
         return [
@@ -123,12 +141,13 @@ class PoolTask:
         return pools.sizes, np.stack(ranks)
 
     def _pools(self, ids: Iterable[str], labelled: LabelledQueries) -> NestedPools:
-        return NestedPools(ids, frozenset(labelled.documents), self.sizes, self.paper_sizes, seed=self.seed)
+        relevant, options = frozenset(labelled.documents), self.options
+        return NestedPools(ids, relevant, options.sizes, PAPER_SIZES[self.family], seed=options.seed)
 
     def _counted(self, labelled: LabelledQueries, ids: Sequence[str], scores: np.ndarray, pools: int) -> PoolRanks:
         column = {name: place for place, name in enumerate(ids)}
         own = scores[labelled.query, [column[document] for document in labelled.documents]]
-        excluded = [labelled.ids[row] for row in labelled.query] if self.queries_are_corpus else None
+        excluded = [labelled.ids[row] for row in labelled.query] if self._queries_are_corpus else None
         return PoolRanks(labelled.query, labelled.documents, own, pools, excluded)
 
 
@@ -161,43 +180,23 @@ def _part(labelled: LabelledQueries, kind: str, size: int, ranks: np.ndarray) ->
     )
 
 
-def open_benchmark(
-    name: str,
-    data: pathlib.Path | None,
-    *,
-    sizes: Sequence[int] | None = None,
-    relevant: int = 50,
-    seed: int = 0,
-) -> PoolBenchmark:
+def open_benchmark(name: str, data: pathlib.Path | None, **options: Any) -> PoolBenchmark:
     """Opens the family on a folder; no set is read yet.
 
     Args:
         name: "query_to_document" or "query_to_query".
         data: see the module; there is none on the hub.
-        sizes, relevant, seed: see `PoolTask`.
+        **options: of `PoolOptions`.
 
     Raises:
-        BadInput: there is no folder, or it holds no set.
+        BadInput: there is no folder, it holds no set, or there is no such option.
     """
     if data is None:
-        raise BadInput(
-            f"the data of {name} is not public: give --data, a folder of queries, corpus and labels of yours"
-        )
+        raise BadInput(f"the data of {name} is not public: give --data, a folder of your queries, corpus and labels")
     folders = (
         [data] if any(data.glob("queries.jsonl*")) else sorted(path.parent for path in data.glob("*/queries.jsonl*"))
     )
     if not folders:
         raise BadInput(f"{data} has no queries.jsonl, nor has a folder in it; give a set, or a folder of sets")
-    tasks = [
-        PoolTask(
-            name=folder.resolve().name,
-            folder=folder,
-            sizes=None if sizes is None else tuple(sizes),
-            paper_sizes=PAPER_SIZES[name],
-            relevant=relevant,
-            queries_are_corpus=name == "query_to_query",
-            seed=seed,
-        )
-        for folder in folders
-    ]
-    return PoolBenchmark(name, tasks)
+    chosen = read_options(PoolOptions, data, options)
+    return PoolBenchmark(name, [PoolTask(folder.resolve().name, folder, name, chosen) for folder in folders])

@@ -224,6 +224,9 @@ def test_several_sets_are_tasks_of_their_own(big, tmp_path):
         (tmp_path / name).symlink_to(big)
     benchmark = open_benchmark("query_to_document", tmp_path)
     assert [task.folder.name for task in benchmark.tasks] == ["english", "multilingual"]
+    (tmp_path / "options.json").write_text('{"sizes": [200, 300], "relevant": 4}')
+    chosen = open_benchmark("query_to_document", tmp_path, relevant=5).tasks[0].options
+    assert (chosen.sizes, chosen.relevant, chosen.seed) == ((200, 300), 5, 0)
     revision = benchmark.tasks[0].revision
     assert revision == benchmark.tasks[0].revision
     assert revision != open_benchmark("query_to_document", tmp_path, relevant=3).tasks[0].revision
@@ -232,6 +235,8 @@ def test_several_sets_are_tasks_of_their_own(big, tmp_path):
 def test_what_is_refused(big, tmp_path):
     with pytest.raises(BadInput, match="not public: give --data"):
         open_benchmark("query_to_document", None)
+    with pytest.raises(BadInput, match="the call: no option 'size'; there are sizes, relevant, seed"):
+        open_benchmark("query_to_document", big, size=3)
     with pytest.raises(BadInput, match="has no queries.jsonl"):
         open_benchmark("query_to_document", tmp_path)
     bare = write(tmp_path / "bare", {"d": "x"}, {"q": "x"})

@@ -113,7 +113,7 @@ class VespaIndex:
     Attributes:
         path: the folder that `build` wrote.
         model: the model folder that encodes queries; model_fingerprint names it.
-        dims, quantization, bit_order: of the vectors.
+        dims, quantization, bit_order, count: of the vectors.
         profiles: rank profiles that a query may name, the default one first.
     """
 
@@ -125,6 +125,7 @@ class VespaIndex:
         self.dims: int = description["dims"]
         self.quantization: Quantization = description["quantization"]
         self.bit_order: BitOrder = description["bit_order"]
+        self.count: int = description["count"]
         self.profiles = profiles(int8=self.quantization == "int8")
         self._vespa = Vespa(HttpClient(url or description["url"]))
 
