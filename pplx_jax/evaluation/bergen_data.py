@@ -48,7 +48,9 @@ def read_questions(name: str, folder: pathlib.Path) -> list[Question]:
     paths = [folder / file for file in FILES[name]]
     for path in paths:
         if not path.is_file():
-            raise BadInput(f"{name} needs {path}; put the file that its makers publish there (docs/bergen.md)")
+            raise BadInput(
+                f"{name} needs {path}; put the file that its makers publish there (docs/index_benchmarks.md)"
+            )
     try:
         questions = [question for question in _READERS[name](*paths) if question.answers]
     except (ValueError, KeyError, TypeError) as error:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_PAIRS_PER_BLOCK = 512
+from pplx_jax.retrieval.search import ranking_keys
 
 
 class PoolRanks:
     """Counts, for every relevant (query, document) pair, the documents of each pool that rank ahead of it.
 
-    Ahead is who scores higher, or the same with the greater id, as trec_eval breaks ties; so nothing is sorted, and
-    documents may come in any order. A document is never ahead of itself, even if its score differs by a rounding.
+    Ahead is who scores higher, or the same with the greater id, as trec_eval breaks ties; so documents may come in any
+    order. A document is never ahead of itself, even if its score differs by a rounding.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class PoolRanks:
             pools: S.
             excluded: J ids that do not count, such as the query's own where queries are the corpus.
         """
-        self._query, self._own = np.asarray(query), np.asarray(scores, np.float32)
+        self._query, self._scores = np.asarray(query), np.asarray(scores, np.float32)
         self._documents = np.array(documents, str)
         self._excluded = None if excluded is None else np.array(excluded, str)
         self._ahead = np.zeros((pools, len(self._query)), np.int64)
@@ -44,22 +44,35 @@ class PoolRanks:
             scores: float32 [Q, N] of all queries.
             shells: int64 [N], the smallest pool that each is in; S or more for none.
         """
+        # A key orders by score, then by id among those of the block; a pair's own has the place after which ids are
+        # greater than its document's.
         names = np.array(ids, str)
         order = np.argsort(names)
-        place = np.empty(len(order), np.int64)
-        place[order] = np.arange(len(order))
-        first, last = (np.searchsorted(names[order], self._documents, side) for side in ("left", "right"))
-        own_query = np.zeros((2, len(self._query)), np.int64)
-        if self._excluded is not None:
-            own_query[:] = [np.searchsorted(names[order], self._excluded, side) for side in ("left", "right")]
-        member = (shells[:, None] == np.arange(len(self._ahead))).astype(np.float32)
-        for begin in range(0, len(self._query), _PAIRS_PER_BLOCK):
-            pairs = slice(begin, begin + _PAIRS_PER_BLOCK)
-            rows, own = scores[self._query[pairs]], self._own[pairs, None]
-            higher = (rows > own) & ((place < first[pairs, None]) | (place >= last[pairs, None]))
-            ahead = higher | ((rows == own) & (place >= last[pairs, None]))
-            ahead &= (place < own_query[0, pairs, None]) | (place >= own_query[1, pairs, None])
-            self._ahead[:, pairs] += (ahead.astype(np.float32) @ member).T.astype(np.int64)  # exact below 2**24
+        rank = np.empty(len(names), np.int64)
+        rank[order] = np.arange(1, len(names) + 1)
+        own_rank = np.searchsorted(names[order], self._documents, "right")
+        own = ranking_keys(self._scores, len(names) - own_rank)
+        for query in np.unique(self._query):
+            pairs = np.flatnonzero(self._query == query)
+            pairs = pairs[np.argsort(own[pairs])]
+            keys = ranking_keys(scores[query], len(names) - rank)
+            # A document is ahead of the first so many of the query's pairs.
+            overtaken = np.searchsorted(own[pairs], keys)
+            for pool, ahead in enumerate(self._ahead):
+                counts = np.bincount(overtaken[shells == pool], minlength=len(pairs) + 1)
+                ahead[pairs] += np.cumsum(counts[::-1])[::-1][1:]
+        for unwanted in (self._documents, self._excluded):
+            if unwanted is not None:
+                self._take_back(names[order], order, unwanted, own, scores, len(names) - rank, shells)
+
+    def _take_back(self, ordered_names, order, unwanted, own, scores, places, shells) -> None:
+        """Uncounts one document a pair, where it is in the block and was counted."""
+        found = np.searchsorted(ordered_names, unwanted)
+        there = np.flatnonzero(ordered_names[np.minimum(found, len(order) - 1)] == unwanted)
+        column = order[found[there]]
+        counted = ranking_keys(scores[self._query[there], column], places[column]) > own[there]
+        inside = counted & (shells[column] < len(self._ahead))
+        np.subtract.at(self._ahead, (shells[column[inside]], there[inside]), 1)
 
     def ranks(self) -> np.ndarray:
         """int64 [S, J]: rank from 1 of every pair in every pool."""
