@@ -3,8 +3,6 @@
 Exact where Vespa approximates, with one content node; everything it does follows from the deployed schema.
 """
 
-import contextlib
-import http.server
 import io
 import json
 import re
@@ -14,6 +12,7 @@ import xml.etree.ElementTree as xml
 import zipfile
 
 import numpy as np
+from loopback_server import serving
 from vespa_schema import Context, Schema, SchemaError, hamming, tensor_type
 
 QUERY = re.compile(
@@ -29,10 +28,13 @@ class Refused(Exception):
 
 
 class VespaStandIn:
-    """Attributes:
-    documents: id -> fields, tensors decoded.
-    faults: statuses to answer the next puts with, before any is taken.
-    puts: how many puts were asked for.
+    """One node.
+
+    Attributes:
+        documents: id -> fields, tensors decoded.
+        faults: statuses to answer the next puts with, before any is taken.
+        puts: how many puts were asked for.
+        requests: bodies of the queries so far.
     """
 
     def __init__(self):
@@ -154,37 +156,13 @@ class VespaStandIn:
         ]
 
 
-@contextlib.contextmanager
 def running(stand_in):
-    """Yields the base URL."""
+    """A context that gives the base URL."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+    def answer(method, path, _, body):
+        try:
+            return 200, stand_in.answer(method, path, body)
+        except Refused as refusal:
+            return refusal.status, {"message": str(refusal)}
 
-        def _handle(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            try:
-                status, content = 200, stand_in.answer(self.command, self.path, body)
-            except Refused as refusal:
-                status, content = refusal.status, {"message": str(refusal)}
-            encoded = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(encoded)))
-            self.end_headers()
-            self.wfile.write(encoded)
-
-        do_GET = do_POST = _handle
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return serving(answer)

@@ -13,12 +13,12 @@ A match depends on the reader and its prompt: compare under equal ones, and for 
 import dataclasses
 import hashlib
 import pathlib
-import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import regex
 
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.benchmark import Part, System
@@ -29,7 +29,7 @@ from pplx_jax.evaluation.reader import SYSTEM_PROMPT, USER_PROMPT, Reader
 from pplx_jax.retrieval import rows
 
 COLLECTION, SPLIT = "kilt-100w", "dev"  # BERGEN's names
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_ARTICLES = regex.compile(r"\b(a|an|the)\b")  # not re: to it a combining mark ends a word
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 

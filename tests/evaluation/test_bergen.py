@@ -1,11 +1,10 @@
 """BERGEN: runs as its own code reads them, matches by hand, a reader on loopback, and the published files' formats."""
 
 import contextlib
-import http.server
 import json
-import threading
 
 import pytest
+from loopback_server import serving
 from vespa_stand_in import VespaStandIn
 from vespa_stand_in import running as running_vespa
 from word_encoder import WordEncoder
@@ -43,35 +42,14 @@ class StandInReader:
 
     @contextlib.contextmanager
     def running(self):
-        reader = self
+        def answer(_, path, headers, body):
+            self.keys.add(headers.get("Authorization"))
+            return (
+                self.answer(json.loads(body)) if path == "/v1/chat/completions" else (404, {"detail": "no such path"})
+            )
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                reader.keys.add(self.headers.get("Authorization"))
-                status, content = (
-                    reader.answer(body) if self.path == "/v1/chat/completions" else (404, {"detail": "no such path"})
-                )
-                encoded = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(encoded)))
-                self.end_headers()
-                self.wfile.write(encoded)
-
-            def log_message(self, *_):
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/v1"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+        with serving(answer) as url:
+            yield f"{url}/v1"
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +95,7 @@ def test_matches_by_hand():
     assert match("1989, in theory", ["the 1989"]) == 1.0
     assert match("concatenate", ["cat"]) == 1.0  # within a word too, as BERGEN has it
     assert match("", ["x"]) == 0.0
+    assert normalized("a\u0301 the\u0301 b") == "a\u0301 the\u0301 b"  # letters with accents are no articles
 
 
 def test_passages_are_bergens():

@@ -120,7 +120,7 @@ def _schema(application: VespaApplication, dims: int, *, int8: bool) -> str:
 
     document {DOCUMENT_TYPE} {{
         field id type string {{
-            indexing: summary | attribute
+            indexing: summary
         }}
         field chunk_ids type array<string> {{
             indexing: summary
@@ -132,7 +132,7 @@ def _schema(application: VespaApplication, dims: int, *, int8: bool) -> str:
             indexing: summary | attribute
         }}
         field line type int {{
-            indexing: summary | attribute
+            indexing: summary
         }}
         field signs type tensor<int8>(chunk{{}}, x[{dims // 8}]) {{
             indexing: attribute{" | index" if application.hnsw else ""}

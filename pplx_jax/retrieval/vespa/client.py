@@ -76,7 +76,9 @@ class Vespa:
 
     def count(self) -> int:
         """How many documents there are."""
-        answer = self.query({"yql": f"select * from {DOCUMENT_TYPE} where true", "hits": 0})
+        every = f"select * from {DOCUMENT_TYPE} where true"
+        patient = {"ranking.profile": "unranked", "ranking.softtimeout.enable": False, "timeout": "120s"}
+        answer = self.query({"yql": every, "hits": 0, **patient})
         return int(answer["root"]["fields"]["totalCount"])
 
     def query(self, request: dict[str, Any]) -> dict[str, Any]:
