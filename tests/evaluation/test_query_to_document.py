@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from word_encoder import WordEncoder
@@ -15,7 +17,7 @@ from pplx_jax.evaluation.nested_pools import NestedPools
 from pplx_jax.evaluation.pool_ranks import PoolRanks
 from pplx_jax.evaluation.query_to_document import open_benchmark
 from pplx_jax.retrieval.encode import embed_file
-from pplx_jax.retrieval.metrics import run_metrics
+from pplx_jax.retrieval.metrics import judge, relevant_ranks, run_metrics, tie_places
 from pplx_jax.retrieval.trec_run import read_run
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -87,6 +89,30 @@ def test_ranks_by_hand():
     without = PoolRanks(np.array([0]), ["m"], np.array([0.5]), pools=1, excluded=["h"])
     without.add(["h", "a", "m"], np.array([[0.9, 0.5, 0.5]], np.float32), np.array([0, 0, 0]))
     assert without.ranks().tolist() == [[1]]
+
+
+@hypothesis.given(seed=st.integers(0, 2**32 - 1), blocks=st.integers(1, 4))
+def test_ranks_are_those_of_ranking_each_pool(seed, blocks):
+    """Few different scores, so nearly everything ties; the reference ranks a pool's columns alone."""
+    random = np.random.default_rng(seed)
+    ids = [f"d{number}" for number in random.permutation(40)]
+    scores = random.integers(-2, 3, (3, 40)).astype(np.float32)
+    shells = random.integers(0, 4, 40)  # 3: outside all pools
+    qrels = {str(query): {ids[place]: 1 for place in random.choice(40, 5, replace=False)} for query in range(3)}
+    for labels in qrels.values():
+        for document in labels:
+            shells[ids.index(document)] = 0
+    query = np.repeat(np.arange(3), 5)
+    documents = [document for labels in qrels.values() for document in labels]
+    own = scores[query, [ids.index(document) for document in documents]]
+    counted = PoolRanks(query, documents, own, pools=3)
+    for part in np.array_split(np.arange(40), blocks):
+        counted.add([ids[place] for place in part], scores[:, part], shells[part])
+    for pool, ranks in enumerate(counted.ranks()):
+        members = np.flatnonzero(shells <= pool)
+        names = [ids[place] for place in members]
+        judgements = judge(qrels, list(qrels), names)
+        np.testing.assert_array_equal(ranks, relevant_ranks(scores[:, members], judgements, tie_places(names)))
 
 
 def test_pools_are_nested_whatever_the_order():

@@ -8,6 +8,7 @@ import concurrent.futures
 import dataclasses
 import json
 import pathlib
+import shutil
 from typing import Any
 
 from pplx_jax.errors import BadInput
@@ -19,7 +20,8 @@ from pplx_jax.retrieval.vespa.documents import documents_by_shard
 
 
 def feed(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path, connections: int) -> int:
-    """Puts every document, going on from the shards that `state` lists for the same vectors and address.
+    """Puts every document, going on from the shards that `state` lists for the same vectors and address, if Vespa still
+    has their documents.
 
     Args:
         source: a finished folder.
@@ -34,6 +36,8 @@ def feed(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path, connections
         BadInput: a document is refused, or Vespa ends up with another number of documents than were put.
     """
     done = _finished(state, source, vespa)
+    if done["documents"] and vespa.count() < done["documents"]:  # they were removed since
+        done = {**done, "shards": 0, "documents": 0}
     shards, documents = done["shards"], done["documents"]
     pool = concurrent.futures.ThreadPoolExecutor(connections)
     try:
@@ -67,8 +71,9 @@ def _finished(state: pathlib.Path, source: EmbeddingFolder, vespa: Vespa) -> dic
 
 
 def write_feed_files(source: EmbeddingFolder, folder: pathlib.Path) -> int:
-    """Writes a file of puts a shard; returns how many there are."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a file of puts a shard, in the place of all that were there; returns how many documents there are."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     documents = 0
     with Progress("feed files", len(source.shards), unit="shard") as progress:
         for place, batch in enumerate(documents_by_shard(source)):
