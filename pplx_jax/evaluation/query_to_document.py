@@ -4,7 +4,7 @@ The paper's data is not public; its protocol runs here on any:
 
     DATA/ (the one task) or DATA/SET/ (a task each)
         queries.jsonl   {"_id", "text"}
-        corpus.jsonl    {"_id", "text", "title"?}; of query_to_query the queries that may be found; or instead
+        corpus.jsonl    {"_id", "text", "title"?}; of query-to-query the queries that may be found; or instead
         embeddings/     the same corpus as `pplx-jax embed` left it, for one that does not fit in memory
         qrels.tsv       labels by people, if there are any
         runs/*.trec     rankings of several systems, if labels are fused from them
@@ -36,7 +36,7 @@ from pplx_jax.retrieval.beir import corpus_file
 from pplx_jax.retrieval.bm25 import BM25
 from pplx_jax.retrieval.search import similarity
 
-PAPER_SIZES = {"query_to_document": (7_500_000, 15_000_000, 30_000_000), "query_to_query": (2_400_000,)}
+PAPER_SIZES = {"query-to-document": (7_500_000, 15_000_000, 30_000_000), "query-to-query": (2_400_000,)}
 CUTOFFS = (10, 100, 1000)
 
 
@@ -62,7 +62,7 @@ class PoolTask:
     Attributes:
         name: of the set.
         folder: see the module.
-        family: "query_to_document", or "query_to_query", where a query does not find itself.
+        family: "query-to-document", or "query-to-query", where a query does not find itself.
         options: the user's.
         main_metric: of all parts.
     """
@@ -86,7 +86,7 @@ class PoolTask:
 
     @property
     def _queries_are_corpus(self) -> bool:
-        return self.family == "query_to_query"
+        return self.family == "query-to-query"
 
     def evaluate(self, system: System) -> Sequence[Part]:
         labelled = read_labelled_queries(
@@ -184,7 +184,7 @@ def open_benchmark(name: str, data: pathlib.Path | None, **options: Any) -> Pool
     """Opens the family on a folder; no set is read yet.
 
     Args:
-        name: "query_to_document" or "query_to_query".
+        name: "query-to-document" or "query-to-query".
         data: see the module; there is none on the hub.
         **options: of `PoolOptions`.
 

@@ -55,7 +55,7 @@ def big(tmp_path_factory):
     return write(tmp_path_factory.mktemp("pools") / "set", corpus, queries, [*qrels, ("q8", "d000", 0)], runs)
 
 
-def evaluate(folder, system, name="query_to_document", **options):
+def evaluate(folder, system, name="query-to-document", **options):
     benchmark = open_benchmark(name, folder, **options)
     (task,) = benchmark.tasks
     parts = task.evaluate(system)
@@ -232,9 +232,9 @@ def test_queries_as_corpus_do_not_find_themselves(tmp_path):
     folder = write(tmp_path / "set", queries, {"1": "cat dog"}, [("1", "2", 1), ("1", "1", 1)])
     crowd = {f"x{n}": "cat dog" for n in range(9)}
     write(folder, {**queries, **crowd}, {"1": "cat dog"})
-    _, parts = evaluate(folder, words(), "query_to_query")
+    _, parts = evaluate(folder, words(), "query-to-query")
     assert parts["human 13"].metrics["recall@10"] == 1.0  # nine copies before it; the query itself would be the tenth
-    _, parts = evaluate(folder, words(), "query_to_document")
+    _, parts = evaluate(folder, words(), "query-to-document")
     assert parts["human 13"].metrics["recall@10"] == 0.5
 
 
@@ -248,23 +248,23 @@ def test_bm25_indexes_each_pool(big):
 def test_several_sets_are_tasks_of_their_own(big, tmp_path):
     for name in ("english", "multilingual"):
         (tmp_path / name).symlink_to(big)
-    benchmark = open_benchmark("query_to_document", tmp_path)
+    benchmark = open_benchmark("query-to-document", tmp_path)
     assert [task.folder.name for task in benchmark.tasks] == ["english", "multilingual"]
     (tmp_path / "options.json").write_text('{"sizes": [200, 300], "relevant": 4}')
-    chosen = open_benchmark("query_to_document", tmp_path, relevant=5).tasks[0].options
+    chosen = open_benchmark("query-to-document", tmp_path, relevant=5).tasks[0].options
     assert (chosen.sizes, chosen.relevant, chosen.seed) == ((200, 300), 5, 0)
     revision = benchmark.tasks[0].revision
     assert revision == benchmark.tasks[0].revision
-    assert revision != open_benchmark("query_to_document", tmp_path, relevant=3).tasks[0].revision
+    assert revision != open_benchmark("query-to-document", tmp_path, relevant=3).tasks[0].revision
 
 
 def test_what_is_refused(big, tmp_path):
     with pytest.raises(BadInput, match="not public: give --data"):
-        open_benchmark("query_to_document", None)
+        open_benchmark("query-to-document", None)
     with pytest.raises(BadInput, match="the call: no option 'size'; there are sizes, relevant, seed"):
-        open_benchmark("query_to_document", big, size=3)
+        open_benchmark("query-to-document", big, size=3)
     with pytest.raises(BadInput, match="has no queries.jsonl"):
-        open_benchmark("query_to_document", tmp_path)
+        open_benchmark("query-to-document", tmp_path)
     bare = write(tmp_path / "bare", {"d": "x"}, {"q": "x"})
     with pytest.raises(BadInput, match="has no labels"):
         evaluate(bare, words())
