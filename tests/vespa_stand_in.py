@@ -149,8 +149,13 @@ class VespaStandIn:
             {
                 "id": f"index:passages/0/{identity}",
                 "relevance": scores[identity],
-                "fields": {name: value for name, value in self.documents[identity].items() if name in wanted}
-                | {"matchfeatures": contexts[identity].features()},
+                "fields": {
+                    name: value
+                    for name, value in (
+                        self.documents[identity] | {"matchfeatures": contexts[identity].features()}
+                    ).items()
+                    if name in wanted
+                },
             }
             for identity in ranked[: request["hits"]]
         ]

@@ -170,7 +170,7 @@ class VespaIndex:
         signs = packed_signs(stored, self.quantization, self.bit_order)[0]
         operator = f"{{targetHits: {candidates}, approximate: {str(not exact).lower()}}}nearestNeighbor(signs, q_signs)"
         return {
-            "yql": f"select id, chunk_ids, chunks, path, line from {DOCUMENT_TYPE} where {operator}",
+            "yql": f"select id, chunk_ids, chunks, path, line, matchfeatures from {DOCUMENT_TYPE} where {operator}",
             "hits": k,
             "ranking.profile": ranking or self.profiles[0],
             "ranking.rerankCount": candidates,
