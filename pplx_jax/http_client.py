@@ -77,7 +77,8 @@ class HttpClient:
         try:
             answer = self._pool.request(method, self.url + path, body=body, headers=headers)
         except self._failure as error:
-            reason = str(getattr(error, "reason", None) or error).partition(">: ")[2] or str(error)
+            reason = str(getattr(error, "reason", None) or error)
+            reason = reason.partition("): ")[2] or reason  # without the connection's description
             raise BadInput(f"nobody answers at {self.url} ({reason}); start the service or mend the address") from None
         try:
             content = json.loads(answer.data)

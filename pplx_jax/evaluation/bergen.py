@@ -126,10 +126,11 @@ class BergenTask:
 
     @property
     def revision(self) -> str:
-        """16 hex digits of the questions' files and of the options."""
+        """16 hex digits of the options, of the questions' files and of what describes the index."""
         digest = hashlib.sha256(repr(self.options).encode())
-        for file in FILES[self.name]:
-            digest.update((self.data / file).read_bytes())
+        for file in (*FILES[self.name], "index/index.json", "index/vespa.json"):
+            if (self.data / file).is_file():
+                digest.update((self.data / file).read_bytes())
         return digest.hexdigest()[:16]
 
     @property

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,12 +62,11 @@ def joined(blocks: Sequence[Block]) -> Block:
 class EncodedCorpus:
     """Texts encoded by the system's model; all their vectors are in memory."""
 
-    def __init__(self, corpus: Iterable[tuple[str, str]], system: System):
-        """Encodes (id, text) pairs. Raises BadInput for a text past the model's limit, unless it may be cut."""
+    def __init__(self, ids: Sequence[str], texts: Sequence[str], system: System):
+        """Encodes N texts. Raises BadInput for one past the model's limit, unless it may be cut."""
         assert system.encoder is not None
-        ids, texts = zip(*corpus, strict=True)
-        self._ids: Sequence[str] = ids
-        pooled = system.encoder.encode(list(texts), **encoding(system))
+        self._ids = ids
+        pooled = system.encoder.encode(texts, **encoding(system))
         self._vectors = quantize(pooled, system.settings.quantization)
         self._empty = np.array([not text.strip() for text in texts])
 
@@ -129,8 +128,14 @@ def _document_id(described: dict[str, Any]) -> str:
 
 
 def encoding(system: System) -> dict[str, Any]:
-    """How a system's texts are encoded, before quantization."""
+    """How a system's texts are encoded, before quantization.
+
+    Raises:
+        BadInput: they are to be encoded in the context of their documents, which these benchmarks have not.
+    """
     settings = system.settings
+    if settings.context:
+        raise BadInput("documents stand alone here, or in the context they were embedded in; leave --context out")
     return {
         "quantization": "none",
         "dims": settings.dims,
@@ -138,16 +143,21 @@ def encoding(system: System) -> dict[str, Any]:
     }
 
 
-def read_corpus(path: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yields id and text, a title before it, of a corpus.jsonl (BEIR), a line at a time.
+def read_corpus(path: pathlib.Path) -> tuple[list[str], list[str]]:
+    """Ids and texts, a title before its text, of a corpus.jsonl (BEIR).
 
     Raises:
-        BadInput: a line has no "_id" or no text; the message names it.
+        BadInput: a line has no "_id" or no text, or there is none; the message names it.
     """
+    ids, texts = [], []
     for number, line in rows.numbered_lines(path):
         try:
             row = rows.parse_object(line)
             title, text = row.get("title") or "", row["text"]
-            yield str(row["_id"]), f"{title} {text}" if title else text
+            ids.append(str(row["_id"]))
+            texts.append(f"{title} {text}" if title else text)
         except (ValueError, KeyError) as error:
             raise BadInput(f"{path}, line {number}: {error}; each line is one object with _id and text") from None
+    if not ids:
+        raise BadInput(f"{path} holds no document; give lines of one object with _id and text")
+    return ids, texts

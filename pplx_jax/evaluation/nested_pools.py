@@ -40,17 +40,21 @@ class NestedPools:
             seed: draws other documents.
 
         Raises:
-            BadInput: a relevant document is not in the corpus, or a size is larger than the corpus or smaller than
-                the relevant documents alone.
+            BadInput: an id stands twice, a relevant document is not in the corpus, or a size is larger than the
+                corpus or smaller than the relevant documents alone.
         """
         self._relevant, self._seed = relevant, seed
-        found = set()
+        found, twice = set(), False
         hashes = array.array("Q")
         for identity in ids:
             if identity in relevant:
+                twice = twice or identity in found
                 found.add(identity)
             else:
                 hashes.append(self._hash(identity))
+        ordered = np.sort(np.array(hashes, np.uint64))
+        if twice or (ordered[1:] == ordered[:-1]).any():
+            raise BadInput("an id stands twice in the corpus; make ids unique")
         missing = relevant - found
         if missing:
             raise BadInput(
@@ -66,7 +70,6 @@ class NestedPools:
                     f"a pool of {size}: the corpus has {total} documents, {len(relevant)} of them relevant; "
                     "give a size between the two"
                 )
-        ordered = np.sort(np.array(hashes, np.uint64))
         self._last = np.array(
             [ordered[size - len(relevant) - 1] if size > len(relevant) else 0 for size in self.sizes], np.uint64
         )

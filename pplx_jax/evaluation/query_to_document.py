@@ -108,7 +108,7 @@ class PoolTask:
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)
         else:
-            corpus = EncodedCorpus(read_corpus(corpus_file(self.folder)), system)
+            corpus = EncodedCorpus(*read_corpus(corpus_file(self.folder)), system)
 
         def scores(block: Block) -> np.ndarray:
             return block.document_scores(similarity(queries, block.vectors, settings.quantization == "ubinary"))
@@ -128,13 +128,13 @@ class PoolTask:
 
     def _rank_by_bm25(self, labelled: LabelledQueries, system: System) -> tuple[Sequence[int], np.ndarray]:
         """A BM25 index of each pool, for the rarity of words is the pool's; all texts are in memory."""
-        ids, texts = map(np.array, zip(*read_corpus(corpus_file(self.folder)), strict=True))
-        pools = self._pools(ids.tolist(), labelled)
-        shells = pools.shells(ids.tolist())
+        ids, texts = read_corpus(corpus_file(self.folder))
+        pools = self._pools(ids, labelled)
+        shells = pools.shells(ids)
         ranks = []
         for place in range(len(pools.sizes)):
-            pool = shells <= place
-            names, scores = ids[pool].tolist(), BM25(texts[pool].tolist()).scores(labelled.texts)
+            pool = np.flatnonzero(shells <= place)
+            names, scores = [ids[i] for i in pool], BM25([texts[i] for i in pool]).scores(labelled.texts)
             counted = self._counted(labelled, names, scores, 1)
             counted.add(names, scores, np.zeros(len(names), np.int64))
             ranks.append(counted.ranks()[0])

@@ -139,7 +139,9 @@ def test_questions_as_their_makers_publish_them(tmp_path):
 def test_runs_and_passages_without_a_reader(data):
     benchmark = open_benchmark("bergen", data, k=3, passages=1)
     (task,) = benchmark.tasks
+    revision = task.revision
     (part,) = task.evaluate(words())
+    assert task.revision == revision  # what it writes is none of its data
     assert (part.split, part.queries, part.documents, list(part.query_ids)) == ("dev", 2, 5, ["n1", "n2"])
     assert part.metrics == {"passages_match@1": 0.5}
     assert task.main_metric in part.metrics

@@ -277,6 +277,15 @@ def test_what_is_refused(big, tmp_path):
     (bare / "runs" / "0.trec").write_text("q Q0 d 1 0.5 tag\nq Q0 d 2 0.4 tag\n")
     with pytest.raises(BadInput, match="line 2: 'd' stands twice"):
         evaluate(bare, words())
+    with pytest.raises(BadInput, match="leave --context out"):
+        evaluate(big, System("words", WordEncoder(64), Settings(context=True)))
+    for relevant in (frozenset(), frozenset("b")):
+        with pytest.raises(BadInput, match="an id stands twice"):
+            NestedPools("abcb", relevant, None)
+    empty = write(tmp_path / "empty", {}, {"q": "x"}, [("q", "gone", 1)])
+    for system in (words(), System("bm25", None)):
+        with pytest.raises(BadInput, match="corpus.jsonl holds no document"):
+            evaluate(empty, system)
     lost = write(tmp_path / "lost", {"d": "x"}, {"q": "x"}, [("q", "gone", 1)])
     with pytest.raises(BadInput, match="not in the corpus, such as 'gone'"):
         evaluate(lost, words())
