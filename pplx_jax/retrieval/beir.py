@@ -10,7 +10,7 @@ Each file may be gzipped (".gz" appended to its name).
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from pplx_jax.errors import BadInput
@@ -142,7 +142,9 @@ def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str,
         yield where, row
 
 
-def _read_qrels(path: pathlib.Path, queries: dict[str, str], documents: dict[str, str]) -> dict[str, dict[str, int]]:
+def _read_qrels(
+    path: pathlib.Path, queries: Container[str], documents: Container[str] | None
+) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     first = True
     for number, line in rows.numbered_lines(path):
@@ -160,10 +162,28 @@ def _read_qrels(path: pathlib.Path, queries: dict[str, str], documents: dict[str
             raise BadInput(f"{where}: score {grade!r} is no whole number; grades are 0, 1, 2, ...") from None
         if query not in queries:
             raise BadInput(f"{where}: unknown query-id {query!r}; add it to queries.jsonl or drop the line")
-        if document not in documents:
+        if documents is not None and document not in documents:
             raise BadInput(f"{where}: unknown corpus-id {document!r}; add it to corpus.jsonl or drop the line")
         if qrels.setdefault(query, {}).setdefault(document, level) != level:
             raise BadInput(f"{where}: a second, different grade of {query!r}, {document!r}; keep one")
     if not qrels:
         raise BadInput(f"{path} judges nothing; give lines of query-id, corpus-id, score")
     return qrels
+
+
+def read_queries(folder: pathlib.Path) -> dict[str, str]:
+    """All queries of a BEIR folder, judged or not: id -> text. Raises BadInput as `read_beir`."""
+    queries: dict[str, str] = {}
+    for _, row in _read_rows(_find(folder, "queries.jsonl"), queries):
+        queries[row["_id"]] = row["text"]
+    return queries
+
+
+def read_qrels(folder: pathlib.Path, queries: Container[str], split: str = "test") -> dict[str, dict[str, int]]:
+    """The judgements of a BEIR folder, whose documents are not looked up. Raises BadInput as `read_beir`."""
+    return _read_qrels(_find(folder, "qrels.tsv", f"qrels/{split}.tsv"), queries, None)
+
+
+def corpus_file(folder: pathlib.Path) -> pathlib.Path:
+    """The corpus of a BEIR folder. Raises BadInput where there is none."""
+    return _find(folder, "corpus.jsonl")
