@@ -82,7 +82,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name, command in plans().items():
-        if arguments.table or name in results or not any(part in name for part in arguments.only):
+        known = name in results and (not results[name]["fits"] or results[name]["step_seconds_estimate"])
+        if arguments.table or known or not any(part in name for part in arguments.only):
             continue
         print(f"planning {name}", file=sys.stderr, flush=True)
         done = subprocess.run(

@@ -26,9 +26,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("folder", type=pathlib.Path, help="a BEIR folder, or a folder of those")
     parser.add_argument("--model", action="append", default=[], help="a model folder (repeatable)")
     parser.add_argument("--sets", help="only these sets, with commas between")
-    parser.add_argument(
-        "--quantization", help="of the models' vectors (default int8)"
-    )
+    parser.add_argument("--quantization", help="of the models' vectors (default int8)")
     parser.add_argument("--context", action="store_true", help="encode passages together with their neighbours")
     parser.add_argument("--output", type=pathlib.Path, help="a folder for a results folder a system")
     parser.add_argument("--json", action="store_true", help="one JSON object in place of the table")

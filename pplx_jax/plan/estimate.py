@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pplx_jax.plan.chips import Topology
 from pplx_jax.plan.hlo import Module, Run, parse, runs
-from pplx_jax.plan.kernels import kernel_cycles
+from pplx_jax.plan.kernels import VOCABULARY_SLOTS, block_positions, kernel_cycles
 from pplx_jax.plan.links import Place, Transfer, buffer_bytes, collectives
 
 _PRODUCTS = ("convolution", "dot")
@@ -51,6 +51,7 @@ def estimate(
     *,
     branch_share: float,
     visited_share: float,
+    predicted_positions: float = 0.0,
 ) -> Estimate:
     """Reads a compiled program.
 
@@ -60,6 +61,8 @@ def estimate(
       topology: where it runs.
       branch_share: how often the costlier branch of a conditional is taken.
       visited_share: see `kernel_cycles`.
+      predicted_positions: of a device, that have a loss over the vocabulary: the kernels' loop over blocks of them ends
+        where there are no more.
     """
     unknown: set[str] = set() if text else {"the program: no text of it, so the time is that of its FLOPs at the peak"}
     module, entry = parse(text)
@@ -77,7 +80,10 @@ def estimate(
             name = re.sub(r"[.\d]+$", "", each.name)
             if cycles is None:
                 unknown.add(f"kernel {name}")
-            kernels[name] = kernels.get(name, 0.0) + run.times * (cycles or 0.0) / clock
+            times = run.times
+            if name in VOCABULARY_SLOTS and cycles is not None:
+                times *= math.ceil(predicted_positions / block_positions(operands))
+            kernels[name] = kernels.get(name, 0.0) + times * (cycles or 0.0) / clock
         elif each.cycles is not None:
             compiler += run.times * each.cycles / clock
         elif each.opcode == "fusion" and _products(module, each.called("calls")):

@@ -8,8 +8,13 @@ from pplx_jax.plan.hlo import Instruction
 
 TILE = 512 * 512
 BUNDLES_PER_TILE = {
-    "attention_forward": {"v5e": 1010, "v5p": 1020, "v6e": 614},
-    "attention_backward": {"v5e": 2340, "v5p": 2340, "v6e": 1280},
+    "attention_forward": {"v5e": 1010, "v5p": 1020, "v6e": 609},
+    "attention_backward": {"v5e": 2270, "v5p": 2340, "v6e": 1190},
+}
+# Share of the matrix units' slots that the vocabulary loss fills, at widths of 1,024 and 2,560 the lower.
+VOCABULARY_SLOTS = {
+    "vocab_scores": {"v5e": 0.89, "v5p": 0.87, "v6e": 0.84},
+    "vocab_gradients": {"v5e": 0.81, "v5p": 0.77, "v6e": 0.75},
 }
 # Two cores of a v5p chip take a half of the rows or heads each.
 CORES = {"v5e": 1, "v5p": 2, "v6e": 1}
@@ -28,9 +33,11 @@ def kernel_cycles(
       topology: whose chip.
       visited_share: of the pairs of a dense row, those in tiles where texts meet.
     """
-    name = next((name for name in BUNDLES_PER_TILE if kernel.name.startswith(name)), None)
+    name = next((name for name in (*BUNDLES_PER_TILE, *VOCABULARY_SLOTS) if kernel.name.startswith(name)), None)
     if name is None:
         return _pooling_cycles(kernel, operands, topology)
+    if name in VOCABULARY_SLOTS:
+        return _vocabulary_cycles(name, operands, topology)
     if topology.version not in BUNDLES_PER_TILE[name]:
         return None
     queries = [dims for each in operands for _, dims in each.arrays if len(dims) == 5]
@@ -40,6 +47,21 @@ def kernel_cycles(
     batch, kv_heads, group, count, _ = queries[0]
     tiles = batch * kv_heads * group * count * keys[0][2] / TILE
     return tiles * visited_share * BUNDLES_PER_TILE[name][topology.version] / CORES[topology.version]
+
+
+def block_positions(operands: list[Instruction]) -> int:
+    """Positions of a block of the vocabulary loss."""
+    return operands[1].arrays[0][1][0]
+
+
+def _vocabulary_cycles(name: str, operands: list[Instruction], topology: Topology) -> float | None:
+    """One product of a block's positions, the width and the classes for the scores, two for the gradients."""
+    hidden, table = (next((dims for _, dims in each.arrays if len(dims) == 2), None) for each in operands[1:3])
+    if hidden is None or table is None:
+        return None
+    products = 1 if name == "vocab_scores" else 2
+    seconds = 2.0 * products * hidden[0] * hidden[1] * table[0] / topology.chip.peak_flops
+    return seconds * topology.chip.cycles_per_second / VOCABULARY_SLOTS[name][topology.version]
 
 
 def _pooling_cycles(kernel: Instruction, operands: list[Instruction], topology: Topology) -> float | None:

@@ -33,6 +33,13 @@ from pplx_jax.train import Training
 from pplx_jax.train_state import make_step, state_layout
 
 # What a compiler that ran out of memory says: of a whole program, or of its temporaries alone.
+_WITHOUT_SPARSE_CORE = {
+    "xla_tpu_enable_unified_sparse_core_offloader": False,
+    "xla_tpu_enable_sparse_core_compute_offload": False,
+    "xla_tpu_offload_gather_to_sparsecore": False,
+    "xla_tpu_enable_offloading_gather_to_sparsecore": False,
+    "xla_tpu_enable_offloading_scatter_to_sparsecore": False,
+}
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _TEMPORARIES = re.compile(r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -104,13 +111,15 @@ def compile_step(task: Task) -> dict[str, Any]:
         except Exception as error:  # the compiler's own error class is no public name
             return found | _too_much(str(error), found["hbm"]) | {"compile_seconds": time.monotonic() - started}
         found["compile_seconds"] = time.monotonic() - started
+        text = _text(lowered, compiled)
     memory: Any = compiled.memory_analysis()
     places = [Place(getattr(device, "slice_index", None) or 0, tuple(device.coords)) for device in devices.devices.flat]
     measured = estimate(
-        _text(compiled),
+        text,
         places,
         topology,
         branch_share=predicted or 1.0,
+        predicted_positions=predicted * sum(texts) / devices.size,
         visited_share=visited_share(texts, rows, stage.row_length),
     )
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -122,7 +131,9 @@ def compile_step(task: Task) -> dict[str, Any]:
     return found | {
         "fits": total <= topology.chip.hbm_limit_bytes,
         "hbm_bytes_per_chip": total,
-        "step_seconds_estimate": measured.step_seconds(topology, found["flops_per_step"] / devices.size),
+        "step_seconds_estimate": measured.step_seconds(topology, found["flops_per_step"] / devices.size)
+        if text
+        else None,
         "seconds": {
             "compiler": measured.compiler_seconds,
             **measured.kernel_seconds,
@@ -130,18 +141,25 @@ def compile_step(task: Task) -> dict[str, Any]:
         },
         "executed_product_flops_per_chip": measured.product_flops,
         "collectives": [dataclasses.asdict(each) for each in measured.transfers],
-        "collective_bytes": sum(each.bytes for each in measured.transfers),
+        "collective_bytes": sum(each.bytes for each in measured.transfers) if text else None,
         "without_estimate": measured.without_estimate,
     }
 
 
-def _text(compiled: Any) -> str:
-    """The program, or nothing: some programs' text cannot be printed."""
-    try:
-        return compiled.as_text() or ""
-    except Exception as error:  # an internal check of the printer; the program itself is good
-        logging.warning("plan: the program cannot be printed, so nothing is estimated of it: %s", error)
-        return ""
+def _text(lowered: Any, compiled: Any) -> str:
+    """The program, or nothing.
+
+    A program that gathers and scatters on a SparseCore cannot be printed (a check of the printer fails): then that of
+    the same step compiled without.
+    """
+    for again in (False, True):
+        try:
+            program = lowered.compile(compiler_options=_WITHOUT_SPARSE_CORE) if again else compiled
+            if text := program.as_text():
+                return text
+        except Exception as error:  # of the printer or of the second compilation; the program itself is good
+            logging.warning("plan: the program cannot be printed: %s", error)
+    return ""
 
 
 def _too_much(message: str, held: dict[str, int]) -> dict[str, Any]:

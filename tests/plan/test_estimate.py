@@ -6,7 +6,7 @@ from pplx_jax.errors import BadInput
 from pplx_jax.plan.chips import Topology
 from pplx_jax.plan.estimate import estimate
 from pplx_jax.plan.hlo import parse, runs, trip_count
-from pplx_jax.plan.kernels import BUNDLES_PER_TILE, kernel_cycles, visited_share
+from pplx_jax.plan.kernels import BUNDLES_PER_TILE, VOCABULARY_SLOTS, kernel_cycles, visited_share
 from pplx_jax.plan.links import Place, buffer_bytes, first_group, received_bytes, transfers
 
 PROGRAM = """
@@ -166,6 +166,25 @@ def test_kernels_by_their_schedules():
     assert kernel_cycles(kernel, operands, V5E, 0.5) == 2 * forward["v5e"]
     assert kernel_cycles(kernel, operands, Topology("v5p:2x2x1"), 1.0) == 4 * forward["v5p"] / 2  # two cores
     assert kernel_cycles(by_name["product.1"], operands, V5E, 1.0) is None
+
+
+def test_the_vocabulary_loss_by_its_products_and_positions():
+    block, width, classes = 2048, 1024, 4096
+    program = f"""HloModule m, is_scheduled=true
+
+ENTRY %main.1 (l: s32[1], h: bf16[{block},{width}], t: bf16[{classes},{width}]) -> f32[8,8] {{
+  %l = s32[1]{{0}} parameter(0)
+  %h = bf16[{block},{width}]{{1,0}} parameter(1)
+  %t = bf16[{classes},{width}]{{1,0}} parameter(2)
+  %vocab_scores.3 = f32[8,8]{{1,0}} custom-call(%l, %h, %t), custom_call_target="tpu_custom_call"
+}}
+"""
+    product = 2 * block * width * classes / 197e12 / VOCABULARY_SLOTS["vocab_scores"]["v5e"]
+    for positions, blocks in ((0, 0), (1, 1), (block, 1), (block + 1, 2)):
+        shares = {"branch_share": 1.0, "visited_share": 1.0, "predicted_positions": positions}
+        found = estimate(program, PLACES, V5E, **shares)
+        assert found.kernel_seconds == {"vocab_scores": pytest.approx(blocks * product)}
+        assert found.without_estimate == []
 
 
 def test_a_packed_row_costs_the_tiles_that_its_texts_meet():
