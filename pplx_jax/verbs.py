@@ -184,6 +184,12 @@ VERBS = (
         flags=(
             flag("--embeddings", required=True, **_PATH, help="what embed wrote"),
             flag("--output", required=True, **_PATH, help="the folder to write"),
+            flag("--engine", choices=("faiss", "numpy", "vespa"), help="default faiss for int8, numpy for others"),
+            flag(
+                "--lists", type=int, help="inverted lists of faiss, 0 for none (default: none under 10 million vectors)"
+            ),
+            flag("--url", help="of vespa: its container, such as http://localhost:8080"),
+            flag("--config_url", help="of vespa: its configuration server, to deploy the application first"),
         ),
         outputs=("output",),
     ),
@@ -192,10 +198,17 @@ VERBS = (
         "ranked hits of a query",
         "search_index",
         flags=(
-            flag("query", help="the text to search for"),
+            flag("query", nargs="?", help="the text to search for"),
+            flag("--queries", **_PATH, help="instead, JSON lines or Parquet of id and text"),
+            flag("--output", **_PATH, help="of --queries: FILE.trec or FILE.jsonl to write"),
             flag("--index", required=True, **_PATH, help="what index wrote"),
             flag("--k", type=int, help="how many hits (default 10)"),
+            flag("--engine", choices=("faiss", "numpy", "jax", "vespa"), help="default: as the index was built"),
+            flag("--candidates", type=int, help="ranked again for each hit wanted (default 40)"),
+            flag("--probes", type=int, help="inverted lists that a query reads (default: a sixteenth)"),
+            flag("--url", help="of vespa, if not where it was built"),
         ),
+        outputs=("output",),
     ),
     Verb(
         "eval",

@@ -9,7 +9,9 @@ from word_encoder import WordEncoder
 
 from pplx_jax.errors import BadInput
 from pplx_jax.retrieval.encode import embed_file
-from pplx_jax.retrieval.index import Index, build_index, search_index
+from pplx_jax.retrieval.index import Index
+from pplx_jax.retrieval.index_builder import build_index
+from pplx_jax.retrieval.search_verb import search_index
 
 ROWS = [
     {"id": "a", "text": "read a file", "path": "io.py", "line": 3},
@@ -50,7 +52,7 @@ def test_empty_texts_are_never_hits(tmp_path):
 
 def test_little_endian_bits_and_fewer_dimensions(tmp_path):
     path = make_index(tmp_path, quantization="ubinary", bit_order="little", dims=16)
-    assert np.load(path / "vectors.npy").shape == (6, 2)
+    assert np.load(path / "00000.npy").shape == (2, 2)
     assert search_index(path, "read a file", 1, encoder=WordEncoder())["hits"][0]["score"] == 1.0
 
 
