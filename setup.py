@@ -30,11 +30,13 @@ EXTRAS = {
         "bm25s>=0.2.14,<0.4",
         "datasets>=3,<6",
         "mteb>=2.20,<3",
+        "regex>=2024.11.6,<2028",  # words as BERGEN sees them
         "sentence-transformers>=5.4,<7",
         "torch>=2.9,<3",
+        "urllib3>=2.2,<3",  # readers behind HTTP
     ],
-    # The first stage of `index` and `search`, and approximate search in `mine`.
-    "search": ["faiss-cpu>=1.9,<2"],
+    # The first stage of `index` and `search`, approximate search in `mine`, and talking to Vespa.
+    "search": ["faiss-cpu>=1.9,<2", "urllib3>=2.2,<3"],
     # `embed` of Parquet files.
     "parquet": ["pyarrow>=19,<26"],
     # `serve`.
@@ -51,6 +53,7 @@ EXTRAS = {
         "pyrefly>=1.4,<2",
         "pytest>=8.4,<10",
         "pytest-xdist>=3.6,<4",
+        "pytrec_eval-terrier>=0.5.6,<0.6",
         "ruff>=0.12,<0.18",
     ],
 }

@@ -54,6 +54,16 @@ class Verb:
     writes: bool = True
 
 
+def names(text: str) -> list[str]:
+    """A flag's value of several names with commas between."""
+    return [name for name in text.split(",") if name]
+
+
+def whole_numbers(text: str) -> list[int]:
+    """A flag's value of several numbers with commas between."""
+    return [int(size) for size in names(text)]
+
+
 _PATH = {"type": pathlib.Path}
 _PROCESSES = (
     flag("--coordinator", help="HOST:PORT of process 0 of several, or auto where JAX finds the others by itself"),
@@ -185,9 +195,7 @@ VERBS = (
             flag("--embeddings", required=True, **_PATH, help="what embed wrote"),
             flag("--output", required=True, **_PATH, help="the folder to write"),
             flag("--engine", choices=("faiss", "numpy", "vespa"), help="default faiss for int8, numpy for others"),
-            flag(
-                "--lists", type=int, help="inverted lists of faiss, 0 for none (default: none under 10 million vectors)"
-            ),
+            flag("--lists", type=int, help="inverted lists of faiss (default: 0, none, under 10 million vectors)"),
             flag("--url", help="of vespa: its container, such as http://localhost:8080"),
             flag("--config_url", help="of vespa: its configuration server, to deploy the application first"),
         ),
@@ -215,15 +223,27 @@ VERBS = (
         "a model on a benchmark or a BEIR folder",
         "evaluate_task",
         flags=(
-            flag("--model", required=True, type=PathOrName, help="a model folder, or bm25"),
-            flag("--task", dest="folder", required=True, type=PathOrName, help="a benchmark or a BEIR folder"),
-            flag("--quantization", choices=_QUANTIZATIONS, help="default int8"),
-            flag("--context", action="store_true", help="encode passages together with their neighbours"),
-            flag("--dims", type=int, help="only the first so many dimensions"),
+            flag("--model", required=True, type=PathOrName, help="a model folder, another's, or bm25"),
+            flag("--task", required=True, type=PathOrName, help="a benchmark, a BEIR folder, or a folder of those"),
+            flag("--tasks", type=names, help="only these tasks of it, with commas between"),
+            flag("--quantization", type=names, help="int8, binary, ubinary, tanh, none; several with commas between"),
+            flag("--dims", type=whole_numbers, help="only the first so many dimensions; several with commas between"),
+            flag(
+                "--context",
+                nargs="?",
+                const="with",
+                choices=("with", "without", "both"),
+                help="encode passages together with their neighbours (late chunking), or both ways",
+            ),
             flag("--truncate", action="store_true", help="cut texts past the limit"),
+            flag("--query_prompt", help="before every query, of models trained with one"),
+            flag("--document_prompt", help="before every document"),
+            flag("--data", **_PATH, help="a folder of the benchmark's files, in place of the hub"),
+            flag("--output", **_PATH, help="the results folder to write, or to go on with"),
+            flag("--compare", **_PATH, help="another results folder: differences, intervals, p"),
             flag("--run_file", **_PATH, help="where to write the ranking in TREC's format"),
         ),
-        outputs=("run_file",),
+        outputs=("output", "run_file"),
     ),
     Verb(
         "data cache",

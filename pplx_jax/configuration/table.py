@@ -20,7 +20,7 @@ VERBS = (
     "pplx_jax.serving.server:serve",
     "pplx_jax.retrieval.index_builder:build_index",
     "pplx_jax.retrieval.search_verb:search_index",
-    "pplx_jax.evaluation.folder:evaluate_task",
+    "pplx_jax.evaluation.verb:evaluate_task",
     "pplx_jax.contrastive.mining:mine_file",
     "pplx_jax.data.cache:cache_corpus",
     "pplx_jax.data.report:report_corpus",

@@ -1,6 +1,7 @@
 """What a benchmark is to the runner: tasks that score one system each, and the averages that its paper prints."""
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -26,6 +27,12 @@ class Settings:
     context: bool = False
     truncate: bool = False
 
+    @property
+    def name(self) -> str:
+        """What they are called in results: "int8", "binary-256-context"."""
+        parts = (self.quantization, self.dims, "context" if self.context else None)
+        return "-".join(str(part) for part in parts if part is not None)
+
 
 @dataclasses.dataclass(frozen=True)
 class System:
@@ -41,6 +48,11 @@ class System:
     encoder: Encoder | None
     settings: Settings = Settings()
 
+    @property
+    def setting(self) -> str:
+        """The name of its settings; BM25 has one only."""
+        return self.name if self.encoder is None else self.settings.name
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -55,6 +67,7 @@ class Part:
         query_ids: one a query, and
         per_query: name -> float [queries], what `metrics` are the means of; intervals and paired tests are made of it.
             Empty where a benchmark's own code keeps only the means.
+        lengths: int64 [queries], characters of each query's longest relevant document; empty where not known.
     """
 
     split: str
@@ -64,6 +77,15 @@ class Part:
     documents: int
     query_ids: Sequence[str] = ()
     per_query: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    lengths: Sequence[int] | np.ndarray = ()
+
+
+def main_value(parts: Sequence[Part], metric: str) -> float:
+    """A task's figure: the mean over its splits of the mean over a split's subsets."""
+    splits: dict[str, list[float]] = {}
+    for part in parts:
+        splits.setdefault(part.split, []).append(part.metrics[metric])
+    return statistics.fmean(statistics.fmean(values) for values in splits.values())
 
 
 class Task(Protocol):
@@ -72,6 +94,9 @@ class Task(Protocol):
     Attributes:
         name: unlike any other in the benchmark.
         main_metric: the one that averages are made of.
+
+    A task may also have `revision`, a str that changes with its data or its protocol: results of another revision
+    are not taken for its own.
     """
 
     @property

@@ -4,29 +4,25 @@ Texts are encoded once; every quantization is derived from the same pooled vecto
 are ranked together (as ConTEB does), also where a context model encoded them document by document.
 """
 
-import contextlib
+import dataclasses
+import functools
+import hashlib
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from pplx_jax.evaluation.benchmark import Part, main_value
 from pplx_jax.evaluation.pooled import pooled_vectors
-from pplx_jax.models.quantization import Quantization, quantize
-from pplx_jax.retrieval.beir import RetrievalSet, read_beir
-from pplx_jax.retrieval.bm25 import BM25
-from pplx_jax.retrieval.encoder import Encoder, load_encoder
-from pplx_jax.retrieval.metrics import DEFAULT_METRICS, judge, metrics_of_ranks, relevant_ranks, tie_places
-from pplx_jax.retrieval.search import rank_scores, similarity
-from pplx_jax.retrieval.trec_run import run_writer
+from pplx_jax.evaluation.retrieval_task import RetrievalTask
+from pplx_jax.evaluation.scorers import bm25_scorer, cosine_scorer, means, score
+from pplx_jax.models.quantization import Quantization
+from pplx_jax.retrieval.beir import RetrievalSet, read_beir, set_files, set_folders
+from pplx_jax.retrieval.encoder import Encoder
 
 REPORTED_METRICS = ("ndcg@10", "recall@100")
-RUN_DEPTH = 1000
 _REPORTED_AS = {"tanh": "float"}
-_QUERIES_PER_BLOCK = 256
-
-# Scores [Q, N] of the queries in a slice.
-Scorer = Callable[[slice], np.ndarray]
 
 
 def evaluate(
@@ -56,7 +52,7 @@ def evaluate(
     data, metrics = _read(folder), tuple(metrics)
     queries, documents = pooled_vectors(model, data, **encoding)
     return {
-        _REPORTED_AS.get(name, name): score(data, cosine_scorer(queries, documents, name), metrics)
+        _REPORTED_AS.get(name, name): means(score(data, cosine_scorer(queries, documents, name), metrics))
         for name in quantization
     }
 
@@ -70,86 +66,46 @@ def evaluate_bm25(
         BadInput: the folder cannot be read, or the library bm25s is missing.
     """
     data = _read(folder)
-    return score(data, bm25_scorer(data), metrics)
+    return means(score(data, bm25_scorer(data), metrics))
 
 
-def evaluate_task(
-    model: str | pathlib.Path | Encoder,
-    folder: str | pathlib.Path | RetrievalSet,
-    *,
-    quantization: Quantization = "int8",
-    context: bool = False,
-    dims: int | None = None,
-    truncate: bool = False,
-    run_file: str | pathlib.Path | None = None,
-    metrics: Iterable[str] = DEFAULT_METRICS,
-) -> dict[str, Any]:
-    """One model on one BEIR folder, on request with its ranking as a TREC run file.
+@dataclasses.dataclass(frozen=True)
+class FolderBenchmark:
+    """A BEIR folder as its one task, or a folder of BEIR folders as a task each (`benchmark.Benchmark`)."""
 
-    Args:
-        model: "bm25", a model folder, or a loaded encoder.
-        folder: the BEIR folder, or the set read from one.
-        quantization: of the model's vectors.
-        context, dims, truncate: see `pooled_vectors`.
-        run_file: where to write the best thousand passages of each query.
-        metrics: see `retrieval.metrics`.
+    name: str
+    tasks: Sequence[RetrievalTask]
 
-    Returns:
-        {"metrics": {name: value}, "queries": number judged, "documents": number of passages}.
+    def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
+        return {"ndcg@10": float(np.mean([main_value(of_task, "ndcg@10") for of_task in parts.values()]))}
+
+
+def open_folder(folder: str | pathlib.Path) -> FolderBenchmark:
+    """The benchmark that a folder is; no set is read yet.
 
     Raises:
-        BadInput: the model or the folder cannot be read, or a text is past the model's limit.
+        BadInput: there is no such folder, or it holds no set.
     """
-    data = _read(folder)
-    if model == "bm25":
-        scorer = bm25_scorer(data)
-    else:
-        encoder = load_encoder(model) if isinstance(model, str | pathlib.Path) else model
-        pooled = pooled_vectors(encoder, data, context=context, dims=dims, truncate=truncate)
-        scorer = cosine_scorer(*pooled, quantization)
-    values = score(data, scorer, metrics, run_file)
-    return {"metrics": values, "queries": len(data.query_ids), "documents": len(data.document_ids)}
+    folder = pathlib.Path(folder)
+    read = functools.lru_cache(maxsize=1)(read_beir)  # several settings of one set follow one another
+    tasks = [
+        RetrievalTask(
+            name=path.resolve().name,
+            load=functools.partial(read, path),
+            revision_of=functools.partial(_digest, path),
+        )
+        for path in set_folders(folder)
+    ]
+    return FolderBenchmark(folder.resolve().name, tasks)
 
 
-def cosine_scorer(queries: np.ndarray, documents: np.ndarray, quantization: Quantization) -> Scorer:
-    """Scores quantized vectors; the arguments are pooled vectors [Q, d] and [N, d]."""
-    quantized_queries, quantized_documents = (
-        quantize(queries, quantization),
-        quantize(documents, quantization),
-    )
-    packed = quantization == "ubinary"
-    return lambda block: similarity(quantized_queries[block], quantized_documents, packed)
-
-
-def bm25_scorer(data: RetrievalSet) -> Scorer:
-    """Scores by BM25."""
-    index = BM25(data.documents)
-    return lambda block: index.scores(data.queries[block])
-
-
-def score(
-    data: RetrievalSet, scorer: Scorer, metrics: Iterable[str], run_file: str | pathlib.Path | None = None
-) -> dict[str, float]:
-    """Metrics of a scorer, block of queries after block, so that memory stays bounded.
-
-    Args:
-        data: the set.
-        scorer: gives the scores of a slice of its queries.
-        metrics: see `retrieval.metrics`.
-        run_file: where to write the ranking, if anywhere.
-    """
-    judgements = judge(data.qrels, data.query_ids, data.document_ids)
-    places = tie_places(data.document_ids)
-    ranks = []
-    with contextlib.ExitStack() as stack:
-        add = stack.enter_context(run_writer(run_file, data.document_ids)) if run_file else None
-        for begin in range(0, len(data.query_ids), _QUERIES_PER_BLOCK):
-            block = slice(begin, begin + _QUERIES_PER_BLOCK)
-            scores = scorer(block)
-            ranks.append(relevant_ranks(scores, judgements, places, begin))
-            if add:
-                add(data.query_ids[block], *rank_scores(scores, places, RUN_DEPTH))
-    return metrics_of_ranks(np.concatenate(ranks), judgements, metrics)
+def _digest(folder: pathlib.Path) -> str:
+    """16 hex digits of the files of a set."""
+    digest = hashlib.sha256()
+    for path in set_files(folder):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _read(folder: str | pathlib.Path | RetrievalSet) -> RetrievalSet:

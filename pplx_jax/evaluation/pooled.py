@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.retrieval.beir import RetrievalSet
-from pplx_jax.retrieval.encoder import Encoder, document_tokens
+from pplx_jax.retrieval.encoder import Encoder, document_tokens, query_encoder
 
 CONTEXT_CHUNKS = 16  # chunks of a document in contextual training
 
@@ -40,7 +40,7 @@ def pooled_vectors(
         BadInput: a text is past the model's limit and `truncate` is off.
     """
     options: dict[str, Any] = {"quantization": "none", "dims": dims, "overflow": "truncate" if truncate else "error"}
-    queries = model.encode(data.queries, **options)
+    queries = query_encoder(model)(data.queries, **options)
     if not context:
         return queries, model.encode(data.documents, **options)
     limit = min(tokens_per_document or model.config.max_length, model.config.max_length)

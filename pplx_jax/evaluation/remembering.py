@@ -1,20 +1,34 @@
-"""An encoder that encodes no text twice: sets of one evaluation share passages."""
+"""An encoder that encodes no text twice: sets share passages, and quantizations and widths share vectors."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from pplx_jax.retrieval.encoder import Encoder, Limits
+from pplx_jax.models.overflow import Overflow
+from pplx_jax.models.quantization import BitOrder, Quantization, quantize
+from pplx_jax.progress import Progress
+from pplx_jax.retrieval.encoder import Encoder, Limits, quantizations, query_encoder
+
+_BLOCK = 4096  # texts encoded at once: enough to sort by length, and to tell how far it is
+_MOST_BYTES = 8 << 30  # of vectors that are kept; the texts of Wikipedia are not remembered
 
 
 class Remembering:
-    """The `Encoder` it wraps, with the vectors of every text and document asked for so far."""
+    """The `Encoder` it wraps, with the pooled vectors of the texts and documents asked for so far, 8 GiB at most.
 
-    def __init__(self, model: Encoder):
-        self._model = model
+    Args:
+        model: the encoder.
+        progress: whether to report on standard error how far it is.
+    """
+
+    def __init__(self, model: Encoder, *, progress: bool = False):
+        self._model, self._progress = model, progress
         self._known: dict[Hashable, np.ndarray] = {}
+        self._bytes = 0
+        self._asked: set[Hashable] = set()
         self.fingerprint = model.fingerprint
+        self.quantizations = quantizations(model)
 
     @property
     def config(self) -> Limits:
@@ -27,16 +41,65 @@ class Remembering:
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         return self._model.count_tokens(texts)
 
-    def encode(self, texts: Sequence[str], **options: Any) -> np.ndarray:
-        return np.stack(self._recall("text", list(texts), self._model.encode, options))
+    def encode(self, texts: Iterable[str], **options: Any) -> np.ndarray:
+        return self._stacked("text", self._model.encode, texts, **options)
 
-    def encode_documents(self, documents: Sequence[Sequence[str]], **options: Any) -> list[np.ndarray]:
-        return self._recall("document", [tuple(chunks) for chunks in documents], self._model.encode_documents, options)
+    def encode_queries(self, texts: Iterable[str], **options: Any) -> np.ndarray:
+        return self._stacked("query", query_encoder(self._model), texts, **options)
 
-    def _recall(self, kind: str, items: list, encode: Callable, options: dict[str, Any]) -> list[np.ndarray]:
-        how = (kind, *sorted(options.items()))
-        missing = [item for item in dict.fromkeys(items) if (how, item) not in self._known]
-        if missing:
-            for item, vectors in zip(missing, encode(missing, **options), strict=True):
-                self._known[how, item] = vectors
-        return [self._known[how, item] for item in items]
+    def encode_documents(
+        self,
+        documents: Iterable[Sequence[str]],
+        *,
+        quantization: Quantization = "int8",
+        dims: int | None = None,
+        bit_order: BitOrder = "big",
+        **limits: Any,
+    ) -> list[np.ndarray]:
+        items = [tuple(chunks) for chunks in documents]
+        pooled = self._recall("document", self._model.encode_documents, items, **limits)
+        if not pooled:
+            return []
+        flat = quantize(np.concatenate(pooled)[:, :dims], quantization, bit_order)
+        return np.split(flat, np.cumsum([len(chunks) for chunks in items])[:-1])
+
+    def forget(self) -> None:
+        """Drops what has not been asked for since the last call: the texts of the set before, not those shared."""
+        self._known = {key: vector for key, vector in self._known.items() if key in self._asked}
+        self._bytes = sum(vector.nbytes for vector in self._known.values())
+        self._asked = set()
+
+    def _stacked(
+        self,
+        kind: str,
+        encode: Callable,
+        texts: Iterable[str],
+        *,
+        quantization: Quantization = "int8",
+        dims: int | None = None,
+        bit_order: BitOrder = "big",
+        **limits: Any,
+    ) -> np.ndarray:
+        pooled = self._recall(kind, encode, list(texts), **limits)
+        vectors = np.stack(pooled) if pooled else np.zeros((0, self.dims), np.float32)
+        return quantize(vectors[:, :dims], quantization, bit_order)
+
+    def _recall(
+        self, kind: str, encode: Callable, items: list, *, overflow: Overflow = "error", overlap: int | None = None
+    ) -> list[np.ndarray]:
+        """The pooled vectors of the items, at full width and without quantization."""
+        keys = [(kind, overflow, overlap, item) for item in items]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._known]
+        new: dict[Hashable, np.ndarray] = {}
+        with Progress("encode", len(missing), kind, enabled=self._progress and bool(missing)) as progress:
+            for begin in range(0, len(missing), _BLOCK):
+                block = missing[begin : begin + _BLOCK]
+                vectors = encode([key[-1] for key in block], quantization="none", overflow=overflow, overlap=overlap)
+                new |= zip(block, vectors, strict=True)
+                progress.update(begin + len(block))
+        for key, vector in new.items():
+            if self._bytes + vector.nbytes <= _MOST_BYTES:
+                self._known[key] = vector
+                self._bytes += vector.nbytes
+        self._asked.update(key for key in keys if key in self._known)
+        return [new[key] if key in new else self._known[key] for key in keys]

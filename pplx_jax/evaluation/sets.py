@@ -8,7 +8,7 @@ import numpy as np
 
 from pplx_jax.evaluation.folder import evaluate
 from pplx_jax.evaluation.remembering import Remembering
-from pplx_jax.retrieval.beir import RetrievalSet, read_beir
+from pplx_jax.retrieval.beir import RetrievalSet, read_beir, set_folders
 from pplx_jax.retrieval.encoder import Encoder
 
 SETS = "sets"
@@ -21,8 +21,8 @@ def read_sets(folder: pathlib.Path) -> dict[str, RetrievalSet] | RetrievalSet:
         BadInput: a set cannot be read.
     """
     folder = pathlib.Path(folder)
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != "qrels")
-    return {name: read_beir(folder / name) for name in names} if names else read_beir(folder)
+    inner = set_folders(folder)
+    return read_beir(folder) if inner == [folder] else {path.name: read_beir(path) for path in inner}
 
 
 def score_sets(

@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from pplx_jax.html_report import charts
-from pplx_jax.html_report.style import STYLE
+from pplx_jax.html_report.frame import document, facts, section, tiles
 
 _SHOWN_LANGUAGES = 40
 
@@ -20,30 +20,22 @@ def render_data_page(report: Mapping[str, Any], *, name: str) -> str:
     body = _header(report, name) + _fill(report) + _languages(report)
     for stage, sources in report["sources"].items():
         cards = "".join(_source(stage, source, one) for source, one in sources.items())
-        body += _section(stage, "Sources of this stage.", cards)
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(name)} · data · pplx_jax</title><style>{STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
+        body += section(stage, "Sources of this stage.", cards)
+    return document(f"{name} · data", body)
 
 
 def _header(report: Mapping[str, Any], name: str) -> str:
     twice = report["duplicates"]
-    tiles = {
+    headlines = {
         "Examples": (f"{report['examples']:,}", f"{report['tokens']:,} tokens"),
         "Fill of packed rows": (f"{report['fill']:.1%}", "cells that hold a token"),
         "Duplicates": (f"{twice['exact'] + twice['near']:,}", f"{twice['exact']:,} exact, {twice['near']:,} near"),
         "Overlap with evaluation": (f"{report['overlap']:,}", "examples that share text with it"),
         "Bad rows": (f"{report['bad_rows']:,}", "skipped"),
     }
-    cells = "".join(
-        f'<div class="tile"><div class="name">{escape(title)}</div><div class="value">{value}</div>'
-        f'<div class="note">{escape(note)}</div></div>'
-        for title, (value, note) in tiles.items()
+    return f"<header><h1>{escape(name)}: data</h1></header>" + tiles(
+        (title, value, note) for title, (value, note) in headlines.items()
     )
-    return f'<header><h1>{escape(name)}: data</h1></header><div class="tiles">{cells}</div>'
 
 
 def _fill(report: Mapping[str, Any]) -> str:
@@ -53,19 +45,19 @@ def _fill(report: Mapping[str, Any]) -> str:
     bars = charts.bars([charts.Bar(stage, one["fill"], stage) for stage, one in stages.items()])
     samples = "".join(_folded(f"A packed row: {stage}", one["sample"]) for stage, one in stages.items())
     note = "Share of the cells of packed rows that hold a token, in batches as training packs them."
-    return _section("Fill", note, f'<div class="card">{bars}</div><div class="card config spaced">{samples}</div>')
+    return section("Fill", note, f'<div class="card">{bars}</div><div class="card config spaced">{samples}</div>')
 
 
 def _languages(report: Mapping[str, Any]) -> str:
     languages = list(report["languages"].items())[:_SHOWN_LANGUAGES]
     if not languages:
         return ""
-    rows = "".join(f"<div><dt>{escape(name)}</dt><dd>{count:,}</dd></div>" for name, count in languages)
-    return _section("Languages", "Examples of each.", f'<div class="card"><dl class="pairs">{rows}</dl></div>')
+    counts = facts({name: f"{count:,}" for name, count in languages})
+    return section("Languages", "Examples of each.", f'<div class="card">{counts}</div>')
 
 
 def _source(stage: str, name: str, one: Mapping[str, Any]) -> str:
-    facts = {
+    counts = {
         "Examples": one["examples"],
         "Tokens": one["tokens"],
         "Exact duplicates": one["duplicates"]["exact"],
@@ -76,14 +68,14 @@ def _source(stage: str, name: str, one: Mapping[str, Any]) -> str:
         **{f"Bad: {reason}": count for reason, count in one["rows"]["reasons"].items()},
         **{f"Cut: {field}": count for field, count in one.get("truncated", {}).items()},
     }
-    pairs = "".join(f"<div><dt>{escape(title)}</dt><dd>{value:,}</dd></div>" for title, value in facts.items())
+    pairs = facts({title: f"{value:,}" for title, value in counts.items()})
     folded = [_folded(f"Sample {place}: {step}", text) for place, sample in enumerate(one["samples"], 1)
               for step, text in sample.items()]  # fmt: skip
     folded += [_folded(f"Bad rows: {reason}", "\n".join(places)) for reason, places in one["rows"]["samples"].items()]
     if one["overlap"]["samples"]:
         folded.append(_folded("Overlap with evaluation", "\n".join(one["overlap"]["samples"])))
     return (
-        f'<div class="card spaced"><h3>{escape(name)}<small>{escape(stage)}</small></h3><dl class="pairs">{pairs}</dl>'
+        f'<div class="card spaced"><h3>{escape(name)}<small>{escape(stage)}</small></h3>{pairs}'
         f"{_lengths(one['token_lengths'])}{''.join(folded)}</div>"
     )
 
@@ -104,7 +96,3 @@ def _lengths(lengths: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _folded(title: str, text: str) -> str:
     return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>" if text else ""
-
-
-def _section(title: str, note: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2><p>{escape(note)}</p>{content}</section>"

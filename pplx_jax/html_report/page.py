@@ -1,10 +1,8 @@
 """The page: headline numbers, retrieval, precision, losses, time, data, configuration and environment."""
 
-from html import escape
-
 from pplx_jax.html_report import sections
+from pplx_jax.html_report.frame import document
 from pplx_jax.html_report.run import Run
-from pplx_jax.html_report.style import STYLE
 
 
 def render_page(run: Run) -> str:
@@ -23,9 +21,4 @@ def render_page(run: Run) -> str:
             sections.environment,
         )
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(run.name)} · pplx_jax</title><style>{STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
+    return document(run.name, body)

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from pplx_jax.html_report import charts
+from pplx_jax.html_report.frame import section
 from pplx_jax.html_report.run import METRICS, PRECISIONS, STAGES, Row, Run, context_rows, numbers, result_rows, set_rows
 from pplx_jax.progress import duration
 
@@ -61,7 +62,7 @@ def retrieval(run: Run) -> str:
         cards.append(_card(title, chart, "int8"))
     grid = f'<div class="grid">{"".join(cards)}</div>' if cards else ""
     note = "The held-out set after each stage, beside BM25 (dashed) and the model before training."
-    return _section("Retrieval by stage", note, grid + _results_table(rows))
+    return section("Retrieval by stage", note, grid + _results_table(rows))
 
 
 def sets(run: Run) -> str:
@@ -79,7 +80,7 @@ def sets(run: Run) -> str:
         lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     note = "nDCG@10 of int8 on each set; the figures above are their means."
-    return _section("Set by set", note, f'<div class="card scroll spaced">{table}</div>')
+    return section("Set by set", note, f'<div class="card scroll spaced">{table}</div>')
 
 
 def precision(run: Run) -> str:
@@ -100,7 +101,7 @@ def precision(run: Run) -> str:
     legend = _legend((name, name) for name in PRECISIONS)
     note = "Cosine of the pooled vector, of its int8 integers, and of its signs, from the same forward pass."
     chart = charts.grouped_bars(groups)
-    return _section("Quantization", note, _card("nDCG@10", legend + f'<div class="scroll">{chart}</div>'))
+    return section("Quantization", note, _card("nDCG@10", legend + f'<div class="scroll">{chart}</div>'))
 
 
 def losses(run: Run) -> str:
@@ -113,7 +114,7 @@ def losses(run: Run) -> str:
     if not cards:
         return ""
     note = "Each stage has its own objective, so the scales are not comparable. Bold: running mean."
-    return _section("Training loss", note, f'<div class="grid">{"".join(cards)}</div>')
+    return section("Training loss", note, f'<div class="grid">{"".join(cards)}</div>')
 
 
 def time(run: Run) -> str:
@@ -138,13 +139,13 @@ def time(run: Run) -> str:
     )
     note = "Phases in the order they ran." + (" Hatched: compilation." if compiling else "")
     card = _card(f"{duration(total)} in all", charts.stacked(segments) + table)
-    return _section("Where the time went", note, card)
+    return section("Where the time went", note, card)
 
 
 def corpus(run: Run) -> str:
     """What the model was trained on."""
     pairs = list(_flatten(run.counts))
-    return _section("Data", "What was kept and what was dropped.", _card("", _pairs(pairs))) if pairs else ""
+    return section("Data", "What was kept and what was dropped.", _card("", _pairs(pairs))) if pairs else ""
 
 
 def configuration(run: Run) -> str:
@@ -157,13 +158,13 @@ def configuration(run: Run) -> str:
         summary = f"<summary>{escape(name)}<span>{count} lines</span></summary>"
         parts.append(f"<details>{summary}<pre>{escape(text.strip())}</pre></details>")
     note = "Every bound value, as resolved when the stage began."
-    return _section("Configuration", note, f'<div class="card config">{"".join(parts)}</div>')
+    return section("Configuration", note, f'<div class="card config">{"".join(parts)}</div>')
 
 
 def environment(run: Run) -> str:
     """Device and versions."""
     pairs = list(_flatten(run.environment))
-    return _section("Environment", "", _card("", _pairs(pairs))) if pairs else ""
+    return section("Environment", "", _card("", _pairs(pairs))) if pairs else ""
 
 
 def _against_baselines(score: float, by_name: Mapping[str, Row]) -> str:
@@ -244,10 +245,6 @@ def _tile(name: str, value: str, note: str, sign: float | None = None) -> str:
         f'<div class="tile"><div class="name">{escape(name)}</div><div class="value{kind}">{value}</div>'
         f'<div class="note">{note}</div></div>'
     )
-
-
-def _section(title: str, note: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2><p>{escape(note)}</p>{content}</section>"
 
 
 def _card(title: str, content: str, note: str = "") -> str:

@@ -4,7 +4,7 @@ import re
 from html import escape
 
 from pplx_jax.html_report import charts
-from pplx_jax.html_report.style import STYLE
+from pplx_jax.html_report.frame import document, section, tiles
 from pplx_jax.trial_report import Ranking
 from pplx_jax.trials import TrialRun
 
@@ -15,12 +15,7 @@ _STAGE_COLORS = ("diffusion", "pair", "contextual", "triplet", "merged")
 def render_trials(ranking: Ranking, title: str) -> str:
     """Returns the whole HTML document; a section that has nothing to show is left out."""
     body = "".join((_head(ranking, title), _bars(ranking), _scatters(ranking), _losses(ranking), _table(ranking)))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)} · pplx_jax</title><style>{STYLE}</style></head>"
-        f"<body><main>{body}</main></body></html>\n"
-    )
+    return document(title, body)
 
 
 def _head(ranking: Ranking, title: str) -> str:
@@ -28,21 +23,14 @@ def _head(ranking: Ranking, title: str) -> str:
     facts = f"{finished} of {len(ranking.trials)} trials finished · by {ranking.metric}, " + (
         "lowest first" if ranking.lowest else "highest first"
     )
-    tiles = []
+    headlines = []
     if ranking.ranked:
         best = ranking.ranked[0]
         note = ", ".join(f"{key} = {best.settings.get(key, '')}" for key in ranking.parameters)
-        tiles.append(("Best", f"{best.metrics[ranking.metric]:.4g}", f"trial {best.name}: {note}"))
+        headlines.append(("Best", f"{best.metrics[ranking.metric]:.4g}", f"trial {best.name}: {note}"))
         spread = best.metrics[ranking.metric] - ranking.ranked[-1].metrics[ranking.metric]
-        tiles.append(("Best against worst", f"{spread:+.4g}", f"trial {ranking.ranked[-1].name} is last"))
-    shown = "".join(
-        f'<div class="tile"><div class="name">{name}</div><div class="value">{value}</div>'
-        f'<div class="note">{escape(note)}</div></div>'
-        for name, value, note in tiles
-    )
-    return f"<header><h1>{escape(title)}</h1><p>{escape(facts)}</p></header>" + (
-        f'<div class="tiles">{shown}</div>' if shown else ""
-    )
+        headlines.append(("Best against worst", f"{spread:+.4g}", f"trial {ranking.ranked[-1].name} is last"))
+    return f"<header><h1>{escape(title)}</h1><p>{escape(facts)}</p></header>{tiles(headlines)}"
 
 
 def _bars(ranking: Ranking) -> str:
@@ -53,7 +41,7 @@ def _bars(ranking: Ranking) -> str:
         charts.Bar(trial.name[-_LONGEST_LABEL:], trial.metrics[ranking.metric], _color(ranking)) for trial in ranked
     ]
     note = f"The first {len(ranked)}." if len(ranking.ranked) > len(ranked) else "Finished trials."
-    return _section("Ranking", note, f'<div class="card">{charts.bars(rows)}</div>')
+    return section("Ranking", note, f'<div class="card">{charts.bars(rows)}</div>')
 
 
 def _scatters(ranking: Ranking) -> str:
@@ -75,7 +63,7 @@ def _scatters(ranking: Ranking) -> str:
         cards.append(f'<div class="card"><h3>{escape(key)}</h3>{chart}</div>')
     note = "Each point a finished trial; of a choice that is no number, the best of each."
     return (
-        _section(f"{ranking.metric} over what differs", note, f'<div class="grid">{"".join(cards)}</div>')
+        section(f"{ranking.metric} over what differs", note, f'<div class="grid">{"".join(cards)}</div>')
         if cards
         else ""
     )
@@ -93,7 +81,7 @@ def _losses(ranking: Ranking) -> str:
                 curve = charts.line(trial.losses[name], name if name in _STAGE_COLORS else "other")
                 cards.append(f'<div class="card">{head}{curve}</div>')
     note = "Of the first trials. Bold: running mean."
-    return _section("Training loss", note, f'<div class="grid">{"".join(cards)}</div>') if cards else ""
+    return section("Training loss", note, f'<div class="grid">{"".join(cards)}</div>') if cards else ""
 
 
 def _table(ranking: Ranking) -> str:
@@ -113,11 +101,7 @@ def _table(ranking: Ranking) -> str:
     unfinished = sum(not trial.finished for trial in ranking.trials)
     note = f"{unfinished} not finished and without a rank." if unfinished else "All finished."
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-    return _section("Trials", note, f'<div class="card scroll">{table}</div>')
-
-
-def _section(title: str, note: str, content: str) -> str:
-    return f"<section><h2>{escape(title)}</h2><p>{escape(note)}</p>{content}</section>"
+    return section("Trials", note, f'<div class="card scroll">{table}</div>')
 
 
 def _color(ranking: Ranking) -> str:

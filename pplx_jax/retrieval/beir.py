@@ -10,7 +10,7 @@ Each file may be gzipped (".gz" appended to its name).
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 from pplx_jax.errors import BadInput
@@ -54,12 +54,10 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
         BadInput: a file is missing, a row lacks a column or repeats an id, or a judgement names an unknown
             id; the message gives the file and the line.
     """
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise BadInput(f"no folder {folder}: give a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv)")
+    corpus_file, queries_file, qrels_file = set_files(folder, split)
     documents, parents, chunks = {}, [], []
     seen_of_parent: dict[str, int] = {}
-    for where, row in _read_rows(_find(folder, "corpus.jsonl"), documents):
+    for where, row in _read_rows(corpus_file, documents):
         title = str(row.get("title") or "")
         documents[row["_id"]] = f"{title} {row['text']}" if title else row["text"]
         parent = str(row.get("parent", row["_id"]))
@@ -70,9 +68,9 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
         parents.append(parent)
         chunks.append(chunk)
     queries: dict[str, str] = {}
-    for _, row in _read_rows(_find(folder, "queries.jsonl"), queries):
+    for _, row in _read_rows(queries_file, queries):
         queries[row["_id"]] = row["text"]
-    qrels = _read_qrels(_find(folder, "qrels.tsv", f"qrels/{split}.tsv"), queries, documents)
+    qrels = _read_qrels(qrels_file, queries, documents)
     judged = [query for query in queries if query in qrels]
     return RetrievalSet(
         document_ids=list(documents),
@@ -83,6 +81,37 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
         queries=[queries[query] for query in judged],
         qrels=qrels,
     )
+
+
+def set_files(folder: str | pathlib.Path, split: str = "test") -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
+    """Corpus, queries and judgements of a BEIR folder, as they lie there.
+
+    Raises:
+        BadInput: the folder or a file is missing.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"no folder {folder}: give a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv)")
+    return (
+        _find(folder, "corpus.jsonl"),
+        _find(folder, "queries.jsonl"),
+        _find(folder, "qrels.tsv", f"qrels/{split}.tsv"),
+    )
+
+
+def set_folders(folder: str | pathlib.Path) -> list[pathlib.Path]:
+    """A BEIR folder itself, or the BEIR folders in it, by name; none of them is looked into.
+
+    Raises:
+        BadInput: there is no such folder.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"no folder {folder}: give a BEIR folder, or a folder of BEIR folders")
+    if any(folder.glob("corpus.jsonl*")):
+        return [folder]
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "qrels" and path.name[0] != ".")
+    return inner or [folder]
 
 
 def _find(folder: pathlib.Path, *names: str) -> pathlib.Path:
@@ -113,7 +142,9 @@ def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str,
         yield where, row
 
 
-def _read_qrels(path: pathlib.Path, queries: dict[str, str], documents: dict[str, str]) -> dict[str, dict[str, int]]:
+def _read_qrels(
+    path: pathlib.Path, queries: Container[str], documents: Container[str] | None
+) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     first = True
     for number, line in rows.numbered_lines(path):
@@ -131,10 +162,28 @@ def _read_qrels(path: pathlib.Path, queries: dict[str, str], documents: dict[str
             raise BadInput(f"{where}: score {grade!r} is no whole number; grades are 0, 1, 2, ...") from None
         if query not in queries:
             raise BadInput(f"{where}: unknown query-id {query!r}; add it to queries.jsonl or drop the line")
-        if document not in documents:
+        if documents is not None and document not in documents:
             raise BadInput(f"{where}: unknown corpus-id {document!r}; add it to corpus.jsonl or drop the line")
         if qrels.setdefault(query, {}).setdefault(document, level) != level:
             raise BadInput(f"{where}: a second, different grade of {query!r}, {document!r}; keep one")
     if not qrels:
         raise BadInput(f"{path} judges nothing; give lines of query-id, corpus-id, score")
     return qrels
+
+
+def read_queries(folder: pathlib.Path) -> dict[str, str]:
+    """All queries of a BEIR folder, judged or not: id -> text. Raises BadInput as `read_beir`."""
+    queries: dict[str, str] = {}
+    for _, row in _read_rows(_find(folder, "queries.jsonl"), queries):
+        queries[row["_id"]] = row["text"]
+    return queries
+
+
+def read_qrels(folder: pathlib.Path, queries: Container[str], split: str = "test") -> dict[str, dict[str, int]]:
+    """The judgements of a BEIR folder, whose documents are not looked up. Raises BadInput as `read_beir`."""
+    return _read_qrels(_find(folder, "qrels.tsv", f"qrels/{split}.tsv"), queries, None)
+
+
+def corpus_file(folder: pathlib.Path) -> pathlib.Path:
+    """The corpus of a BEIR folder. Raises BadInput where there is none."""
+    return _find(folder, "corpus.jsonl")

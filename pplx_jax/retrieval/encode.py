@@ -15,7 +15,7 @@ from pplx_jax.models.quantization import BitOrder, Quantization, quantize
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.chunking import chunk
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
-from pplx_jax.retrieval.encoder import Encoder, document_tokens, load_encoder
+from pplx_jax.retrieval.encoder import Encoder, check_quantization, document_tokens, load_encoder
 from pplx_jax.retrieval.input_rows import BadRow, InputRow, count_rows, read_rows
 
 _NAMED_ROWS = 10
@@ -71,6 +71,7 @@ def embed_file(
         raise BadInput(f"chunk_tokens={chunk_tokens}: give at least 1")
     total = count_rows(source)
     encoder = encoder or load_encoder(model_path)
+    check_quantization(encoder, quantization)
     settings = Settings(
         model_fingerprint=encoder.fingerprint,
         input_sha256=_sha256(source),

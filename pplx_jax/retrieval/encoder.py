@@ -1,11 +1,12 @@
 """What retrieval and evaluation ask of a model; `pplx_jax.models.embedder.Embedder` is one."""
 
 import os
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, get_args
 
 import numpy as np
 
+from pplx_jax.errors import BadInput
 from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import Quantization
 
@@ -68,15 +69,47 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(model: str | os.PathLike[str]) -> Encoder:
-    """Loads a model folder.
+def load_encoder(model: str | os.PathLike[str], *, query_prompt: str = "", document_prompt: str = "") -> Encoder:
+    """Loads a model folder, a Hugging Face folder of a pplx-embed model, or a sentence-transformers folder of another.
+
+    Args:
+        model: the folder; what it holds says which of them it is.
+        query_prompt, document_prompt: what stands before every query and document, over what a
+            sentence-transformers folder says itself; other models take none.
 
     Raises:
-        BadInput: there is no readable model.
+        BadInput: there is no readable model, or it takes no prompts.
     """
+    from pplx_jax.convert.sentence_transformer import SentenceTransformerEncoder, is_foreign  # no torch before it loads
+
+    if is_foreign(model):
+        return SentenceTransformerEncoder(model, query_prompt=query_prompt, document_prompt=document_prompt)
+    if query_prompt or document_prompt:
+        raise BadInput(f"{model} was trained without prompts: leave query_prompt and document_prompt out")
     from pplx_jax.models.embedder import Embedder  # pulls in the whole model code
 
     return Embedder.load(model)
+
+
+def query_encoder(model: Encoder) -> Callable[..., np.ndarray]:
+    """What encodes queries: `encode_queries` of a model that treats them apart (prompts), else `encode`."""
+    return getattr(model, "encode_queries", model.encode)
+
+
+def quantizations(model: Encoder) -> tuple[Quantization, ...]:
+    """The forms a model's vectors mean something in, its own first: all of them where the model does not say."""
+    return getattr(model, "quantizations", get_args(Quantization))
+
+
+def check_quantization(model: Encoder, quantization: str) -> None:
+    """Refuses a form that the model's vectors were not trained for.
+
+    Raises:
+        BadInput: it is not one of `quantizations`.
+    """
+    known = quantizations(model)
+    if quantization not in known:
+        raise BadInput(f"quantization {quantization!r} is not one of {', '.join(known)}, which this model has")
 
 
 def document_tokens(counts: Sequence[int] | np.ndarray) -> int:

@@ -164,9 +164,8 @@ def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:
 
 
 def _miscounted(source: EmbeddingFolder, place: int, vectors: int, lines: int) -> str:
-    return (
-        f"{source.path / f'{place:05d}.jsonl'}: {lines} lines of {vectors} vectors; delete the folder and embed again"
-    )
+    file = source.path / f"{place:05d}.jsonl"
+    return f"{file}: {lines} lines of {vectors} vectors; delete the folder and embed again"
 
 
 @contextlib.contextmanager

@@ -51,7 +51,7 @@ def read_rows(path: pathlib.Path, text_field: str, chunks_field: str, start: int
     Raises:
         BadInput: the file cannot be read at all.
     """
-    for place, (number, source) in enumerate(_raw_rows(path)):
+    for place, (number, source) in enumerate(raw_rows(path)):
         if place < start:
             continue
         try:
@@ -68,7 +68,12 @@ def count_rows(path: pathlib.Path) -> int:
     return sum(1 for _ in rows.numbered_lines(path))
 
 
-def _raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+    """Yields (number from 1, a line of JSON or a row of Parquet without its nulls).
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
     if path.suffix != ".parquet":
         yield from rows.numbered_lines(path)
         return

@@ -102,25 +102,33 @@ def relevant_ranks(scores: np.ndarray, judgements: Judgements, places: np.ndarra
     return ranks
 
 
-def metrics_of_ranks(
+def metrics_per_query(
     ranks: np.ndarray, judgements: Judgements, names: Iterable[str] = DEFAULT_METRICS
-) -> dict[str, float]:
-    """Means over all judged queries.
+) -> dict[str, np.ndarray]:
+    """The values that means, intervals and tests are made of.
 
     Args:
         ranks: int64 [J], rank from 1 of every pair of `judgements`, NOT_RETRIEVED where it was not found.
         judgements: the pairs.
-        names: "ndcg", "recall", "mrr" or "map", each with an optional "@k".
+        names: "ndcg", "recall", "mrr", "map", "hit" (anything relevant found) or "completeness" (all of it found;
+            toolret/eval.py of mangopy/tool-retrieval-benchmark), each with an optional "@k"; "precision@k".
 
     Returns:
-        name -> value in [0, 1].
+        name -> float64 [queries] in [0, 1].
 
     Raises:
-        ValueError: an unknown name, or no queries to average.
+        ValueError: an unknown name, or no queries.
     """
     if judgements.queries == 0:
         raise ValueError("no judged queries")
-    return {name: float(np.mean(_per_query(name, ranks, judgements))) for name in names}
+    return {name: _per_query(name, ranks, judgements) for name in names}
+
+
+def metrics_of_ranks(
+    ranks: np.ndarray, judgements: Judgements, names: Iterable[str] = DEFAULT_METRICS
+) -> dict[str, float]:
+    """Means of `metrics_per_query` over all judged queries, in [0, 1]."""
+    return {name: float(np.mean(values)) for name, values in metrics_per_query(ranks, judgements, names).items()}
 
 
 def score_metrics(
@@ -142,6 +150,15 @@ def run_metrics(
     names: Iterable[str] = DEFAULT_METRICS,
 ) -> dict[str, float]:
     """Metrics of a run (query id -> document id -> score), in which a document left out was not retrieved."""
+    return {name: float(np.mean(values)) for name, values in query_metrics(run, qrels, names).items()}
+
+
+def query_metrics(
+    run: Mapping[str, Mapping[str, float]],
+    qrels: Mapping[str, Mapping[str, int]],
+    names: Iterable[str] = DEFAULT_METRICS,
+) -> dict[str, np.ndarray]:
+    """What `run_metrics` gives the means of: name -> float64 [queries], in the order of `qrels`."""
     query_ids = list(qrels)
     ranks = []
     for query in query_ids:
@@ -150,14 +167,15 @@ def run_metrics(
         place = {document: rank for rank, document in enumerate(order, start=1)}
         relevant = (document for document, grade in qrels[query].items() if grade > 0)
         ranks += [place.get(document, NOT_RETRIEVED) for document in relevant]
-    return metrics_of_ranks(np.array(ranks, np.int64), judge(qrels, query_ids, ()), names)
+    return metrics_per_query(np.array(ranks, np.int64), judge(qrels, query_ids, ()), names)
 
 
 def _per_query(name: str, ranks: np.ndarray, judgements: Judgements) -> np.ndarray:
     """Values [queries] of one metric."""
-    match = re.fullmatch(r"(ndcg|recall|mrr|map)(?:@([1-9]\d*))?", name)
-    if match is None:
-        raise ValueError(f"unknown metric {name!r}: ndcg, recall, mrr or map, with an optional @k")
+    match = re.fullmatch(r"(ndcg|recall|mrr|map|hit|completeness|precision)(?:@([1-9]\d*))?", name)
+    if match is None or name == "precision":
+        known = "ndcg, recall, mrr, map, hit or completeness with an optional @k, or precision@k"
+        raise ValueError(f"unknown metric {name!r}: {known}")
     cutoff = int(match[2]) if match[2] else NOT_RETRIEVED - 1
     query, queries = judgements.query, judgements.queries
     found = ranks <= cutoff
@@ -169,15 +187,22 @@ def _per_query(name: str, ranks: np.ndarray, judgements: Judgements) -> np.ndarr
         return np.divide(part, whole, out=np.zeros(queries), where=whole > 0)
 
     relevant = np.bincount(query, minlength=queries)
-    if match[1] == "recall":
-        return share(total(found), relevant)
-    if match[1] == "mrr":
-        best = np.zeros(queries)
-        np.maximum.at(best, query, np.where(found, 1.0 / ranks, 0.0))
-        return best
-    if match[1] == "map":
-        precision = np.where(found, _place_within_query(ranks, query) / ranks, 0.0)
-        return share(total(precision), relevant)
+    match match[1]:
+        case "recall":
+            return share(total(found), relevant)
+        case "precision":
+            return total(found) / cutoff
+        case "hit":
+            return np.sign(total(found))
+        case "completeness":
+            return (share(total(found), relevant) == 1).astype(float)
+        case "mrr":
+            best = np.zeros(queries)
+            np.maximum.at(best, query, np.where(found, 1.0 / ranks, 0.0))
+            return best
+        case "map":
+            precision = np.where(found, _place_within_query(ranks, query) / ranks, 0.0)
+            return share(total(precision), relevant)
     ideal_rank = _place_within_query(-judgements.gain, query)
     ideal = np.where(ideal_rank <= cutoff, judgements.gain / np.log2(ideal_rank + 1.0), 0.0)
     gained = np.where(found, judgements.gain / np.log2(ranks + 1.0), 0.0)

@@ -115,7 +115,7 @@ def top_k(
     best = np.zeros((len(queries), 0), np.uint64)
     for begin in range(0, len(documents), rows_per_block):
         block = slice(begin, begin + rows_per_block)
-        keys = _keys(similarity(queries, documents[block], packed), places[block])
+        keys = ranking_keys(similarity(queries, documents[block], packed), places[block])
         if excluded is not None:
             keys = keys[:, ~excluded[block]]
         best = _greatest(np.concatenate([best, keys], axis=1), k)
@@ -124,7 +124,7 @@ def top_k(
 
 def rank_scores(scores: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of scores [Q, N] that are at hand; see `top_k` for the rest."""
-    return _from_keys(_greatest(_keys(scores, places), k), places)
+    return _from_keys(_greatest(ranking_keys(scores, places), k), places)
 
 
 def rescore(
@@ -154,8 +154,8 @@ def rescore(
     return documents, scores
 
 
-def _keys(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """uint64 [Q, N] that sort as (score, then place descending) do.
+def ranking_keys(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """uint64, of the shape of `scores`, that sort as (score, then place descending) do.
 
     The upper half is the float32 score in a form that sorts as an integer, the lower half the place. No two
     keys of a query are equal, so a partial sort is exact.

@@ -41,7 +41,8 @@ def search_index(
         queries: instead of one text, JSON lines or Parquet of {"id" or "_id", "text"}.
         output: with `queries`, the file to write: NAME.trec (query, Q0, id, rank, score; of an index of chunks the
             id of the document) or NAME.jsonl ({"id", "text", "hits"}).
-        engine, candidates, probes: see `index.SearchOptions`; "vespa" asks a Vespa instance, one query at a time.
+        engine, candidates, probes: see `index.SearchOptions`; "vespa", which is found without
+            being named, asks a Vespa instance, one query at a time.
         url: of vespa, where it is, if not where it was built.
         encoder: the loaded model, where the caller has it already.
 
@@ -54,11 +55,11 @@ def search_index(
     """
     if (query is None) == (queries is None):
         raise BadInput("give a query to search for, or --queries FILE, and not both")
-    if engine == "vespa":
+    if engine == "vespa" or (engine is None and (pathlib.Path(index) / "vespa.json").exists()):
         from pplx_jax.retrieval import vespa  # its HTTP client is of no use to the others
 
         if query is None:
-            raise BadInput("--engine vespa takes one query at a time; give its text")
+            raise BadInput("a Vespa index takes one query at a time; give its text")
         return vespa.search(index, query, k, url=url, candidates=k * candidates, encoder=encoder)
     opened, options = Index.load(index), SearchOptions(engine, candidates, probes)
     if query is not None:

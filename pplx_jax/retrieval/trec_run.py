@@ -45,3 +45,26 @@ def run_writer(
 
     with rows.atomic_path(pathlib.Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield add
+
+
+def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
+    """Reads a TREC run file, gzipped where its name ends in .gz.
+
+    Returns:
+        query id -> document id -> score.
+
+    Raises:
+        BadInput: the file cannot be read, or a line is no "query Q0 document rank score tag"; the message names it.
+    """
+    run: dict[str, dict[str, float]] = {}
+    for number, line in rows.numbered_lines(pathlib.Path(path)):
+        cells = line.decode("utf-8", errors="replace").split()
+        try:
+            query, _, document, _, score, _ = cells
+            found, value = run.setdefault(query, {}), float(score)
+        except ValueError:
+            raise BadInput(f'{path}, line {number}: not "query Q0 document rank score tag"; mend the line') from None
+        if value != value or document in found:
+            raise BadInput(f"{path}, line {number}: {document!r} stands twice for {query!r}, or its score is no number")
+        found[document] = value
+    return run

@@ -7,8 +7,9 @@ import pytest
 from word_encoder import WordEncoder
 
 from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.folder import evaluate, evaluate_bm25, evaluate_task
+from pplx_jax.evaluation.folder import evaluate, evaluate_bm25
 from pplx_jax.evaluation.pooled import context_groups, pooled_vectors
+from pplx_jax.evaluation.verb import evaluate_task
 from pplx_jax.retrieval.beir import read_beir
 from pplx_jax.retrieval.metrics import run_metrics
 

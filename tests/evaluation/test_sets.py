@@ -7,6 +7,7 @@ import pytest
 from word_encoder import WordEncoder
 
 from pplx_jax.data.corpus_writer import write_beir
+from pplx_jax.evaluation import remembering
 from pplx_jax.evaluation.folder import evaluate
 from pplx_jax.evaluation.remembering import Remembering
 from pplx_jax.evaluation.sets import read_sets, score_model, score_sets
@@ -58,7 +59,7 @@ def test_a_model_is_scored_as_on_each_set_alone(folder):
     assert "with_context" not in score_model(model, read_sets(folder))
 
 
-def test_no_text_is_encoded_twice():
+def test_no_text_is_encoded_twice(monkeypatch):
     class Counting(WordEncoder):
         asked = 0
 
@@ -72,8 +73,21 @@ def test_no_text_is_encoded_twice():
         found = model.encode(texts, quantization="none")
         np.testing.assert_array_equal(found, plain.encode(texts, quantization="none"))
     assert Counting.asked == 2
-    model.encode(["sky"], quantization="int8")
-    assert Counting.asked == 3  # another form is another vector
+    np.testing.assert_array_equal(model.encode(["sky"], dims=8), plain.encode(["sky"], dims=8))
+    assert Counting.asked == 2  # other forms and widths come from the same vectors
+    model.forget()
+    model.encode(["sky"])
+    model.forget()
+    model.encode(["red apple", "sky"])
+    assert Counting.asked == 3  # what one set did not ask for is dropped after it
+    monkeypatch.setattr(remembering, "_MOST_BYTES", 2 * 4 * plain.dims)
+    Counting.asked = 0
+    for _ in range(2):
+        found = model.encode(["red apple", "sky", "green pear", "red apple"], quantization="none")
+        np.testing.assert_array_equal(
+            found, plain.encode(["red apple", "sky", "green pear", "red apple"], quantization="none")
+        )
+    assert Counting.asked == 2  # what there is no room for is encoded anew
 
 
 def test_the_table_has_a_line_a_set():

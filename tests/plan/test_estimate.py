@@ -91,7 +91,9 @@ def test_a_step_is_the_sum_of_its_parts():
     found = estimate(PROGRAM, PLACES, V5E, branch_share=0.25, visited_share=1.0)
     assert found.compiler_seconds == pytest.approx((36 * 1500 + 0.25 * 8000 + 100) / 1.5e9)
     # Two heads of 512 queries on 1,024 keys: four tiles.
-    assert found.kernel_seconds == {"attention_forward": pytest.approx(36 * 4 * BUNDLES_PER_TILE["attention_forward"]["v5e"] / 1.5e9)}
+    assert found.kernel_seconds == {
+        "attention_forward": pytest.approx(36 * 4 * BUNDLES_PER_TILE["attention_forward"]["v5e"] / 1.5e9)
+    }
     assert found.product_flops == 36 * 2 * 64 * 128 * 128
     by_kind = {(each.kind, each.link, each.overlapped): each for each in found.transfers}
     gathered = by_kind["all-gather", "ici", False]

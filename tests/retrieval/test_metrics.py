@@ -2,10 +2,13 @@
 
 import math
 
+import hypothesis
 import numpy as np
 import pytest
+import pytrec_eval
+from hypothesis import strategies as st
 
-from pplx_jax.retrieval.metrics import judge, relevant_ranks, run_metrics, score_metrics, tie_places
+from pplx_jax.retrieval.metrics import judge, query_metrics, relevant_ranks, run_metrics, score_metrics, tie_places
 
 NAMES = ("ndcg@10", "ndcg@3", "ndcg", "recall@5", "recall@100", "mrr", "map", "map@5")
 
@@ -83,6 +86,37 @@ def test_values_of_trec_eval():
     assert run_metrics(run, qrels, expected) == pytest.approx(expected, abs=1e-12)
 
 
+TREC_NAMES = {
+    "ndcg@10": "ndcg_cut_10",
+    "ndcg": "ndcg",
+    "recall@5": "recall_5",
+    "recall@1000": "recall_1000",
+    "mrr": "recip_rank",
+    "map": "map",
+    "map@5": "map_cut_5",
+    "precision@5": "P_5",
+    "hit@5": "success_5",
+}
+GRADES = st.dictionaries(st.sampled_from([f"d{number}" for number in range(14)]), st.integers(-1, 3), min_size=1)
+# Few scores, so that most documents tie, some of them only in single precision.
+SCORES = st.dictionaries(
+    st.sampled_from([f"d{number}" for number in range(12)]), st.sampled_from([0.5, 0.1, 0.1 + 1e-12])
+)
+
+
+@hypothesis.given(st.lists(st.tuples(GRADES, SCORES), min_size=1, max_size=4))
+def test_trec_eval_agrees_query_by_query(queries):
+    qrels = {f"q{number}": grades for number, (grades, _) in enumerate(queries)}
+    run = {f"q{number}": scores for number, (_, scores) in enumerate(queries) if scores}
+    own = query_metrics(run, qrels, [*TREC_NAMES, "completeness@5"])
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, set(pytrec_eval.supported_measures)).evaluate(run)
+    for row, query in enumerate(qrels):
+        for name, trec_name in TREC_NAMES.items():
+            # trec_eval leaves out a query that retrieved nothing; it counts as 0 here.
+            assert own[name][row] == pytest.approx(theirs.get(query, {}).get(trec_name, 0.0), abs=1e-6), name
+        assert own["completeness@5"][row] == (theirs.get(query, {}).get("recall_5") == 1)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_slow_implementation_agrees(seed):
     rng = np.random.default_rng(seed)
@@ -113,5 +147,7 @@ def test_misuse_is_refused():
         score_metrics(np.array([[np.nan]]), {"q": {"d": 1}}, ["q"], ["d"])
     with pytest.raises(ValueError, match="every judged query counts"):
         score_metrics(np.zeros((1, 1)), {"q": {"d": 1}, "p": {"d": 1}}, ["q"], ["d"])
-    with pytest.raises(ValueError, match="unknown metric 'precision@1'"):
-        run_metrics({}, {"q": {"d": 1}}, ["precision@1"])
+    with pytest.raises(ValueError, match="unknown metric 'precision'"):
+        run_metrics({}, {"q": {"d": 1}}, ["precision"])
+    with pytest.raises(ValueError, match="unknown metric 'ndcg@0'"):
+        run_metrics({}, {"q": {"d": 1}}, ["ndcg@0"])

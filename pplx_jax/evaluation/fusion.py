@@ -1,0 +1,44 @@
+"""Relevance labels from the rankings of several systems, by reciprocal rank fusion (Cormack et al., SIGIR 2009)."""
+
+from collections.abc import Mapping, Sequence
+
+from pplx_jax.errors import BadInput
+
+# Query id -> document id -> score.
+Run = Mapping[str, Mapping[str, float]]
+DAMPING = 60.0  # k of the paper
+
+
+def reciprocal_rank_fusion(runs: Sequence[Run], damping: float = DAMPING) -> dict[str, dict[str, float]]:
+    """The sum over runs of 1 / (damping + rank), rank from 1; a run that did not find a document adds nothing.
+
+    Args:
+        runs: of different systems; a run is ranked by score, equals by id descending, as trec_eval does.
+        damping: k; the larger, the less the first ranks stand out.
+
+    Returns:
+        query id -> document id -> fused score, over all queries and documents of any run.
+    """
+    fused: dict[str, dict[str, float]] = {}
+    for run in runs:
+        for query, found in run.items():
+            scores = fused.setdefault(query, {})
+            for rank, document in enumerate(_ranked(found), start=1):
+                scores[document] = scores.get(document, 0.0) + 1.0 / (damping + rank)
+    return fused
+
+
+def fused_labels(runs: Sequence[Run], relevant: int, damping: float = DAMPING) -> dict[str, dict[str, int]]:
+    """Calls the `relevant` best fused documents of each query relevant, grade 1.
+
+    Raises:
+        BadInput: fewer than two runs: the labels of one system are its own opinion.
+    """
+    if len(runs) < 2:
+        raise BadInput(f"labels are fused from the runs of several systems, not of {len(runs)}; give at least two")
+    fused = reciprocal_rank_fusion(runs, damping)
+    return {query: dict.fromkeys(_ranked(scores)[:relevant], 1) for query, scores in fused.items()}
+
+
+def _ranked(scores: Mapping[str, float]) -> list[str]:
+    return sorted(scores, key=lambda document: (scores[document], document), reverse=True)

@@ -1,0 +1,150 @@
+"""`pplx-jax eval`: a model, or BM25, on a benchmark or a BEIR folder."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from pplx_jax.errors import BadInput
+from pplx_jax.evaluation.benchmark import Benchmark, Settings, System
+from pplx_jax.evaluation.comparison import compare as compare_outcomes
+from pplx_jax.evaluation.mteb_task import MtebTask
+from pplx_jax.evaluation.registry import open_benchmark
+from pplx_jax.evaluation.results import Results, Subject
+from pplx_jax.evaluation.retrieval_task import RetrievalTask
+from pplx_jax.evaluation.runner import chosen_tasks, run_tasks
+from pplx_jax.evaluation.summary import format_table, summarize
+from pplx_jax.models.quantization import quantize
+from pplx_jax.retrieval.encoder import Encoder, check_quantization, load_encoder, quantizations
+from pplx_jax.retrieval.rows import atomic_path, write_json
+
+Context = Literal["without", "with", "both"]
+BM25 = "bm25"
+_CONTEXTS: dict[str, tuple[bool, ...]] = {"without": (False,), "with": (True,), "both": (False, True)}
+
+
+def evaluate_task(
+    model: str | pathlib.Path | Encoder,
+    task: str | pathlib.Path,
+    *,
+    tasks: Sequence[str] | None = None,
+    quantization: Sequence[str] | str | None = None,
+    dims: Sequence[int] | int | None = None,
+    context: Context = "without",
+    truncate: bool = False,
+    query_prompt: str = "",
+    document_prompt: str = "",
+    data: str | pathlib.Path | None = None,
+    output: str | pathlib.Path | None = None,
+    compare: str | pathlib.Path | None = None,
+    run_file: str | pathlib.Path | None = None,
+) -> dict[str, Any]:
+    """Scores a model; run again with the same `output`, it goes on from the finished tasks.
+
+    Args:
+        model: "bm25", a model folder, a sentence-transformers folder, or a loaded encoder.
+        task: a benchmark's name, a BEIR folder, or a folder of BEIR folders.
+        tasks: only these of the benchmark's.
+        quantization: of the vectors, one or several; int8 where None, "none" for a model that is not ours.
+        dims: only the first so many dimensions, one width or several.
+        context: whether passages are encoded with their neighbours of the same document, or both ways.
+        truncate: cut texts past the model's limit.
+        query_prompt, document_prompt: of models that are trained with them.
+        data: a folder of the benchmark's files, in place of the hub.
+        output: the results folder to write.
+        compare: another results folder to compare with, under the first setting.
+        run_file: where to write the best thousand documents of each query; of one task and one setting.
+
+    Returns:
+        Of the first setting {"metrics", "intervals", "queries", "documents"} where there is one task, {"averages",
+        "average_intervals", "tasks"} where there are more; with "benchmark", "settings" (all of them, as in
+        results.json), "table", and "comparison" where one was asked for.
+
+    Raises:
+        BadInput: something of these is not there, is of another kind or another model, or a text is past the
+            model's limit.
+    """
+    benchmark = open_benchmark(task, None if data is None else pathlib.Path(data))
+    chosen = chosen_tasks(benchmark, tasks)
+    if isinstance(model, str | pathlib.Path):
+        name = str(model)
+        prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
+        encoder = None if name == BM25 else load_encoder(model, **prompts)
+    else:
+        name, encoder = type(model).__name__, model
+    settings = _settings(encoder, quantization, dims, context, truncate)
+    systems = [System(name, encoder, one) for one in settings]
+    if run_file is not None:
+        if len(chosen) > 1 or len(systems) > 1 or not isinstance(chosen[0], RetrievalTask):
+            raise BadInput("--run_file is of one retrieval task under one setting; choose one by --tasks")
+        chosen = [dataclasses.replace(chosen[0], run_file=pathlib.Path(run_file))]
+    results = Results(_subject(benchmark, name, encoder), output)
+    if results.folder is not None:
+        chosen = [one.within(results.folder) if isinstance(one, MtebTask) else one for one in chosen]
+    run_tasks(chosen, systems, results, again=run_file is not None)
+    summary = summarize(results, benchmark)
+    if results.folder is not None:
+        _write(results.folder, summary, results)
+    first = systems[0].setting
+    result = _report(summary, first, [one.name for one in chosen])
+    if compare is not None:
+        names = {one.name for one in chosen}
+        ours = [one for one in results.outcomes if one.setting == first and one.task in names]
+        result["comparison"] = compare_outcomes(ours, compare)
+    return result
+
+
+def _settings(
+    encoder: Encoder | None,
+    quantization: Sequence[str] | str | None,
+    dims: Sequence[int] | int | None,
+    context: Context,
+    truncate: bool,
+) -> list[Settings]:
+    if encoder is None:
+        return [Settings()]
+    forms = [quantization] if isinstance(quantization, str) else list(quantization or quantizations(encoder)[:1])
+    widths = [dims] if dims is None or isinstance(dims, int) else list(dims)
+    for form in forms:
+        check_quantization(encoder, form)
+    for width in widths:
+        if width is not None and not 0 < width <= encoder.dims:
+            raise BadInput(f"dims={width} of a model of {encoder.dims} dimensions; ask for 1 to {encoder.dims}")
+    for form, width in itertools.product(forms, widths):  # a form that does not exist, before the work
+        quantize(np.zeros((0, width or encoder.dims), np.float32), form)  # type: ignore[arg-type]
+    return [
+        Settings(form, width, with_context, truncate)  # type: ignore[arg-type]
+        for with_context, form, width in itertools.product(_CONTEXTS[context], forms, widths)
+    ]
+
+
+def _subject(benchmark: Benchmark, name: str, encoder: Encoder | None) -> Subject:
+    if encoder is None:
+        return Subject(benchmark.name, name, name)
+    dtype = getattr(encoder.config, "dtype", None)
+    return Subject(benchmark.name, name, encoder.fingerprint, encoder.dims, encoder.config.max_length, dtype)
+
+
+def _write(folder: pathlib.Path, summary: dict[str, Any], results: Results) -> None:
+    from pplx_jax.html_report.evaluation import render_evaluation
+
+    write_json(folder / "results.json", summary)
+    pages = {"results.md": format_table(summary), "report.html": render_evaluation(summary, results.outcomes)}
+    for name, text in pages.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _report(summary: dict[str, Any], setting: str, names: list[str]) -> dict[str, Any]:
+    """What the verb answers: the figures of one setting first."""
+    first = next(one for one in summary["settings"] if one["setting"] == setting)
+    tasks = [one for one in first["tasks"] if one["task"] in names]
+    rest = {"benchmark": summary["benchmark"], "settings": summary["settings"], "table": "\n" + format_table(summary)}
+    if len(tasks) == 1:
+        return {**{key: tasks[0][key] for key in ("metrics", "intervals", "queries", "documents")}, **rest}
+    finished = {"finished": len(first["tasks"]), "of": summary["tasks_of_benchmark"]}
+    averages = {key: first[key] for key in ("averages", "average_intervals")}
+    return {**averages, **finished, "tasks": tasks, **rest}

@@ -1,0 +1,104 @@
+"""What is asked of a running Vespa: deploy an application, put documents, count them, answer queries."""
+
+import time
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+from pplx_jax.errors import BadInput
+from pplx_jax.http_client import HttpClient
+from pplx_jax.retrieval.vespa.application import DOCUMENT_TYPE, NAMESPACE
+from pplx_jax.retrieval.vespa.documents import Document
+
+OK, NOT_FOUND, FULL = 200, 404, 507
+
+
+def deploy(config: HttpClient, package: bytes) -> None:
+    """Deploys a zipped application package.
+
+    Raises:
+        BadInput: the configuration server refuses it; the message is its own.
+    """
+    path = "/application/v2/tenant/default/prepareandactivate"
+    status, answer = config.send("POST", path, body=package, kind="application/zip")
+    if status != OK:
+        raise BadInput(f"{config.url} refuses the application: {_reason(status, answer)}")
+
+
+class Vespa:
+    """The container's HTTP interface: /document/v1 and /search."""
+
+    def __init__(self, http: HttpClient):
+        self._http = http
+        self.url = http.url
+
+    def wait_until_up(
+        self,
+        seconds: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Waits for the container after a deployment.
+
+        Raises:
+            BadInput: it is not up in time.
+        """
+        end = clock() + seconds
+        probe = HttpClient(self.url, retries=0, seconds=10)
+        while True:
+            try:
+                status, health = probe.send("GET", "/state/v1/health")
+                reason = f"status {status}, {health.get('status')}"
+                if status == OK and health.get("status", {}).get("code") == "up":
+                    return
+            except BadInput as error:
+                reason = str(error)
+            if clock() >= end:
+                raise BadInput(f"{self.url} is not up {seconds:g} s after the deployment: {reason}")
+            pause(1.0)
+
+    def put(self, document: Document) -> None:
+        """Writes a document, in the place of one of the same id; too many requests and passing faults are retried.
+
+        Raises:
+            BadInput: Vespa refuses it, is full or does not answer.
+        """
+        identity = urllib.parse.quote(document.id, safe="")
+        path = f"/document/v1/{NAMESPACE}/{DOCUMENT_TYPE}/docid/{identity}"
+        status, answer = self._http.send("POST", path, {"fields": document.fields})
+        if status == OK:
+            return
+        reason = _reason(status, answer)
+        if status == FULL:
+            raise BadInput(f"{self.url} has no room for more ({reason}); add nodes or disk, then run this again")
+        raise BadInput(f"{self.url} refuses document {document.id!r} ({reason}); is this application deployed there?")
+
+    def count(self) -> int:
+        """How many documents there are."""
+        every = f"select * from {DOCUMENT_TYPE} where true"
+        patient = {"ranking.profile": "unranked", "ranking.softtimeout.enable": False, "timeout": "120s"}
+        answer = self.query({"yql": every, "hits": 0, **patient})
+        return int(answer["root"]["fields"]["totalCount"])
+
+    def query(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Sends a query.
+
+        Raises:
+            BadInput: Vespa refuses it or reports errors.
+        """
+        status, answer = self._http.send("POST", "/search/", request)
+        errors = answer.get("root", {}).get("errors", [])
+        if status != OK or errors:
+            reason = _reason(status, answer) if not errors else "; ".join(map(_describe, errors))
+            raise BadInput(f"{self.url} cannot answer ({reason}); is this application deployed there?")
+        return answer
+
+
+def _describe(error: dict[str, Any]) -> str:
+    return " ".join(str(error[name]) for name in ("summary", "message") if name in error)
+
+
+def _reason(status: int, answer: dict[str, Any]) -> str:
+    message = answer.get("message") or "; ".join(map(_describe, answer.get("root", {}).get("errors", [])))
+    return f"status {status}{': ' if message else ''}{' '.join(str(message or '').split())}"
