@@ -212,7 +212,9 @@ VERBS = (
             flag("--index", required=True, **_PATH, help="what index wrote"),
             flag("--k", type=int, help="how many hits (default 10)"),
             flag("--engine", choices=("faiss", "numpy", "jax", "vespa"), help="default: as the index was built"),
-            flag("--candidates", type=int, help="ranked again for each hit wanted (default 40)"),
+            flag(
+                "--candidates", type=int, help="ranked again for each hit wanted (default 40, and 1000 in all at least)"
+            ),
             flag("--probes", type=int, help="inverted lists that a query reads (default: a sixteenth)"),
             flag("--url", help="of vespa, if not where it was built"),
         ),

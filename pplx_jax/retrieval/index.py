@@ -42,12 +42,14 @@ class SearchOptions:
     Attributes:
         engine: "faiss": candidates by the signs of the vectors, ranked again by exact cosine. "numpy": exact, on the
             processor. "jax": exact and the same, on all of JAX's devices. None: as the index was built.
-        candidates: of faiss, how many a hit wanted.
+        candidates: of faiss, how many a hit wanted, and
+        least_candidates: how many at least: a few hits are more easily missed than many.
         probes: of faiss with inverted lists, how many of them a query reads; a sixteenth where None.
     """
 
     engine: Engine | None = None
     candidates: int = 40
+    least_candidates: int = 1000
     probes: int | None = None
 
     def __post_init__(self):
@@ -135,7 +137,8 @@ class Index:
             raise BadInput(f"k={k}: ask for at least one hit")
         match options.engine or self.engine:
             case "faiss":
-                found = self._signs.candidates(queries, min(k * options.candidates, self.count), options.probes)
+                count = min(max(k * options.candidates, options.least_candidates), self.count)
+                found = self._signs.candidates(queries, count, options.probes)
                 return rescore(queries, np.where(self._empty[found], -1, found), self._vectors.take, self._places, k)
             case "jax":
                 return self._on_devices.top_k(queries, k)

@@ -61,7 +61,7 @@ def search_index(
         if query is None:
             raise BadInput("a Vespa index takes one query at a time; give its text")
         return vespa.search(index, query, k, url=url, candidates=k * candidates, encoder=encoder)
-    opened, options = Index.load(index), SearchOptions(engine, candidates, probes)
+    opened, options = Index.load(index), SearchOptions(engine, candidates, probes=probes)
     if query is not None:
         if not query.strip():
             raise BadInput("the query is empty; give some text to search for")

@@ -52,7 +52,7 @@ def test_candidates_by_signs_find_what_exact_search_does(clustered):
         same = found == exact
         np.testing.assert_array_equal(values[same], scores[same])  # the very bits
     # Controls: signs alone rank worse, and so do signs of other queries.
-    few, _ = index.nearest(queries, 10, SearchOptions("faiss", candidates=1))
+    few, _ = index.nearest(queries, 10, SearchOptions("faiss", candidates=1, least_candidates=0))
     assert recall_of(few, exact) < 0.95
     others, _ = index.nearest(np.roll(queries, 1, axis=0), 10, SearchOptions("faiss"))
     assert recall_of(others, exact) < 0.2
