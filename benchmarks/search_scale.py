@@ -119,7 +119,7 @@ def search(workdir: pathlib.Path, name: str, found: str, options: SearchOptions)
         ranked.append(opened.nearest(queries[begin : begin + BATCH], K, options))
     seconds = time.perf_counter() - started
     np.savez(workdir / f"{found}.npz", found=np.concatenate([r[0] for r in ranked]), scores=ranked_scores(ranked))
-    report = {"queries_per_second": round(len(queries) / seconds, 2)}
+    report = {"queries": len(queries), "queries_per_second": round(len(queries) / seconds, 2)}
     if options.engine == "faiss":
         started = time.perf_counter()
         for query in queries[:ALONE]:
@@ -270,7 +270,6 @@ def main() -> None:
         "machine": f"{os.cpu_count()} CPU cores",
         "versions": versions,
         "date": datetime.date.today().isoformat(),
-        "queries": QUERIES,
         "width": WIDTH,
         f"real, {as_many}": real_vectors,
         f"drawn, {as_many}": drawn,

@@ -196,8 +196,8 @@ VERBS = (
             flag("--output", required=True, **_PATH, help="the folder to write"),
             flag("--engine", choices=("faiss", "numpy", "vespa"), help="default faiss for int8, numpy for others"),
             flag("--lists", type=int, help="inverted lists of faiss (default: 0, none, under 10 million vectors)"),
-            flag("--url", help="of vespa: its container, such as http://localhost:8080"),
-            flag("--config_url", help="of vespa: its configuration server, to deploy the application first"),
+            flag("--vespa_url", help="its container, such as http://localhost:8080"),
+            flag("--vespa_config_url", help="its configuration server, to deploy the application first"),
         ),
         outputs=("output",),
     ),
@@ -215,8 +215,8 @@ VERBS = (
             flag(
                 "--candidates", type=int, help="ranked again for each hit wanted (default 40, and 1000 in all at least)"
             ),
-            flag("--probes", type=int, help="inverted lists that a query reads (default: a sixteenth)"),
-            flag("--url", help="of vespa, if not where it was built"),
+            flag("--probes", type=int, help="inverted lists that a query reads (default: a quarter)"),
+            flag("--vespa_url", help="where it is, if not where it was when built"),
         ),
         outputs=("output",),
     ),

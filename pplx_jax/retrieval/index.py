@@ -44,7 +44,7 @@ class SearchOptions:
             processor. "jax": exact and the same, on all of JAX's devices. None: as the index was built.
         candidates: of faiss, how many a hit wanted, and
         least_candidates: how many at least: a few hits are more easily missed than many.
-        probes: of faiss with inverted lists, how many of them a query reads; a sixteenth where None.
+        probes: of faiss with inverted lists, how many of them a query reads; a quarter where None.
     """
 
     engine: Engine | None = None

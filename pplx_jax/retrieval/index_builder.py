@@ -28,8 +28,8 @@ def build_index(
     *,
     engine: BuiltEngine | None = None,
     lists: int | None = None,
-    url: str | None = None,
-    config_url: str | None = None,
+    vespa_url: str | None = None,
+    vespa_config_url: str | None = None,
 ) -> dict[str, Any]:
     """Makes an index of a finished embedding folder.
 
@@ -41,7 +41,7 @@ def build_index(
             fill whole bytes, else numpy.
         lists: of faiss, inverted lists; 0 for none. None: none under `sign_search.LISTS_FROM` vectors, from there
             on the square root of their number.
-        url, config_url: of vespa; see `pplx_jax.retrieval.vespa.build`.
+        vespa_url, vespa_config_url: `url` and `config_url` of `pplx_jax.retrieval.vespa.build`.
 
     Returns:
         {"count", "dims", "quantization", "engine", "lists"}.
@@ -53,7 +53,7 @@ def build_index(
     if engine == "vespa":
         from pplx_jax.retrieval import vespa  # its HTTP client is of no use to the others
 
-        return vespa.build(embeddings, output, url=url, config_url=config_url)
+        return vespa.build(embeddings, output, url=vespa_url, config_url=vespa_config_url)
     source, output = EmbeddingFolder.read(pathlib.Path(embeddings)), pathlib.Path(output)
     settings = source.settings
     vectors = _open_vectors(source)

@@ -29,7 +29,7 @@ def search_index(
     engine: Engine | Literal["vespa"] | None = None,
     candidates: int = 40,
     probes: int | None = None,
-    url: str | None = None,
+    vespa_url: str | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Searches an index for a text, or for every text of a file; loads the model that the index points at.
@@ -43,7 +43,7 @@ def search_index(
             id of the document) or NAME.jsonl ({"id", "text", "hits"}).
         engine, candidates, probes: see `index.SearchOptions`; "vespa", which is found without
             being named, asks a Vespa instance, one query at a time.
-        url: of vespa, where it is, if not where it was built.
+        vespa_url: where Vespa is, if not where it was built.
         encoder: the loaded model, where the caller has it already.
 
     Returns:
@@ -60,7 +60,7 @@ def search_index(
 
         if query is None:
             raise BadInput("a Vespa index takes one query at a time; give its text")
-        return vespa.search(index, query, k, url=url, candidates=k * candidates, encoder=encoder)
+        return vespa.search(index, query, k, url=vespa_url, candidates=k * candidates, encoder=encoder)
     opened, options = Index.load(index), SearchOptions(engine, candidates, probes=probes)
     if query is not None:
         if not query.strip():

@@ -23,7 +23,7 @@ LISTS_FROM = 10_000_000
 _BLOCK = 65_536
 _TRAINING_SIGNS_PER_LIST = 64
 _TRAINING_ITERATIONS = 10
-_PROBED_SHARE = 1 / 16
+_PROBED_SHARE = 1 / 4  # what fewer miss: benchmarks/results/search_scale.json
 
 
 def default_lists(count: int) -> int:
@@ -117,7 +117,7 @@ class SignSearch:
         Args:
             queries: int8.
             count: wanted of each query, at most N.
-            probes: inverted lists that a query reads; a sixteenth of them where None. Ignored without lists.
+            probes: inverted lists that a query reads; a quarter of them where None. Ignored without lists.
 
         Returns:
             int64 [Q, count], nearest first; -1 where the lists that were read hold fewer.

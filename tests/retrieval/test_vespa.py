@@ -260,3 +260,14 @@ def test_what_is_refused(vectors, tmp_path, server):
         search(tmp_path / "index", "a", 10_001, encoder=WordEncoder(64))
     with pytest.raises(BadInput, match=r"nobody answers at .*:9 \(Failed to .* refused\); start the service"):
         HttpClient(server.url.rpartition(":")[0] + ":9", retries=0).send("GET", "/")
+
+
+def test_the_verbs_hand_over_to_it(vectors, tmp_path, server):
+    given = {"vespa_url": server.url, "vespa_config_url": server.url}
+    assert build_index(vectors, tmp_path / "index", engine="vespa", **given)["fed"]
+    expected = search(tmp_path / "index", "read file", 3, candidates=60, encoder=WordEncoder(64))
+    for engine in ("vespa", None):
+        options = {"engine": engine, "candidates": 20, "vespa_url": server.url, "encoder": WordEncoder(64)}
+        assert search_index(tmp_path / "index", "read file", 3, **options) == expected
+    with pytest.raises(BadInput, match="one query at a time"):
+        search_index(tmp_path / "index", queries="q.jsonl", output="run.trec", encoder=WordEncoder(64))
