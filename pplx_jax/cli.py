@@ -256,11 +256,16 @@ def _show(result: Mapping[str, Any] | None, prefix: str = "") -> None:
 def _show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """A table; where cells hold several lines, a numbered block a row with those below."""
     cells = [
-        {name: f"{cell:.4g}" if isinstance(cell, float) else str(cell) for name, cell in row.items()} for row in rows
+        {
+            name: f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+            for name, cell in row.items()
+            if not isinstance(cell, list)  # rows of that depth are for --json
+        }
+        for row in rows
     ]
     long = {name for row in cells for name, cell in row.items() if "\n" in cell}
     if not long:
-        print("  ".join(rows[0]))
+        print("  ".join(cells[0]))
         for row in cells:
             print("  ".join(row.values()))
         return

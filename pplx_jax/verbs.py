@@ -194,6 +194,10 @@ VERBS = (
         flags=(
             flag("--embeddings", required=True, **_PATH, help="what embed wrote"),
             flag("--output", required=True, **_PATH, help="the folder to write"),
+            flag("--engine", choices=("faiss", "numpy", "vespa"), help="default faiss for int8, numpy for others"),
+            flag("--lists", type=int, help="inverted lists of faiss (default: 0, none, under 10 million vectors)"),
+            flag("--vespa_url", help="its container, such as http://localhost:8080"),
+            flag("--vespa_config_url", help="its configuration server, to deploy the application first"),
         ),
         outputs=("output",),
     ),
@@ -202,10 +206,19 @@ VERBS = (
         "ranked hits of a query",
         "search_index",
         flags=(
-            flag("query", help="the text to search for"),
+            flag("query", nargs="?", help="the text to search for"),
+            flag("--queries", **_PATH, help="instead, JSON lines or Parquet of id and text"),
+            flag("--output", **_PATH, help="of --queries: FILE.trec or FILE.jsonl to write"),
             flag("--index", required=True, **_PATH, help="what index wrote"),
             flag("--k", type=int, help="how many hits (default 10)"),
+            flag("--engine", choices=("faiss", "numpy", "jax", "vespa"), help="default: as the index was built"),
+            flag(
+                "--candidates", type=int, help="ranked again for each hit wanted (default 40, and 1000 in all at least)"
+            ),
+            flag("--probes", type=int, help="inverted lists that a query reads (default: a quarter)"),
+            flag("--vespa_url", help="where it is, if not where it was when built"),
         ),
+        outputs=("output",),
     ),
     Verb(
         "eval",

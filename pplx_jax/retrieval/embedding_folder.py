@@ -1,8 +1,9 @@
 """The folder that `embed` leaves: shards of vectors, what each vector belongs to, and a manifest.
 
     00000.npy      [n, width] vectors in input order; int8, uint8 (packed signs) or float32
-    00000.jsonl    one object a vector: {"id", "text", "row", "document"?, "chunk"?, "path"?, "line"?,
-    "empty"?} progress.json  while it grows: the settings and the finished shards
+    00000.jsonl    one object a vector: {"id", "text", "row", "document"?, "chunk"?, "start"?, "end"?, "path"?,
+                   "line"?, "empty"?}; start and end are characters of the text that the chunk was cut from
+    progress.json  while it grows: the settings and the finished shards
     manifest.json  the same, once all shards are there
 
 A shard counts only when progress.json lists it, and that file is replaced after the shard is whole, so a kill
@@ -166,10 +167,14 @@ class EmbeddingFolder:
             "skipped": sum(len(shard.skipped) for shard in self.shards),
         }
 
+    def vector_paths(self) -> list[pathlib.Path]:
+        """The file of each shard's vectors, in order."""
+        return [self.path / f"{place:05d}.npy" for place in range(len(self.shards))]
+
     def vectors(self) -> Iterator[np.ndarray]:
         """Yields the memory-mapped vectors of each shard, in order."""
-        for place in range(len(self.shards)):
-            yield np.load(self.path / f"{place:05d}.npy", mmap_mode="r")
+        for path in self.vector_paths():
+            yield np.load(path, mmap_mode="r")
 
     def described(self) -> Iterator[bytes]:
         """Yields the line of each vector, in order, with its newline."""

@@ -148,9 +148,8 @@ def _chunked(row: InputRow, encoder: Encoder, tokens: int | None) -> InputRow:
     if tokens is None or row.is_document:
         return row
     (text,) = row.chunks
-    return dataclasses.replace(
-        row, chunks=chunk(text, tokens, count_tokens=encoder.count_tokens) or [text], is_document=True
-    )
+    chunks = chunk(text, tokens, count_tokens=encoder.count_tokens) or [text]
+    return dataclasses.replace(row, chunks=chunks, is_document=True, was_cut=True)
 
 
 def _describe(row: InputRow, place: int, *, empty: bool) -> dict[str, Any]:
@@ -158,6 +157,9 @@ def _describe(row: InputRow, place: int, *, empty: bool) -> dict[str, Any]:
     described: dict[str, Any] = {"id": row.id, "text": text, "row": row.number, **row.metadata}
     if row.is_document:
         described |= {"id": f"{row.id}#{place}", "document": row.id, "chunk": place}
+    if row.was_cut:  # its chunks joined are the text
+        start = sum(map(len, row.chunks[:place]))
+        described |= {"start": start, "end": start + len(text)}
     if empty:
         described["empty"] = True
     return described

@@ -1,106 +1,62 @@
-"""An index: the vectors of an embedding folder in one matrix, their texts, and the model that queries need.
+"""An index: the shards of an embedding folder, how to search them fast, and the model that queries need.
 
-    index.json     {format, model (relative to the folder), model_fingerprint, dims, quantization, bit_order,
-    count} vectors.npy    [N, width]
-    places.npy     int64 [N], the order of ties: ids descending
-    empty.npy      bool [N], vectors of empty texts, which are never hits
-    rows.jsonl     one object a vector, and offsets.npy int64 [N + 1], where each begins
+    index.json       {format, model (relative to the folder), model_fingerprint, bit_order, shards, count, dims,
+                     quantization, engine, lists}
+    00000.npy, ...   the embedding folder's vectors [n, width], the same bytes on disk where hard links are possible
+    00000.jsonl, ... one object a vector, and offsets.npy int64 [N], where each begins in its file
+    places.npy       int64 [N], the order of ties: ids descending
+    empty.npy        bool [N], vectors of empty texts, which are never hits
+    documents.npy    int64 [N], the document of each vector, ascending; only where some are chunks of one
+    signs.*          the first stage of the engine "faiss", see `sign_search`
 
-Loading maps the files and reads none of them whole, so it takes no time at any size.
+Loading maps the files and reads few of them whole, so it takes no time at any size.
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
-import os
 import pathlib
-import shutil
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from pplx_jax.errors import BadInput
 from pplx_jax.models.quantization import BitOrder, Quantization, quantize
-from pplx_jax.retrieval import rows
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
-from pplx_jax.retrieval.encoder import Encoder, load_encoder
-from pplx_jax.retrieval.metrics import tie_places
-from pplx_jax.retrieval.search import top_k
+from pplx_jax.retrieval.encoder import Encoder
+from pplx_jax.retrieval.search import rescore, similarity, top_k
+from pplx_jax.retrieval.shards import ShardedVectors
+from pplx_jax.retrieval.sign_search import SignSearch
 
-FORMAT = 1
-_HIT_FIELDS = ("id", "text", "path", "line", "document", "chunk")
+FORMAT = 2
+BuiltEngine = Literal["faiss", "numpy", "vespa"]
+Engine = Literal["faiss", "numpy", "jax"]
+_HIT_FIELDS = ("id", "text", "path", "line", "document", "chunk", "start", "end")
 
 
-def build_index(embeddings: str | pathlib.Path, output: str | pathlib.Path) -> dict[str, Any]:
-    """Makes an index of a finished embedding folder.
+@dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """How vectors are found.
 
-    Args:
-        embeddings: what `embed_file` left.
-        output: the folder to write; an index already there is replaced once the new one is whole.
-
-    Returns:
-        {"count", "dims", "quantization"}.
-
-    Raises:
-        BadInput: the embeddings are missing, unfinished or none, or `output` is a folder of something else.
+    Attributes:
+        engine: "faiss": candidates by the signs of the vectors, ranked again by exact cosine. "numpy": exact, on the
+            processor. "jax": exact and the same, on all of JAX's devices. None: as the index was built.
+        candidates: of faiss, how many a hit wanted, and
+        least_candidates: how many at least: a few hits are more easily missed than many.
+        probes: of faiss with inverted lists, how many of them a query reads; a quarter where None.
     """
-    source, output = EmbeddingFolder.read(pathlib.Path(embeddings)), pathlib.Path(output)
-    shards = list(source.vectors())
-    count = sum(len(shard) for shard in shards)
-    if count == 0:
-        raise BadInput(f"{source.path} holds no vectors: its input had no row that could be embedded")
-    if output.exists() and any(output.iterdir()) and not (output / "index.json").exists():
-        raise BadInput(f"{output} exists and is no index; give another --output")
-    model = (source.path / source.model).resolve()
-    settings = source.settings
-    with _replaced_folder(output) as folder:
-        vectors = np.lib.format.open_memmap(
-            folder / "vectors.npy", "w+", dtype=shards[0].dtype, shape=(count, shards[0].shape[1])
-        )
-        np.concatenate(shards, out=vectors)
-        vectors.flush()
-        ids, empty = _write_rows(folder, source)
-        np.save(folder / "places.npy", tie_places(ids))
-        np.save(folder / "empty.npy", np.array(empty))
-        description = {"dims": settings.dims, "quantization": settings.quantization, "count": count}
-        rows.write_json(
-            folder / "index.json",
-            {
-                "format": FORMAT,
-                "model": os.path.relpath(model, output.resolve()),
-                "model_fingerprint": settings.model_fingerprint,
-                "bit_order": settings.bit_order,
-                **description,
-            },
-        )
-    return description
 
+    engine: Engine | None = None
+    candidates: int = 40
+    least_candidates: int = 1000
+    probes: int | None = None
 
-def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> tuple[list[str], list[bool]]:
-    ids, empty, offsets = [], [], [0]
-    with open(folder / "rows.jsonl", "wb") as file:
-        for line in source.described():
-            row = json.loads(line)
-            ids.append(row["id"])
-            empty.append(row.get("empty", False))
-            offsets.append(offsets[-1] + file.write(line))
-    np.save(folder / "offsets.npy", np.array(offsets, np.int64))
-    return ids, empty
-
-
-@contextlib.contextmanager
-def _replaced_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    def __post_init__(self):
+        if self.engine not in (None, *get_args(Engine)):
+            raise BadInput(f"engine={self.engine!r}: give one of {', '.join(get_args(Engine))}")
+        if self.candidates < 1:
+            raise BadInput(f"candidates={self.candidates}: give at least one candidate a hit")
 
 
 class Index:
@@ -111,6 +67,9 @@ class Index:
         model: the model folder that encodes queries.
         model_fingerprint: names the model; vectors of another are refused.
         dims, quantization, bit_order, count: of the vectors.
+        engine, lists: what it was built for.
+        has_chunks: whether some vectors are chunks of one document, and
+        documents: then int64 [N], the document of each vector.
     """
 
     def __init__(self, path: pathlib.Path, description: dict[str, Any]):
@@ -122,10 +81,18 @@ class Index:
         self.quantization: Quantization = description["quantization"]
         self.bit_order: BitOrder = description["bit_order"]
         self.count: int = description["count"]
-        self._vectors = np.load(path / "vectors.npy", mmap_mode="r")
+        self.engine: Engine = description["engine"]
+        self.lists: int = description["lists"]
+        self._vectors = ShardedVectors([path / f"{shard:05d}.npy" for shard in range(description["shards"])])
         self._places = np.load(path / "places.npy", mmap_mode="r")
         self._empty = np.load(path / "empty.npy")
         self._offsets = np.load(path / "offsets.npy", mmap_mode="r")
+        self.has_chunks = (path / "documents.npy").exists()
+        if self.has_chunks:
+            self.documents: np.ndarray = np.load(path / "documents.npy", mmap_mode="r")
+        for name, found in (("vectors", self._vectors), ("places", self._places), ("offsets", self._offsets)):
+            if len(found) != self.count:
+                raise ValueError(f"{len(found)} {name} of {self.count}")
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "Index":
@@ -135,86 +102,165 @@ class Index:
             BadInput: there is none, or it is damaged or of another version.
         """
         path = pathlib.Path(path)
-        try:
+        with _usable(path):
             description = json.loads((path / "index.json").read_text(encoding="utf-8"))
             if description["format"] != FORMAT:
                 raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
             return cls(path, description)
-        except FileNotFoundError as error:
-            raise BadInput(f"no index in {path}: {error.filename} is missing; make one with `index`") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"the index {path} cannot be used ({error}); make it again with `index`") from None
 
-    def search(self, query: np.ndarray, k: int = 10, *, model_fingerprint: str | None = None) -> list[dict[str, Any]]:
-        """The k best vectors.
+    def nearest(
+        self, queries: np.ndarray, k: int, options: SearchOptions = SearchOptions()
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The k best vectors of each query, best first, ties by id descending.
 
         Args:
-            query: [width], quantized as the index is.
-            k: hits wanted; fewer come back from a smaller index.
-            model_fingerprint: the model that made `query`, checked where given.
+            queries: [Q, width], quantized as the index is.
+            k: at least 1.
+            options: how.
 
         Returns:
-            Hits, best first, ties by id descending: {"id", "score": cosine (of signs: 1 - 2 Hamming / dims),
-            "text", "path", "line", ...}; path and line are None where the input had none.
+            (numbers of vectors int64 [Q, K], scores float32 [Q, K]: cosines; of signs 1 - 2 Hamming / dims), K being
+            k or less in a smaller index; -1 and -inf at the end where a query found fewer.
 
         Raises:
-            BadInput: the query is of another model, width or quantization, or k is less than 1.
+            BadInput: the queries are of another width or quantization, k is less than 1, or the engine is none of
+                this index's.
+        """
+        queries = np.asarray(queries)
+        if queries.shape[1:] != self._vectors.shape[1:] or queries.dtype != self._vectors.dtype:
+            raise BadInput(
+                f"the query is {queries.dtype}{list(queries.shape[1:])}, the index {self.path} holds "
+                f"{self._vectors.dtype}[{self._vectors.shape[1]}]; encode it with "
+                f"quantization={self.quantization!r}, dims={self.dims}"
+            )
+        if k < 1:
+            raise BadInput(f"k={k}: ask for at least one hit")
+        match options.engine or self.engine:
+            case "faiss":
+                count = min(max(k * options.candidates, options.least_candidates), self.count)
+                found = self._signs.candidates(queries, count, options.probes)
+                return rescore(queries, np.where(self._empty[found], -1, found), self._vectors.take, self._places, k)
+            case "jax":
+                return self._on_devices.top_k(queries, k)
+        packed = self.quantization == "ubinary"
+        return top_k(queries, self._vectors, self._places, k, packed=packed, excluded=self._empty)
+
+    @functools.cached_property
+    def _signs(self) -> SignSearch:
+        if self.engine != "faiss":
+            raise BadInput(f"the index {self.path} has no signs; build it with --engine faiss, or search with numpy")
+        with _usable(self.path):
+            return SignSearch(self.path, self.lists)
+
+    @functools.cached_property
+    def _on_devices(self):
+        from pplx_jax.retrieval.device_search import DeviceSearch  # compiles for the devices
+
+        if self._vectors.dtype != np.int8:
+            raise BadInput(f"the engine jax compares int8 and binary embeddings, not {self.quantization}; take numpy")
+        return DeviceSearch(self._vectors, self._places, self._empty)
+
+    def search(
+        self,
+        query: np.ndarray,
+        k: int = 10,
+        *,
+        model_fingerprint: str | None = None,
+        options: SearchOptions = SearchOptions(),
+    ) -> list[dict[str, Any]]:
+        """Hits of one query [width]; see `search_batch`."""
+        return self.search_batch(np.asarray(query)[None], k, model_fingerprint=model_fingerprint, options=options)[0]
+
+    def search_batch(
+        self,
+        queries: np.ndarray,
+        k: int = 10,
+        *,
+        model_fingerprint: str | None = None,
+        options: SearchOptions = SearchOptions(),
+    ) -> list[list[dict[str, Any]]]:
+        """The k best texts of each query; of an index of chunks, the k best documents, each by its best chunk.
+
+        Args:
+            queries: [Q, width], quantized as the index is.
+            k: hits wanted; fewer come back from a smaller index.
+            model_fingerprint: the model that made the queries, checked where given.
+            options: how.
+
+        Returns:
+            For each query its hits, best first: {"id", "score", "text", "path", "line", ...}, see `grouping.hits` for
+            those of chunks; path and line are None where the input had none.
+
+        Raises:
+            BadInput: the queries are of another model, or see `nearest`.
         """
         if model_fingerprint not in (None, self.model_fingerprint):
             raise BadInput(
                 f"the query was encoded by model {model_fingerprint}, the index {self.path} by "
                 f"{self.model_fingerprint}; encode it with {self.model}"
             )
-        query = np.asarray(query)
-        if query.shape != self._vectors.shape[1:] or query.dtype != self._vectors.dtype:
-            raise BadInput(
-                f"the query is {query.dtype}{list(query.shape)}, the index {self.path} holds "
-                f"{self._vectors.dtype}[{self._vectors.shape[1]}]; encode it with "
-                f"quantization={self.quantization!r}, dims={self.dims}"
-            )
-        if k < 1:
-            raise BadInput(f"k={k}: ask for at least one hit")
-        packed = self.quantization == "ubinary"
-        documents, scores = top_k(query[None], self._vectors, self._places, k, packed=packed, excluded=self._empty)
-        with open(self.path / "rows.jsonl", "rb") as file:
-            return [self._hit(file, *pair) for pair in zip(documents[0], scores[0], strict=True)]
+        if self.has_chunks:
+            from pplx_jax.retrieval.grouping import grouped_hits
 
-    def _hit(self, file, document: int, score: float) -> dict[str, Any]:
-        file.seek(self._offsets[document])
-        row = json.loads(file.readline())
-        hit = {"id": row["id"], "score": float(score), "text": row["text"], "path": None, "line": None}
-        return hit | {name: row[name] for name in _HIT_FIELDS if name in row}
+            return grouped_hits(self, queries, k, options)
+        found = zip(*self.nearest(queries, k, options), strict=True)
+        return [self.hits(numbers, scores) for numbers, scores in found]
 
-    def encode_query(self, text: str, encoder: Encoder) -> np.ndarray:
-        """The query's vector [width], quantized as the index is.
+    def hits(self, numbers: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+        """What is known of vectors [K] with their scores [K], without those of number -1."""
+        return [
+            {"id": row["id"], "score": float(score), "text": row["text"], "path": None, "line": None}
+            | {name: row[name] for name in _HIT_FIELDS if name in row}
+            for row, score in zip(self.rows(numbers[numbers >= 0]), scores[numbers >= 0], strict=True)
+        ]
+
+    def rows(self, numbers: np.ndarray) -> list[dict[str, Any]]:
+        """What `embed` wrote of each vector int64 [n]."""
+        found: list[dict[str, Any]] = [{}] * len(numbers)
+        shards = self._vectors.shard_of(numbers)
+        for shard in np.unique(shards):
+            with open(self.path / f"{shard:05d}.jsonl", "rb") as file:
+                for place in np.flatnonzero(shards == shard):
+                    file.seek(self._offsets[numbers[place]])
+                    found[place] = json.loads(file.readline())
+        return found
+
+    def chunks_of(self, document: int, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and scores of a document's chunks for a query [width], best first, those of empty texts left out."""
+        begin, end = np.searchsorted(self.documents, [document, document + 1])
+        numbers = np.arange(begin, end)[~self._empty[begin:end]]
+        scores = similarity(query[None], self._vectors.take(numbers), self.quantization == "ubinary")[0]
+        order = np.lexsort((self._places[numbers], -scores))
+        return numbers[order], scores[order]
+
+    def encode_queries(self, texts: Sequence[str], encoder: Encoder) -> np.ndarray:
+        """Vectors [Q, width] of queries, quantized as the index is.
 
         Raises:
-            BadInput: the text is empty, or the model is not the one of the index.
+            BadInput: a text is empty, or the model is not the one of the index.
         """
-        if not text.strip():
-            raise BadInput("the query is empty; give some text to search for")
+        for text in texts:
+            if not text.strip():
+                raise BadInput("the query is empty; give some text to search for")
         if encoder.fingerprint != self.model_fingerprint:
             raise BadInput(
                 f"the index {self.path} was made by model {self.model_fingerprint}, {self.model} is now "
                 f"{encoder.fingerprint}; embed and index again"
             )
-        pooled = encoder.encode([text], quantization="none", dims=self.dims)
-        return quantize(pooled, self.quantization, self.bit_order)[0]
+        pooled = encoder.encode(texts, quantization="none", dims=self.dims)
+        return quantize(pooled, self.quantization, self.bit_order)
+
+    def encode_query(self, text: str, encoder: Encoder) -> np.ndarray:
+        """The vector [width] of one query; see `encode_queries`."""
+        return self.encode_queries([text], encoder)[0]
 
 
-def search_index(
-    index: str | pathlib.Path, query: str, k: int = 10, *, encoder: Encoder | None = None
-) -> dict[str, Any]:
-    """Searches an index for a text; loads the model that the index points at unless `encoder` is given.
-
-    Returns:
-        {"hits": [...]}; see `Index.search`.
-
-    Raises:
-        BadInput: an empty query, or an index or model that cannot be used.
-    """
-    opened = Index.load(index)
-    if not query.strip():
-        raise BadInput("the query is empty; give some text to search for")
-    encoder = encoder or load_encoder(opened.model)
-    return {"hits": opened.search(opened.encode_query(query, encoder), k, model_fingerprint=encoder.fingerprint)}
+@contextlib.contextmanager
+def _usable(path: pathlib.Path):
+    """Turns what is wrong with the files of an index into BadInput."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise BadInput(f"no index in {path}: {error.filename} is missing; make one with `index`") from None
+    except (ValueError, KeyError, TypeError, EOFError) as error:
+        raise BadInput(f"the index {path} cannot be used ({error}); make it again with `index`") from None

@@ -21,6 +21,7 @@ class InputRow:
         chunks: one text, or the chunks of a document.
         is_document: whether the row came as chunks.
         metadata: what stands beside the text and is kept for showing hits.
+        was_cut: whether the chunks are one text, cut; joined they are that text again.
     """
 
     number: int
@@ -28,6 +29,7 @@ class InputRow:
     chunks: list[str]
     is_document: bool
     metadata: dict[str, Any]
+    was_cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

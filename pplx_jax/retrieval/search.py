@@ -5,6 +5,9 @@ Scores of int8 and binary embeddings are computed from exact integers, so two do
 score get the same bits whatever block they are in; such ties are broken by id, descending, as trec_eval does.
 """
 
+from collections.abc import Callable
+from typing import Protocol
+
 import numpy as np
 
 # A float32 product of int8 vectors is exact while its sums stay under 2**24: 127 * 127 * 1024 does.
@@ -12,6 +15,14 @@ _EXACT_WIDTH = 1024
 _SIGN_BIT = np.uint32(1 << 31)
 _LOWER_HALF = np.uint64((1 << 32) - 1)
 _ROWS_PER_BLOCK = 16_384
+
+
+class Vectors(Protocol):
+    """Documents [N, d] read in ranges: an array, a memory map, or `shards.ShardedVectors`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 def similarity(queries: np.ndarray, documents: np.ndarray, packed: bool = False) -> np.ndarray:
@@ -72,7 +83,7 @@ def _packed_similarity(queries: np.ndarray, documents: np.ndarray) -> np.ndarray
 
 def top_k(
     queries: np.ndarray,
-    documents: np.ndarray,
+    documents: Vectors,
     places: np.ndarray,
     k: int,
     *,
@@ -114,6 +125,33 @@ def top_k(
 def rank_scores(scores: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best of scores [Q, N] that are at hand; see `top_k` for the rest."""
     return _from_keys(_greatest(ranking_keys(scores, places), k), places)
+
+
+def rescore(
+    queries: np.ndarray, candidates: np.ndarray, take: Callable[[np.ndarray], np.ndarray], places: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best among the candidates of each query, by exact similarity; see `top_k` for the order.
+
+    Args:
+        queries: [Q, d] int8 or float.
+        candidates: int64 [Q, C], documents of each query in any order, -1 for none.
+        take: the vectors [n, d] of documents int64 [n].
+        places: int64 [N].
+        k: at least 1.
+
+    Returns:
+        (documents int64 [Q, K], scores float32 [Q, K]) with K = min(k, C); -1 and -inf at the end of the rows of
+        queries that have fewer candidates.
+    """
+    width = min(k, candidates.shape[1])
+    documents = np.full((len(queries), width), -1, np.int64)
+    scores = np.full((len(queries), width), -np.inf, np.float32)
+    for query, row in enumerate(candidates):
+        found = np.sort(row[row >= 0])  # in the order of the disk
+        values = similarity(queries[query : query + 1], take(found))[0]
+        best = np.lexsort((places[found], -values))[:width]
+        documents[query, : len(best)], scores[query, : len(best)] = found[best], values[best]
+    return documents, scores
 
 
 def ranking_keys(scores: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -9,29 +9,39 @@ import numpy as np
 from pplx_jax.errors import BadInput
 from pplx_jax.retrieval import rows
 
+_TAG = "pplx-jax"
+
+
+def run_line(query: str, document: str, rank: int, score: float, tag: str = _TAG) -> str:
+    """The line of one hit, `query Q0 document rank score tag`.
+
+    Raises:
+        BadInput: an id is blank or holds white space, which a run file cannot express.
+    """
+    if len(query.split()) != 1 or len(document.split()) != 1:
+        raise BadInput(f"a run file cannot hold the id of {query!r}, {document!r}: it is blank or holds white space")
+    # Nine digits give a float32 back exactly, so ties stay ties.
+    return f"{query} Q0 {document} {rank} {score:.9g} {tag}\n"
+
 
 @contextlib.contextmanager
 def run_writer(
-    path: str | pathlib.Path, document_ids: Sequence[str], tag: str = "pplx-jax"
+    path: str | pathlib.Path, document_ids: Sequence[str], tag: str = _TAG
 ) -> Iterator[Callable[[Iterable[str], np.ndarray, np.ndarray], None]]:
-    """Writes `query Q0 document rank score tag` lines; the file appears when the block ends well.
+    """Writes a run file; it appears when the block ends well.
 
     Yields:
         add(query_ids, documents, scores): adds one ranking a query, from [Q, K] document numbers and scores,
         best first.
 
     Raises:
-        BadInput: an id holds white space, which a run file cannot express.
+        BadInput: see `run_line`.
     """
 
     def add(query_ids: Iterable[str], documents: np.ndarray, scores: np.ndarray) -> None:
         for query, ranked, values in zip(query_ids, documents, scores, strict=True):
             for rank, (document, score) in enumerate(zip(ranked, values, strict=True), start=1):
-                identity = document_ids[int(document)]
-                if len(query.split()) != 1 or len(identity.split()) != 1:
-                    raise BadInput(f"{path}: an id of {query!r}, {identity!r} is blank or holds white space")
-                # Nine digits give a float32 back exactly, so ties stay ties.
-                file.write(f"{query} Q0 {identity} {rank} {score:.9g} {tag}\n")
+                file.write(run_line(query, document_ids[int(document)], rank, score, tag))
 
     with rows.atomic_path(pathlib.Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield add

@@ -342,7 +342,7 @@ def _export(workdir: pathlib.Path, results: Mapping[str, Any]) -> dict[str, Any]
 
 def _index(workdir: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
     from pplx_jax.retrieval.encode import embed_file
-    from pplx_jax.retrieval.index import build_index
+    from pplx_jax.retrieval.index_builder import build_index
 
     searched = workdir / "data" / "corpus" / "search.jsonl"
     embedded = embed_file(model, searched, workdir / "embeddings", overflow="truncate")

@@ -15,7 +15,7 @@ from pplx_jax.evaluation.bergen import BergenOptions, match, normalized, open_be
 from pplx_jax.evaluation.bergen_data import FILES, passages_of, read_questions, write_passages
 from pplx_jax.evaluation.reader import Reader
 from pplx_jax.retrieval.encode import embed_file
-from pplx_jax.retrieval.index import build_index
+from pplx_jax.retrieval.index_builder import build_index
 from pplx_jax.retrieval.vespa import build
 
 PAGES = [

@@ -1,32 +1,18 @@
 """From embeddings to hits, and what an index refuses."""
 
-import json
+import errno
+import os
 import shutil
 
 import numpy as np
 import pytest
 from word_encoder import WordEncoder
+from word_index import make_index
 
 from pplx_jax.errors import BadInput
-from pplx_jax.retrieval.encode import embed_file
-from pplx_jax.retrieval.index import Index, build_index, search_index
-
-ROWS = [
-    {"id": "a", "text": "read a file", "path": "io.py", "line": 3},
-    {"id": "b", "text": "sort a list"},
-    {"id": "c", "text": "sort a list"},
-    {"id": "d", "text": ""},
-    {"id": "e", "chunks": ["close the socket", "open the socket"], "path": "net.py"},
-]
-
-
-def make_index(folder, **options):
-    folder.mkdir(exist_ok=True)
-    source = folder / "in.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    embed_file(folder / "model", source, folder / "vectors", encoder=WordEncoder(), shard_size=2, **options)
-    build_index(folder / "vectors", folder / "index")
-    return folder / "index"
+from pplx_jax.retrieval.index import Index
+from pplx_jax.retrieval.index_builder import build_index
+from pplx_jax.retrieval.search_verb import search_index
 
 
 @pytest.mark.parametrize("quantization", ["int8", "binary", "ubinary", "none", "tanh"])
@@ -45,12 +31,12 @@ def test_hits(tmp_path, quantization):
 
 def test_empty_texts_are_never_hits(tmp_path):
     hits = search_index(make_index(tmp_path), "anything", 100, encoder=WordEncoder())["hits"]
-    assert len(hits) == 5 and "d" not in [hit["id"] for hit in hits]
+    assert sorted(hit.get("document", hit["id"]) for hit in hits) == ["a", "b", "c", "e"]
 
 
 def test_little_endian_bits_and_fewer_dimensions(tmp_path):
     path = make_index(tmp_path, quantization="ubinary", bit_order="little", dims=16)
-    assert np.load(path / "vectors.npy").shape == (6, 2)
+    assert np.load(path / "00000.npy").shape == (2, 2)
     assert search_index(path, "read a file", 1, encoder=WordEncoder())["hits"][0]["score"] == 1.0
 
 
@@ -90,3 +76,63 @@ def test_an_index_is_replaced_whole(tmp_path):
     build_index(tmp_path / "vectors", path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == before
     assert Index.load(path).count == 6
+
+
+def test_vectors_are_linked_and_outlive_the_embeddings(tmp_path):
+    path = make_index(tmp_path)
+    assert (path / "00000.npy").samefile(tmp_path / "vectors" / "00000.npy")
+    shutil.rmtree(tmp_path / "vectors")
+    assert search_index(path, "read a file", 1, encoder=WordEncoder())["hits"][0]["id"] == "a"
+
+
+def test_files_are_copied_where_they_cannot_be_linked(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    path = make_index(tmp_path)
+    assert not (path / "00000.npy").samefile(tmp_path / "vectors" / "00000.npy")
+    assert search_index(path, "read a file", 1, encoder=WordEncoder())["hits"][0]["id"] == "a"
+
+
+def test_what_cannot_be_built(tmp_path):
+    path = make_index(tmp_path)
+    with pytest.raises(BadInput, match="lists=7 for 6 vectors"):
+        build_index(tmp_path / "vectors", path, lists=7)
+    with pytest.raises(BadInput, match="the engine numpy has none"):
+        build_index(tmp_path / "vectors", path, engine="numpy", lists=2)
+    with open(tmp_path / "vectors" / "00001.jsonl", "ab") as file:
+        file.write(b'{"id": "more", "text": "", "row": 9}\n')
+    with pytest.raises(BadInput, match="00001.jsonl: 3 lines of 2 vectors"):
+        build_index(tmp_path / "vectors", path)
+    assert Index.load(path).count == 6  # the one that was there
+    (tmp_path / "vectors" / "00001.npy").write_bytes(b"")
+    with pytest.raises(BadInput, match="is damaged"):
+        build_index(tmp_path / "vectors", path)
+    assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
+    signs = make_index(tmp_path / "signs", quantization="ubinary")
+    with pytest.raises(BadInput, match="takes int8"):
+        build_index(tmp_path / "signs" / "vectors", signs, engine="faiss")
+    with pytest.raises(BadInput, match="has no signs"):
+        search_index(signs, "a file", engine="faiss", encoder=WordEncoder())
+    with pytest.raises(BadInput, match="not ubinary"):
+        search_index(signs, "a file", engine="jax", encoder=WordEncoder())
+
+
+@pytest.mark.parametrize("name", ["00001.npy", "00000.npy", "places.npy", "signs.npy", "offsets.npy"])
+def test_a_damaged_index_is_named(tmp_path, name):
+    path = make_index(tmp_path)
+    (path / name).unlink()
+    with pytest.raises(BadInput, match=f"{name} is missing"):
+        search_index(path, "a file", encoder=WordEncoder())
+    (path / name).write_bytes(b"")
+    with pytest.raises(BadInput, match="cannot be used"):
+        search_index(path, "a file", encoder=WordEncoder())
+
+
+@pytest.mark.parametrize("quantization", ["int8", "binary"])
+def test_the_devices_find_the_same(tmp_path, quantization):
+    path = make_index(tmp_path, quantization=quantization)
+    for query in ("sort a list", "open the file"):
+        found = [search_index(path, query, 9, engine=engine, encoder=WordEncoder()) for engine in ("numpy", "jax")]
+        assert found[0] == found[1] and len(found[0]["hits"]) == 4

@@ -1,0 +1,34 @@
+"""Eight devices find what NumPy finds: every document, every bit of its score, every tie."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import simulated
+
+SETS = ("full_range", "ties", "copies")
+
+
+@pytest.fixture(scope="module")
+def agree():
+    here = pathlib.Path(__file__).parent
+    command = [sys.executable, str(here / "eight_devices.py")]
+    done = subprocess.run(command, env=simulated.environment(8), capture_output=True, text=True, cwd=here.parents[1])
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == 8
+    return found
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("k", [1, 10, 1000])
+@pytest.mark.parametrize("how", ["streamed", "kept"])
+def test_the_same_as_numpy(agree, name, k, how):
+    assert agree[f"{name}, {k} {how}"]
+
+
+@pytest.mark.parametrize("name", ["ties", "copies"])
+def test_the_devices_own_ranking_is_not(agree, name):
+    assert not agree[f"control {name}"]

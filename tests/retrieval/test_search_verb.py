@@ -1,0 +1,129 @@
+"""`search`: a query or a file of queries, and documents shown by their chunks."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from word_encoder import WordEncoder
+from word_index import make_index
+
+from pplx_jax import cli
+from pplx_jax.errors import BadInput
+from pplx_jax.retrieval.index import Index, SearchOptions
+from pplx_jax.retrieval.search_verb import search_index
+from pplx_jax.retrieval.trec_run import read_run
+
+TEXT = "Open the socket. Close the socket. Sort a list. Read a file."
+
+
+@pytest.fixture(scope="module")
+def chunked(tmp_path_factory):
+    """Documents of one to sixty chunks, cut from texts, and an empty one."""
+    rows = [
+        {"id": "net", "text": TEXT, "path": "net.py"},
+        {"id": "none", "text": ""},
+        {"id": "one", "text": "read it."},
+        {"id": "many", "text": " ".join(f"item{number} of the list." for number in range(60))},
+    ]
+    folder = tmp_path_factory.mktemp("chunked")
+    return make_index(folder, rows, encoder=WordEncoder(max_length=400), chunk_tokens=4)
+
+
+def search(index, query=None, k=10, **options):
+    return search_index(index, query, k, encoder=WordEncoder(max_length=400), **options)
+
+
+@pytest.mark.parametrize("engine", [None, "numpy", "jax"])
+def test_a_document_is_one_hit_and_shows_its_best_chunks(chunked, engine):
+    hits = search(chunked, "Read a file.", engine=engine)["hits"]
+    assert sorted(hit["document"] for hit in hits) == ["many", "net", "one"]  # "many" has not taken the places
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    best = next(hit for hit in hits if hit["document"] == "net")
+    assert (best["id"], best["text"].strip(), best["chunk"], best["path"]) == ("net#3", "Read a file.", 3, "net.py")
+    assert TEXT[best["start"] : best["end"]] == best["text"]
+    assert [chunk["id"] for chunk in best["chunks"]][0] == "net#3" and len(best["chunks"]) == 3
+    scores = [chunk["score"] for chunk in best["chunks"]]
+    assert scores[0] == best["score"] and scores == sorted(scores, reverse=True)
+    for chunk in best["chunks"]:
+        assert TEXT[chunk["start"] : chunk["end"]] == chunk["text"]
+
+
+def test_documents_rank_by_their_best_chunk_among_all(chunked):
+    index = Index.load(chunked)
+    query = index.encode_query("item7 of the list", WordEncoder(max_length=400))
+    numbers, scores = index.nearest(query[None], 100, SearchOptions("numpy"))
+    best = {}
+    for row, score in zip(index.rows(numbers[0]), scores[0], strict=True):
+        best.setdefault(row["document"], (row["id"], float(score)))
+    for k in (1, 2, 3):
+        hits = index.search(query, k, options=SearchOptions("numpy"))
+        assert [(hit["id"], hit["score"]) for hit in hits] == list(best.values())[:k]
+
+
+def test_chunks_that_came_as_such_have_no_offsets(tmp_path):
+    hit = search_index(make_index(tmp_path), "open socket", 1, encoder=WordEncoder())["hits"][0]
+    assert "start" not in hit and [chunk["id"] for chunk in hit["chunks"]] == ["e#1", "e#0"]
+    assert "chunks" not in search_index(tmp_path / "index", "sort list", 1, encoder=WordEncoder())["hits"][0]
+
+
+@pytest.fixture
+def queries(tmp_path):
+    path = tmp_path / "queries.jsonl"
+    texts = {"q1": "read a file", "q2": "open socket", "q3": "item7 of the list"}
+    path.write_text("".join(json.dumps({"_id": name, "text": text}) + "\n" for name, text in texts.items()))
+    return path
+
+
+def test_a_file_of_queries_is_each_query_alone(chunked, queries, tmp_path):
+    found = search(chunked, k=2, queries=queries, output=tmp_path / "run.jsonl")
+    assert found["queries"] == 3
+    lines = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["q1", "q2", "q3"]
+    for line in lines:
+        assert line["hits"] == search(chunked, line["text"], 2)["hits"]
+    search(chunked, k=2, queries=queries, output=tmp_path / "run.trec")
+    run = read_run(tmp_path / "run.trec")
+    for line in lines:
+        expected = {hit["document"]: hit["score"] for hit in line["hits"]}
+        assert {document: np.float32(score) for document, score in run[line["id"]].items()} == expected
+
+
+def test_what_is_refused(chunked, queries, tmp_path):
+    output = tmp_path / "run.trec"
+    for options, message in (
+        ({}, "give a query"),
+        ({"query": "a", "queries": queries}, "not both"),
+        ({"queries": queries}, "needs --output"),
+        ({"queries": queries, "output": tmp_path / "run.txt"}, "as .trec or .jsonl"),
+        ({"queries": queries, "output": tmp_path / "none" / "run.trec"}, "there is no folder"),
+        ({"queries": tmp_path / "none.jsonl", "output": output}, "cannot read"),
+        ({"query": "a", "engine": "elastic"}, "engine='elastic'"),
+        ({"query": "a", "candidates": 0}, "candidates=0"),
+        ({"query": "a", "k": 0}, "k=0"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(message)):
+            search(chunked, **options)
+    for line, message in (
+        ('{"id": "x", "text": " "}', "line 4: no text to search for"),
+        ('{"id": "x"}', 'line 4: neither "text"'),
+        ('{"id": "q1", "text": "a"}', "line 4: a second query of id 'q1'"),
+        ('{"id": "a b", "text": "a"}', "white space"),
+    ):
+        bad = tmp_path / "bad.jsonl"
+        bad.write_text(queries.read_text() + line + "\n")
+        with pytest.raises(BadInput, match=message):
+            search(chunked, queries=bad, output=output)
+        assert not output.exists() and not list(tmp_path.glob(".*"))
+
+
+def test_the_command_line_passes_everything(chunked, queries, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("pplx_jax.retrieval.search_verb.load_encoder", lambda _: WordEncoder(max_length=400))
+    command = ["search", "--json", f"--index={chunked}", "--k=2", "--engine=numpy", "--candidates=3", "--probes=2"]
+    assert cli.main([*command, "Read a file."]) == cli.DONE
+    assert [hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]][0] == "net#3"
+    assert cli.main([*command, f"--queries={queries}", f"--output={tmp_path / 'run.trec'}"]) == cli.DONE
+    assert json.loads(capsys.readouterr().out)["queries"] == 3
+    assert cli.main(command) == cli.BAD_INPUT
+    plain = ["search", f"--index={chunked}", "Read a file."]
+    assert cli.main(plain) == cli.DONE and "net#3" in capsys.readouterr().out

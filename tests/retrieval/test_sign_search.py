@@ -1,0 +1,87 @@
+"""Candidates by signs, ranked again exactly: what is found of what exact search finds."""
+
+import numpy as np
+import pytest
+from word_encoder import WordEncoder
+from word_index import embed
+
+from pplx_jax.errors import BadInput
+from pplx_jax.models.quantization import quantize
+from pplx_jax.retrieval.index import Index, SearchOptions
+from pplx_jax.retrieval.index_builder import build_index
+from pplx_jax.retrieval.shards import ShardedVectors
+from pplx_jax.retrieval.sign_search import default_lists
+
+
+class SmallEncoder(WordEncoder):
+    """Its vectors are so small that INT8 has a use for all its levels."""
+
+    def encode(self, texts, *, quantization="int8", dims=None, **options):
+        return quantize(super().encode(texts, quantization="none", dims=dims, **options) / 16, quantization)
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory):
+    """An index of 3,000 texts of 200 topics, and queries near some of them."""
+    folder = tmp_path_factory.mktemp("clustered")
+    rng = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(400)]
+    topics = rng.choice(words, (200, 6))
+    texts = [" ".join([*topics[number % 200], *rng.choice(words, 3)]) for number in range(3000)]
+    rows = [{"id": f"t{number}", "text": text} for number, text in enumerate(texts)]
+    encoder = SmallEncoder(256)
+    embed(folder, rows, encoder=encoder, shard_size=700)
+    queries = [" ".join([*topics[number][:4], words[number]]) for number in range(0, 200, 2)]
+    return folder, queries, encoder
+
+
+def recall_of(found, expected):
+    pairs = zip(found.tolist(), expected.tolist(), strict=True)
+    return np.mean([len(set(some) & set(all_of)) / len(all_of) for some, all_of in pairs])
+
+
+def test_candidates_by_signs_find_what_exact_search_does(clustered):
+    folder, texts, encoder = clustered
+    build_index(folder / "vectors", folder / "flat")
+    index = Index.load(folder / "flat")
+    queries = index.encode_queries(texts, encoder)
+    exact, scores = index.nearest(queries, 10, SearchOptions("numpy"))
+    for engine in ("faiss", None):  # what it was built for
+        found, values = index.nearest(queries, 10, SearchOptions(engine))
+        assert recall_of(found, exact) >= 0.995
+        same = found == exact
+        np.testing.assert_array_equal(values[same], scores[same])  # the very bits
+    # Controls: signs alone rank worse, and so do signs of other queries.
+    few, _ = index.nearest(queries, 10, SearchOptions("faiss", candidates=1, least_candidates=0))
+    assert recall_of(few, exact) < 0.95
+    others, _ = index.nearest(np.roll(queries, 1, axis=0), 10, SearchOptions("faiss"))
+    assert recall_of(others, exact) < 0.2
+
+
+def test_inverted_lists_read_less_and_find_all_when_all_are_read(clustered):
+    folder, texts, encoder = clustered
+    described = build_index(folder / "vectors", folder / "lists", engine="faiss", lists=40)
+    assert (described["engine"], described["lists"]) == ("faiss", 40)
+    index = Index.load(folder / "lists")
+    queries = index.encode_queries(texts, encoder)
+    exact, _ = index.nearest(queries, 10, SearchOptions("numpy"))
+    by_probes = [
+        recall_of(index.nearest(queries, 10, SearchOptions("faiss", probes=probes))[0], exact) for probes in (1, 8, 40)
+    ]
+    assert by_probes[0] < by_probes[1] < 0.999 or by_probes[1] == by_probes[2]
+    assert by_probes[2] >= 0.995
+    few, scores = index.nearest(queries, 3000, SearchOptions("faiss", probes=1))
+    assert (few[:, -1] == -1).all() and np.isneginf(scores[:, -1]).all()  # one list holds few
+    assert len(index.search(queries[0], 3000, options=SearchOptions("faiss", probes=1))) == (few[0] >= 0).sum()
+    assert [default_lists(count) for count in (9_999_999, 10_000_000)] == [0, 3162]
+    with pytest.raises(BadInput, match="probes=0"):
+        index.nearest(queries, 10, SearchOptions(probes=0))
+
+
+def test_signs_of_int8_are_those_of_the_quantizer(clustered):
+    folder, _, _ = clustered
+    build_index(folder / "vectors", folder / "flat")
+    vectors = ShardedVectors(sorted((folder / "vectors").glob("*.npy")))[0:3000]
+    signs = np.load(folder / "flat" / "signs.npy")
+    np.testing.assert_array_equal(np.unpackbits(signs, axis=1) == 1, vectors >= 0)
+    assert (vectors == 0).any()  # and zero is among the +1
