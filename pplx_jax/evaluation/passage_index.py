@@ -11,6 +11,7 @@ from pplx_jax.evaluation.benchmark import System
 from pplx_jax.evaluation.corpus_vectors import encoding
 from pplx_jax.models.quantization import quantize
 from pplx_jax.progress import Progress
+from pplx_jax.retrieval.encoder import query_encoder
 from pplx_jax.retrieval.index import Index
 from pplx_jax.retrieval.vespa import VespaIndex
 
@@ -58,7 +59,7 @@ class PassageIndex:
         """Hits {"id", "score", "text", ...} of each text, best first; `label` names the work in the progress line."""
         encoder = self._system.encoder
         assert encoder is not None
-        encode = getattr(encoder, "encode_queries", encoder.encode)
+        encode = query_encoder(encoder)
         pooled = encode(list(texts), **encoding(self._system))
         found = []
         with Progress(label, len(texts), unit="query") as progress:

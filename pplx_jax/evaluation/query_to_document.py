@@ -34,6 +34,7 @@ from pplx_jax.models.quantization import quantize
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.beir import corpus_file
 from pplx_jax.retrieval.bm25 import BM25
+from pplx_jax.retrieval.encoder import query_encoder
 from pplx_jax.retrieval.search import similarity
 
 PAPER_SIZES = {"query-to-document": (7_500_000, 15_000_000, 30_000_000), "query-to-query": (2_400_000,)}
@@ -103,7 +104,7 @@ class PoolTask:
     def _rank_by_vectors(self, labelled: LabelledQueries, system: System) -> tuple[Sequence[int], np.ndarray]:
         assert system.encoder is not None
         settings, embeddings = system.settings, self.folder / "embeddings"
-        encode = getattr(system.encoder, "encode_queries", system.encoder.encode)
+        encode = query_encoder(system.encoder)
         queries = quantize(encode(labelled.texts, **encoding(system)), settings.quantization)
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)

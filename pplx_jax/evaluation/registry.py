@@ -20,6 +20,9 @@ BENCHMARKS = {
     "mteb-code": "pplx_jax.evaluation.mteb_benchmarks:open_benchmark",
     "miracl": "pplx_jax.evaluation.mteb_benchmarks:open_benchmark",
     "miracl-full": "pplx_jax.evaluation.mteb_benchmarks:open_benchmark",
+    "bergen": "pplx_jax.evaluation.bergen:open_benchmark",
+    "query-to-document": "pplx_jax.evaluation.query_to_document:open_benchmark",
+    "query-to-query": "pplx_jax.evaluation.query_to_document:open_benchmark",
 }
 
 
