@@ -152,17 +152,33 @@ def test_what_lies_in_neighbours_and_under_padding_moves_no_bit(name):
     assert np.abs(moved - IMPLEMENTATIONS[name](*arguments))[0, mine].max() > 1e-3
 
 
+WIDE = (dataclasses.replace(SMALL[0], wide_products=True), SMALL[1])
+
+
 @pytest.mark.parametrize("causal", [False, True])
-def test_sums_by_product_are_sums(causal):
-    arguments, weights = inputs([LAYOUTS["short"], LAYOUTS["gaps"]], heads=4, kv_heads=2, head_dim=128)
-    by_product = (dataclasses.replace(SMALL[0], sum_by_product=True), SMALL[1])
-    found, gradients = results(
-        functools.partial(pallas.attention, tiles=by_product, interpret=True), arguments, weights, causal=causal
-    )
+def test_sums_and_masks_by_product(causal):
+    ids = np.stack([LAYOUTS["short"], LAYOUTS["gaps"]])
+    ids = np.where(ids > 1, ids * 16 - 31 + (ids == 3) * 2**30, ids)  # 1 and 2 differ in one digit, 3 in the last
+    arguments, weights = inputs(ids, heads=4, kv_heads=2, head_dim=128)
+    run = functools.partial(pallas.attention, tiles=WIDE, interpret=True)
+    found, gradients = results(run, arguments, weights, causal=causal)
     expected, expected_gradients = results(reference.attention, arguments, weights, causal=causal)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for one, other in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+def test_a_mask_by_product_lets_no_bit_through():
+    ids = packed(512, [100, 90, 66, 256])
+    arguments, _ = inputs(ids, heads=2, kv_heads=1, head_dim=128)
+    mine = ids == 2
+    others = jnp.asarray(~mine)[None, :, None, None]
+    run = functools.partial(pallas.attention, tiles=WIDE, interpret=True)
+    alone = run(*(jnp.where(others, 0.0, array) for array in arguments[:3]), arguments[3])
+    among = run(*(jnp.where(others, 1e3 * array, array) for array in arguments[:3]), arguments[3])
+    np.testing.assert_array_equal(alone[0, mine], among[0, mine])
+    merged = run(*arguments[:3], jnp.minimum(arguments[3], 2))  # control: a neighbour of the same text is seen
+    assert np.abs(merged - run(*arguments))[0, mine].max() > 1e-3
 
 
 def test_sub_tiles_go_side_by_side_where_each_needs_one_step():

@@ -14,6 +14,7 @@ from pplx_jax.kernels.attention.visits import LAST, MIXED, WINDOW_BITS, Visits
 
 UNSEEN = -1e30  # the score of a pair that is not to meet; far from float32's end, so that differences stay finite
 _SUBLANES = 8
+_DIGIT_BITS, _BASE = 4, 16
 _NT, _NN = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))
 
 
@@ -40,6 +41,17 @@ def along_lanes(x: jax.Array) -> jax.Array:
             diagonal = jnp.where(lanes - rows == row, x[first + row : first + row + _SUBLANES], diagonal)
         parts.append(diagonal.sum(axis=0, keepdims=True))
     return jnp.concatenate(parts, axis=1)
+
+
+def one_hot_digits(ids: jax.Array) -> jax.Array:
+    """Of ids [1, R], whatever their 32 bits, bool [R, 128]: for each of eight digits which of sixteen it is.
+
+    Two ids are equal where all eight of one's are among the other's.
+    """
+    lanes = jax.lax.broadcasted_iota(jnp.int32, (ids.shape[1], LANES), 1)
+    shift, digit = lanes // _BASE * _DIGIT_BITS, lanes % _BASE
+    ids = jnp.broadcast_to(ids, (LANES, ids.shape[1])).T
+    return (ids ^ (digit << shift)) & ((_BASE - 1) << shift) == 0
 
 
 def forward(
@@ -146,12 +158,20 @@ def _body(
     def store(ref, head, queries, x):
         ref[head, :, queries, :] = x.reshape(group, queries.size, ref.shape[-1]).astype(ref.dtype)
 
+    room = tiles.wide_products and head_dim % (2 * LANES) == LANES  # beside a head, in a product with 256 columns
+    mask_by_product = room and not causal
+
     def begin(queries):
         for ref, value in ((most_ref, UNSEEN), (sum_ref, 0.0), (mixed_ref, 0.0)):
             ref[:, :, queries, :] = jnp.full((kv_heads, group, queries.size, ref.shape[-1]), value, jnp.float32)
 
-    def scores_of(head, queries, keys):
-        return product(load(query_ref, head, queries), key_ref[head, keys, :], transposed=True)
+    def scores_of(head, queries, keys, codes=None):
+        query, key = load(query_ref, head, queries), key_ref[head, keys, :]
+        if codes is not None:
+            of_queries, of_keys = codes
+            query = jnp.concatenate([query, jnp.tile(of_queries, (group, 1))], axis=1)
+            key = jnp.concatenate([key, of_keys], axis=1)
+        return product(query, key, transposed=True)
 
     def part(scores, head, keys, limit=None, before=None, *, whole=False):
         """Running maximum, sum and mix of scores [R, keys]; the sum of each lane, or of all where `whole`."""
@@ -162,7 +182,7 @@ def _body(
         most = most if before is None else jnp.maximum(before, most)
         weights = jnp.exp2(scores - across(most, keys.size))
         value = value_ref[head, keys, :]
-        if whole and tiles.sum_by_product and head_dim % (2 * LANES) == LANES:
+        if whole and room:
             ones = jnp.ones((keys.size, LANES), value.dtype)
             mixed = product(weights.astype(value.dtype), jnp.concatenate([value, ones], axis=1))
             return most, mixed[:, head_dim:], mixed[:, :head_dim]
@@ -204,6 +224,13 @@ def _body(
             visible &= key_place - query_place <= first_query + queries.start - first_key - keys.start
         return jnp.where(visible, -UNSEEN, UNSEEN)
 
+    def codes_of(queries, keys):
+        """[queries, 128] and [keys, 128] whose products are 0 where a pair is to meet, and UNSEEN or less elsewhere."""
+        dtype = query_ref.dtype
+        same_query = one_hot_digits(query_ids_ref[:, queries])
+        same_key = one_hot_digits(key_ids_ref[:, keys])
+        return jnp.where(same_query, 1.0, 0.0).astype(dtype), jnp.where(same_key, 0.0, UNSEEN).astype(dtype)
+
     def stretch(sub) -> tuple[Any, jax.Array, jax.Array]:
         """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
         place = row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
@@ -217,22 +244,27 @@ def _body(
         """Sub-tiles from `first` on, each against all that it meets: one's products run during another's softmax."""
         heads = range(kv_heads)
         places = [(head, sub) for head in heads for sub in range(count)]
-        if size == tiles.sub_key:  # dear to make again is a large limit, dear to keep a small one
+        if mask_by_product or size == tiles.sub_key:  # dear to make again is a large limit, dear to keep a small one
             places = [(head, sub) for sub in range(count) for head in heads]
 
         def part_of(sub):
             queries, start, _ = stretch(first + sub)
             return queries, keys_from(jnp.clip(start, 0, units - size // LANES), size)
 
+        codes = None
+
         def scores_at(place):
+            nonlocal codes
             head, sub = places[place]
-            return scores_of(head, *part_of(sub))
+            if mask_by_product and (place == 0 or places[place - 1][1] != sub):
+                codes = codes_of(*part_of(sub))
+            return scores_of(head, *part_of(sub), codes)
 
         scores, limit, limited = scores_at(0), None, None
         for place, (head, sub) in enumerate(places):
             later = scores_at(place + 1) if place + 1 < len(places) else scores
             queries, keys = part_of(sub)
-            if limited != sub:
+            if limited != sub and not mask_by_product:
                 limit, limited = rectangle(queries, keys), sub
             finish(head, queries, *part(scores, head, keys, limit, whole=True))
             scores = later
