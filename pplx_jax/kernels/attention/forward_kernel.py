@@ -10,7 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
-from pplx_jax.kernels.attention.visits import LAST, MIXED, WINDOW_BITS, Visits
+from pplx_jax.kernels.attention.visits import LAST, MIXED, Visits, each_bunch
 
 UNSEEN = -1e30  # the score of a pair that is not to meet; far from float32's end, so that differences stay finite
 _SUBLANES = 8
@@ -43,15 +43,19 @@ def along_lanes(x: jax.Array) -> jax.Array:
     return jnp.concatenate(parts, axis=1)
 
 
-def one_hot_digits(ids: jax.Array) -> jax.Array:
-    """Of ids [1, R], whatever their 32 bits, bool [R, 128]: for each of eight digits which of sixteen it is.
+def codes_of(query_ids: jax.Array, key_ids: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Of ids [1, Q] and [1, L], [Q, 128] and [L, 128] whose products are 0 for equal ids, UNSEEN or less for others.
 
-    Two ids are equal where all eight of one's are among the other's.
+    Whatever its 32 bits, an id is eight digits of sixteen values, a column each.
     """
-    lanes = jax.lax.broadcasted_iota(jnp.int32, (ids.shape[1], LANES), 1)
-    shift, digit = lanes // _BASE * _DIGIT_BITS, lanes % _BASE
-    ids = jnp.broadcast_to(ids, (LANES, ids.shape[1])).T
-    return (ids ^ (digit << shift)) & ((_BASE - 1) << shift) == 0
+
+    def has(ids):
+        columns = jax.lax.broadcasted_iota(jnp.int32, (ids.shape[1], LANES), 1)
+        shift, digit = columns // _BASE * _DIGIT_BITS, columns % _BASE
+        ids = jnp.broadcast_to(ids, (LANES, ids.shape[1])).T
+        return (ids ^ (digit << shift)) & ((_BASE - 1) << shift) == 0
+
+    return jnp.where(has(query_ids), 1.0, 0.0).astype(dtype), jnp.where(has(key_ids), 0.0, UNSEEN).astype(dtype)
 
 
 def forward(
@@ -224,13 +228,6 @@ def _body(
             visible &= key_place - query_place <= first_query + queries.start - first_key - keys.start
         return jnp.where(visible, -UNSEEN, UNSEEN)
 
-    def codes_of(queries, keys):
-        """[queries, 128] and [keys, 128] whose products are 0 where a pair is to meet, and UNSEEN or less elsewhere."""
-        dtype = query_ref.dtype
-        same_query = one_hot_digits(query_ids_ref[:, queries])
-        same_key = one_hot_digits(key_ids_ref[:, keys])
-        return jnp.where(same_query, 1.0, 0.0).astype(dtype), jnp.where(same_key, 0.0, UNSEEN).astype(dtype)
-
     def stretch(sub) -> tuple[Any, jax.Array, jax.Array]:
         """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
         place = row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
@@ -257,7 +254,8 @@ def _body(
             nonlocal codes
             head, sub = places[place]
             if mask_by_product and (place == 0 or places[place - 1][1] != sub):
-                codes = codes_of(*part_of(sub))
+                queries, keys = part_of(sub)
+                codes = codes_of(query_ids_ref[:, queries], key_ids_ref[:, keys], query_ref.dtype)
             return scores_of(head, *part_of(sub), codes)
 
         scores, limit, limited = scores_at(0), None, None
@@ -290,48 +288,26 @@ def _body(
                     pl.loop(0, kv_heads)(lambda head: update(head, queries, keys, limit))
 
     bunch = tiles.bunch
-    bunches, halves = tiles.query // tiles.sub_query // bunch, tiles.together // bunch
+    bunches = tiles.query // tiles.sub_query // bunch
 
     def window_of(number):
         return window_ref[(row * (in_all // tiles.query) + query_tile) * bunches + number]
 
-    def holds(window, units):
-        """Whether this tile of keys has all that a bunch meets, in so many units for each sub-tile."""
-        return window == (units | key_tile << WINDOW_BITS)
+    def work_piece(piece):
+        segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
+        full = (segment != MIXED) & (segment == key_segment) & (units > step_units)
+        if causal:
+            full &= first_key + tiles.key <= first_query + piece * tiles.piece + 1
 
-    @pl.loop(0, bunches // halves)
-    def _(several):
-        numbers = [several * halves + half for half in range(halves)]
-        short = functools.reduce(jnp.logical_and, [holds(window_of(number), step_units // 2) for number in numbers])
-
-        @pl.when(short)
+        @pl.when(full)
         def _():
-            side_by_side(several * tiles.together, tiles.together, tiles.sub_key // 2)
+            queries = pl.ds(pl.multiple_of(piece * tiles.piece, tiles.piece), tiles.piece)
+            pl.when(stretch(piece * subs)[1] >= 0)(lambda: begin(queries))
+            pl.loop(0, kv_heads)(lambda head: update(head, queries, pl.ds(0, tiles.key)))
 
-        @pl.loop(several * halves, jnp.where(short, several, several + 1) * halves)
-        def _(number):
-            window = window_of(number)
+        pl.when(~full)(lambda: one_by_one(piece * subs))
 
-            @pl.when(holds(window, step_units) | holds(window, step_units // 2))
-            def _():
-                side_by_side(number * bunch, bunch, tiles.sub_key)
-
-            @pl.when(window == 0)
-            def _():
-                @pl.loop(number * (bunch // subs), (number + 1) * (bunch // subs))
-                def _(piece):
-                    segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
-                    full = (segment != MIXED) & (segment == key_segment) & (units > step_units)
-                    if causal:
-                        full &= first_key + tiles.key <= first_query + piece * tiles.piece + 1
-
-                    @pl.when(full)
-                    def _():
-                        queries = pl.ds(pl.multiple_of(piece * tiles.piece, tiles.piece), tiles.piece)
-                        pl.when(stretch(piece * subs)[1] >= 0)(lambda: begin(queries))
-                        pl.loop(0, kv_heads)(lambda head: update(head, queries, pl.ds(0, tiles.key)))
-
-                    pl.when(~full)(lambda: one_by_one(piece * subs))
+    each_bunch(window_of, key_tile, tiles, side_by_side, work_piece)
 
     @pl.when(flags & LAST != 0)
     def _():

@@ -91,7 +91,13 @@ class Tiles:
         blocks = (2 * group * self.query + 2 * self.key) * wide * itemsize + (4 * self.query + self.key) * 32
         gradients = group * head_dim * queries * 4 + 2 * self.key * wide * 4
         scores = 2 * group * self.piece * self.key * (4 + itemsize)
-        return 2 * (blocks + gradients) + self.key * (wide * itemsize + LANES * 4) + scores
+        return 2 * self.kv_heads * (blocks + gradients) + scores
+
+    def most_queries(self, group: int, head_dim: int, itemsize: int) -> int:
+        """Queries whose gradient fits in the backward pass, in whole tiles and one at least."""
+        one = self.backward_bytes(group, head_dim, itemsize, self.query)
+        more = self.backward_bytes(group, head_dim, itemsize, 2 * self.query) - one
+        return self.query * (1 + max(self.vmem_limit_bytes - one, 0) // more)
 
     def require(self, needed: int) -> None:
         """Raises BadInput where `needed` bytes are over `vmem_limit_bytes`."""
@@ -130,8 +136,16 @@ def best(length: int, group: int, *, device_kind: str | None = None) -> tuple[Ti
         wide_products=wide,
         **common,
     )
-    query = unit * _divisor(units, 2 if group <= 4 else 1)
-    return forward, Tiles(query=query, key=unit * _divisor(units, 2), **common)
+    query = unit * _divisor(units, 4 if group <= 4 else 1)
+    backward = Tiles(
+        query=query,
+        key=unit * _divisor(units, 4 if group <= 4 else 2),
+        kv_heads=max(1, 4 // group) if limit > _LEAST_VMEM else 1,
+        together=query // common["sub_query"],
+        wide_products=wide,
+        **common,
+    )
+    return forward, backward
 
 
 def _device_kind() -> str:
