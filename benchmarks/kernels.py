@@ -154,21 +154,27 @@ def ours_forward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[
     )
 
 
-def ours_backward(kernel: Kernel, length: int, heads: int) -> tuple[dict, dict]:
+def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[dict, dict]:
     """Dense and packed figures of our backward pass."""
     from pplx_jax.kernels.attention.tiles import best
 
-    group, tiles = heads // KV_HEADS, best(length, heads // KV_HEADS)[1]
+    group, tiles = heads // KV_HEADS, best(length, heads // KV_HEADS, device_kind=DEVICE_KINDS[device])[1]
     long = [stretch for stretch in kernel.stretches if size(stretch) > 120]
-    full = max(range(len(long)), key=lambda place: size(long[place]))
-    found = dict(zip(("first", "zero", "full", "short", "step"), long[full - 2 :], strict=False))
+    at = next(place for place, stretch in enumerate(long) if size(stretch) > 2000)
+    found = dict(
+        zip(("first", "zero", "side_by_side", "side_by_side_whole_steps", "full"), long[at - 2 :], strict=False)
+    )
+    found["step"] = max(long[at + 3 :], key=size)
+    found["limit"] = (found["full"][1], found["step"][0])
     overhead = kernel.bundles - sum(map(size, found.values()))
     query_tiles, key_tiles = length // tiles.query, length // tiles.key
-    starts = key_tiles * size(found["first"]) + size(found["zero"])
-    dense = query_tiles * key_tiles * overhead + starts + length // tiles.piece * key_tiles * size(found["full"])
-    dense /= length * length * group / TILE
-    packed = max(query_tiles, key_tiles) * overhead + starts + length // tiles.sub_query * size(found["short"])
-    packed /= length * 256 * group / TILE
+    starts, zeros = key_tiles * size(found["first"]), query_tiles * (tiles.query // tiles.sub_query // tiles.bunch)
+    dense = query_tiles * key_tiles * overhead + starts + zeros * size(found["zero"])
+    dense += length // tiles.piece * key_tiles * tiles.kv_heads * size(found["full"])
+    dense /= length * length * group * tiles.kv_heads / TILE
+    packed = max(query_tiles, key_tiles) * overhead + starts
+    packed += length // tiles.sub_query // tiles.together * size(found["side_by_side"])
+    packed /= length * 256 * group * tiles.kv_heads / TILE
     common = {"vmem_bytes": tiles.backward_bytes(group, HEAD_DIM, 2, min(length, 8192))}
 
     def figures(price: float, body: tuple[int, int]) -> dict:
@@ -176,10 +182,15 @@ def ours_backward(kernel: Kernel, length: int, heads: int) -> tuple[dict, dict]:
         return {"bundles_per_tile": price, "matrix_slots_share": share, "spills": spills, **common}
 
     body = size(found["full"]) / (tiles.piece * tiles.key * group / TILE)
-    more = {"over_own_tiles": packed / dense, "over_dense_row": packed * 256 / length / dense}
+    whole = size(found["side_by_side_whole_steps"]) / (tiles.bunch * tiles.sub_query * tiles.sub_key / TILE)
+    more = {
+        "over_own_tiles": packed / dense,
+        "over_dense_row": packed * 256 / length / dense,
+        "bundles_per_tile_of_512_tokens": whole / (group * tiles.kv_heads),
+    }
     return (
         figures(dense, found["full"]) | {"body_bundles_per_tile": body},
-        figures(packed, found["short"]) | more,
+        figures(packed, found["side_by_side"]) | more,
     )
 
 
@@ -210,7 +221,7 @@ def measure(device: str, length: int, heads: int) -> dict:
     dense, packed = ours_forward(kernels["attention_forward"], length, heads, device)
     result["attention_forward"]["ours"], result["attention_packed"]["ours"] = dense | memory, packed | memory
     memory, kernels = run("ours_backward")
-    dense, packed = ours_backward(kernels["attention_backward"], length, heads)
+    dense, packed = ours_backward(kernels["attention_backward"], length, heads, device)
     result["attention_backward"]["ours"], result["attention_packed"]["ours_backward"] = dense | memory, packed | memory
 
     def splash(name, sizes, words):

@@ -19,10 +19,10 @@ from pplx_jax.kernels.attention import blockwise, pallas, reference
 from pplx_jax.kernels.attention.tiles import Tiles, best
 from pplx_jax.kernels.attention.visits import WINDOW_BITS, table
 
-# The forward pass with two key heads at a time, and sub-tiles side by side where half a step is enough.
+# Two key heads at a time, and sub-tiles side by side where half a step is enough.
 SMALL = (
     Tiles(query=256, key=512, piece=128, sub_query=128, sub_key=256, kv_heads=2, together=2),
-    Tiles(query=256, key=512, piece=256, sub_query=128, sub_key=256),
+    Tiles(query=256, key=512, piece=128, sub_query=128, sub_key=256, kv_heads=2, together=2),
 )
 IMPLEMENTATIONS = {
     "reference": reference.attention,
@@ -152,17 +152,35 @@ def test_what_lies_in_neighbours_and_under_padding_moves_no_bit(name):
     assert np.abs(moved - IMPLEMENTATIONS[name](*arguments))[0, mine].max() > 1e-3
 
 
+WIDE = tuple(dataclasses.replace(tiles, wide_products=True) for tiles in SMALL)
+
+
 @pytest.mark.parametrize("causal", [False, True])
-def test_sums_by_product_are_sums(causal):
-    arguments, weights = inputs([LAYOUTS["short"], LAYOUTS["gaps"]], heads=4, kv_heads=2, head_dim=128)
-    by_product = (dataclasses.replace(SMALL[0], sum_by_product=True), SMALL[1])
-    found, gradients = results(
-        functools.partial(pallas.attention, tiles=by_product, interpret=True), arguments, weights, causal=causal
-    )
+def test_sums_and_masks_by_product(causal):
+    ids = np.stack([LAYOUTS["short"], LAYOUTS["gaps"]])
+    ids = np.where(ids > 1, ids * 16 - 31 + (ids == 3) * 2**30, ids)  # 1 and 2 differ in one digit, 3 in the last
+    arguments, weights = inputs(ids, heads=4, kv_heads=2, head_dim=128)
+    run = functools.partial(pallas.attention, tiles=WIDE, interpret=True)
+    found, gradients = results(run, arguments, weights, causal=causal)
     expected, expected_gradients = results(reference.attention, arguments, weights, causal=causal)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for one, other in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
+
+
+def test_a_mask_by_product_lets_no_bit_through():
+    ids = packed(512, [100, 90, 66, 256])
+    arguments, _ = inputs(ids, heads=2, kv_heads=1, head_dim=128)
+    mine = ids == 2
+    others = jnp.asarray(~mine)[None, :, None, None]
+    run = functools.partial(pallas.attention, tiles=WIDE, interpret=True)
+    weights = jnp.where(others, 0.0, 1.0)
+    alone = results(run, (*(jnp.where(others, 0.0, array) for array in arguments[:3]), arguments[3]), weights)
+    among = results(run, (*(jnp.where(others, 1e3 * array, array) for array in arguments[:3]), arguments[3]), weights)
+    for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(among), strict=True):
+        np.testing.assert_array_equal(np.asarray(one)[0, mine], np.asarray(other)[0, mine])
+    merged = run(*arguments[:3], jnp.minimum(arguments[3], 2))  # control: a neighbour of the same text is seen
+    assert np.abs(merged - run(*arguments))[0, mine].max() > 1e-3
 
 
 def test_sub_tiles_go_side_by_side_where_each_needs_one_step():
@@ -199,14 +217,14 @@ def test_bfloat16_is_as_near_as_its_precision():
         assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.9999
 
 
-def test_a_row_in_stretches_is_the_row_at_once(monkeypatch):
+def test_a_row_in_stretches_is_the_row_at_once():
     arguments, weights = inputs([LAYOUTS["two"], LAYOUTS["short"]])
     whole = results(IMPLEMENTATIONS["pallas"], arguments, weights, causal=True)
-    monkeypatch.setattr(pallas, "_QUERY_GRADIENT_SHARE", 0.003)  # 512 queries at a time
+    small = dataclasses.replace(SMALL[1], vmem_limit_bytes=SMALL[1].backward_bytes(2, 64, 4, 700))
+    assert small.most_queries(2, 64, 4) == 512 < 1200
+    stretches = functools.partial(pallas.attention, tiles=(SMALL[0], small), interpret=True)
     for one, other in zip(
-        jax.tree.leaves(results(IMPLEMENTATIONS["pallas"], arguments, weights, causal=True)),
-        jax.tree.leaves(whole),
-        strict=True,
+        jax.tree.leaves(results(stretches, arguments, weights, causal=True)), jax.tree.leaves(whole), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
@@ -299,8 +317,9 @@ def test_the_best_tiles_fit_their_device(length, group):
     for device in (None, "TPU v5 lite", "TPU v6 lite", "TPU v5"):
         forward, backward = best(length, group, device_kind=device)
         forward.require(forward.forward_bytes(group, 128, 4))
-        stretch = int(pallas._QUERY_GRADIENT_SHARE * backward.vmem_limit_bytes) // (8 * group * 128)
-        backward.require(backward.backward_bytes(group, 128, 2, min(length, max(backward.query, stretch))))
+        most = backward.most_queries(group, 128, 2)
+        assert most >= min(length, 3584)
+        backward.require(backward.backward_bytes(group, 128, 2, min(length, most)))
         assert -length % forward.key < max(512, length / 4)
 
 

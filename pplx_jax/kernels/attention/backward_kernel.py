@@ -13,11 +13,9 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pplx_jax.kernels.attention.forward_kernel import UNSEEN, across, product
+from pplx_jax.kernels.attention.forward_kernel import UNSEEN, across, codes_of, product
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
-from pplx_jax.kernels.attention.visits import FIRST, LAST, MIXED, Visits
-
-_LN2 = math.log(2.0)
+from pplx_jax.kernels.attention.visits import FIRST, MIXED, Visits, each_bunch
 
 
 def backward(
@@ -28,8 +26,7 @@ def backward(
     key_ids: jax.Array,
     visits: Visits,
     out_gradient: jax.Array,
-    lse: jax.Array,
-    delta: jax.Array,
+    sums: jax.Array,
     earlier: tuple[jax.Array, jax.Array] | None,
     *,
     causal: bool,
@@ -47,8 +44,7 @@ def backward(
       key_ids: [B, 1, L].
       visits: by key.
       out_gradient: [B, K, G, Q, E], with respect to its result.
-      lse: [B, K, G, Q], as it returned.
-      delta: [B, K, G, Q], the sum over E of the result times `out_gradient`.
+      sums: [B, K, 2, G, Q], the logarithm that it returned, and the sum over E of its result times `out_gradient`.
       earlier: gradients of the key and the value from other stretches, to which this one's are added in place.
       causal: whether later keys are unseen.
       offset: place of the first query among the keys.
@@ -59,22 +55,24 @@ def backward(
       float32 gradients of the scaled query, transposed to [B, K, G, E, Q], of the key and of the value.
     """
     batch, kv_heads, group, queries_in_all, head_dim = query.shape
-    length = key.shape[2]
+    length, heads = key.shape[2], math.gcd(tiles.kv_heads, kv_heads)
     queries = pl.BlockSpec(
-        (None, None, group, tiles.query, head_dim), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n], 0)
+        (None, heads, group, tiles.query, head_dim), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n], 0)
     )
-    keys = pl.BlockSpec((None, None, tiles.key, head_dim), lambda k, n, row, query, key, *_: (row[n], k, key[n], 0))
-    sums = pl.BlockSpec((None, None, group, tiles.query), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n]))
+    keys = pl.BlockSpec((None, heads, tiles.key, head_dim), lambda k, n, row, query, key, *_: (row[n], k, key[n], 0))
+    of_both = pl.BlockSpec(
+        (None, heads, 2, group, tiles.query), lambda k, n, row, query, key, *_: (row[n], k, 0, 0, query[n])
+    )
     of_queries = pl.BlockSpec((None, 1, tiles.query), lambda k, n, row, query, key, *_: (row[n], 0, query[n]))
     of_keys = pl.BlockSpec((None, 1, tiles.key), lambda k, n, row, query, key, *_: (row[n], 0, key[n]))
-    whole = pl.BlockSpec((None, None, group, head_dim, queries_in_all), lambda k, n, row, *_: (row[n], k, 0, 0, 0))
+    whole = pl.BlockSpec((None, heads, group, head_dim, queries_in_all), lambda k, n, row, *_: (row[n], k, 0, 0, 0))
     shape = (batch, kv_heads, group, head_dim, queries_in_all)
-    arguments = (*visits[1:], query, key, value, query_ids, key_ids, out_gradient, lse, delta, *(earlier or ()))
+    arguments = (*visits[1:], query, key, value, query_ids, key_ids, out_gradient, sums, *(earlier or ()))
     return pl.pallas_call(
         functools.partial(_body, causal=causal, offset=offset, tiles=tiles, length=length),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(visits) - 1,
-            grid=(kv_heads, visits.count),
+            grid=(kv_heads // heads, visits.count),
             in_specs=[
                 queries,
                 keys,
@@ -82,15 +80,10 @@ def backward(
                 of_queries,
                 of_keys,
                 queries,
-                sums,
-                sums,
+                of_both,
                 *([keys, keys] if earlier else []),
             ],
             out_specs=[whole, keys, keys],
-            scratch_shapes=[
-                pltpu.VMEM((head_dim, tiles.key), key.dtype),
-                pltpu.VMEM((tiles.key, LANES), jnp.int32),
-            ],
         ),
         out_shape=[
             jax.ShapeDtypeStruct(shape, jnp.float32),
@@ -115,7 +108,7 @@ def _body(
     key_segment_ref,
     start_ref,
     stop_ref,
-    _window_ref,
+    window_ref,
     _padded_ref,
     query_ref,
     key_ref,
@@ -123,16 +116,15 @@ def _body(
     query_ids_ref,
     key_ids_ref,
     out_gradient_ref,
-    lse_ref,
-    delta_ref,
+    sums_ref,
     *others,
     causal: bool,
     offset: int,
     tiles: Tiles,
     length: int,
 ):
-    *earlier, query_gradient_ref, key_gradient_ref, value_gradient_ref, transposed_key_ref, ids_ref = others
-    group, _, head_dim = query_ref.shape
+    *earlier, query_gradient_ref, key_gradient_ref, value_gradient_ref = others
+    kv_heads, group, _, head_dim = query_ref.shape
     in_all = query_gradient_ref.shape[-1]
     visit = pl.program_id(1)
     row, query_tile, key_tile, flags = (ref[visit] for ref in (row_ref, query_tile_ref, key_tile_ref, flags_ref))
@@ -140,52 +132,123 @@ def _body(
     pieces, subs, units = tiles.query // tiles.piece, tiles.piece // tiles.sub_query, tiles.key // LANES
     step_units = tiles.sub_key // LANES
     key_segment = key_segment_ref[row * (length // tiles.key) + key_tile]
+    by_product = tiles.wide_products and head_dim % (2 * LANES) == LANES and not causal
+
+    size, bunches = tiles.bunch * tiles.sub_query, tiles.query // (tiles.bunch * tiles.sub_query)
+
+    def window_of(query_tile, number):
+        return window_ref[(row * (in_all // tiles.query) + query_tile) * bunches + number]
 
     @pl.when(flags & FIRST != 0)
     def _():
-        transposed_key_ref[...] = key_ref[...].T
-        ids_ref[...] = jnp.broadcast_to(key_ids_ref[...], (LANES, tiles.key)).T
-        key_gradient_ref[...] = earlier[0][...] / _LN2 if earlier else jnp.zeros_like(key_gradient_ref)
+        key_gradient_ref[...] = earlier[0][...] if earlier else jnp.zeros_like(key_gradient_ref)
         value_gradient_ref[...] = earlier[1][...] if earlier else jnp.zeros_like(value_gradient_ref)
 
         @pl.when(key_tile == 0)
         def _():
-            query_gradient_ref[...] = jnp.zeros_like(query_gradient_ref)
+            @pl.loop(0, in_all // size)
+            def _(bunch):
+                @pl.when(window_of(0, bunch) == 0)
+                def _():
+                    zeros = jnp.zeros((kv_heads, group, head_dim, size), jnp.float32)
+                    query_gradient_ref[:, :, :, pl.ds(pl.multiple_of(bunch * size, size), size)] = zeros
 
-    def load(ref, queries):
-        return ref[:, queries, :].reshape(group * queries.size, head_dim)
+    def load(ref, head, queries):
+        return ref[head, :, queries, :].reshape(group * queries.size, head_dim)
 
-    def along(ref, queries):
-        """[1, R] of a reference [G, queries]."""
-        return jnp.concatenate([ref[head : head + 1, queries] for head in range(group)], axis=1)
+    def along(which, head, queries):
+        """[1, R] of the first or the second of `sums`."""
+        return jnp.concatenate([sums_ref[head, which, one : one + 1, queries] for one in range(group)], axis=1)
 
-    def update(queries, keys, visible=None):
-        """Adds what a rectangle of pairs has to all three gradients."""
-        query, out_gradient = load(query_ref, queries), load(out_gradient_ref, queries)
-        scores = product(key_ref[keys, :], query, transposed=True)
+    def products(head, queries, keys, codes=None):
+        """Scores of a rectangle and the gradients of their weights, both [keys, R]."""
+        query, key = load(query_ref, head, queries), key_ref[head, keys, :]
+        if codes is not None:
+            query = jnp.concatenate([query, jnp.tile(codes[0], (group, 1))], axis=1)
+            key = jnp.concatenate([key, codes[1]], axis=1)
+        out_gradient = load(out_gradient_ref, head, queries)
+        return product(key, query, transposed=True), product(value_ref[head, keys, :], out_gradient, transposed=True)
+
+    def update(head, queries, keys, scores, weights_gradient, visible=None, *, alone=False):
+        """Adds what a rectangle of pairs has to all three gradients; that of its queries is all, where `alone`."""
         if visible is not None:
-            heads = (scores[:, head * queries.size : (head + 1) * queries.size] for head in range(group))
-            scores = jnp.concatenate([jnp.where(visible, head, UNSEEN) for head in heads], axis=1)
-        weights = jnp.exp2(scores - along(lse_ref, queries))
-        value_gradient_ref[keys, :] += product(weights.astype(value_ref.dtype), out_gradient)
-        weights_gradient = product(value_ref[keys, :], out_gradient, transposed=True)
-        scores_gradient = (weights * (weights_gradient - along(delta_ref, queries))).astype(key_ref.dtype)
-        key_gradient_ref[keys, :] += product(scores_gradient, query)
-        query_gradient = product(transposed_key_ref[:, keys], scores_gradient)
+            heads = (scores[:, one * queries.size : (one + 1) * queries.size] for one in range(group))
+            scores = jnp.concatenate([jnp.where(visible, one, UNSEEN) for one in heads], axis=1)
+        weights = jnp.exp2(scores - along(0, head, queries))
+        of_values = product(weights.astype(value_ref.dtype), load(out_gradient_ref, head, queries))
+        value_gradient_ref[head, keys, :] += of_values
+        scores_gradient = (weights * (weights_gradient - along(1, head, queries))).astype(key_ref.dtype)
+        key_gradient_ref[head, keys, :] += product(scores_gradient, load(query_ref, head, queries))
+        of_queries = product(key_ref[head, keys, :].T, scores_gradient)
         place = pl.ds(pl.multiple_of(first_query + queries.start, tiles.sub_query), queries.size)
-        for head in range(group):
-            query_gradient_ref[head, :, place] += query_gradient[:, head * queries.size : (head + 1) * queries.size]
+        for one in range(group):
+            part = of_queries[:, one * queries.size : (one + 1) * queries.size]
+            query_gradient_ref[head, one, :, place] = part if alone else query_gradient_ref[head, one, :, place] + part
 
     def rectangle(queries, keys):
         """Which pairs are to meet [keys, queries]."""
-        visible = across(ids_ref[keys, :], queries.size) == query_ids_ref[:, queries]
+        ids = jnp.broadcast_to(key_ids_ref[:, keys], (LANES, keys.size)).T
+        visible = across(ids, queries.size) == query_ids_ref[:, queries]
         if causal:
             key_place, query_place = (jax.lax.broadcasted_iota(jnp.int32, visible.shape, axis) for axis in (0, 1))
             visible &= key_place - query_place <= offset + first_query + queries.start - first_key - keys.start
         return visible
 
-    @pl.loop(0, pieces)
-    def _(piece):
+    def stretch(sub):
+        """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
+        place = row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
+        queries = pl.ds(pl.multiple_of(sub * tiles.sub_query, tiles.sub_query), tiles.sub_query)
+        return queries, start_ref[place] - key_tile * units, stop_ref[place] - key_tile * units
+
+    def keys_from(unit, size):
+        return pl.ds(pl.multiple_of(unit * LANES, LANES), size)
+
+    def side_by_side(first, count, size):
+        """Sub-tiles from `first` on, each against all that it meets: one's products run during another's softmax."""
+
+        def part_of(sub):
+            queries, start, _ = stretch(first + sub)
+            return queries, keys_from(jnp.clip(start, 0, units - size // LANES), size)
+
+        places = [(sub, head) for sub in range(count) for head in range(kv_heads)]
+        mask = None
+
+        def products_of(sub, head):
+            nonlocal mask
+            queries, keys = part_of(sub)
+            if by_product and head == 0:
+                mask = codes_of(query_ids_ref[:, queries], key_ids_ref[:, keys], key_ref.dtype)
+            return products(head, queries, keys, mask)
+
+        ahead = products_of(*places[0])
+        for (sub, head), later in zip(places, [*places[1:], None], strict=True):
+            found, ahead = ahead, products_of(*later) if later else None
+            queries, keys = part_of(sub)
+            visible = None if by_product else rectangle(queries, keys)
+            update(head, queries, keys, *found, visible, alone=True)
+
+    def one_by_one(first):
+        """Sub-tiles from `first` on against the part of this tile that each meets."""
+
+        @pl.loop(first, first + subs)
+        def _(sub):
+            queries, start, stop = stretch(sub)
+            low, high = jnp.maximum(start, 0), jnp.minimum(stop, units)
+
+            @pl.when(low < high)
+            def _():
+                steps = jax.lax.div(high - low + step_units - 1, step_units)
+                first = jnp.minimum(low, units - steps * step_units)
+
+                @pl.loop(0, steps)
+                def _(step):
+                    keys = keys_from(first + step * step_units, tiles.sub_key)
+                    visible = rectangle(queries, keys)
+                    pl.loop(0, kv_heads)(
+                        lambda head: update(head, queries, keys, *products(head, queries, keys), visible)
+                    )
+
+    def work_piece(piece):
         segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
         full = (segment != MIXED) & (segment == key_segment)
         if causal:
@@ -194,34 +257,9 @@ def _body(
         @pl.when(full)
         def _():
             queries = pl.ds(pl.multiple_of(piece * tiles.piece, tiles.piece), tiles.piece)
-            update(queries, pl.ds(0, tiles.key))
+            keys = pl.ds(0, tiles.key)
+            pl.loop(0, kv_heads)(lambda head: update(head, queries, keys, *products(head, queries, keys)))
 
-        @pl.when(~full)
-        def _():
-            @pl.loop(piece * subs, (piece + 1) * subs)
-            def _(sub):
-                place = row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
-                queries = pl.ds(pl.multiple_of(sub * tiles.sub_query, tiles.sub_query), tiles.sub_query)
-                low = jnp.maximum(start_ref[place] - key_tile * units, 0)
-                high = jnp.minimum(stop_ref[place] - key_tile * units, units)
-                short = high - low <= step_units // 2
+        pl.when(~full)(lambda: one_by_one(piece * subs))
 
-                @pl.when((low < high) & short)
-                def _():
-                    size = tiles.sub_key // 2
-                    keys = pl.ds(pl.multiple_of(jnp.minimum(low, units - size // LANES) * LANES, LANES), size)
-                    update(queries, keys, rectangle(queries, keys))
-
-                @pl.when((low < high) & ~short)
-                def _():
-                    steps = jax.lax.div(high - low + step_units - 1, step_units)
-                    first = jnp.minimum(low, units - steps * step_units)
-
-                    @pl.loop(0, steps)
-                    def _(step):
-                        keys = pl.ds(pl.multiple_of((first + step * step_units) * LANES, LANES), tiles.sub_key)
-                        update(queries, keys, rectangle(queries, keys))
-
-    @pl.when(flags & LAST != 0)
-    def _():  # scores are to base 2
-        key_gradient_ref[...] *= _LN2
+    each_bunch(lambda number: window_of(query_tile, number), key_tile, tiles, side_by_side, work_piece)

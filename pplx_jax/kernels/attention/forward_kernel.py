@@ -10,10 +10,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
-from pplx_jax.kernels.attention.visits import LAST, MIXED, WINDOW_BITS, Visits
+from pplx_jax.kernels.attention.visits import LAST, MIXED, Visits, each_bunch
 
 UNSEEN = -1e30  # the score of a pair that is not to meet; far from float32's end, so that differences stay finite
 _SUBLANES = 8
+_DIGIT_BITS, _BASE = 4, 16
 _NT, _NN = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))
 
 
@@ -40,6 +41,21 @@ def along_lanes(x: jax.Array) -> jax.Array:
             diagonal = jnp.where(lanes - rows == row, x[first + row : first + row + _SUBLANES], diagonal)
         parts.append(diagonal.sum(axis=0, keepdims=True))
     return jnp.concatenate(parts, axis=1)
+
+
+def codes_of(query_ids: jax.Array, key_ids: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Of ids [1, Q] and [1, L], [Q, 128] and [L, 128] whose products are 0 for equal ids, UNSEEN or less for others.
+
+    Whatever its 32 bits, an id is eight digits of sixteen values, a column each.
+    """
+
+    def has(ids):
+        columns = jax.lax.broadcasted_iota(jnp.int32, (ids.shape[1], LANES), 1)
+        shift, digit = columns // _BASE * _DIGIT_BITS, columns % _BASE
+        ids = jnp.broadcast_to(ids, (LANES, ids.shape[1])).T
+        return (ids ^ (digit << shift)) & ((_BASE - 1) << shift) == 0
+
+    return jnp.where(has(query_ids), 1.0, 0.0).astype(dtype), jnp.where(has(key_ids), 0.0, UNSEEN).astype(dtype)
 
 
 def forward(
@@ -146,12 +162,20 @@ def _body(
     def store(ref, head, queries, x):
         ref[head, :, queries, :] = x.reshape(group, queries.size, ref.shape[-1]).astype(ref.dtype)
 
+    room = tiles.wide_products and head_dim % (2 * LANES) == LANES  # beside a head, in a product with 256 columns
+    mask_by_product = room and not causal
+
     def begin(queries):
         for ref, value in ((most_ref, UNSEEN), (sum_ref, 0.0), (mixed_ref, 0.0)):
             ref[:, :, queries, :] = jnp.full((kv_heads, group, queries.size, ref.shape[-1]), value, jnp.float32)
 
-    def scores_of(head, queries, keys):
-        return product(load(query_ref, head, queries), key_ref[head, keys, :], transposed=True)
+    def scores_of(head, queries, keys, codes=None):
+        query, key = load(query_ref, head, queries), key_ref[head, keys, :]
+        if codes is not None:
+            of_queries, of_keys = codes
+            query = jnp.concatenate([query, jnp.tile(of_queries, (group, 1))], axis=1)
+            key = jnp.concatenate([key, of_keys], axis=1)
+        return product(query, key, transposed=True)
 
     def part(scores, head, keys, limit=None, before=None, *, whole=False):
         """Running maximum, sum and mix of scores [R, keys]; the sum of each lane, or of all where `whole`."""
@@ -162,7 +186,7 @@ def _body(
         most = most if before is None else jnp.maximum(before, most)
         weights = jnp.exp2(scores - across(most, keys.size))
         value = value_ref[head, keys, :]
-        if whole and tiles.sum_by_product and head_dim % (2 * LANES) == LANES:
+        if whole and room:
             ones = jnp.ones((keys.size, LANES), value.dtype)
             mixed = product(weights.astype(value.dtype), jnp.concatenate([value, ones], axis=1))
             return most, mixed[:, head_dim:], mixed[:, :head_dim]
@@ -217,22 +241,28 @@ def _body(
         """Sub-tiles from `first` on, each against all that it meets: one's products run during another's softmax."""
         heads = range(kv_heads)
         places = [(head, sub) for head in heads for sub in range(count)]
-        if size == tiles.sub_key:  # dear to make again is a large limit, dear to keep a small one
+        if mask_by_product or size == tiles.sub_key:  # dear to make again is a large limit, dear to keep a small one
             places = [(head, sub) for sub in range(count) for head in heads]
 
         def part_of(sub):
             queries, start, _ = stretch(first + sub)
             return queries, keys_from(jnp.clip(start, 0, units - size // LANES), size)
 
+        codes = None
+
         def scores_at(place):
+            nonlocal codes
             head, sub = places[place]
-            return scores_of(head, *part_of(sub))
+            if mask_by_product and (place == 0 or places[place - 1][1] != sub):
+                queries, keys = part_of(sub)
+                codes = codes_of(query_ids_ref[:, queries], key_ids_ref[:, keys], query_ref.dtype)
+            return scores_of(head, *part_of(sub), codes)
 
         scores, limit, limited = scores_at(0), None, None
         for place, (head, sub) in enumerate(places):
             later = scores_at(place + 1) if place + 1 < len(places) else scores
             queries, keys = part_of(sub)
-            if limited != sub:
+            if limited != sub and not mask_by_product:
                 limit, limited = rectangle(queries, keys), sub
             finish(head, queries, *part(scores, head, keys, limit, whole=True))
             scores = later
@@ -258,48 +288,26 @@ def _body(
                     pl.loop(0, kv_heads)(lambda head: update(head, queries, keys, limit))
 
     bunch = tiles.bunch
-    bunches, halves = tiles.query // tiles.sub_query // bunch, tiles.together // bunch
+    bunches = tiles.query // tiles.sub_query // bunch
 
     def window_of(number):
         return window_ref[(row * (in_all // tiles.query) + query_tile) * bunches + number]
 
-    def holds(window, units):
-        """Whether this tile of keys has all that a bunch meets, in so many units for each sub-tile."""
-        return window == (units | key_tile << WINDOW_BITS)
+    def work_piece(piece):
+        segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
+        full = (segment != MIXED) & (segment == key_segment) & (units > step_units)
+        if causal:
+            full &= first_key + tiles.key <= first_query + piece * tiles.piece + 1
 
-    @pl.loop(0, bunches // halves)
-    def _(several):
-        numbers = [several * halves + half for half in range(halves)]
-        short = functools.reduce(jnp.logical_and, [holds(window_of(number), step_units // 2) for number in numbers])
-
-        @pl.when(short)
+        @pl.when(full)
         def _():
-            side_by_side(several * tiles.together, tiles.together, tiles.sub_key // 2)
+            queries = pl.ds(pl.multiple_of(piece * tiles.piece, tiles.piece), tiles.piece)
+            pl.when(stretch(piece * subs)[1] >= 0)(lambda: begin(queries))
+            pl.loop(0, kv_heads)(lambda head: update(head, queries, pl.ds(0, tiles.key)))
 
-        @pl.loop(several * halves, jnp.where(short, several, several + 1) * halves)
-        def _(number):
-            window = window_of(number)
+        pl.when(~full)(lambda: one_by_one(piece * subs))
 
-            @pl.when(holds(window, step_units) | holds(window, step_units // 2))
-            def _():
-                side_by_side(number * bunch, bunch, tiles.sub_key)
-
-            @pl.when(window == 0)
-            def _():
-                @pl.loop(number * (bunch // subs), (number + 1) * (bunch // subs))
-                def _(piece):
-                    segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
-                    full = (segment != MIXED) & (segment == key_segment) & (units > step_units)
-                    if causal:
-                        full &= first_key + tiles.key <= first_query + piece * tiles.piece + 1
-
-                    @pl.when(full)
-                    def _():
-                        queries = pl.ds(pl.multiple_of(piece * tiles.piece, tiles.piece), tiles.piece)
-                        pl.when(stretch(piece * subs)[1] >= 0)(lambda: begin(queries))
-                        pl.loop(0, kv_heads)(lambda head: update(head, queries, pl.ds(0, tiles.key)))
-
-                    pl.when(~full)(lambda: one_by_one(piece * subs))
+    each_bunch(window_of, key_tile, tiles, side_by_side, work_piece)
 
     @pl.when(flags & LAST != 0)
     def _():

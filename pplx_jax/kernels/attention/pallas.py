@@ -12,9 +12,6 @@ from pplx_jax.kernels.attention.forward_kernel import forward
 from pplx_jax.kernels.attention.tiles import Tiles, best
 from pplx_jax.kernels.attention.visits import table
 
-# Share of the backward pass's fast memory that the gradient of a stretch of queries may take.
-_QUERY_GRADIENT_SHARE = 0.5
-
 
 def attention(
     query: jax.Array,
@@ -116,10 +113,9 @@ def _backward(causal, tiles, interpret, saved, gradient):
     tile = tiles[1]
     _, _, group, length, head_dim = query.shape
     # A row too long for its queries' gradient to stay in fast memory goes in stretches.
-    room = int(_QUERY_GRADIENT_SHARE * tile.vmem_limit_bytes) // (2 * 4 * group * head_dim)
-    size = min(length, max(tile.query, room // tile.query * tile.query))
+    size = min(length, tile.most_queries(group, head_dim, query.dtype.itemsize))
     tile.require(tile.backward_bytes(group, head_dim, query.dtype.itemsize, size))
-    delta = jnp.sum(mixed.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)
+    sums = jnp.stack([lse, jnp.sum(mixed.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)], axis=2)
     query_gradients: list[jax.Array] = []
     of_key = of_value = key  # of the stretches so far
     for first in range(0, length, size):
@@ -132,8 +128,7 @@ def _backward(causal, tiles, interpret, saved, gradient):
             key_ids[:, None],
             table(ids[:, part], key_ids, tile, causal=causal, by_key=True, offset=first),
             gradient[:, :, :, part],
-            lse[..., part],
-            delta[..., part],
+            sums[..., part],
             (of_key, of_value) if first else None,
             causal=causal,
             offset=first,
@@ -142,6 +137,7 @@ def _backward(causal, tiles, interpret, saved, gradient):
         )
         of_query = of_query.swapaxes(-1, -2) * math.log(2.0)  # scores are to base 2
         query_gradients.append(of_query.astype(query.dtype))
+    of_key *= math.log(2.0)
     return jnp.concatenate(query_gradients, axis=3), of_key.astype(key.dtype), of_value.astype(value.dtype), None, None
 
 

@@ -32,8 +32,8 @@ class Tiles:
       kv_heads: key heads whose blocks are in fast memory together; fewer where there are not so many.
       together: sub-tiles that are worked side by side where half a step is enough for each, `bunch` where a step is;
         a piece's where 0.
-      sum_by_product: whether the matrix unit sums a step's weights beside its product with the values: free where that
-        fills but half of the unit.
+      wide_products: whether the matrix unit has room for twice a head's columns, so that what shares a product with a
+        head is free: the sums of a step's weights beside the values, masks beside queries and keys.
       vmem_limit_bytes: what a kernel may take of the core's fast memory.
 
     Raises:
@@ -47,7 +47,7 @@ class Tiles:
     sub_key: int = 512
     kv_heads: int = 1
     together: int = 0
-    sum_by_product: bool = False
+    wide_products: bool = False
     vmem_limit_bytes: int = _LEAST_VMEM
 
     def __post_init__(self):
@@ -91,7 +91,13 @@ class Tiles:
         blocks = (2 * group * self.query + 2 * self.key) * wide * itemsize + (4 * self.query + self.key) * 32
         gradients = group * head_dim * queries * 4 + 2 * self.key * wide * 4
         scores = 2 * group * self.piece * self.key * (4 + itemsize)
-        return 2 * (blocks + gradients) + self.key * (wide * itemsize + LANES * 4) + scores
+        return 2 * self.kv_heads * (blocks + gradients) + scores
+
+    def most_queries(self, group: int, head_dim: int, itemsize: int) -> int:
+        """Queries whose gradient fits in the backward pass, in whole tiles and one at least."""
+        one = self.backward_bytes(group, head_dim, itemsize, self.query)
+        more = self.backward_bytes(group, head_dim, itemsize, 2 * self.query) - one
+        return self.query * (1 + max(self.vmem_limit_bytes - one, 0) // more)
 
     def require(self, needed: int) -> None:
         """Raises BadInput where `needed` bytes are over `vmem_limit_bytes`."""
@@ -121,16 +127,25 @@ def best(length: int, group: int, *, device_kind: str | None = None) -> tuple[Ti
     piece = next(size for size in range(piece, 0, -LANES) if unit % size == 0)
     common = {"piece": piece, "sub_query": min(piece, 256), "sub_key": unit, "vmem_limit_bytes": limit}
     query = unit * _divisor(units, 4 if group <= 4 else 2 if group <= 8 else 1)
+    wide = any(part in device_kind for part in _WIDE_MATRIX_UNIT)
     forward = Tiles(
         query=query,
         key=unit * _divisor(units, 4),
-        kv_heads=max(1, 4 // group),
+        kv_heads=max(1, (8 if wide else 4) // group),
         together=query // common["sub_query"],
-        sum_by_product=any(part in device_kind for part in _WIDE_MATRIX_UNIT),
+        wide_products=wide,
         **common,
     )
-    query = unit * _divisor(units, 2 if group <= 4 else 1)
-    return forward, Tiles(query=query, key=unit * _divisor(units, 2), **common)
+    query = unit * _divisor(units, 4 if group <= 4 else 1)
+    backward = Tiles(
+        query=query,
+        key=unit * _divisor(units, 4 if group <= 4 else 2),
+        kv_heads=max(1, 4 // group) if limit > _LEAST_VMEM else 1,
+        together=query // common["sub_query"],
+        wide_products=wide,
+        **common,
+    )
+    return forward, backward
 
 
 def _device_kind() -> str:

@@ -5,10 +5,13 @@ tiles, never too few: what a kernel masks decides.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
 
@@ -120,3 +123,45 @@ def _window(start: jax.Array, stop: jax.Array, tiles: Tiles) -> jax.Array:
     most, step = (stop - start).max(-1), tiles.sub_key // LANES
     size = jnp.where(most <= step // 2, step // 2, step)
     return jnp.where((first == last) & (last >= 0) & (most <= step), size | first << WINDOW_BITS, 0)
+
+
+def each_bunch(
+    window_of: Callable[[jax.Array], jax.Array],
+    key_tile: jax.Array,
+    tiles: Tiles,
+    side_by_side: Callable[[jax.Array, int, int], None],
+    work_piece: Callable[[jax.Array], None],
+) -> None:
+    """Within a kernel, works a tile of queries against one of keys, bunch by bunch.
+
+    Args:
+      window_of: `Visits.window` of a bunch of this tile of queries.
+      key_tile: the tile of keys.
+      tiles: sizes.
+      side_by_side: works sub-tiles, from the first of so many, each against so many keys that hold all that it meets.
+      work_piece: works a piece of a bunch that has no window.
+    """
+    bunch, step_units = tiles.bunch, tiles.sub_key // LANES
+    halves, pieces = tiles.together // bunch, bunch * tiles.sub_query // tiles.piece
+
+    def holds(number, units):
+        return window_of(number) == (units | key_tile << WINDOW_BITS)
+
+    @pl.loop(0, tiles.query // tiles.sub_query // tiles.together)
+    def _(several):
+        numbers = [several * halves + half for half in range(halves)]
+        short = functools.reduce(jnp.logical_and, [holds(number, step_units // 2) for number in numbers])
+
+        @pl.when(short)
+        def _():
+            side_by_side(several * tiles.together, tiles.together, tiles.sub_key // 2)
+
+        @pl.loop(several * halves, jnp.where(short, several, several + 1) * halves)
+        def _(number):
+            @pl.when(holds(number, step_units) | holds(number, step_units // 2))
+            def _():
+                side_by_side(number * bunch, bunch, tiles.sub_key)
+
+            @pl.when(window_of(number) == 0)
+            def _():
+                pl.loop(number * pieces, (number + 1) * pieces)(work_piece)
