@@ -3,13 +3,16 @@
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.shared_phases import SharedPhases
 from launch.sweep import Trial
+from launch.tpu_slices import TpuSlices
 from pplx_jax.errors import BadInput
+from pplx_jax.parallel.mesh import Mesh
 
 LAST_JOB = "finish"  # what a recipe does after its stages: merge, scores, exports, index, report
 
@@ -64,6 +67,24 @@ def stage_names(trial: Trial) -> list[str]:
     if arguments is None or "stages" not in arguments:
         raise BadInput(f"{', '.join(trial.gin_files)}: no recipe: nothing binds run.stages")
     return [training.stage.name for training in arguments["stages"]]
+
+
+def require_mesh(trial: Trial, slices: TpuSlices) -> None:
+    """Refuses a mesh that is not of all chips asked for.
+
+    Raises:
+      BadInput: which axis, and the mend.
+    """
+    mesh = (trial.config.arguments.get("run") or {}).get("mesh") or Mesh()
+    sizes = mesh.sizes(slices.all_chips)
+    if sizes["slice"] != slices.num_slices:
+        mend = "--gin_file=gin/meshes/multislice.gin and Mesh.slice" if slices.num_slices > 1 else "Mesh.slice=1"
+        raise BadInput(f"mesh {mesh} is of {sizes['slice']} slices, --num_slices={slices.num_slices}; give {mend}")
+    if (used := math.prod(sizes.values())) != slices.all_chips:
+        raise BadInput(
+            f"mesh {mesh} is of {used} chips, --tpu={slices.kind} --topology={slices.topology} of {slices.all_chips}; "
+            "give --gin_file=gin/meshes/fsdp.gin, or set one size to -1 to take all"
+        )
 
 
 def jobs_of(

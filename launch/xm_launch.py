@@ -46,6 +46,9 @@ def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
         trials = [sweep.Trial({}, files, tuple(options.gin_params), load(files, options.gin_params))]
     else:
         raise BadInput("nothing to launch; give --gin_file or --sweep")
+    if options.slices:
+        for trial in trials:
+            jobs.require_mesh(trial, options.slices)
     return jobs.place_trials(
         trials,
         options.workdir,

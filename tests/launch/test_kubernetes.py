@@ -7,6 +7,7 @@ import pytest
 from fake_clouds import IMAGE, PARAMS, RECIPE, TOGETHER, launched
 
 from launch.tpu_slices import TpuSlices
+from pplx_jax.errors import BadInput
 
 pytestmark = pytest.mark.filterwarnings("ignore:No path_separator")  # XManager's database
 
@@ -19,7 +20,12 @@ def test_a_stage_on_two_slices_is_one_jobset(cluster):
     made = cluster()
     slices = TpuSlices("v5e", "16x16", 2)
     failed, [trial] = launched(
-        executor="kubernetes", stage="diffusion", slices=slices, service_account="trainer", max_restarts=7
+        executor="kubernetes",
+        stage="diffusion",
+        slices=slices,
+        service_account="trainer",
+        max_restarts=7,
+        gin_params=[*PARAMS, "Mesh.slice=2"],
     )
     assert failed == 0
     method, url, body = made.requests[0]
@@ -64,7 +70,7 @@ def test_a_stage_on_two_slices_is_one_jobset(cluster):
         "backoffLimit": 0,
         "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": exit_codes}]},
     }
-    words = [f"--gin_file={RECIPE}", *(f"--gin_param={param}" for param in PARAMS)]
+    words = [f"--gin_file={RECIPE}", *(f"--gin_param={param}" for param in (*PARAMS, "Mesh.slice=2"))]
     assert container == {
         "name": "train",
         "image": IMAGE,
@@ -154,3 +160,21 @@ def test_a_job_that_is_refused_stops_no_other_trial(cluster, capsys):
     error = capsys.readouterr().err
     assert failed == 1 and "pair failed" in error and "jobsets is forbidden" in error
     assert [method for method, _, _ in made.requests] == ["POST", "GET", "GET", "POST"]
+
+
+@pytest.mark.parametrize(
+    "param, slices, told",
+    [
+        (
+            "Mesh.fsdp=-1",
+            TpuSlices("v5e", "4x4", 2),
+            r"of 1 slices, --num_slices=2; give --gin_file",
+        ),
+        ("Mesh.slice=2", TpuSlices("v5e", "4x4"), r"is of 2 slices, --num_slices=1; give Mesh.slice=1"),
+        ("Mesh.fsdp=8", TpuSlices("v5e", "4x4"), r"fsdp=8 is of 8 chips, --tpu=v5e --topology=4x4 of 16; give"),
+        ("Mesh.tensor=3", TpuSlices("v5e", "4x4"), r"3 does not divide 16 devices"),
+    ],
+)
+def test_a_mesh_of_other_chips_is_refused(param, slices, told):
+    with pytest.raises(BadInput, match=told):
+        launched(executor="kubernetes", slices=slices, gin_params=[*PARAMS, param])

@@ -221,11 +221,13 @@ def _body(
             return products(head, queries, keys, mask)
 
         ahead = products_of(*places[0])
-        for (sub, head), later in zip(places, [*places[1:], None], strict=True):
-            found, ahead = ahead, products_of(*later) if later else None
+        for place, (sub, head) in enumerate(places):
+            scores, weights_gradient = ahead
+            if place + 1 < len(places):
+                ahead = products_of(*places[place + 1])
             queries, keys = part_of(sub)
             visible = None if by_product else rectangle(queries, keys)
-            update(head, queries, keys, *found, visible, alone=True)
+            update(head, queries, keys, scores, weights_gradient, visible, alone=True)
 
     def one_by_one(first):
         """Sub-tiles from `first` on against the part of this tile that each meets."""
