@@ -78,7 +78,7 @@ def test_by_hand():
     np.testing.assert_array_equal(found.used, [3, 2])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     queries=st.integers(1, 40),
     candidates=st.integers(1, 90),
