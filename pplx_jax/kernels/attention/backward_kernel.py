@@ -132,8 +132,7 @@ def _body(
     pieces, subs, units = tiles.query // tiles.piece, tiles.piece // tiles.sub_query, tiles.key // LANES
     step_units = tiles.sub_key // LANES
     key_segment = key_segment_ref[row * (length // tiles.key) + key_tile]
-    by_product = tiles.wide_products and head_dim % (2 * LANES) == LANES and not causal
-
+    mask_by_product = tiles.has_room(head_dim) and not causal
     size, bunches = tiles.bunch * tiles.sub_query, tiles.query // (tiles.bunch * tiles.sub_query)
 
     def window_of(query_tile, number):
@@ -216,7 +215,7 @@ def _body(
         def products_of(sub, head):
             nonlocal mask
             queries, keys = part_of(sub)
-            if by_product and head == 0:
+            if mask_by_product and head == 0:
                 mask = codes_of(query_ids_ref[:, queries], key_ids_ref[:, keys], key_ref.dtype)
             return products(head, queries, keys, mask)
 
@@ -226,7 +225,7 @@ def _body(
             if place + 1 < len(places):
                 ahead = products_of(*places[place + 1])
             queries, keys = part_of(sub)
-            visible = None if by_product else rectangle(queries, keys)
+            visible = None if mask_by_product else rectangle(queries, keys)
             update(head, queries, keys, scores, weights_gradient, visible, alone=True)
 
     def one_by_one(first):

@@ -162,8 +162,7 @@ def _body(
     def store(ref, head, queries, x):
         ref[head, :, queries, :] = x.reshape(group, queries.size, ref.shape[-1]).astype(ref.dtype)
 
-    room = tiles.wide_products and head_dim % (2 * LANES) == LANES  # beside a head, in a product with 256 columns
-    mask_by_product = room and not causal
+    mask_by_product = tiles.has_room(head_dim) and not causal
 
     def begin(queries):
         for ref, value in ((most_ref, UNSEEN), (sum_ref, 0.0), (mixed_ref, 0.0)):
@@ -186,7 +185,7 @@ def _body(
         most = most if before is None else jnp.maximum(before, most)
         weights = jnp.exp2(scores - across(most, keys.size))
         value = value_ref[head, keys, :]
-        if whole and room:
+        if whole and tiles.has_room(head_dim):
             ones = jnp.ones((keys.size, LANES), value.dtype)
             mixed = product(weights.astype(value.dtype), jnp.concatenate([value, ones], axis=1))
             return most, mixed[:, head_dim:], mixed[:, :head_dim]

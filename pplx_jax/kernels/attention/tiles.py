@@ -76,6 +76,10 @@ class Tiles:
         half = self.together // 2
         return self.together if self.together % 2 or half * self.sub_query % self.piece else half
 
+    def has_room(self, head_dim: int) -> bool:
+        """Whether 128 columns beside a head's are free in a product."""
+        return self.wide_products and head_dim % (2 * LANES) == LANES
+
     def forward_bytes(self, group: int, head_dim: int, itemsize: int) -> int:
         """Fast memory of the forward pass: blocks twice, what accumulates once, one piece's scores."""
         wide = max(head_dim, LANES)
