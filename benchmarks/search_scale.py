@@ -3,9 +3,11 @@
 The vectors are drawn like real ones: `--like` names a folder of real embeddings (`embed --quantization none`), whose
 mean, spectrum and scale they take, in topics and subtopics, then INT8 by the quantizer itself. `--queries` names
 embeddings of real queries: the same search over the real vectors, and over as many drawn ones, says how alike the two
-are. Each phase runs in a process of its own, so that its peak memory is its own; mapped files count in it.
+are. `--labels` names the BEIR folder whose corpus and queries these are: what its own labels call found, beside what
+exact search finds. Each phase runs in a process of its own, so that its peak memory is its own; mapped files count.
 
-Usage: python benchmarks/search_scale.py --like DIR --queries DIR --workdir DIR [--vectors 5000000] [--output FILE]
+Usage: python benchmarks/search_scale.py --like DIR --queries DIR --labels DIR --workdir DIR
+           [--vectors 5000000] [--output FILE]
 """
 
 import argparse
@@ -18,12 +20,14 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.models.quantization import quantize
 from pplx_jax.progress import Progress
+from pplx_jax.retrieval.beir import read_qrels
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
 from pplx_jax.retrieval.index import Index, SearchOptions
 from pplx_jax.retrieval.index_builder import build_index
@@ -65,6 +69,10 @@ class Drawn:
         return hidden @ self._mix + self._mean
 
 
+def ids_of(folder: pathlib.Path) -> list[str]:
+    return [json.loads(line)["id"] for line in EmbeddingFolder.read(folder).described()]
+
+
 def read_pooled(folder: pathlib.Path) -> np.ndarray:
     return np.concatenate(list(EmbeddingFolder.read(folder).vectors()))
 
@@ -95,12 +103,15 @@ def draw(workdir: pathlib.Path, like: pathlib.Path, count: int) -> dict[str, Any
     return {}
 
 
-def real(workdir: pathlib.Path, like: pathlib.Path, queries: pathlib.Path) -> dict[str, Any]:
-    """The real vectors as INT8, to search in the same way."""
-    pooled, asked = read_pooled(like), read_pooled(queries)
+def real(workdir: pathlib.Path, like: pathlib.Path, queries: pathlib.Path, labels: pathlib.Path) -> dict[str, Any]:
+    """The real vectors as INT8, to search in the same way, and which of them each query's labels name."""
+    pooled, ids = read_pooled(like), ids_of(queries)
     blocks = (pooled[begin : begin + SHARD] for begin in range(0, len(pooled), SHARD))
     write_embeddings(workdir / "embeddings", blocks, len(pooled), pooled.shape[1])
-    np.save(workdir / "queries.npy", quantize(asked[:: max(len(asked) // QUERIES, 1)], "int8"))
+    np.save(workdir / "queries.npy", quantize(read_pooled(queries), "int8"))
+    row_of, grades = {name: row for row, name in enumerate(ids_of(like))}, read_qrels(labels, ids)
+    named = [[row_of[name] for name, grade in grades[query].items() if grade > 0] for query in ids]
+    (workdir / "labels.json").write_text(json.dumps(named), encoding="utf-8")
     return {}
 
 
@@ -133,13 +144,10 @@ def ranked_scores(ranked: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def recall(workdir: pathlib.Path, found: str) -> dict[str, float]:
-    """Of what exact search found among its first 10 and 100."""
+    """Of what exact search found among its first 10 and 100, and of what labels name where there are some."""
     exact, ours = (np.load(workdir / f"{name}.npz")["found"] for name in ("exact", found))
-    shares = {
-        k: np.mean([len(np.intersect1d(a[:k], b[:k])) / k for a, b in zip(exact, ours, strict=True)]) for k in (10, 100)
-    }
     # Asked for 10, the first stage brings fewer candidates than asked for 100: see `at_10`.
-    return {f"recall@{k}_of_100_asked": round(float(share), 4) for k, share in shares.items()}
+    return shares(workdir, exact, ours, (10, 100), "of_100_asked")
 
 
 def at_10(workdir: pathlib.Path, name: str, options: SearchOptions) -> dict[str, float]:
@@ -149,8 +157,23 @@ def at_10(workdir: pathlib.Path, name: str, options: SearchOptions) -> dict[str,
     ours = np.concatenate(
         [opened.nearest(queries[begin : begin + BATCH], 10, options)[0] for begin in range(0, len(queries), BATCH)]
     )
-    found = [len(np.intersect1d(a[:10], b)) / 10 for a, b in zip(exact, ours, strict=True)]
-    return {"recall@10_of_10_asked": round(float(np.mean(found)), 4)}
+    return shares(workdir, exact, ours, (10,), "of_10_asked")
+
+
+def shares(workdir: pathlib.Path, exact: np.ndarray, ours: np.ndarray, ks: tuple[int, ...], asked: str) -> dict:
+    """Mean shares of two rankings [Q, 100] and [Q, k or more]."""
+    path, report = workdir / "labels.json", {}
+    labels = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    for k in ks:
+        report[f"recall@{k}_{asked}"] = mean_share(exact[:, :k], ours[:, :k])
+        for name, ranked in (("", ours), ("exact_", exact)) if labels else ():
+            report[f"{name}recall@{k}_by_labels_{asked}"] = mean_share(labels, ranked[:, :k])
+    return report
+
+
+def mean_share(wanted: Iterable, ranked: np.ndarray) -> float:
+    pairs = zip(wanted, ranked, strict=True)
+    return round(float(np.mean([len(np.intersect1d(some, row)) / len(some) for some, row in pairs])), 4)
 
 
 def likeness(workdir: pathlib.Path) -> dict[str, Any]:
@@ -181,7 +204,7 @@ def run_phase(arguments: argparse.Namespace) -> dict[str, Any]:
         case "draw":
             report = draw(workdir, arguments.like, arguments.vectors)
         case "real":
-            report = real(workdir, arguments.like, arguments.queries)
+            report = real(workdir, arguments.like, arguments.queries, arguments.labels)
         case "index":
             report = index(workdir, arguments.name, arguments.lists)
         case "likeness":
@@ -245,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--like", type=pathlib.Path)
     parser.add_argument("--queries", type=pathlib.Path)
+    parser.add_argument("--labels", type=pathlib.Path)
     parser.add_argument("--workdir", type=pathlib.Path, required=True, help="a folder to use and remove")
     parser.add_argument("--vectors", type=int, default=5_000_000)
     parser.add_argument("--output", type=pathlib.Path)
@@ -256,12 +280,13 @@ def main() -> None:
     if arguments.phase:
         print(json.dumps(run_phase(arguments)))
         return
-    count, like, queries = arguments.vectors, f"--like={arguments.like}", f"--queries={arguments.queries}"
+    count, like = arguments.vectors, f"--like={arguments.like}"
+    asked = [f"--queries={arguments.queries}", f"--labels={arguments.labels}"]
     flat = {f"faiss, {n} candidates a hit": {"lists": 0, "candidates": n, "least": 0} for n in (10, 40, 100)}
     flat["faiss"] = {"lists": 0}
     lists = round(count**0.5)
     inverted = {f"faiss, one in {n} lists": {"lists": lists, "probes": lists // n} for n in (64, 16, 4)}
-    real_vectors = measure(arguments.workdir, ["--phase=real", like, queries], flat)
+    real_vectors = measure(arguments.workdir, ["--phase=real", like, *asked], flat)
     as_many = len(read_pooled(arguments.like))
     drawn = measure(arguments.workdir, ["--phase=draw", like, f"--vectors={as_many}"], flat)
     large = measure(arguments.workdir, ["--phase=draw", like, f"--vectors={count}"], {**flat, **inverted})

@@ -1,14 +1,18 @@
-"""The first stage of searching INT8 embeddings: candidates by the Hamming distance of their signs, by FAISS.
+"""The first stage of searching INT8 embeddings: candidates by their signs, one bit a dimension.
 
-    signs.npy     uint8 [N, d/8], one bit a dimension, compared with all of it (FAISS's exhaustive binary search), or
-    signs.faiss   an IndexBinaryIVF, of which a query reads only the nearest inverted lists
+    signs.npy     uint8 [N, d/8]
+    signs.faiss   an IndexBinaryIVF, of which a query reads only the nearest inverted lists; without it FAISS compares
+                  a query with all signs
+
+FAISS finds several times the candidates wanted by the Hamming distance of the signs. Those whose signs have the
+greatest product with the query's own INT8 values are taken: it need not be cut to bits (asymmetric distance: Gordo,
+Perronnin, Gong & Lazebnik, "Asymmetric Distances for Binary Embeddings", 2014), and no vector is read for it.
 
 An INT8 value's sign bit is 1 from 0 on, as the quantizer's is; the values between -1/254 and 0, which INT8 rounds to
 0, are the only ones whose bit differs from that of the unrounded vector.
 """
 
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,7 @@ _BLOCK = 65_536
 _TRAINING_SIGNS_PER_LIST = 64
 _TRAINING_ITERATIONS = 10
 _PROBED_SHARE = 1 / 4  # what fewer miss: benchmarks/results/search_scale.json
+_WIDENING = 4  # candidates by Hamming distance, of each that is wanted
 
 
 def default_lists(count: int) -> int:
@@ -32,7 +37,7 @@ def default_lists(count: int) -> int:
 
 
 def write_signs(folder: pathlib.Path, vectors: ShardedVectors, lists: int) -> None:
-    """Writes signs.npy, or signs.faiss where `lists` is not 0.
+    """Writes signs.npy, and signs.faiss where `lists` is not 0.
 
     Memory: a block of vectors; with lists also all signs and their numbers, N (d/8 + 8) bytes, and their growth.
 
@@ -48,14 +53,13 @@ def write_signs(folder: pathlib.Path, vectors: ShardedVectors, lists: int) -> No
         raise BadInput(f"lists={lists} for {len(vectors)} vectors: give 0 for none, or fewer than there are vectors")
     faiss = import_faiss()
     width = vectors.shape[1]
+    signs = np.lib.format.open_memmap(folder / "signs.npy", "w+", dtype=np.uint8, shape=(len(vectors), width // 8))
     with Progress("signs", len(vectors), unit="vector") as progress:
+        for begin in range(0, len(vectors), _BLOCK):
+            signs[begin : begin + _BLOCK] = pack_bits(vectors[begin : begin + _BLOCK])
+            progress.update(min(begin + _BLOCK, len(vectors)))
+        signs.flush()
         if not lists:
-            shape = (len(vectors), width // 8)
-            signs = np.lib.format.open_memmap(folder / "signs.npy", "w+", dtype=np.uint8, shape=shape)
-            for begin, block in _blocks(vectors):
-                signs[begin : begin + len(block)] = block
-                progress.update(begin + len(block))
-            signs.flush()
             return
         coarse = faiss.IndexBinaryFlat(width)
         coarse.query_batch_size = _BLOCK  # its threads meet after each batch; 32 is the library's default
@@ -63,22 +67,15 @@ def write_signs(folder: pathlib.Path, vectors: ShardedVectors, lists: int) -> No
         index.cp.niter = _TRAINING_ITERATIONS
         index.cp.min_points_per_centroid = 1  # no warning for a small index of many lists
         progress.note(f"finding {lists} inverted lists")
-        index.train(_sample(vectors, lists * _TRAINING_SIGNS_PER_LIST))
-        for begin, block in _blocks(vectors):
-            index.add(block)
-            progress.update(begin + len(block))
+        index.train(_sample(signs, lists * _TRAINING_SIGNS_PER_LIST))
+        for begin in range(0, len(vectors), _BLOCK):
+            index.add(signs[begin : begin + _BLOCK])
         faiss.write_index_binary(index, str(folder / "signs.faiss"))
 
 
-def _blocks(vectors: ShardedVectors) -> Iterator[tuple[int, np.ndarray]]:
-    for begin in range(0, len(vectors), _BLOCK):
-        yield begin, pack_bits(vectors[begin : begin + _BLOCK])
-
-
-def _sample(vectors: ShardedVectors, size: int) -> np.ndarray:
-    """Signs of up to `size` vectors, the same every time."""
-    drawn = np.random.default_rng(0).choice(len(vectors), min(size, len(vectors)), replace=False)
-    return pack_bits(vectors.take(np.sort(drawn)))
+def _sample(signs: np.ndarray, size: int) -> np.ndarray:
+    """Up to `size` of the signs, the same every time."""
+    return signs[np.sort(np.random.default_rng(0).choice(len(signs), min(size, len(signs)), replace=False))]
 
 
 class SignSearch:
@@ -98,10 +95,9 @@ class SignSearch:
         """
         faiss = import_faiss()
         self.lists = lists
-        self._signs: Any = None
+        self._signs = np.load(folder / "signs.npy", mmap_mode="r")
         self._inverted: Any = None
         if not lists:
-            self._signs = np.load(folder / "signs.npy", mmap_mode="r")
             return
         path = folder / "signs.faiss"
         if not path.exists():
@@ -112,7 +108,7 @@ class SignSearch:
             raise ValueError(f"{path.name}: {str(error).rpartition('Error: ')[2]}") from None
 
     def candidates(self, queries: np.ndarray, count: int, probes: int | None = None) -> np.ndarray:
-        """The nearest vectors by the signs of int8 queries [Q, d].
+        """Vectors whose signs are near to int8 queries [Q, d].
 
         Args:
             queries: int8.
@@ -120,19 +116,32 @@ class SignSearch:
             probes: inverted lists that a query reads; a quarter of them where None. Ignored without lists.
 
         Returns:
-            int64 [Q, count], nearest first; -1 where the lists that were read hold fewer.
+            int64 [Q, count] in no order; -1 where the lists that were read hold fewer.
 
         Raises:
             BadInput: `probes` is less than 1.
         """
-        signs = pack_bits(queries)
-        if not self.lists:
-            return import_faiss().knn_hamming(signs, self._signs, count)[1]
-        probes = max(1, round(self.lists * _PROBED_SHARE)) if probes is None else probes
-        if probes < 1:
-            raise BadInput(f"probes={probes}: read at least one of the {self.lists} inverted lists")
-        self._inverted.nprobe = min(probes, self.lists)
-        return self._inverted.search(signs, count)[1]
+        signs, wide = pack_bits(queries), min(_WIDENING * count, len(self._signs))
+        if self.lists:
+            probes = max(1, round(self.lists * _PROBED_SHARE)) if probes is None else probes
+            if probes < 1:
+                raise BadInput(f"probes={probes}: read at least one of the {self.lists} inverted lists")
+            self._inverted.nprobe = min(probes, self.lists)
+            near = self._inverted.search(signs, wide)[1]
+        else:
+            near = import_faiss().knn_hamming(signs, self._signs, wide, variant="mc")[1]
+        if wide == count:
+            return near
+        return np.stack([self._greatest_products(*pair, count) for pair in zip(queries, near, strict=True)])
+
+    def _greatest_products(self, query: np.ndarray, near: np.ndarray, count: int) -> np.ndarray:
+        """Of the vectors int64 [n] those `count` whose signs have the greatest product with the query [d]."""
+        found = np.sort(near[near >= 0])  # in the order of the disk
+        if len(found) <= count:
+            return np.pad(found, (0, count - len(found)), constant_values=-1)
+        positive = np.unpackbits(self._signs[found], axis=1).astype(np.float32)
+        products = positive @ query.astype(np.float32)  # half of what +1 and -1 give, and a constant
+        return found[np.argpartition(-products, count - 1)[:count]]
 
 
 def import_faiss() -> Any:

@@ -41,3 +41,12 @@ def test_recall_counts_what_exact_search_found(like, monkeypatch, tmp_path):
     few = benchmark.recall(tmp_path, "few") | benchmark.at_10(tmp_path, "flat", SearchOptions("faiss", 1, 0))
     assert all(0.1 < share < 1 for share in few.values())
     assert benchmark.likeness(tmp_path)["at_rank_1"] > benchmark.likeness(tmp_path)["at_rank_100"] > 1
+
+
+def test_labels_are_looked_for_among_what_was_found(tmp_path):
+    ranked = np.array([[3, 1, 2], [5, 6, 7]])
+    (tmp_path / "labels.json").write_text("[[1, 9], [5]]")
+    found = benchmark.shares(tmp_path, ranked, ranked[:, ::-1], (1, 3), "asked")
+    assert [found[f"recall@{k}_asked"] for k in (1, 3)] == [0.0, 1.0]
+    assert [found[f"exact_recall@{k}_by_labels_asked"] for k in (1, 3)] == [0.5, 0.75]
+    assert [found[f"recall@{k}_by_labels_asked"] for k in (1, 3)] == [0.0, 0.75]

@@ -58,7 +58,7 @@ def gradients(function, arguments):
         found = function(query, candidate, *arguments[2:4], temperature, *arguments[5:])
         return jnp.sum(jnp.where(found.used > 0, found.logsumexp, 0.0) * weights)
 
-    return jax.grad(loss, argnums=(0, 1, 2))(*arguments[:2], arguments[4])
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arguments[:2], arguments[4])
 
 
 def test_by_hand():

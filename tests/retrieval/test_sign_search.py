@@ -6,11 +6,12 @@ from word_encoder import WordEncoder
 from word_index import embed
 
 from pplx_jax.errors import BadInput
-from pplx_jax.models.quantization import quantize
+from pplx_jax.models.quantization import quantize, unpack_bits
+from pplx_jax.retrieval import sign_search
 from pplx_jax.retrieval.index import Index, SearchOptions
 from pplx_jax.retrieval.index_builder import build_index
 from pplx_jax.retrieval.shards import ShardedVectors
-from pplx_jax.retrieval.sign_search import default_lists
+from pplx_jax.retrieval.sign_search import SignSearch, default_lists
 
 
 class SmallEncoder(WordEncoder):
@@ -56,6 +57,20 @@ def test_candidates_by_signs_find_what_exact_search_does(clustered):
     assert recall_of(few, exact) < 0.95
     others, _ = index.nearest(np.roll(queries, 1, axis=0), 10, SearchOptions("faiss"))
     assert recall_of(others, exact) < 0.2
+
+
+def test_candidates_have_the_greatest_products_with_the_query_itself(clustered, monkeypatch):
+    folder, texts, encoder = clustered
+    build_index(folder / "vectors", folder / "flat")
+    index = Index.load(folder / "flat")
+    queries = index.encode_queries(texts, encoder)
+    signs = SignSearch(folder / "flat", 0)
+    products = queries.astype(np.float64) @ unpack_bits(np.load(folder / "flat" / "signs.npy")).T.astype(np.float64)
+    found = signs.candidates(queries, 1000)  # four times as many are all
+    for row, best in zip(products, found, strict=True):
+        assert row[best].min() >= np.delete(row, best).max()
+    monkeypatch.setattr(sign_search, "_WIDENING", 1)  # control: the nearest by Hamming distance are others
+    assert recall_of(signs.candidates(queries, 1000), found) < 0.95
 
 
 def test_inverted_lists_read_less_and_find_all_when_all_are_read(clustered):
