@@ -23,7 +23,6 @@ from pplx_jax.parallel.model_info import bytes_on_chip
 from pplx_jax.parallel.rules import shards
 from pplx_jax.plan.chips import Topology
 from pplx_jax.plan.estimate import estimate
-from pplx_jax.plan.flops import model_flops
 from pplx_jax.plan.kernels import visited_share
 from pplx_jax.plan.links import Place
 from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
@@ -31,6 +30,7 @@ from pplx_jax.stages.diffusion import DiffusionStage
 from pplx_jax.stages.recipe import Lengths
 from pplx_jax.train import Training
 from pplx_jax.train_state import make_step, state_layout
+from pplx_jax.utilization import training_flops
 
 # What a compiler that ran out of memory says: of a whole program, or of its temporaries alone.
 _WITHOUT_SPARSE_CORE = {
@@ -102,8 +102,9 @@ def compile_step(task: Task) -> dict[str, Any]:
                 "batch": sum(map(bytes_on_chip, batch.values())),
             },
         }
-        predicted = (1 + stage.min_time) / 2 if isinstance(stage, DiffusionStage) else 0.0
-        found["flops_per_step"] = model_flops(config, texts, predicted)
+        predicted = sum(texts) * (1 + stage.min_time) / 2 if isinstance(stage, DiffusionStage) else 0.0
+        pairs = sum(float(length) ** 2 for length in texts)
+        found["flops_per_step"] = training_flops(config, tokens=sum(texts), token_pairs=pairs, predicted=predicted)
         started = time.monotonic()
         lowered = step.lower(layout, batch)
         try:

@@ -8,9 +8,7 @@ import tpu_compile
 
 from pplx_jax import cli
 from pplx_jax.configuration import load
-from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.plan.advice import advice
-from pplx_jax.plan.flops import model_flops
 from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
 
 PROMISED = {
@@ -30,18 +28,6 @@ SMALL = [
     "--json",
     "--gin_param=Qwen3Config.dtype='bfloat16'",
 ]
-
-
-@pytest.mark.parametrize("size, gflop", [("0p6b", 6.39), ("4b", 31.4)])
-def test_operations_a_token_are_the_recipes(size, gflop):
-    config = load([f"gin/recipes/pplx_embed_{size}.gin"], unset="unset").arguments["run"]["model"]
-    assert model_flops(config, [4096], 1.0) / 4096 / 1e9 == pytest.approx(gflop, rel=2e-3)
-
-
-def test_attention_is_counted_within_texts():
-    config = Qwen3Config(width=8, vocab_size=11, mlp_width=24, layers=3, query_heads=2, kv_heads=1, head_dim=6)
-    apart, together = (model_flops(config, lengths, 0.0) for lengths in ([4, 4], [8]))
-    assert together - apart == 12 * 3 * 2 * 6 * (64 - 32)
 
 
 @pytest.mark.parametrize("stage, rows", [("diffusion", 1024), ("pair", 18432), ("contextual", 4096), ("triplet", 8320)])
