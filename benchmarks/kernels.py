@@ -7,14 +7,21 @@ sum of those that run: the step's overhead, beginning and end of each tile of qu
 is 256-token texts; `over_own_tiles` is its price for a tile over that of a dense row.
 
 Usage: python benchmarks/kernels.py [--devices v5e v5p v6e] [--lengths 4096] [--heads 16 32] [--json]
+       python benchmarks/kernels.py --output benchmarks/results/kernels.json [--ours]
+
+A shape takes minutes. With --output each is written as soon as it is there, and the same command goes on with those
+that are not; --ours takes our kernels anew and leaves what the file has of others.
 """
 
 import argparse
 import datetime
 import functools
 import importlib.metadata
+import itertools
 import json
+import pathlib
 import sys
+from typing import TextIO
 
 from tpu_schedule import Kernel, compile_and_read
 
@@ -175,7 +182,8 @@ def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple
     packed = max(query_tiles, key_tiles) * overhead + starts
     packed += length // tiles.sub_query // tiles.together * size(found["side_by_side"])
     packed /= length * 256 * group * tiles.kv_heads / TILE
-    common = {"vmem_bytes": tiles.backward_bytes(group, HEAD_DIM, 2, min(length, 8192))}
+    stretch = min(length, tiles.most_queries(group, HEAD_DIM, 2))
+    common = {"vmem_bytes": tiles.backward_bytes(group, HEAD_DIM, 2, stretch)}
 
     def figures(price: float, body: tuple[int, int]) -> dict:
         share, spills = kernel.matrix_share(*body), kernel.spills(*body)
@@ -203,8 +211,8 @@ def theirs(kernels: list[Kernel], tiles: float) -> dict:
     }
 
 
-def measure(device: str, length: int, heads: int) -> dict:
-    """All kernels on one device at one shape."""
+def measure(device: str, length: int, heads: int, *, ours_alone: bool) -> dict:
+    """All kernels on one device at one shape, or ours alone."""
 
     def run(name, *sizes):
         shape = map(str, (length, heads, *sizes))
@@ -223,6 +231,15 @@ def measure(device: str, length: int, heads: int) -> dict:
     memory, kernels = run("ours_backward")
     dense, packed = ours_backward(kernels["attention_backward"], length, heads, device)
     result["attention_backward"]["ours"], result["attention_packed"]["ours_backward"] = dense | memory, packed | memory
+
+    memory, _ = run("pool")
+    once = length * WIDTH * 2 + length * 4 + SLOTS * WIDTH
+    result["segment_pool"] = {
+        "ours": memory | {"moved_over_once": (length * WIDTH * 2 + length * 4 + 128 * (WIDTH + 4 * 128)) / once},
+    }
+    if ours_alone:
+        return result
+    result["segment_pool"]["xla"] = run("pool_xla")[0]
 
     def splash(name, sizes, words):
         memory, kernels = run(name, *sizes)
@@ -248,13 +265,18 @@ def measure(device: str, length: int, heads: int) -> dict:
         return {"kernel_bundles": kernel.bundles, "matrix_slots_share": kernel.matrix_share()} | memory
 
     result["attention_forward"]["flash"] = attempt(flash)
-    memory, _ = run("pool")
-    once = length * WIDTH * 2 + length * 4 + SLOTS * WIDTH
-    result["segment_pool"] = {
-        "ours": memory | {"moved_over_once": (length * WIDTH * 2 + length * 4 + 128 * (WIDTH + 4 * 128)) / once},
-        "xla": run("pool_xla")[0],
-    }
     return result
+
+
+def show(device: str, length: int, heads: int, found: dict, table: TextIO) -> None:
+    """A line a kernel."""
+    for operation, kernels in found.items():
+        for kernel, figures in kernels.items():
+            words = " ".join(
+                f"{name}={value:,.3g}" if isinstance(value, float) else f"{name}={value}"
+                for name, value in figures.items()
+            )
+            print(f"{device} L={length} H={heads} {operation} {kernel}: {words}", file=table, flush=True)
 
 
 def main() -> None:
@@ -263,29 +285,29 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=int, default=[4096, 32768])
     parser.add_argument("--heads", nargs="+", type=int, choices=(16, 32), default=[16, 32])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table on stderr")
+    parser.add_argument("--output", type=pathlib.Path, help="where each shape is written as soon as it is there")
+    parser.add_argument("--ours", action="store_true", help="our kernels alone, also where --output has them")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         name, topology, *numbers = arguments.worker
         print(json.dumps(worker(name, topology, *map(int, numbers))))
         return
-    table = sys.stderr if arguments.json else sys.stdout
-    report: dict = {}
-    for device in arguments.devices:
-        for length in arguments.lengths:
-            for heads in arguments.heads:
-                found = measure(device, length, heads)
-                report.setdefault(device, {}).setdefault("shapes", {})[f"L{length}_H{heads}"] = found
-                report[device] = found | report[device]  # the first shape stands for the device
-                for operation, kernels in found.items():
-                    for kernel, figures in kernels.items():
-                        words = " ".join(
-                            f"{name}={value:,.3g}" if isinstance(value, float) else f"{name}={value}"
-                            for name, value in figures.items()
-                        )
-                        print(f"{device} L={length} H={heads} {operation} {kernel}: {words}", file=table, flush=True)
+    output = arguments.output
+    report: dict = json.loads(output.read_text(encoding="utf-8")) if output and output.exists() else {}
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
-    report["taken"] = {"date": datetime.date.today().isoformat(), "versions": versions, "by": "static schedules"}
+    for length, heads, device in itertools.product(arguments.lengths, arguments.heads, arguments.devices):
+        shapes, shape = report.setdefault(device, {}).setdefault("shapes", {}), f"L{length}_H{heads}"
+        if shape in shapes and not arguments.ours:
+            continue
+        found = measure(device, length, heads, ours_alone=arguments.ours)
+        for operation, kernels in found.items():
+            shapes.setdefault(shape, {}).setdefault(operation, {}).update(kernels)
+        report[device] |= next(iter(shapes.values()))  # the first shape stands for the device
+        show(device, length, heads, found, sys.stderr if arguments.json else sys.stdout)
+        report["taken"] = {"date": datetime.date.today().isoformat(), "versions": versions, "by": "static schedules"}
+        if output:
+            output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if arguments.json:
         print(json.dumps(report, indent=1))
 

@@ -44,14 +44,14 @@ def attention(
     """
     length, heads, head_dim = query.shape[1:]
     kv_heads = key.shape[2]
-    tiles = tiles or best(length, heads // kv_heads)
+    padded_head = 64 if head_dim <= 64 else -(-head_dim // 128) * 128
+    tiles = tiles or best(length, heads // kv_heads, padded_head, query.dtype.itemsize)
     ids = segment_ids.astype(jnp.int32)
     key_ids = ids if key_segment_ids is None else key_segment_ids.astype(jnp.int32)
     query_multiple = math.lcm(*(tile.query for tile in tiles))
     key_multiple = math.lcm(*(tile.key for tile in tiles))
     if key_segment_ids is None:
         query_multiple = key_multiple = math.lcm(query_multiple, key_multiple)
-    padded_head = 64 if head_dim <= 64 else -(-head_dim // 128) * 128
 
     def padded(x: jax.Array, multiple: int) -> jax.Array:
         """[B, L, heads, E] as [B, heads, L, E]."""

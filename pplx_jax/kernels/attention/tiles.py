@@ -1,6 +1,7 @@
 """Sizes that the TPU kernels work in: what fits, and what is best at which shape on which device."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 
@@ -94,7 +95,7 @@ class Tiles:
         wide = max(head_dim, LANES)
         blocks = (2 * group * self.query + 2 * self.key) * wide * itemsize + (4 * self.query + self.key) * 32
         gradients = group * head_dim * queries * 4 + 2 * self.key * wide * 4
-        scores = 2 * group * self.piece * self.key * (4 + itemsize)
+        scores = group * self.piece * self.key * (4 + itemsize)
         return 2 * self.kv_heads * (blocks + gradients) + scores
 
     def most_queries(self, group: int, head_dim: int, itemsize: int) -> int:
@@ -102,6 +103,13 @@ class Tiles:
         one = self.backward_bytes(group, head_dim, itemsize, self.query)
         more = self.backward_bytes(group, head_dim, itemsize, 2 * self.query) - one
         return self.query * (1 + max(self.vmem_limit_bytes - one, 0) // more)
+
+    def with_heads_for(self, bytes_needed: Callable[["Tiles"], int]) -> "Tiles":
+        """These, with half the key heads until what is needed of fast memory is there."""
+        tiles = self
+        while tiles.kv_heads > 1 and bytes_needed(tiles) > tiles.vmem_limit_bytes:
+            tiles = dataclasses.replace(tiles, kv_heads=tiles.kv_heads // 2)
+        return tiles
 
     def require(self, needed: int) -> None:
         """Raises BadInput where `needed` bytes are over `vmem_limit_bytes`."""
@@ -112,12 +120,16 @@ class Tiles:
             )
 
 
-def best(length: int, group: int, *, device_kind: str | None = None) -> tuple[Tiles, Tiles]:
+def best(
+    length: int, group: int, head_dim: int = LANES, itemsize: int = 2, *, device_kind: str | None = None
+) -> tuple[Tiles, Tiles]:
     """Tiles of the forward and of the backward pass, by the figures of benchmarks/kernels.py.
 
     Args:
       length: tokens of a row; what it is padded to is a multiple of all tiles.
       group: query heads a key head.
+      head_dim: columns of a head.
+      itemsize: bytes of an element of queries, keys and values.
       device_kind: as JAX names it; that of the mesh or of this process where None, and where neither is a TPU the
         smallest memory of any from v4 on.
     """
@@ -144,12 +156,16 @@ def best(length: int, group: int, *, device_kind: str | None = None) -> tuple[Ti
     backward = Tiles(
         query=query,
         key=unit * _divisor(units, 4 if group <= 4 else 2),
-        kv_heads=max(1, 4 // group) if limit > _LEAST_VMEM else 1,
+        kv_heads=max(1, 4 // group),
         together=query // common["sub_query"],
         wide_products=wide,
         **common,
     )
-    return forward, backward
+    stretch = min(unit * units, 2 * backward.query)  # what a longer row's queries should not be cut below
+    return (
+        forward.with_heads_for(lambda tiles: tiles.forward_bytes(group, head_dim, itemsize)),
+        backward.with_heads_for(lambda tiles: tiles.backward_bytes(group, head_dim, itemsize, stretch)),
+    )
 
 
 def _device_kind() -> str:
