@@ -39,6 +39,19 @@ class Sentences:
         text = {lang: {line: of[line] for line in lines if line in of} for lang, of in self.text.items()}
         return Sentences(self.source, text, lines)
 
+    def spoken(self, languages: Collection[str]) -> "Sentences":
+        """Those of the pivot and of some languages; of all where none is named.
+
+        Raises:
+            BadInput: there is no such language.
+        """
+        if not languages:
+            return self
+        for language in languages:
+            self._require(language)
+        kept = {*languages, PIVOT}
+        return Sentences(self.source, {lang: of for lang, of in self.text.items() if lang in kept}, self.document)
+
     @property
     def documents(self) -> dict[str, list[int]]:
         """Document -> its lines in their order."""
@@ -87,14 +100,17 @@ class Sentences:
         chunks = [" ".join(text[line] for line in group) for group in groups]
         return {"id": f"{name}:{language}", "source": self.source, "chunks": chunks, "queries": queries}
 
+    def _require(self, language: str) -> None:
+        if language not in self.text or PIVOT not in self.text:
+            raise BadInput(f"{self.source} has no {language}; it has {', '.join(sorted(self.text))}")
+
     def retrieval_set(self, language: str) -> RetrievalSet:
         """Sentences of a language that look for their translations among all sentences of the pivot.
 
         Raises:
             BadInput: there is no such language.
         """
-        if language not in self.text or PIVOT not in self.text:
-            raise BadInput(f"{self.source} has no {language}; it has {', '.join(sorted(self.text))}")
+        self._require(language)
         lines = [line for line in self.document if line in self.text[PIVOT] and line in self.text[language]]
         place = {line: at for of in self.documents.values() for at, line in enumerate(of)}
         return RetrievalSet(
