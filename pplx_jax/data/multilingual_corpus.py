@@ -63,6 +63,7 @@ class MultilingualCorpus:
             out are never read.
         languages: of the aligned sentences, which look for their English ones as sets `ntrex-LANGUAGE`.
         trained_languages: of the aligned sentences, trained on beside English; all where none is named.
+        partners: translations that each sentence is paired with.
         held_out_share: of the documents of aligned sentences, evaluated on.
         development_share: of the training data, held out in "development".
         task_share: of the tasks of programming, trained on in the languages that `trained` names; the others are
@@ -81,6 +82,7 @@ class MultilingualCorpus:
     unseen_packages: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
     trained_languages: tuple[str, ...] = ()
+    partners: int = 1
     held_out_share: float = 0.25
     development_share: float = 0.15
     task_share: float = 0.35
@@ -132,7 +134,7 @@ class MultilingualCorpus:
                 evaluation[name] = self._tested(name, read_beir(folder / "retrieval" / name))
 
         held, kept = self._documents_parted(sentences)
-        rows.extend(sentences.within(kept).spoken(self.trained_languages).rows(self.seed))
+        rows.extend(sentences.within(kept).spoken(self.trained_languages).rows(self.seed, partners=self.partners))
         evaluation |= {f"{sentences.source}-{of}": sentences.within(held).retrieval_set(of) for of in self.languages}
         unseen = _PAGES in self.unseen
         developed = {path for path in pages.sections if self._developed("page", path, unseen=unseen)}
