@@ -70,6 +70,7 @@ class MultilingualCorpus:
             evaluated on in those of `evaluated`, so that no description stands on both sides.
         most_queries, most_documents: of a set that is evaluated on, a seeded sample; 0 for all.
         most_pairs: of a source that is trained on, a seeded sample; 0 for all.
+        most_pairs_of: source -> the same of that one, where it differs.
         seed: of all draws.
     """
 
@@ -89,6 +90,7 @@ class MultilingualCorpus:
     most_queries: int = 0
     most_documents: int = 0
     most_pairs: int = 0
+    most_pairs_of: dict[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self):
@@ -216,7 +218,7 @@ class MultilingualCorpus:
     ) -> dict[str, Any]:
         overlap = Overlap(text for data in evaluation.values() for text in (*data.documents, *data.queries))
         rows, dropped = rows.without(lambda row: any(map(overlap.of, texts_within(row))))
-        rows.pairs = _sampled_pairs(rows.pairs, self.most_pairs, self.seed)
+        rows.pairs = _sampled_pairs(rows.pairs, self.most_pairs, self.most_pairs_of, self.seed)
         with whole_folder(output) as partial:
             write_rows(partial / "text.jsonl", rows.texts)
             write_rows(partial / "pairs.jsonl", rows.pairs)
@@ -243,15 +245,16 @@ class MultilingualCorpus:
         return counts
 
 
-def _sampled_pairs(pairs: list[Row], most: int, seed: int) -> list[Row]:
-    """At most so many of each source; all where `most` is 0."""
-    if not most:
+def _sampled_pairs(pairs: list[Row], most: int, most_of: Mapping[str, int], seed: int) -> list[Row]:
+    """At most so many of each source, all of one of which 0 are asked for."""
+    if not most and not most_of:
         return pairs
     taken: collections.Counter[str] = collections.Counter()
     kept = []
     for row in sorted(pairs, key=lambda row: draw(seed, "sample", row["query"], row["document"])):
-        taken[row["source"]] += 1
-        if taken[row["source"]] <= most:
+        source = row["source"]
+        taken[source] += 1
+        if taken[source] <= (most_of.get(source, most) or len(pairs)):
             kept.append(row)
     return kept
 

@@ -194,6 +194,16 @@ def test_sentences_are_trained_on_in_the_languages_named(folder, python, tmp_pat
     assert {text.split("x")[0] for text in texts} == {"eng", "deu"}
 
 
+def test_a_sentence_has_several_partners(folder, python, built, tmp_path):
+    corpus(folder, python, partners=3).build(tmp_path / "corpus")
+
+    def pairs(output):
+        return [(row["query"], row["document"]) for row in rows_of(output, "pairs") if row["source"] == "ntrex"]
+
+    one, three = pairs(built[0]), pairs(tmp_path / "corpus")
+    assert set(one) < set(three) and len(three) == len(set(three)) > 1.5 * len(one)
+
+
 def test_the_same_folder_gives_the_same_bytes(built, folder, python, tmp_path):
     output, _ = built
     corpus(folder, python).build(tmp_path / "corpus")
@@ -202,7 +212,9 @@ def test_the_same_folder_gives_the_same_bytes(built, folder, python, tmp_path):
 
 
 def test_samples_of_sources_and_of_sets(folder, python, tmp_path):
-    counts = corpus(folder, python, most_pairs=10, most_queries=5, most_documents=8).build(tmp_path / "corpus")
+    fields = {"most_pairs": 10, "most_pairs_of": {"ntrex": 13, "python": 0}, "most_queries": 5, "most_documents": 8}
+    counts = corpus(folder, python, **fields).build(tmp_path / "corpus")
+    assert counts["pairs_of"].pop("ntrex") == 13 and counts["pairs_of"].pop("python") > 100
     assert max(counts["pairs_of"].values()) == 10
     assert all(of["queries"] <= 5 and of["documents"] < 16 for of in counts["evaluated"].values())
 
