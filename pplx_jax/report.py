@@ -16,7 +16,7 @@ def write_results(workdir: str | pathlib.Path, results: Mapping[str, Any]) -> pa
 
     Args:
         workdir: the run's folder.
-        results: by stage ("bm25", "random", "diffusion", "pair", "contextual", "triplet", "merged")
+        results: by stage ("bm25", "random", "initial", "diffusion", "pair", "contextual", "triplet", "merged")
             {"float" | "int8" | "binary": {"ndcg@10", "recall@100"}}, for "bm25" the two numbers alone, and
             "contextual" also with "with_context" and "without_context"; where several sets are evaluated on, these
             are means, and "sets" within each has the same figures by set; "seconds": {phase: seconds} in the

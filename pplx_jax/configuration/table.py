@@ -30,6 +30,7 @@ VERBS = (
 # The dataclasses that those functions are given, directly or inside one another.
 PARTS = (
     "pplx_jax.models.qwen3:Qwen3Config",
+    "pplx_jax.models.term_weights:TermWeights",
     "pplx_jax.optimizers:Optimizer",
     "pplx_jax.parallel.mesh:Mesh",
     "pplx_jax.parallel.processes:Processes",

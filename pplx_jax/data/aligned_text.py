@@ -39,6 +39,19 @@ class Sentences:
         text = {lang: {line: of[line] for line in lines if line in of} for lang, of in self.text.items()}
         return Sentences(self.source, text, lines)
 
+    def spoken(self, languages: Collection[str]) -> "Sentences":
+        """Those of the pivot and of some languages; of all where none is named.
+
+        Raises:
+            BadInput: there is no such language.
+        """
+        if not languages:
+            return self
+        for language in languages:
+            self._require(language)
+        kept = {*languages, PIVOT}
+        return Sentences(self.source, {lang: of for lang, of in self.text.items() if lang in kept}, self.document)
+
     @property
     def documents(self) -> dict[str, list[int]]:
         """Document -> its lines in their order."""
@@ -47,24 +60,18 @@ class Sentences:
             found.setdefault(name, []).append(line)
         return found
 
-    def rows(self, seed: int, contextual_share: float = 0.3) -> TrainingRows:
+    def rows(self, seed: int, contextual_share: float = 0.3, partners: int = 1) -> TrainingRows:
         """Pairs across languages, documents in one language asked in others, and each document's text.
 
-        Every sentence of another language meets the pivot's, the pivot's it, or a third language's. Of a document's
-        versions a share becomes documents of chunks, each asked by translations of its sentences.
+        Every sentence of another language meets the pivot's, the pivot's it, or a third language's; so many `partners`
+        it is paired with, where draws do not coincide. Of a document's versions a share becomes documents of chunks,
+        each asked by translations of its sentences.
         """
-        found, languages = TrainingRows(), sorted(self.text)
+        found, languages, names = TrainingRows(), sorted(self.text), ("query", "document", "source")
         for language in languages:
-            for line, text in self.text[language].items():
-                if language == PIVOT:
-                    continue
-                chance = draw(seed, "pair", language, line)
-                third = languages[int(draw(seed, "third", language, line) * len(languages))]
-                other = PIVOT if chance < 0.7 or third == language else third
-                query, document = text, self.text[other].get(line, "")
-                if chance > 0.4:
-                    query, document = document, query
-                found.pairs.append({"query": query, "document": document, "source": self.source})
+            for line in self.text[language] if language != PIVOT else ():
+                pairs = (self._pair(language, line, languages, seed, partner) for partner in range(partners))
+                found.pairs += [dict(zip(names, pair, strict=True)) for pair in dict.fromkeys(pairs)]
             for name, lines in self.documents.items():
                 present = [line for line in lines if line in self.text[language]]
                 found.texts.append(
@@ -74,6 +81,16 @@ class Sentences:
                     found.documents.append(self._document(language, name, present, languages, seed))
         found.pairs = [row for row in found.pairs if row["query"] and row["document"]]
         return found
+
+    def _pair(
+        self, language: str, line: int, languages: Sequence[str], seed: int, partner: int
+    ) -> tuple[str, str, str]:
+        """A sentence and a translation, one the query and one the document."""
+        chance = draw(seed, "pair", language, line, partner)
+        third = languages[int(draw(seed, "third", language, line, partner) * len(languages))]
+        other = PIVOT if chance < 0.7 or third == language else third
+        text, translation = self.text[language][line], self.text[other].get(line, "")
+        return (translation, text, self.source) if chance > 0.4 else (text, translation, self.source)
 
     def _document(self, language: str, name: str, lines: Sequence[int], languages: Sequence[str], seed: int) -> Row:
         text = self.text[language]
@@ -87,14 +104,17 @@ class Sentences:
         chunks = [" ".join(text[line] for line in group) for group in groups]
         return {"id": f"{name}:{language}", "source": self.source, "chunks": chunks, "queries": queries}
 
+    def _require(self, language: str) -> None:
+        if language not in self.text or PIVOT not in self.text:
+            raise BadInput(f"{self.source} has no {language}; it has {', '.join(sorted(self.text))}")
+
     def retrieval_set(self, language: str) -> RetrievalSet:
         """Sentences of a language that look for their translations among all sentences of the pivot.
 
         Raises:
             BadInput: there is no such language.
         """
-        if language not in self.text or PIVOT not in self.text:
-            raise BadInput(f"{self.source} has no {language}; it has {', '.join(sorted(self.text))}")
+        self._require(language)
         lines = [line for line in self.document if line in self.text[PIVOT] and line in self.text[language]]
         place = {line: at for of in self.documents.values() for at, line in enumerate(of)}
         return RetrievalSet(

@@ -42,6 +42,7 @@ Split = Literal["test", "development"]
 # One task stands in several programming languages: their names and what else varies is no part of it.
 _VARYING = frozenset("python java javascript typescript php cpp c function".split())
 _TASKS = "mbxp-"
+_PAGES = "fastapi-docs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +52,25 @@ class MultilingualCorpus:
     Attributes:
         path: the folder.
         python: the Python code; its held-out packages are the set `python`.
-        split: "test" evaluates on the sets that `evaluated` names. "development" never reads those: it holds out a
-            share of the training data and evaluates on that, for choosing settings.
+        split: "test" evaluates on the sets that `evaluated` names. "development" never reads those: for choosing
+            settings, it holds out a share of the training data and the whole of some of its sources, and evaluates on
+            those.
         trained: retrieval sets whose questions and passages are trained on.
         evaluated: retrieval sets that are evaluated on.
+        unseen: what "development" trains nothing of, to see what a domain costs that training never saw: names in
+            `trained`, and `fastapi-docs`. Of tasks of programming, the tasks held out in the other languages too.
+        unseen_packages: the Python packages of the set `python` in "development", where those that `python` holds
+            out are never read.
         languages: of the aligned sentences, which look for their English ones as sets `ntrex-LANGUAGE`.
+        trained_languages: of the aligned sentences, trained on beside English; all where none is named.
+        partners: translations that each sentence is paired with.
         held_out_share: of the documents of aligned sentences, evaluated on.
         development_share: of the training data, held out in "development".
         task_share: of the tasks of programming, trained on in the languages that `trained` names; the others are
             evaluated on in those of `evaluated`, so that no description stands on both sides.
         most_queries, most_documents: of a set that is evaluated on, a seeded sample; 0 for all.
         most_pairs: of a source that is trained on, a seeded sample; 0 for all.
+        most_pairs_of: source -> the same of that one, where it differs.
         seed: of all draws.
     """
 
@@ -70,13 +79,18 @@ class MultilingualCorpus:
     split: Split = "test"
     trained: tuple[str, ...] = ()
     evaluated: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    unseen_packages: tuple[str, ...] = ()
     languages: tuple[str, ...] = ()
+    trained_languages: tuple[str, ...] = ()
+    partners: int = 1
     held_out_share: float = 0.25
     development_share: float = 0.15
     task_share: float = 0.35
     most_queries: int = 0
     most_documents: int = 0
     most_pairs: int = 0
+    most_pairs_of: dict[str, int] = dataclasses.field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self):
@@ -84,6 +98,12 @@ class MultilingualCorpus:
             raise BadInput(f"MultilingualCorpus: {', '.join(both)} both trained and evaluated; choose one")
         if self.split not in ("test", "development"):
             raise BadInput(f"MultilingualCorpus.split={self.split!r}; choose 'test' or 'development'")
+        if unknown := sorted(set(self.unseen) - {*self.trained, _PAGES}):
+            raise BadInput(
+                f"MultilingualCorpus.unseen: {unknown[0]} is not trained on; name one of trained or {_PAGES}"
+            )
+        if self.split == "development" and not self.unseen_packages:
+            raise BadInput("MultilingualCorpus.unseen_packages: name the packages that development evaluates on")
 
     def build(self, output: pathlib.Path) -> dict[str, Any]:
         """Writes the corpus folder, whole or not at all, and returns its counts.
@@ -98,25 +118,28 @@ class MultilingualCorpus:
         pages = Pages.read(_one_of(folder / "text", "fastapi-docs.jsonl"))
         with tempfile.TemporaryDirectory(dir=_made(output.parent)) as temporary:
             code = pathlib.Path(temporary) / "python"
-            self.python.build(code, logging.info)
+            self._packages.build(code, logging.info)
             evaluation = {"python": read_beir(code / "evaluation")}
             rows = self._python_rows(code)
             searched = read_rows(code / "search.jsonl")
         for name in self.trained:
             kept, held = self._parted(name, read_beir(folder / "retrieval" / name))
+            if self.split == "development":
+                evaluation[name] = held
+                if name in self.unseen:
+                    continue
             rows.extend(question_rows(name, kept))
             if not name.startswith(_TASKS):
                 rows.pairs += cropped_pairs(f"{name}-crop", kept.documents, self.seed)
-            if self.split == "development":
-                evaluation[name] = held
         if self.split == "test":
             for name in self.evaluated:
                 evaluation[name] = self._tested(name, read_beir(folder / "retrieval" / name))
 
         held, kept = self._documents_parted(sentences)
-        rows.extend(sentences.within(kept).rows(self.seed))
+        rows.extend(sentences.within(kept).spoken(self.trained_languages).rows(self.seed, partners=self.partners))
         evaluation |= {f"{sentences.source}-{of}": sentences.within(held).retrieval_set(of) for of in self.languages}
-        developed = {path for path in pages.sections if self._developed("page", path)}
+        unseen = _PAGES in self.unseen
+        developed = {path for path in pages.sections if self._developed("page", path, unseen=unseen)}
         rows.extend(pages.within(pages.sections.keys() - developed).rows(self.seed))
         if self.split == "development":
             evaluation[pages.source] = pages.within(developed).retrieval_set()
@@ -136,19 +159,31 @@ class MultilingualCorpus:
         names = ("query", "document", "source")
         return TrainingRows(texts, [dict(zip(names, pair, strict=True)) for pair in dict.fromkeys(pairs)], documents)
 
-    def _developed(self, *names: str) -> bool:
-        return self.split == "development" and draw(self.seed, "development", *names) < self.development_share
+    @property
+    def _packages(self) -> PythonCorpus:
+        if self.split == "test":
+            return self.python
+        never_read = (*self.python.excluded_packages, *self.python.held_out)
+        return dataclasses.replace(self.python, held_out=self.unseen_packages, excluded_packages=never_read)
+
+    def _developed(self, *names: str, unseen: bool = False) -> bool:
+        """Whether development evaluates on it: a share, or all of what it leaves unseen."""
+        share = 1.0 if unseen else self.development_share
+        return self.split == "development" and draw(self.seed, "development", *names) < share
 
     def _parted(self, name: str, data: RetrievalSet) -> tuple[RetrievalSet, RetrievalSet]:
         """A set that is trained on: what is, and what development holds out of it, whole parents or whole tasks."""
-        of = self._task_of(data) if name.startswith(_TASKS) else dict(enumerate(data.parents))
-        allowed = [
-            row
-            for row, key in of.items()
-            if not name.startswith(_TASKS) or draw(self.seed, "task", key) < self.task_share
-        ]
-        held = [row for row in allowed if self._developed(name if not name.startswith(_TASKS) else _TASKS, of[row])]
-        kept = sorted(set(allowed) - set(held))
+        if name.startswith(_TASKS):
+            of = {
+                row: task
+                for row, task in self._task_of(data).items()
+                if draw(self.seed, "task", task) < self.task_share
+            }
+            held = [row for row, task in of.items() if self._developed(_TASKS, task)]
+        else:
+            of = dict(enumerate(data.parents))
+            held = [row for row, parent in of.items() if self._developed(name, parent, unseen=name in self.unseen)]
+        kept = sorted(of.keys() - set(held))
         return restricted(data, kept, lambda _: True), restricted(data, held, lambda _: True)
 
     def _tested(self, name: str, data: RetrievalSet) -> RetrievalSet:
@@ -183,7 +218,7 @@ class MultilingualCorpus:
     ) -> dict[str, Any]:
         overlap = Overlap(text for data in evaluation.values() for text in (*data.documents, *data.queries))
         rows, dropped = rows.without(lambda row: any(map(overlap.of, texts_within(row))))
-        rows.pairs = _sampled_pairs(rows.pairs, self.most_pairs, self.seed)
+        rows.pairs = _sampled_pairs(rows.pairs, self.most_pairs, self.most_pairs_of, self.seed)
         with whole_folder(output) as partial:
             write_rows(partial / "text.jsonl", rows.texts)
             write_rows(partial / "pairs.jsonl", rows.pairs)
@@ -210,15 +245,16 @@ class MultilingualCorpus:
         return counts
 
 
-def _sampled_pairs(pairs: list[Row], most: int, seed: int) -> list[Row]:
-    """At most so many of each source; all where `most` is 0."""
-    if not most:
+def _sampled_pairs(pairs: list[Row], most: int, most_of: Mapping[str, int], seed: int) -> list[Row]:
+    """At most so many of each source, all of one of which 0 are asked for."""
+    if not most and not most_of:
         return pairs
     taken: collections.Counter[str] = collections.Counter()
     kept = []
     for row in sorted(pairs, key=lambda row: draw(seed, "sample", row["query"], row["document"])):
-        taken[row["source"]] += 1
-        if taken[row["source"]] <= most:
+        source = row["source"]
+        taken[source] += 1
+        if taken[source] <= (most_of.get(source, most) or len(pairs)):
             kept.append(row)
     return kept
 

@@ -13,7 +13,8 @@ from typing import Any
 from pplx_jax.errors import BadInput
 from pplx_jax.metrics import read_metrics
 
-STAGES = ("random", "diffusion", "pair", "contextual", "triplet", "merged")
+UNTRAINED = ("random", "initial")
+STAGES = (*UNTRAINED, "diffusion", "pair", "contextual", "triplet", "merged")
 PRECISIONS = ("float", "int8", "binary")
 METRICS = {"ndcg@10": "nDCG@10", "recall@100": "Recall@100"}
 _CONTEXT = {"with_context": "contextual, in context", "without_context": "contextual, alone"}
@@ -77,7 +78,7 @@ def result_rows(results: Mapping[str, Any]) -> list[Row]:
             continue
         scored_alone = any(precision in entry for precision in PRECISIONS)
         if scored_alone:
-            rows.append(Row(stage, entry, is_baseline=stage == "random"))
+            rows.append(Row(stage, entry, is_baseline=stage in UNTRAINED))
         rows += [row for row in context_rows(entry) if not (scored_alone and row.name == _CONTEXT["without_context"])]
     return rows
 

@@ -6,7 +6,18 @@ from typing import Any
 
 from pplx_jax.html_report import charts
 from pplx_jax.html_report.frame import section
-from pplx_jax.html_report.run import METRICS, PRECISIONS, STAGES, Row, Run, context_rows, numbers, result_rows, set_rows
+from pplx_jax.html_report.run import (
+    METRICS,
+    PRECISIONS,
+    STAGES,
+    UNTRAINED,
+    Row,
+    Run,
+    context_rows,
+    numbers,
+    result_rows,
+    set_rows,
+)
 from pplx_jax.progress import duration
 
 _HEADLINE_METRIC = "ndcg@10"
@@ -16,7 +27,7 @@ def headline(run: Run) -> str:
     """Title and tiles."""
     rows = result_rows(run.results)
     by_name = {row.name: row for row in rows}
-    trained = [by_name[stage] for stage in reversed(STAGES) if stage in by_name and stage != "random"]
+    trained = [by_name[stage] for stage in reversed(STAGES) if stage in by_name and stage not in UNTRAINED]
     total = sum(_seconds(run).values())
     facts = [run.environment.get("device"), f"{duration(total)} in all" if total else None]
     if not trained:
@@ -214,7 +225,7 @@ def _results_table(rows: list[Row]) -> str:
 
 def _color(name: str) -> str:
     stage = name.split(",")[0].split("_")[0].split(" ")[0]
-    return stage if stage in STAGES and stage != "random" else "other"
+    return stage if stage in STAGES and stage not in UNTRAINED else "other"
 
 
 def _seconds(run: Run) -> dict[str, float]:

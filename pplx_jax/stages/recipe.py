@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import shutil
 import time
@@ -17,6 +18,7 @@ from pplx_jax.contrastive.mining import Mining, mine_table
 from pplx_jax.data.examples import Examples, open_tables
 from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.source_corpus import tokenize_corpus, vocabulary_texts
+from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.folder import evaluate_bm25
@@ -25,10 +27,13 @@ from pplx_jax.initial_model import copy_vocabulary, model_to_train
 from pplx_jax.model_folder import ModelFolder, load_model, save_model
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.models.term_weights import TermWeights
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.report import environment, format_sets, format_table, write_report, write_results
 from pplx_jax.stages.merge import Merge, slerp
+from pplx_jax.stages.weighted_start import NAME as INITIAL
+from pplx_jax.stages.weighted_start import start_folder, write_weighted_start
 from pplx_jax.train import Training, train
 from pplx_jax.train_state import initial_params
 
@@ -87,6 +92,7 @@ def run(
     stages: Sequence[Training],
     model: Qwen3Config | None = None,
     initial: str | None = None,
+    term_weights: TermWeights | None = None,
     mesh: Mesh = _DEFAULT_MESH,
     mining: Mining = _DEFAULT_MINING,
     merge: Merge = _DEFAULT_MERGE,
@@ -105,6 +111,7 @@ def run(
       model: the encoder; its vocab_size is the vocabulary's size. Where None, that of `initial` made bidirectional.
       initial: a folder that `import-hf` or a stage wrote, or a Hugging Face folder that could be imported. The first
         stage starts from its weights, and its vocabulary is used: none is trained. Random weights where None.
+      term_weights: how the tokens of a model from scratch are weighted at first, in WORKDIR/initial; alike where None.
       mesh: devices.
       mining: hard negatives of the triplet stage.
       merge: of the contextual and the triplet model.
@@ -117,14 +124,15 @@ def run(
 
     Raises:
       BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices, `initial`
-        is no model or one of other sizes than `model`, or the recipe has no stage `until`.
+        is no model or one of other sizes than `model`, `initial` and `term_weights` are both there, or the recipe
+        has no stage `until`.
     """
     mesh.build()
     names = [training.stage.name for training in stages]
     if until not in (None, UNTIL_DATA, *names):
         raise BadInput(f"--until {until}: the recipe has {', '.join((UNTIL_DATA, *names))}")
     workdir = pathlib.Path(workdir)
-    model = model_to_train(model, initial)
+    model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     if is_first():
         _claim(workdir, fingerprint, config_text)
     barrier("claim")
@@ -145,12 +153,18 @@ def run(
     results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
     results["random"] = phases("evaluate_random", lambda: _score_random(model, vocabulary, seed, held_out))
 
+    if term_weights:
+        tables = [table for name in ("diffusion", "pair") for table in _tables(tokens, name, vocabulary)]
+        weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
+        phases(INITIAL, weigh)
+        results[INITIAL] = phases(f"evaluate_{INITIAL}", lambda: _score(workdir / INITIAL, held_out, lengths))
+
     for training in stages:
         name = training.stage.name
         if name == "triplet":
             phases("mine", lambda: _mine(workdir, vocabulary, mining, stages, seed))
 
-        work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, initial)
+        work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start)
         phases(name, work, everyone=True)
         results[name] = phases(f"evaluate_{name}", lambda name=name: _score(workdir / name, held_out, lengths))
         if name == until:
@@ -180,6 +194,7 @@ def train_stage(
     stages: Sequence[Training],
     model: Qwen3Config | None = None,
     initial: str | None = None,
+    term_weights: TermWeights | None = None,
     mesh: Mesh = _DEFAULT_MESH,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -192,9 +207,9 @@ def train_stage(
     if chosen is None:
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(t.stage.name for t in stages)}")
     workdir = pathlib.Path(workdir)
-    model = model_to_train(model, initial)
+    model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else Vocabulary.load(workdir / "data")
-    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, initial)
+    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start)
 
 
 def merge_checkpoints(
@@ -282,6 +297,13 @@ def _vocabulary(workdir: pathlib.Path, phases: _Phases, corpus: Corpus, size: in
 
     phases("vocabulary", work)
     return Vocabulary.load(folder)
+
+
+def _tables(tokens: pathlib.Path, stage: str, vocabulary: Vocabulary) -> list[TokenTable]:
+    """All tables of a stage's sources; none where the corpus has no text for it."""
+    if not (tokens / stage).exists():
+        return []
+    return list(itertools.chain(*open_tables(tokens / stage, stage=stage, vocabulary=vocabulary).values()))
 
 
 def _mine(

@@ -17,6 +17,7 @@ from pplx_jax.evaluation.sets import read_sets
 from pplx_jax.retrieval.beir import read_beir
 
 LANGUAGES = ("eng", "deu", "fra")
+KINDS = ("text", "pairs", "documents")
 TRAINED, EVALUATED = ("questions-train", "mbxp-php"), ("questions-dev", "mbxp-java")
 
 
@@ -165,10 +166,42 @@ def test_headings_find_the_same_section_in_another_language(built):
 
 
 def test_development_never_reads_the_sets_that_are_tested(folder, python, tmp_path):
-    counts = corpus(folder, python, split="development", evaluated=("no-such-set",)).build(tmp_path / "corpus")
+    fields = {"split": "development", "evaluated": ("no-such-set",), "unseen_packages": ("beta",)}
+    counts = corpus(folder, python, **fields).build(tmp_path / "corpus")
     assert set(counts["evaluated"]) == {"python", *TRAINED, "ntrex-deu", "fastapi-docs"}
+    packages = {row["_id"].split(".")[0] for row in rows_of(tmp_path / "corpus" / "evaluation" / "python", "corpus")}
+    assert packages == {"beta"}
+    assert {row["source"] for row in rows_of(tmp_path / "corpus", "documents")} >= {*TRAINED[:1], "fastapi-docs"}
     tested = set(read_beir(folder / "retrieval" / "questions-train").query_ids)
     assert 0 < counts["evaluated"]["questions-train"]["queries"] < len(tested)
+
+
+def test_development_trains_nothing_of_what_it_leaves_unseen(folder, python, tmp_path):
+    unseen = (*TRAINED, "fastapi-docs")
+    counts = corpus(folder, python, split="development", unseen=unseen, unseen_packages=("beta",)).build(tmp_path / "c")
+    sources = {row["source"].removesuffix("-docstring") for name in KINDS for row in rows_of(tmp_path / "c", name)}
+    assert {source.split(".")[0] for source in sources} == {"ntrex", "python"}
+    # Whole sets are searched, but for tasks, of which those that no programming language trains on.
+    questions = read_beir(folder / "retrieval" / TRAINED[0])
+    assert counts["evaluated"][TRAINED[0]]["queries"] == len(questions.query_ids)
+    assert counts["evaluated"]["fastapi-docs"]["documents"] == 40
+    assert 0 < counts["evaluated"]["mbxp-php"]["queries"] < 40
+
+
+def test_sentences_are_trained_on_in_the_languages_named(folder, python, tmp_path):
+    corpus(folder, python, trained_languages=("deu",)).build(tmp_path / "corpus")
+    texts = [row["text"] for row in rows_of(tmp_path / "corpus", "text") if row["source"] == "ntrex"]
+    assert {text.split("x")[0] for text in texts} == {"eng", "deu"}
+
+
+def test_a_sentence_has_several_partners(folder, python, built, tmp_path):
+    corpus(folder, python, partners=3).build(tmp_path / "corpus")
+
+    def pairs(output):
+        return [(row["query"], row["document"]) for row in rows_of(output, "pairs") if row["source"] == "ntrex"]
+
+    one, three = pairs(built[0]), pairs(tmp_path / "corpus")
+    assert set(one) < set(three) and len(three) == len(set(three)) > 1.5 * len(one)
 
 
 def test_the_same_folder_gives_the_same_bytes(built, folder, python, tmp_path):
@@ -179,7 +212,9 @@ def test_the_same_folder_gives_the_same_bytes(built, folder, python, tmp_path):
 
 
 def test_samples_of_sources_and_of_sets(folder, python, tmp_path):
-    counts = corpus(folder, python, most_pairs=10, most_queries=5, most_documents=8).build(tmp_path / "corpus")
+    fields = {"most_pairs": 10, "most_pairs_of": {"ntrex": 13, "python": 0}, "most_queries": 5, "most_documents": 8}
+    counts = corpus(folder, python, **fields).build(tmp_path / "corpus")
+    assert counts["pairs_of"].pop("ntrex") == 13 and counts["pairs_of"].pop("python") > 100
     assert max(counts["pairs_of"].values()) == 10
     assert all(of["queries"] <= 5 and of["documents"] < 16 for of in counts["evaluated"].values())
 
@@ -197,6 +232,9 @@ def test_sets_of_the_same_passages_are_sampled_alike(folder):
     [
         ({"evaluated": ("mbxp-php",)}, "mbxp-php both trained and evaluated"),
         ({"split": "train"}, "split='train'"),
+        ({"unseen": ("mbxp-java",)}, "mbxp-java is not trained on"),
+        ({"split": "development"}, "unseen_packages"),
+        ({"trained_languages": ("xxx",)}, "ntrex has no xxx; it has deu, eng, fra"),
         ({"path": "/nowhere"}, "no folder /nowhere"),
         ({"languages": ("xxx",)}, "ntrex has no xxx; it has deu, eng, fra"),
         ({"trained": ("nothing",)}, "nothing"),
