@@ -182,8 +182,8 @@ def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple
     packed = max(query_tiles, key_tiles) * overhead + starts
     packed += length // tiles.sub_query // tiles.together * size(found["side_by_side"])
     packed /= length * 256 * group * tiles.kv_heads / TILE
-    stretch = min(length, tiles.most_queries(group, HEAD_DIM, 2))
-    common = {"vmem_bytes": tiles.backward_bytes(group, HEAD_DIM, 2, stretch)}
+    stretch = tiles.most_queries(group, HEAD_DIM, 2, length)
+    common = {"vmem_bytes": tiles.backward_bytes(group, HEAD_DIM, 2, stretch, in_stretches=stretch < length)}
 
     def figures(price: float, body: tuple[int, int]) -> dict:
         share, spills = kernel.matrix_share(*body), kernel.spills(*body)

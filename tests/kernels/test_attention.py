@@ -220,8 +220,8 @@ def test_bfloat16_is_as_near_as_its_precision():
 def test_a_row_in_stretches_is_the_row_at_once():
     arguments, weights = inputs([LAYOUTS["two"], LAYOUTS["short"]])
     whole = results(IMPLEMENTATIONS["pallas"], arguments, weights, causal=True)
-    small = dataclasses.replace(SMALL[1], vmem_limit_bytes=SMALL[1].backward_bytes(2, 64, 4, 700))
-    assert small.most_queries(2, 64, 4) == 512 < 1200
+    small = dataclasses.replace(SMALL[1], vmem_limit_bytes=SMALL[1].backward_bytes(2, 64, 4, 700, in_stretches=True))
+    assert small.most_queries(2, 64, 4, 1200) == 512
     stretches = functools.partial(pallas.attention, tiles=(SMALL[0], small), interpret=True)
     for one, other in zip(
         jax.tree.leaves(results(stretches, arguments, weights, causal=True)), jax.tree.leaves(whole), strict=True
@@ -317,9 +317,9 @@ def test_the_best_tiles_fit_their_device(length, group):
     for device in (None, "TPU v5 lite", "TPU v6 lite", "TPU v5"):
         forward, backward = best(length, group, device_kind=device)
         forward.require(forward.forward_bytes(group, 128, 4))
-        most = backward.most_queries(group, 128, 2)
+        most = backward.most_queries(group, 128, 2, length)
         assert most >= min(length, 3584)
-        backward.require(backward.backward_bytes(group, 128, 2, min(length, most)))
+        backward.require(backward.backward_bytes(group, 128, 2, most, in_stretches=most < length))
         assert -length % forward.key < max(512, length / 4)
 
 

@@ -113,8 +113,9 @@ def _backward(causal, tiles, interpret, saved, gradient):
     tile = tiles[1]
     _, _, group, length, head_dim = query.shape
     # A row too long for its queries' gradient to stay in fast memory goes in stretches.
-    size = min(length, tile.most_queries(group, head_dim, query.dtype.itemsize))
-    tile.require(tile.backward_bytes(group, head_dim, query.dtype.itemsize, size))
+    size = tile.most_queries(group, head_dim, query.dtype.itemsize, length)
+    needed = tile.backward_bytes(group, head_dim, query.dtype.itemsize, size, in_stretches=size < length)
+    tile.require(needed)
     sums = jnp.stack([lse, jnp.sum(mixed.astype(jnp.float32) * gradient.astype(jnp.float32), axis=-1)], axis=2)
     query_gradients: list[jax.Array] = []
     of_key = of_value = key  # of the stretches so far

@@ -90,19 +90,26 @@ class Tiles:
         scores = group * self.piece * self.key * (4 + itemsize)
         return 2 * blocks + accumulators + scores
 
-    def backward_bytes(self, group: int, head_dim: int, itemsize: int, queries: int) -> int:
-        """Fast memory of the backward pass over so many queries, whose gradient stays there."""
+    def backward_bytes(
+        self, group: int, head_dim: int, itemsize: int, queries: int, *, in_stretches: bool = False
+    ) -> int:
+        """Fast memory of the backward pass over so many queries, whose gradient stays there.
+
+        `in_stretches`: of a row whose other queries have had theirs, to which gradients of keys and values are added.
+        """
         wide = max(head_dim, LANES)
         blocks = (2 * group * self.query + 2 * self.key) * wide * itemsize + (4 * self.query + self.key) * 32
-        gradients = group * head_dim * queries * 4 + 2 * self.key * wide * 4
+        gradients = group * head_dim * queries * 4 + (4 if in_stretches else 2) * self.key * wide * 4
         scores = group * self.piece * self.key * (4 + itemsize)
         return 2 * self.kv_heads * (blocks + gradients) + scores
 
-    def most_queries(self, group: int, head_dim: int, itemsize: int) -> int:
-        """Queries whose gradient fits in the backward pass, in whole tiles and one at least."""
-        one = self.backward_bytes(group, head_dim, itemsize, self.query)
-        more = self.backward_bytes(group, head_dim, itemsize, 2 * self.query) - one
-        return self.query * (1 + max(self.vmem_limit_bytes - one, 0) // more)
+    def most_queries(self, group: int, head_dim: int, itemsize: int, length: int) -> int:
+        """Queries of a row of `length` whose gradient fits in the backward pass, in whole tiles and one at least."""
+        if self.backward_bytes(group, head_dim, itemsize, length) <= self.vmem_limit_bytes:
+            return length
+        one = self.backward_bytes(group, head_dim, itemsize, self.query, in_stretches=True)
+        more = self.backward_bytes(group, head_dim, itemsize, 2 * self.query, in_stretches=True) - one
+        return min(length, self.query * (1 + max(self.vmem_limit_bytes - one, 0) // more))
 
     def with_heads_for(self, bytes_needed: Callable[["Tiles"], int]) -> "Tiles":
         """These, with half the key heads until what is needed of fast memory is there."""
@@ -161,10 +168,13 @@ def best(
         wide_products=wide,
         **common,
     )
-    stretch = min(unit * units, 2 * backward.query)  # what a longer row's queries should not be cut below
+    row = unit * units
+    stretch = min(row, 4 * backward.query)  # each is a kernel to compile
     return (
         forward.with_heads_for(lambda tiles: tiles.forward_bytes(group, head_dim, itemsize)),
-        backward.with_heads_for(lambda tiles: tiles.backward_bytes(group, head_dim, itemsize, stretch)),
+        backward.with_heads_for(
+            lambda tiles: tiles.backward_bytes(group, head_dim, itemsize, stretch, in_stretches=stretch < row)
+        ),
     )
 
 
