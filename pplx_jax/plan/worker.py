@@ -102,9 +102,10 @@ def compile_step(task: Task) -> dict[str, Any]:
                 "batch": sum(map(bytes_on_chip, batch.values())),
             },
         }
-        predicted = sum(texts) * (1 + stage.min_time) / 2 if isinstance(stage, DiffusionStage) else 0.0
+        tokens, predicted_share = sum(texts), (1 + stage.min_time) / 2 if isinstance(stage, DiffusionStage) else 0.0
+        predicted = predicted_share * tokens
         pairs = sum(float(length) ** 2 for length in texts)
-        found["flops_per_step"] = training_flops(config, tokens=sum(texts), token_pairs=pairs, predicted=predicted)
+        found["flops_per_step"] = training_flops(config, tokens=tokens, token_pairs=pairs, predicted=predicted)
         started = time.monotonic()
         lowered = step.lower(layout, batch)
         try:
@@ -119,8 +120,8 @@ def compile_step(task: Task) -> dict[str, Any]:
         text,
         places,
         topology,
-        branch_share=predicted or 1.0,
-        predicted_positions=predicted * sum(texts) / devices.size,
+        branch_share=predicted_share or 1.0,
+        predicted_positions=predicted / devices.size,
         visited_share=visited_share(texts, rows, stage.row_length),
     )
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -1,6 +1,7 @@
 """`pplx-jax plan`: real compilations of a small model for a small topology, and what it says of them."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import tpu_compile
 from pplx_jax import cli
 from pplx_jax.configuration import load
 from pplx_jax.plan.advice import advice
+from pplx_jax.plan.kernels import VOCABULARY_SLOTS
 from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
 
 PROMISED = {
@@ -46,7 +48,7 @@ def test_lengths_of_packed_texts():
 @tpu_compile.needs_libtpu
 def test_a_stage_that_fits(tmp_path, capsys):
     picture = tmp_path / "plan.html"
-    command = [*SMALL, "--stage=pair", f"--picture={picture}", "--gin_param=PairStage.batch_size=64"]
+    command = [*SMALL, "--stage=diffusion", f"--picture={picture}", "--gin_param=DiffusionStage.batch_size=256"]
     assert cli.main(command) == cli.DONE
     plan = json.loads(capsys.readouterr().out)
     assert plan.keys() >= PROMISED and plan["fits"] is True and plan["chips"] == 4
@@ -59,6 +61,10 @@ def test_a_stage_that_fits(tmp_path, capsys):
     assert plan["hbm"]["parameters"] == pytest.approx(parameters, rel=0.01)
     assert plan["hbm"]["optimizer"] == pytest.approx(2 * parameters, rel=0.01)
     assert {"attention_forward", "attention_backward"} <= plan["seconds"].keys()
+    # Blocks of 2,048 positions that have a loss, half of the tokens and a little more, on each of four chips.
+    product = 2 * 16384 * 512 * 2048 / 197e12
+    blocks = plan["seconds"]["vocab_scores"] / (product / VOCABULARY_SLOTS["vocab_scores"]["v5e"])
+    assert blocks == pytest.approx(math.ceil(0.5005 * plan["tokens_per_step"] / 4 / 2048))
     page = picture.read_text()
     assert "Memory a chip" in page and "<svg" in page and "MFU" in page
 
