@@ -4,6 +4,9 @@ BIN := .venv/bin
 # Huge pages for large arrays: a training step on CPU spends a quarter of its time on page faults without them.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+# What is imported leaves its bytecode behind: pip, told to compile, compiles all that it installs, on one core.
+export PYTHONDONTWRITEBYTECODE :=
+INSTALL := $(BIN)/python -m pip install -q --no-compile
 
 .PHONY: quickstart test lint clean
 
@@ -20,12 +23,12 @@ lint: .venv/installed
 
 .venv/installed: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[data,convert,eval,search,parquet,serve,tpu,launch,dev]'
+	$(INSTALL) -c constraints.txt -e '.[data,convert,eval,search,parquet,serve,tpu,launch,dev]'
 	touch $@
 
 # The oldest transformers that exports open in, for the test that opens them there.
 .venv/oldest/installed: constraints-oldest.txt | .venv/installed
-	$(BIN)/python -m pip install -q --no-deps --target $(@D) --upgrade -r constraints-oldest.txt
+	$(INSTALL) --no-deps --target $(@D) --upgrade -r constraints-oldest.txt
 	touch $@
 
 clean:

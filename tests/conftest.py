@@ -1,6 +1,8 @@
 """Settings every test shares: JAX runs on the CPU unless the caller says otherwise."""
 
 import os
+import shutil
+import tempfile
 
 # Before the first import of jax anywhere in the suite; an explicit setting of the caller wins.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -13,3 +15,17 @@ import hypothesis  # noqa: E402
 # Compiling takes seconds, so a deadline would only measure it; the same examples every time.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_configure(config):
+    """Nearly all of a tiny run is compilation: what one test has compiled, the next and its subprocesses read."""
+    config.compiled = None
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+def pytest_unconfigure(config):
+    if config.compiled:
+        shutil.rmtree(config.compiled, ignore_errors=True)

@@ -1,10 +1,11 @@
 """Runs tiny trainings in processes of their own, one or several as one job, on simulated devices."""
 
-import os
 import pathlib
 import socket
 import subprocess
 import sys
+
+import simulated
 
 SETUP = """
 import dataclasses, json, os, pathlib, signal, sys, time
@@ -38,15 +39,9 @@ def start(
 
 def start_python(arguments: list[str], *, devices: int = 1, **environment: str) -> subprocess.Popen:
     """Python on so many simulated devices."""
-    tests = pathlib.Path(__file__).parent
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]),
-    }
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env={**os.environ, **settings, **environment},
+        env={**simulated.environment(devices), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

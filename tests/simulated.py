@@ -1,12 +1,14 @@
-"""The environment of a process that has several devices on this machine's cores."""
+"""Processes that have several devices on this machine's cores."""
 
 import os
 import pathlib
+import subprocess
+import sys
 
 
 def environment(devices: int) -> dict[str, str]:
-    """For `subprocess`; the project is on its path."""
-    root = str(pathlib.Path(__file__).parents[1])
+    """For `subprocess`; the project and the tests' own modules are on its path."""
+    tests = pathlib.Path(__file__).parent
     return {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
@@ -16,5 +18,12 @@ def environment(devices: int) -> dict[str, str]:
         # XLA's pool has a thread a device. Two collectives that one device has begun at once take the thread that
         # another would answer them with, and all wait for ever: so more threads than devices.
         "NPROC": str(4 * devices),
-        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")]),
     }
+
+
+def run(*arguments: str, devices: int = 8) -> str:
+    """What Python, so called, writes to standard output; its errors where it fails."""
+    done = subprocess.run([sys.executable, *arguments], env=environment(devices), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout

@@ -7,15 +7,13 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
+import job
 import numpy as np
 import pytest
 import tiny
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AbstractMesh
 
 from pplx_jax import train as loop
@@ -54,7 +52,6 @@ class Setting:
     vocabulary: object
     config: Qwen3Config
     tables: dict[str, TokenTable]
-    environment: dict[str, str]
 
     def training(self, name: str, **fields) -> Training:
         usual = {"stage": tiny.STAGES[name], "optimizer": tiny.OPTIMIZER, "steps": STEPS, "log_every_steps": 1}
@@ -77,32 +74,12 @@ class Setting:
         )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Nearly all of a tiny run is compilation, so the runs of this file share theirs."""
-    cache = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in cache}
-
-    def use(settings):
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()  # it reads them once, at its first use
-
-    use(cache)
-    yield {name.upper(): str(value) for name, value in cache.items()}
-    use(before)
-
-
 @pytest.fixture(scope="module")
-def setting(tmp_path_factory, compiled_once):
+def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     vocabulary = tiny.tiny_vocabulary(folder)
     tables = tiny.tiny_tables(folder, vocabulary)
-    return Setting(folder, vocabulary, tiny.tiny_config(vocabulary), tables, compiled_once)
+    return Setting(folder, vocabulary, tiny.tiny_config(vocabulary), tables)
 
 
 @pytest.fixture(scope="module")
@@ -375,26 +352,6 @@ class LongerTable(TokenTable):
         return 23
 
 
-SCRIPT = f"""
-import dataclasses, pathlib, sys, time
-for name in ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"):
-    sys.modules[name] = None  # importing any of them fails
-import tiny
-from pplx_jax import train as loop
-from pplx_jax.data.token_files import TokenTable
-from pplx_jax.data.vocabulary import Vocabulary
-from pplx_jax.parallel.mesh import Mesh
-
-def run(setting, folder, name, **fields):
-    vocabulary = Vocabulary.load(setting / "vocabulary.model")
-    table = TokenTable.open(setting / name, stage=name, vocabulary=vocabulary)
-    mesh = fields.pop("mesh", Mesh())
-    usual = dict(stage=tiny.STAGES[name], optimizer=tiny.OPTIMIZER, steps={STEPS}, log_every_steps=1)
-    training = loop.Training(**usual | fields)
-    loop.train(folder, training, tiny.tiny_config(vocabulary), table, vocabulary, mesh=mesh, seed=3)
-
-setting, output = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-"""
 # A run that waits at its tenth step for the kill, should that be late.
 WAITING = """
 require_finite = loop._require_finite
@@ -408,28 +365,10 @@ loop._require_finite = require
 """
 
 
-def process(setting: Setting, output: pathlib.Path, code: str, **environment: str) -> subprocess.Popen:
-    tests = pathlib.Path(__file__).parent
-    path = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT + code, str(setting.folder), str(output)],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, **setting.environment, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(started: subprocess.Popen) -> str:
-    output, errors = started.communicate(timeout=300)
-    assert started.returncode == 0, errors[-3000:]
-    return output
-
-
 def test_a_process_killed_outright_resumes_to_the_same_bits(setting, tmp_path):
     fields = {"steps": 12, "checkpoint_every_seconds": 0.0}
     folder = tmp_path / "killed"
-    victim = process(setting, folder, WAITING + f"run(setting, output, 'diffusion', **{fields})")
+    victim = job.start(WAITING + f"run(setting, output, 'diffusion', **{fields})", setting.folder, folder)
     deadline = time.monotonic() + 300
     while len(read_metrics(folder / "metrics.jsonl")) < 5:
         assert victim.poll() is None, victim.stderr.read()
@@ -539,7 +478,7 @@ def test_counts_below_one_are_refused_by_name(setting, field):
 
 
 def test_training_from_token_files_needs_no_tensorflow(setting, whole, tmp_path):
-    finish(process(setting, tmp_path / "run", "run(setting, output, 'pair')"))
+    job.finish([job.start("run(setting, output, 'pair')", setting.folder, tmp_path / "run")])
     assert numbers(tmp_path / "run") == numbers(whole["pair"])
     assert not (tmp_path / "run" / "tensorboard").exists()
 
@@ -587,8 +526,7 @@ run(setting, output / "moved", "triplet", mesh=eight, **fields)
 def on_eight_devices(setting, tmp_path_factory):
     """Every stage on one device and on a mesh of eight, and one stage that each step takes to a larger mesh."""
     output = tmp_path_factory.mktemp("devices")
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"  # compiled in half the time
-    finish(process(setting, output, EIGHT, XLA_FLAGS=flags))
+    job.finish([job.start(EIGHT, setting.folder, output, devices=8)])
     return output
 
 

@@ -126,6 +126,7 @@ def jax_states(model: ModelFolder, ids: Sequence[np.ndarray]) -> list[np.ndarray
     import jax
     import jax.numpy as jnp
 
+    from pplx_jax.parallel.mesh import Mesh
     from pplx_jax.train_state import bind
 
     encoder = bind(model.config, jax.tree.map(jnp.asarray, model.params))
@@ -135,7 +136,8 @@ def jax_states(model: ModelFolder, ids: Sequence[np.ndarray]) -> list[np.ndarray
         tokens, valid = _padded([ids[place] for place in batch])
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, valid, positions))
-        hidden = np.asarray(forward(encoder, *arrays))
+        with jax.set_mesh(Mesh().build()):  # so that the kernels know what they run on
+            hidden = np.asarray(forward(encoder, *arrays))
         for place, states in zip(batch, hidden, strict=True):
             found[place] = states[: len(ids[place])]
     return [found[place] for place in range(len(ids))]

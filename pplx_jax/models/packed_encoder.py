@@ -14,6 +14,7 @@ from pplx_jax.models.encoding import embed
 from pplx_jax.models.overflow import Overflow, windows
 from pplx_jax.models.qwen3 import Qwen3, Qwen3Config
 from pplx_jax.models.row_plan import plan_rows, power_of_two
+from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.train_state import bind
 
 Tokens = Sequence[int] | np.ndarray
@@ -41,7 +42,7 @@ class PackedEncoder:
 
     Args:
       config: the encoder.
-      params: its parameters, nested dict of arrays.
+      params: its parameters, nested dict of arrays, of this machine's memory or of one device's.
       pad_id, separator_id: token ids.
       batch_tokens: tokens of one forward pass (a row of more tokens passes alone).
       slots: most chunks of a row; a document of more raises it for its rows.
@@ -51,7 +52,9 @@ class PackedEncoder:
         self, config: Qwen3Config, params: Any, *, pad_id: int, separator_id: int, batch_tokens: int, slots: int
     ):
         self._config = config
-        self._model = bind(config, jax.tree.map(jnp.asarray, in_compute_precision(params, config.dtype)))
+        placed = jax.tree.map(jnp.asarray, in_compute_precision(params, config.dtype))
+        self._model = bind(config, placed)
+        self._mesh = Mesh().build(list(jax.tree.leaves(placed)[0].devices()))
         self._pad_id, self._separator_id = pad_id, separator_id
         self._batch_tokens = batch_tokens
         self._slots = slots
@@ -179,5 +182,6 @@ class PackedEncoder:
         return batch | {"tokens": np.full((rows, row_length), self._pad_id, np.int32)}
 
     def _run(self, batch: dict[str, np.ndarray], slots: int) -> tuple[np.ndarray, np.ndarray]:
-        vectors, counts = _embed(self._model, jax.tree.map(jnp.asarray, batch), slots)
+        with jax.set_mesh(self._mesh):  # so that the kernels know what they run on
+            vectors, counts = _embed(self._model, jax.tree.map(jnp.asarray, batch), slots)
         return np.asarray(vectors), np.asarray(counts)

@@ -1,8 +1,9 @@
 """Exact search over quantized embeddings: similarities without rounding surprises, and a top k with a total
 order.
 
-Scores of int8 and binary embeddings are computed from exact integers, so two documents that deserve the same
-score get the same bits whatever block they are in; such ties are broken by id, descending, as trec_eval does.
+Scores of int8 and binary embeddings are computed from exact integers, those of float embeddings in float64 and then
+rounded, so two documents that deserve the same score get the same bits whatever block they are in and whatever the
+machine; such ties are broken by id, descending, as trec_eval does.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ _EXACT_WIDTH = 1024
 _SIGN_BIT = np.uint32(1 << 31)
 _LOWER_HALF = np.uint64((1 << 32) - 1)
 _ROWS_PER_BLOCK = 16_384
+_ROWS_IN_CACHE = 1024  # as float32
 
 
 class Vectors(Protocol):
@@ -53,14 +55,15 @@ def similarity(queries: np.ndarray, documents: np.ndarray, packed: bool = False)
     if documents.dtype == np.int8:
         products = _int8_products(queries, documents)
     else:
-        products = queries.astype(np.float32) @ documents.astype(np.float32).T
+        # In float32 a column's last bits depend on where it stands in the matrix, and equal documents would differ.
+        products = queries.astype(np.float64) @ documents.astype(np.float64).T
     return np.divide(products, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0).astype(np.float32)
 
 
 def squared_norms(vectors: np.ndarray) -> np.ndarray:
-    """Returns float64 [N], exact for int8 [N, d]."""
-    wide = vectors.astype(np.float32 if vectors.dtype == np.int8 else np.float64)
-    return np.einsum("nd,nd->n", wide, wide, dtype=np.float64)
+    """Returns float64 [N], exact for int8 [N, d] of d under 2**17."""
+    sums = np.int32 if vectors.dtype == np.int8 else np.float64
+    return np.einsum("nd,nd->n", vectors, vectors, dtype=sums).astype(np.float64)
 
 
 def _int8_products(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -68,7 +71,10 @@ def _int8_products(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
     products = np.zeros((len(queries), len(documents)))
     for begin in range(0, queries.shape[1], _EXACT_WIDTH):
         part = slice(begin, begin + _EXACT_WIDTH)
-        products += queries[:, part].astype(np.float32) @ documents[:, part].astype(np.float32).T
+        some = queries[:, part].astype(np.float32)
+        for row in range(0, len(documents), _ROWS_IN_CACHE):
+            rows = slice(row, row + _ROWS_IN_CACHE)
+            products[:, rows] += some @ documents[rows, part].astype(np.float32).T
     return products
 
 

@@ -12,6 +12,7 @@ An INT8 value's sign bit is 1 from 0 on, as the quantizer's is; the values betwe
 0, are the only ones whose bit differs from that of the unrounded vector.
 """
 
+import os
 import pathlib
 from typing import Any
 
@@ -28,6 +29,7 @@ _BLOCK = 65_536
 _TRAINING_SIGNS_PER_LIST = 64
 _TRAINING_ITERATIONS = 10
 _PROBED_SHARE = 1 / 4  # what fewer miss: benchmarks/results/search_scale.json
+_ROWS_IN_CACHE = 256  # of unpacked signs, as float32
 _WIDENING = 4  # candidates by Hamming distance, of each that is wanted
 
 
@@ -139,8 +141,11 @@ class SignSearch:
         found = np.sort(near[near >= 0])  # in the order of the disk
         if len(found) <= count:
             return np.pad(found, (0, count - len(found)), constant_values=-1)
-        positive = np.unpackbits(self._signs[found], axis=1).astype(np.float32)
-        products = positive @ query.astype(np.float32)  # half of what +1 and -1 give, and a constant
+        products, values = np.empty(len(found), np.float32), query.astype(np.float32)
+        for begin in range(0, len(found), _ROWS_IN_CACHE):
+            rows = slice(begin, begin + _ROWS_IN_CACHE)
+            positive = np.unpackbits(self._signs[found[rows]], axis=1).astype(np.float32)
+            products[rows] = positive @ values  # half of what +1 and -1 give, and a constant
         return found[np.argpartition(-products, count - 1)[:count]]
 
 
@@ -150,6 +155,8 @@ def import_faiss() -> Any:
     Raises:
         BadInput: it is not installed.
     """
+    # Its threads would spin after each search, on the cores that the second step then wants; read once, at the import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import faiss
     except ImportError:

@@ -1,8 +1,6 @@
 """Negatives of all devices: the numbers of one device, no device with all scores, and embeddings all that travels."""
 
-import os
-import subprocess
-import sys
+import simulated
 
 PROGRAM = r'''
 import re
@@ -97,8 +95,4 @@ assert max(held) >= COUNT * COUNT and max(travelled) >= COUNT * COUNT, (max(held
 
 
 def test_over_eight_devices_only_embeddings_travel():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", PROGRAM]
-    result = subprocess.run(command, env={**os.environ, **flags}, capture_output=True, text=True, timeout=300)
-    print(result.stdout)
-    assert result.returncode == 0, result.stderr[-2000:]
+    simulated.run("-c", PROGRAM)

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import simulated
 from hf_folder import edit_config, read_tensors, write_source
 
 from pplx_jax import cli
@@ -344,16 +344,10 @@ print(json.dumps({"result": result, "largest": largest, "peak": report["peak_byt
 """
 
 
-def _run(script, *words, **environment):
-    paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONPATH": paths, "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.run(
-        [sys.executable, "-c", script, *map(str, words)], env=environment, capture_output=True, text=True, check=True
-    ).stdout
-
-
 def test_memory_is_that_of_the_result_and_one_tensor(tmp_path):
-    bytes_of = json.loads(_run(_PEAK, write_source(tmp_path, prefix=False)).splitlines()[-1])
+    bytes_of = json.loads(
+        simulated.run("-c", _PEAK, str(write_source(tmp_path, prefix=False)), devices=1).splitlines()[-1]
+    )
     slack = 32 << 20
     assert bytes_of["result"] > bytes_of["largest"] + slack  # a second copy would not fit in
     assert 0.9 * bytes_of["result"] < bytes_of["peak"] <= bytes_of["result"] + bytes_of["largest"] + slack
@@ -382,8 +376,7 @@ print("placed")
 
 
 def test_leaves_go_to_their_devices_one_by_one(qwen3):
-    flags = "--xla_force_host_platform_device_count=8"
-    assert _run(_SHARDED, qwen3, XLA_FLAGS=flags).endswith("placed\n")
+    assert simulated.run("-c", _SHARDED, str(qwen3)).endswith("placed\n")
 
 
 def test_reading_gives_what_the_files_hold(qwen3):

@@ -52,7 +52,7 @@ def independent(names, *, context, several):
     for name in names:
         chunks = [text.format(name) for text, _ in CHUNKS]
         alone = model.encode(chunks, quantization="none")
-        found = alone + alone.mean(axis=0) if context else alone
+        found = (alone + alone.mean(axis=0) if context else alone).astype(np.float64)  # equal chunks score equal
         vectors |= {f"{name}_{number}": vector for (_, number), vector in zip(CHUNKS, found, strict=True)}
     for name in names:
         for text, number in QUERIES:

@@ -1,8 +1,6 @@
 """Pooling against the definition: the mean of the token vectors of a slot, and of nothing else; quantized alike."""
 
 import functools
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -267,6 +265,4 @@ for output in ("mean", "tanh_int8"):
 
 
 def test_tokens_of_a_row_on_several_devices():
-    command = [sys.executable, "-c", ON_A_MESH]
-    done = subprocess.run(command, env=simulated.environment(8), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    simulated.run("-c", ON_A_MESH)

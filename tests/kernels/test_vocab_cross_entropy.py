@@ -2,14 +2,12 @@
 
 import functools
 import itertools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simulated
 import torch
 import tpu_compile
 
@@ -354,8 +352,7 @@ for shape, axes in (((2, 4), ("data", "fsdp")), ((2, 2, 2), ("slice", "fsdp", "t
 
 
 def test_over_a_mesh_it_is_one_device_and_no_logits_travel():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", OVER_A_MESH], env={**os.environ, **flags}, check=True)
+    simulated.run("-c", OVER_A_MESH)
 
 
 ON_TPU = """

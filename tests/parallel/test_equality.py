@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,11 +13,8 @@ STAGES = ("diffusion", "pair", "contextual", "triplet")
 
 @pytest.fixture(scope="module")
 def found():
-    here = pathlib.Path(__file__).parent
-    command = [sys.executable, str(here / "equality.py"), "single", *PRESETS]
-    done = subprocess.run(command, env=simulated.environment(8), capture_output=True, text=True, cwd=here.parents[1])
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    program = pathlib.Path(__file__).with_name("equality.py")
+    return json.loads(simulated.run(str(program), "single", *PRESETS).splitlines()[-1])
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -1,14 +1,11 @@
 """Meshes and where parameters lie on them: by rule, on eight simulated devices, and where sizes do not divide."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+import simulated
 import tiny
 from jax.sharding import AbstractMesh, PartitionSpec
 
@@ -212,16 +209,7 @@ print(json.dumps({
 
 
 def test_eight_devices_share_a_table_and_a_batch():
-    root = pathlib.Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-    }
-    done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(simulated.run("-c", EIGHT))
     assert found["shape"] == {"slice": 1, "data": 2, "fsdp": 4, "tensor": 1, "sequence": 1} and found[
         "devices"
     ] == list(range(8))

@@ -115,24 +115,15 @@ def setting(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
-@pytest.fixture(scope="module")
-def output(setting, cache, tmp_path_factory):
+def output(setting, tmp_path_factory):
     """Every stage in one process and in two, and a stage moved from one to two and from two to one."""
     folder = tmp_path_factory.mktemp("processes")
-    (stopped,) = job.finish([job.start(ALONE, setting, folder, **cache)])
+    (stopped,) = job.finish([job.start(ALONE, setting, folder)])
     assert "asked to stop at step 2" in stopped  # alone it is at once
-    stopped = job.finish(job.start_job(TOGETHER, setting, folder, count=2, devices=4, **cache))
+    stopped = job.finish(job.start_job(TOGETHER, setting, folder, count=2, devices=4))
     assert all("asked to stop at step 3" in said for said in stopped)  # both, a step after one of them was asked
     assert not (folder / "from_two" / "finished.json").exists()
-    job.finish([job.start(AGAIN_ALONE, setting, folder, **cache)])
+    job.finish([job.start(AGAIN_ALONE, setting, folder)])
     return folder
 
 
@@ -172,8 +163,8 @@ def test_one_process_writes_what_there_is_one_of(output):
     assert len(rows) == STEPS
 
 
-def test_a_killed_process_is_named_by_the_other_and_the_job_goes_on(setting, cache, output):
-    first, second = job.start_job(DYING, setting, output, count=2, devices=4, **cache)
+def test_a_killed_process_is_named_by_the_other_and_the_job_goes_on(setting, output):
+    first, second = job.start_job(DYING, setting, output, count=2, devices=4)
     second.communicate(timeout=300)
     died = time.monotonic()
     _, errors = first.communicate(timeout=60)
@@ -182,12 +173,12 @@ def test_a_killed_process_is_named_by_the_other_and_the_job_goes_on(setting, cac
     assert re.search(rf"process 1 \(\S+, pid {second.pid}\) died; process 0 of 2 stops too; start all", errors), errors
     assert not (output / "died" / "finished.json").exists()
     code = COMMON + 'run(setting, output / "died", "pair", **fields("pair"))'
-    job.finish([job.start(code, setting, output, **cache)])
+    job.finish([job.start(code, setting, output)])
     assert_close(output / "one" / "pair", output / "died")
 
 
-def test_a_failure_of_one_process_stops_the_other_with_its_reason(setting, cache, tmp_path):
-    first, second = job.start_job(FAILING, setting, tmp_path, count=2, devices=4, **cache)
+def test_a_failure_of_one_process_stops_the_other_with_its_reason(setting, tmp_path):
+    first, second = job.start_job(FAILING, setting, tmp_path, count=2, devices=4)
     _, errors = first.communicate(timeout=120)
     second.communicate(timeout=120)
     assert first.returncode == PROCESS_LOST
@@ -212,7 +203,7 @@ DiffusionStage.row_length = 32
 """
 
 
-def test_from_the_command_line_all_stop_where_one_is_asked_to(cache, tmp_path):
+def test_from_the_command_line_all_stop_where_one_is_asked_to(tmp_path):
     vocabulary = tiny.tiny_vocabulary(tmp_path)
     (tmp_path / "run" / "data").mkdir(parents=True)
     vocabulary.save(tmp_path / "run" / "data")
@@ -222,10 +213,7 @@ def test_from_the_command_line_all_stop_where_one_is_asked_to(cache, tmp_path):
     (tmp_path / "tiny.gin").write_text(RECIPE + model)
     command = ["train", "--stage=diffusion", f"--gin_file={tmp_path / 'tiny.gin'}", f"--workdir={tmp_path / 'run'}"]
     command += [f"--coordinator=127.0.0.1:{job.free_ports()}", "--num_processes=2"]
-    both = [
-        job.start_python(["-m", "pplx_jax", *command, f"--process_id={index}"], devices=4, **cache)
-        for index in range(2)
-    ]
+    both = [job.start_python(["-m", "pplx_jax", *command, f"--process_id={index}"], devices=4) for index in range(2)]
     deadline = time.monotonic() + 200
     while len(read_metrics(tmp_path / "run" / "diffusion" / "metrics.jsonl")) < 2:
         assert all(process.poll() is None for process in both), [process.communicate()[1][-2000:] for process in both]

@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import pytest
 import simulated
@@ -13,11 +11,8 @@ SETS = ("full_range", "ties", "copies")
 
 @pytest.fixture(scope="module")
 def agree():
-    here = pathlib.Path(__file__).parent
-    command = [sys.executable, str(here / "eight_devices.py")]
-    done = subprocess.run(command, env=simulated.environment(8), capture_output=True, text=True, cwd=here.parents[1])
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    program = pathlib.Path(__file__).with_name("eight_devices.py")
+    found = json.loads(simulated.run(str(program)).splitlines()[-1])
     assert found["devices"] == 8
     return found
 

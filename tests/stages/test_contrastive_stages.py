@@ -3,14 +3,11 @@
 import dataclasses
 import functools
 import itertools
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+import simulated
 import tiny
 
 from pplx_jax.checkpointing import load_params
@@ -288,11 +285,4 @@ assert distance(accumulated, gradient) > 0.05 * distance(gradient, jax.tree.map(
 
 def test_the_cached_gradient_over_eight_devices_is_that_of_one_in_every_parameter(tmp_path):
     tiny.tiny_vocabulary(tmp_path)
-    tests = pathlib.Path(__file__).parents[1]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    }
-    command = [sys.executable, "-c", ON_EIGHT_DEVICES, str(tmp_path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-2000:]
+    simulated.run("-c", ON_EIGHT_DEVICES, str(tmp_path))

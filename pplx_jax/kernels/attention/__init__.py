@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 
 from pplx_jax.errors import BadInput
 from pplx_jax.kernels.attention import blockwise, pallas, reference
+from pplx_jax.kernels.platform import device_kind, is_tpu, on_tpu
 from pplx_jax.parallel.rules import spec
 
 Implementation = Literal["reference", "blockwise", "pallas"]
@@ -37,16 +38,9 @@ def attention(
     xla = functools.partial(_on_mesh, _whole if query.shape[1] <= WHOLE_ROWS else _blocks, causal=causal)
     kernel = functools.partial(_on_mesh, _kernel, causal=causal)
     if implementation is None:
-        return jax.lax.platform_dependent(
-            query,
-            key,
-            value,
-            segment_ids,
-            tpu=kernel,
-            default=xla,
-        )
+        return on_tpu(kernel, query, key, value, segment_ids, otherwise=xla)
     if implementation == "pallas":
-        if jax.default_backend() != "tpu" and not _compiles_for_tpu():
+        if not is_tpu(device_kind()):
             raise BadInput(
                 f"attention: implementation 'pallas' wants a TPU, this is {jax.default_backend()}; "
                 "leave it out, or call pallas.attention(interpret=True) to try it"
@@ -58,11 +52,6 @@ def attention(
         )
     chosen = {"reference": _whole, "blockwise": _blocks}[implementation]
     return _on_mesh(chosen, query, key, value, segment_ids, causal=causal)
-
-
-def _compiles_for_tpu() -> bool:
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and "TPU" in (mesh.abstract_device.device_kind if mesh.abstract_device else "")
 
 
 def _on_mesh(run, query, key, value, segment_ids, *, causal: bool) -> jax.Array:

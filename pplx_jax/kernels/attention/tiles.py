@@ -3,9 +3,8 @@
 import dataclasses
 from collections.abc import Callable
 
-import jax
-
 from pplx_jax.errors import BadInput
+from pplx_jax.kernels import platform
 
 LANES = 128
 # Fast memory of a core in bytes, less what the compiler keeps, by a part of the device's kind.
@@ -140,7 +139,7 @@ def best(
       device_kind: as JAX names it; that of the mesh or of this process where None, and where neither is a TPU the
         smallest memory of any from v4 on.
     """
-    device_kind = (device_kind or _device_kind()).lower()
+    device_kind = (device_kind or platform.device_kind()).lower()
     limit = next((size for part, size in _VMEM.items() if part in device_kind), _LEAST_VMEM)
     unit = 512 if length > 256 else 256
     units = -(-length // unit)
@@ -176,14 +175,6 @@ def best(
             lambda tiles: tiles.backward_bytes(group, head_dim, itemsize, stretch, in_stretches=stretch < row)
         ),
     )
-
-
-def _device_kind() -> str:
-    """The TPU that is compiled for, as JAX names it, or nothing."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.abstract_device is not None:
-        return mesh.abstract_device.device_kind
-    return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
 
 
 def _divisor(count: int, most: int) -> int:

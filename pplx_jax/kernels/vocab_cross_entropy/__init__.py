@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from pplx_jax.errors import BadInput
+from pplx_jax.kernels.platform import device_kind, is_tpu, on_tpu
 from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas
 from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Loss
 from pplx_jax.parallel.collectives import gather, scatter_sum
@@ -52,7 +53,7 @@ def vocab_cross_entropy(
             f"vocab_cross_entropy: implementation {implementation!r} is not one of "
             f"{', '.join(get_args(Implementation))}"
         )
-    if implementation == "pallas" and jax.default_backend() != "tpu":
+    if implementation == "pallas" and not is_tpu(device_kind()):
         raise BadInput(
             f"vocab_cross_entropy: implementation 'pallas' wants a TPU, this is {jax.default_backend()}; leave it out, "
             "or call pallas.losses(interpret=True) to try it"
@@ -62,15 +63,6 @@ def vocab_cross_entropy(
     hidden, targets = hidden.reshape(*shape, -1), targets.astype(jnp.int32).reshape(shape)
     loss, each = _vocab_cross_entropy(hidden, embedding, targets, weights.reshape(shape), implementation)
     return loss, each.reshape(weights.shape)
-
-
-def _device_kind() -> str:
-    """Of the devices that this will run on, where it is known: those of the mesh, or the default ones."""
-    mesh = jax.sharding.get_abstract_mesh()
-    device = None if mesh.empty else mesh.abstract_device
-    if device is not None:
-        return device.device_kind
-    return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
 
 
 def _positions(shape: tuple[int, ...], mesh) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -108,12 +100,12 @@ def _on_mesh(
         loss = jax.lax.psum(loss, sharing) if sharing else loss
         return Loss(loss, cross_entropy.reshape(targets.shape), of_hidden, of_table)
 
-    kernel = functools.partial(each, module=pallas, device_kind=_device_kind())
+    kernel = functools.partial(each, module=pallas, device_kind=device_kind())
     xla = functools.partial(each, module=chunked)
 
     def chosen(*arguments) -> Loss:
         if implementation is None:
-            return jax.lax.platform_dependent(*arguments, tpu=kernel, default=xla)
+            return on_tpu(kernel, *arguments, otherwise=xla)
         return {"pallas": kernel, "chunked": xla}[implementation](*arguments)
 
     if alone:
