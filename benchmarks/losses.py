@@ -23,7 +23,9 @@ import tempfile
 import time
 
 from hlo_cost import cost_of
-from tpu_schedule import SETTINGS, Kernel, compile_and_read
+from tpu_schedule import Kernel, compile_and_read
+
+from pplx_jax.plan.libtpu import ENVIRONMENT
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 # Peak FLOP/s of bfloat16 products, HBM bytes/s, clock, cores that share a kernel's parallel axis.
@@ -186,7 +188,7 @@ def run(operation: str, name: str, device: str, width: int) -> dict:
         found["scheduled_milliseconds"] = xla + sum(kernel["scheduled_milliseconds"] for kernel in figures.values())
         found["kernels"] = figures
     else:
-        environment = {**os.environ, **SETTINGS}
+        environment = {**os.environ, **ENVIRONMENT}
         done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "rror" in line or "memory" in line]

@@ -9,14 +9,8 @@ import subprocess
 import sys
 import tempfile
 
-SETTINGS = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
+from pplx_jax.plan.libtpu import ENVIRONMENT
+
 _COLUMNS = "matrix push cross_lane vector pop exp load fill store spill scalar".split()
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(\w\w)?:\s*>*\s")
 
@@ -57,7 +51,7 @@ def compile_and_read(command: list[str]) -> tuple[dict, dict[str, Kernel]]:
     """
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_hlo_text=true --xla_jf_dump_llo_text=true"
-        environment = {**os.environ, **SETTINGS, "LIBTPU_INIT_ARGS": flags}
+        environment = {**os.environ, **ENVIRONMENT, "LIBTPU_INIT_ARGS": flags}
         done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(next((line for line in reversed(done.stderr.splitlines()) if "rror" in line), "failed"))

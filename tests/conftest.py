@@ -4,10 +4,11 @@ import os
 import shutil
 import tempfile
 
+import simulated
+
 # Before the first import of jax anywhere in the suite; an explicit setting of the caller wins.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What runs for milliseconds is not worth optimizing for seconds.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+os.environ.setdefault("XLA_FLAGS", simulated.XLA_FLAGS)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis  # noqa: E402

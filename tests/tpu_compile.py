@@ -7,14 +7,8 @@ import sys
 
 import pytest
 
-SETTINGS = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
+from pplx_jax.plan.libtpu import ENVIRONMENT
+
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (there is none for this platform)"
 )
@@ -24,7 +18,7 @@ TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 def run(program: str, *arguments: str) -> str:
     """What the program prints; its error where it fails."""
     done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], env={**os.environ, **SETTINGS}, capture_output=True, text=True
+        [sys.executable, "-c", program, *arguments], env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True
     )
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])

@@ -19,6 +19,7 @@ from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.plan.advice import advice
 from pplx_jax.plan.chips import Topology
+from pplx_jax.plan.libtpu import ENVIRONMENT
 from pplx_jax.plan.picture import write_picture
 from pplx_jax.plan.table import as_table
 from pplx_jax.plan.worker import Task
@@ -26,14 +27,6 @@ from pplx_jax.stages.recipe import Lengths
 from pplx_jax.train import Training
 
 # Of a machine without TPUs: the first four only silence what libtpu would ask the network.
-SETTINGS = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "JAX_PLATFORMS": "cpu",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
 _SAYS_EVERY = 30.0  # seconds
 ESTIMATED = (
     "Estimated: cycles of the compiler and of the kernels' schedules, without stalls; links at their nominal rates, "
@@ -121,7 +114,7 @@ def _compile(task: Task) -> dict[str, Any]:
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(
         [sys.executable, "-m", "pplx_jax.plan.worker"],
-        env={**os.environ, **SETTINGS, "PYTHONPATH": path},
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
