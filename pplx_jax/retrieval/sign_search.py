@@ -30,6 +30,7 @@ _TRAINING_SIGNS_PER_LIST = 64
 _TRAINING_ITERATIONS = 10
 _PROBED_SHARE = 1 / 4  # what fewer miss: benchmarks/results/search_scale.json
 _ROWS_IN_CACHE = 256  # of unpacked signs, as float32
+_COUNTING_BYTES = 1 << 29
 _WIDENING = 4  # candidates by Hamming distance, of each that is wanted
 
 
@@ -131,10 +132,18 @@ class SignSearch:
             self._inverted.nprobe = min(probes, self.lists)
             near = self._inverted.search(signs, wide)[1]
         else:
-            near = import_faiss().knn_hamming(signs, self._signs, wide, variant="mc")[1]
+            near = self._nearest_signs(signs, wide)
         if wide == count:
             return near
         return np.stack([self._greatest_products(*pair, count) for pair in zip(queries, near, strict=True)])
+
+    def _nearest_signs(self, signs: np.ndarray, wide: int) -> np.ndarray:
+        """int64 [Q, wide] by Hamming distance, few queries at a time: FAISS counts each's finds by their distance."""
+        bytes_a_query = 8 * wide * (8 * signs.shape[1] + 1)
+        at_once = max(1, _COUNTING_BYTES // bytes_a_query)
+        search = import_faiss().knn_hamming
+        parts = [signs[begin : begin + at_once] for begin in range(0, len(signs), at_once)]
+        return np.concatenate([search(part, self._signs, wide, variant="mc")[1] for part in parts])
 
     def _greatest_products(self, query: np.ndarray, near: np.ndarray, count: int) -> np.ndarray:
         """Of the vectors int64 [n] those `count` whose signs have the greatest product with the query [d]."""
