@@ -142,7 +142,7 @@ class SignSearch:
         bytes_a_query = 8 * wide * (8 * signs.shape[1] + 1)
         at_once = max(1, _COUNTING_BYTES // bytes_a_query)
         search = import_faiss().knn_hamming
-        parts = [signs[begin : begin + at_once] for begin in range(0, len(signs), at_once)]
+        parts = [signs[begin : begin + at_once] for begin in range(0, len(signs) or 1, at_once)]
         return np.concatenate([search(part, self._signs, wide, variant="mc")[1] for part in parts])
 
     def _greatest_products(self, query: np.ndarray, near: np.ndarray, count: int) -> np.ndarray:
