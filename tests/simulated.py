@@ -26,8 +26,9 @@ def environment(devices: int) -> dict[str, str]:
     }
 
 
-def run(*arguments: str, devices: int = 8) -> str:
+def run(*arguments: str, devices: int = 8, timeout: float = 600) -> str:
     """What Python, so called, writes to standard output; its errors where it fails."""
-    done = subprocess.run([sys.executable, *arguments], env=environment(devices), capture_output=True, text=True)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout

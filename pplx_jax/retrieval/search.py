@@ -1,9 +1,10 @@
 """Exact search over quantized embeddings: similarities without rounding surprises, and a top k with a total
 order.
 
-Scores of int8 and binary embeddings are computed from exact integers, those of float embeddings in float64 and then
-rounded, so two documents that deserve the same score get the same bits whatever block they are in and whatever the
-machine; such ties are broken by id, descending, as trec_eval does.
+Scores of int8 and binary embeddings are computed from exact integers, so two documents that deserve the same score get
+the same bits whatever block they are in and whatever the machine; such ties are broken by id, descending, as trec_eval
+does. Those of float embeddings are computed in float64 and then rounded to float32, after which copies of a document
+score alike but for one chance in some hundred million.
 """
 
 from collections.abc import Callable

@@ -73,6 +73,16 @@ def test_candidates_have_the_greatest_products_with_the_query_itself(clustered, 
     assert recall_of(signs.candidates(queries, 1000), found) < 0.95
 
 
+def test_queries_a_few_at_a_time_find_what_all_at_once_do(clustered, monkeypatch):
+    folder, queries, encoder = clustered
+    build_index(folder / "vectors", folder / "few", engine="faiss", lists=0)
+    vectors, signs = encoder.encode(queries), SignSearch(folder / "few", 0)
+    at_once = signs.candidates(vectors, 50)
+    monkeypatch.setattr(sign_search, "_COUNTING_BYTES", 7 * 8 * 200 * 257)  # seven queries; a hundred end amid seven
+    np.testing.assert_array_equal(np.sort(signs.candidates(vectors, 50)), np.sort(at_once))
+    assert signs.candidates(vectors[:0], 3000).shape == (0, 3000)
+
+
 def test_inverted_lists_read_less_and_find_all_when_all_are_read(clustered):
     folder, texts, encoder = clustered
     described = build_index(folder / "vectors", folder / "lists", engine="faiss", lists=40)
