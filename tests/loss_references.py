@@ -60,15 +60,16 @@ def pair_reference(
     return total / len(rows)
 
 
-def sequence_reference(query, chunks, chunk_valid, chunk, *, temperature):
+def sequence_reference(query, chunks, chunk_valid, chunk, *, temperature, also_positive=None):
     total = 0.0
+    negative = chunk_valid if also_positive is None else chunk_valid & ~also_positive
     for i in range(len(query)):
-        others = [cosine(query[i], chunks[i, c]) for c in range(C) if chunk_valid[i, c] and c != chunk[i]]
+        others = [cosine(query[i], chunks[i, c]) for c in range(C) if negative[i, c] and c != chunk[i]]
         total = total + softmax_loss(cosine(query[i], chunks[i, chunk[i]]), others, temperature)
     return total / len(query)
 
 
-def batch_reference(query, chunks, chunk_valid, chunk, *, temperature, own=True):
+def batch_reference(query, chunks, chunk_valid, chunk, *, temperature, own=True, also_positive=None):
     total = 0.0
     for i in range(len(query)):
         others = [
@@ -76,6 +77,7 @@ def batch_reference(query, chunks, chunk_valid, chunk, *, temperature, own=True)
             for j in range(len(query))
             for c in range(C)
             if chunk_valid[j, c] and (j, c) != (i, chunk[i]) and (own or j != i)
+            if j != i or also_positive is None or not also_positive[i, c]
         ]
         total = total + softmax_loss(cosine(query[i], chunks[i, chunk[i]]), others, temperature)
     return total / len(query)

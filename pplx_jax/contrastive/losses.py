@@ -122,6 +122,7 @@ def sequence_loss(
     chunk: jax.Array,
     *,
     temperature: jax.Array | float = 0.02,
+    also_positive: jax.Array | None = None,
     weight: jax.Array | None = None,
 ) -> jax.Array:
     """L_seq: the query's chunk against the other chunks of its own document. No false-negative mask.
@@ -132,12 +133,14 @@ def sequence_loss(
       chunk_valid: [N, C] bool; absent chunks take no part.
       chunk: [N]; which chunk of its document answers query i.
       temperature: tau.
+      also_positive: [N, C] bool; where given, further chunks that answer query i, or are copies of one that does: they
+        take no part.
       weight: [N], of each query in the mean.
 
     Returns:
       The mean over queries, float32.
     """
-    logits = jnp.where(chunk_valid, _in_own_document(normalize(query), normalize(chunks)) / temperature, ABSENT)
+    logits = _in_own_document(normalize(query), normalize(chunks), chunk_valid, also_positive, temperature)
     per_query = jax.nn.logsumexp(logits, axis=-1) - logits[jnp.arange(chunk.shape[0]), chunk]
     return _mean_over_queries(per_query, weight=weight)
 
@@ -151,6 +154,7 @@ def batch_loss(
     temperature: jax.Array | float = 0.02,
     document_hash: jax.Array | None = None,
     query_hash: jax.Array | None = None,
+    also_positive: jax.Array | None = None,
     weight: jax.Array | None = None,
 ) -> jax.Array:
     """L_batch: the query's chunk against all chunks of all documents of the batch, its own included.
@@ -172,14 +176,22 @@ def batch_loss(
         temperature=temperature,
         candidate_valid=chunk_valid.reshape(-1),
     )
-    here = jnp.where(chunk_valid, _in_own_document(query, chunks) / temperature, ABSENT)
+    here = _in_own_document(query, chunks, chunk_valid, also_positive, temperature)
     total = jnp.logaddexp(jax.nn.logsumexp(here, axis=-1), elsewhere.logsumexp)
     return _mean_over_queries(total - here[example, chunk], weight=weight)
 
 
-def _in_own_document(query: jax.Array, chunks: jax.Array) -> jax.Array:
-    """[N, C] of normalised [N, D] and [N, C, D]: each query with the chunks of its own document."""
-    return jnp.einsum("nd,ncd->nc", query, chunks, precision=jax.lax.Precision.HIGHEST)
+def _in_own_document(
+    query: jax.Array,
+    chunks: jax.Array,
+    chunk_valid: jax.Array,
+    also_positive: jax.Array | None,
+    temperature: jax.Array | float,
+) -> jax.Array:
+    """[N, C] logits of normalised [N, D] and [N, C, D]: each query with its own document's chunks that take part."""
+    taking_part = chunk_valid if also_positive is None else chunk_valid & ~also_positive
+    cosines = jnp.einsum("nd,ncd->nc", query, chunks, precision=jax.lax.Precision.HIGHEST)
+    return jnp.where(taking_part, cosines / temperature, ABSENT)
 
 
 def contextual_loss(
@@ -196,6 +208,7 @@ def contextual_loss(
     margin: float = 0.1,
     mask_duplicates: bool = False,
     query_hash: jax.Array | None = None,
+    also_positive: jax.Array | None = None,
     weight: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """beta L_global + (1 - beta) (0.2 L_seq + 0.8 L_batch), arXiv 2602.11151 section 2.4.
@@ -213,15 +226,21 @@ def contextual_loss(
       temperature: tau of all three.
       sequence_weight: share of L_seq within L_local.
       margin: of L_global's false-negative mask.
-      mask_duplicates: leave copies of the query's document out of L_batch too, where the paper has no mask.
+      mask_duplicates: leave duplicates out of L_local too, where the paper has no mask: copies of the query's document
+        and what `query_hash` and `also_positive` tell.
       query_hash: [N]; where given, an example's duplicates are left out of L_global and, with `mask_duplicates`, of
         L_batch.
+      also_positive: [N, C] bool, as of `sequence_loss`; with `mask_duplicates`.
       weight: [N], of each query in the means.
 
     Returns:
-      The loss and metrics: those of `pair_loss`, `loss_sequence`, `loss_batch`, `loss_global`, `beta`.
+      The loss and metrics: those of `pair_loss`, `loss_sequence`, `loss_batch`, `loss_global`, `beta` and, where
+      `also_positive` is given, `duplicate_chunks` (how many of a query's own document are left out).
     """
-    in_document = sequence_loss(query, chunks, chunk_valid, chunk, temperature=temperature, weight=weight)
+    also_positive = also_positive if mask_duplicates else None
+    in_document = sequence_loss(
+        query, chunks, chunk_valid, chunk, temperature=temperature, also_positive=also_positive, weight=weight
+    )
     in_batch = batch_loss(
         query,
         chunks,
@@ -230,6 +249,7 @@ def contextual_loss(
         temperature=temperature,
         document_hash=document_hash if mask_duplicates else None,
         query_hash=query_hash if mask_duplicates else None,
+        also_positive=also_positive,
         weight=weight,
     )
     over_documents, metrics = pair_loss(
@@ -248,6 +268,8 @@ def contextual_loss(
         "loss_global": over_documents,
         "beta": jnp.asarray(beta, jnp.float32),
     }
+    if also_positive is not None:
+        metrics["duplicate_chunks"] = jnp.mean(jnp.sum(also_positive, axis=1).astype(jnp.float32))
     return beta * over_documents + (1 - beta) * local, metrics
 
 

@@ -5,9 +5,9 @@ A block of N examples holds lists: text features of any number of texts, other f
 | kind | text features | other features |
 |---|---|---|
 | text | tokens [N] | |
-| pair | query [N], document [N] | document_hash [N] |
-| triplet | query [N], document [N], negatives [N x K], example by example | document_hash [N], negative_hash [N x K] |
-| contextual | chunks [all], query [Q] | chunk_counts [N]; document (its place in the block), chunk, document_hash [Q] |
+| pair | query [N], document [N] | |
+| triplet | query [N], document [N], negatives [N x K], example by example | |
+| contextual | chunks [all], query [Q] | chunk_counts [N]; document (its place in the block), chunk [Q] |
 
 Every kind has `source` and `language` beside each example (each query, of the contextual kind).
 
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pplx_jax.data.bad_rows import BadRows
-from pplx_jax.data.source import Example, text_hash, texts_of
+from pplx_jax.data.source import Example, texts_of
 
 Block = dict[str, Any]
 
@@ -36,12 +36,9 @@ TEXTS: Mapping[str, tuple[str, ...]] = {
 _LABELS = {"source": "string", "language": "string"}
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "text": _LABELS,
-    "pair": {"document_hash": "int32", **_LABELS},
-    "triplet": {"document_hash": "int32", "negative_hash": "int32", **_LABELS},
-    "contextual": {
-        **dict.fromkeys(("chunk_counts", "document", "chunk", "document_hash"), "int32"),
-        **_LABELS,
-    },
+    "pair": _LABELS,
+    "triplet": _LABELS,
+    "contextual": {**dict.fromkeys(("chunk_counts", "document", "chunk"), "int32"), **_LABELS},
 }
 ROWS: Mapping[str, str] = {
     "rows_read": "int32",
@@ -95,14 +92,13 @@ def _examples(kind: str, examples: Iterable[Example]) -> Iterator[Block]:
 def _block(kind: str, examples: list[Example]) -> Block:
     if kind == "contextual":
         return _documents(examples)
-    block: Block = {name: [example[name] for example in examples] for name in COLUMNS[kind] if name != "negative_hash"}
+    block: Block = {name: [example[name] for example in examples] for name in COLUMNS[kind]}
     if kind == "text":
         return block | {"tokens": [example["text"] for example in examples]}
     block["query"] = [example["query"] for example in examples]
     block["document"] = [example["positive"] for example in examples]
     if kind == "triplet":
         block["negatives"] = [text for example in examples for text in example["negatives"]]
-        block["negative_hash"] = [text_hash(text) for text in block["negatives"]]
     return block
 
 
@@ -115,5 +111,5 @@ def _documents(examples: list[Example]) -> Block:
         "query": [text for _, text, _ in rows],
         "document": [place for place, _, _ in rows],
         "chunk": [chunk for _, _, chunk in rows],
-        **{name: [owner[name] for owner in owners] for name in ("document_hash", "source", "language")},
+        **{name: [owner[name] for owner in owners] for name in _LABELS},
     }

@@ -175,8 +175,7 @@ class _Look:
                         continue
                 self._count_duplicate(texts)
                 if len(self._shown) < self._samples:
-                    shown = {name: value for name, value in example.items() if name != "document_hash"}
-                    steps = {"read": next(raw, ""), "checked": _short(json.dumps(shown, ensure_ascii=False))}
+                    steps = {"read": next(raw, ""), "checked": _short(json.dumps(example, ensure_ascii=False))}
                     self._shown.append(steps)
                 yield example
 

@@ -14,11 +14,8 @@ for every query, a text for every chunk.
 
 import dataclasses
 import itertools
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
-
-import numpy as np
 
 from pplx_jax.data import paths
 from pplx_jax.data.bad_rows import BadRows
@@ -132,8 +129,8 @@ class Source:
             drop: texts for which it is true make their row be left out, counted as "overlaps with evaluation texts".
 
         Yields:
-            text {text}; pair {query, positive, document_hash}; triplet also {negatives}; contextual
-            {chunks, queries: [(text, chunk)], document_hash}; each with `language` and `source`.
+            text {text}; pair {query, positive}; triplet also {negatives}; contextual
+            {chunks, queries: [(text, chunk)]}; each with `language` and `source`.
 
         Raises:
             BadInput: a shard cannot be opened; too many rows are bad.
@@ -164,8 +161,8 @@ class Source:
     def _pair(self, row: Row) -> list[Example]:
         if "chunks" in row and self._column("query") not in row:
             chunks = self._texts(row, "chunks")
-            return [_pair(query, chunks[chunk]) for query, chunk in self._queries(row, chunks)]
-        return [_pair(self._one_text(row, "query"), self._one_text(row, "positive"))]
+            return [{"query": query, "positive": chunks[chunk]} for query, chunk in self._queries(row, chunks)]
+        return [{name: self._one_text(row, name) for name in ("query", "positive")}]
 
     def _triplet(self, row: Row) -> list[Example]:
         negatives = self._texts(row, "negatives")
@@ -175,8 +172,7 @@ class Source:
 
     def _contextual(self, row: Row) -> list[Example]:
         chunks = self._texts(row, "chunks")
-        queries = self._queries(row, chunks)
-        return [{"chunks": chunks, "queries": queries, "document_hash": text_hash("\0".join(chunks))}]
+        return [{"chunks": chunks, "queries": self._queries(row, chunks)}]
 
     def _queries(self, row: Row, chunks: list[str]) -> list[tuple[str, int]]:
         column = self._column("queries")
@@ -258,15 +254,6 @@ def texts_of(example: Example) -> Iterator[str]:
     yield from (text for text, _ in example.get("queries", ()))
 
 
-def text_hash(text: str) -> int:
-    """Signed 32-bit CRC of a text: two different texts agree by a chance of one in four billion."""
-    return int(np.uint32(zlib.crc32(text.encode())).view(np.int32))
-
-
-def _pair(query: str, positive: str) -> Example:
-    return {"query": query, "positive": positive, "document_hash": text_hash(positive)}
-
-
 def _parted(documents: list[Example], max_chunks: int) -> Iterator[Example]:
     """Documents of more than `max_chunks` chunks as several of nearly equal size, those with queries only."""
     for document in documents:
@@ -276,5 +263,4 @@ def _parted(documents: list[Example], max_chunks: int) -> Iterator[Example]:
         for start, stop in itertools.pairwise(bounds):
             own = [(text, chunk - start) for text, chunk in document["queries"] if start <= chunk < stop]
             if own:
-                part = chunks[start:stop]
-                yield document | {"chunks": part, "queries": own, "document_hash": text_hash("\0".join(part))}
+                yield document | {"chunks": chunks[start:stop], "queries": own}

@@ -14,6 +14,7 @@ from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.ragged import Ragged
 from pplx_jax.data.source import STAGE_OF
 from pplx_jax.data.token_files import PathLike, TokenWriter
+from pplx_jax.data.token_hashes import token_hashes
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 
@@ -176,10 +177,11 @@ class _Pairs(TableMaker):
     def add(self, block: Block) -> None:
         query, document = self._cut("query", block["query"]), self._cut("document", block["document"])
         keep = (query.lengths() > 0) & (document.lengths() > 0)
+        document = select(document, keep)
         self._writer.append(
             query=select(query, keep),
-            document=select(document, keep),
-            document_hash=block["document_hash"][keep],
+            document=document,
+            document_hash=token_hashes(document),
             source=self._label(block, keep),
         )
 
@@ -192,7 +194,7 @@ class _Triplets(TableMaker):
 
     def __init__(self, writer: TokenWriter, lengths: Lengths, min_tokens: int = MIN_TOKENS):
         super().__init__(writer, lengths, min_tokens)
-        self._negatives: list[tuple[Ragged, np.ndarray]] = []
+        self._negatives: list[Ragged] = []
         self._per_example = 0
 
     def _limits(self, lengths: Lengths) -> dict[str, int]:
@@ -204,12 +206,12 @@ class _Triplets(TableMaker):
         self._per_example = len(negatives) // len(query)
         whole = (negatives.lengths() > 0).reshape(len(query), -1).all(axis=1)
         keep = (query.lengths() > 0) & (document.lengths() > 0) & whole
-        kept = np.repeat(keep, self._per_example)
-        self._negatives.append((select(negatives, kept), block["negative_hash"][kept]))
+        self._negatives.append(select(negatives, np.repeat(keep, self._per_example)))
+        document = select(document, keep)
         self._writer.append(
             query=select(query, keep),
-            document=select(document, keep),
-            document_hash=block["document_hash"][keep],
+            document=document,
+            document_hash=token_hashes(document),
             source=self._label(block, keep),
         )
 
@@ -217,17 +219,21 @@ class _Triplets(TableMaker):
         super().finish()
         count, each = self.examples, self._per_example
         extra = count * each
-        for texts, hashes in self._negatives:
+        for texts in self._negatives:
             blank = np.zeros(len(texts), np.int32)
             empty = Ragged.from_lengths(np.zeros(0, np.int32), blank)
-            self._writer.append(query=empty, document=texts, document_hash=hashes, source=blank)
+            self._writer.append(query=empty, document=texts, document_hash=token_hashes(texts), source=blank)
         places = count + np.arange(extra, dtype=np.int32).reshape(count, each)
         self._writer.append(negatives=np.concatenate([places, np.zeros((extra, each), np.int32)]))
         self._writer.notes.update(examples=count)
 
 
 class _Documents(TableMaker):
-    """A row a query; chunks and documents stand beside them. The manifest counts `documents` too."""
+    """A row a query; chunks and documents stand beside them. The manifest counts `documents` too.
+
+    `also_positive` has the places of the further chunks of the document that answer the query: gold chunks of its
+    copies, and copies of any of these.
+    """
 
     def __init__(self, writer: TokenWriter, lengths: Lengths, min_tokens: int = MIN_TOKENS):
         super().__init__(writer, lengths, min_tokens)
@@ -235,29 +241,45 @@ class _Documents(TableMaker):
         self._documents = 0
         none, number = Ragged.from_arrays([]), np.zeros(0, np.int32)
         labels = dict.fromkeys(("document", "chunk", "document_hash", "source"), number)
-        self._writer.append(chunks=none, query=none, **labels)
+        self._writer.append(chunks=none, query=none, also_positive=none, **labels)
 
     def _limits(self, lengths: Lengths) -> dict[str, int]:
         return {"query": lengths.query, "chunks": lengths.chunk}
 
     def add(self, block: Block) -> None:
-        query = self._cut("query", block["query"])
+        query, chunks = self._cut("query", block["query"]), self._cut("chunks", block["chunks"])
         keep = query.lengths() > 0
+        query, document, chunk = select(query, keep), block["document"][keep], block["chunk"][keep]
+        counts = block["chunk_counts"].astype(np.int64)
+        texts = Ragged(chunks.values, chunks.offsets[np.concatenate([[0], np.cumsum(counts)])])  # whole documents
         self._writer.append(
-            chunks=self._cut("chunks", block["chunks"]),
-            query=select(query, keep),
-            document=block["document"][keep] + np.int32(self._documents),
-            chunk=block["chunk"][keep],
-            document_hash=block["document_hash"][keep],
+            chunks=chunks,
+            query=query,
+            also_positive=_also_positive(query, document, chunk, Ragged.from_lengths(token_hashes(chunks), counts)),
+            document=document + np.int32(self._documents),
+            chunk=chunk,
+            document_hash=token_hashes(texts)[document],
             source=self._label(block, keep),
         )
-        self._counts.append(block["chunk_counts"].astype(np.int64))
-        self._documents += len(block["chunk_counts"])
+        self._counts.append(counts)
+        self._documents += len(counts)
 
     def finish(self) -> None:
         super().finish()
         self._writer.append(chunks_of_document=np.cumsum(np.concatenate(self._counts)))
         self._writer.notes.update(documents=self._documents, max_chunks=self._lengths.chunks)
+
+
+def _also_positive(query: Ragged, document: np.ndarray, chunk: np.ndarray, chunk_hash: Ragged) -> Ragged:
+    """Places of further chunks that answer each of Q queries, by its document, its chunk and the documents' hashes."""
+    asked = list(zip(document.tolist(), token_hashes(query).tolist(), strict=True))
+    answers = collections.defaultdict(set)
+    for key, gold in zip(asked, chunk, strict=True):
+        answers[key].add(chunk_hash[key[0]][gold])
+    return Ragged.from_arrays(
+        [place for place, found in enumerate(chunk_hash[key[0]]) if found in answers[key] and place != gold]
+        for key, gold in zip(asked, chunk, strict=True)
+    )
 
 
 _MAKERS = {"text": _Texts, "pair": _Pairs, "triplet": _Triplets, "contextual": _Documents}

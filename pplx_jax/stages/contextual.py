@@ -23,13 +23,14 @@ class ContextualStage(ContrastiveStage):
       chunks: C, most chunks a document.
       margin: of L_global's false-negative mask.
       mask_duplicates: leave duplicates (`duplicate_groups`) out of L_batch as well; a document serves several queries,
-        and two of them may meet in a batch.
+        and two of them may meet in a batch. Out of L_seq and L_batch also the document's further chunks that answer
+        the query.
       sequence_weight: share of L_seq within L_local.
       beta_start: weight of L_global at the first step.
       beta_end: and at the last, along half a cosine.
     """
 
-    row_length: int = 4096
+    row_length: int = 4224  # 16 chunks of 256 tokens and what joins them
     slots: int = 64
     chunks: int = 16
     margin: float = 0.1
@@ -67,7 +68,8 @@ class ContextualStage(ContrastiveStage):
                 sequence_weight=self.sequence_weight,
                 margin=self.margin,
                 mask_duplicates=self.mask_duplicates,
-                query_hash=batch["query_hash"],
+                query_hash=batch["query_hash"] if self.mask_duplicates else None,
+                also_positive=batch.get("also_positive"),
                 weight=batch.get("weight"),
             )
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import zlib
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -15,6 +14,7 @@ from pplx_jax.contrastive.gradient_cache import encode_in_microbatches
 from pplx_jax.contrastive.matryoshka import matryoshka
 from pplx_jax.data.features import rows_needed
 from pplx_jax.data.token_files import TokenTable
+from pplx_jax.data.token_hashes import token_hashes
 from pplx_jax.errors import BadInput
 from pplx_jax.models.encoding import embed
 from pplx_jax.models.quantization import Rounding
@@ -131,9 +131,7 @@ class ContrastiveStage:
 
     def query_hashes(self, table: TokenTable, indices: np.ndarray) -> dict[str, np.ndarray]:
         """`query_hash` [N] int32: the CRC of each query's tokens; equal for copies of a query."""
-        queries = table["query"]
-        crcs = [zlib.crc32(np.asarray(queries[row], np.int32).tobytes()) for row in indices]
-        return {"query_hash": np.array(crcs, np.uint32).view(np.int32)}
+        return {"query_hash": token_hashes(table["query"][row] for row in indices)}
 
     def embed(self, model: Qwen3, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         """Pooled vectors v [B, S, D] of the batch and the tokens of each [B, S]; see `models.encoding.embed`."""

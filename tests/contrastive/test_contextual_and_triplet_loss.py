@@ -76,6 +76,41 @@ def test_chunk_losses_against_float64(name):
 
 
 @pytest.mark.parametrize("name", ["sequence_loss", "batch_loss"])
+def test_further_positives_are_no_negatives_of_their_query(name):
+    query, chunks, chunk_valid, chunk, _ = contextual_case()
+    also_positive = np.zeros((N, C), bool)
+    also_positive[[0, 1, 3], [1, 1, 2]] = True
+    common = {"chunk_valid": chunk_valid, "chunk": chunk, "temperature": 0.1}
+    reference = {"sequence_loss": sequence_reference, "batch_loss": batch_reference}[name]
+    masked = functools.partial(reference, **common, also_positive=also_positive)
+    loss = functools.partial(getattr(losses, name), **common, also_positive=also_positive)
+    value = assert_matches(loss, masked, (query, chunks))
+    assert_differs(value, functools.partial(reference, **common), (query, chunks))
+    if name == "batch_loss":  # they stay negatives of the other queries
+        nowhere = dict(common, chunk_valid=chunk_valid & ~also_positive)
+        assert_differs(value, functools.partial(reference, **nowhere), (query, chunks))
+
+
+def test_the_contextual_loss_leaves_further_positives_out_only_where_duplicates_are_masked():
+    query, chunks, chunk_valid, chunk, document = contextual_case()
+    also_positive = np.zeros((N, C), bool)
+    also_positive[0, 1] = True
+
+    def metrics_of(**options):
+        hashes = np.arange(N, dtype=np.int32)
+        return losses.contextual_loss(
+            query, chunks, chunk_valid, chunk, document, hashes, beta=0.3, temperature=0.5, **options
+        )[1]
+
+    plain, masked = metrics_of(), metrics_of(also_positive=also_positive, mask_duplicates=True)
+    ignored = metrics_of(also_positive=also_positive)
+    for name in ("loss_sequence", "loss_batch"):
+        assert ignored[name] == plain[name] > masked[name]
+    assert masked["loss_global"] == plain["loss_global"]
+    assert float(masked["duplicate_chunks"]) == pytest.approx(1 / N) and "duplicate_chunks" not in ignored
+
+
+@pytest.mark.parametrize("name", ["sequence_loss", "batch_loss"])
 def test_absent_chunks_have_no_part(name):
     query, chunks, chunk_valid, chunk, _ = contextual_case()
     function = jax.jit(

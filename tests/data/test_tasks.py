@@ -10,9 +10,11 @@ import pytest
 
 from pplx_jax.data import blocks, tasks
 from pplx_jax.data.bad_rows import BadRows
+from pplx_jax.data.features import contextual_batch
 from pplx_jax.data.lengths import Lengths
-from pplx_jax.data.source import Source, text_hash
+from pplx_jax.data.source import Source
 from pplx_jax.data.token_files import TokenTable
+from pplx_jax.data.token_hashes import token_hashes
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
 
@@ -156,9 +158,8 @@ def test_triplets_refer_to_their_negatives(vocabulary, tmp_path):
     for row in range(4):
         found = [table["document"][place].tolist() for place in table["negatives"][row]]
         assert found == [vocabulary.encode(text)[:30] for text in TEXTS[row + 1 : row + 3]]
-        hashes = table["document_hash"][table["negatives"][row]].tolist()
-        assert hashes == [text_hash(text) for text in TEXTS[row + 1 : row + 3]]
-    assert table["document_hash"][:4].tolist() == [text_hash(text) for text in TEXTS[:4]]
+    assert table["document_hash"].tolist() == token_hashes(table["document"]).tolist()
+    assert len(set(table["document_hash"].tolist())) == 6
 
 
 def test_pairs(vocabulary, tmp_path):
@@ -181,6 +182,19 @@ def test_pairs(vocabulary, tmp_path):
     assert [manifest["sources"][number] for number in table["source"]] == [record["source"] for record in kept]
     hashes = np.asarray(table["document_hash"])
     assert hashes.dtype == np.int32 and hashes[0] == hashes[-1] and len(set(hashes)) == len(kept) - 1
+
+
+def test_texts_that_are_equal_once_cut_are_copies(vocabulary, tmp_path):
+    long = " ".join(TEXTS)
+    texts = [long, long + " and more", "another", "another "]
+    path = write_lines(
+        tmp_path / "pairs.jsonl", [{"query": f"q {n}", "document": text} for n, text in enumerate(texts)]
+    )
+    tasks.tokenize_source(source_of(path, "pair"), vocabulary, tmp_path / "table", LENGTHS)
+    table = TokenTable.open(tmp_path / "table")
+    same = [table["document"][n].tolist() == table["document"][n + 1].tolist() for n in range(3)]
+    hashes = table["document_hash"]
+    assert same == [bool(hashes[n] == hashes[n + 1]) for n in range(3)] and same[:2] == [True, False]
 
 
 def documents_of(counts):
@@ -213,9 +227,30 @@ def test_documents(vocabulary, tmp_path):
         assert table["query"][row].tolist() == vocabulary.encode(query["text"])
         gold = table["chunks_of_document"][table["document"][row]] + table["chunk"][row]
         assert table["chunks"][gold].tolist() == vocabulary.encode(record["chunks"][query["chunk"]])[:25]
-    # Queries of one document share its hash, and only they do.
-    pairs = set(zip(table["document"].tolist(), table["document_hash"].tolist(), strict=True))
-    assert len(pairs) == len(set(table["document_hash"].tolist())) == 5
+    # Queries of one document share its hash, and those of documents that are equal once cut.
+    bounds = table["chunks_of_document"][np.stack([table["document"], table["document"] + 1])]
+    texts = [tuple(map(tuple, list(table["chunks"])[first:last])) for first, last in bounds.T]
+    pairs = set(zip(texts, table["document_hash"].tolist(), strict=True))
+    assert len(pairs) == len(set(texts)) == len(set(table["document_hash"].tolist())) == 4
+    assert not len(table["also_positive"].values)
+
+
+def test_further_chunks_that_answer_a_query_are_known(vocabulary, tmp_path):
+    asked = [("first", 0), ("first", 2), ("second", 1), ("third", 3)]
+    document = {
+        "id": "d",
+        "chunks": ["alpha", "beta", "gamma", "alpha"],
+        "queries": [{"text": text, "chunk": chunk} for text, chunk in asked],
+    }
+    # Of a document of other chunks the same question has other answers.
+    other = {"id": "e", "chunks": ["delta", "epsilon"], "queries": [{"text": "first", "chunk": 1}]}
+    path = write_lines(tmp_path / "documents.jsonl", [document, other])
+    tasks.tokenize_source(source_of(path, "contextual"), vocabulary, tmp_path / "table", LENGTHS)
+    table = TokenTable.open(tmp_path / "table")
+    assert [places.tolist() for places in table["also_positive"]] == [[2, 3], [0, 3], [], [0], []]
+    shape = {"rows": 2, "length": 64, "slots": 16, "chunks": 4}
+    arrays, _ = contextual_batch(table, np.array([4, 1]), **shape)
+    assert arrays["also_positive"].tolist() == [[False] * 4, [True, False, False, True]]
 
 
 BROKEN = {
