@@ -74,6 +74,27 @@ def graded(vocabulary, stage, batch, learned=None):
     return float(loss), metrics, of_model, of_loss
 
 
+def test_published_contextual_losses_mask_copies_of_documents_alone(vocabulary, tables):
+    stages = {mask: stage_of("contextual", margin=2.0, mask_duplicates=mask) for mask in (False, True)}
+    batch = batch_of(stages[True], tables["contextual"])
+    count = len(batch["query"])
+    apart = np.arange(count, dtype=np.int32)
+    batch |= {"document_hash": apart, "also_positive": np.zeros((count, stages[True].chunks), bool)}
+
+    def metrics_of(mask, **arrays):
+        return graded(vocabulary, stages[mask], batch | {"query_hash": apart} | arrays)[1]
+
+    same_query = np.where(apart == 1, 0, apart)
+    same_answer = batch["chunks"][..., 0] >= 0
+    same_answer[apart, batch["chunk"]] = False
+    for mask in stages:
+        plain, told = metrics_of(mask), metrics_of(mask, query_hash=same_query, also_positive=same_answer)
+        for name in ("loss_global", "loss_batch", "loss_sequence"):
+            assert (float(plain[name]) != float(told[name])) == mask, name
+    copies = metrics_of(False, document_hash=same_query)
+    assert float(copies["loss_global"]) != float(metrics_of(False)["loss_global"])
+
+
 def distance(a, b):
     parts = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return np.sqrt(sum(float(np.sum((x - y) ** 2)) for x, y in parts))
