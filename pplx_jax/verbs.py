@@ -43,6 +43,7 @@ class Verb:
         outputs: the parameters that name what it writes.
         recipe: the function whose bindings it takes, where that is a recipe it cannot go without.
         writes: whether it runs the recipe; one that only looks needs no workdir, nor what a recipe leaves to its user.
+        bindings: gin statements that hold where the user binds nothing else, so that what they refer to may be bound.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Verb:
     outputs: tuple[str, ...] = ()
     recipe: str | None = None
     writes: bool = True
+    bindings: tuple[str, ...] = ()
 
 
 def names(text: str) -> list[str]:
@@ -286,6 +288,7 @@ VERBS = (
             flag("--shards", type=int, help="how many shares there are; a last call without both puts them together"),
         ),
         outputs=("output",),
+        bindings=("mine_file.mining = @Mining()",),
     ),
     Verb(
         "report",
