@@ -103,6 +103,8 @@ def mine_table(
     Raises:
       BadInput: fewer documents than the window is deep, or no query with K negatives.
     """
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise BadInput(f"mining: shard {shard[0]} of {shard[1]}; count shards from 0")
     rows = np.arange(table.count) if among is None else among
     count = min(mining.examples or len(rows), len(rows))
     chosen = np.sort(np.random.default_rng(mining.seed).choice(rows, count, replace=False))
@@ -114,12 +116,8 @@ def mine_table(
         )
     parts = Parts(output.with_name(output.name + ".mining"), work.fingerprint())
     if shard is not None:
-        index, shards = shard
-        if not 0 <= index < shards:
-            raise BadInput(f"mining: shard {index} of {shards}; count shards from 0")
-        return {"parts": work.run(parts, range(index, work.parts_of_queries, shards))}
-    work.run(parts, range(work.parts_of_queries))
-    found = [parts(f"negatives-{part:05d}", dict) for part in range(work.parts_of_queries)]
+        return {"parts": work.run(parts, *shard)}
+    found = [parts(_negatives(part), dict) for part in range(work.run(parts, 0, 1))]
     kept, negatives, ranks, scores, positive = (
         np.concatenate([one[name] for one in found]) for name in ("kept", "negatives", "ranks", "scores", "positive")
     )
@@ -159,10 +157,6 @@ class _Work:
         for place, document in enumerate(self._document_of):
             self._positives.setdefault(self._query(place).tobytes(), set()).add(int(document))
 
-    @property
-    def parts_of_queries(self) -> int:
-        return -(-len(self._chosen) // self._mining.part_size)
-
     def fingerprint(self) -> str:
         """Of all that the parts depend on."""
         facts = [self._embedder.fingerprint, dataclasses.asdict(self._mining), self._table.manifest]
@@ -170,22 +164,43 @@ class _Work:
         digest.update(self._chosen.tobytes())
         return digest.hexdigest()
 
-    def run(self, parts: Parts, wanted: range) -> int:
-        """Does the wanted parts that are not there yet, and returns how many are wanted."""
-        missing = [part for part in wanted if not parts.has(f"negatives-{part:05d}")]
-        if missing:
-            documents = self._encode_documents(parts)
-            search = (
-                exact_search(documents)
-                if self._mining.search == "exact"
-                else approximate_search(documents, self._mining.probes)
-            )
-            size = self._mining.part_size
-            with Progress("mine: rank", total=len(missing) * size, unit="query") as progress:
-                for done, part in enumerate(missing):
-                    work = functools.partial(self._choose, part * size, search, documents, progress, done * size)
-                    parts(f"negatives-{part:05d}", work)
-        return len(wanted)
+    def run(self, parts: Parts, index: int, shards: int) -> int:
+        """Does what is not there yet of one of several shares of the work, and returns its parts of queries."""
+        queries, documents = self._in_parts(len(self._chosen)), self._in_parts(len(self.documents))
+        share = range(index, len(queries), shards)
+        missing = [part for part in share if not parts.has(_negatives(part))]
+        if missing or not all(parts.has(_vectors(part)) for part in range(index, len(documents), shards)):
+            # Others are at work on the parts of their shares, so one's own come first.
+            order = sorted(range(len(documents)), key=lambda part: (part - index) % shards)
+            vectors = self._encode_documents(parts, documents, order)
+            if missing:
+                self._rank(parts, vectors, {part: queries[part] for part in missing})
+        return len(share)
+
+    def _in_parts(self, count: int) -> list[range]:
+        size = self._mining.part_size
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _encode_documents(self, parts: Parts, places: list[range], order: list[int]) -> np.ndarray:
+        found, done = {}, 0
+        with Progress("mine: encode", total=len(self.documents), unit="document") as progress:
+            for part in order:
+                work = lambda part=part: {"vectors": self._encode([self._document(row) for row in places[part]])}  # noqa: E731
+                found[part] = parts(_vectors(part), work)["vectors"]
+                done += len(places[part])
+                progress.update(done)
+        return np.concatenate([found[part] for part in range(len(places))])
+
+    def _rank(self, parts: Parts, vectors: np.ndarray, places: dict[int, range]) -> None:
+        if self._mining.search == "exact":
+            search = exact_search(vectors)
+        else:
+            search = approximate_search(vectors, self._mining.probes)
+        done = 0
+        with Progress("mine: rank", total=sum(map(len, places.values())), unit="query") as progress:
+            for part, own in places.items():
+                parts(_negatives(part), functools.partial(self._choose, own, search, vectors, progress, done))
+                done += len(own)
 
     def _query(self, place: int) -> np.ndarray:
         return np.asarray(self._table["query"][self._chosen[place]], np.int32)
@@ -196,26 +211,15 @@ class _Work:
     def _encode(self, texts: list[np.ndarray]) -> np.ndarray:
         return np.asarray(to_int8(jnp.asarray(self._embedder.encode_tokens(texts))))
 
-    def _encode_documents(self, parts: Parts) -> np.ndarray:
-        size, count, found = self._mining.part_size, len(self.documents), []
-        with Progress("mine: encode", total=count, unit="document") as progress:
-            for start in range(0, count, size):
-                texts = range(start, min(start + size, count))
-                work = lambda texts=texts: {"vectors": self._encode([self._document(row) for row in texts])}  # noqa: E731
-                found.append(parts(f"documents-{start // size:05d}", work)["vectors"])
-                progress.update(texts.stop)
-        return np.concatenate(found)
-
     @functools.cached_property
     def _lexical(self) -> BM25:
         return BM25([self._vocabulary.decode(self._document(row)) for row in range(len(self.documents))])
 
     def _choose(
-        self, start: int, search: Search, documents: np.ndarray, progress: Progress, done: int
+        self, places: range, search: Search, documents: np.ndarray, progress: Progress, done: int
     ) -> dict[str, np.ndarray]:
         """The negatives of a part's queries."""
         mining = self._mining
-        places = range(start, min(start + mining.part_size, len(self._chosen)))
         vectors = self._encode([self._query(place) for place in places])
         kept, negatives, ranks, scores, positives = [], [], [], [], []
         refused = np.zeros(len(_REASONS), np.int64)
@@ -280,6 +284,14 @@ class _Work:
             )
             for row in shown
         ]
+
+
+def _negatives(part: int) -> str:
+    return f"negatives-{part:05d}"
+
+
+def _vectors(part: int) -> str:
+    return f"documents-{part:05d}"
 
 
 def _cosines(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:

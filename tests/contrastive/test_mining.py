@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
+import os
 import types
 
 import numpy as np
 import pytest
 
-from pplx_jax.contrastive import mining_search
+from pplx_jax.contrastive import mining_parts, mining_search
 from pplx_jax.contrastive.mining import Mining, mine_table
 from pplx_jax.data.features import rows_needed, triplet_batch
 from pplx_jax.data.loader import Loader
@@ -27,6 +28,7 @@ VOCABULARY = types.SimpleNamespace(
     decode=lambda ids: " ".join(f"t{token}" for token in ids),
 )
 WINDOW = Mining(negatives=3, first_rank=5, last_rank=20, ceiling=0.8, seed=1)
+SHARED = Mining(negatives=3, first_rank=5, last_rank=20, ceiling=0.8, part_size=7)  # in nine parts, the last of four
 
 
 class Vectors:
@@ -303,7 +305,7 @@ def files_of(folder):
 
 
 def test_shards_and_an_interrupted_run_give_the_same_bytes(tmp_path):
-    mining, table = Mining(3, 5, 20, 0.8, part_size=7), pair_table(tmp_path / "pair")
+    mining, table = SHARED, pair_table(tmp_path / "pair")
     mine_table(Vectors(), table, VOCABULARY, mining, tmp_path / "whole")
     for shard in (2, 0, 1):
         counts = mine_table(Vectors(), table, VOCABULARY, mining, tmp_path / "shared", shard=(shard, 3))
@@ -328,6 +330,52 @@ def test_shards_and_an_interrupted_run_give_the_same_bytes(tmp_path):
     assert not list(tmp_path.glob("*.mining"))
 
 
+def test_shards_that_start_together_encode_other_documents_first(tmp_path):
+    table, asked = pair_table(tmp_path / "pair"), []
+
+    class OwnShare(Vectors):
+        def encode_tokens(self, ids):
+            if len(self.asked) + len(ids) > PAIRS / 3 + 1:
+                raise KeyboardInterrupt
+            return super().encode_tokens(ids)
+
+    for shard in range(3):
+        # In folders of their own: none sees what the others are at.
+        embedder = OwnShare()
+        with pytest.raises(KeyboardInterrupt):
+            mine_table(embedder, table, VOCABULARY, SHARED, tmp_path / f"of_{shard}", shard=(shard, 3))
+        asked += embedder.asked
+    assert sorted(asked) == list(range(FIRST_DOCUMENT, FIRST_DOCUMENT + PAIRS))
+
+
+def test_a_shard_that_is_none_leaves_nothing(tmp_path):
+    table = pair_table(tmp_path / "pair")
+    for shard in ((0, 0), (3, 3), (-1, 3)):
+        with pytest.raises(BadInput, match="count shards from 0"):
+            mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared", shard=shard)
+    assert not list(tmp_path.glob("shared*"))
+
+
+def test_progress_counts_to_what_is_there(tmp_path, capsys):
+    table = pair_table(tmp_path / "pair")
+    mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared", shard=(2, 3))
+    lines = capsys.readouterr().err
+    assert f"mine: encode  document {PAIRS}/{PAIRS}  in" in lines and "mine: rank  query 18/18  in" in lines
+    mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared")
+    assert "mine: rank  query 42/42  in" in capsys.readouterr().err
+
+
+def test_two_that_write_one_part_do_not_meet(tmp_path):
+    path = tmp_path / "part"
+
+    def write(temporary):
+        temporary.write_text("ours")
+        mining_parts._write_whole(path, lambda other: other.write_text("theirs"))
+
+    mining_parts._write_whole(path, write)
+    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
 def test_parts_of_other_settings_are_refused(tmp_path):
     table = pair_table(tmp_path / "pair")
     mine_table(Vectors(), table, VOCABULARY, WINDOW, tmp_path / "triplet", shard=(0, 1))
@@ -346,7 +394,8 @@ def test_a_block_of_documents_at_a_time_ranks_as_all_at_once(monkeypatch):
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_approximate_search_finds_what_the_exact_one_does():
+def test_the_approximate_search_finds_what_the_exact_one_does(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(40, 16))
     documents = np.rint(40 * (centres.repeat(40, axis=0) + 0.3 * generator.normal(size=(1600, 16))))
@@ -354,6 +403,7 @@ def test_the_approximate_search_finds_what_the_exact_one_does():
     queries = documents[::50]
     exact = mining_search.exact_search(documents)(queries, 20)
     whole = mining_search.approximate_search(documents, probes=1600)(queries, 20)
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"  # faiss leaves the cores to others
     np.testing.assert_allclose(whole[0], exact[0], atol=1e-5)
 
     def recall(probes):
