@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ import numpy as np
 from pplx_jax.contrastive.mining_parts import Parts
 from pplx_jax.contrastive.mining_report import Sample, write_mining_report
 from pplx_jax.contrastive.mining_search import Search, approximate_search, exact_search
+from pplx_jax.data.examples import open_tables
+from pplx_jax.data.gather import Gatherer
 from pplx_jax.data.token_files import Ragged, TokenTable, write_table
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
@@ -106,8 +110,7 @@ def mine_table(
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise BadInput(f"mining: shard {shard[0]} of {shard[1]}; count shards from 0")
     rows = np.arange(table.count) if among is None else among
-    count = min(mining.examples or len(rows), len(rows))
-    chosen = np.sort(np.random.default_rng(mining.seed).choice(rows, count, replace=False))
+    chosen = _sample(rows, mining)
     work = _Work(embedder, table, vocabulary, mining, chosen)
     if len(work.documents) < mining.last_rank:
         raise BadInput(
@@ -129,7 +132,7 @@ def mine_table(
         )
     counts: dict[str, Any] = {
         "queries": len(kept),
-        "left_out": count - len(kept),
+        "left_out": len(chosen) - len(kept),
         "mean_positive_similarity": float(np.mean(positive)),
         "mean_negative_similarity": float(np.mean(scores)),
         **{reason: int(sum(one["refused"][place] for one in found)) for place, reason in enumerate(_REASONS)},
@@ -331,6 +334,20 @@ def _write(table, vocabulary, output, chosen: np.ndarray, kept: np.ndarray, nega
 _DEFAULT = Mining()
 
 
+def _sample(rows: np.ndarray, mining: Mining) -> np.ndarray:
+    count = min(mining.examples or len(rows), len(rows))
+    return np.sort(np.random.default_rng(mining.seed).choice(rows, count, replace=False))
+
+
+def _sampled(tables: Sequence[TokenTable], mining: Mining) -> TokenTable:
+    """The sampled pairs of several tables as one in memory."""
+    counts = [table.count for table in tables]
+    chosen = _sample(np.arange(sum(counts)), mining)
+    ends = np.cumsum(counts)
+    table = np.searchsorted(ends, chosen, side="right")
+    return Gatherer(tables)(table, chosen - (ends - counts)[table])
+
+
 def mine_file(
     model: pathlib.Path,
     pairs: pathlib.Path,
@@ -341,12 +358,25 @@ def mine_file(
 ) -> dict[str, Any]:
     """Mines the token files of a pair stage with a model folder; see `mine_table`.
 
+    Args:
+      model: a model folder.
+      pairs: one pair table, or a folder of them by source and shard, whose pairs are then mined together.
+      output: folder of the triplet table.
+      mining: the choice.
+      shard: the share of the work that is done, of `shards`; all of it where None.
+      shards: how many shares there are.
+
+    Returns:
+      As `mine_table`.
+
     Raises:
-      BadInput: as `mine_table`; one of `shard` and `shards` without the other.
+      BadInput: as `mine_table`; one of `shard` and `shards` without the other; no pair tables of the model's
+        vocabulary.
     """
     if (shard is None) != (shards is None):
         raise BadInput("--shard and --shards go together: --shard=0 --shards=4 does the first of four shares")
     embedder = Embedder.load(model)
-    table = TokenTable.open(pairs, vocabulary=embedder.vocabulary)
+    tables = list(itertools.chain(*open_tables(pairs, stage="pair", vocabulary=embedder.vocabulary).values()))
+    table = tables[0] if len(tables) == 1 else _sampled(tables, mining)
     share = None if shard is None or shards is None else (shard, shards)
     return mine_table(embedder, table, embedder.vocabulary, mining, pathlib.Path(output), shard=share)
