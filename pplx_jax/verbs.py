@@ -284,6 +284,7 @@ VERBS = (
             flag("--model", required=True, **_PATH, help="a model folder"),
             flag("--pairs", required=True, **_PATH, help="token files of the pair stage, of one source or of all"),
             flag("--output", required=True, **_PATH, help="the folder to write"),
+            flag("--documents", nargs="+", **_PATH, help="token files of any stage: their texts are ranked too"),
             flag("--shard", type=int, help="do only this share of the work, counted from 0, and write no triplets yet"),
             flag("--shards", type=int, help="how many shares there are; a last call without both puts them together"),
         ),

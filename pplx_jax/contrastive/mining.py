@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
+from pplx_jax.contrastive.mining_documents import Candidates, Documents, answers_of, candidates_of, token_hash
 from pplx_jax.contrastive.mining_parts import Parts
 from pplx_jax.contrastive.mining_report import Sample, write_mining_report
 from pplx_jax.contrastive.mining_search import Search, approximate_search, exact_search
@@ -77,15 +78,16 @@ def mine_table(
     mining: Mining,
     output: pathlib.Path,
     *,
+    documents: Sequence[TokenTable] = (),
     among: np.ndarray | None = None,
     shard: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Writes the triplet table of a pair table, and `report.txt` and `report.html` in it.
 
-    Queries and documents are the sampled pairs themselves, each document once: INT8 embeddings, cosine. Of the
-    window's documents under the ceilings, K are drawn; a query that has fewer than K is left out, and counted. The
-    documents of all pairs that share a query's tokens are its positives and never its negatives, nor are their copies
-    (equal hash).
+    The queries are the sampled pairs', and ranked are the pairs' documents and those of further tables, each text once:
+    INT8 embeddings, cosine. Of the window's documents under the ceilings, K are drawn; a query that has fewer than K is
+    left out, and counted. The documents of all pairs that share a query's tokens are its positives and never its
+    negatives, nor are texts of the same tokens, cut as they are.
 
     The work goes in parts beside `output`, which are kept when it is cut off and taken up by the next call; the result
     depends on neither.
@@ -96,13 +98,16 @@ def mine_table(
       vocabulary: the table's.
       mining: the choice.
       output: folder of the triplet table.
+      documents: tables of any stage and the same vocabulary whose texts are ranked too (`candidates_of`), cut as the
+        pairs' documents are. What answers a query in them is a positive of it.
       among: [n] rows of the table that the sample is drawn from; all where None.
       shard: (i, n) does the i-th of n shares of the parts and writes no table, so that machines that see the same
         folder share the work; a last call without it puts them together.
 
     Returns:
-      Counts: `queries`, `left_out`, `mean_positive_similarity`, `mean_negative_similarity`, and of the window's
-      documents how many were refused, as `positives`, `above_ceiling` and `lexical`; of a shard, `parts`.
+      Counts: `queries`, `left_out`, the `documents` ranked, `mean_positive_similarity`, `mean_negative_similarity`, and
+      of the window's documents how many were refused, as `positives`, `above_ceiling` and `lexical`; of a shard,
+      `parts`.
 
     Raises:
       BadInput: fewer documents than the window is deep, or no query with K negatives.
@@ -111,11 +116,11 @@ def mine_table(
         raise BadInput(f"mining: shard {shard[0]} of {shard[1]}; count shards from 0")
     rows = np.arange(table.count) if among is None else among
     chosen = _sample(rows, mining)
-    work = _Work(embedder, table, vocabulary, mining, chosen)
+    work = _Work(embedder, table, vocabulary, mining, chosen, documents)
     if len(work.documents) < mining.last_rank:
         raise BadInput(
-            f"mining: ranks to {mining.last_rank} among {len(work.documents)} documents; mine more examples or lower "
-            "last_rank"
+            f"mining: ranks to {mining.last_rank} among {len(work.documents)} documents; mine more examples, rank "
+            "more documents or lower last_rank"
         )
     parts = Parts(output.with_name(output.name + ".mining"), work.fingerprint())
     if shard is not None:
@@ -133,11 +138,12 @@ def mine_table(
     counts: dict[str, Any] = {
         "queries": len(kept),
         "left_out": len(chosen) - len(kept),
+        "documents": len(work.documents),
         "mean_positive_similarity": float(np.mean(positive)),
         "mean_negative_similarity": float(np.mean(scores)),
         **{reason: int(sum(one["refused"][place] for one in found)) for place, reason in enumerate(_REASONS)},
     }
-    _write(table, vocabulary, output, chosen, kept, negatives)
+    _write(table, vocabulary, output, chosen, work.documents, kept, negatives)
     samples = work.samples(kept, negatives, ranks, scores, positive)
     write_mining_report(output, dataclasses.asdict(mining), counts, samples)
     parts.remove()
@@ -147,24 +153,40 @@ def mine_table(
 class _Work:
     """The pairs that are mined, and the parts that mining them consists of."""
 
-    def __init__(self, embedder, table: TokenTable, vocabulary: Vocabulary, mining: Mining, chosen: np.ndarray):
+    def __init__(
+        self,
+        embedder: Embedder,
+        table: TokenTable,
+        vocabulary: Vocabulary,
+        mining: Mining,
+        chosen: np.ndarray,
+        others: Sequence[TokenTable],
+    ):
         self._embedder, self._table, self._vocabulary, self._mining = embedder, table, vocabulary, mining
         self._chosen = chosen
-        hashes = np.asarray(table["document_hash"])[chosen]
-        # Of copies the first stands for all: `documents` are places in `chosen`.
-        _, first, self._document_of = np.unique(hashes, return_index=True, return_inverse=True)
-        order = np.argsort(first)
-        self.documents = first[order]
-        self._document_of = np.argsort(order)[self._document_of]
+        candidates = [Candidates(table["document"], chosen), *map(candidates_of, others)]
+        self.documents = Documents(candidates, table.manifest.get("lengths", {}).get("document"))
+        self._document_of = self.documents.numbers[: len(chosen)]
         self._positives: dict[bytes, set[int]] = {}
         for place, document in enumerate(self._document_of):
             self._positives.setdefault(self._query(place).tobytes(), set()).add(int(document))
+        first = len(chosen)
+        for other, (_, rows) in zip(others, candidates[1:], strict=True):
+            for query, answer in enumerate(answers_of(other)):
+                positives = self._positives.get(np.asarray(other["query"][query], np.int32).tobytes())
+                if positives is not None:
+                    positives.add(int(self.documents.numbers[first + answer]))
+            first += len(rows)
 
     def fingerprint(self) -> str:
         """Of all that the parts depend on."""
-        facts = [self._embedder.fingerprint, dataclasses.asdict(self._mining), self._table.manifest]
+        facts = [self._embedder.fingerprint, dataclasses.asdict(self._mining), self.documents.fingerprint]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self._chosen.tobytes())
+        for place in range(len(self._chosen)):
+            digest.update(self._query(place).tobytes())
+        for positives in self._positives.values():
+            digest.update(np.array(sorted(positives)).tobytes())
         return digest.hexdigest()
 
     def run(self, parts: Parts, index: int, shards: int) -> int:
@@ -209,7 +231,7 @@ class _Work:
         return np.asarray(self._table["query"][self._chosen[place]], np.int32)
 
     def _document(self, document: int) -> np.ndarray:
-        return np.asarray(self._table["document"][self._chosen[self.documents[document]]], np.int32)
+        return self.documents.text(self.documents.places[document])
 
     def _encode(self, texts: list[np.ndarray]) -> np.ndarray:
         return np.asarray(to_int8(jnp.asarray(self._embedder.encode_tokens(texts))))
@@ -254,7 +276,7 @@ class _Work:
                 generator = np.random.default_rng((mining.seed, int(self._chosen[place])))
                 drawn = generator.choice(window, mining.negatives, replace=False)
                 kept.append(place)
-                negatives.append(self.documents[near[row, drawn]])
+                negatives.append(self.documents.places[near[row, drawn]])
                 ranks.append(drawn + 1)
                 scores.append(found[row, drawn])
                 positives.append(positive[row])
@@ -273,13 +295,13 @@ class _Work:
         """Queries for the report, as text."""
         generator = np.random.default_rng(self._mining.seed)
         shown = np.sort(generator.choice(len(kept), min(self._mining.samples, len(kept)), replace=False))
-        decode, table = self._vocabulary.decode, self._table
+        decode, text = self._vocabulary.decode, self.documents.text
         return [
             Sample(
-                query=decode(table["query"][self._chosen[kept[row]]]),
-                positive=(decode(table["document"][self._chosen[kept[row]]]), float(positive[row])),
+                query=decode(self._query(kept[row])),
+                positive=(decode(text(kept[row])), float(positive[row])),
                 negatives=[
-                    (decode(table["document"][self._chosen[place]]), int(rank), float(score))
+                    (decode(text(place)), int(rank), float(score))
                     for place, rank, score in sorted(
                         zip(negatives[row], ranks[row], scores[row], strict=True), key=lambda item: item[1]
                     )
@@ -308,24 +330,35 @@ def _ceiling(positive: float, mining: Mining) -> float:
     return min(share, positive - mining.margin) if mining.margin else share
 
 
-def _write(table, vocabulary, output, chosen: np.ndarray, kept: np.ndarray, negatives: np.ndarray) -> None:
+def _write(
+    table: TokenTable,
+    vocabulary: Vocabulary,
+    output: pathlib.Path,
+    chosen: np.ndarray,
+    documents: Documents,
+    kept: np.ndarray,
+    negatives: np.ndarray,
+) -> None:
     """Rows of the new table: those with negatives first, then rows that only serve as negatives.
 
     `negatives` refers to rows of the table, so a document that is only a negative needs one too; `examples` in the
-    manifest says how many rows are examples.
+    manifest says how many rows are examples. Documents of other tables come last, and have no query.
     """
     only_negative = np.setdiff1d(negatives, kept)
-    rows = np.concatenate([kept, only_negative])
-    place = np.full(len(chosen), -1, np.int32)
-    place[rows] = np.arange(len(rows), dtype=np.int32)
-    source_rows = chosen[rows]
+    places = np.concatenate([kept, only_negative])
+    row = np.full(len(documents.numbers), -1, np.int32)
+    row[places] = np.arange(len(places), dtype=np.int32)
+    pairs = chosen[places[places < len(chosen)]]
+    texts = [documents.text(place) for place in places]
+    others = texts[len(pairs) :]
+    hashes = np.array([token_hash(text) for text in others], np.int32)
     filler = np.zeros((len(only_negative), negatives.shape[1]), np.int32)
     features = {
-        "query": Ragged.from_arrays([table["query"][i] for i in source_rows]),
-        "document": Ragged.from_arrays([table["document"][i] for i in source_rows]),
-        "document_hash": np.asarray(table["document_hash"])[source_rows],
-        "source": np.asarray(table["source"])[source_rows],
-        "negatives": np.concatenate([place[negatives], filler]),
+        "query": Ragged.from_arrays([*(table["query"][pair] for pair in pairs), *([] for _ in others)]),
+        "document": Ragged.from_arrays(texts),
+        "document_hash": np.concatenate([table["document_hash"][pairs], hashes]),
+        "source": np.concatenate([table["source"][pairs], np.zeros(len(others), np.int32)]),
+        "negatives": np.concatenate([row[negatives], filler]),
     }
     notes = {"examples": len(kept), "sources": table.manifest.get("sources", [])}
     write_table(output, "triplet", vocabulary, features, notes=notes)
@@ -353,6 +386,7 @@ def mine_file(
     pairs: pathlib.Path,
     output: pathlib.Path,
     mining: Mining = _DEFAULT,
+    documents: Sequence[pathlib.Path] = (),
     shard: int | None = None,
     shards: int | None = None,
 ) -> dict[str, Any]:
@@ -363,6 +397,7 @@ def mine_file(
       pairs: one pair table, or a folder of them by source and shard, whose pairs are then mined together.
       output: folder of the triplet table.
       mining: the choice.
+      documents: tables, or folders of them as of `pairs`, of any stage, whose texts are ranked too.
       shard: the share of the work that is done, of `shards`; all of it where None.
       shards: how many shares there are.
 
@@ -370,13 +405,19 @@ def mine_file(
       As `mine_table`.
 
     Raises:
-      BadInput: as `mine_table`; one of `shard` and `shards` without the other; no pair tables of the model's
-        vocabulary.
+      BadInput: as `mine_table`; one of `shard` and `shards` without the other; no pair tables, or no
+        tables of documents, of the model's vocabulary.
     """
     if (shard is None) != (shards is None):
         raise BadInput("--shard and --shards go together: --shard=0 --shards=4 does the first of four shares")
     embedder = Embedder.load(model)
-    tables = list(itertools.chain(*open_tables(pairs, stage="pair", vocabulary=embedder.vocabulary).values()))
+    vocabulary = embedder.vocabulary
+    tables = _open(pairs, vocabulary, "pair")
     table = tables[0] if len(tables) == 1 else _sampled(tables, mining)
+    others = [other for folder in documents for other in _open(folder, vocabulary)]
     share = None if shard is None or shards is None else (shard, shards)
-    return mine_table(embedder, table, embedder.vocabulary, mining, pathlib.Path(output), shard=share)
+    return mine_table(embedder, table, vocabulary, mining, pathlib.Path(output), documents=others, shard=share)
+
+
+def _open(folder: pathlib.Path, vocabulary: Vocabulary, stage: str | None = None) -> list[TokenTable]:
+    return list(itertools.chain(*open_tables(folder, stage=stage, vocabulary=vocabulary).values()))

@@ -59,39 +59,44 @@ class Vectors:
         return units[0] @ units[1].T
 
 
-def pair_table(folder, hashes=None) -> TokenTable:
+def document(i, ending=()) -> list[int]:
+    return [FIRST_DOCUMENT + i, *[5] * (i % 4), *ending]
+
+
+def pair_table(folder, documents=None) -> TokenTable:
     features = {
         "query": Ragged.from_arrays([[10 + i] for i in range(PAIRS)]),
-        "document": Ragged.from_arrays([[FIRST_DOCUMENT + i] + [5] * (i % 4) for i in range(PAIRS)]),
-        "document_hash": np.arange(PAIRS, dtype=np.int32) if hashes is None else hashes,
+        "document": Ragged.from_arrays(documents or map(document, range(PAIRS))),
+        "document_hash": np.arange(PAIRS, dtype=np.int32),
         "source": (np.arange(PAIRS) % 2).astype(np.int32),
     }
     write_table(folder, "pair", VOCABULARY, features, notes={"sources": ["a", "b"]})
     return TokenTable.open(folder)
 
 
-def mine(tmp_path, mining=WINDOW, *, name="triplet", embedder=None, hashes=None):
+def mine(tmp_path, mining=WINDOW, *, name="triplet", embedder=None, documents=None):
     """The mined table and the counts."""
-    table = pair_table(tmp_path / "pair", hashes)
+    table = pair_table(tmp_path / "pair", documents)
     counts = mine_table(embedder or Vectors(), table, VOCABULARY, mining, tmp_path / name)
     return TokenTable.open(tmp_path / name, stage="triplet", vocabulary=VOCABULARY), counts
 
 
-def decoded(table: TokenTable) -> dict[int, list[int]]:
-    """Query -> its negatives, both as rows of the pair table, read off the tokens of the mined one."""
+def decoded(table: TokenTable, copies: int = PAIRS) -> dict[int, list[int]]:
+    """Query -> its negatives, both as rows of the pair table, read off the tokens of the mined one; of documents of the
+    same row modulo `copies` the first.
+    """
     documents = [int(text[0]) - FIRST_DOCUMENT for text in table["document"]]
     found = {}
     for row in range(table.count):
         query = int(table["query"][row][0]) - 10
-        assert documents[row] == query  # its positive stands in its own row
+        assert documents[row] % copies == query % copies  # its positive stands in its own row
         found[query] = [documents[place] for place in table["negatives"][row]]
     return found
 
 
-def allowed(mining: Mining, hashes=None, among=range(PAIRS)) -> dict[int, set[int]]:
+def allowed(mining: Mining, among=range(PAIRS)) -> dict[int, set[int]]:
     """Query -> documents that may be its negatives: by sorting all of them."""
     cosines, result = Vectors().cosines(), {}
-    hashes = np.arange(PAIRS) if hashes is None else hashes
     for query in among:
         ranked = sorted(among, key=lambda document: -cosines[query, document])
         positive = cosines[query, query]
@@ -99,7 +104,7 @@ def allowed(mining: Mining, hashes=None, among=range(PAIRS)) -> dict[int, set[in
         result[query] = {
             document
             for document in ranked[mining.first_rank - 1 : mining.last_rank]
-            if cosines[query, document] <= ceiling and hashes[document] != hashes[query]
+            if cosines[query, document] <= ceiling and document != query
         }
     return result
 
@@ -147,19 +152,17 @@ def test_reported_similarities_are_those_of_the_table(tmp_path):
 
 
 def test_a_copy_of_the_positive_is_never_a_negative(tmp_path):
-    # Document 30 + i says the same as document i; every allowed document is drawn, so a copy would show.
-    embedder = Vectors()
-    embedder.documents[30:] = embedder.documents[:30]
-    hashes = (np.arange(PAIRS) % 30).astype(np.int32)
+    # Document 30 + i is document i; every allowed document is drawn, so a copy would show.
     mining = Mining(negatives=2, first_rank=1, last_rank=4, ceiling=1.0001)
 
-    def copies(hashes):
-        table, _ = mine(tmp_path, mining, embedder=embedder, hashes=hashes)
-        return sum(document % 30 == query % 30 for query, found in decoded(table).items() for document in found)
+    def copies(ending):
+        documents = [document(i % 30, ending if i >= 30 else ()) for i in range(PAIRS)]
+        table, _ = mine(tmp_path, mining, documents=documents)
+        return sum(query % 30 in found for query, found in decoded(table, 30).items())
 
-    assert copies(hashes) == 0
-    # Control: where the hashes do not say so, copies are drawn.
-    assert copies(np.arange(PAIRS, dtype=np.int32)) > 0
+    assert copies(ending=[]) == 0
+    # Control: where they differ by a token, which no vector shows, copies are drawn.
+    assert copies(ending=[6]) > 0
 
 
 def test_a_sample_ranks_its_own_documents_alone(tmp_path):
@@ -269,11 +272,93 @@ def test_all_documents_of_a_query_are_its_positives(tmp_path):
 
 def test_copies_of_a_document_have_one_rank(tmp_path):
     # Documents i and 30 + i are one: the window of the last ranks exists only while both are counted.
-    hashes = (np.arange(PAIRS) % 30).astype(np.int32)
+    documents = [document(i % 30) for i in range(PAIRS)]
     with pytest.raises(BadInput, match="ranks to 31 among 30 documents"):
-        mine(tmp_path, Mining(2, 5, 31, 2.0), hashes=hashes)
-    table, _ = mine(tmp_path, Mining(5, 5, 30, 2.0), hashes=hashes)
-    assert all(len({document % 30 for document in found}) == 5 for found in decoded(table).values())
+        mine(tmp_path, Mining(2, 5, 31, 2.0), documents=documents)
+    table, _ = mine(tmp_path, Mining(5, 5, 30, 2.0), documents=documents)
+    assert all(len(set(found)) == 5 for found in decoded(table, 30).values())
+
+
+def test_documents_of_other_tables_are_ranked_too(tmp_path):
+    # The pairs are the first half; the other documents stand in four tables, some twice, and cut as the pairs' are.
+    def write(stage, **features):
+        write_table(tmp_path / stage, stage, VOCABULARY, features)
+        return TokenTable.open(tmp_path / stage)
+
+    def numbers(*values):
+        return np.array(values, np.int32)
+
+    query, none = Ragged.from_arrays([[10 + 35]]), numbers(0)
+    copy = document(3, [6])  # as it is cut
+    rows = [[*document(30), *document(31)], document(32), copy]
+    pieces = Ragged.from_arrays([[len(document(30)), len(document(31))], [len(document(32))], [len(copy)]])
+    tables = [
+        write("diffusion", tokens=Ragged.from_arrays(rows), text_lengths=pieces),
+        write(
+            "contextual",
+            query=query,
+            document=none,
+            chunk=numbers(2),
+            document_hash=none,
+            chunks=Ragged.from_arrays([document(i) for i in (33, 34, 35)]),
+            chunks_of_document=np.array([0, 3]),
+        ),
+        write(
+            "triplet",
+            query=Ragged.from_arrays([[10 + 2], []]),
+            document=Ragged.from_arrays([document(36), document(37)]),
+            document_hash=numbers(7, 8),
+            source=numbers(0, 0),
+            negatives=numbers([1], [0]),
+        ),
+        write(
+            "pair",
+            query=Ragged.from_arrays([[9]] * 22),
+            document=Ragged.from_arrays([document(i, [6] * 9)[:9] for i in range(38, 60)]),
+            document_hash=np.arange(22, dtype=np.int32),
+            source=np.zeros(22, np.int32),
+        ),
+    ]
+    features = dict(pair_table(tmp_path / "all").features)
+    notes = {"sources": ["a", "b"], "lengths": {"query": 1, "document": 4}}
+    write_table(tmp_path / "pairs", "pair", VOCABULARY, features, notes=notes)
+    pairs, among = TokenTable.open(tmp_path / "pairs"), np.arange(30)
+    everything = Mining(negatives=20, first_rank=1, last_rank=60, ceiling=9.0, part_size=7)
+
+    def mined(embedder, name, tables=tables, **arguments):
+        output = tmp_path / name
+        return mine_table(embedder, pairs, VOCABULARY, everything, output, documents=tables, among=among, **arguments)
+
+    whole = Vectors()
+    counts = mined(whole, "whole")
+    assert counts["documents"] == PAIRS and counts["positives"] == 30 + 1  # of query 2, another table's answer too
+    documents = [token for token in whole.asked if token >= FIRST_DOCUMENT]
+    assert sorted(documents) == list(range(FIRST_DOCUMENT, FIRST_DOCUMENT + PAIRS))  # each once
+    table = TokenTable.open(tmp_path / "whole", stage="triplet", vocabulary=VOCABULARY)
+    found = decoded(table)
+    assert set(itertools.chain(*found.values())) == set(range(PAIRS))
+    assert max(table["document"].lengths()) == 4
+    choices = allowed(everything)
+    choices[2] -= {36}
+    assert set(found) == {query for query in range(30) if len(choices[query]) >= 20}
+    assert all(set(found[query]) <= choices[query] for query in found)
+    # Rows of documents that no pair has: no query, and hashes that tell them apart.
+    others = [row for row in range(table.count, len(table["query"])) if not len(table["query"][row])]
+    assert len(others) == 30 and len(set(table["document_hash"][others].tolist())) == 30
+    arrays, _ = triplet_batch(table, np.arange(4), rows=32, length=64, slots=32)
+    assert arrays["negatives"].shape == (4, 20, 2)
+    for shard in range(3):
+        mined(Vectors(), "shared", shard=(shard, 3))
+    last = Vectors()
+    mined(last, "shared")
+    assert last.asked == [] and files_of(tmp_path / "whole") == files_of(tmp_path / "shared")
+    # More parts of documents than of queries: a share may have the former alone.
+    documents = Vectors()
+    assert mined(documents, "idle", shard=(5, 6)) == {"parts": 0} and len(documents.asked) == PAIRS
+    # Parts of other documents are not taken up.
+    mined(Vectors(), "other", shard=(0, 3))
+    with pytest.raises(BadInput, match="holds parts of another mining"):
+        mined(Vectors(), "other", tables=tables[::-1], shard=(1, 3))
 
 
 def test_the_margin_is_taken_off_the_positive(tmp_path):

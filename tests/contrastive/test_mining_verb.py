@@ -109,3 +109,19 @@ def test_what_is_no_pair_table_is_refused_in_one_line(run, mine, tmp_path, capsy
         assert complaint in capsys.readouterr().err
     assert mine("run/data/tokens/pair", tmp_path / "out", "--shard=0", "--shards=0") == cli.BAD_INPUT
     assert {path.name for path in tmp_path.iterdir()} == {"text"}
+
+
+def test_documents_of_further_tables_are_ranked(run, mine, tmp_path, capsys):
+    vocabulary = Vocabulary.load(run / "pair")
+    passages = Ragged.from_arrays([[row, row + 1, row + 2] for row in range(5, 85)])
+    for shard in range(2):
+        write_table(tmp_path / "text" / "wiki" / f"shard-{shard}", "diffusion", vocabulary, {"tokens": passages})
+    write_pairs(tmp_path / "few", vocabulary, range(20))
+    write_pairs(tmp_path / "more", vocabulary, range(15, 30))
+    assert mine(tmp_path / "few", tmp_path / "out") == cli.BAD_INPUT
+    assert "ranks to 40 among 20 documents" in capsys.readouterr().err
+    words = ("--documents", str(tmp_path / "text"), str(tmp_path / "more"))
+    assert mine(tmp_path / "few", tmp_path / "out", *words) == cli.DONE
+    assert "documents: 110\n" in (tmp_path / "out" / "report.txt").read_text()
+    assert mine(tmp_path / "few", tmp_path / "none", "--documents", str(tmp_path / "absent")) == cli.BAD_INPUT
+    assert not list(tmp_path.glob("none*"))
