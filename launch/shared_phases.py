@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 
 from pplx_jax.configuration import Config, load
+from pplx_jax.data.source_corpus import declares_triplets
 from pplx_jax.errors import BadInput
 from pplx_jax.stages.recipe import STARTS_FROM
 
@@ -54,13 +55,14 @@ class SharedPhases:
             redone.add("triplet")
         kept = [name for name in STARTS_FROM if not redone & {name, *_earlier(name)}]
         mined = "pair" in kept and not any(key.startswith("Mining.") for key in changed)
+        declared = declares_triplets(trial.arguments["run"].get("corpus"))
         phases = [*_DATA_PHASES, *kept, *(f"evaluate_{name}" for name in kept)]
         links = (
             *_DATA_FILES,
             *(f"data/tokens/{name}" for name in _STAGE_TOKENS),
             *kept,
             *(f"phases/{phase}.json" for phase in phases),
-            *(_MINED if mined else ()),
+            *(_MINED if mined or declared else ()),
         )
         return cls(base, links, tuple(kept))
 

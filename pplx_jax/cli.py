@@ -168,7 +168,7 @@ def _perform(verb: Verb, options: dict[str, Any], table: "Table | None") -> Any:
         if flag.files and (given := options.pop(flag.parameter, None)):
             files.append(given if given.endswith(".gin") else flag.files.format(given))
     table = table or Table()
-    config = load(files, params, table=table, unset=None if verb.writes else "unset")
+    config = load(files, params, table=table, unset=None if verb.writes else "unset", defaults=verb.bindings)
     function = table.target(verb.function)
     arguments = _arguments(verb, function, config, options)
     if dry_run:

@@ -43,6 +43,7 @@ class Verb:
         outputs: the parameters that name what it writes.
         recipe: the function whose bindings it takes, where that is a recipe it cannot go without.
         writes: whether it runs the recipe; one that only looks needs no workdir, nor what a recipe leaves to its user.
+        bindings: gin statements that hold where the user binds nothing else, so that what they refer to may be bound.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Verb:
     outputs: tuple[str, ...] = ()
     recipe: str | None = None
     writes: bool = True
+    bindings: tuple[str, ...] = ()
 
 
 def names(text: str) -> list[str]:
@@ -280,12 +282,14 @@ VERBS = (
         "mine_file",
         flags=(
             flag("--model", required=True, **_PATH, help="a model folder"),
-            flag("--pairs", required=True, **_PATH, help="token files of the pair stage"),
+            flag("--pairs", required=True, **_PATH, help="token files of the pair stage, of one source or of all"),
             flag("--output", required=True, **_PATH, help="the folder to write"),
+            flag("--documents", nargs="+", **_PATH, help="token files of any stage: their texts are ranked too"),
             flag("--shard", type=int, help="do only this share of the work, counted from 0, and write no triplets yet"),
             flag("--shards", type=int, help="how many shares there are; a last call without both puts them together"),
         ),
         outputs=("output",),
+        bindings=("mine_file.mining = @Mining()",),
     ),
     Verb(
         "report",

@@ -63,6 +63,7 @@ def load(
     search_paths: Sequence[pathlib.Path] = SEARCH_PATHS,
     table: Table | None = None,
     unset: str | None = None,
+    defaults: Sequence[str] = (),
 ) -> Config:
     """Reads, checks and builds a recipe.
 
@@ -73,12 +74,13 @@ def load(
         table: what a recipe may name.
         unset: where given, the value of macros that are required and that nobody sets, for a look at a recipe that
             nothing is run of.
+        defaults: bindings that are applied before the files.
 
     Raises:
         BadInput: anything that `rules` refuses, a file that is missing or does not parse, or a value that the
             dataclass it is bound to refuses; one line, with the file and line at fault.
     """
-    bindings, imports = read(gin_files, gin_params, search_paths)
+    bindings, imports = read(gin_files, gin_params, search_paths, defaults)
     if unset is not None:
         bindings = [
             dataclasses.replace(each, value=unset) if each.name == MACRO and each.value == REQUIRED else each

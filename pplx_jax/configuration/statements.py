@@ -125,14 +125,19 @@ def parse_value(text: str) -> Any:
 
 
 def read(
-    files: Sequence[str], params: Sequence[str], search_paths: Sequence[pathlib.Path] = SEARCH_PATHS
+    files: Sequence[str],
+    params: Sequence[str],
+    search_paths: Sequence[pathlib.Path] = SEARCH_PATHS,
+    defaults: Sequence[str] = (),
 ) -> tuple[list[Binding], list[Import]]:
-    """Reads files with their includes, then the command line's bindings, in the order gin would apply them.
+    """Reads defaults, files with their includes, and the command line's bindings, in the order gin would apply them.
 
     Raises:
         BadInput: a file is missing, unreadable or includes itself, or a statement does not parse.
     """
     reader = _Reader(tuple(pathlib.Path(path) for path in search_paths))
+    for number, statement in enumerate(defaults, start=1):
+        reader.text("default", statement, first_line=number)
     for file in files:
         reader.file(str(file), included_at=None)
     for number, param in enumerate(params, start=1):

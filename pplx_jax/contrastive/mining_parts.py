@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,7 +57,7 @@ class Parts:
 
 
 def _write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines may share a name and process numbers
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pplx_jax.contrastive.similarity import normalize
-from pplx_jax.errors import BadInput
+from pplx_jax.retrieval.sign_search import import_faiss
 
 _DOCUMENTS_PER_BLOCK = 65536
 _ITERATIONS_SEED = 1234
@@ -58,10 +58,7 @@ def approximate_search(documents: np.ndarray, probes: int) -> Search:
     Raises:
       BadInput: faiss is not installed.
     """
-    try:
-        import faiss
-    except ImportError:
-        raise BadInput("Mining.search='approximate' needs faiss: pip install 'pplx-jax[search]'") from None
+    faiss = import_faiss()
     units, width = _units(documents), documents.shape[1]
     cells = max(1, min(int(4 * len(units) ** 0.5), len(units) // 39))  # faiss asks for 39 documents a cell
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)

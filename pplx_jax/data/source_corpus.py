@@ -105,19 +105,24 @@ def tokenize_corpus(
 ) -> dict[str, Any]:
     """Writes the token files of every stage: TOKENS/STAGE, or TOKENS/STAGE/SOURCE of declared sources.
 
+    Those that `SourceCorpus.tokens` has are linked, a stage at a time: what a run adds to them stays its own.
+
     Returns:
         Examples by stage, or by stage and source.
     """
     sources = corpus_sources(corpus, folder)
     if isinstance(corpus, SourceCorpus):
         if corpus.tokens:
-            tokens.parent.mkdir(parents=True, exist_ok=True)
-            tokens.unlink(missing_ok=True)
-            tokens.symlink_to(pathlib.Path(corpus.tokens).absolute(), target_is_directory=True)
+            _link_stages({source.stage for source in sources}, pathlib.Path(corpus.tokens).absolute(), tokens)
             return {"tokens": corpus.tokens}
         return tokenize_sources(sources, vocabulary, tokens, lengths, drop=corpus_drop(corpus))
     manifests = [tokenize_source(source, vocabulary, tokens / source.stage, lengths) for source in sources]
     return {manifest["stage"]: manifest["count"] for manifest in manifests}
+
+
+def declares_triplets(corpus: Any) -> bool:
+    """Whether a corpus brings its own hard negatives, so that none are mined."""
+    return isinstance(corpus, SourceCorpus) and any(source.stage == "triplet" for source in corpus.sources)
 
 
 def vocabulary_texts(corpus: Any, folder: pathlib.Path, characters: int = 100_000_000) -> Iterator[str]:
@@ -127,6 +132,15 @@ def vocabulary_texts(corpus: Any, folder: pathlib.Path, characters: int = 100_00
         if source.kind in fields:
             for part in source.parts().values():
                 yield from _up_to(characters, (one[fields[part.kind]] for one in _examples(part)))
+
+
+def _link_stages(stages: Iterable[str], cached: pathlib.Path, tokens: pathlib.Path) -> None:
+    tokens.mkdir(parents=True, exist_ok=True)
+    if tokens.resolve() == cached.resolve():
+        return  # where `data cache` writes by itself
+    for stage in stages:
+        (tokens / stage).unlink(missing_ok=True)
+        (tokens / stage).symlink_to(cached / stage, target_is_directory=True)
 
 
 def _examples(source: Source) -> Iterator[Example]:

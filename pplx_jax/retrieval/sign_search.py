@@ -169,5 +169,7 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise BadInput("the engine faiss needs faiss: pip install 'pplx-jax[search]', or take numpy") from None
+        raise BadInput(
+            "faiss is not installed: pip install 'pplx-jax[search]', or take another engine or an exact search"
+        ) from None
     return faiss

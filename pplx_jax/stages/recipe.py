@@ -17,7 +17,7 @@ from pplx_jax.checkpointing import read_json, write_json
 from pplx_jax.contrastive.mining import Mining, mine_table
 from pplx_jax.data.examples import Examples, open_tables
 from pplx_jax.data.lengths import Lengths
-from pplx_jax.data.source_corpus import tokenize_corpus, vocabulary_texts
+from pplx_jax.data.source_corpus import declares_triplets, tokenize_corpus, vocabulary_texts
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
@@ -162,7 +162,7 @@ def run(
     for training in stages:
         name = training.stage.name
         if name == "triplet":
-            phases("mine", lambda: _mine(workdir, vocabulary, mining, stages, seed))
+            phases("mine", lambda: _mine(workdir, corpus, vocabulary, mining, stages, seed))
 
         work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start)
         phases(name, work, everyone=True)
@@ -307,14 +307,19 @@ def _tables(tokens: pathlib.Path, stage: str, vocabulary: Vocabulary) -> list[To
 
 
 def _mine(
-    workdir: pathlib.Path, vocabulary: Vocabulary, mining: Mining, stages: Sequence[Training], seed: int
+    workdir: pathlib.Path,
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    mining: Mining,
+    stages: Sequence[Training],
+    seed: int,
 ) -> dict[str, Any]:
     """Mines the pairs that the pair stage has not come to, all of a source where it has seen each.
 
     A query's negatives are of its own source. Nothing is mined where triplets are declared.
     """
     tokens = workdir / "data" / "tokens"
-    if (tokens / "triplet").exists():
+    if declares_triplets(corpus):
         return {"declared": str(tokens / "triplet")}
     tables = open_tables(tokens / "pair", stage="pair", vocabulary=vocabulary)
     embedder = Embedder.load(workdir / "pair")
@@ -330,6 +335,7 @@ def _mine(
         mined[name] = mine_table(embedder, table, vocabulary, mining, output, among=among)
     if len(tables) == 1:
         return mined.popitem()[1]
+    shutil.rmtree(tokens / "triplet", ignore_errors=True)  # of a run that was killed just before the phase was done
     (tokens / "triplet.partial").rename(tokens / "triplet")
     return mined
 

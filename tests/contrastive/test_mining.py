@@ -2,12 +2,13 @@
 
 import dataclasses
 import itertools
+import os
 import types
 
 import numpy as np
 import pytest
 
-from pplx_jax.contrastive import mining_search
+from pplx_jax.contrastive import mining_parts, mining_search
 from pplx_jax.contrastive.mining import Mining, mine_table
 from pplx_jax.data.features import rows_needed, triplet_batch
 from pplx_jax.data.loader import Loader
@@ -27,6 +28,7 @@ VOCABULARY = types.SimpleNamespace(
     decode=lambda ids: " ".join(f"t{token}" for token in ids),
 )
 WINDOW = Mining(negatives=3, first_rank=5, last_rank=20, ceiling=0.8, seed=1)
+SHARED = Mining(negatives=3, first_rank=5, last_rank=20, ceiling=0.8, part_size=7)  # in nine parts, the last of four
 
 
 class Vectors:
@@ -57,39 +59,44 @@ class Vectors:
         return units[0] @ units[1].T
 
 
-def pair_table(folder, hashes=None) -> TokenTable:
+def document(i, ending=()) -> list[int]:
+    return [FIRST_DOCUMENT + i, *[5] * (i % 4), *ending]
+
+
+def pair_table(folder, documents=None) -> TokenTable:
     features = {
         "query": Ragged.from_arrays([[10 + i] for i in range(PAIRS)]),
-        "document": Ragged.from_arrays([[FIRST_DOCUMENT + i] + [5] * (i % 4) for i in range(PAIRS)]),
-        "document_hash": np.arange(PAIRS, dtype=np.int32) if hashes is None else hashes,
+        "document": Ragged.from_arrays(documents or map(document, range(PAIRS))),
+        "document_hash": np.arange(PAIRS, dtype=np.int32),
         "source": (np.arange(PAIRS) % 2).astype(np.int32),
     }
     write_table(folder, "pair", VOCABULARY, features, notes={"sources": ["a", "b"]})
     return TokenTable.open(folder)
 
 
-def mine(tmp_path, mining=WINDOW, *, name="triplet", embedder=None, hashes=None):
+def mine(tmp_path, mining=WINDOW, *, name="triplet", embedder=None, documents=None):
     """The mined table and the counts."""
-    table = pair_table(tmp_path / "pair", hashes)
+    table = pair_table(tmp_path / "pair", documents)
     counts = mine_table(embedder or Vectors(), table, VOCABULARY, mining, tmp_path / name)
     return TokenTable.open(tmp_path / name, stage="triplet", vocabulary=VOCABULARY), counts
 
 
-def decoded(table: TokenTable) -> dict[int, list[int]]:
-    """Query -> its negatives, both as rows of the pair table, read off the tokens of the mined one."""
+def decoded(table: TokenTable, copies: int = PAIRS) -> dict[int, list[int]]:
+    """Query -> its negatives, both as rows of the pair table, read off the tokens of the mined one; of documents of the
+    same row modulo `copies` the first.
+    """
     documents = [int(text[0]) - FIRST_DOCUMENT for text in table["document"]]
     found = {}
     for row in range(table.count):
         query = int(table["query"][row][0]) - 10
-        assert documents[row] == query  # its positive stands in its own row
+        assert documents[row] % copies == query % copies  # its positive stands in its own row
         found[query] = [documents[place] for place in table["negatives"][row]]
     return found
 
 
-def allowed(mining: Mining, hashes=None, among=range(PAIRS)) -> dict[int, set[int]]:
+def allowed(mining: Mining, among=range(PAIRS)) -> dict[int, set[int]]:
     """Query -> documents that may be its negatives: by sorting all of them."""
     cosines, result = Vectors().cosines(), {}
-    hashes = np.arange(PAIRS) if hashes is None else hashes
     for query in among:
         ranked = sorted(among, key=lambda document: -cosines[query, document])
         positive = cosines[query, query]
@@ -97,7 +104,7 @@ def allowed(mining: Mining, hashes=None, among=range(PAIRS)) -> dict[int, set[in
         result[query] = {
             document
             for document in ranked[mining.first_rank - 1 : mining.last_rank]
-            if cosines[query, document] <= ceiling and hashes[document] != hashes[query]
+            if cosines[query, document] <= ceiling and document != query
         }
     return result
 
@@ -145,19 +152,17 @@ def test_reported_similarities_are_those_of_the_table(tmp_path):
 
 
 def test_a_copy_of_the_positive_is_never_a_negative(tmp_path):
-    # Document 30 + i says the same as document i; every allowed document is drawn, so a copy would show.
-    embedder = Vectors()
-    embedder.documents[30:] = embedder.documents[:30]
-    hashes = (np.arange(PAIRS) % 30).astype(np.int32)
+    # Document 30 + i is document i; every allowed document is drawn, so a copy would show.
     mining = Mining(negatives=2, first_rank=1, last_rank=4, ceiling=1.0001)
 
-    def copies(hashes):
-        table, _ = mine(tmp_path, mining, embedder=embedder, hashes=hashes)
-        return sum(document % 30 == query % 30 for query, found in decoded(table).items() for document in found)
+    def copies(ending):
+        documents = [document(i % 30, ending if i >= 30 else ()) for i in range(PAIRS)]
+        table, _ = mine(tmp_path, mining, documents=documents)
+        return sum(query % 30 in found for query, found in decoded(table, 30).items())
 
-    assert copies(hashes) == 0
-    # Control: where the hashes do not say so, copies are drawn.
-    assert copies(np.arange(PAIRS, dtype=np.int32)) > 0
+    assert copies(ending=[]) == 0
+    # Control: where they differ by a token, which no vector shows, copies are drawn.
+    assert copies(ending=[6]) > 0
 
 
 def test_a_sample_ranks_its_own_documents_alone(tmp_path):
@@ -267,11 +272,93 @@ def test_all_documents_of_a_query_are_its_positives(tmp_path):
 
 def test_copies_of_a_document_have_one_rank(tmp_path):
     # Documents i and 30 + i are one: the window of the last ranks exists only while both are counted.
-    hashes = (np.arange(PAIRS) % 30).astype(np.int32)
+    documents = [document(i % 30) for i in range(PAIRS)]
     with pytest.raises(BadInput, match="ranks to 31 among 30 documents"):
-        mine(tmp_path, Mining(2, 5, 31, 2.0), hashes=hashes)
-    table, _ = mine(tmp_path, Mining(5, 5, 30, 2.0), hashes=hashes)
-    assert all(len({document % 30 for document in found}) == 5 for found in decoded(table).values())
+        mine(tmp_path, Mining(2, 5, 31, 2.0), documents=documents)
+    table, _ = mine(tmp_path, Mining(5, 5, 30, 2.0), documents=documents)
+    assert all(len(set(found)) == 5 for found in decoded(table, 30).values())
+
+
+def test_documents_of_other_tables_are_ranked_too(tmp_path):
+    # The pairs are the first half; the other documents stand in four tables, some twice, and cut as the pairs' are.
+    def write(stage, **features):
+        write_table(tmp_path / stage, stage, VOCABULARY, features)
+        return TokenTable.open(tmp_path / stage)
+
+    def numbers(*values):
+        return np.array(values, np.int32)
+
+    query, none = Ragged.from_arrays([[10 + 35]]), numbers(0)
+    copy = document(3, [6])  # as it is cut
+    rows = [[*document(30), *document(31)], document(32), copy]
+    pieces = Ragged.from_arrays([[len(document(30)), len(document(31))], [len(document(32))], [len(copy)]])
+    tables = [
+        write("diffusion", tokens=Ragged.from_arrays(rows), text_lengths=pieces),
+        write(
+            "contextual",
+            query=query,
+            document=none,
+            chunk=numbers(2),
+            document_hash=none,
+            chunks=Ragged.from_arrays([document(i) for i in (33, 34, 35)]),
+            chunks_of_document=np.array([0, 3]),
+        ),
+        write(
+            "triplet",
+            query=Ragged.from_arrays([[10 + 2], []]),
+            document=Ragged.from_arrays([document(36), document(37)]),
+            document_hash=numbers(7, 8),
+            source=numbers(0, 0),
+            negatives=numbers([1], [0]),
+        ),
+        write(
+            "pair",
+            query=Ragged.from_arrays([[9]] * 22),
+            document=Ragged.from_arrays([document(i, [6] * 9)[:9] for i in range(38, 60)]),
+            document_hash=np.arange(22, dtype=np.int32),
+            source=np.zeros(22, np.int32),
+        ),
+    ]
+    features = dict(pair_table(tmp_path / "all").features)
+    notes = {"sources": ["a", "b"], "lengths": {"query": 1, "document": 4}}
+    write_table(tmp_path / "pairs", "pair", VOCABULARY, features, notes=notes)
+    pairs, among = TokenTable.open(tmp_path / "pairs"), np.arange(30)
+    everything = Mining(negatives=20, first_rank=1, last_rank=60, ceiling=9.0, part_size=7)
+
+    def mined(embedder, name, tables=tables, **arguments):
+        output = tmp_path / name
+        return mine_table(embedder, pairs, VOCABULARY, everything, output, documents=tables, among=among, **arguments)
+
+    whole = Vectors()
+    counts = mined(whole, "whole")
+    assert counts["documents"] == PAIRS and counts["positives"] == 30 + 1  # of query 2, another table's answer too
+    documents = [token for token in whole.asked if token >= FIRST_DOCUMENT]
+    assert sorted(documents) == list(range(FIRST_DOCUMENT, FIRST_DOCUMENT + PAIRS))  # each once
+    table = TokenTable.open(tmp_path / "whole", stage="triplet", vocabulary=VOCABULARY)
+    found = decoded(table)
+    assert set(itertools.chain(*found.values())) == set(range(PAIRS))
+    assert max(table["document"].lengths()) == 4
+    choices = allowed(everything)
+    choices[2] -= {36}
+    assert set(found) == {query for query in range(30) if len(choices[query]) >= 20}
+    assert all(set(found[query]) <= choices[query] for query in found)
+    # Rows of documents that no pair has: no query, and hashes that tell them apart.
+    others = [row for row in range(table.count, len(table["query"])) if not len(table["query"][row])]
+    assert len(others) == 30 and len(set(table["document_hash"][others].tolist())) == 30
+    arrays, _ = triplet_batch(table, np.arange(4), rows=32, length=64, slots=32)
+    assert arrays["negatives"].shape == (4, 20, 2)
+    for shard in range(3):
+        mined(Vectors(), "shared", shard=(shard, 3))
+    last = Vectors()
+    mined(last, "shared")
+    assert last.asked == [] and files_of(tmp_path / "whole") == files_of(tmp_path / "shared")
+    # More parts of documents than of queries: a share may have the former alone.
+    documents = Vectors()
+    assert mined(documents, "idle", shard=(5, 6)) == {"parts": 0} and len(documents.asked) == PAIRS
+    # Parts of other documents are not taken up.
+    mined(Vectors(), "other", shard=(0, 3))
+    with pytest.raises(BadInput, match="holds parts of another mining"):
+        mined(Vectors(), "other", tables=tables[::-1], shard=(1, 3))
 
 
 def test_the_margin_is_taken_off_the_positive(tmp_path):
@@ -303,7 +390,7 @@ def files_of(folder):
 
 
 def test_shards_and_an_interrupted_run_give_the_same_bytes(tmp_path):
-    mining, table = Mining(3, 5, 20, 0.8, part_size=7), pair_table(tmp_path / "pair")
+    mining, table = SHARED, pair_table(tmp_path / "pair")
     mine_table(Vectors(), table, VOCABULARY, mining, tmp_path / "whole")
     for shard in (2, 0, 1):
         counts = mine_table(Vectors(), table, VOCABULARY, mining, tmp_path / "shared", shard=(shard, 3))
@@ -328,6 +415,52 @@ def test_shards_and_an_interrupted_run_give_the_same_bytes(tmp_path):
     assert not list(tmp_path.glob("*.mining"))
 
 
+def test_shards_that_start_together_encode_other_documents_first(tmp_path):
+    table, asked = pair_table(tmp_path / "pair"), []
+
+    class OwnShare(Vectors):
+        def encode_tokens(self, ids):
+            if len(self.asked) + len(ids) > PAIRS / 3 + 1:
+                raise KeyboardInterrupt
+            return super().encode_tokens(ids)
+
+    for shard in range(3):
+        # In folders of their own: none sees what the others are at.
+        embedder = OwnShare()
+        with pytest.raises(KeyboardInterrupt):
+            mine_table(embedder, table, VOCABULARY, SHARED, tmp_path / f"of_{shard}", shard=(shard, 3))
+        asked += embedder.asked
+    assert sorted(asked) == list(range(FIRST_DOCUMENT, FIRST_DOCUMENT + PAIRS))
+
+
+def test_a_shard_that_is_none_leaves_nothing(tmp_path):
+    table = pair_table(tmp_path / "pair")
+    for shard in ((0, 0), (3, 3), (-1, 3)):
+        with pytest.raises(BadInput, match="count shards from 0"):
+            mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared", shard=shard)
+    assert not list(tmp_path.glob("shared*"))
+
+
+def test_progress_counts_to_what_is_there(tmp_path, capsys):
+    table = pair_table(tmp_path / "pair")
+    mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared", shard=(2, 3))
+    lines = capsys.readouterr().err
+    assert f"mine: encode  document {PAIRS}/{PAIRS}  in" in lines and "mine: rank  query 18/18  in" in lines
+    mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared")
+    assert "mine: rank  query 42/42  in" in capsys.readouterr().err
+
+
+def test_two_that_write_one_part_do_not_meet(tmp_path):
+    path = tmp_path / "part"
+
+    def write(temporary):
+        temporary.write_text("ours")
+        mining_parts._write_whole(path, lambda other: other.write_text("theirs"))
+
+    mining_parts._write_whole(path, write)
+    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+
+
 def test_parts_of_other_settings_are_refused(tmp_path):
     table = pair_table(tmp_path / "pair")
     mine_table(Vectors(), table, VOCABULARY, WINDOW, tmp_path / "triplet", shard=(0, 1))
@@ -346,7 +479,8 @@ def test_a_block_of_documents_at_a_time_ranks_as_all_at_once(monkeypatch):
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_approximate_search_finds_what_the_exact_one_does():
+def test_the_approximate_search_finds_what_the_exact_one_does(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(40, 16))
     documents = np.rint(40 * (centres.repeat(40, axis=0) + 0.3 * generator.normal(size=(1600, 16))))
@@ -354,6 +488,7 @@ def test_the_approximate_search_finds_what_the_exact_one_does():
     queries = documents[::50]
     exact = mining_search.exact_search(documents)(queries, 20)
     whole = mining_search.approximate_search(documents, probes=1600)(queries, 20)
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"  # faiss leaves the cores to others
     np.testing.assert_allclose(whole[0], exact[0], atol=1e-5)
 
     def recall(probes):

@@ -1,5 +1,6 @@
 """A recipe of declared sources: from files to a trained stage, with a curriculum, and what is mined of it."""
 
+import dataclasses
 import gzip
 import json
 
@@ -102,7 +103,8 @@ def test_mining_takes_of_each_source_what_the_pair_stage_has_not_read(folder, tm
     monkeypatch.setattr(recipe.Embedder, "load", lambda folder: None)
     data = Mixture({"short": 0.75, "long": 0.25})
     pair = Training(tiny.STAGES["pair"], tiny.OPTIMIZER, steps=3, data=data)
-    assert recipe._mine(tmp_path, vocabulary, recipe.Mining(), [pair], seed=0).keys() == {"short", "long"}
+    mined_of = lambda corpus: recipe._mine(tmp_path, corpus, vocabulary, recipe.Mining(), [pair], seed=0)  # noqa: E731
+    assert mined_of(corpus_of(folder)).keys() == {"short", "long"}
     examples = Examples(open_tables(tokens / "pair"), data, 8, 0)
     read = [examples.select(step * 8 + np.arange(8)) for step in range(3)]
     for name, count in (("short", 31), ("long", 30)):
@@ -110,5 +112,23 @@ def test_mining_takes_of_each_source_what_the_pair_stage_has_not_read(folder, tm
             row for one in read for at, row in zip(examples.names(one), one.row.tolist(), strict=True) if at == name
         }
         assert rows and sorted(mined[name]) == sorted(set(range(count)) - rows)
-    # Declared triplets, or those that were mined before, are left alone.
-    assert "declared" in recipe._mine(tmp_path, vocabulary, recipe.Mining(), [pair], seed=0)
+    # Of a run that was killed before it knew that they were mined, they are mined again; declared ones are left alone.
+    assert mined_of(corpus_of(folder)).keys() == {"short", "long"}
+    declared = dataclasses.replace(corpus_of(folder), sources=[Source("judged", "triplet", "judged.jsonl")])
+    assert mined_of(declared).keys() == {"declared"}
+
+
+def test_runs_that_share_tokens_share_no_triplets(folder, tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path)
+    shared = tmp_path / "shared"
+    tokenize_corpus(corpus_of(folder), tmp_path, vocabulary, shared, LENGTHS)
+    corpus = corpus_of(folder, tokens=str(shared))
+    for _ in range(2):  # killed before the phase was done, a run links again
+        for run in ("one", "two"):
+            tokenize_corpus(corpus, tmp_path, vocabulary, tmp_path / run, LENGTHS)
+    (tmp_path / "one" / "triplet").mkdir()
+    assert {path.name for path in shared.iterdir()} == {"pair", "diffusion"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {"pair", "diffusion"}
+    # A run may hold what `data cache` wrote.
+    tokenize_corpus(corpus, tmp_path, vocabulary, shared, LENGTHS)
+    assert open_tables(shared / "pair", stage="pair", vocabulary=vocabulary).keys() == {"short", "long"}

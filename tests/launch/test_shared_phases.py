@@ -47,6 +47,15 @@ def test_a_change_reaches_what_comes_after_it(base, param, stages, mined):
     assert not any("merge" in link for link in found.links)
 
 
+def test_declared_triplets_depend_on_no_stage(tmp_path):
+    files = ["gin/recipes/pplx_embed_0p6b.gin", "gin/data/pplx_embed.gin"]
+    params = ["INITIAL='a_model'", "DATA_ROOT='data'", "EVALUATION='sets'"]
+    (tmp_path / "config.gin").write_text(load(files, params).resolved())
+    trial = load(files, [*params, "PairStage.temperature=0.1"])
+    found = SharedPhases.of(str(tmp_path), trial)
+    assert "pair" not in found.stages and "data/tokens/triplet" in found.links
+
+
 def test_a_stage_that_is_asked_for_is_trained(base):
     assert shared(base, stage="pair").stages == ("diffusion",)
     assert shared(base, stage="triplet").stages == ("diffusion", "pair", "contextual")
