@@ -5,7 +5,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -167,7 +167,8 @@ def train(
       NonFiniteLoss: a logged metric is not finite.
       Preempted: SIGTERM came; the state is saved.
       BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
-        a damaged checkpoint, or one of another model, seed or table; an earlier stage of another model.
+        a damaged checkpoint, or one of another model, seed, table, mixture or batch size; an earlier stage of
+        another model.
     """
     # The order below matters: what can fail on bad input comes before anything is written that another run left;
     # the checkpoint is restored before the loader starts, for it says where in the data to go on; the marker of a
@@ -184,6 +185,12 @@ def train(
     learning_rate = training.optimizer.learning_rate(training.steps)
     tables = {"": [table]} if isinstance(table, TokenTable) else table
     examples = Examples(tables, training.data, stage.batch_size, seed)
+    order = {
+        "seed": seed,
+        "examples": examples.count,
+        "batch_size": stage.batch_size,
+        "data": repr(training.data or Mixture()),
+    }
     shape = {"steps": training.steps, "seed": seed, "mask_id": vocabulary.mask_id}
     compile_seconds = 0.0
 
@@ -208,7 +215,7 @@ def train(
             about: dict[str, Any] = {"position": 0, "seconds": 0.0, "useful_seconds": 0.0}
         else:
             first_step, about = restored.step, restored.about
-            _require_same_data(folder, restored, seed=seed, examples=examples.count)
+            _require_same_data(folder, restored, order)
             state, source = TrainState(**restored.state), f"its own checkpoint of step {first_step}"
         logging.info("%s: starting from %s", stage.name, source)
 
@@ -300,8 +307,7 @@ def train(
                 about_now = {
                     "stage": stage.name,
                     "position": position,
-                    "seed": seed,
-                    "examples": examples.count,
+                    **order,
                     "seconds": seconds(),
                     "useful_seconds": goodput.useful,
                     "processes": jax.process_count(),
@@ -343,9 +349,9 @@ def _require_finite(stage: str, step: int, numbers: dict[str, float]) -> None:
             raise NonFiniteLoss(f"{stage} step {step}: {name} is {value}; the last checkpoint is from before it")
 
 
-def _require_same_data(folder: pathlib.Path, restored: Restored, *, seed: int, examples: int) -> None:
-    """A position means something in one order of one table alone."""
-    for name, wanted in (("seed", seed), ("examples", examples)):
+def _require_same_data(folder: pathlib.Path, restored: Restored, order: Mapping[str, Any]) -> None:
+    """A position means something in one order of the same examples alone."""
+    for name, wanted in order.items():
         found = restored.about.get(name)
         if found != wanted:
             raise BadInput(

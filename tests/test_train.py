@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh
 
 from pplx_jax import train as loop
 from pplx_jax.checkpointing import Checkpoints, load_params
+from pplx_jax.data.mixture import Mixture
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.errors import BadInput, Preempted
 from pplx_jax.metrics import read_metrics
@@ -332,7 +333,14 @@ def test_checkpoints_are_due_by_the_clock_and_by_step(setting, tmp_path):
     assert saved(tmp_path / "steps", 0.0, checkpoint_every_seconds=25.0, checkpoint_every_steps=2) == [2, 4, 6, 7]
 
 
-@pytest.mark.parametrize("change, said", [({"seed": 4}, "seed 3, this recipe has 4"), ({}, "examples 24, this recipe")])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"seed": 4}, "seed 3, this recipe has 4"),
+        ({}, "examples 24, this recipe"),
+        ({"data": Mixture({"": 2.0})}, r"data Mixture\(weights=\{\}.* this recipe has Mixture\(weights=\{'': 2.0\}"),
+    ],
+)
 def test_a_checkpoint_of_other_data_is_refused(setting, tmp_path, monkeypatch, change, said):
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         interrupt(patched, 2)

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from pplx_jax.contrastive.mining_documents import Candidates, Documents, answers_of, candidates_of, token_hash
+from pplx_jax.contrastive.mining_documents import Candidates, Documents, answers_of, candidates_of
 from pplx_jax.contrastive.mining_parts import Parts
 from pplx_jax.contrastive.mining_report import Sample, write_mining_report
 from pplx_jax.contrastive.mining_search import Search, approximate_search, exact_search
 from pplx_jax.data.examples import open_tables
 from pplx_jax.data.gather import Gatherer
 from pplx_jax.data.token_files import Ragged, TokenTable, write_table
+from pplx_jax.data.token_hashes import token_hashes
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.models.embedder import Embedder
@@ -351,12 +352,11 @@ def _write(
     pairs = chosen[places[places < len(chosen)]]
     texts = [documents.text(place) for place in places]
     others = texts[len(pairs) :]
-    hashes = np.array([token_hash(text) for text in others], np.int32)
     filler = np.zeros((len(only_negative), negatives.shape[1]), np.int32)
     features = {
         "query": Ragged.from_arrays([*(table["query"][pair] for pair in pairs), *([] for _ in others)]),
         "document": Ragged.from_arrays(texts),
-        "document_hash": np.concatenate([table["document_hash"][pairs], hashes]),
+        "document_hash": token_hashes(texts),
         "source": np.concatenate([table["source"][pairs], np.zeros(len(others), np.int32)]),
         "negatives": np.concatenate([row[negatives], filler]),
     }

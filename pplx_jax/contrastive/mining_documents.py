@@ -1,7 +1,6 @@
 """What mining ranks: the documents of the pairs, then those of further token tables, each text once."""
 
 import hashlib
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -78,8 +77,3 @@ def answers_of(table: TokenTable) -> np.ndarray:
         case "contextual":
             return table["chunks_of_document"][table["document"]] + table["chunk"]
     return np.arange(table.count)
-
-
-def token_hash(tokens: np.ndarray) -> int:
-    """Signed 32-bit CRC of a text's tokens."""
-    return int(np.uint32(zlib.crc32(tokens.tobytes())).view(np.int32))
