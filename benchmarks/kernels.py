@@ -93,6 +93,32 @@ def worker(name: str, topology: str, length: int, heads: int, *sizes: int) -> di
         function = attend if name == "splash_forward" else jax.grad(loss, argnums=(0, 1, 2))
         arrays = (array(count, length, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
         compiled = jax.jit(function).lower(*arrays, ids).compile()
+    elif name.startswith("tokamax"):
+        sys.argv[1:] = []  # it reads the command line
+        from tokamax._src.ops.experimental.tpu.splash_attention import base, splash_attention_mask
+        from tokamax._src.ops.experimental.tpu.splash_attention import splash_attention_kernel as splash
+
+        query, key, compute, scheduler = sizes
+        blocks = {"block_q": 512, "block_kv": 2048, "block_kv_compute": 512}
+        if name == "tokamax_forward":
+            blocks = {"block_q": query, "block_kv": key, "block_kv_compute": compute}
+        else:
+            blocks |= {"block_q_dkv": query, "block_kv_dkv": key, "block_kv_dkv_compute": compute}
+        run = splash.make_splash_mha_single_device(
+            splash_attention_mask.FullMask((length, length)),
+            config=splash.SplashConfig(**blocks, use_experimental_scheduler=bool(scheduler)),
+        )
+
+        def attend(query, key, value, ids):
+            return run(query, key, value, base.SegmentIds(ids[0], ids[0]))
+
+        def loss(*arguments):
+            return attend(*arguments).astype(jnp.float32).sum()
+
+        function = attend if name == "tokamax_forward" else jax.grad(loss, argnums=(0, 1, 2))
+        arrays = (array(count, length, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
+        with jax.default_device(device):  # it asks what that is
+            compiled = jax.jit(function).lower(*arrays, ids).compile()
     else:
         from jax.experimental.pallas.ops.tpu import flash_attention as flash
 

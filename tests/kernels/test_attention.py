@@ -189,6 +189,15 @@ def test_a_mask_by_product_lets_no_bit_through():
     assert np.abs(merged - apart)[0, mine].max() > 1e-3
 
 
+@pytest.mark.parametrize("wide", [False, True])
+def test_heads_of_a_group_work_side_by_side_in_several_products(wide):
+    tiles = dataclasses.replace(SMALL[0], piece=256, sub_query=256, together=1, wide_products=wide)
+    assert [tiles.heads_at_once(group) for group in (1, 2, 3, 4, 8)] == [1, 2, 1, 2, 2]
+    arguments, _ = inputs(np.stack([packed(512, [256, 130, 90]), packed(512, [60, 170, 200])]), heads=4, head_dim=128)
+    found = pallas.attention(*arguments, tiles=(tiles, SMALL[1]), interpret=True)
+    np.testing.assert_allclose(found, reference.attention(*arguments), rtol=0, atol=1e-5)
+
+
 def test_sub_tiles_go_side_by_side_where_each_needs_one_step():
     def windows(lengths, key=512):
         tiles = dataclasses.replace(SMALL[0], key=key)

@@ -156,11 +156,13 @@ def _body(
     step_units = tiles.sub_key // LANES
     key_segment = key_segment_ref[row * (length // tiles.key) + key_tile]
 
-    def load(ref, head, queries):
-        return ref[head, :, queries, :].reshape(group * queries.size, ref.shape[-1])
+    everyone = pl.Slice(0, group)  # of the query heads of a key head
 
-    def store(ref, head, queries, x):
-        ref[head, :, queries, :] = x.reshape(group, queries.size, ref.shape[-1]).astype(ref.dtype)
+    def load(ref, head, queries, members=everyone):
+        return ref[head, members, queries, :].reshape(members.size * queries.size, ref.shape[-1])
+
+    def store(ref, head, queries, x, members=everyone):
+        ref[head, members, queries, :] = x.reshape(members.size, queries.size, ref.shape[-1]).astype(ref.dtype)
 
     mask_by_product = tiles.has_room(head_dim) and not causal
 
@@ -168,11 +170,11 @@ def _body(
         for ref, value in ((most_ref, UNSEEN), (sum_ref, 0.0), (mixed_ref, 0.0)):
             ref[:, :, queries, :] = jnp.full((kv_heads, group, queries.size, ref.shape[-1]), value, jnp.float32)
 
-    def scores_of(head, queries, keys, codes=None):
-        query, key = load(query_ref, head, queries), key_ref[head, keys, :]
+    def scores_of(head, queries, keys, codes=None, members=everyone):
+        query, key = load(query_ref, head, queries, members), key_ref[head, keys, :]
         if codes is not None:
             of_queries, of_keys = codes
-            query = jnp.concatenate([query, jnp.tile(of_queries, (group, 1))], axis=1)
+            query = jnp.concatenate([query, jnp.tile(of_queries, (members.size, 1))], axis=1)
             key = jnp.concatenate([key, of_keys], axis=1)
         return product(query, key, transposed=True)
 
@@ -180,7 +182,7 @@ def _body(
         """Running maximum, sum and mix of scores [R, keys]; the sum of each lane, or of all where `whole`."""
         rows = scores.shape[0]
         if limit is not None:
-            scores = jnp.minimum(scores.reshape(group, -1, keys.size), limit).reshape(rows, keys.size)
+            scores = jnp.minimum(scores.reshape(-1, *limit.shape), limit).reshape(rows, keys.size)
         most = jnp.broadcast_to(scores.max(axis=1, keepdims=True), (rows, LANES))
         most = most if before is None else jnp.maximum(before, most)
         weights = jnp.exp2(scores - across(most, keys.size))
@@ -201,13 +203,14 @@ def _body(
         store(sum_ref, head, queries, load(sum_ref, head, queries) * decay + total)
         store(mixed_ref, head, queries, load(mixed_ref, head, queries) * across(decay, head_dim) + mixed)
 
-    def finish(head, queries, most, total, mixed):
+    def finish(head, queries, most, total, mixed, members=everyone):
         """Writes what `part` gave, as if each query saw something."""
         inverse = 1.0 / total if out_ref.dtype == jnp.float32 else pl.reciprocal(total, approx=True)
-        store(out_ref, head, queries, mixed * across(inverse, head_dim))
+        store(out_ref, head, queries, mixed * across(inverse, head_dim), members)
         lse = along_lanes(most) + jnp.log2(along_lanes(total))
-        for place in range(group):
-            lse_ref[head, place : place + 1, queries] = lse[:, place * queries.size : (place + 1) * queries.size]
+        for place in range(members.size):
+            member = slice(members.start + place, members.start + place + 1)
+            lse_ref[head, member, queries] = lse[:, place * queries.size : (place + 1) * queries.size]
 
     def clear_unseen(head, queries):
         """Zeros of the queries that saw nothing."""
@@ -238,10 +241,11 @@ def _body(
 
     def side_by_side(first, count, size):
         """Sub-tiles from `first` on, each against all that it meets: one's products run during another's softmax."""
-        heads = range(kv_heads)
-        places = [(head, sub) for head in heads for sub in range(count)]
+        few = tiles.heads_at_once(group)
+        heads = [(head, pl.Slice(member, few)) for head in range(kv_heads) for member in range(0, group, few)]
+        places = [(*head, sub) for head in heads for sub in range(count)]
         if mask_by_product or size == tiles.sub_key:  # dear to make again is a large limit, dear to keep a small one
-            places = [(head, sub) for sub in range(count) for head in heads]
+            places = [(*head, sub) for sub in range(count) for head in heads]
 
         def part_of(sub):
             queries, start, _ = stretch(first + sub)
@@ -251,19 +255,19 @@ def _body(
 
         def scores_at(place):
             nonlocal codes
-            head, sub = places[place]
-            if mask_by_product and (place == 0 or places[place - 1][1] != sub):
+            head, members, sub = places[place]
+            if mask_by_product and (place == 0 or places[place - 1][-1] != sub):
                 queries, keys = part_of(sub)
                 codes = codes_of(query_ids_ref[:, queries], key_ids_ref[:, keys], query_ref.dtype)
-            return scores_of(head, *part_of(sub), codes)
+            return scores_of(head, *part_of(sub), codes, members)
 
         scores, limit, limited = scores_at(0), None, None
-        for place, (head, sub) in enumerate(places):
+        for place, (head, members, sub) in enumerate(places):
             later = scores_at(place + 1) if place + 1 < len(places) else scores
             queries, keys = part_of(sub)
             if limited != sub and not mask_by_product:
                 limit, limited = rectangle(queries, keys), sub
-            finish(head, queries, *part(scores, head, keys, limit, whole=True))
+            finish(head, queries, *part(scores, head, keys, limit, whole=True), members)
             scores = later
 
     def one_by_one(first):

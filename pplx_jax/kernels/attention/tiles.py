@@ -12,6 +12,7 @@ _VMEM = {"v5 lite": 100 * 2**20, "v5e": 100 * 2**20, "v6": 100 * 2**20}
 _WIDE_MATRIX_UNIT = ("v6", "7")  # 256 columns, twice a head's
 _LEAST_VMEM = 56 * 2**20  # v4, v5p, v7
 _SCORE_ROWS = 1024  # rows of scores that are worked at once: fewer hide less, more spill more
+_SIDE_ROWS = 512  # of each of several sub-tiles that are worked side by side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,10 @@ class Tiles:
         """Half of `together`, where that is whole pieces."""
         half = self.together // 2
         return self.together if self.together % 2 or half * self.sub_query % self.piece else half
+
+    def heads_at_once(self, group: int) -> int:
+        """Query heads of a key head that share a product where sub-tiles are worked side by side."""
+        return _divisor(group, max(1, _SIDE_ROWS // self.sub_query))
 
     def has_room(self, head_dim: int) -> bool:
         """Whether 128 columns beside a head's are free in a product."""
