@@ -117,6 +117,15 @@ def load_config(folder: str | os.PathLike[str]) -> Qwen3Config:
     return _read_description(folder)[0]
 
 
+def stage_of(folder: pathlib.Path) -> str | None:
+    """Which stage wrote a model folder; None of any other folder.
+
+    Raises:
+      BadInput: its description cannot be read.
+    """
+    return _read_description(folder)[2] if (folder / MODEL).exists() else None
+
+
 def is_published(folder: str | os.PathLike[str]) -> bool:
     """Whether this is a Hugging Face folder rather than a model folder.
 
