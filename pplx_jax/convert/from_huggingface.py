@@ -27,6 +27,7 @@ from pplx_jax.data.vocabulary import TOKENIZER, Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import ModelFolder, save_model
 from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.output_folder import require_free
 
 _PREFIX = "model."
 _MOST_PROBLEMS = 40
@@ -65,8 +66,7 @@ def import_hf(
       RuntimeError: what was imported does not compute what the source does.
     """
     source, output = pathlib.Path(source), pathlib.Path(output).absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"{output} is in the way; remove it or import to another folder")
+    require_free(output, "empty folder", lambda _: False)
     plan = _Plan.of(source, dtype, mask_token, separator_token)
     states = None
     if not no_parity:

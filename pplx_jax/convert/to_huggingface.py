@@ -20,10 +20,12 @@ from pplx_jax.convert.onnx_parity import check_onnx_parity
 from pplx_jax.convert.param_map import to_torch_layout
 from pplx_jax.convert.parity import check_parity
 from pplx_jax.convert.run_record import read_run
+from pplx_jax.convert.sentence_transformer import is_foreign
 from pplx_jax.convert.tokenizer import save_tokenizer
 from pplx_jax.convert.weights import DTYPES, write_weights
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import ModelFolder, load_model
+from pplx_jax.output_folder import require_free
 
 Kind = Literal["v1", "context_v1"]
 
@@ -75,9 +77,7 @@ def export_hf(
         raise BadInput(f"kind={kind!r} of an export is not one of {', '.join(get_args(Kind))}")
     if onnx:
         require_onnx()
-    occupied = output.exists() and not (output.is_dir() and not any(output.iterdir()))
-    if occupied and not (output / "modules.json").exists():
-        raise BadInput(f"{output} is in the way and no export; remove it or export to another folder")
+    require_free(output, "export", lambda folder: (folder / "modules.json").is_file() and not is_foreign(folder))
     model = load_model(pathlib.Path(model_folder))
     if model.config.causal:
         logging.warning("%s is causal, the published layout is not: the export sees both ways", model_folder)
