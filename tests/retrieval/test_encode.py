@@ -198,6 +198,30 @@ def test_a_folder_of_other_settings_is_left_alone(tmp_path):
         embed(tmp_path / "nothing.jsonl", tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize("name", ["00000.npy", "00000.jsonl", "thesis.txt"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("theirs")
+    with pytest.raises(BadInput, match="in the way and no embeddings"):
+        embed(write_rows(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out")
+    assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "theirs")]
+
+
+def test_a_kill_in_the_first_shard_is_gone_on_from(tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}])
+
+    class Interrupted(WordEncoder):
+        def encode(self, texts, **options):
+            (tmp_path / "out" / "00000.npy").write_bytes(b"a shard that progress.json does not list")
+            raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".progress.json.1.tmp").touch()
+    with pytest.raises(KeyboardInterrupt):
+        embed(source, tmp_path / "out", encoder=Interrupted())
+    assert embed(source, tmp_path / "out")["count"] == 1
+
+
 SLOW_EMBEDDING = """
 import pathlib, sys, time
 import tiny
