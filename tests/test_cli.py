@@ -5,6 +5,7 @@ import errno
 import inspect
 import json
 import logging
+import os
 import pathlib
 import subprocess
 import sys
@@ -61,13 +62,24 @@ def look(source, name="nobody", *, k=10, output=None, **more):
 
 
 def fail(how):
+    pathlib.Path("a_file").touch()
+    pathlib.Path("a_folder").mkdir()
+    match how:
+        case "absent":
+            open("some/file")
+        case "below a file":
+            open("a_file/x")
+        case "folder":
+            open("a_folder", "w")
+        case "taken":
+            os.mkdir("a_file")
     raise {
         "bad": BadInput("this is wrong\nhere; mend it so"),
         "bug": RuntimeError("a bug"),
         "stop": KeyboardInterrupt(),
         "full": OSError(errno.ENOSPC, "No space left on device", "/some/checkpoint"),
         "nameless": OSError(errno.ENOSPC, "No space left on device"),
-        "lost": FileNotFoundError(errno.ENOENT, "No such file", "/some/file"),
+        "lost": FileNotFoundError("of no path"),
     }[how]
 
 
@@ -180,9 +192,12 @@ class TestJson:
         assert json.loads(out) == {"seconds": 1.5, "scores": {"pair": {"ndcg@10": 0.5}}, "folder": "runs/one"}
         assert "a library that prints" in err
 
-    @pytest.mark.parametrize(("how", "code"), [("bad", 2), ("bug", 1), ("stop", 130)])
-    def test_also_where_it_fails(self, pplx_jax, how, code):
-        ended, out, _ = pplx_jax("fail", how, "--json")
+    @pytest.mark.parametrize(
+        ("words", "code"),
+        [(("fail", "bad"), 2), (("fail", "bug"), 1), (("fail", "stop"), 130), (("fail",), 2), (("dance",), 2)],
+    )
+    def test_also_where_it_fails(self, pplx_jax, words, code):
+        ended, out, _ = pplx_jax(*words, "--json")
         assert ended == code
         assert list(json.loads(out)) == ["error"]
 
@@ -254,6 +269,10 @@ class TestBadInput:
             (("fail", "bad"), "this is wrong here; mend it so"),
             (("fail", "full"), "the disk of /some/checkpoint is full; make room and run this again"),
             (("fail", "nameless", "--workdir", "w"), "the disk of w is full; make room and run this again"),
+            (("fail", "absent"), "some/file: No such file or directory; check this path"),
+            (("fail", "below a file"), "a_file/x: Not a directory; check this path"),
+            (("fail", "folder"), "a_folder: Is a directory; check this path"),
+            (("fail", "taken"), "a_file: File exists; check this path"),
         ],
     )
     def test_one_line(self, pplx_jax, words, message):
