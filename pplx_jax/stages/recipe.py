@@ -31,7 +31,7 @@ from pplx_jax.output_folder import replaced_folder, require_free
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.report import environment, format_sets, format_table, write_report, write_results
-from pplx_jax.stages.merge import Merge, slerp
+from pplx_jax.stages.merge import Merge, Per, slerp
 from pplx_jax.stages.weighted_start import NAME as INITIAL
 from pplx_jax.stages.weighted_start import start_folder, write_weighted_start
 from pplx_jax.train import Training, train
@@ -218,20 +218,21 @@ def merge_checkpoints(
     b: pathlib.Path,
     output: pathlib.Path,
     weight: float = Merge.weight,
-    per: str = Merge.per,
+    per: Per = Merge.per,
     parallel_threshold: float = Merge.parallel_threshold,
 ) -> dict[str, Any]:
     """Writes the SLERP of two model folders as a third, in the place of a former merge where one is there.
 
     Raises:
-      BadInput: a folder is no model, the two differ in shape or vocabulary, or `output` is something else.
+      BadInput: a folder is no model, the two differ in shape or vocabulary, `output` is something else, or an
+        argument that `Merge` refuses.
     """
-    output = pathlib.Path(output)
+    output, merge = pathlib.Path(output), Merge(weight, per, parallel_threshold)
     require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)
     first, second = load_model(a), load_model(b)
     if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
         raise BadInput(f"merge: {a} and {b} have different vocabularies; merge two stages of one run")
-    params = slerp(first.params, second.params, weight, per, parallel_threshold)  # type: ignore[arg-type]
+    params = slerp(first.params, second.params, **dataclasses.asdict(merge))
     with replaced_folder(output) as folder:
         save_model(folder, first.config, first.vocabulary, params, stage=MERGED)
     return {"output": str(output), "weight": weight, "per": per}

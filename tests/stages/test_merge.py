@@ -201,9 +201,14 @@ def test_trees_that_do_not_match_are_bad_input():
         merge.slerp(a, c)
 
 
-def test_unknown_scope_is_bad_input():
-    with pytest.raises(errors.BadInput, match="layer"):
-        merge.slerp(random_tree(0), random_tree(1), per="layer")
+@pytest.mark.parametrize(
+    "fields", [{"per": "layer"}, {"weight": 5.0}, {"weight": -0.1}, {"parallel_threshold": float("nan")}]
+)
+def test_fields_that_make_no_sense_are_bad_input(fields):
+    ((name, value),) = fields.items()
+    for made in (merge.Merge, lambda **fields: merge.slerp(random_tree(0), random_tree(1), **fields)):
+        with pytest.raises(errors.BadInput, match=f"Merge.{name}={value!r}; set it to"):
+            made(**fields)
 
 
 def test_a_merge_replaces_a_merge_and_nothing_else(tmp_path):
