@@ -17,7 +17,7 @@ from pplx_jax.evaluation.results import Results, Subject
 from pplx_jax.evaluation.retrieval_task import RetrievalTask
 from pplx_jax.evaluation.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.summary import format_table, summarize
-from pplx_jax.models.quantization import quantize
+from pplx_jax.models.quantization import check_form
 from pplx_jax.retrieval.encoder import Encoder, check_quantization, load_encoder, quantizations
 from pplx_jax.retrieval.rows import atomic_path, write_json
 
@@ -114,11 +114,8 @@ def _settings(
     widths = [dims] if dims is None or isinstance(dims, int) else list(dims)
     for form in forms:
         check_quantization(encoder, form)
-    for width in widths:
-        if width is not None and not 0 < width <= encoder.dims:
-            raise BadInput(f"dims={width} of a model of {encoder.dims} dimensions; ask for 1 to {encoder.dims}")
-    for form, width in itertools.product(forms, widths):  # a form that does not exist, before the work
-        quantize(np.zeros((0, width or encoder.dims), np.float32), form)  # type: ignore[arg-type]
+    for form, width in itertools.product(forms, widths):
+        check_form(form, width, encoder.dims)
     return [
         Settings(form, width, with_context, truncate)  # type: ignore[arg-type]
         for with_context, form, width in itertools.product(_CONTEXTS[context], forms, widths)

@@ -198,6 +198,28 @@ def test_a_folder_of_other_settings_is_left_alone(tmp_path):
         embed(tmp_path / "nothing.jsonl", tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dims": 0}, "dims=0 of a model of 32 dimensions"),
+        ({"dims": 33}, "dims=33"),
+        ({"dims": 12, "quantization": "ubinary"}, "12 dimensions do not fill whole bytes"),
+        ({"quantization": "ubinary", "bit_order": "middle"}, "bit_order='middle'"),
+    ],
+)
+def test_vectors_that_cannot_be_leave_no_folder(tmp_path, options, message):
+    with pytest.raises(BadInput, match=message):
+        embed(write_rows(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_a_row_to_embed_is_refused(tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}] * 3)
+    for _ in range(2):  # also when there is nothing left to do
+        with pytest.raises(BadInput, match='none of its 3 rows .* line 1: neither "txt" nor "chunks", only text'):
+            embed(source, tmp_path / "out", text_field="txt", shard_size=2)
+
+
 @pytest.mark.parametrize("name", ["00000.npy", "00000.jsonl", "thesis.txt"])
 def test_a_folder_of_something_else_is_left_alone(tmp_path, name):
     (tmp_path / "out").mkdir()
