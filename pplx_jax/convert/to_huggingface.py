@@ -15,8 +15,9 @@ import numpy as np
 from absl import logging
 
 from pplx_jax.convert.model_card import model_card
-from pplx_jax.convert.onnx_graph import require_onnx, write_onnx
+from pplx_jax.convert.onnx_graph import write_onnx
 from pplx_jax.convert.onnx_parity import check_onnx_parity
+from pplx_jax.convert.packages import require_packages
 from pplx_jax.convert.param_map import to_torch_layout
 from pplx_jax.convert.parity import check_parity
 from pplx_jax.convert.run_record import read_run
@@ -66,8 +67,8 @@ def export_hf(
       the same of the graph as `onnx_parity`, and `peak_bytes` (the most memory this process has held).
 
     Raises:
-      BadInput: the model folder is damaged, an argument is unknown, `output` holds something else, or what
-        `onnx` needs is not installed.
+      BadInput: the model folder is damaged, an argument is unknown, `output` holds something else, or a
+        package that it takes is not installed.
       RuntimeError: the export does not compute what the model computes.
     """
     output = pathlib.Path(output).absolute()
@@ -75,8 +76,9 @@ def export_hf(
         raise BadInput(f"dtype={dtype!r} of an export is not one of {', '.join(DTYPES)}")
     if kind is not None and kind not in get_args(Kind):
         raise BadInput(f"kind={kind!r} of an export is not one of {', '.join(get_args(Kind))}")
+    require_packages("an export", "torch", "transformers", "sentence_transformers")
     if onnx:
-        require_onnx()
+        require_packages("an ONNX export", "onnx", "onnxruntime")
     require_free(output, "export", lambda folder: (folder / "modules.json").is_file() and not is_foreign(folder))
     model = load_model(pathlib.Path(model_folder))
     if model.config.causal:
