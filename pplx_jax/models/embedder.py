@@ -58,7 +58,8 @@ class Embedder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **arguments) -> "Embedder":
-        """Loads a model folder (a stage's, a merge's, an import's) or a Hugging Face folder that could be imported.
+        """Loads a model folder (a stage's, a merge's, an import's), one of its Orbax checkpoints, or a Hugging Face
+        folder that could be imported.
 
         Raises:
           BadInput: the folder or a file in it is missing or damaged.
