@@ -263,20 +263,21 @@ def _show(result: Mapping[str, Any] | None, prefix: str = "") -> None:
 
 
 def _show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table; where cells hold several lines, a numbered block a row with those below."""
+    """A table of what any row has; where cells hold several lines, a numbered block a row with those below."""
     cells = [
         {
             name: f"{cell:.4g}" if isinstance(cell, float) else str(cell)
             for name, cell in row.items()
-            if not isinstance(cell, list)  # rows of that depth are for --json
+            if cell is not None and not isinstance(cell, list)  # rows of that depth are for --json
         }
         for row in rows
     ]
     long = {name for row in cells for name, cell in row.items() if "\n" in cell}
     if not long:
-        print("  ".join(cells[0]))
+        columns = list(dict.fromkeys(name for row in cells for name in row))
+        print("  ".join(columns))
         for row in cells:
-            print("  ".join(row.values()))
+            print("  ".join(row.get(name, "-") for name in columns))
         return
     for number, row in enumerate(cells, 1):
         (_, title), *others = row.items()

@@ -180,6 +180,11 @@ class TestRunning:
     def test_rows_are_shown_as_a_table(self, pplx_jax):
         assert pplx_jax("look", "here")[1] == "id  score  text\nd1  0.9  one\nd2  0.8  two\n"
 
+    def test_a_table_has_the_columns_of_every_row(self, capsys):
+        rows = [{"id": "d1", "path": None, "text": "one"}, {"id": "d2", "path": None, "text": "two", "chunk": 0}]
+        cli._show({"hits": rows})
+        assert capsys.readouterr().out == "id  text  chunk\nd1  one  -\nd2  two  0\n"
+
     def test_rows_with_long_texts_are_shown_as_blocks(self, capsys):
         cli._show({"hits": [{"id": "d1", "score": 0.123456, "text": "def f():\n    pass", "line": 3}]})
         assert capsys.readouterr().out == "1. d1  score 0.1235  line 3\n    def f():\n        pass\n\n"
