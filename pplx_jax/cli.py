@@ -117,8 +117,9 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
 
 def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tuple[int, Any]:
     """Runs a verb; returns the exit code, and the result or {"error": why there is none}."""
+    runs_recipe = verb.recipe is not None and verb.writes
     try:
-        with _logging(), _stopping() if verb.recipe and verb.writes else contextlib.nullcontext():
+        with _logging(), _stopping() if runs_recipe else contextlib.nullcontext():
             return DONE, _perform(verb, options, table)
     except BadInput as error:
         return BAD_INPUT, _complain(f"error: {error}")
@@ -134,7 +135,8 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or options.get("workdir") or "the output"
             return BAD_INPUT, _complain(f"error: the disk of {where} is full; make room and run this again")
-        if isinstance(error, _WRONG_PATH) and error.filename is not None:
+        # What goes missing under a recipe that runs is worth another start, which bad input is not given.
+        if isinstance(error, _WRONG_PATH) and error.filename is not None and not runs_recipe:
             return BAD_INPUT, _complain(f"error: {error.filename}: {error.strerror}; check this path")
         traceback.print_exc()
         return FAILED, {"error": str(error)}

@@ -45,6 +45,8 @@ def run(workdir, stages, *, seed=0, config_text, fingerprint, settings):
 
 def train_stage(workdir, stage, stages):
     CALLS.append(("train_stage", workdir, stage, stages))
+    if stage == "gone":
+        open("gone")
 
 
 def chat():
@@ -299,6 +301,10 @@ class TestOtherEndings:
         code, out, err = pplx_jax("fail", how)
         assert (code, out) == (1, "")
         assert err.startswith("Traceback") and last in err.splitlines()[-1]
+
+    def test_a_file_gone_missing_under_a_recipe_is_no_bad_input(self, pplx_jax, recipe):
+        code, _, err = pplx_jax("train", "--stage", "gone", *recipe)
+        assert code == 1 and "Traceback" in err
 
     def test_an_interruption_says_how_to_go_on(self, pplx_jax):
         code, _, err = pplx_jax("fail", "stop")

@@ -124,9 +124,9 @@ def run(
       {"results": path, "report": path, "table": text}; until "data" {"corpus": counts, "examples": by stage}.
 
     Raises:
-      BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices, `initial`
-        is no model or one of other sizes than `model`, `initial` and `term_weights` are both there, or the recipe
-        has no stage `until`.
+      BadInput: the corpus is empty, the workdir is another recipe's or a file, a mesh larger than the devices,
+        `initial` is no model or one of other sizes than `model`, `initial` and `term_weights` are both there, or the
+        recipe has no stage `until`.
     """
     mesh.build()
     names = [training.stage.name for training in stages]
@@ -267,6 +267,7 @@ def _train(
 
 def _claim(workdir: pathlib.Path, fingerprint: str, config_text: str) -> None:
     """Marks the workdir as this recipe's, or refuses it."""
+    require_free(workdir, "folder", lambda _: True)
     marker = workdir / "recipe.json"
     if marker.exists():
         if read_json(marker)["fingerprint"] != fingerprint:
