@@ -262,8 +262,9 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
         manager.save(step, args=ocp.args.PyTreeSave(tree, save_args=chunks))
 
 
-def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
-    """The model's parameters of a folder's latest checkpoint, as a nested dict of float32 NumPy arrays.
+def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str, Any]:
+    """The model's parameters of a folder's checkpoint, the latest where `step` is None, as a nested dict of float32
+    NumPy arrays.
 
     Raises:
       BadInput: no such folder, no checkpoint in it, or a damaged one.
@@ -272,7 +273,8 @@ def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
     steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
     if not steps:
         raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train it first")
-    path: Any = root / str(steps[-1]) / "default"  # orbax is annotated with a path type of its own
+    step = steps[-1] if step is None else step
+    path: Any = root / str(step) / "default"  # orbax is annotated with a path type of its own
     try:
         # Restored as NumPy, whole, on the host: the caller decides where it goes.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
@@ -286,7 +288,7 @@ def load_params(folder: str | pathlib.Path) -> dict[str, Any]:
             )
             return handler.restore(path, args=arguments)["params"]
     except (ValueError, KeyError, OSError, TypeError) as error:
-        raise _damaged(root / str(steps[-1]), error) from error
+        raise _damaged(root / str(step), error) from error
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "pplx-jax"
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
 
 
 def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table: "Table | None" = None) -> int:
@@ -41,8 +42,14 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
         verbs: the commands there are.
         table: what recipes may name, and where the verbs' functions are; the project's own by default.
     """
+    argv = sys.argv[1:] if argv is None else argv
     try:
         options = vars(_parser(verbs).parse_args(argv))
+    except BadInput as error:
+        complaint = _complain(f"error: {error}")
+        if "--json" in argv:
+            print(json.dumps(complaint))
+        return BAD_INPUT
     except SystemExit as stop:  # argparse has said what it had to say
         return int(stop.code or 0)
     skip_absent_tpu()
@@ -64,7 +71,7 @@ class _Parser(argparse.ArgumentParser):
     """Complains in one line."""
 
     def error(self, message: str):
-        self.exit(BAD_INPUT, f"{PROGRAM}: error: {message}; see {self.prog} --help\n")
+        raise BadInput(f"{message}; see {self.prog} --help")
 
 
 def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
@@ -110,8 +117,9 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
 
 def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tuple[int, Any]:
     """Runs a verb; returns the exit code, and the result or {"error": why there is none}."""
+    runs_recipe = verb.recipe is not None and verb.writes
     try:
-        with _logging(), _stopping() if verb.recipe and verb.writes else contextlib.nullcontext():
+        with _logging(), _stopping() if runs_recipe else contextlib.nullcontext():
             return DONE, _perform(verb, options, table)
     except BadInput as error:
         return BAD_INPUT, _complain(f"error: {error}")
@@ -124,11 +132,14 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
     except KeyboardInterrupt:
         return INTERRUPTED, _complain("interrupted; the same command goes on from here")
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            traceback.print_exc()
-            return FAILED, {"error": str(error)}
-        where = error.filename or options.get("workdir") or "the output"
-        return BAD_INPUT, _complain(f"error: the disk of {where} is full; make room and run this again")
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or options.get("workdir") or "the output"
+            return BAD_INPUT, _complain(f"error: the disk of {where} is full; make room and run this again")
+        # What goes missing under a recipe that runs is worth another start, which bad input is not given.
+        if isinstance(error, _WRONG_PATH) and error.filename is not None and not runs_recipe:
+            return BAD_INPUT, _complain(f"error: {error.filename}: {error.strerror}; check this path")
+        traceback.print_exc()
+        return FAILED, {"error": str(error)}
     except Exception as error:
         traceback.print_exc()
         return FAILED, {"error": f"{type(error).__name__}: {error}"}
@@ -254,20 +265,21 @@ def _show(result: Mapping[str, Any] | None, prefix: str = "") -> None:
 
 
 def _show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table; where cells hold several lines, a numbered block a row with those below."""
+    """A table of what any row has; where cells hold several lines, a numbered block a row with those below."""
     cells = [
         {
             name: f"{cell:.4g}" if isinstance(cell, float) else str(cell)
             for name, cell in row.items()
-            if not isinstance(cell, list)  # rows of that depth are for --json
+            if cell is not None and not isinstance(cell, list)  # rows of that depth are for --json
         }
         for row in rows
     ]
     long = {name for row in cells for name, cell in row.items() if "\n" in cell}
     if not long:
-        print("  ".join(cells[0]))
+        columns = list(dict.fromkeys(name for row in cells for name in row))
+        print("  ".join(columns))
         for row in cells:
-            print("  ".join(row.values()))
+            print("  ".join(row.get(name, "-") for name in columns))
         return
     for number, row in enumerate(cells, 1):
         (_, title), *others = row.items()

@@ -21,6 +21,8 @@ STAGE_FILES = (
     "model.json",
     "vocabulary.model",
 )
+RUN_FILES = ("results.json", "report.html")
+MERGE_FILES = ("merged/", "export/", "embeddings/", "index/")
 
 
 def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str, Any]:
@@ -41,14 +43,23 @@ def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str
     if (
         "stages" in arguments and "workdir" in arguments and not verb.outputs
     ):  # with an output of its own it trains nothing
-        stages = _chosen(arguments["stages"], arguments.get("stage"))
+        stages = _chosen(arguments["stages"], arguments.get("stage"), arguments.get("until"))
         described["stages"] = [_describe(training) for training in stages]
-        workdir = pathlib.Path(arguments["workdir"])
-        writes += [str(workdir / training.stage.name / file) for training in stages for file in STAGE_FILES]
+        workdir, names = pathlib.Path(arguments["workdir"]), [training.stage.name for training in stages]
+        files = [f"{name}/{file}" for name in names for file in STAGE_FILES]
+        if "stage" not in arguments:
+            files += ["data/", *(RUN_FILES if stages else ())]
+            if arguments.get("until") is None and {"contextual", "triplet"} <= {*names}:
+                files += MERGE_FILES
+        writes += [str(workdir / file) for file in files]
     return {**described, "writes": writes, "fingerprint": config.fingerprint, "config": config.resolved()}
 
 
-def _chosen(stages: "Sequence[Training]", name: str | None) -> "list[Training]":
+def _chosen(stages: "Sequence[Training]", name: str | None, until: str | None) -> "list[Training]":
+    """One stage, those up to one (none, where it stops before the first), or all."""
+    if until is not None:
+        names = [training.stage.name for training in stages]
+        return list(stages[: names.index(until) + 1]) if until in names else []
     chosen = [training for training in stages if name in (None, training.stage.name)]
     if not chosen:
         known = ", ".join(training.stage.name for training in stages)

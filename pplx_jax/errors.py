@@ -10,6 +10,12 @@ class BadInput(Exception):
     """Input the user can mend: the message says what is wrong, where, and how to mend it, in one line. Exit code 2."""
 
 
+def require(holds: bool, owner: object, field: str, allowed: str) -> None:
+    """Raises BadInput that names the field of `owner`, its value and what is allowed, unless that holds."""
+    if not holds:
+        raise BadInput(f"{type(owner).__name__}.{field}={getattr(owner, field)!r}; set it to {allowed}")
+
+
 class Unmet(Exception):
     """What a verb was asked to establish does not hold: its report is shown as ever, and the exit code is 1."""
 

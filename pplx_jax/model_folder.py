@@ -6,7 +6,7 @@ import os
 import pathlib
 from typing import Any
 
-from pplx_jax.checkpointing import MODEL, load_params, read_json, save_params, write_json
+from pplx_jax.checkpointing import CHECKPOINTS, MODEL, load_params, read_json, save_params, write_json
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.models.qwen3 import Qwen3Config
@@ -87,19 +87,20 @@ def save_model(
 
 
 def load_model(folder: str | pathlib.Path) -> ModelFolder:
-    """Reads a model folder, or a Hugging Face folder of a model that `import-hf` would import.
+    """Reads a model folder, one of its checkpoints (FOLDER/checkpoints/STEP; FOLDER/checkpoints is the latest), or a
+    Hugging Face folder of a model that `import-hf` would import.
 
     Raises:
       BadInput: something is missing or damaged; the message names the file.
     """
-    folder = pathlib.Path(folder)
+    folder, step = _model_and_step(pathlib.Path(folder))
     if is_published(folder):
         from pplx_jax.convert.from_huggingface import read_model  # it builds on this module
 
         return read_model(folder)
     config, kind, stage = _read_description(folder)
     return ModelFolder(
-        config=config, vocabulary=Vocabulary.load(folder), params=load_params(folder), kind=kind, stage=stage
+        config=config, vocabulary=Vocabulary.load(folder), params=load_params(folder, step), kind=kind, stage=stage
     )
 
 
@@ -117,6 +118,15 @@ def load_config(folder: str | os.PathLike[str]) -> Qwen3Config:
     return _read_description(folder)[0]
 
 
+def stage_of(folder: pathlib.Path) -> str | None:
+    """Which stage wrote a model folder; None of any other folder.
+
+    Raises:
+      BadInput: its description cannot be read.
+    """
+    return _read_description(folder)[2] if (folder / MODEL).exists() else None
+
+
 def is_published(folder: str | os.PathLike[str]) -> bool:
     """Whether this is a Hugging Face folder rather than a model folder.
 
@@ -127,6 +137,17 @@ def is_published(folder: str | os.PathLike[str]) -> bool:
     if not folder.is_dir():
         raise BadInput(f"no model in {folder}: the folder does not exist; give the folder of a stage or a merge")
     return not (folder / MODEL).exists() and (folder / "config.json").exists()
+
+
+def _model_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
+    """The model folder that a path is or lies in, and the step that it names."""
+    if path.is_dir() and not (path / MODEL).exists():
+        match path.absolute().parts:
+            case *folder, last if last == CHECKPOINTS:
+                return pathlib.Path(*folder), None
+            case *folder, above, step if above == CHECKPOINTS and step.isdigit():
+                return pathlib.Path(*folder), int(step)
+    return path, None
 
 
 def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str]:

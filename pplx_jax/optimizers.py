@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import jax
 import optax
 
-from pplx_jax.errors import BadInput
+from pplx_jax.errors import require
 from pplx_jax.schedules import warmup_cosine, warmup_stable_decay
 
 Schedule = Literal["warmup_stable_decay", "warmup_cosine"]
@@ -41,18 +41,24 @@ class Optimizer:
     clip_norm: float = 1.0
     embedding_multiplier: float = 1.0
 
+    def __post_init__(self):
+        require(self.schedule in get_args(Schedule), self, "schedule", " or ".join(get_args(Schedule)))
+        for name in ("peak_learning_rate", "warmup_steps", "weight_decay", "clip_norm", "embedding_multiplier"):
+            require(getattr(self, name) >= 0, self, name, "0 or more")
+        for name in ("b1", "b2"):
+            require(0 <= getattr(self, name) < 1, self, name, "a number from 0 to below 1")
+        require(0 <= self.decay_share <= 1, self, "decay_share", "a number from 0 to 1")
+        require(self.eps > 0, self, "eps", "a number above 0")
+
     def learning_rate(self, steps: int) -> optax.Schedule:
         """Learning rate by step for a stage of `steps`.
 
         Raises:
-          BadInput: an unknown schedule, or a warm-up that does not fit.
+          BadInput: a warm-up that does not fit.
         """
-        match self.schedule:
-            case "warmup_stable_decay":
-                return warmup_stable_decay(self.peak_learning_rate, steps, self.warmup_steps, self.decay_share)
-            case "warmup_cosine":
-                return warmup_cosine(self.peak_learning_rate, steps, self.warmup_steps)
-        raise BadInput(f"Optimizer.schedule={self.schedule!r} is not one of {', '.join(get_args(Schedule))}")
+        if self.schedule == "warmup_stable_decay":
+            return warmup_stable_decay(self.peak_learning_rate, steps, self.warmup_steps, self.decay_share)
+        return warmup_cosine(self.peak_learning_rate, steps, self.warmup_steps)
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The transformation for a stage of `steps`."""

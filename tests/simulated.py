@@ -8,7 +8,8 @@ import sys
 
 # What runs for milliseconds is not worth optimizing for seconds.
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if importlib.metadata.version("jaxlib").startswith("0.10."):  # a release that does not know a flag ends the process
+JAXLIB = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
+if JAXLIB == (0, 10):  # a release that does not know a flag ends the process
     XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"  # which compile for more than half of the time
 
 

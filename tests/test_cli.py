@@ -5,6 +5,7 @@ import errno
 import inspect
 import json
 import logging
+import os
 import pathlib
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def run(workdir, stages, *, seed=0, config_text, fingerprint, settings):
 
 def train_stage(workdir, stage, stages):
     CALLS.append(("train_stage", workdir, stage, stages))
+    if stage == "gone":
+        open("gone")
 
 
 def chat():
@@ -61,13 +64,24 @@ def look(source, name="nobody", *, k=10, output=None, **more):
 
 
 def fail(how):
+    pathlib.Path("a_file").touch()
+    pathlib.Path("a_folder").mkdir()
+    match how:
+        case "absent":
+            open("some/file")
+        case "below a file":
+            open("a_file/x")
+        case "folder":
+            open("a_folder", "w")
+        case "taken":
+            os.mkdir("a_file")
     raise {
         "bad": BadInput("this is wrong\nhere; mend it so"),
         "bug": RuntimeError("a bug"),
         "stop": KeyboardInterrupt(),
         "full": OSError(errno.ENOSPC, "No space left on device", "/some/checkpoint"),
         "nameless": OSError(errno.ENOSPC, "No space left on device"),
-        "lost": FileNotFoundError(errno.ENOENT, "No such file", "/some/file"),
+        "lost": FileNotFoundError("of no path"),
     }[how]
 
 
@@ -168,6 +182,11 @@ class TestRunning:
     def test_rows_are_shown_as_a_table(self, pplx_jax):
         assert pplx_jax("look", "here")[1] == "id  score  text\nd1  0.9  one\nd2  0.8  two\n"
 
+    def test_a_table_has_the_columns_of_every_row(self, capsys):
+        rows = [{"id": "d1", "path": None, "text": "one"}, {"id": "d2", "path": None, "text": "two", "chunk": 0}]
+        cli._show({"hits": rows})
+        assert capsys.readouterr().out == "id  text  chunk\nd1  one  -\nd2  two  0\n"
+
     def test_rows_with_long_texts_are_shown_as_blocks(self, capsys):
         cli._show({"hits": [{"id": "d1", "score": 0.123456, "text": "def f():\n    pass", "line": 3}]})
         assert capsys.readouterr().out == "1. d1  score 0.1235  line 3\n    def f():\n        pass\n\n"
@@ -180,9 +199,12 @@ class TestJson:
         assert json.loads(out) == {"seconds": 1.5, "scores": {"pair": {"ndcg@10": 0.5}}, "folder": "runs/one"}
         assert "a library that prints" in err
 
-    @pytest.mark.parametrize(("how", "code"), [("bad", 2), ("bug", 1), ("stop", 130)])
-    def test_also_where_it_fails(self, pplx_jax, how, code):
-        ended, out, _ = pplx_jax("fail", how, "--json")
+    @pytest.mark.parametrize(
+        ("words", "code"),
+        [(("fail", "bad"), 2), (("fail", "bug"), 1), (("fail", "stop"), 130), (("fail",), 2), (("dance",), 2)],
+    )
+    def test_also_where_it_fails(self, pplx_jax, words, code):
+        ended, out, _ = pplx_jax(*words, "--json")
         assert ended == code
         assert list(json.loads(out)) == ["error"]
 
@@ -254,6 +276,10 @@ class TestBadInput:
             (("fail", "bad"), "this is wrong here; mend it so"),
             (("fail", "full"), "the disk of /some/checkpoint is full; make room and run this again"),
             (("fail", "nameless", "--workdir", "w"), "the disk of w is full; make room and run this again"),
+            (("fail", "absent"), "some/file: No such file or directory; check this path"),
+            (("fail", "below a file"), "a_file/x: Not a directory; check this path"),
+            (("fail", "folder"), "a_folder: Is a directory; check this path"),
+            (("fail", "taken"), "a_file: File exists; check this path"),
         ],
     )
     def test_one_line(self, pplx_jax, words, message):
@@ -275,6 +301,10 @@ class TestOtherEndings:
         code, out, err = pplx_jax("fail", how)
         assert (code, out) == (1, "")
         assert err.startswith("Traceback") and last in err.splitlines()[-1]
+
+    def test_a_file_gone_missing_under_a_recipe_is_no_bad_input(self, pplx_jax, recipe):
+        code, _, err = pplx_jax("train", "--stage", "gone", *recipe)
+        assert code == 1 and "Traceback" in err
 
     def test_an_interruption_says_how_to_go_on(self, pplx_jax):
         code, _, err = pplx_jax("fail", "stop")

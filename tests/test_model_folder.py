@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from pplx_jax.checkpointing import save_params
 from pplx_jax.data.vocabulary import Vocabulary, train_vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import describe_model, load_model, save_model
@@ -62,6 +63,20 @@ def test_all_of_it_comes_back(saved, vocabulary, params):
     assert model.vocabulary.encode("read file") == vocabulary.encode("read file")
     jax.tree.map(np.testing.assert_array_equal, model.params, params)
     assert {path.name for path in saved.iterdir()} == {"model.json", "vocabulary.model", "checkpoints"}
+
+
+def test_a_checkpoint_is_a_model_of_its_step(copy, params, monkeypatch):
+    save_params(copy, 9, jax.tree.map(np.zeros_like, params))
+    for path, first in (
+        ("", 0),
+        ("checkpoints", 0),
+        ("checkpoints/9", 0),
+        ("checkpoints/5", params["embed"]["embedding"]),
+    ):
+        np.testing.assert_array_equal(load_model(copy / path).params["embed"]["embedding"], first)
+    monkeypatch.chdir(copy / "checkpoints")
+    assert load_model("5").stage == "pair"
+    assert "does not exist" in complaint(copy / "checkpoints" / "6")
 
 
 @pytest.mark.parametrize(

@@ -134,9 +134,14 @@ def test_moments_mirror_the_parameters(params):
 @pytest.mark.parametrize(
     "fields, words",
     [
-        ({"schedule": "linear"}, "'linear' is not one of warmup_stable_decay, warmup_cosine"),
+        ({"schedule": "linear"}, "schedule='linear'; set it to warmup_stable_decay or warmup_cosine"),
         ({"warmup_steps": STEPS}, "warmup=10 does not fit in steps=10"),
-        ({"warmup_steps": -1}, "warmup=-1"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"peak_learning_rate": -1.0}, "peak_learning_rate=-1.0; set it to 0 or more"),
+        ({"peak_learning_rate": float("nan")}, "peak_learning_rate=nan"),
+        ({"b2": 2.0}, "b2=2.0; set it to a number from 0 to below 1"),
+        ({"decay_share": 1.5}, "decay_share=1.5"),
+        ({"eps": 0.0}, "eps=0.0"),
         ({"warmup_steps": 6, "decay_share": 0.5}, "exceed steps=10"),
     ],
 )

@@ -1,5 +1,6 @@
 """What the repository ships: its gin files load, its models have the published sizes, its README names real things."""
 
+import json
 import pathlib
 import re
 
@@ -37,8 +38,26 @@ def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys):
     workdir = tmp_path / "run"
     params = [f"--gin_param={param}" for param in REQUIRED.get(recipe.stem, ())]
     assert cli.main(["run", f"--gin_file={recipe}", f"--workdir={workdir}", "--dry_run", *params]) == cli.DONE
-    assert str(workdir / "pair" / "checkpoints") in capsys.readouterr().out
+    written = capsys.readouterr().out
+    for name in ("pair/checkpoints", "data", "results.json", "report.html"):
+        assert f"writes  {workdir / name}\n" in written
+    merges = f"writes  {workdir / 'triplet/checkpoints'}\n" in written
+    for name in ("merged", "export", "index"):
+        assert (f"writes  {workdir / name}\n" in written) == merges
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(("until", "stages"), [("data", []), ("pair", ["diffusion", "pair"])])
+def test_a_dry_run_stops_where_the_run_does(until, stages, tmp_path, capsys):
+    flags = ["--gin_file=gin/recipes/quickstart.gin", f"--workdir={tmp_path}", f"--until={until}", "--json"]
+    assert cli.main(["run", *flags, "--dry_run"]) == cli.DONE
+    plan = json.loads(capsys.readouterr().out)
+    assert [stage["stage"] for stage in plan["stages"]] == stages
+    assert {pathlib.Path(path).relative_to(tmp_path).parts[0] for path in plan["writes"]} == {
+        *stages,
+        "data",
+        *(("results.json", "report.html") if stages else ()),
+    }
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,14 @@ def matryoshka(
       A function of the same arguments. Metrics are those of the longest prefix, and `loss_{d}` for each d.
 
     Raises:
-      BadInput: no dims, weights of another length, or a prefix longer than the embedding.
+      BadInput: no dims, a prefix of no dimension, weights of another length or below 0, or a prefix longer than the
+        embedding.
     """
     weights = [1.0] * len(dims) if weights is None else list(weights)
     if not dims or len(weights) != len(dims) or sum(weights) <= 0:
         raise BadInput(f"matryoshka: {len(dims)} prefixes with {len(weights)} weights; give one weight a prefix")
+    if min(dims) < 1 or min(weights) < 0:
+        raise BadInput(f"matryoshka: prefixes {tuple(dims)} of weights {tuple(weights)}; give 1 or more, and 0 or more")
 
     def over_prefixes(*embeddings: jax.Array, **arguments):
         width = embeddings[0].shape[-1]

@@ -18,6 +18,7 @@ from absl import logging
 
 from pplx_jax.convert import source_parity
 from pplx_jax.convert.memory import PeakMemory
+from pplx_jax.convert.packages import require_packages
 from pplx_jax.convert.param_map import HEAD, from_torch_layout, mismatches, torch_shapes
 from pplx_jax.convert.source_config import CONFIG, Source, read_source
 from pplx_jax.convert.stored_tensors import StoredTensor, stored_tensors
@@ -27,6 +28,7 @@ from pplx_jax.data.vocabulary import TOKENIZER, Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import ModelFolder, save_model
 from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.output_folder import require_free
 
 _PREFIX = "model."
 _MOST_PROBLEMS = 40
@@ -60,13 +62,14 @@ def import_hf(
       `peak_bytes` (growth of this process's peak resident memory while weights were read and written).
 
     Raises:
-      BadInput: the source has a feature that is not supported, tensors are missing, left over or damaged, or
-        `output` holds something.
+      BadInput: the source has a feature that is not supported, tensors are missing, left over or damaged,
+        `output` holds something, or a package that parity takes is not installed.
       RuntimeError: what was imported does not compute what the source does.
     """
     source, output = pathlib.Path(source), pathlib.Path(output).absolute()
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise BadInput(f"{output} is in the way; remove it or import to another folder")
+    require_free(output, "empty folder", lambda _: False)
+    if not no_parity:
+        require_packages("the parity report", "torch", "transformers", otherwise=", or give --no_parity")
     plan = _Plan.of(source, dtype, mask_token, separator_token)
     states = None
     if not no_parity:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
 from pplx_jax.models.quantization import LEVELS
 from pplx_jax.models.qwen3 import Qwen3Config
 
@@ -22,15 +21,6 @@ OUTPUTS = ("last_hidden_state", "pooler_output", "pooler_output_int8", "pooler_o
 _OPSET, _IR_VERSION = 17, 8  # readable by runtimes from onnxruntime 1.13 on
 _PAGE = 4096  # tensors begin at pages of the file, so that runtimes can map instead of read them
 _EMBEDDING = "embed_tokens.weight"
-
-
-def require_onnx() -> None:
-    """Raises BadInput where a package that an ONNX export needs is not installed."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise BadInput(f"an ONNX export needs the module {error.name}; pip install 'pplx-jax[convert]'") from None
 
 
 def write_onnx(tensors: Mapping[str, np.ndarray], config: Qwen3Config, folder: pathlib.Path) -> pathlib.Path:

@@ -15,15 +15,18 @@ import numpy as np
 from absl import logging
 
 from pplx_jax.convert.model_card import model_card
-from pplx_jax.convert.onnx_graph import require_onnx, write_onnx
+from pplx_jax.convert.onnx_graph import write_onnx
 from pplx_jax.convert.onnx_parity import check_onnx_parity
+from pplx_jax.convert.packages import require_packages
 from pplx_jax.convert.param_map import to_torch_layout
 from pplx_jax.convert.parity import check_parity
 from pplx_jax.convert.run_record import read_run
+from pplx_jax.convert.sentence_transformer import is_foreign
 from pplx_jax.convert.tokenizer import save_tokenizer
 from pplx_jax.convert.weights import DTYPES, write_weights
 from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import ModelFolder, load_model
+from pplx_jax.output_folder import require_free
 
 Kind = Literal["v1", "context_v1"]
 
@@ -64,8 +67,8 @@ def export_hf(
       the same of the graph as `onnx_parity`, and `peak_bytes` (the most memory this process has held).
 
     Raises:
-      BadInput: the model folder is damaged, an argument is unknown, `output` holds something else, or what
-        `onnx` needs is not installed.
+      BadInput: the model folder is damaged, an argument is unknown, `output` holds something else, or a
+        package that it takes is not installed.
       RuntimeError: the export does not compute what the model computes.
     """
     output = pathlib.Path(output).absolute()
@@ -73,11 +76,10 @@ def export_hf(
         raise BadInput(f"dtype={dtype!r} of an export is not one of {', '.join(DTYPES)}")
     if kind is not None and kind not in get_args(Kind):
         raise BadInput(f"kind={kind!r} of an export is not one of {', '.join(get_args(Kind))}")
+    require_packages("an export", "torch", "transformers", "sentence_transformers")
     if onnx:
-        require_onnx()
-    occupied = output.exists() and not (output.is_dir() and not any(output.iterdir()))
-    if occupied and not (output / "modules.json").exists():
-        raise BadInput(f"{output} is in the way and no export; remove it or export to another folder")
+        require_packages("an ONNX export", "onnx", "onnxruntime")
+    require_free(output, "export", lambda folder: (folder / "modules.json").is_file() and not is_foreign(folder))
     model = load_model(pathlib.Path(model_folder))
     if model.config.causal:
         logging.warning("%s is causal, the published layout is not: the export sees both ways", model_folder)

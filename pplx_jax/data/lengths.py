@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from pplx_jax.errors import require
+
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
@@ -20,3 +22,7 @@ class Lengths:
     document: int
     chunk: int
     chunks: int
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            require(getattr(self, field.name) >= 1, self, field.name, "1 or more")

@@ -17,7 +17,7 @@ from pplx_jax.evaluation.results import Results, Subject
 from pplx_jax.evaluation.retrieval_task import RetrievalTask
 from pplx_jax.evaluation.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.summary import format_table, summarize
-from pplx_jax.models.quantization import quantize
+from pplx_jax.models.quantization import check_form
 from pplx_jax.retrieval.encoder import Encoder, check_quantization, load_encoder, quantizations
 from pplx_jax.retrieval.rows import atomic_path, write_json
 
@@ -59,9 +59,10 @@ def evaluate_task(
         run_file: where to write the best thousand documents of each query; of one task and one setting.
 
     Returns:
-        Of the first setting {"metrics", "intervals", "queries", "documents"} where there is one task, {"averages",
-        "average_intervals", "tasks"} where there are more; with "benchmark", "settings" (all of them, as in
-        results.json), "table", and "comparison" where one was asked for.
+        Of the first setting {"metrics", "queries", "documents"}, with "intervals" where there is one task; where there
+        are more, "metrics" are the benchmark's averages and the means of what all finished tasks measure, the counts
+        are sums, and "averages", "average_intervals", "finished", "of" and "tasks" stand beside them. With
+        "benchmark", "settings" (all of them, as in results.json), "table", and "comparison" where one was asked for.
 
     Raises:
         BadInput: something of these is not there, is of another kind or another model, or a text is past the
@@ -80,7 +81,10 @@ def evaluate_task(
     if run_file is not None:
         if len(chosen) > 1 or len(systems) > 1 or not isinstance(chosen[0], RetrievalTask):
             raise BadInput("--run_file is of one retrieval task under one setting; choose one by --tasks")
-        chosen = [dataclasses.replace(chosen[0], run_file=pathlib.Path(run_file))]
+        run_file = pathlib.Path(run_file)
+        if not run_file.parent.is_dir() or run_file.is_dir():
+            raise BadInput(f"{run_file}: --run_file is a file in a folder that is there; make that first")
+        chosen = [dataclasses.replace(chosen[0], run_file=run_file)]
     results = Results(_subject(benchmark, name, encoder), output)
     if results.folder is not None:
         chosen = [one.within(results.folder) if isinstance(one, MtebTask) else one for one in chosen]
@@ -110,11 +114,8 @@ def _settings(
     widths = [dims] if dims is None or isinstance(dims, int) else list(dims)
     for form in forms:
         check_quantization(encoder, form)
-    for width in widths:
-        if width is not None and not 0 < width <= encoder.dims:
-            raise BadInput(f"dims={width} of a model of {encoder.dims} dimensions; ask for 1 to {encoder.dims}")
-    for form, width in itertools.product(forms, widths):  # a form that does not exist, before the work
-        quantize(np.zeros((0, width or encoder.dims), np.float32), form)  # type: ignore[arg-type]
+    for form, width in itertools.product(forms, widths):
+        check_form(form, width, encoder.dims)
     return [
         Settings(form, width, with_context, truncate)  # type: ignore[arg-type]
         for with_context, form, width in itertools.product(_CONTEXTS[context], forms, widths)
@@ -145,6 +146,10 @@ def _report(summary: dict[str, Any], setting: str, names: list[str]) -> dict[str
     rest = {"benchmark": summary["benchmark"], "settings": summary["settings"], "table": "\n" + format_table(summary)}
     if len(tasks) == 1:
         return {**{key: tasks[0][key] for key in ("metrics", "intervals", "queries", "documents")}, **rest}
-    finished = {"finished": len(first["tasks"]), "of": summary["tasks_of_benchmark"]}
+    done = first["tasks"]
+    shared = [name for name in done[0]["metrics"] if all(name in one["metrics"] for one in done)]
+    means = {name: float(np.mean([one["metrics"][name] for one in done])) for name in shared}
+    totals = {key: sum(one[key] for one in done) for key in ("queries", "documents")}
+    finished = {"finished": len(done), "of": summary["tasks_of_benchmark"]}
     averages = {key: first[key] for key in ("averages", "average_intervals")}
-    return {**averages, **finished, "tasks": tasks, **rest}
+    return {"metrics": means | first["averages"], **totals, **averages, **finished, "tasks": tasks, **rest}

@@ -10,7 +10,7 @@ from pplx_jax.errors import BadInput
 from pplx_jax.model_folder import ModelFolder, load_model
 from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.packed_encoder import PackedEncoder, Tokens
-from pplx_jax.models.quantization import BitOrder, Quantization, quantize
+from pplx_jax.models.quantization import BitOrder, Quantization, check_form, quantize
 from pplx_jax.progress import Progress
 
 
@@ -58,7 +58,8 @@ class Embedder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **arguments) -> "Embedder":
-        """Loads a model folder (a stage's, a merge's, an import's) or a Hugging Face folder that could be imported.
+        """Loads a model folder (a stage's, a merge's, an import's), one of its Orbax checkpoints, or a Hugging Face
+        folder that could be imported.
 
         Raises:
           BadInput: the folder or a file in it is missing or damaged.
@@ -90,10 +91,12 @@ class Embedder:
           [n, dims], or [n, dims / 8] for "ubinary".
 
         Raises:
-          BadInput: a text over the model's length, named by its place; a str in place of a list; bad dims.
+          BadInput: a text over the model's length, or no str of whole characters, named by its place; a str in place
+            of a list; bad dims.
+          FloatingPointError: the model's weights give a vector that is not finite.
         """
         texts = _as_list(texts, "texts")
-        self._check_form(quantization, dims, bit_order)
+        check_form(quantization, dims, self.dims, bit_order)
         ids = self.vocabulary.encode_batch(texts)
         empty = [f"text {place}" for place, chunk in enumerate(ids) if not len(chunk)]
         pooled = self._pool(ids, np.ones(len(ids), np.int64), "text", empty, overflow, overlap, progress)
@@ -130,7 +133,7 @@ class Embedder:
           BadInput: a document over the model's length, named by its place.
         """
         documents = [_as_list(document, f"document {i}") for i, document in enumerate(documents)]
-        self._check_form(quantization, dims, bit_order)
+        check_form(quantization, dims, self.dims, bit_order)
         counts = np.array([len(document) for document in documents], np.int64)
         ids = self.vocabulary.encode_batch([chunk for document in documents for chunk in document])
         names = ((document, place) for document, count in enumerate(counts) for place in range(count))
@@ -152,8 +155,12 @@ class Embedder:
         return self._encoder.pool(ids, np.ones(len(ids), np.int64) if counts is None else counts)
 
     def count_tokens(self, texts: Iterable[str]) -> np.ndarray:
-        """Tokens of each text [n]."""
-        return np.array([len(ids) for ids in self.vocabulary.encode_batch(list(texts))], np.int64)
+        """Tokens of each text [n].
+
+        Raises:
+          BadInput: a text is no str of whole characters; a str in place of a list.
+        """
+        return np.array([len(ids) for ids in self.vocabulary.encode_batch(_as_list(texts, "texts"))], np.int64)
 
     def is_empty(self, texts: Iterable[str]) -> np.ndarray:
         """Which texts have no tokens, bool [n]: their embedding says nothing and is a zero vector."""
@@ -164,12 +171,6 @@ class Embedder:
         from pplx_jax.retrieval.chunking import chunk  # `models` otherwise stands under `retrieval`
 
         return chunk(text, tokens, count_tokens=self.count_tokens)
-
-    def _check_form(self, quantization: Quantization, dims: int | None, bit_order: BitOrder) -> None:
-        """Refuses a form no embedding comes in before the work instead of after it."""
-        if dims is not None and not 0 < dims <= self.dims:
-            raise BadInput(f"dims={dims} of a model of {self.dims} dimensions; ask for 1 to {self.dims}")
-        quantize(np.zeros((0, self.dims if dims is None else dims), np.float32), quantization, bit_order)
 
     def _pool(self, ids, counts, noun: str, empty: list[str], overflow, overlap, progress: bool) -> np.ndarray:
         if empty:
@@ -194,4 +195,8 @@ def _as_list(texts: Iterable[str], what: str) -> list[str]:
     for place, text in enumerate(listed):
         if not isinstance(text, str):
             raise BadInput(f"{what}: entry {place} is a {type(text).__name__}, not a str")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"{what}: entry {place} holds half of a surrogate pair, which is no character") from None
     return listed

@@ -1,6 +1,7 @@
-"""The one embedding path: encoder, then pooling. Quantization follows in `pplx_jax.models.quantization`.
+"""The one path from tokens to pooled vectors: encoder, then pooling.
 
-Training, evaluation, serving and export parity all call `embed`.
+Training, evaluation, serving and export parity all call `embed`. It stops before quantization, which each of them takes
+from `pplx_jax.models.quantization`.
 """
 
 import jax

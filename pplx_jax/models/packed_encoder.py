@@ -84,6 +84,7 @@ class PackedEncoder:
 
         Raises:
           BadInput: a document over the limit under "error", named by its place; bad `overflow` or `overlap`.
+          FloatingPointError: a vector is not finite, so that quantized it would look like one that is.
         """
         if overflow not in get_args(Overflow):
             raise BadInput(f"overflow={overflow!r} is not one of {', '.join(get_args(Overflow))}")
@@ -119,6 +120,11 @@ class PackedEncoder:
             chunks = slice(first_chunk[text], first_chunk[text] + counts[text])
             pooled[chunks] = self._pool_windows(ids[chunks], limit // 8 if overlap is None else overlap)
             done(1, int(sizes[text]))
+        damaged = np.flatnonzero(~np.isfinite(pooled).all(axis=1))
+        if len(damaged):
+            text = int(np.searchsorted(np.cumsum(counts), damaged[0], side="right"))
+            why = f"the model's weights are damaged, or too large for {self._config.dtype}"
+            raise FloatingPointError(f"{noun} {text} has a vector that is not finite: {why}")
         return pooled
 
     def _pool_rows(

@@ -115,6 +115,18 @@ def quantize(v: np.ndarray, quantization: Quantization, bit_order: BitOrder = "b
     raise BadInput(f"quantization={quantization!r} is not one of {', '.join(get_args(Quantization))}")
 
 
+def check_form(quantization: str, dims: int | None, width: int, bit_order: str = "big") -> None:
+    """Refuses a form that no embedding of `width` dimensions comes in, before the work instead of after it.
+
+    Raises:
+      BadInput: `dims` is no whole number from 1 to `width`, or as `quantize`.
+    """
+    whole = isinstance(dims, int | np.integer) and not isinstance(dims, bool)
+    if dims is not None and not (whole and 0 < dims <= width):
+        raise BadInput(f"dims={dims!r} of a model of {width} dimensions; ask for 1 to {width}")
+    quantize(np.zeros((0, dims or width), np.float32), quantization, bit_order)  # type: ignore[arg-type]
+
+
 _int8_of, _binary_of, _tanh_of = jax.jit(to_int8), jax.jit(to_binary), jax.jit(jnp.tanh)
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from pplx_jax.errors import BadInput
+from pplx_jax.errors import BadInput, require
 from pplx_jax.kernels.attention import attention
 from pplx_jax.models.linear import project
 from pplx_jax.models.lookup import lookup
@@ -21,6 +21,7 @@ from pplx_jax.parallel.rules import constrain
 # What `Qwen3Config.kept` may name: queries, keys and values as attention takes them (2 (H + 2 K) E bytes a token and
 # layer in bfloat16); what attention returns, with its sums (2 H E); the two products that the MLP multiplies (4 F).
 KEEPABLE = ("projections", "attention", "mlp")
+_SIZES = ("vocab_size", "width", "mlp_width", "layers", "query_heads", "kv_heads", "head_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Qwen3Config:
     unroll: int = 1
 
     def __post_init__(self):
+        for name in (*_SIZES, "max_length", "unroll"):
+            require(getattr(self, name) >= 1, self, name, "1 or more")
         if self.query_heads % self.kv_heads:
             raise BadInput(
                 f"Qwen3Config: query_heads={self.query_heads} is no multiple of kv_heads={self.kv_heads}; "

@@ -3,7 +3,7 @@
     00000.npy      [n, width] vectors in input order; int8, uint8 (packed signs) or float32
     00000.jsonl    one object a vector: {"id", "text", "row", "document"?, "chunk"?, "start"?, "end"?, "path"?,
                    "line"?, "empty"?}; start and end are characters of the text that the chunk was cut from
-    progress.json  while it grows: the settings and the finished shards
+    progress.json  while it grows, from the first: the settings and the finished shards
     manifest.json  the same, once all shards are there
 
 A shard counts only when progress.json lists it, and that file is replaced after the shard is whole, so a kill
@@ -22,6 +22,7 @@ import numpy as np
 from pplx_jax.errors import BadInput
 from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import BitOrder, Quantization
+from pplx_jax.output_folder import require_free
 from pplx_jax.retrieval import rows
 
 FORMAT = 2
@@ -84,15 +85,18 @@ class EmbeddingFolder:
         """Starts a folder, or goes on with one whose settings are equal.
 
         Raises:
-            BadInput: the folder holds embeddings under other settings; the message names the first that
-            differs.
+            BadInput: the folder holds something else, or embeddings under other settings; the message names the
+            first that differs.
         """
-        if not (path / "manifest.json").exists() and not (path / "progress.json").exists():
-            path.mkdir(parents=True, exist_ok=True)
-            return cls(path, settings, os.path.relpath(model, path), [], complete=False)
-        folder = cls._read(path)
+        require_free(path, "embeddings", _is_begun)
+        path.mkdir(parents=True, exist_ok=True)
         for half_written in path.glob(".*.tmp"):  # a kill's
             half_written.unlink(missing_ok=True)
+        if not any(path.iterdir()):
+            folder = cls(path, settings, os.path.relpath(model, path), [], complete=False)
+            folder._write("progress.json")
+            return folder
+        folder = cls._read(path)
         for field in dataclasses.fields(Settings):
             old, new = getattr(folder.settings, field.name), getattr(settings, field.name)
             if old != new:
@@ -181,3 +185,9 @@ class EmbeddingFolder:
         for place in range(len(self.shards)):
             with open(self.path / f"{place:05d}.jsonl", "rb") as file:
                 yield from file
+
+
+def _is_begun(path: pathlib.Path) -> bool:
+    """Whether `embed` was here, if only for the moment before its first file had its name."""
+    names = {entry.name for entry in path.iterdir()}
+    return bool(names & {"manifest.json", "progress.json"}) or all(name.endswith(".tmp") for name in names)

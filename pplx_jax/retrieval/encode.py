@@ -11,7 +11,7 @@ import numpy as np
 
 from pplx_jax.errors import BadInput
 from pplx_jax.models.overflow import Overflow
-from pplx_jax.models.quantization import BitOrder, Quantization, quantize
+from pplx_jax.models.quantization import BitOrder, Quantization, check_form, quantize
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.chunking import chunk
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
@@ -62,7 +62,8 @@ def embed_file(
         {"count": vectors, "shards", "tokens", "seconds", "skipped": rows left out}, earlier runs included.
 
     Raises:
-        BadInput: the input or the model cannot be read, or the output holds embeddings under other settings.
+        BadInput: the input or the model cannot be read, the output holds something else or embeddings under other
+            settings, the vectors asked for are none of the model's, or no row could be embedded.
     """
     source, folder_path, model_path = pathlib.Path(input), pathlib.Path(output), pathlib.Path(model_path)
     if shard_size < 1:
@@ -72,10 +73,11 @@ def embed_file(
     total = count_rows(source)
     encoder = encoder or load_encoder(model_path)
     check_quantization(encoder, quantization)
+    check_form(quantization, dims, encoder.dims, bit_order)
     settings = Settings(
         model_fingerprint=encoder.fingerprint,
         input_sha256=_sha256(source),
-        dims=dims or encoder.dims,
+        dims=encoder.dims if dims is None else dims,
         quantization=quantization,
         bit_order=bit_order,
         text_field=text_field,
@@ -102,6 +104,9 @@ def embed_file(
                 embedded_tokens += tokens
                 progress.update(done, tokens=embedded_tokens)
         folder.finish()
+    if total and not folder.totals()["count"]:
+        first = folder.shards[0].skipped[0]
+        raise BadInput(f"{source}: none of its {total} rows could be embedded; line {first['row']}: {first['reason']}")
     return {"shards": len(folder.shards), **folder.totals()}
 
 

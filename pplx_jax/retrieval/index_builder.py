@@ -1,16 +1,15 @@
 """Making an index of the folder that `embed` leaves; what is in it stands in `index`."""
 
-import contextlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.errors import BadInput
+from pplx_jax.output_folder import replaced_folder, require_free
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval import rows
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
@@ -47,8 +46,8 @@ def build_index(
         {"count", "dims", "quantization", "engine", "lists"}.
 
     Raises:
-        BadInput: the embeddings are missing, damaged, unfinished or none, do not suit the engine, or `output` is a
-            folder of something else.
+        BadInput: the embeddings are missing, damaged, unfinished or none, do not suit the engine, or `output` is
+            something else.
     """
     if engine == "vespa":
         from pplx_jax.retrieval import vespa  # its HTTP client is of no use to the others
@@ -58,12 +57,11 @@ def build_index(
     settings = source.settings
     vectors = _open_vectors(source)
     engine, lists = _chosen(source, engine, lists, len(vectors))
-    if output.exists() and any(output.iterdir()) and not (output / "index.json").exists():
-        raise BadInput(f"{output} exists and is no index; give another --output")
+    require_free(output, "index", lambda folder: (folder / "index.json").exists())
     model = (source.path / source.model).resolve()
     description = {"count": len(vectors), "dims": settings.dims, "quantization": settings.quantization}
     description |= {"engine": engine, "lists": lists}
-    with _replaced_folder(output) as folder:
+    with replaced_folder(output) as folder:
         for shard in range(len(source.shards)):
             for ending in ("npy", "jsonl"):
                 _link(source.path / f"{shard:05d}.{ending}", folder / f"{shard:05d}.{ending}")
@@ -166,18 +164,3 @@ def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:
 def _miscounted(source: EmbeddingFolder, place: int, vectors: int, lines: int) -> str:
     file = source.path / f"{place:05d}.jsonl"
     return f"{file}: {lines} lines of {vectors} vectors; delete the folder and embed again"
-
-
-@contextlib.contextmanager
-def _replaced_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{name}") for name in ("tmp", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

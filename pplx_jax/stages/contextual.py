@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from pplx_jax.contrastive.losses import contextual_loss
 from pplx_jax.data.features import PackedBatch, contextual_batch
+from pplx_jax.errors import require
 from pplx_jax.models.encoding import gather
 from pplx_jax.models.quantization import tanh_int8
 from pplx_jax.schedules import cosine_ramp
@@ -40,6 +41,12 @@ class ContextualStage(ContrastiveStage):
     beta_end: float = 0.5
 
     name: ClassVar[str] = "contextual"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.chunks >= 1, self, "chunks", "1 or more")
+        for name in ("sequence_weight", "beta_start", "beta_end"):
+            require(0 <= getattr(self, name) <= 1, self, name, "a number from 0 to 1")
 
     def features(self, table, indices, rows, first_row=0):
         shape = {"rows": rows, "length": self.row_length, "slots": self.slots, "chunks": self.chunks}

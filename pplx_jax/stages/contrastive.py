@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from pplx_jax.contrastive.matryoshka import matryoshka
 from pplx_jax.data.features import rows_needed
 from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.token_hashes import token_hashes
-from pplx_jax.errors import BadInput
+from pplx_jax.errors import BadInput, require
 from pplx_jax.models.encoding import embed
 from pplx_jax.models.quantization import Rounding
 from pplx_jax.models.qwen3 import Qwen3
@@ -62,8 +62,9 @@ class ContrastiveStage:
 
     def __post_init__(self):
         what = type(self).__name__
-        if self.microbatches < 1:
-            raise BadInput(f"{what}.microbatches={self.microbatches}: a batch is encoded in 1 part or more")
+        for name in ("batch_size", "row_length", "slots", "microbatches"):
+            require(getattr(self, name) >= 1, self, name, "1 or more")
+        require(self.rounding in get_args(Rounding), self, "rounding", " or ".join(get_args(Rounding)))
         if self.temperature <= 0:
             raise BadInput(f"{what}.temperature={self.temperature} is not above 0")
         if self.learn_temperature and not 0 < self.least_temperature < self.temperature:
@@ -71,6 +72,8 @@ class ContrastiveStage:
                 f"{what}.least_temperature={self.least_temperature} is not between 0 and the temperature "
                 f"{self.temperature} that learning starts from"
             )
+        require(all(dim >= 1 for dim in self.prefixes), self, "prefixes", "1 or more dimensions each, or () for none")
+        require(all(weight >= 0 for weight in self.prefix_weights), self, "prefix_weights", "0 or more each")
         if self.prefix_weights and len(self.prefix_weights) != len(self.prefixes):
             raise BadInput(
                 f"{what}: {len(self.prefixes)} prefixes with {len(self.prefix_weights)} prefix_weights; give one each"

@@ -1,11 +1,12 @@
 """Stage 1: masked diffusion pretraining (arXiv 2602.11151, section 2.1)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 from pplx_jax.data.features import diffusion_batch, rows_needed
 from pplx_jax.diffusion.corruption import corrupt
 from pplx_jax.diffusion.objective import Normalizer, diffusion_loss
+from pplx_jax.errors import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,13 @@ class DiffusionStage:
 
     name: ClassVar[str] = "diffusion"
     predicts_tokens: ClassVar[bool] = True
+
+    def __post_init__(self):
+        for name in ("batch_size", "row_length"):
+            require(getattr(self, name) >= 1, self, name, "1 or more")
+        require(self.normalizer in get_args(Normalizer), self, "normalizer", " or ".join(get_args(Normalizer)))
+        require(0 < self.min_time < 1, self, "min_time", "a number above 0 and below 1")
+        require(0 <= self.random_length_share <= 1, self, "random_length_share", "a number from 0 to 1")
 
     def learned(self):
         return {}

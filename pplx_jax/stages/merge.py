@@ -1,12 +1,12 @@
 """Spherical linear interpolation of two checkpoints (arXiv 2602.11151, section 2.6; Shoemake 1985)."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
-from pplx_jax.errors import BadInput
+from pplx_jax.errors import BadInput, require
 
 Per = Literal["tensor", "whole"]
 
@@ -24,6 +24,11 @@ class Merge:
     weight: float = 0.5
     per: Per = "tensor"
     parallel_threshold: float = 1e-4
+
+    def __post_init__(self):
+        require(0 <= self.weight <= 1, self, "weight", "0 for the first checkpoint, 1 for the second, or between")
+        require(self.per in get_args(Per), self, "per", " or ".join(get_args(Per)))
+        require(self.parallel_threshold >= 0, self, "parallel_threshold", "0 or more radians")
 
 
 def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_threshold: float = 1e-4) -> Any:
@@ -43,11 +48,10 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
       The tree in float32.
 
     Raises:
-      BadInput: weight outside [0, 1], trees that do not match, or opposite vectors, which have no shortest arc
-        between them; the message names the tensor.
+      BadInput: an argument that `Merge` refuses, trees that do not match, or opposite vectors, which have no shortest
+        arc between them; the message names the tensor.
     """
-    if not 0.0 <= weight <= 1.0:
-        raise BadInput(f"merge weight {weight} is outside [0, 1]; 0 is the first checkpoint, 1 the second")
+    Merge(weight, per, parallel_threshold)  # refuses what it does not know
     leaves_a, structure_a = jax.tree_util.tree_flatten_with_path(a)
     leaves_b, structure_b = jax.tree_util.tree_flatten_with_path(b)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves_a]
@@ -68,13 +72,11 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
         whole = [np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1)]
         share_a, share_b = _shares(whole[0], whole[1], weight, parallel_threshold, "the whole parameter vector")
         shares = [(share_a, share_b)] * len(pairs)
-    elif per == "tensor":
+    else:
         shares = [
             _shares(x.ravel(), y.ravel(), weight, parallel_threshold, name)
             for name, (x, y) in zip(names, pairs, strict=True)
         ]
-    else:
-        raise BadInput(f"merge per={per!r} is neither 'tensor' nor 'whole'")
     merged = [
         _mix(x, y, share_a, share_b).astype(np.float32)
         for (x, y), (share_a, share_b) in zip(pairs, shares, strict=True)

@@ -24,14 +24,15 @@ from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.folder import evaluate_bm25
 from pplx_jax.evaluation.sets import read_sets, score_model, score_sets
 from pplx_jax.initial_model import copy_vocabulary, model_to_train
-from pplx_jax.model_folder import ModelFolder, load_model, save_model
+from pplx_jax.model_folder import ModelFolder, load_model, save_model, stage_of
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.models.term_weights import TermWeights
+from pplx_jax.output_folder import replaced_folder, require_free
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.report import environment, format_sets, format_table, write_report, write_results
-from pplx_jax.stages.merge import Merge, slerp
+from pplx_jax.stages.merge import Merge, Per, slerp
 from pplx_jax.stages.weighted_start import NAME as INITIAL
 from pplx_jax.stages.weighted_start import start_folder, write_weighted_start
 from pplx_jax.train import Training, train
@@ -39,6 +40,7 @@ from pplx_jax.train_state import initial_params
 
 STARTS_FROM = {"diffusion": None, "pair": "diffusion", "contextual": "pair", "triplet": "pair"}
 UNTIL_DATA = "data"
+MERGED = "merged"
 _DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
 
 
@@ -123,9 +125,9 @@ def run(
       {"results": path, "report": path, "table": text}; until "data" {"corpus": counts, "examples": by stage}.
 
     Raises:
-      BadInput: the corpus is empty, the workdir is another recipe's, a mesh larger than the devices, `initial`
-        is no model or one of other sizes than `model`, `initial` and `term_weights` are both there, or the recipe
-        has no stage `until`.
+      BadInput: the corpus is empty, the workdir is another recipe's or a file, a mesh larger than the devices,
+        `initial` is no model or one of other sizes than `model`, `initial` and `term_weights` are both there, or the
+        recipe has no stage `until`.
     """
     mesh.build()
     names = [training.stage.name for training in stages]
@@ -217,24 +219,23 @@ def merge_checkpoints(
     b: pathlib.Path,
     output: pathlib.Path,
     weight: float = Merge.weight,
-    per: str = Merge.per,
+    per: Per = Merge.per,
     parallel_threshold: float = Merge.parallel_threshold,
 ) -> dict[str, Any]:
-    """Writes the SLERP of two model folders as a third.
+    """Writes the SLERP of two model folders as a third, in the place of a former merge where one is there.
 
     Raises:
-      BadInput: a folder is no model, or the two differ in shape or vocabulary.
+      BadInput: a folder is no model, the two differ in shape or vocabulary, `output` is something else, or an
+        argument that `Merge` refuses.
     """
+    output, merge = pathlib.Path(output), Merge(weight, per, parallel_threshold)
+    require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)
     first, second = load_model(a), load_model(b)
     if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
         raise BadInput(f"merge: {a} and {b} have different vocabularies; merge two stages of one run")
-    params = slerp(first.params, second.params, weight, per, parallel_threshold)  # type: ignore[arg-type]
-    output = pathlib.Path(output)
-    temporary = output.with_name(output.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_model(temporary, first.config, first.vocabulary, params, stage="merged")
-    shutil.rmtree(output, ignore_errors=True)
-    temporary.replace(output)
+    params = slerp(first.params, second.params, **dataclasses.asdict(merge))
+    with replaced_folder(output) as folder:
+        save_model(folder, first.config, first.vocabulary, params, stage=MERGED)
     return {"output": str(output), "weight": weight, "per": per}
 
 
@@ -267,6 +268,7 @@ def _train(
 
 def _claim(workdir: pathlib.Path, fingerprint: str, config_text: str) -> None:
     """Marks the workdir as this recipe's, or refuses it."""
+    require_free(workdir, "folder", lambda _: True)
     marker = workdir / "recipe.json"
     if marker.exists():
         if read_json(marker)["fingerprint"] != fingerprint:

@@ -7,6 +7,7 @@ import numpy as np
 
 from pplx_jax.contrastive.losses import triplet_loss
 from pplx_jax.data.features import PackedBatch, triplet_batch
+from pplx_jax.errors import require
 from pplx_jax.models.encoding import gather
 from pplx_jax.models.quantization import tanh_int8
 from pplx_jax.stages.contrastive import ContrastiveStage
@@ -28,6 +29,10 @@ class TripletStage(ContrastiveStage):
     temperature: float = 0.03
 
     name: ClassVar[str] = "triplet"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.negatives >= 1, self, "negatives", "1 or more")
 
     @property
     def hard_negatives(self):

@@ -92,6 +92,9 @@ def test_a_prefix_wider_than_the_vectors_is_bad_input():
         matryoshka.matryoshka(losses.pair_loss, (4, 16))(query, document)
 
 
-def test_weights_must_match_the_dims():
-    with pytest.raises(errors.BadInput):
-        matryoshka.matryoshka(losses.pair_loss, (2, 4), (1.0,))(*case()[:2])
+@pytest.mark.parametrize(
+    ("dims", "weights"), [((2, 4), (1.0,)), ((-2, 4), None), ((0,), None), ((2, 4), (-1.0, 2.0)), ((), None)]
+)
+def test_prefixes_and_weights_that_make_no_sense_are_bad_input(dims, weights):
+    with pytest.raises(errors.BadInput, match="matryoshka"):
+        matryoshka.matryoshka(losses.pair_loss, dims, weights)

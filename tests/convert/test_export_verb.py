@@ -44,9 +44,12 @@ def test_perturbed_weights_fail_and_leave_nothing(model_folder, tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_package_is_one_line(model_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnx", None)
-    code, report = run(model_folder, tmp_path / "out", capsys, "--onnx")
+@pytest.mark.parametrize(
+    ("module", "flags", "what"), [("onnx", ("--onnx",), "an ONNX export"), ("torch", (), "an export")]
+)
+def test_a_missing_package_is_one_line(model_folder, tmp_path, capsys, monkeypatch, module, flags, what):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, report = run(model_folder, tmp_path / "out", capsys, *flags)
     assert code == cli.BAD_INPUT
-    assert report["error"] == "an ONNX export needs the module onnx; pip install 'pplx-jax[convert]'"
+    assert report["error"] == f"{what} needs the module {module}; pip install 'pplx-jax[convert]'"
     assert not list(tmp_path.iterdir())

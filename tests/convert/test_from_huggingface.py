@@ -308,6 +308,11 @@ class TestDamage:
         line = self.refusal(source, tmp_path, capsys)
         assert "attention_bias is True" in line and "num_key_value_heads is None, not a size" in line
 
+    def test_a_missing_package(self, source, tmp_path, capsys, monkeypatch):
+        monkeypatch.setitem(sys.modules, "torch", None)
+        line = self.refusal(source, tmp_path, capsys)
+        assert "needs the module torch; pip install 'pplx-jax[convert]', or give --no_parity" in line
+
     def test_an_output_in_the_way(self, source, tmp_path):
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "thesis.txt").write_text("")

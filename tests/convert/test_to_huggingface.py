@@ -157,12 +157,21 @@ def test_bad_arguments(model_folder, tmp_path):
         export_hf(model_folder, tmp_path / "v1", dtype="float64")
     with pytest.raises(BadInput, match="kind='v2'"):
         export_hf(model_folder, tmp_path / "v1", "v2")  # type: ignore[arg-type]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("")
-    with pytest.raises(BadInput, match="in the way"):
-        export_hf(model_folder, tmp_path / "mine")
     with pytest.raises(BadInput, match="does not exist"):
         export_hf(tmp_path / "none", tmp_path / "v1")
+
+
+@pytest.mark.parametrize(
+    "files", [{"thesis.txt": ""}, {"modules.json": "[]", "config.json": '{"model_type": "bert"}'}, {"modules.json": ""}]
+)
+def test_what_is_no_export_is_not_replaced(model_folder, tmp_path, files):
+    output = tmp_path / "mine"
+    output.mkdir()
+    for name, text in files.items():
+        (output / name).write_text(text)
+    with pytest.raises(BadInput, match="in the way and no export"):
+        export_hf(model_folder, output)
+    assert {path.name: path.read_text() for path in output.iterdir()} == files
 
 
 def test_left_over_parameters_are_an_error(config, vocabulary, params, tmp_path):

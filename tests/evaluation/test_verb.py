@@ -112,6 +112,11 @@ def test_a_folder_of_sets_has_their_mean(sets, model, capsys):
     low, high = found["average_intervals"]["ndcg@10"]
     assert low < found["averages"]["ndcg@10"] < high
     assert (found["finished"], found["of"]) == (2, 2)
+    assert found["averages"].items() <= found["metrics"].items()
+    assert found["metrics"]["recall@100"] == pytest.approx(
+        np.mean([one["metrics"]["recall@100"] for one in found["tasks"]])
+    )
+    assert (found["queries"], found["documents"]) == (15 + 40, 20 + 20)
 
 
 def test_finished_tasks_are_not_encoded_again(sets, model, tmp_path, capsys):
@@ -244,6 +249,11 @@ def test_a_run_file_is_of_one_task_and_one_setting(sets, model, tmp_path, capsys
     for arguments in (("--tasks=small,large",), ("--tasks=small", "--quantization=int8,none")):
         code, found, _ = run(capsys, "--model=m-32", f"--task={sets}", *arguments, f"--run_file={tmp_path / 'no'}")
         assert code == 2 and "choose one by --tasks" in found["error"]
+    encoded = model["m-32"].encoded
+    for place in (tmp_path / "no" / "out.trec", tmp_path):
+        code, found, _ = run(capsys, "--model=m-32", f"--task={sets}", "--tasks=small", f"--run_file={place}")
+        assert code == 2 and "is a file in a folder that is there" in found["error"]
+    assert model["m-32"].encoded == encoded  # asked before the work
 
 
 @pytest.mark.parametrize(

@@ -286,11 +286,35 @@ def test_a_str_is_not_a_list_of_texts(model):
         model.encode_documents([["read"], "write"])
     with pytest.raises(BadInput, match="entry 1 is a NoneType"):
         model.encode(["read", None])
+    with pytest.raises(BadInput, match="texts is a single str"):
+        model.count_tokens("read the file")
 
 
-@pytest.mark.parametrize("dims", [0, -1, WIDTH + 1])
-def test_dims_outside_the_model_are_refused(model, dims):
-    with pytest.raises(BadInput, match=f"dims={dims} of a model of {WIDTH} dimensions"):
+def test_half_of_a_surrogate_pair_is_no_text(model):
+    with pytest.raises(BadInput, match="texts: entry 1 holds half of a surrogate pair"):
+        model.encode(["read", "\udcff"])
+    with pytest.raises(BadInput, match="document 1: entry 0 holds half"):
+        model.encode_documents([["read"], ["\ud800"]])
+
+
+def test_weights_that_are_not_finite_give_no_vectors(folder, monkeypatch):
+    params = jax.tree.map(np.array, folder.params)
+    params["layers"]["mlp"]["up"]["kernel"][0, 0, 0] = np.nan
+    broken = Embedder(dataclasses.replace(folder, params=params))
+    with pytest.raises(FloatingPointError, match="text 0 has a vector that is not finite"):
+        broken.encode(["read"], quantization="binary")
+
+    def spoil_the_last(self, ids, chunks, placed, row_length, slots, pooled, done):
+        pooled[-1] = np.inf
+
+    monkeypatch.setattr(packed_encoder.PackedEncoder, "_pool_rows", spoil_the_last)
+    with pytest.raises(FloatingPointError, match="document 1 has a vector that is not finite"):
+        Embedder(folder).encode_documents([["read", "write"], ["", "close"]])
+
+
+@pytest.mark.parametrize("dims", [0, -1, WIDTH + 1, 16.0, "16", True])
+def test_dims_that_the_model_has_not_are_refused(model, dims):
+    with pytest.raises(BadInput, match=f"dims={dims!r} of a model of {WIDTH} dimensions"):
         model.encode(["read"], dims=dims)
 
 

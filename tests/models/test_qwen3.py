@@ -325,3 +325,9 @@ def test_what_is_kept_for_the_backward_pass_changes_no_gradient():
 def test_keeping_something_else_is_bad_input():
     with pytest.raises(BadInput, match="kept='mixed' is not one of projections, attention, mlp"):
         dataclasses.replace(config(False), kept=("mixed",))
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "width", "mlp_width", "layers", "query_heads", "kv_heads", "head_dim"])
+def test_a_size_of_nothing_is_bad_input(name):
+    with pytest.raises(BadInput, match=f"Qwen3Config.{name}=0; set it to 1 or more"):
+        dataclasses.replace(config(False), **{name: 0})

@@ -198,6 +198,52 @@ def test_a_folder_of_other_settings_is_left_alone(tmp_path):
         embed(tmp_path / "nothing.jsonl", tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dims": 0}, "dims=0 of a model of 32 dimensions"),
+        ({"dims": 33}, "dims=33"),
+        ({"dims": 12, "quantization": "ubinary"}, "12 dimensions do not fill whole bytes"),
+        ({"quantization": "ubinary", "bit_order": "middle"}, "bit_order='middle'"),
+    ],
+)
+def test_vectors_that_cannot_be_leave_no_folder(tmp_path, options, message):
+    with pytest.raises(BadInput, match=message):
+        embed(write_rows(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_without_a_row_to_embed_is_refused(tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}] * 3)
+    for _ in range(2):  # also when there is nothing left to do
+        with pytest.raises(BadInput, match='none of its 3 rows .* line 1: neither "txt" nor "chunks", only text'):
+            embed(source, tmp_path / "out", text_field="txt", shard_size=2)
+
+
+@pytest.mark.parametrize("name", ["00000.npy", "00000.jsonl", "thesis.txt"])
+def test_a_folder_of_something_else_is_left_alone(tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("theirs")
+    with pytest.raises(BadInput, match="in the way and no embeddings"):
+        embed(write_rows(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out")
+    assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "theirs")]
+
+
+def test_a_kill_in_the_first_shard_is_gone_on_from(tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}])
+
+    class Interrupted(WordEncoder):
+        def encode(self, texts, **options):
+            (tmp_path / "out" / "00000.npy").write_bytes(b"a shard that progress.json does not list")
+            raise KeyboardInterrupt
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".progress.json.1.tmp").touch()
+    with pytest.raises(KeyboardInterrupt):
+        embed(source, tmp_path / "out", encoder=Interrupted())
+    assert embed(source, tmp_path / "out")["count"] == 1
+
+
 SLOW_EMBEDDING = """
 import pathlib, sys, time
 import tiny

@@ -60,7 +60,7 @@ def test_what_is_refused(tmp_path):
         Index.load(tmp_path)
     with pytest.raises(BadInput, match="no embeddings in"):
         build_index(path, tmp_path / "again")
-    with pytest.raises(BadInput, match="is no index"):
+    with pytest.raises(BadInput, match="in the way and no index"):
         build_index(tmp_path / "vectors", tmp_path / "vectors")
 
 

@@ -235,7 +235,7 @@ def test_what_is_refused(vectors, tmp_path, server):
     narrow = embed(tmp_path / "narrow", dims=12)
     with pytest.raises(BadInput, match="multiple of 8"):
         build(narrow, tmp_path / "index")
-    with pytest.raises(BadInput, match="is no Vespa index"):
+    with pytest.raises(BadInput, match="in the way and no Vespa index"):
         build(vectors, floats)
     with pytest.raises(BadInput, match="no Vespa index in"):
         VespaIndex.load(tmp_path)

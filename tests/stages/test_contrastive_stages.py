@@ -18,7 +18,10 @@ from pplx_jax.metrics import read_metrics
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.stages.base import Step
+from pplx_jax.stages.contextual import ContextualStage
+from pplx_jax.stages.diffusion import DiffusionStage
 from pplx_jax.stages.pair import PairStage
+from pplx_jax.stages.triplet import TripletStage
 from pplx_jax.train import Training, train
 from pplx_jax.train_state import bind, initial_params
 
@@ -190,7 +193,13 @@ def test_sources_weigh_queries_and_leave_negatives_alone(tables, vocabulary, nam
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"batch_size": 0}, "PairStage.batch_size=0; set it to 1 or more"),
+        ({"row_length": -5}, "row_length=-5"),
+        ({"slots": 0}, "slots=0"),
         ({"microbatches": 0}, "microbatches=0"),
+        ({"rounding": "up"}, "rounding='up'; set it to half_even or floor"),
+        ({"prefixes": (-4, 16)}, r"prefixes=\(-4, 16\)"),
+        ({"prefixes": (8, 16), "prefix_weights": (-1.0, 2.0)}, r"prefix_weights=\(-1.0, 2.0\); set it to 0 or more"),
         ({"temperature": 0.0}, "temperature=0.0 is not above 0"),
         ({"learn_temperature": True, "temperature": 0.01}, "least_temperature=0.01 is not between 0 and"),
         ({"prefixes": (8, 16), "prefix_weights": (1.0,)}, "2 prefixes with 1 prefix_weights"),
@@ -200,6 +209,26 @@ def test_sources_weigh_queries_and_leave_negatives_alone(tables, vocabulary, nam
 def test_fields_that_make_no_sense_are_refused(fields, message):
     with pytest.raises(BadInput, match=message):
         PairStage(**{"batch_size": 8, **fields})
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields"),
+    [
+        (ContextualStage, {"sequence_weight": 3.0}),
+        (ContextualStage, {"beta_end": -0.1}),
+        (ContextualStage, {"chunks": 0}),
+        (ContextualStage, {"slots": 0}),
+        (TripletStage, {"negatives": 0}),
+        (DiffusionStage, {"min_time": 0.0}),
+        (DiffusionStage, {"random_length_share": 2.0}),
+        (DiffusionStage, {"normalizer": "tokens"}),
+        (DiffusionStage, {"row_length": 0}),
+    ],
+)
+def test_fields_of_one_stage_alone_are_checked_too(stage, fields):
+    ((name, value),) = fields.items()
+    with pytest.raises(BadInput, match=f"{stage.__name__}.{name}={value!r}; set it to"):
+        stage(batch_size=8, **fields)
 
 
 def test_a_source_that_the_table_lacks_is_refused(tables):

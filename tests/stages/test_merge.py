@@ -3,11 +3,15 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pplx_jax import errors
+from pplx_jax.model_folder import save_model, stage_of
 from pplx_jax.stages import merge
+from pplx_jax.stages.recipe import merge_checkpoints
+from pplx_jax.train_state import initial_params
 
 SHAPES = {"layers": {"mlp": {"kernel": (2, 3, 4)}, "norm": {"scale": (2, 3)}}, "embed": {"embedding": (5, 3)}}
 
@@ -197,6 +201,31 @@ def test_trees_that_do_not_match_are_bad_input():
         merge.slerp(a, c)
 
 
-def test_unknown_scope_is_bad_input():
-    with pytest.raises(errors.BadInput, match="layer"):
-        merge.slerp(random_tree(0), random_tree(1), per="layer")
+@pytest.mark.parametrize(
+    "fields", [{"per": "layer"}, {"weight": 5.0}, {"weight": -0.1}, {"parallel_threshold": float("nan")}]
+)
+def test_fields_that_make_no_sense_are_bad_input(fields):
+    ((name, value),) = fields.items()
+    for made in (merge.Merge, lambda **fields: merge.slerp(random_tree(0), random_tree(1), **fields)):
+        with pytest.raises(errors.BadInput, match=f"Merge.{name}={value!r}; set it to"):
+            made(**fields)
+
+
+def test_a_merge_replaces_a_merge_and_nothing_else(tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path)
+    config = tiny.tiny_config(vocabulary)
+    one, two, output = (tmp_path / name for name in ("contextual", "triplet", "merged"))
+    for seed, folder in enumerate((one, two)):
+        save_model(folder, config, vocabulary, initial_params(config, seed), stage=folder.name)
+    (one / "metrics.jsonl").write_text("{}")
+    before = {path: path.read_bytes() for path in one.rglob("*") if path.is_file()}
+    with pytest.raises(errors.BadInput, match="contextual is in the way and no merged model"):
+        merge_checkpoints(one, two, one)
+    assert {path: path.read_bytes() for path in one.rglob("*") if path.is_file()} == before
+    with pytest.raises(errors.BadInput, match="is in the way"):  # before anything is read
+        merge_checkpoints(tmp_path / "none", two, one / "metrics.jsonl")
+    names = {path.name for path in tmp_path.iterdir()}
+    for weight in (0.5, 0.0):
+        merge_checkpoints(one, two, output, weight)
+    assert stage_of(output) == "merged"
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "merged"}

@@ -148,6 +148,12 @@ def test_a_stage_to_stop_after_that_the_recipe_lacks(packages, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_is_no_workdir(packages, tmp_path, capsys, place):
+    (tmp_path / "file").touch()
+    assert "file is in the way and no folder" in complaint(command(packages, tmp_path / place), capsys)
+
+
 def test_the_workdir_of_another_recipe_is_refused_untouched(finished, packages, capsys):
     before = (finished / "results.json").read_bytes()
     assert str(finished) in complaint(command(packages, finished, "SEED=1"), capsys)
@@ -161,6 +167,8 @@ def test_the_workdir_of_another_recipe_is_refused_untouched(finished, packages, 
         ("PythonCorpus.held_out=('nothing',)", "held_out"),
         ("Mesh.data=64", "64 devices"),
         ("PairStage.batchsize=4", "batchsize"),
+        ("Lengths.query=0", "Lengths.query=0; set it to 1 or more"),
+        ("Merge.weight=5.0", "Merge.weight=5.0; set it to"),
         ("VOCABULARRY=4", "VOCABULARRY"),
         ("VOCABULARY=100000", "smaller size"),
     ],

@@ -16,6 +16,7 @@ import numpy as np
 from pplx_jax.errors import BadInput
 from pplx_jax.http_client import HttpClient
 from pplx_jax.models.quantization import BitOrder, Quantization, quantize
+from pplx_jax.output_folder import require_free
 from pplx_jax.retrieval import rows
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.encoder import Encoder, load_encoder
@@ -65,7 +66,7 @@ def build(
         {"count": vectors, "documents", "dims", "quantization", "fed": whether Vespa has them}.
 
     Raises:
-        BadInput: the embeddings are missing, unfinished, none or in floats, `output` is a folder of something else,
+        BadInput: the embeddings are missing, unfinished, none or in floats, `output` is something else,
             or Vespa refuses or does not answer.
     """
     source, output = EmbeddingFolder.read(pathlib.Path(embeddings)), pathlib.Path(output)
@@ -77,8 +78,7 @@ def build(
     count = source.totals()["count"]
     if count == 0:
         raise BadInput(f"{source.path} holds no vectors: its input had no row that could be embedded")
-    if output.exists() and any(output.iterdir()) and not (output / "vespa.json").exists():
-        raise BadInput(f"{output} exists and is no Vespa index; give another --output")
+    require_free(output, "Vespa index", lambda folder: (folder / "vespa.json").exists())
     files = (application or VespaApplication()).files(settings.dims, int8=settings.quantization == "int8")
     output.mkdir(parents=True, exist_ok=True)
     description = {"dims": settings.dims, "quantization": settings.quantization, "count": count}
