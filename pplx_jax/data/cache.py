@@ -9,21 +9,21 @@ import functools
 import json
 import pathlib
 import re
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.data import blocks, paths, tasks
 from pplx_jax.data.bad_rows import BadRows
-from pplx_jax.data.corpus_writer import whole_folder
 from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.recipe_data import recipe_data
 from pplx_jax.data.source import Source
 from pplx_jax.data.table_maker import table_maker
-from pplx_jax.data.token_files import MANIFEST
+from pplx_jax.data.token_files import MANIFEST, refuse_other_files, replace_folder
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.progress import Progress
@@ -44,7 +44,8 @@ def cache_corpus(
 ) -> dict[str, Any]:
     """Writes token files of every source of a recipe: OUTPUT/STAGE/SOURCE/shard-I-of-N.
 
-    The files are those that the recipe itself would write in one process, but for their division into shards.
+    The files are those that the recipe itself would write in one process, but for their division into shards. Stages
+    that a folder had before are replaced once all are whole; others that lie there are left as they are.
 
     Args:
         workdir: of the recipe.
@@ -62,7 +63,7 @@ def cache_corpus(
         `output`, and by source `examples`, `shards`, and `rows` as `BadRows.summary` gives them.
 
     Raises:
-        BadInput: no files, no vocabulary, too many bad rows, no Beam.
+        BadInput: no files, no vocabulary, too many bad rows, no Beam; the output holds something else.
     """
     try:
         with silent_native_stderr():
@@ -75,9 +76,10 @@ def cache_corpus(
              for name, part in source.parts().items()}  # fmt: skip
     shards = {name: len(part.shards()) for name, (part, _) in parts.items()}
     target = output or str(pathlib.Path(workdir) / "data" / "tokens")
+    stages = {part.stage for part, _ in parts.values()}
     options = apache_beam.options.pipeline_options.PipelineOptions([f"--runner={runner}", *beam_options.split()])
     with contextlib.ExitStack() as opened:
-        folder = target if paths.is_url(target) else str(opened.enter_context(whole_folder(pathlib.Path(target))))
+        folder = target if paths.is_url(target) else opened.enter_context(_new_stages(target, stages))
         opened.enter_context(_shard_progress(folder, sum(shards.values())))
         with _bad_input(), apache_beam.Pipeline(options=options) as pipeline:
             for name, (part, weight) in parts.items():
@@ -125,6 +127,28 @@ def _cache_part(pipeline, label: str, source: Source, setup, write, shards: int,
     nothing = written | f"{label}: all" >> apache_beam.Flatten() | f"{label}: none" >> apache_beam.Filter(_never)
     done = apache_beam.io.WriteToText(f"{folder}/COMPLETED", num_shards=1, shard_name_template="")
     _ = nothing | f"{label}: completed" >> done
+
+
+@contextlib.contextmanager
+def _new_stages(target: str, stages: Iterable[str]) -> Iterator[str]:
+    """Gives an empty folder, whose folders take their places in `target` when the block ends without an error.
+
+    Raises:
+        BadInput: the target, or one of its stages, holds files and no token table.
+    """
+    output = pathlib.Path(target).resolve()
+    for folder in (output, *(output / stage for stage in stages)):
+        refuse_other_files(folder)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield str(partial)
+        output.mkdir(exist_ok=True)
+        for folder in partial.iterdir():
+            replace_folder(folder, output / folder.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -110,6 +110,8 @@ class TokenTable:
 class TokenWriter:
     """Writes a table block by block; the folder gets its name when the `with` block ends without an error.
 
+    A table of that name is replaced; a folder of anything else is `BadInput` at the start of the block.
+
     Example:
         with TokenWriter(folder, "diffusion", vocabulary) as writer:
             writer.append(tokens=Ragged.from_arrays([[5, 6], [7]]))
@@ -126,6 +128,7 @@ class TokenWriter:
         self._columns: dict[str, _RaggedColumn | _ArrayFile] = {}
 
     def __enter__(self) -> TokenWriter:
+        refuse_other_files(self.folder)
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         return self
@@ -136,7 +139,7 @@ class TokenWriter:
                 column.close()
             if failure is None:
                 self._write_manifest()
-                _move(self._partial, self.folder)
+                replace_folder(self._partial, self.folder)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -243,7 +246,22 @@ class _RaggedColumn:
         return {**self._values.spec(), "kind": "ragged", "rows": self.rows}
 
 
-def _move(source: pathlib.Path, target: pathlib.Path) -> None:
+def holds_tables(folder: pathlib.Path) -> bool:
+    """Whether a folder is a token table, or a tree of them: STAGE/SOURCE/SHARD at most."""
+    return any(any(folder.glob(f"{'*/' * depth}{MANIFEST}")) for depth in range(4))
+
+
+def refuse_other_files(folder: pathlib.Path) -> None:
+    """Makes sure that nothing but token tables is lost where `folder` is replaced.
+
+    Raises:
+        BadInput: it holds files and no token table.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not holds_tables(folder)):
+        raise BadInput(f"{folder} exists and holds no token tables; it would be replaced: give another --output")
+
+
+def replace_folder(source: pathlib.Path, target: pathlib.Path) -> None:
     """Gives a finished folder its name; a former folder of that name is gone only between two renames."""
     replaced = target.with_name(target.name + ".replaced")
     shutil.rmtree(replaced, ignore_errors=True)

@@ -12,7 +12,7 @@ from pplx_jax.data.examples import open_tables
 from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.source import Source
 from pplx_jax.data.source_corpus import SourceCorpus
-from pplx_jax.data.token_files import TokenTable
+from pplx_jax.data.token_files import MANIFEST, TokenTable
 from pplx_jax.errors import BadInput
 
 LENGTHS = Lengths(text=40, query=6, document=12, chunk=6, chunks=2)
@@ -110,10 +110,17 @@ Lengths.chunks = 8
 """)
     words = ["data", "cache", f"--gin_file={recipe}", f"--workdir={tmp_path}", f"--vocabulary={folder}", "--json"]
     words += ["--seqio_records"]
+    mined, foreign = tmp_path / "data" / "tokens" / "triplet" / MANIFEST, tmp_path / "elsewhere" / "thesis.txt"
+    for file in (mined, foreign):
+        file.parent.mkdir(parents=True)
+        file.write_text("of hours")
+    assert cli.main([*words, f"--output={foreign.parent}"]) == cli.BAD_INPUT
+    assert "elsewhere exists and holds no token tables" in capsys.readouterr().err and foreign.exists()
     assert cli.main(words) == cli.DONE
     result = json.loads(capsys.readouterr().out)
     assert result["diffusion"]["notes"]["shards"] == 1 and result["diffusion"]["notes"]["examples"] > 0
     assert TokenTable.open(tmp_path / "data/tokens/diffusion/notes/shard-00000-of-00001").count > 0
+    assert mined.read_text() == "of hours"  # a stage that this recipe has no sources of
     # SeqIO reads its own cache, with its statistics.
     seqio.add_global_cache_dirs([str(tmp_path / "data" / "tokens" / "seqio")])
     try:

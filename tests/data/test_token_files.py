@@ -92,6 +92,16 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_table(folder):
     assert TokenTable.open(folder).count == 2
 
 
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    thesis = tmp_path / "pair" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("of hours")
+    for place in (thesis.parent, thesis):
+        with pytest.raises(BadInput, match="exists and holds no token tables"):
+            write_table(place, "pair", VOCABULARY, PAIRS)
+    assert thesis.read_text() == "of hours" and [path.name for path in tmp_path.iterdir()] == ["pair"]
+
+
 def test_a_new_table_replaces_the_old_one_and_remains_of_a_killed_write(folder):
     partial = folder.with_name("pair.partial")
     partial.mkdir()
