@@ -74,10 +74,10 @@ def report_corpus(
         evaluation set), `bad_rows`; `fill_by_stage`; and `sources` {stage: {name: the same and more}}.
 
     Raises:
-        BadInput: no files, no vocabulary, too many bad rows.
+        BadInput: no files, no vocabulary, no evaluation set, too many bad rows.
     """
     data = recipe_data(workdir, corpus, initial, vocabulary)
-    overlap = overlap_with(data.evaluation) if data.evaluation.exists() else None
+    overlap = overlap_with(data.evaluation)
     drop = bool(getattr(corpus, "drop_overlap", False))
     sources: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -113,7 +113,7 @@ class _Look:
         source: Source,
         vocabulary: Vocabulary,
         lengths: Lengths,
-        overlap: Overlap | None,
+        overlap: Overlap,
         drop: bool,
         samples: int,
     ):
@@ -167,7 +167,7 @@ class _Look:
             raw = self._raw(shard)
             for example in self._source.examples(shard, self._bad, max_chunks=self._lengths.chunks):
                 texts = list(texts_of(example))
-                if self._overlap is not None and any(self._overlap.of(text) for text in texts):
+                if any(self._overlap.of(text) for text in texts):
                     self._overlaps += 1
                     if len(self._overlapping) < self._samples:
                         self._overlapping.append(_short(" / ".join(texts)))

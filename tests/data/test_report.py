@@ -95,6 +95,12 @@ def test_overlap_is_dropped_by_a_flag(folder, tmp_path, capsys):
     assert result["examples"] == 23 + 16 and result["overlap"] == 1
 
 
+def test_a_missing_evaluation_set_is_said(folder, tmp_path, capsys):
+    words = ["data", "report", f"--gin_file={folder}/recipe.gin", f"--workdir={tmp_path}", f"--vocabulary={folder}"]
+    assert cli.main([*words, "--gin_param=SourceCorpus.evaluation = 'biir'"]) == cli.BAD_INPUT
+    assert "biir: no evaluation set" in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
 def test_a_dry_run_writes_nothing_and_trains_nothing(folder, tmp_path, capsys):
     result = report(folder, tmp_path / "run", capsys, "--dry_run")
     assert result["writes"] == [] and "stages" not in result and not (tmp_path / "run").exists()
