@@ -45,7 +45,8 @@ def cache_corpus(
     """Writes token files of every source of a recipe: OUTPUT/STAGE/SOURCE/shard-I-of-N.
 
     The files are those that the recipe itself would write in one process, but for their division into shards. Stages
-    that a folder had before are replaced once all are whole; others that lie there are left as they are.
+    that a folder had before are replaced once all are whole; others that lie there are left as they are. At a URL there
+    may be none before.
 
     Args:
         workdir: of the recipe.
@@ -79,21 +80,25 @@ def cache_corpus(
     stages = {part.stage for part, _ in parts.values()}
     options = apache_beam.options.pipeline_options.PipelineOptions([f"--runner={runner}", *beam_options.split()])
     with contextlib.ExitStack() as opened:
-        folder = target if paths.is_url(target) else opened.enter_context(_new_stages(target, stages))
+        folder = target.rstrip("/")
+        if paths.is_url(target):
+            _refuse_written(folder, stages)
+        else:
+            folder = opened.enter_context(_new_stages(target, stages))
         opened.enter_context(_shard_progress(folder, sum(shards.values())))
         with _bad_input(), apache_beam.Pipeline(options=options) as pipeline:
             for name, (part, weight) in parts.items():
                 setup = functools.partial(_register, part, data.vocabulary, lengths.chunks, corpus)
                 setup(again=True)
-                place = f"{folder.rstrip('/')}/{part.stage}/{name}"
+                place = f"{folder}/{part.stage}/{name}"
                 write = functools.partial(
                     _write_shard, place, part, data.vocabulary, lengths, weight, shards=shards[name]
                 )
-                records = f"{folder.rstrip('/')}/seqio" if seqio_records else ""
+                records = f"{folder}/seqio" if seqio_records else ""
                 _cache_part(pipeline, f"{part.stage}.{name}", part, setup, write, shards[name], records)
         summaries = {}
         for name, (part, _) in parts.items():
-            place = f"{folder.rstrip('/')}/{part.stage}/{name}"
+            place = f"{folder}/{part.stage}/{name}"
             summaries.setdefault(part.stage, {})[name] = _summary(place, part, shards[name])
     return {"output": target, **summaries}
 
@@ -149,6 +154,16 @@ def _new_stages(target: str, stages: Iterable[str]) -> Iterator[str]:
             replace_folder(folder, output / folder.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_written(url: str, stages: Iterable[str]) -> None:
+    """A URL has no renames, so tables of an earlier run would be mixed with those of this one.
+
+    Raises:
+        BadInput: there is such a stage.
+    """
+    if there := [stage for stage in sorted(stages) if paths.exists(f"{url}/{stage}")]:
+        raise BadInput(f"{url}/{there[0]} exists, of an earlier run; delete it, or give another --output")
 
 
 @contextlib.contextmanager
@@ -235,8 +250,6 @@ def _summary(folder: str, source: Source, shards: int) -> dict[str, Any]:
     bad, examples = BadRows(source.name, source.max_bad_share), 0
     for shard in range(shards):
         manifest_path = f"{folder}/{_shard_name(shard, shards)}/{MANIFEST}"
-        if not paths.exists(manifest_path):
-            continue  # a shard without a row
         with paths.open_bytes(manifest_path) as file:
             manifest = json.load(file)
         bad.add(manifest["rows"])

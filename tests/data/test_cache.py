@@ -1,7 +1,10 @@
 """Tables by Beam are those of one process, shard by shard; too many bad rows end the work by file and line."""
 
+import gzip
 import json
+import shutil
 
+import fsspec
 import numpy as np
 import pytest
 from tiny import tiny_vocabulary
@@ -79,6 +82,36 @@ def test_tables_are_those_of_one_process(folder, tmp_path):
             assert np.array_equal(one[name].offsets, other[name].offsets), name
         else:
             assert np.array_equal(one[name], other[name]), name
+
+
+def test_a_url_takes_no_second_run_and_a_shard_without_a_row_has_a_table(folder, tmp_path):
+    (tmp_path / "text-2.jsonl").touch()
+    for shard in range(2):
+        (tmp_path / f"text-{shard}.jsonl").symlink_to(folder / f"text-{shard}.jsonl")
+    source = Source("my_text", "text", str(tmp_path / "text-*.jsonl"), max_bad_share=0.5)
+    corpus = SourceCorpus([source], str(folder / "beir"))
+    url = f"memory://bucket{tmp_path}"
+    result = cache.cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder, output=url)
+    with pytest.raises(BadInput, match=f"{url}/diffusion exists, of an earlier run; delete it"):
+        cache.cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder, output=url)
+    fsspec.filesystem("memory").get(f"/bucket{tmp_path}/diffusion", str(tmp_path / "copy"), recursive=True)
+    shards = open_tables(tmp_path / "copy", stage="diffusion")["my_text"]
+    assert len(shards) == 3 and shards[2].count == 0
+    assert sum(shard.count for shard in shards) == result["diffusion"]["my_text"]["examples"]
+    shards[2].folder.rename(shards[2].folder.with_name("shard-00002-of-00004"))
+    with pytest.raises(BadInput, match="my_text: 3 token tables, of sets of 00003, 00004; delete them"):
+        open_tables(tmp_path / "copy")
+    shutil.rmtree(shards[2].folder.with_name("shard-00002-of-00004"))
+    with pytest.raises(BadInput, match="my_text: 2 token tables, of sets of 00003"):
+        open_tables(tmp_path / "copy")
+
+
+def test_a_damaged_file_is_named_through_beam(folder, tmp_path):
+    path = tmp_path / "text.jsonl.gz"
+    path.write_bytes(gzip.compress((folder / "text-0.jsonl").read_bytes())[:-20])
+    corpus = SourceCorpus([Source("my_text", "text", str(path))], str(folder / "beir"))
+    with pytest.raises(BadInput, match=rf"^{path}:\d: cannot be read from here on \(.*\); copy the file again$"):
+        cache.cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
 
 
 def test_too_many_bad_rows_name_file_and_line_and_leave_nothing(folder, tmp_path):
