@@ -53,7 +53,8 @@ ROWS: Mapping[str, str] = {
 
 def blocks(kind: str, examples: Iterable[Example], bad: BadRows) -> Iterator[Block]:
     """Examples of one kind in blocks of up to `RECORDS`, in their order, with what `bad` counts meanwhile."""
-    read = dropped = given = 0
+    read = dropped = 0
+    given = False
 
     def rows() -> Block:
         nonlocal read, dropped
@@ -62,7 +63,8 @@ def blocks(kind: str, examples: Iterable[Example], bad: BadRows) -> Iterator[Blo
         places, reasons = zip(*bad.take(), strict=True) if bad.pending else ((), ())
         return {**since, "bad_places": list(places), "bad_reasons": list(reasons)}
 
-    for given, block in enumerate(_examples(kind, examples), start=1):
+    for block in _examples(kind, examples):
+        given = True
         yield block | rows()
     if bad.rows > read or bad.pending or not given:
         yield dict.fromkeys((*TEXTS[kind], *COLUMNS[kind]), []) | rows()

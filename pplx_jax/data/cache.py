@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import pathlib
+import pickle
 import re
 import shutil
 import tempfile
@@ -20,8 +21,10 @@ import numpy as np
 from pplx_jax.data import blocks, paths, tasks
 from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.lengths import Lengths
+from pplx_jax.data.overlap import Overlap
 from pplx_jax.data.recipe_data import recipe_data
-from pplx_jax.data.source import Source
+from pplx_jax.data.source import Source, weighted_parts
+from pplx_jax.data.source_corpus import corpus_overlap
 from pplx_jax.data.table_maker import table_maker
 from pplx_jax.data.token_files import MANIFEST, refuse_other_files, replace_folder
 from pplx_jax.data.vocabulary import Vocabulary
@@ -73,9 +76,10 @@ def cache_corpus(
         raise BadInput("data cache needs apache_beam, which is not installed: pip install 'pplx-jax[data]'") from None
     tasks.start_tensorflow()
     data = recipe_data(workdir, corpus, initial, vocabulary)
-    parts = {name: (part, source.languages.get(part.language, 1.0)) for source in data.sources
-             for name, part in source.parts().items()}  # fmt: skip
-    shards = {name: len(part.shards()) for name, (part, _) in parts.items()}
+    parts = weighted_parts(data.sources)
+    shards = {name: part.shards() for name, (part, _) in parts.items()}
+    overlap = corpus_overlap(corpus)
+    evaluation = overlap.fingerprint if overlap else ""
     target = output or str(pathlib.Path(workdir) / "data" / "tokens")
     stages = {part.stage for part, _ in parts.values()}
     options = apache_beam.options.pipeline_options.PipelineOptions([f"--runner={runner}", *beam_options.split()])
@@ -85,21 +89,28 @@ def cache_corpus(
             _refuse_written(folder, stages)
         else:
             folder = opened.enter_context(_new_stages(target, stages))
-        opened.enter_context(_shard_progress(folder, sum(shards.values())))
+        opened.enter_context(_shard_progress(folder, sum(map(len, shards.values()))))
+        shipped = opened.enter_context(_shipped(overlap, f"{folder}/overlap-{evaluation[:16]}.pickle"))
         with _bad_input(), apache_beam.Pipeline(options=options) as pipeline:
             for name, (part, weight) in parts.items():
-                setup = functools.partial(_register, part, data.vocabulary, lengths.chunks, corpus)
+                setup = functools.partial(_register, part, data.vocabulary, lengths.chunks, shards[name], shipped)
                 setup(again=True)
                 place = f"{folder}/{part.stage}/{name}"
                 write = functools.partial(
-                    _write_shard, place, part, data.vocabulary, lengths, weight, shards=shards[name]
+                    _write_shard,
+                    place,
+                    part,
+                    data.vocabulary,
+                    lengths,
+                    notes={"weight": weight, "evaluation": evaluation},
+                    shards=len(shards[name]),
                 )
                 records = f"{folder}/seqio" if seqio_records else ""
-                _cache_part(pipeline, f"{part.stage}.{name}", part, setup, write, shards[name], records)
+                _cache_part(pipeline, f"{part.stage}.{name}", part, setup, write, len(shards[name]), records)
         summaries = {}
         for name, (part, _) in parts.items():
             place = f"{folder}/{part.stage}/{name}"
-            summaries.setdefault(part.stage, {})[name] = _summary(place, part, shards[name])
+            summaries.setdefault(part.stage, {})[name] = _summary(place, part, len(shards[name]))
     return {"output": target, **summaries}
 
 
@@ -181,18 +192,38 @@ def _never(_: Any) -> bool:
     return False
 
 
-def _register(source: Source, vocabulary: Vocabulary, max_chunks: int, corpus: Any, again: bool = False) -> None:
+@contextlib.contextmanager
+def _shipped(overlap: Overlap | None, path: str) -> Iterator[str]:
+    """Writes what the workers, which have no evaluation set, must leave out; "" where that is nothing."""
+    if overlap is None:
+        yield ""
+        return
+    paths.write_bytes(path, pickle.dumps(overlap))
+    try:
+        yield path
+    finally:
+        paths.remove(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _received(path: str) -> Overlap:
+    with paths.open_bytes(path) as file:
+        return pickle.load(file)
+
+
+def _register(
+    source: Source, vocabulary: Vocabulary, max_chunks: int, shards: Sequence[str], shipped: str, again: bool = False
+) -> None:
     """Makes the task known to SeqIO, on whichever machine this runs."""
     import seqio
-
-    from pplx_jax.data.source_corpus import corpus_drop
 
     name = tasks.task_name(source)
     if name in seqio.TaskRegistry.names():
         if not again:
             return
         seqio.TaskRegistry.remove(name)
-    task = tasks.source_task(source, vocabulary, max_chunks=max_chunks, drop=corpus_drop(corpus))
+    drop = _received(shipped).of if shipped else None
+    task = tasks.source_task(source, vocabulary, shards=shards, max_chunks=max_chunks, drop=drop)
     seqio.TaskRegistry.add_provider(name, task)
 
 
@@ -214,13 +245,13 @@ def _write_shard(
     source: Source,
     vocabulary: Vocabulary,
     lengths: Lengths,
-    weight: float,
     shard: int,
     placed: Sequence[tuple[int, Mapping[str, np.ndarray]]],
     *,
+    notes: Mapping[str, Any],
     shards: int,
 ) -> str:
-    """The token table of one shard, at its place only once it is whole."""
+    """The token table of one shard, at its place only once it is whole; `notes` go into its manifest."""
     place = f"{folder}/{_shard_name(shard, shards)}"
     bad = BadRows(source.name, 1.0)  # judged over all shards
     with tempfile.TemporaryDirectory() as temporary:
@@ -231,7 +262,7 @@ def _write_shard(
                 blocks.count_rows(block, bad)
                 if len(block["language"]):
                     maker.add(block)
-            maker.note(rows=bad.summary(), weight=weight)
+            maker.note(rows=bad.summary(), **notes)
         if paths.is_url(place):
             paths.upload(local, place)
     return place

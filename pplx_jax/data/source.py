@@ -15,7 +15,7 @@ for every query, a text for every chunk.
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -246,6 +246,15 @@ class Source:
         except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
             raise BadRow(f"{column} is not UTF-8") from None
         return value
+
+
+def weighted_parts(sources: Iterable[Source]) -> dict[str, tuple[Source, float]]:
+    """Table name -> every part of the sources, and its weight among those of its source."""
+    return {
+        name: (part, source.languages.get(part.language, 1.0))
+        for source in sources
+        for name, part in source.parts().items()
+    }
 
 
 def texts_of(example: Example) -> Iterator[str]:

@@ -93,11 +93,21 @@ def corpus_sources(corpus: Any, folder: pathlib.Path) -> list[Source]:
     ]
 
 
-def corpus_drop(corpus: Any) -> Drop | None:
-    """Which training texts a corpus wants left out."""
+def corpus_overlap(corpus: Any) -> Overlap | None:
+    """What gives away the training texts that a corpus wants left out.
+
+    Raises:
+        BadInput: there is no evaluation set.
+    """
     if not getattr(corpus, "drop_overlap", False):
         return None
-    return overlap_with(pathlib.Path(corpus.evaluation)).of
+    return overlap_with(pathlib.Path(corpus.evaluation))
+
+
+def corpus_drop(corpus: Any) -> Drop | None:
+    """Which training texts a corpus wants left out."""
+    overlap = corpus_overlap(corpus)
+    return overlap.of if overlap else None
 
 
 def tokenize_corpus(

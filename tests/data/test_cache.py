@@ -106,6 +106,25 @@ def test_a_url_takes_no_second_run_and_a_shard_without_a_row_has_a_table(folder,
         open_tables(tmp_path / "copy")
 
 
+def test_workers_need_neither_the_evaluation_set_nor_the_list_of_files(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "beir", tmp_path / "beir")
+    (tmp_path / "text.jsonl").write_text((folder / "text-0.jsonl").read_text() + '{"text": "close table"}\n')
+    source = Source("my_text", "text", str(tmp_path / "text.jsonl"))
+    corpus = SourceCorpus([source], str(tmp_path / "beir"), drop_overlap=True)
+    looked, overlap_of, shards_of = [], cache.corpus_overlap, Source.shards
+
+    def only_here(corpus):
+        overlap = overlap_of(corpus)
+        shutil.rmtree(corpus.evaluation)
+        return overlap
+
+    monkeypatch.setattr(cache, "corpus_overlap", only_here)
+    monkeypatch.setattr(Source, "shards", lambda source: looked.append(source.name) or shards_of(source))
+    result = cache.cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
+    assert result["diffusion"]["my_text"]["rows"]["dropped"] == 1 and looked == ["my_text"]
+    assert [path.name for path in (tmp_path / "data" / "tokens").iterdir()] == ["diffusion"]
+
+
 def test_a_damaged_file_is_named_through_beam(folder, tmp_path):
     path = tmp_path / "text.jsonl.gz"
     path.write_bytes(gzip.compress((folder / "text-0.jsonl").read_bytes())[:-20])
