@@ -1,5 +1,6 @@
 """Tables by Beam are those of one process, shard by shard; too many bad rows end the work by file and line."""
 
+import dataclasses
 import gzip
 import json
 import shutil
@@ -123,6 +124,15 @@ def test_workers_need_neither_the_evaluation_set_nor_the_list_of_files(folder, t
     result = cache.cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
     assert result["diffusion"]["my_text"]["rows"]["dropped"] == 1 and looked == ["my_text"]
     assert [path.name for path in (tmp_path / "data" / "tokens").iterdir()] == ["diffusion"]
+    # What was left out is known where the tables are used.
+    shutil.copytree(folder / "beir", tmp_path / "beir")
+    used = dataclasses.replace(corpus, tokens=str(tmp_path / "data" / "tokens"))
+    used.build(tmp_path / "run")
+    with (tmp_path / "beir" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "later", "text": "open file"}\n')
+    with pytest.raises(BadInput, match="shard-00000-of-00001: texts of .*beir were not left out"):
+        used.build(tmp_path / "other")
+    dataclasses.replace(used, drop_overlap=False).build(tmp_path / "other")
 
 
 def test_a_damaged_file_is_named_through_beam(folder, tmp_path):
