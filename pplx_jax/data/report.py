@@ -24,7 +24,7 @@ from pplx_jax.data.near_duplicates import NearDuplicates
 from pplx_jax.data.overlap import Overlap
 from pplx_jax.data.ragged import Ragged
 from pplx_jax.data.recipe_data import recipe_data
-from pplx_jax.data.row_files import Unreadable
+from pplx_jax.data.row_files import Row
 from pplx_jax.data.source import Example, Source, texts_of
 from pplx_jax.data.source_corpus import overlap_with
 from pplx_jax.data.table_maker import table_maker
@@ -139,6 +139,8 @@ class _Look:
         ):
             for block in blocks.blocks(kind, itertools.islice(self._examples(), limit), self._bad):
                 tokenised = self._tokenize(block)
+                for text in blocks.TEXTS[kind]:
+                    self._token_lengths[text].append(tokenised[text].lengths())
                 if len(tokenised["language"]):
                     maker.add(tokenised)
                 languages.update(block["language"])
@@ -148,7 +150,6 @@ class _Look:
         table = TokenTable.open(folder)
         notes = {name: table.manifest[name] for name in ("truncated", "cut_tokens", "too_short", "empty")
                  if name in table.manifest}  # fmt: skip
-        self._show_cut(table)
         return {
             "examples": count,
             "rows_of_the_table": table.count,
@@ -164,8 +165,8 @@ class _Look:
 
     def _examples(self) -> Iterator[Example]:
         for shard in self._source.shards():
-            raw = self._raw(shard)
-            for example in self._source.examples(shard, self._bad, max_chunks=self._lengths.chunks):
+            read = self._source.examples_with_rows(shard, self._bad, max_chunks=self._lengths.chunks)
+            for place, row, example in read:
                 texts = list(texts_of(example))
                 if any(self._overlap.of(text) for text in texts):
                     self._overlaps += 1
@@ -175,15 +176,37 @@ class _Look:
                         continue
                 self._count_duplicate(texts)
                 if len(self._shown) < self._samples:
-                    shown = {name: value for name, value in example.items() if name != "document_hash"}
-                    steps = {"read": next(raw, ""), "checked": _short(json.dumps(shown, ensure_ascii=False))}
-                    self._shown.append(steps)
+                    self._shown.append(self._steps(place, row, example))
                 yield example
 
-    def _raw(self, shard: str) -> Iterator[str]:
-        for place, row in itertools.islice(self._source.rows(shard), self._samples * 100):
-            if not isinstance(row, Unreadable):
-                yield f"{place}\n{_short(json.dumps(row, ensure_ascii=False, default=_decoded))}"
+    def _steps(self, place: str, row: Row, example: Example) -> dict[str, str]:
+        """One example as read, checked, tokenised, and cut as it is in a table of its own."""
+        kind = self._source.kind
+        (block,) = blocks.blocks(kind, [example], BadRows(self._source.name))
+        tokenised = self._tokenize(block)
+        with tempfile.TemporaryDirectory() as folder:
+            alone = pathlib.Path(folder) / "alone"
+            with table_maker(alone, kind, self._vocabulary, self._lengths, allow_empty=True) as maker:
+                maker.add(tokenised)
+            features = TokenTable.open(alone).features
+            cut = [
+                f"{name}, {len(tokens)} tokens: {_short(self._vocabulary.decode(tokens.tolist()))}"
+                for name, texts in features.items()
+                if isinstance(texts, Ragged) and name != "text_lengths"
+                for tokens in texts
+                if len(tokens)
+            ]
+        checked = {name: value for name, value in example.items() if name != "document_hash"}
+        return {
+            "read": f"{place}\n{_short(json.dumps(row, ensure_ascii=False, default=_decoded))}",
+            "checked": _short(json.dumps(checked, ensure_ascii=False)),
+            "tokenised": "\n".join(
+                f"{name}: {_short(' '.join(map(str, tokens.tolist())))}"
+                for name in blocks.TEXTS[kind]
+                for tokens in tokenised[name]
+            ),
+            "cut": "\n".join(cut) or "nothing is left: too short",
+        }
 
     def _count_duplicate(self, texts: list[str]) -> None:
         key = hashlib.blake2b("\0".join(" ".join(text.split()) for text in texts).encode(), digest_size=16).digest()
@@ -197,26 +220,9 @@ class _Look:
         result: Block = {}
         for name in blocks.TEXTS[self._source.kind]:
             result[name] = Ragged.from_arrays(self._vocabulary.encode_batch(block[name]))
-            self._token_lengths[name].append(result[name].lengths())
         for name, kind in blocks.COLUMNS[self._source.kind].items():
             result[name] = np.array(block[name], object if kind == "string" else np.dtype(kind))
-        for place, sample in enumerate(self._shown):
-            if "tokenised" not in sample:
-                first = {name: place * (self._source.negatives if name == "negatives" else 1) for name in result}
-                texts = {n: result[n] for n in blocks.TEXTS[self._source.kind] if first[n] < len(result[n])}
-                sample["tokenised"] = "\n".join(
-                    f"{name}: {_short(' '.join(map(str, text[first[name]].tolist())))}" for name, text in texts.items()
-                )
         return result
-
-    def _show_cut(self, table: TokenTable) -> None:
-        for place, sample in enumerate(self._shown):
-            lines = []
-            for name, texts in table.features.items():
-                if isinstance(texts, Ragged) and name != "text_lengths" and place < len(texts):
-                    tokens = texts[place].tolist()
-                    lines.append(f"{name}, {len(tokens)} tokens: {_short(self._vocabulary.decode(tokens))}")
-            sample["cut"] = "\n".join(lines)
 
 
 def _fill(training: Training, folder: pathlib.Path, vocabulary: Vocabulary, samples: int) -> dict[str, Any]:

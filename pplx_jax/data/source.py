@@ -138,6 +138,13 @@ class Source:
         Raises:
             BadInput: a shard cannot be opened; too many rows are bad.
         """
+        for _, _, example in self.examples_with_rows(shard, bad, max_chunks=max_chunks, drop=drop):
+            yield example
+
+    def examples_with_rows(
+        self, shard: str, bad: BadRows, *, max_chunks: int = 0, drop: Callable[[str], bool] | None = None
+    ) -> Iterator[tuple[str, Row, Example]]:
+        """(place, row as it is stored, example) for each of `examples`."""
         make: Callable[[Row], list[Example]] = getattr(self, f"_{self.kind}")
         for place, row in self.rows(shard):
             try:
@@ -154,7 +161,8 @@ class Source:
             for example in made:
                 example["language"] = self._label(row, "language") or self.language
                 example["source"] = self._label(row, "source") or self.name
-            yield from _parted(made, max_chunks) if self.kind == "contextual" and max_chunks else made
+            for example in _parted(made, max_chunks) if self.kind == "contextual" and max_chunks else made:
+                yield place, row, example
 
     def _text(self, row: Row) -> list[Example]:
         if "chunks" in row and self._column("text") not in row:
