@@ -55,7 +55,8 @@ class Source:
         columns: field of the kind -> the column that holds it, where that has another name; `a.b` is the field b of
             the column a.
         language: of rows that name none.
-        languages: language -> sampling weight: one part a language, each with files of its own.
+        one_language: every row is of `language`, whatever it names.
+        languages: language -> sampling weight: one part a language, each with files of its own, all of `one_language`.
         negatives: of a triplet; a row with more gives its first, one with fewer is bad.
         max_characters: a longer text is bad: a dump gone wrong.
         max_bad_share: of the rows; more bad ones end the work.
@@ -69,6 +70,7 @@ class Source:
     split: str = "train"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     language: str = ""
+    one_language: bool = False
     languages: dict[str, float] = dataclasses.field(default_factory=dict)
     negatives: int = 7
     max_characters: int = 1_000_000
@@ -100,6 +102,7 @@ class Source:
                 name=f"{self.name}.{language}",
                 path=self.path.replace("{language}", language),
                 language=language,
+                one_language=True,
                 languages={},
             )
             for language in self.languages
@@ -159,7 +162,8 @@ class Source:
                 bad.dropped += 1
                 continue
             for example in made:
-                example["language"] = self._label(row, "language") or self.language
+                named = "" if self.one_language else self._label(row, "language")
+                example["language"] = named or self.language
                 example["source"] = self._label(row, "source") or self.name
             for example in _parted(made, max_chunks) if self.kind == "contextual" and max_chunks else made:
                 yield place, row, example

@@ -157,6 +157,14 @@ def test_languages_are_parts_with_files_of_their_own(tmp_path):
         assert (example["text"], example["language"], example["source"]) == (f"in {language}", language, name)
 
 
+def test_rows_of_a_declared_language_are_of_it_whatever_they_name(tmp_path):
+    (tmp_path / "rus_Cyrl.jsonl").write_text('{"text": "a", "language": "rus"}\n{"text": "b"}\n')
+    source = Source("web", "text", str(tmp_path / "{language}.jsonl"), languages={"rus_Cyrl": 1.0})
+    (part,) = source.parts().values()
+    (shard,) = part.shards()
+    assert [one["language"] for one in part.examples(shard, BadRows("web"))] == ["rus_Cyrl"] * 2
+
+
 def test_a_beir_folder_gives_texts_pairs_and_documents(tmp_path):
     passages = [{"_id": f"p{n}", "text": f"passage {n}", "parent": f"d{n // 2}", "chunk": 1 - n % 2} for n in range(4)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages))
