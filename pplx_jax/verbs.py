@@ -42,6 +42,7 @@ class Verb:
         flags: beside the shared ones.
         outputs: the parameters that name what it writes.
         recipe: the function whose bindings it takes, where that is a recipe it cannot go without.
+        goes_on: whether the same command goes on from where it was cut off, or starts over.
         writes: whether it runs the recipe; one that only looks needs no workdir, nor what a recipe leaves to its user.
     """
 
@@ -52,6 +53,7 @@ class Verb:
     outputs: tuple[str, ...] = ()
     recipe: str | None = None
     writes: bool = True
+    goes_on: bool = False
 
 
 def names(text: str) -> list[str]:
@@ -89,6 +91,7 @@ VERBS = (
             _MESH,
         ),
         recipe="run",
+        goes_on=True,
     ),
     Verb(
         "train",
@@ -96,6 +99,7 @@ VERBS = (
         "train_stage",
         flags=(flag("--stage", required=True, help="its name, such as pair"), *_PROCESSES, _MESH),
         recipe="run",
+        goes_on=True,
     ),
     Verb(
         "plan",
@@ -171,6 +175,7 @@ VERBS = (
             flag("--overlap", type=int, help="tokens that the windows of --overflow split share"),
         ),
         outputs=("output",),
+        goes_on=True,
     ),
     Verb(
         "serve",
@@ -246,6 +251,7 @@ VERBS = (
             flag("--run_file", **_PATH, help="where to write the ranking in TREC's format"),
         ),
         outputs=("output", "run_file"),
+        goes_on=True,
     ),
     Verb(
         "data cache",
@@ -286,6 +292,7 @@ VERBS = (
             flag("--shards", type=int, help="how many shares there are; a last call without both puts them together"),
         ),
         outputs=("output",),
+        goes_on=True,
     ),
     Verb(
         "report",
