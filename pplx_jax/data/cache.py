@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import pathlib
 import pickle
 import re
+import shlex
 import shutil
 import tempfile
 import threading
@@ -67,13 +69,15 @@ def cache_corpus(
         `output`, and by source `examples`, `shards`, and `rows` as `BadRows.summary` gives them.
 
     Raises:
-        BadInput: no files, no vocabulary, too many bad rows, no Beam; the output holds something else.
+        BadInput: no files, no vocabulary, too many bad rows, no Beam, no such runner or option of it; the output holds
+            something else.
     """
     try:
         with silent_native_stderr():
             import apache_beam
     except ImportError:
         raise BadInput("data cache needs apache_beam, which is not installed: pip install 'pplx-jax[data]'") from None
+    options = _pipeline_options(runner, beam_options)
     tasks.start_tensorflow()
     data = recipe_data(workdir, corpus, initial, vocabulary)
     parts = weighted_parts(data.sources)
@@ -82,7 +86,6 @@ def cache_corpus(
     evaluation = overlap.fingerprint if overlap else ""
     target = output or str(pathlib.Path(workdir) / "data" / "tokens")
     stages = {part.stage for part, _ in parts.values()}
-    options = apache_beam.options.pipeline_options.PipelineOptions([f"--runner={runner}", *beam_options.split()])
     with contextlib.ExitStack() as opened:
         folder = target.rstrip("/")
         if paths.is_url(target):
@@ -143,6 +146,30 @@ def _cache_part(pipeline, label: str, source: Source, setup, write, shards: int,
     nothing = written | f"{label}: all" >> apache_beam.Flatten() | f"{label}: none" >> apache_beam.Filter(_never)
     done = apache_beam.io.WriteToText(f"{folder}/COMPLETED", num_shards=1, shard_name_template="")
     _ = nothing | f"{label}: completed" >> done
+
+
+def _pipeline_options(runner: str, beam_options: str) -> Any:
+    """Beam's options.
+
+    Raises:
+        BadInput: it has no such runner, or an option has no such value.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import create_runner
+
+    try:
+        create_runner(runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise BadInput(f"--runner={runner}: {str(error).splitlines()[0].rstrip('.')}; name such a runner") from None
+    complaint = io.StringIO()  # argparse's, at the end of its page of usage
+    try:
+        with contextlib.redirect_stderr(complaint):
+            options = PipelineOptions([f"--runner={runner}", *shlex.split(beam_options)])
+            options.get_all_options()
+    except (SystemExit, ValueError) as error:
+        reason = (complaint.getvalue().splitlines() or [str(error)])[-1].rpartition("error: ")[2]
+        raise BadInput(f"--beam_options={beam_options}: {reason}; give options of Beam's {runner}") from None
+    return options
 
 
 @contextlib.contextmanager

@@ -74,8 +74,10 @@ def report_corpus(
         evaluation set), `bad_rows`; `fill_by_stage`; and `sources` {stage: {name: the same and more}}.
 
     Raises:
-        BadInput: no files, no vocabulary, no evaluation set, too many bad rows.
+        BadInput: no files, no vocabulary, no evaluation set, too many bad rows; fewer `examples` than one.
     """
+    if examples < 1 or samples < 0:
+        raise BadInput(f"--examples={examples} --samples={samples}: give 1 or more examples, and 0 or more samples")
     data = recipe_data(workdir, corpus, initial, vocabulary)
     overlap = overlap_with(data.evaluation)
     drop = bool(getattr(corpus, "drop_overlap", False))

@@ -176,7 +176,15 @@ Lengths.chunks = 8
     for file in (mined, foreign):
         file.parent.mkdir(parents=True)
         file.write_text("of hours")
-    assert cli.main([*words, f"--output={foreign.parent}"]) == cli.BAD_INPUT
+    for flag, reason in {
+        "--runner=NoSuchRunner": "NoSuchRunner",
+        "--beam_options=--direct_num_workers=many": "argument --direct_num_workers: invalid int value: 'many'",
+        "--beam_options='": "No closing quotation",
+    }.items():
+        assert cli.main([*words, flag]) == cli.BAD_INPUT
+        *_, error = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"pplx-jax: error: {flag}: ") and reason in error
+    assert cli.main([*words, "--beam_options=--job_name='a b'", f"--output={foreign.parent}"]) == cli.BAD_INPUT
     assert "elsewhere exists and holds no token tables" in capsys.readouterr().err and foreign.exists()
     assert cli.main(words) == cli.DONE
     result = json.loads(capsys.readouterr().out)

@@ -103,6 +103,13 @@ def test_a_missing_evaluation_set_is_said(folder, tmp_path, capsys):
     assert "biir: no evaluation set" in capsys.readouterr().err and not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("flag", ["--examples=-1", "--examples=0", "--samples=-1"])
+def test_numbers_that_mean_nothing_are_refused(folder, tmp_path, capsys, flag):
+    words = ["data", "report", f"--gin_file={folder}/recipe.gin", f"--workdir={tmp_path}", f"--vocabulary={folder}"]
+    assert cli.main([*words, flag]) == cli.BAD_INPUT
+    assert flag in capsys.readouterr().err
+
+
 def test_every_step_of_a_sample_is_of_the_same_row(folder, tmp_path, capsys):
     documents = [
         {
