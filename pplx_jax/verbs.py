@@ -272,7 +272,7 @@ VERBS = (
         "counts, lengths, languages, duplicates, fill and overlap of what a recipe reads",
         "report_corpus",
         flags=(
-            flag("--output", **_PATH, help="the folder of report.html and report.json (default WORKDIR/data/report)"),
+            flag("--output", **_PATH, help="the folder of report.html, .txt and .json (default WORKDIR/data/report)"),
             flag("--vocabulary", **_PATH, help="a vocabulary (default: that of the initial model, or the workdir's)"),
             flag("--examples", type=int, help="looked at of each source (default 100000)"),
             flag("--samples", type=int, help="shown of each source after every step (default 3)"),

@@ -18,12 +18,13 @@ from pplx_jax.checkpointing import write_json
 from pplx_jax.data import blocks
 from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.blocks import Block
-from pplx_jax.data.examples import Examples, open_tables
+from pplx_jax.data.examples import Examples, Tables, open_tables
 from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.near_duplicates import NearDuplicates
 from pplx_jax.data.overlap import Overlap
 from pplx_jax.data.ragged import Ragged
 from pplx_jax.data.recipe_data import recipe_data
+from pplx_jax.data.report_text import render_data_text
 from pplx_jax.data.row_files import Row
 from pplx_jax.data.source import Example, Source, texts_of
 from pplx_jax.data.source_corpus import overlap_with
@@ -32,6 +33,7 @@ from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.progress import Progress
+from pplx_jax.retrieval.rows import atomic_path
 
 if TYPE_CHECKING:
     from pplx_jax.train import Training
@@ -53,7 +55,7 @@ def report_corpus(
     examples: int = 100_000,
     samples: int = 3,
 ) -> dict[str, Any]:
-    """Looks at the first examples of every source of a recipe, and writes OUTPUT/report.json and report.html.
+    """Looks at the first examples of every source of a recipe, and writes OUTPUT/report.json, .html and .txt.
 
     Needs no TensorFlow. Token ids, cuts and packing are those of training.
 
@@ -71,7 +73,8 @@ def report_corpus(
     Returns:
         Over all sources: `examples`, `tokens`, `fill` (share of the cells of packed rows that hold a token),
         `duplicates` {exact, near}, `languages` {name: examples}, `overlap` (examples that share text with an
-        evaluation set), `bad_rows`; `fill_by_stage`; and `sources` {stage: {name: the same and more}}.
+        evaluation set), `bad_rows`; `looked_at` (at most, of each source); `fill_by_stage`; `report`, where the page
+        is; and `text`, what report.txt says: the same of every source, and more.
 
     Raises:
         BadInput: no files, no vocabulary, no evaluation set, too many bad rows; fewer `examples` than one.
@@ -89,22 +92,28 @@ def report_corpus(
                 table = tokens / part.stage / name
                 look = _Look(part, data.vocabulary, lengths, overlap, drop, samples)
                 sources.setdefault(part.stage, {})[name] = look.read(table, examples)
-        fills = {
-            training.stage.name: _fill(training, tokens / training.stage.name, data.vocabulary, samples)
-            for training in stages
-            if training.stage.name in sources
-        }
-    report = {**_totals(sources, fills), "fill_by_stage": fills, "sources": sources}
+        fills = {}
+        for training in stages:
+            if (stage := training.stage.name) in sources:
+                tables = open_tables(tokens / stage)
+                fills[stage] = _fill(training, tables, data.vocabulary, samples)
+                alone = dataclasses.replace(training, data=None)
+                for name, one in sources[stage].items():
+                    one["fill"] = _fill(alone, {name: tables[name]}, data.vocabulary, samples)["fill"]
+    report = {**_totals(sources, fills), "looked_at": examples, "fill_by_stage": fills, "sources": sources}
     folder = pathlib.Path(output or pathlib.Path(workdir) / "data" / "report")
     folder.mkdir(parents=True, exist_ok=True)
     from pplx_jax.html_report.data import render_data_page
 
-    (folder / "report.html").write_text(render_data_page(report, name=pathlib.Path(workdir).name), encoding="utf-8")
+    name = pathlib.Path(workdir).name
+    text = render_data_text(report, name=name)
+    for file, content in {"report.html": render_data_page(report, name=name), "report.txt": text}.items():
+        with atomic_path(folder / file) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     write_json(folder / "report.json", report)
     shown = {name: value for name, value in report.items() if name not in ("sources", "fill_by_stage")}
-    lines = [_line(stage, name, one) for stage, named in sources.items() for name, one in named.items()]
-    return {**shown, "fill_by_stage": {stage: one["fill"] for stage, one in fills.items()}, "by_source": lines,
-            "report": str(folder / "report.html")}  # fmt: skip
+    return {**shown, "fill_by_stage": {stage: one["fill"] for stage, one in fills.items()},
+            "report": str(folder / "report.html"), "text": text}  # fmt: skip
 
 
 class _Look:
@@ -134,7 +143,7 @@ class _Look:
         """Reads up to `limit` examples, writes their token table to `folder`, and says what there was."""
         kind = self._source.kind
         languages: collections.Counter[str] = collections.Counter()
-        count = 0
+        count = given = 0
         with (
             Progress(f"data report: {self._source.name}", unit="example") as progress,
             table_maker(folder, kind, self._vocabulary, self._lengths, allow_empty=True) as maker,
@@ -147,6 +156,7 @@ class _Look:
                     maker.add(tokenised)
                 languages.update(block["language"])
                 count += len(block["language"])
+                given += len(block.get("chunk_counts", block["language"]))
                 progress.update(count)
         self._bad.finish()
         table = TokenTable.open(folder)
@@ -154,6 +164,7 @@ class _Look:
                  if name in table.manifest}  # fmt: skip
         return {
             "examples": count,
+            "stopped": given == limit,
             "rows_of_the_table": table.count,
             "tokens": int(sum(int(lengths.sum()) for found in self._token_lengths.values() for lengths in found)),
             "languages": {name or "(none named)": number for name, number in languages.most_common()},
@@ -227,9 +238,9 @@ class _Look:
         return result
 
 
-def _fill(training: Training, folder: pathlib.Path, vocabulary: Vocabulary, samples: int) -> dict[str, Any]:
+def _fill(training: Training, tables: Tables, vocabulary: Vocabulary, samples: int) -> dict[str, Any]:
     """Packs batches of a stage as training would; a batch is as large as there are examples for."""
-    tables = {name: found for name, found in open_tables(folder).items() if sum(table.count for table in found)}
+    tables = {name: found for name, found in tables.items() if sum(table.count for table in found)}
     stage, count = training.stage, sum(table.count for found in tables.values() for table in found)
     batch_size, stream = stage.batch_size, None
     while stream is None and batch_size:
@@ -280,16 +291,6 @@ def _totals(sources: Mapping[str, Mapping[str, Any]], fills: Mapping[str, Any]) 
         "overlap": sum(one["overlap"]["examples"] for one in every),
         "bad_rows": sum(one["rows"]["bad"] for one in every),
     }
-
-
-def _line(stage: str, name: str, one: Mapping[str, Any]) -> str:
-    twice = one["duplicates"]
-    cut = sum(one.get("truncated", {}).values())
-    return (
-        f"{stage}/{name}: {one['examples']} examples, {one['tokens']} tokens, {len(one['languages'])} languages, "
-        f"{twice['exact']} exact and {twice['near']} near duplicates, {one['overlap']['examples']} overlap, "
-        f"{cut} texts cut, {one['rows']['bad']} bad rows"
-    )
 
 
 def _quantiles(found: Sequence[np.ndarray]) -> dict[str, float]:

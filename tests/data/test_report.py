@@ -1,7 +1,9 @@
 """The report of a small corpus whose duplicates, overlaps, languages and bad rows are known."""
 
+import html
 import json
 import re
+import textwrap
 
 import numpy as np
 import pytest
@@ -90,6 +92,27 @@ def test_it_counts_what_is_there(folder, tmp_path, capsys):
     assert "document, 20 tokens" in asked["samples"][0]["cut"]
     page = (tmp_path / "data" / "report" / "report.html").read_text()
     assert "nobody may train on" in page and "A packed row: pair" in page and "<script" not in page
+    assert "Every source was read to its end." in page
+    # the same in text, which is printed too
+    text = (tmp_path / "data" / "report" / "report.txt").read_text()
+    assert result["text"] == text and sorted(path.name for path in (tmp_path / "data" / "report").iterdir()) == [
+        f"report.{ending}" for ending in ("html", "json", "txt")
+    ]
+    assert f"  Tokens of document: texts 16, mean {lengths['mean']}, median {lengths['median']}" in text
+    assert 0 < asked["fill"] <= 1 and f"  Fill of packed rows: {asked['fill']:.1%}\n" in text
+    said = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+    for one in (notes, asked):
+        for step in (step for sample in one["samples"] for step in sample.values()):
+            assert textwrap.indent(step, "    ") in text and " ".join(step.split()) in said
+
+
+def test_it_says_that_it_looked_at_the_first_ones_alone(folder, tmp_path, capsys):
+    result = report(folder, tmp_path, capsys, "--examples=20")
+    assert result["examples"] == 20 + 16
+    note = "Of each source the first 20 examples were looked at; the counts of 1 of 2 end there."
+    assert note in result["text"] and "Examples: 20 (the first ones alone)" in result["text"]
+    page = (tmp_path / "data" / "report" / "report.html").read_text()
+    assert note in page and "20 (the first ones alone)" in page
 
 
 def test_overlap_is_dropped_by_a_flag(folder, tmp_path, capsys):
