@@ -18,7 +18,8 @@ def whole_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         BadInput: `output` holds files and no corpus, which has an evaluation set.
     """
-    if output.is_dir() and any(output.iterdir()) and not (output / "evaluation").is_dir():
+    found = [path.name for path in output.iterdir()] if output.is_dir() else []
+    if found and "evaluation" not in found:
         raise BadInput(f"{output} exists and holds no corpus; it would be replaced: move it, or give another folder")
     partial, old = (output.with_name(f".{output.name}.{kind}") for kind in ("partial", "old"))
     try:

@@ -9,6 +9,7 @@ folder appears under its name only once complete.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -36,6 +37,7 @@ STAGE_FEATURES: Mapping[str, tuple[str, ...]] = {
 }
 # The features of a contextual table that are indexed by chunk or document instead of by example.
 SIDE_FEATURES = ("chunks", "chunks_of_document")
+_PARTIAL = ".partial"  # ends the name of a folder whose table is not whole
 _MEND = "tokenise the corpus again"
 
 
@@ -124,7 +126,7 @@ class TokenWriter:
         self._vocabulary = {
             name: getattr(vocabulary, name) for name in ("fingerprint", "size", "pad_id", "mask_id", "separator_id")
         }
-        self._partial = self.folder.with_name(self.folder.name + ".partial")
+        self._partial = self.folder.with_name(self.folder.name + _PARTIAL)
         self._columns: dict[str, _RaggedColumn | _ArrayFile] = {}
 
     def __enter__(self) -> TokenWriter:
@@ -257,7 +259,12 @@ def refuse_other_files(folder: pathlib.Path) -> None:
     Raises:
         BadInput: it holds files and no token table.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not holds_tables(folder)):
+    files = (
+        path
+        for path in itertools.chain([folder], folder.rglob("*"))
+        if path.is_file() and path.parent.suffix != _PARTIAL
+    )
+    if next(files, None) and not holds_tables(folder):
         raise BadInput(f"{folder} exists and holds no token tables; it would be replaced: give another --output")
 
 
