@@ -119,7 +119,7 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
     """Runs a verb; returns the exit code, and the result or {"error": why there is none}."""
     runs_recipe = verb.recipe is not None and verb.writes
     try:
-        with _logging(), _stopping() if runs_recipe else contextlib.nullcontext():
+        with _logging(), _stopping(verb) if runs_recipe else contextlib.nullcontext():
             return DONE, _perform(verb, options, table)
     except BadInput as error:
         return BAD_INPUT, _complain(f"error: {error}")
@@ -130,7 +130,7 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
     except Unmet as error:
         return FAILED, dict(error.report)
     except KeyboardInterrupt:
-        return INTERRUPTED, _complain("interrupted; the same command goes on from here")
+        return INTERRUPTED, _complain(f"interrupted; {_same_command(verb, 'here')}")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or options.get("workdir") or "the output"
@@ -146,11 +146,11 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[None]:
+def _stopping(verb: Verb) -> Iterator[None]:
     """Turns SIGTERM into an exception; a training loop takes it for itself, to save first."""
 
     def stop(*_: object) -> None:
-        raise Preempted("asked to stop; the same command goes on from the last phase that is done")
+        raise Preempted(f"asked to stop; {_same_command(verb, 'the last phase that is done')}")
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -160,6 +160,10 @@ def _stopping() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, kept or signal.SIG_DFL)
+
+
+def _same_command(verb: Verb, place: str) -> str:
+    return f"the same command {f'goes on from {place}' if verb.goes_on else 'starts over'}"
 
 
 def _complain(message: str) -> dict[str, str]:

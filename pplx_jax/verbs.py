@@ -42,6 +42,7 @@ class Verb:
         flags: beside the shared ones.
         outputs: the parameters that name what it writes.
         recipe: the function whose bindings it takes, where that is a recipe it cannot go without.
+        goes_on: whether the same command goes on from where it was cut off, or starts over.
         writes: whether it runs the recipe; one that only looks needs no workdir, nor what a recipe leaves to its user.
         bindings: gin statements that hold where the user binds nothing else, so that what they refer to may be bound.
     """
@@ -53,6 +54,7 @@ class Verb:
     outputs: tuple[str, ...] = ()
     recipe: str | None = None
     writes: bool = True
+    goes_on: bool = False
     bindings: tuple[str, ...] = ()
 
 
@@ -91,6 +93,7 @@ VERBS = (
             _MESH,
         ),
         recipe="run",
+        goes_on=True,
     ),
     Verb(
         "train",
@@ -98,6 +101,7 @@ VERBS = (
         "train_stage",
         flags=(flag("--stage", required=True, help="its name, such as pair"), *_PROCESSES, _MESH),
         recipe="run",
+        goes_on=True,
     ),
     Verb(
         "plan",
@@ -173,6 +177,7 @@ VERBS = (
             flag("--overlap", type=int, help="tokens that the windows of --overflow split share"),
         ),
         outputs=("output",),
+        goes_on=True,
     ),
     Verb(
         "serve",
@@ -248,6 +253,7 @@ VERBS = (
             flag("--run_file", **_PATH, help="where to write the ranking in TREC's format"),
         ),
         outputs=("output", "run_file"),
+        goes_on=True,
     ),
     Verb(
         "data cache",
@@ -268,7 +274,7 @@ VERBS = (
         "counts, lengths, languages, duplicates, fill and overlap of what a recipe reads",
         "report_corpus",
         flags=(
-            flag("--output", **_PATH, help="the folder of report.html and report.json (default WORKDIR/data/report)"),
+            flag("--output", **_PATH, help="the folder of report.html, .txt and .json (default WORKDIR/data/report)"),
             flag("--vocabulary", **_PATH, help="a vocabulary (default: that of the initial model, or the workdir's)"),
             flag("--examples", type=int, help="looked at of each source (default 100000)"),
             flag("--samples", type=int, help="shown of each source after every step (default 3)"),
@@ -290,6 +296,7 @@ VERBS = (
         ),
         outputs=("output",),
         bindings=("mine_file.mining = @Mining()",),
+        goes_on=True,
     ),
     Verb(
         "report",

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from typing import ClassVar
@@ -17,7 +18,7 @@ import pytest
 
 from pplx_jax import cli
 from pplx_jax.configuration import Table
-from pplx_jax.errors import BadInput
+from pplx_jax.errors import BadInput, Preempted
 from pplx_jax.parallel.processes import Processes
 from pplx_jax.verbs import VERBS, PathOrName, Verb, flag
 
@@ -107,6 +108,7 @@ FAKES = (
     ),
     Verb("chat", "a verb that logs", "chat"),
     Verb("fail", "a verb that fails", "fail", flags=(flag("how"),)),
+    Verb("work", "one that takes long", "fail", flags=(flag("how"),), goes_on=True),
 )
 RECIPE = """\
 run.stages = [@pair/FakeTraining()]
@@ -306,9 +308,18 @@ class TestOtherEndings:
         code, _, err = pplx_jax("train", "--stage", "gone", *recipe)
         assert code == 1 and "Traceback" in err
 
-    def test_an_interruption_says_how_to_go_on(self, pplx_jax):
-        code, _, err = pplx_jax("fail", "stop")
-        assert (code, err) == (130, "pplx-jax: interrupted; the same command goes on from here\n")
+    @pytest.mark.parametrize(("verb", "next"), [("work", "goes on from here"), ("fail", "starts over")])
+    def test_an_interruption_says_how_to_go_on(self, pplx_jax, verb, next):
+        code, _, err = pplx_jax(verb, "stop")
+        assert (code, err) == (130, f"pplx-jax: interrupted; the same command {next}\n")
+
+    @pytest.mark.parametrize(
+        ("name", "next"), [("run", "goes on from the last phase that is done"), ("data cache", "starts over")]
+    )
+    def test_so_does_being_asked_to_stop(self, name, next):
+        (verb,) = (verb for verb in VERBS if verb.name == name)
+        with pytest.raises(Preempted, match=f"asked to stop; the same command {next}"), cli._stopping(verb):
+            signal.raise_signal(signal.SIGTERM)
 
 
 class TestStart:

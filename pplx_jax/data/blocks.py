@@ -13,7 +13,7 @@ Every kind has `source` and `language` beside each example (each query, of the c
 
 What was read for a block goes with it, so that a count of bad rows reaches whoever writes the table, on another
 machine too: `rows_read` and `rows_dropped` [1], `bad_places` and `bad_reasons` [bad rows since the block before]. The
-last block of a shard may have no examples.
+last block of a shard may have no examples; that of a shard without a row is its only one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -51,6 +51,7 @@ ROWS: Mapping[str, str] = {
 def blocks(kind: str, examples: Iterable[Example], bad: BadRows) -> Iterator[Block]:
     """Examples of one kind in blocks of up to `RECORDS`, in their order, with what `bad` counts meanwhile."""
     read = dropped = 0
+    given = False
 
     def rows() -> Block:
         nonlocal read, dropped
@@ -60,8 +61,9 @@ def blocks(kind: str, examples: Iterable[Example], bad: BadRows) -> Iterator[Blo
         return {**since, "bad_places": list(places), "bad_reasons": list(reasons)}
 
     for block in _examples(kind, examples):
+        given = True
         yield block | rows()
-    if bad.rows > read or bad.pending:
+    if bad.rows > read or bad.pending or not given:
         yield dict.fromkeys((*TEXTS[kind], *COLUMNS[kind]), []) | rows()
 
 

@@ -6,24 +6,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import pathlib
+import pickle
 import re
+import shlex
+import shutil
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.data import blocks, paths, tasks
 from pplx_jax.data.bad_rows import BadRows
-from pplx_jax.data.corpus_writer import whole_folder
 from pplx_jax.data.lengths import Lengths
+from pplx_jax.data.overlap import Overlap
 from pplx_jax.data.recipe_data import recipe_data
-from pplx_jax.data.source import Source
+from pplx_jax.data.source import Source, weighted_parts
+from pplx_jax.data.source_corpus import corpus_overlap
 from pplx_jax.data.table_maker import table_maker
-from pplx_jax.data.token_files import MANIFEST
+from pplx_jax.data.token_files import MANIFEST, refuse_other_files, replace_folder
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.progress import Progress
@@ -44,7 +49,9 @@ def cache_corpus(
 ) -> dict[str, Any]:
     """Writes token files of every source of a recipe: OUTPUT/STAGE/SOURCE/shard-I-of-N.
 
-    The files are those that the recipe itself would write in one process, but for their division into shards.
+    The files are those that the recipe itself would write in one process, but for their division into shards. Stages
+    that a folder had before are replaced once all are whole; others that lie there are left as they are. At a URL there
+    may be none before.
 
     Args:
         workdir: of the recipe.
@@ -62,37 +69,51 @@ def cache_corpus(
         `output`, and by source `examples`, `shards`, and `rows` as `BadRows.summary` gives them.
 
     Raises:
-        BadInput: no files, no vocabulary, too many bad rows, no Beam.
+        BadInput: no files, no vocabulary, too many bad rows, no Beam, no such runner or option of it; the output holds
+            something else.
     """
     try:
         with silent_native_stderr():
             import apache_beam
     except ImportError:
         raise BadInput("data cache needs apache_beam, which is not installed: pip install 'pplx-jax[data]'") from None
+    options = _pipeline_options(runner, beam_options)
     tasks.start_tensorflow()
     data = recipe_data(workdir, corpus, initial, vocabulary)
-    parts = {name: (part, source.languages.get(part.language, 1.0)) for source in data.sources
-             for name, part in source.parts().items()}  # fmt: skip
-    shards = {name: len(part.shards()) for name, (part, _) in parts.items()}
+    parts = weighted_parts(data.sources)
+    shards = {name: part.shards() for name, (part, _) in parts.items()}
+    overlap = corpus_overlap(corpus)
+    evaluation = overlap.fingerprint if overlap else ""
     target = output or str(pathlib.Path(workdir) / "data" / "tokens")
-    options = apache_beam.options.pipeline_options.PipelineOptions([f"--runner={runner}", *beam_options.split()])
+    stages = {part.stage for part, _ in parts.values()}
     with contextlib.ExitStack() as opened:
-        folder = target if paths.is_url(target) else str(opened.enter_context(whole_folder(pathlib.Path(target))))
-        opened.enter_context(_shard_progress(folder, sum(shards.values())))
+        folder = target.rstrip("/")
+        if paths.is_url(target):
+            _refuse_written(folder, stages)
+        else:
+            folder = opened.enter_context(_new_stages(target, stages))
+        opened.enter_context(_shard_progress(folder, sum(map(len, shards.values()))))
+        shipped = opened.enter_context(_shipped(overlap, f"{folder}/overlap-{evaluation[:16]}.pickle"))
         with _bad_input(), apache_beam.Pipeline(options=options) as pipeline:
             for name, (part, weight) in parts.items():
-                setup = functools.partial(_register, part, data.vocabulary, lengths.chunks, corpus)
+                setup = functools.partial(_register, part, data.vocabulary, lengths.chunks, shards[name], shipped)
                 setup(again=True)
-                place = f"{folder.rstrip('/')}/{part.stage}/{name}"
+                place = f"{folder}/{part.stage}/{name}"
                 write = functools.partial(
-                    _write_shard, place, part, data.vocabulary, lengths, weight, shards=shards[name]
+                    _write_shard,
+                    place,
+                    part,
+                    data.vocabulary,
+                    lengths,
+                    notes={"weight": weight, "evaluation": evaluation},
+                    shards=len(shards[name]),
                 )
-                records = f"{folder.rstrip('/')}/seqio" if seqio_records else ""
-                _cache_part(pipeline, f"{part.stage}.{name}", part, setup, write, shards[name], records)
+                records = f"{folder}/seqio" if seqio_records else ""
+                _cache_part(pipeline, f"{part.stage}.{name}", part, setup, write, len(shards[name]), records)
         summaries = {}
         for name, (part, _) in parts.items():
-            place = f"{folder.rstrip('/')}/{part.stage}/{name}"
-            summaries.setdefault(part.stage, {})[name] = _summary(place, part, shards[name])
+            place = f"{folder}/{part.stage}/{name}"
+            summaries.setdefault(part.stage, {})[name] = _summary(place, part, len(shards[name]))
     return {"output": target, **summaries}
 
 
@@ -127,6 +148,62 @@ def _cache_part(pipeline, label: str, source: Source, setup, write, shards: int,
     _ = nothing | f"{label}: completed" >> done
 
 
+def _pipeline_options(runner: str, beam_options: str) -> Any:
+    """Beam's options.
+
+    Raises:
+        BadInput: it has no such runner, or an option has no such value.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import create_runner
+
+    try:
+        create_runner(runner)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise BadInput(f"--runner={runner}: {str(error).splitlines()[0].rstrip('.')}; name such a runner") from None
+    complaint = io.StringIO()  # argparse's, at the end of its page of usage
+    try:
+        with contextlib.redirect_stderr(complaint):
+            options = PipelineOptions([f"--runner={runner}", *shlex.split(beam_options)])
+            options.get_all_options()
+    except (SystemExit, ValueError) as error:
+        reason = (complaint.getvalue().splitlines() or [str(error)])[-1].rpartition("error: ")[2]
+        raise BadInput(f"--beam_options={beam_options}: {reason}; give options of Beam's {runner}") from None
+    return options
+
+
+@contextlib.contextmanager
+def _new_stages(target: str, stages: Iterable[str]) -> Iterator[str]:
+    """Gives an empty folder, whose folders take their places in `target` when the block ends without an error.
+
+    Raises:
+        BadInput: the target, or one of its stages, holds files and no token table.
+    """
+    output = pathlib.Path(target).resolve()
+    for folder in (output, *(output / stage for stage in stages)):
+        refuse_other_files(folder)
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield str(partial)
+        output.mkdir(exist_ok=True)
+        for folder in partial.iterdir():
+            replace_folder(folder, output / folder.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_written(url: str, stages: Iterable[str]) -> None:
+    """A URL has no renames, so tables of an earlier run would be mixed with those of this one.
+
+    Raises:
+        BadInput: there is such a stage.
+    """
+    if there := [stage for stage in sorted(stages) if paths.exists(f"{url}/{stage}")]:
+        raise BadInput(f"{url}/{there[0]} exists, of an earlier run; delete it, or give another --output")
+
+
 @contextlib.contextmanager
 def _bad_input() -> Iterator[None]:
     """BadInput as it was raised, out of what TensorFlow and Beam wrap it in: text alone crosses their borders."""
@@ -142,18 +219,38 @@ def _never(_: Any) -> bool:
     return False
 
 
-def _register(source: Source, vocabulary: Vocabulary, max_chunks: int, corpus: Any, again: bool = False) -> None:
+@contextlib.contextmanager
+def _shipped(overlap: Overlap | None, path: str) -> Iterator[str]:
+    """Writes what the workers, which have no evaluation set, must leave out; "" where that is nothing."""
+    if overlap is None:
+        yield ""
+        return
+    paths.write_bytes(path, pickle.dumps(overlap))
+    try:
+        yield path
+    finally:
+        paths.remove(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _received(path: str) -> Overlap:
+    with paths.open_bytes(path) as file:
+        return pickle.load(file)
+
+
+def _register(
+    source: Source, vocabulary: Vocabulary, max_chunks: int, shards: Sequence[str], shipped: str, again: bool = False
+) -> None:
     """Makes the task known to SeqIO, on whichever machine this runs."""
     import seqio
-
-    from pplx_jax.data.source_corpus import corpus_drop
 
     name = tasks.task_name(source)
     if name in seqio.TaskRegistry.names():
         if not again:
             return
         seqio.TaskRegistry.remove(name)
-    task = tasks.source_task(source, vocabulary, max_chunks=max_chunks, drop=corpus_drop(corpus))
+    drop = _received(shipped).of if shipped else None
+    task = tasks.source_task(source, vocabulary, shards=shards, max_chunks=max_chunks, drop=drop)
     seqio.TaskRegistry.add_provider(name, task)
 
 
@@ -175,13 +272,13 @@ def _write_shard(
     source: Source,
     vocabulary: Vocabulary,
     lengths: Lengths,
-    weight: float,
     shard: int,
     placed: Sequence[tuple[int, Mapping[str, np.ndarray]]],
     *,
+    notes: Mapping[str, Any],
     shards: int,
 ) -> str:
-    """The token table of one shard, at its place only once it is whole."""
+    """The token table of one shard, at its place only once it is whole; `notes` go into its manifest."""
     place = f"{folder}/{_shard_name(shard, shards)}"
     bad = BadRows(source.name, 1.0)  # judged over all shards
     with tempfile.TemporaryDirectory() as temporary:
@@ -192,7 +289,7 @@ def _write_shard(
                 blocks.count_rows(block, bad)
                 if len(block["language"]):
                     maker.add(block)
-            maker.note(rows=bad.summary(), weight=weight)
+            maker.note(rows=bad.summary(), **notes)
         if paths.is_url(place):
             paths.upload(local, place)
     return place
@@ -211,8 +308,6 @@ def _summary(folder: str, source: Source, shards: int) -> dict[str, Any]:
     bad, examples = BadRows(source.name, source.max_bad_share), 0
     for shard in range(shards):
         manifest_path = f"{folder}/{_shard_name(shard, shards)}/{MANIFEST}"
-        if not paths.exists(manifest_path):
-            continue  # a shard without a row
         with paths.open_bytes(manifest_path) as file:
             manifest = json.load(file)
         bad.add(manifest["rows"])

@@ -7,12 +7,20 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pplx_jax.errors import BadInput
 from pplx_jax.retrieval.beir import RetrievalSet
 
 
 @contextlib.contextmanager
 def whole_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives an empty folder, which takes the place of `output` when the block ends without an error."""
+    """Gives an empty folder, which takes the place of `output` when the block ends without an error.
+
+    Raises:
+        BadInput: `output` holds files and no corpus, which has an evaluation set.
+    """
+    found = [path.name for path in output.iterdir()] if output.is_dir() else []
+    if found and "evaluation" not in found:
+        raise BadInput(f"{output} exists and holds no corpus; it would be replaced: move it, or give another folder")
     partial, old = (output.with_name(f".{output.name}.{kind}") for kind in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed

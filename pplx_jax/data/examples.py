@@ -40,7 +40,8 @@ def open_tables(
     """The tables of a stage by the names of their sources: FOLDER itself, FOLDER/NAME or FOLDER/NAME/SHARD.
 
     Raises:
-        BadInput: there is none, or one is no whole table of this stage and vocabulary.
+        BadInput: there is none, one is no whole table of this stage and vocabulary, or shards are missing or of
+            several runs.
     """
     folder = pathlib.Path(folder)
 
@@ -48,6 +49,7 @@ def open_tables(
         if (folder / MANIFEST).exists():
             return [TokenTable.open(folder, stage=stage, vocabulary=vocabulary)]
         inner = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+        _require_whole(inner)
         return [TokenTable.open(path, stage=stage, vocabulary=vocabulary) for path in inner]
 
     if (folder / MANIFEST).exists():
@@ -58,6 +60,16 @@ def open_tables(
     if not found:
         return {folder.name: [TokenTable.open(folder, stage=stage, vocabulary=vocabulary)]}  # says what is missing
     return found
+
+
+def _require_whole(shards: Sequence[pathlib.Path]) -> None:
+    """Makes sure that folders called shard-I-of-N are the N of one run."""
+    counts = {path.name.rpartition("-of-")[2] for path in shards if path.name.startswith("shard-")}
+    if counts and counts != {f"{len(shards):05d}"}:
+        raise BadInput(
+            f"{shards[0].parent}: {len(shards)} token tables, of sets of {', '.join(sorted(counts))}; "
+            "delete them, and copy the whole set or run data cache again"
+        )
 
 
 class Selection(NamedTuple):

@@ -1,5 +1,6 @@
 """Evaluation text in training text: found by whole texts and by runs of words they share, and refused."""
 
+import hashlib
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +37,14 @@ class Overlap:
         runs = [np.unique(_runs(one, words)) for one in hashes]
         found, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *runs]), return_counts=True)
         self._runs = found[counts <= common]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what it knows of the evaluation texts, in hexadecimal."""
+        known = hashlib.sha256(self._runs.tobytes())
+        for one in sorted(self._whole):
+            known.update(hashlib.sha256(one).digest())
+        return known.hexdigest()
 
     def of(self, text: str) -> bool:
         """Whether a training text overlaps with the evaluation texts."""

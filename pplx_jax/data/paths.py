@@ -35,8 +35,11 @@ def expand(pattern: str) -> list[str]:
     """
     if is_url(pattern):
         filesystem, path = _filesystem(pattern)
-        found = filesystem.glob(path) if any(sign in path for sign in _PATTERN) else [path]
-        files = [filesystem.unstrip_protocol(name) for name in found if filesystem.exists(name)]
+        if any(sign in path for sign in _PATTERN):
+            found = filesystem.glob(path)
+        else:
+            found = [path] if filesystem.exists(path) else []
+        files = [filesystem.unstrip_protocol(name) for name in found]
     elif any(sign in pattern for sign in _PATTERN):
         files = glob.glob(pattern, recursive=True)
     else:
@@ -69,6 +72,24 @@ def exists(path: str) -> bool:
         return pathlib.Path(path).exists()
     filesystem, name = _filesystem(path)
     return filesystem.exists(name)
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes a file whole."""
+    if is_url(path):
+        filesystem, name = _filesystem(path)
+        filesystem.pipe_file(name, content)
+    else:
+        pathlib.Path(path).write_bytes(content)
+
+
+def remove(path: str) -> None:
+    """Deletes a file."""
+    if is_url(path):
+        filesystem, name = _filesystem(path)
+        filesystem.rm_file(name)
+    else:
+        pathlib.Path(path).unlink()
 
 
 def upload(folder: pathlib.Path, url: str) -> None:

@@ -18,13 +18,14 @@ from pplx_jax.checkpointing import write_json
 from pplx_jax.data import blocks
 from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.blocks import Block
-from pplx_jax.data.examples import Examples, open_tables
+from pplx_jax.data.examples import Examples, Tables, open_tables
 from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.near_duplicates import NearDuplicates
 from pplx_jax.data.overlap import Overlap
 from pplx_jax.data.ragged import Ragged
 from pplx_jax.data.recipe_data import recipe_data
-from pplx_jax.data.row_files import Unreadable
+from pplx_jax.data.report_text import render_data_text
+from pplx_jax.data.row_files import Row
 from pplx_jax.data.source import Example, Source, texts_of
 from pplx_jax.data.source_corpus import overlap_with
 from pplx_jax.data.table_maker import table_maker
@@ -32,6 +33,7 @@ from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.progress import Progress
+from pplx_jax.retrieval.rows import atomic_path
 
 if TYPE_CHECKING:
     from pplx_jax.train import Training
@@ -53,7 +55,7 @@ def report_corpus(
     examples: int = 100_000,
     samples: int = 3,
 ) -> dict[str, Any]:
-    """Looks at the first examples of every source of a recipe, and writes OUTPUT/report.json and report.html.
+    """Looks at the first examples of every source of a recipe, and writes OUTPUT/report.json, .html and .txt.
 
     Needs no TensorFlow. Token ids, cuts and packing are those of training.
 
@@ -71,13 +73,16 @@ def report_corpus(
     Returns:
         Over all sources: `examples`, `tokens`, `fill` (share of the cells of packed rows that hold a token),
         `duplicates` {exact, near}, `languages` {name: examples}, `overlap` (examples that share text with an
-        evaluation set), `bad_rows`; `fill_by_stage`; and `sources` {stage: {name: the same and more}}.
+        evaluation set), `bad_rows`; `looked_at` (at most, of each source); `fill_by_stage`; `report`, where the page
+        is; and `text`, what report.txt says: the same of every source, and more.
 
     Raises:
-        BadInput: no files, no vocabulary, too many bad rows.
+        BadInput: no files, no vocabulary, no evaluation set, too many bad rows; fewer `examples` than one.
     """
+    if examples < 1 or samples < 0:
+        raise BadInput(f"--examples={examples} --samples={samples}: give 1 or more examples, and 0 or more samples")
     data = recipe_data(workdir, corpus, initial, vocabulary)
-    overlap = overlap_with(data.evaluation) if data.evaluation.exists() else None
+    overlap = overlap_with(data.evaluation)
     drop = bool(getattr(corpus, "drop_overlap", False))
     sources: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
@@ -87,22 +92,28 @@ def report_corpus(
                 table = tokens / part.stage / name
                 look = _Look(part, data.vocabulary, lengths, overlap, drop, samples)
                 sources.setdefault(part.stage, {})[name] = look.read(table, examples)
-        fills = {
-            training.stage.name: _fill(training, tokens / training.stage.name, data.vocabulary, samples)
-            for training in stages
-            if training.stage.name in sources
-        }
-    report = {**_totals(sources, fills), "fill_by_stage": fills, "sources": sources}
+        fills = {}
+        for training in stages:
+            if (stage := training.stage.name) in sources:
+                tables = open_tables(tokens / stage)
+                fills[stage] = _fill(training, tables, data.vocabulary, samples)
+                alone = dataclasses.replace(training, data=None)
+                for name, one in sources[stage].items():
+                    one["fill"] = _fill(alone, {name: tables[name]}, data.vocabulary, samples)["fill"]
+    report = {**_totals(sources, fills), "looked_at": examples, "fill_by_stage": fills, "sources": sources}
     folder = pathlib.Path(output or pathlib.Path(workdir) / "data" / "report")
     folder.mkdir(parents=True, exist_ok=True)
     from pplx_jax.html_report.data import render_data_page
 
-    (folder / "report.html").write_text(render_data_page(report, name=pathlib.Path(workdir).name), encoding="utf-8")
+    name = pathlib.Path(workdir).name
+    text = render_data_text(report, name=name)
+    for file, content in {"report.html": render_data_page(report, name=name), "report.txt": text}.items():
+        with atomic_path(folder / file) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     write_json(folder / "report.json", report)
     shown = {name: value for name, value in report.items() if name not in ("sources", "fill_by_stage")}
-    lines = [_line(stage, name, one) for stage, named in sources.items() for name, one in named.items()]
-    return {**shown, "fill_by_stage": {stage: one["fill"] for stage, one in fills.items()}, "by_source": lines,
-            "report": str(folder / "report.html")}  # fmt: skip
+    return {**shown, "fill_by_stage": {stage: one["fill"] for stage, one in fills.items()},
+            "report": str(folder / "report.html"), "text": text}  # fmt: skip
 
 
 class _Look:
@@ -113,7 +124,7 @@ class _Look:
         source: Source,
         vocabulary: Vocabulary,
         lengths: Lengths,
-        overlap: Overlap | None,
+        overlap: Overlap,
         drop: bool,
         samples: int,
     ):
@@ -132,25 +143,28 @@ class _Look:
         """Reads up to `limit` examples, writes their token table to `folder`, and says what there was."""
         kind = self._source.kind
         languages: collections.Counter[str] = collections.Counter()
-        count = 0
+        count = given = 0
         with (
             Progress(f"data report: {self._source.name}", unit="example") as progress,
             table_maker(folder, kind, self._vocabulary, self._lengths, allow_empty=True) as maker,
         ):
             for block in blocks.blocks(kind, itertools.islice(self._examples(), limit), self._bad):
                 tokenised = self._tokenize(block)
+                for text in blocks.TEXTS[kind]:
+                    self._token_lengths[text].append(tokenised[text].lengths())
                 if len(tokenised["language"]):
                     maker.add(tokenised)
                 languages.update(block["language"])
                 count += len(block["language"])
+                given += len(block.get("chunk_counts", block["language"]))
                 progress.update(count)
         self._bad.finish()
         table = TokenTable.open(folder)
         notes = {name: table.manifest[name] for name in ("truncated", "cut_tokens", "too_short", "empty")
                  if name in table.manifest}  # fmt: skip
-        self._show_cut(table)
         return {
             "examples": count,
+            "stopped": given == limit,
             "rows_of_the_table": table.count,
             "tokens": int(sum(int(lengths.sum()) for found in self._token_lengths.values() for lengths in found)),
             "languages": {name or "(none named)": number for name, number in languages.most_common()},
@@ -164,10 +178,10 @@ class _Look:
 
     def _examples(self) -> Iterator[Example]:
         for shard in self._source.shards():
-            raw = self._raw(shard)
-            for example in self._source.examples(shard, self._bad, max_chunks=self._lengths.chunks):
+            read = self._source.examples_with_rows(shard, self._bad, max_chunks=self._lengths.chunks)
+            for place, row, example in read:
                 texts = list(texts_of(example))
-                if self._overlap is not None and any(self._overlap.of(text) for text in texts):
+                if any(self._overlap.of(text) for text in texts):
                     self._overlaps += 1
                     if len(self._overlapping) < self._samples:
                         self._overlapping.append(_short(" / ".join(texts)))
@@ -175,14 +189,36 @@ class _Look:
                         continue
                 self._count_duplicate(texts)
                 if len(self._shown) < self._samples:
-                    steps = {"read": next(raw, ""), "checked": _short(json.dumps(example, ensure_ascii=False))}
-                    self._shown.append(steps)
+                    self._shown.append(self._steps(place, row, example))
                 yield example
 
-    def _raw(self, shard: str) -> Iterator[str]:
-        for place, row in itertools.islice(self._source.rows(shard), self._samples * 100):
-            if not isinstance(row, Unreadable):
-                yield f"{place}\n{_short(json.dumps(row, ensure_ascii=False, default=_decoded))}"
+    def _steps(self, place: str, row: Row, example: Example) -> dict[str, str]:
+        """One example as read, checked, tokenised, and cut as it is in a table of its own."""
+        kind = self._source.kind
+        (block,) = blocks.blocks(kind, [example], BadRows(self._source.name))
+        tokenised = self._tokenize(block)
+        with tempfile.TemporaryDirectory() as folder:
+            alone = pathlib.Path(folder) / "alone"
+            with table_maker(alone, kind, self._vocabulary, self._lengths, allow_empty=True) as maker:
+                maker.add(tokenised)
+            features = TokenTable.open(alone).features
+            cut = [
+                f"{name}, {len(tokens)} tokens: {_short(self._vocabulary.decode(tokens.tolist()))}"
+                for name, texts in features.items()
+                if isinstance(texts, Ragged) and name not in ("text_lengths", "also_positive")
+                for tokens in texts
+                if len(tokens)
+            ]
+        return {
+            "read": f"{place}\n{_short(json.dumps(row, ensure_ascii=False, default=_decoded))}",
+            "checked": _short(json.dumps(example, ensure_ascii=False)),
+            "tokenised": "\n".join(
+                f"{name}: {_short(' '.join(map(str, tokens.tolist())))}"
+                for name in blocks.TEXTS[kind]
+                for tokens in tokenised[name]
+            ),
+            "cut": "\n".join(cut) or "nothing is left: too short",
+        }
 
     def _count_duplicate(self, texts: list[str]) -> None:
         key = hashlib.blake2b("\0".join(" ".join(text.split()) for text in texts).encode(), digest_size=16).digest()
@@ -196,31 +232,14 @@ class _Look:
         result: Block = {}
         for name in blocks.TEXTS[self._source.kind]:
             result[name] = Ragged.from_arrays(self._vocabulary.encode_batch(block[name]))
-            self._token_lengths[name].append(result[name].lengths())
         for name, kind in blocks.COLUMNS[self._source.kind].items():
             result[name] = np.array(block[name], object if kind == "string" else np.dtype(kind))
-        for place, sample in enumerate(self._shown):
-            if "tokenised" not in sample:
-                first = {name: place * (self._source.negatives if name == "negatives" else 1) for name in result}
-                texts = {n: result[n] for n in blocks.TEXTS[self._source.kind] if first[n] < len(result[n])}
-                sample["tokenised"] = "\n".join(
-                    f"{name}: {_short(' '.join(map(str, text[first[name]].tolist())))}" for name, text in texts.items()
-                )
         return result
 
-    def _show_cut(self, table: TokenTable) -> None:
-        for place, sample in enumerate(self._shown):
-            lines = []
-            for name, texts in table.features.items():
-                if isinstance(texts, Ragged) and name != "text_lengths" and place < len(texts):
-                    tokens = texts[place].tolist()
-                    lines.append(f"{name}, {len(tokens)} tokens: {_short(self._vocabulary.decode(tokens))}")
-            sample["cut"] = "\n".join(lines)
 
-
-def _fill(training: Training, folder: pathlib.Path, vocabulary: Vocabulary, samples: int) -> dict[str, Any]:
+def _fill(training: Training, tables: Tables, vocabulary: Vocabulary, samples: int) -> dict[str, Any]:
     """Packs batches of a stage as training would; a batch is as large as there are examples for."""
-    tables = {name: found for name, found in open_tables(folder).items() if sum(table.count for table in found)}
+    tables = {name: found for name, found in tables.items() if sum(table.count for table in found)}
     stage, count = training.stage, sum(table.count for found in tables.values() for table in found)
     batch_size, stream = stage.batch_size, None
     while stream is None and batch_size:
@@ -271,16 +290,6 @@ def _totals(sources: Mapping[str, Mapping[str, Any]], fills: Mapping[str, Any]) 
         "overlap": sum(one["overlap"]["examples"] for one in every),
         "bad_rows": sum(one["rows"]["bad"] for one in every),
     }
-
-
-def _line(stage: str, name: str, one: Mapping[str, Any]) -> str:
-    twice = one["duplicates"]
-    cut = sum(one.get("truncated", {}).values())
-    return (
-        f"{stage}/{name}: {one['examples']} examples, {one['tokens']} tokens, {len(one['languages'])} languages, "
-        f"{twice['exact']} exact and {twice['near']} near duplicates, {one['overlap']['examples']} overlap, "
-        f"{cut} texts cut, {one['rows']['bad']} bad rows"
-    )
 
 
 def _quantiles(found: Sequence[np.ndarray]) -> dict[str, float]:

@@ -7,6 +7,7 @@ whoever asks for a text decodes it, and so finds what is not UTF-8.
 import dataclasses
 import json
 import pathlib
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -48,7 +49,7 @@ def read_rows(path: str, shard: str, format: Format, split: str) -> Iterator[tup
         split: of TFDS and BEIR.
 
     Raises:
-        BadInput: the shard cannot be opened, or needs a package that is not installed.
+        BadInput: the shard cannot be opened or is damaged, or needs a package that is not installed.
     """
     match format_of(shard) if format == "auto" else format:
         case "jsonl":
@@ -74,17 +75,21 @@ def format_of(path: str) -> str:
 
 
 def _json_lines(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
+    number = 0
     with paths.open_bytes(path) as file:
-        for number, line in enumerate(file, start=1):
-            place = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError:
-                yield place, Unreadable("not UTF-8")
-            except ValueError as error:
-                yield place, Unreadable(f"not JSON ({error})")
-            else:
-                yield place, row if isinstance(row, dict) else Unreadable("not a JSON object")
+        try:
+            for number, line in enumerate(file, start=1):
+                place = f"{path}:{number}"
+                try:
+                    row = json.loads(line)
+                except UnicodeDecodeError:
+                    yield place, Unreadable("not UTF-8")
+                except ValueError as error:
+                    yield place, Unreadable(f"not JSON ({error})")
+                else:
+                    yield place, row if isinstance(row, dict) else Unreadable("not a JSON object")
+        except (EOFError, OSError, zlib.error) as error:
+            raise _damaged(path, number + 1, error) from None
 
 
 def _parquet(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
@@ -99,14 +104,23 @@ def _parquet(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
             table = pyarrow.parquet.ParquetFile(file)
         except (OSError, pyarrow.ArrowInvalid) as error:
             raise BadInput(f"{path}: no Parquet file ({str(error).splitlines()[0]})") from None
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-            columns = {}
-            for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                columns[name] = column.cast(_as_bytes(column.type)).to_pylist()
-            for values in zip(*columns.values(), strict=True):
-                number += 1
-                row = dict(zip(columns, values, strict=True))
-                yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
+        try:
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
+                columns = {}
+                for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                    columns[name] = column.cast(_as_bytes(column.type)).to_pylist()
+                for values in zip(*columns.values(), strict=True):
+                    number += 1
+                    row = dict(zip(columns, values, strict=True))
+                    yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
+        except (OSError, pyarrow.ArrowException) as error:
+            raise _damaged(path, number + 1, error) from None
+
+
+def _damaged(path: str, line: int, error: Exception) -> BadInput:
+    """Of a file that ends or rots before `line`."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return BadInput(f"{path}:{line}: cannot be read from here on ({reason}); copy the file again")
 
 
 def _as_bytes(kind):

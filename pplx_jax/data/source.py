@@ -14,7 +14,7 @@ for every query, a text for every chunk.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from pplx_jax.data import paths
@@ -52,7 +52,8 @@ class Source:
         columns: field of the kind -> the column that holds it, where that has another name; `a.b` is the field b of
             the column a.
         language: of rows that name none.
-        languages: language -> sampling weight: one part a language, each with files of its own.
+        one_language: every row is of `language`, whatever it names.
+        languages: language -> sampling weight: one part a language, each with files of its own, all of `one_language`.
         negatives: of a triplet; a row with more gives its first, one with fewer is bad.
         max_characters: a longer text is bad: a dump gone wrong.
         max_bad_share: of the rows; more bad ones end the work.
@@ -66,6 +67,7 @@ class Source:
     split: str = "train"
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     language: str = ""
+    one_language: bool = False
     languages: dict[str, float] = dataclasses.field(default_factory=dict)
     negatives: int = 7
     max_characters: int = 1_000_000
@@ -97,6 +99,7 @@ class Source:
                 name=f"{self.name}.{language}",
                 path=self.path.replace("{language}", language),
                 language=language,
+                one_language=True,
                 languages={},
             )
             for language in self.languages
@@ -135,6 +138,13 @@ class Source:
         Raises:
             BadInput: a shard cannot be opened; too many rows are bad.
         """
+        for _, _, example in self.examples_with_rows(shard, bad, max_chunks=max_chunks, drop=drop):
+            yield example
+
+    def examples_with_rows(
+        self, shard: str, bad: BadRows, *, max_chunks: int = 0, drop: Callable[[str], bool] | None = None
+    ) -> Iterator[tuple[str, Row, Example]]:
+        """(place, row as it is stored, example) for each of `examples`."""
         make: Callable[[Row], list[Example]] = getattr(self, f"_{self.kind}")
         for place, row in self.rows(shard):
             try:
@@ -149,9 +159,11 @@ class Source:
                 bad.dropped += 1
                 continue
             for example in made:
-                example["language"] = self._label(row, "language") or self.language
+                named = "" if self.one_language else self._label(row, "language")
+                example["language"] = named or self.language
                 example["source"] = self._label(row, "source") or self.name
-            yield from _parted(made, max_chunks) if self.kind == "contextual" and max_chunks else made
+            for example in _parted(made, max_chunks) if self.kind == "contextual" and max_chunks else made:
+                yield place, row, example
 
     def _text(self, row: Row) -> list[Example]:
         if "chunks" in row and self._column("text") not in row:
@@ -242,6 +254,15 @@ class Source:
         except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
             raise BadRow(f"{column} is not UTF-8") from None
         return value
+
+
+def weighted_parts(sources: Iterable[Source]) -> dict[str, tuple[Source, float]]:
+    """Table name -> every part of the sources, and its weight among those of its source."""
+    return {
+        name: (part, source.languages.get(part.language, 1.0))
+        for source in sources
+        for name, part in source.parts().items()
+    }
 
 
 def texts_of(example: Example) -> Iterator[str]:

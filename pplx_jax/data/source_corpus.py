@@ -10,6 +10,7 @@ from typing import Any
 from pplx_jax.data import paths
 from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.corpus_writer import whole_folder
+from pplx_jax.data.examples import open_tables
 from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.overlap import Overlap
 from pplx_jax.data.source import Example, Source
@@ -28,7 +29,8 @@ class SourceCorpus:
         sources: of every stage; a mixture of a stage names them.
         evaluation: a BEIR folder, or one that holds several; nothing of it is trained on.
         search: a JSON-lines file that a search of the finished run looks through; the first evaluation set where none.
-        tokens: a folder that `pplx-jax data cache` wrote from these sources; tokenised in the run where none.
+        tokens: a folder that `pplx-jax data cache` wrote from these sources, on a disk of this machine; tokenised in
+            the run where none.
         drop_overlap: leave out training rows that overlap with evaluation texts (`data.overlap`), and count them.
     """
 
@@ -42,15 +44,19 @@ class SourceCorpus:
         names = [source.name for source in self.sources]
         if twice := {f"{source.stage} {source.name}" for source in self.sources if names.count(source.name) > 1}:
             raise BadInput(f"SourceCorpus.sources: two are called {min(twice)}; a name stands for one source")
+        if paths.is_url(self.tokens):
+            raise BadInput(f"SourceCorpus.tokens {self.tokens}: a URL; copy the folder to a disk of this machine")
 
     def build(self, output: pathlib.Path) -> dict[str, Any]:
         """Links the evaluation sets into `output`, and returns how many files each source has.
 
         Raises:
-            BadInput: a source without files, no evaluation set.
+            BadInput: a source without files or token tables, no evaluation set, tokens that were not kept from it.
         """
         evaluation = pathlib.Path(self.evaluation).absolute()
         sets = evaluation_folders(evaluation)
+        if self.tokens:
+            require_tokens(self)
         with whole_folder(pathlib.Path(output)) as partial:
             (partial / "evaluation").symlink_to(evaluation)
             searched = self.search or str(_find(sets[0], "corpus.jsonl"))
@@ -80,6 +86,24 @@ def overlap_with(folder: pathlib.Path) -> Overlap:
     return Overlap(text for one in texts for text in itertools.chain(one.queries, one.documents))
 
 
+def require_tokens(corpus: SourceCorpus) -> None:
+    """Makes sure that `corpus.tokens` can be trained on in place of the corpus' sources.
+
+    Raises:
+        BadInput: a stage has no token tables, or nothing of this evaluation set was left out of one where the corpus
+            wants that.
+    """
+    overlap = corpus_overlap(corpus)
+    for stage in sorted({source.stage for source in corpus.sources}):
+        tables = itertools.chain.from_iterable(open_tables(pathlib.Path(corpus.tokens) / stage, stage=stage).values())
+        for table in tables:
+            if overlap is not None and table.manifest.get("evaluation") != overlap.fingerprint:
+                raise BadInput(
+                    f"{table.folder}: texts of {corpus.evaluation} were not left out; "
+                    "run data cache with this recipe again, or set SourceCorpus.drop_overlap = False"
+                )
+
+
 def corpus_sources(corpus: Any, folder: pathlib.Path) -> list[Source]:
     """The sources of any corpus: those it declares, or the files that it wrote into `folder`."""
     if isinstance(corpus, SourceCorpus):
@@ -93,11 +117,21 @@ def corpus_sources(corpus: Any, folder: pathlib.Path) -> list[Source]:
     ]
 
 
-def corpus_drop(corpus: Any) -> Drop | None:
-    """Which training texts a corpus wants left out."""
+def corpus_overlap(corpus: Any) -> Overlap | None:
+    """What gives away the training texts that a corpus wants left out.
+
+    Raises:
+        BadInput: there is no evaluation set.
+    """
     if not getattr(corpus, "drop_overlap", False):
         return None
-    return overlap_with(pathlib.Path(corpus.evaluation)).of
+    return overlap_with(pathlib.Path(corpus.evaluation))
+
+
+def corpus_drop(corpus: Any) -> Drop | None:
+    """Which training texts a corpus wants left out."""
+    overlap = corpus_overlap(corpus)
+    return overlap.of if overlap else None
 
 
 def tokenize_corpus(

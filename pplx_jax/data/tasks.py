@@ -21,11 +21,13 @@ from pplx_jax.data import blocks
 from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.blocks import Block
 from pplx_jax.data.lengths import Lengths
+from pplx_jax.data.mixture import Mixture
 from pplx_jax.data.ragged import Ragged
-from pplx_jax.data.source import Source
+from pplx_jax.data.source import Source, weighted_parts
 from pplx_jax.data.table_maker import MIN_TOKENS, table_maker
 from pplx_jax.data.token_files import PathLike, TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
+from pplx_jax.errors import BadInput
 from pplx_jax.quiet import silent_native_stderr
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ def source_task(
     source: Source,
     vocabulary: Vocabulary,
     *,
+    shards: Sequence[str] | None = None,
     bad: BadRows | None = None,
     max_chunks: int = 0,
     drop: Drop | None = None,
@@ -58,12 +61,17 @@ def source_task(
     Args:
         source: of one part (see `Source.parts`).
         vocabulary: gives the ids.
+        shards: of the source, where they are known.
         bad: counts the rows read; a fresh count a dataset where None.
         max_chunks, drop: as in `Source.examples`.
+
+    Raises:
+        BadInput: the source has no files.
     """
     import seqio
     import tensorflow as tf
 
+    files = source.shards() if shards is None else shards
     texts = blocks.TEXTS[source.kind]
     types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind], **blocks.ROWS}
     signature = {name: tf.TensorSpec([None], tf.as_dtype(kind)) for name, kind in types.items()}
@@ -81,12 +89,11 @@ def source_task(
             return False
 
         def list_shards(self, split: str) -> Sequence[str]:
-            return source.shards()
+            return files
 
         def get_dataset(self, split=SPLIT, shuffle=True, seed=None, shard_info=None, **_):
             del split, shuffle, seed  # one split in its order; token tables are shuffled where they are read
-            shards = source.shards()
-            own = shards[shard_info.index :: shard_info.num_shards] if shard_info else shards
+            own = files[shard_info.index :: shard_info.num_shards] if shard_info else files
             count = bad or BadRows(source.name, source.max_bad_share)
 
             def generate() -> Iterator[Block]:
@@ -121,29 +128,42 @@ def task_name(source: Source) -> str:
 
 
 def register(
-    name: str, sources: Iterable[Source], vocabulary: Vocabulary, weights: Mapping[str, float]
+    name: str,
+    sources: Iterable[Source],
+    vocabulary: Vocabulary,
+    mixture: Mixture,
+    *,
+    max_chunks: int = 0,
+    drop: Drop | None = None,
 ) -> seqio.Mixture:
-    """Registers a task a source, and their mixture, with SeqIO; what stood under these names is replaced.
+    """Registers a task for every part of a source, and their mixture, with SeqIO; what had these names is replaced.
 
     Args:
         name: of the mixture.
         sources: of one kind.
         vocabulary: gives the ids.
-        weights: source -> rate; a source not named is left out.
+        mixture: whose shares are the rates; it names its sources.
+        max_chunks, drop: as in `Source.examples`.
 
     Returns:
         The mixture. Its examples are records: texts as token ids, `negatives` and `chunks` ragged.
+
+    Raises:
+        BadInput: a source has no files; the mixture names no source, or one that is not there.
     """
     import seqio
 
+    if not mixture.weights:
+        raise BadInput(f"Mixture.weights of {name}: name the sources; their sizes are not known before they are read")
+    parts = weighted_parts(sources)
+    shares = mixture.shares(dict.fromkeys(parts, 0), {name: weight for name, (_, weight) in parts.items()})
     rates = []
-    for source in sources:
-        if weights.get(source.name):
-            task = source_task(source, vocabulary)
-            if task.name in seqio.TaskRegistry.names():
-                seqio.TaskRegistry.remove(task.name)
-            seqio.TaskRegistry.add_provider(task.name, task)
-            rates.append((task.name, weights[source.name]))
+    for part, share in shares.items():
+        task = source_task(parts[part][0], vocabulary, max_chunks=max_chunks, drop=drop)
+        if task.name in seqio.TaskRegistry.names():
+            seqio.TaskRegistry.remove(task.name)
+        seqio.TaskRegistry.add_provider(task.name, task)
+        rates.append((task.name, share))
     if name in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(name)
     return seqio.MixtureRegistry.add(name, rates)
@@ -174,8 +194,9 @@ def tokenized_blocks(
     import seqio
     import tensorflow as tf
 
-    task = source_task(source, vocabulary, bad=bad, max_chunks=max_chunks, drop=drop)
-    only = None if shard is None else seqio.ShardInfo(shard, len(source.shards()))
+    shards = source.shards()
+    task = source_task(source, vocabulary, shards=shards, bad=bad, max_chunks=max_chunks, drop=drop)
+    only = None if shard is None else seqio.ShardInfo(shard, len(shards))
     try:
         for features in task.preprocess_precache(task.source.get_dataset(SPLIT, shuffle=False, shard_info=only)):
             block = ragged_block(source.kind, {name: value.numpy() for name, value in features.items()})
@@ -241,11 +262,10 @@ def tokenize_sources(
 ) -> dict[str, dict[str, int]]:
     """Writes FOLDER/STAGE/NAME for every part of every source, and returns {stage: {name: examples}}."""
     counts: dict[str, dict[str, int]] = {}
-    for source in sources:
-        for name, part in source.parts().items():
-            table, weight = folder / part.stage / name, source.languages.get(part.language, 1.0)
-            manifest = tokenize_source(part, vocabulary, table, lengths, weight=weight, drop=drop)
-            counts.setdefault(part.stage, {})[name] = manifest.get("examples", manifest["count"])
+    for name, (part, weight) in weighted_parts(sources).items():
+        table = folder / part.stage / name
+        manifest = tokenize_source(part, vocabulary, table, lengths, weight=weight, drop=drop)
+        counts.setdefault(part.stage, {})[name] = manifest.get("examples", manifest["count"])
     return counts
 
 

@@ -9,6 +9,7 @@ folder appears under its name only once complete.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -36,6 +37,7 @@ STAGE_FEATURES: Mapping[str, tuple[str, ...]] = {
 }
 # The features of a contextual table that are indexed by chunk or document instead of by example.
 SIDE_FEATURES = ("chunks", "chunks_of_document")
+_PARTIAL = ".partial"  # ends the name of a folder whose table is not whole
 _MEND = "tokenise the corpus again"
 
 
@@ -110,6 +112,8 @@ class TokenTable:
 class TokenWriter:
     """Writes a table block by block; the folder gets its name when the `with` block ends without an error.
 
+    A table of that name is replaced; a folder of anything else is `BadInput` at the start of the block.
+
     Example:
         with TokenWriter(folder, "diffusion", vocabulary) as writer:
             writer.append(tokens=Ragged.from_arrays([[5, 6], [7]]))
@@ -122,10 +126,11 @@ class TokenWriter:
         self._vocabulary = {
             name: getattr(vocabulary, name) for name in ("fingerprint", "size", "pad_id", "mask_id", "separator_id")
         }
-        self._partial = self.folder.with_name(self.folder.name + ".partial")
+        self._partial = self.folder.with_name(self.folder.name + _PARTIAL)
         self._columns: dict[str, _RaggedColumn | _ArrayFile] = {}
 
     def __enter__(self) -> TokenWriter:
+        refuse_other_files(self.folder)
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         return self
@@ -136,7 +141,7 @@ class TokenWriter:
                 column.close()
             if failure is None:
                 self._write_manifest()
-                _move(self._partial, self.folder)
+                replace_folder(self._partial, self.folder)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -243,7 +248,27 @@ class _RaggedColumn:
         return {**self._values.spec(), "kind": "ragged", "rows": self.rows}
 
 
-def _move(source: pathlib.Path, target: pathlib.Path) -> None:
+def holds_tables(folder: pathlib.Path) -> bool:
+    """Whether a folder is a token table, or a tree of them: STAGE/SOURCE/SHARD at most."""
+    return any(any(folder.glob(f"{'*/' * depth}{MANIFEST}")) for depth in range(4))
+
+
+def refuse_other_files(folder: pathlib.Path) -> None:
+    """Makes sure that nothing but token tables is lost where `folder` is replaced.
+
+    Raises:
+        BadInput: it holds files and no token table.
+    """
+    files = (
+        path
+        for path in itertools.chain([folder], folder.rglob("*"))
+        if path.is_file() and path.parent.suffix != _PARTIAL
+    )
+    if next(files, None) and not holds_tables(folder):
+        raise BadInput(f"{folder} exists and holds no token tables; it would be replaced: give another --output")
+
+
+def replace_folder(source: pathlib.Path, target: pathlib.Path) -> None:
     """Gives a finished folder its name; a former folder of that name is gone only between two renames."""
     replaced = target.with_name(target.name + ".replaced")
     shutil.rmtree(replaced, ignore_errors=True)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from pplx_jax.data import report_text
 from pplx_jax.html_report import charts
 from pplx_jax.html_report.frame import document, facts, section, tiles
 
@@ -25,17 +26,8 @@ def render_data_page(report: Mapping[str, Any], *, name: str) -> str:
 
 
 def _header(report: Mapping[str, Any], name: str) -> str:
-    twice = report["duplicates"]
-    headlines = {
-        "Examples": (f"{report['examples']:,}", f"{report['tokens']:,} tokens"),
-        "Fill of packed rows": (f"{report['fill']:.1%}", "cells that hold a token"),
-        "Duplicates": (f"{twice['exact'] + twice['near']:,}", f"{twice['exact']:,} exact, {twice['near']:,} near"),
-        "Overlap with evaluation": (f"{report['overlap']:,}", "examples that share text with it"),
-        "Bad rows": (f"{report['bad_rows']:,}", "skipped"),
-    }
-    return f"<header><h1>{escape(name)}: data</h1></header>" + tiles(
-        (title, value, note) for title, (value, note) in headlines.items()
-    )
+    header = f"<header><h1>{escape(name)}: data</h1><p>{escape(report_text.extent(report))}</p></header>"
+    return header + tiles(report_text.headlines(report))
 
 
 def _fill(report: Mapping[str, Any]) -> str:
@@ -57,26 +49,10 @@ def _languages(report: Mapping[str, Any]) -> str:
 
 
 def _source(stage: str, name: str, one: Mapping[str, Any]) -> str:
-    counts = {
-        "Examples": one["examples"],
-        "Tokens": one["tokens"],
-        "Exact duplicates": one["duplicates"]["exact"],
-        "Near duplicates": one["duplicates"]["near"],
-        "Overlap with evaluation": one["overlap"]["examples"],
-        "Rows read": one["rows"]["rows"],
-        "Bad rows": one["rows"]["bad"],
-        **{f"Bad: {reason}": count for reason, count in one["rows"]["reasons"].items()},
-        **{f"Cut: {field}": count for field, count in one.get("truncated", {}).items()},
-    }
-    pairs = facts({title: f"{value:,}" for title, value in counts.items()})
-    folded = [_folded(f"Sample {place}: {step}", text) for place, sample in enumerate(one["samples"], 1)
-              for step, text in sample.items()]  # fmt: skip
-    folded += [_folded(f"Bad rows: {reason}", "\n".join(places)) for reason, places in one["rows"]["samples"].items()]
-    if one["overlap"]["samples"]:
-        folded.append(_folded("Overlap with evaluation", "\n".join(one["overlap"]["samples"])))
+    folded = "".join(_folded(title, text) for title, text in report_text.texts(one))
     return (
-        f'<div class="card spaced"><h3>{escape(name)}<small>{escape(stage)}</small></h3>{pairs}'
-        f"{_lengths(one['token_lengths'])}{''.join(folded)}</div>"
+        f'<div class="card spaced"><h3>{escape(name)}<small>{escape(stage)}</small></h3>'
+        f"{facts(report_text.counts(one))}{_lengths(one['token_lengths'])}{folded}</div>"
     )
 
 

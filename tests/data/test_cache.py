@@ -1,7 +1,11 @@
 """Tables by Beam are those of one process, shard by shard; too many bad rows end the work by file and line."""
 
+import dataclasses
+import gzip
 import json
+import shutil
 
+import fsspec
 import numpy as np
 import pytest
 from tiny import tiny_vocabulary
@@ -12,7 +16,7 @@ from pplx_jax.data.examples import open_tables
 from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.source import Source
 from pplx_jax.data.source_corpus import SourceCorpus
-from pplx_jax.data.token_files import TokenTable
+from pplx_jax.data.token_files import MANIFEST, TokenTable
 from pplx_jax.errors import BadInput
 
 LENGTHS = Lengths(text=40, query=6, document=12, chunk=6, chunks=2)
@@ -81,6 +85,64 @@ def test_tables_are_those_of_one_process(folder, tmp_path):
             assert np.array_equal(one[name], other[name]), name
 
 
+def test_a_url_takes_no_second_run_and_a_shard_without_a_row_has_a_table(folder, tmp_path):
+    (tmp_path / "text-2.jsonl").touch()
+    for shard in range(2):
+        (tmp_path / f"text-{shard}.jsonl").symlink_to(folder / f"text-{shard}.jsonl")
+    source = Source("my_text", "text", str(tmp_path / "text-*.jsonl"), max_bad_share=0.5)
+    corpus = SourceCorpus([source], str(folder / "beir"))
+    url = f"memory://bucket{tmp_path}"
+    result = cache.cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder, output=url)
+    with pytest.raises(BadInput, match=f"{url}/diffusion exists, of an earlier run; delete it"):
+        cache.cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder, output=url)
+    fsspec.filesystem("memory").get(f"/bucket{tmp_path}/diffusion", str(tmp_path / "copy"), recursive=True)
+    shards = open_tables(tmp_path / "copy", stage="diffusion")["my_text"]
+    assert len(shards) == 3 and shards[2].count == 0
+    assert sum(shard.count for shard in shards) == result["diffusion"]["my_text"]["examples"]
+    shards[2].folder.rename(shards[2].folder.with_name("shard-00002-of-00004"))
+    with pytest.raises(BadInput, match="my_text: 3 token tables, of sets of 00003, 00004; delete them"):
+        open_tables(tmp_path / "copy")
+    shutil.rmtree(shards[2].folder.with_name("shard-00002-of-00004"))
+    with pytest.raises(BadInput, match="my_text: 2 token tables, of sets of 00003"):
+        open_tables(tmp_path / "copy")
+
+
+def test_workers_need_neither_the_evaluation_set_nor_the_list_of_files(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder / "beir", tmp_path / "beir")
+    (tmp_path / "text.jsonl").write_text((folder / "text-0.jsonl").read_text() + '{"text": "close table"}\n')
+    source = Source("my_text", "text", str(tmp_path / "text.jsonl"))
+    corpus = SourceCorpus([source], str(tmp_path / "beir"), drop_overlap=True)
+    looked, overlap_of, shards_of = [], cache.corpus_overlap, Source.shards
+
+    def only_here(corpus):
+        overlap = overlap_of(corpus)
+        shutil.rmtree(corpus.evaluation)
+        return overlap
+
+    monkeypatch.setattr(cache, "corpus_overlap", only_here)
+    monkeypatch.setattr(Source, "shards", lambda source: looked.append(source.name) or shards_of(source))
+    result = cache.cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
+    assert result["diffusion"]["my_text"]["rows"]["dropped"] == 1 and looked == ["my_text"]
+    assert [path.name for path in (tmp_path / "data" / "tokens").iterdir()] == ["diffusion"]
+    # What was left out is known where the tables are used.
+    shutil.copytree(folder / "beir", tmp_path / "beir")
+    used = dataclasses.replace(corpus, tokens=str(tmp_path / "data" / "tokens"))
+    used.build(tmp_path / "run")
+    with (tmp_path / "beir" / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "later", "text": "open file"}\n')
+    with pytest.raises(BadInput, match="shard-00000-of-00001: texts of .*beir were not left out"):
+        used.build(tmp_path / "other")
+    dataclasses.replace(used, drop_overlap=False).build(tmp_path / "other")
+
+
+def test_a_damaged_file_is_named_through_beam(folder, tmp_path):
+    path = tmp_path / "text.jsonl.gz"
+    path.write_bytes(gzip.compress((folder / "text-0.jsonl").read_bytes())[:-20])
+    corpus = SourceCorpus([Source("my_text", "text", str(path))], str(folder / "beir"))
+    with pytest.raises(BadInput, match=rf"^{path}:\d: cannot be read from here on \(.*\); copy the file again$"):
+        cache.cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
+
+
 def test_too_many_bad_rows_name_file_and_line_and_leave_nothing(folder, tmp_path):
     with pytest.raises(BadInput, match=r"text-1.jsonl:6: not JSON") as caught:
         corpus = corpus_of(folder, share=0.0, only=["text"])
@@ -110,10 +172,25 @@ Lengths.chunks = 8
 """)
     words = ["data", "cache", f"--gin_file={recipe}", f"--workdir={tmp_path}", f"--vocabulary={folder}", "--json"]
     words += ["--seqio_records"]
+    mined, foreign = tmp_path / "data" / "tokens" / "triplet" / MANIFEST, tmp_path / "elsewhere" / "thesis.txt"
+    for file in (mined, foreign):
+        file.parent.mkdir(parents=True)
+        file.write_text("of hours")
+    for flag, reason in {
+        "--runner=NoSuchRunner": "NoSuchRunner",
+        "--beam_options=--direct_num_workers=many": "argument --direct_num_workers: invalid int value: 'many'",
+        "--beam_options='": "No closing quotation",
+    }.items():
+        assert cli.main([*words, flag]) == cli.BAD_INPUT
+        *_, error = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"pplx-jax: error: {flag}: ") and reason in error
+    assert cli.main([*words, "--beam_options=--job_name='a b'", f"--output={foreign.parent}"]) == cli.BAD_INPUT
+    assert "elsewhere exists and holds no token tables" in capsys.readouterr().err and foreign.exists()
     assert cli.main(words) == cli.DONE
     result = json.loads(capsys.readouterr().out)
     assert result["diffusion"]["notes"]["shards"] == 1 and result["diffusion"]["notes"]["examples"] > 0
     assert TokenTable.open(tmp_path / "data/tokens/diffusion/notes/shard-00000-of-00001").count > 0
+    assert mined.read_text() == "of hours"  # a stage that this recipe has no sources of
     # SeqIO reads its own cache, with its statistics.
     seqio.add_global_cache_dirs([str(tmp_path / "data" / "tokens" / "seqio")])
     try:

@@ -21,3 +21,15 @@ def test_all_that_is_missing_is_named_and_nothing_written(tmp_path):
         FolderCorpus(str(tmp_path)).build(tmp_path / "corpus")
     assert all(name in str(caught.value) for name in FILES[1:]) and "text.jsonl" not in str(caught.value)
     assert not (tmp_path / "corpus").exists()
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    for name in FILES:
+        (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "given" / name).write_text("x")
+    thesis = tmp_path / "corpus" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("of hours")
+    with pytest.raises(BadInput, match="corpus exists and holds no corpus"):
+        FolderCorpus(str(tmp_path / "given")).build(tmp_path / "corpus")
+    assert thesis.read_text() == "of hours"

@@ -1,6 +1,9 @@
 """The report of a small corpus whose duplicates, overlaps, languages and bad rows are known."""
 
+import html
 import json
+import re
+import textwrap
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import tiny
 
 from pplx_jax import cli
 from pplx_jax.data.near_duplicates import NearDuplicates
+from pplx_jax.data.vocabulary import Vocabulary
 
 LONG = "open the first file of the index and read each vector of the table before you close it again".split()
 
@@ -88,11 +92,83 @@ def test_it_counts_what_is_there(folder, tmp_path, capsys):
     assert "document, 20 tokens" in asked["samples"][0]["cut"]
     page = (tmp_path / "data" / "report" / "report.html").read_text()
     assert "nobody may train on" in page and "A packed row: pair" in page and "<script" not in page
+    assert "Every source was read to its end." in page
+    # the same in text, which is printed too
+    text = (tmp_path / "data" / "report" / "report.txt").read_text()
+    assert result["text"] == text and sorted(path.name for path in (tmp_path / "data" / "report").iterdir()) == [
+        f"report.{ending}" for ending in ("html", "json", "txt")
+    ]
+    assert f"  Tokens of document: texts 16, mean {lengths['mean']}, median {lengths['median']}" in text
+    assert 0 < asked["fill"] <= 1 and f"  Fill of packed rows: {asked['fill']:.1%}\n" in text
+    said = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
+    for one in (notes, asked):
+        for step in (step for sample in one["samples"] for step in sample.values()):
+            assert textwrap.indent(step, "    ") in text and " ".join(step.split()) in said
+
+
+def test_it_says_that_it_looked_at_the_first_ones_alone(folder, tmp_path, capsys):
+    result = report(folder, tmp_path, capsys, "--examples=20")
+    assert result["examples"] == 20 + 16
+    note = "Of each source the first 20 examples were looked at; the counts of 1 of 2 end there."
+    assert note in result["text"] and "Examples: 20 (the first ones alone)" in result["text"]
+    page = (tmp_path / "data" / "report" / "report.html").read_text()
+    assert note in page and "20 (the first ones alone)" in page
 
 
 def test_overlap_is_dropped_by_a_flag(folder, tmp_path, capsys):
     result = report(folder, tmp_path, capsys, "--gin_param=SourceCorpus.drop_overlap = True")
     assert result["examples"] == 23 + 16 and result["overlap"] == 1
+
+
+def test_a_missing_evaluation_set_is_said(folder, tmp_path, capsys):
+    words = ["data", "report", f"--gin_file={folder}/recipe.gin", f"--workdir={tmp_path}", f"--vocabulary={folder}"]
+    assert cli.main([*words, "--gin_param=SourceCorpus.evaluation = 'biir'"]) == cli.BAD_INPUT
+    assert "biir: no evaluation set" in capsys.readouterr().err and not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("flag", ["--examples=-1", "--examples=0", "--samples=-1"])
+def test_numbers_that_mean_nothing_are_refused(folder, tmp_path, capsys, flag):
+    words = ["data", "report", f"--gin_file={folder}/recipe.gin", f"--workdir={tmp_path}", f"--vocabulary={folder}"]
+    assert cli.main([*words, flag]) == cli.BAD_INPUT
+    assert flag in capsys.readouterr().err
+
+
+def test_every_step_of_a_sample_is_of_the_same_row(folder, tmp_path, capsys):
+    documents = [
+        {
+            "document_id": f"d{n}",
+            "chunks": [f"read {n}", f"write {n}"],
+            "queries": [{"text": f"ask {n}", "chunk": 1}] * n,
+        }
+        for n in (2, 1)
+    ]
+    lines = ["{", '{"chunks": []}', *map(json.dumps, documents)]
+    (tmp_path / "documents.jsonl").write_text("".join(line + "\n" for line in lines))
+    texts = ["", *(f"{word} " * 20 for word in ("file", "index", "vector"))]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    report(
+        folder,
+        tmp_path,
+        capsys,
+        "--gin_param=run.stages = []",
+        "--gin_param=Source.max_bad_share = 0.6",
+        f"--gin_param=notes/Source.path = '{tmp_path}/texts.jsonl'",
+        "--gin_param=asked/Source.kind = 'contextual'",
+        f"--gin_param=asked/Source.path = '{tmp_path}/documents.jsonl'",
+    )
+    whole = json.loads((tmp_path / "data" / "report" / "report.json").read_text())["sources"]
+    vocabulary = Vocabulary.load(folder)
+    for line, sample, n in zip((3, 4), whole["contextual"]["asked"]["samples"], (2, 1), strict=True):
+        assert sample["read"].startswith(f"{tmp_path}/documents.jsonl:{line}\n") and f'"d{n}"' in sample["read"]
+        assert json.loads(sample["checked"])["chunks"] == [f"read {n}", f"write {n}"]
+        ids = [("query", f"ask {n}")] * n + [("chunks", f"read {n}"), ("chunks", f"write {n}")]
+        ids = [f"{name}: {' '.join(map(str, vocabulary.encode(text)))}" for name, text in ids]
+        assert sample["tokenised"].splitlines() == ids
+        assert len(sample["cut"].splitlines()) == n + 2
+    for line, sample, text in zip((2, 3, 4), whole["diffusion"]["notes"]["samples"], texts[1:], strict=True):
+        assert sample["read"].startswith(f"{tmp_path}/texts.jsonl:{line}\n") and text in sample["read"]
+        assert json.loads(sample["checked"])["text"] == text
+        assert set(re.findall("file|index|vector", sample["cut"])) == {text.split()[0]}
 
 
 def test_a_dry_run_writes_nothing_and_trains_nothing(folder, tmp_path, capsys):

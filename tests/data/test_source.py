@@ -156,6 +156,14 @@ def test_languages_are_parts_with_files_of_their_own(tmp_path):
         assert (example["text"], example["language"], example["source"]) == (f"in {language}", language, name)
 
 
+def test_rows_of_a_declared_language_are_of_it_whatever_they_name(tmp_path):
+    (tmp_path / "rus_Cyrl.jsonl").write_text('{"text": "a", "language": "rus"}\n{"text": "b"}\n')
+    source = Source("web", "text", str(tmp_path / "{language}.jsonl"), languages={"rus_Cyrl": 1.0})
+    (part,) = source.parts().values()
+    (shard,) = part.shards()
+    assert [one["language"] for one in part.examples(shard, BadRows("web"))] == ["rus_Cyrl"] * 2
+
+
 def test_a_beir_folder_gives_texts_pairs_and_documents(tmp_path):
     passages = [{"_id": f"p{n}", "text": f"passage {n}", "parent": f"d{n // 2}", "chunk": 1 - n % 2} for n in range(4)]
     (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in passages))
@@ -205,6 +213,51 @@ def test_bytes_that_are_not_utf8_spoil_one_row_of_a_parquet_file(tmp_path):
     found, bad = read(Source("mine", "text", str(tmp_path / "rows.parquet"), max_bad_share=0.5))
     assert [example["text"] for example in found] == ["fine", "too"]
     assert bad.samples == {"text is not UTF-8": [f"{tmp_path}/rows.parquet:2"]}
+
+
+def cut_short(folder):
+    path = folder / "rows.jsonl.gz"
+    whole = gzip.compress("".join(json.dumps(row) + "\n" for row in PAIRS).encode(), 0)
+    path.write_bytes(whole[: len(whole) // 2])
+    return path, 2
+
+
+def not_gzip(folder):
+    path = folder / "rows.jsonl.gz"
+    path.write_text(json.dumps(PAIRS[0]) + "\n")
+    return path, 0
+
+
+def not_deflate(folder):
+    path = folder / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(b"")[:10] + b"\xff" * 90)
+    return path, 0
+
+
+def rotten_parquet(folder):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = folder / "rows.parquet"
+    rows = [{**PAIRS[0], "positive": f"answer {n} " * 50} for n in range(3000)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=1500, use_dictionary=False)
+    second = pyarrow.parquet.read_metadata(path).row_group(1).column(1).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[second : second + 400] = b"\xff" * 400
+    path.write_bytes(content)
+    return path, 1500
+
+
+@pytest.mark.parametrize("damage", [cut_short, not_gzip, not_deflate, rotten_parquet])
+def test_a_damaged_file_is_named_with_its_line(damage, tmp_path):
+    path, whole = damage(tmp_path)
+    bad = BadRows("damaged")
+    source = Source("damaged", "pair", str(path), max_bad_share=0.9)
+    with pytest.raises(BadInput, match=rf"^{path}:\d+: cannot be read from here on \(.+\); copy") as caught:
+        for _ in source.examples(str(path), bad):
+            pass
+    assert "\n" not in str(caught.value) and bad.rows <= whole
+    assert int(str(caught.value).removeprefix(f"{path}:").partition(":")[0]) == bad.rows + 1
 
 
 def test_a_share_is_judged_over_many_rows_and_names_how_many(tmp_path):

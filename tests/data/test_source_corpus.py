@@ -66,6 +66,14 @@ def test_a_folder_is_built_of_links_and_texts_come_from_every_source(folder, tmp
         SourceCorpus(sources=[corpus.sources[0]] * 2, evaluation="x")
 
 
+def test_tokens_that_cannot_be_read_are_refused_before_any_phase(folder, tmp_path):
+    with pytest.raises(BadInput, match="gs://bucket/tokens: a URL; copy the folder"):
+        corpus_of(folder, tokens="gs://bucket/tokens")
+    with pytest.raises(BadInput, match=r"nowhere/diffusion/manifest.json: no such file"):
+        corpus_of(folder, tokens=str(tmp_path / "nowhere")).build(tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
 def test_a_stage_trains_by_a_curriculum_of_its_sources(folder, tmp_path):
     vocabulary = tiny.tiny_vocabulary(tmp_path)
     counts = tokenize_corpus(corpus_of(folder, drop_overlap=True), tmp_path, vocabulary, tmp_path / "tokens", LENGTHS)

@@ -1,12 +1,13 @@
 """Token tables: what is written is read back, memory-mapped, and every kind of damage is named."""
 
 import json
+import shutil
 import types
 
 import numpy as np
 import pytest
 
-from pplx_jax.data.token_files import Ragged, TokenTable, TokenWriter, write_table
+from pplx_jax.data.token_files import Ragged, TokenTable, TokenWriter, refuse_other_files, write_table
 from pplx_jax.errors import BadInput
 
 VOCABULARY = types.SimpleNamespace(
@@ -90,6 +91,22 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_table(folder):
     with pytest.raises(ValueError, match="missing.*negatives"):
         write_table(folder, "triplet", VOCABULARY, PAIRS)
     assert TokenTable.open(folder).count == 2
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path):
+    thesis = tmp_path / "pair" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("of hours")
+    for place in (thesis.parent, thesis):
+        with pytest.raises(BadInput, match="exists and holds no token tables"):
+            write_table(place, "pair", VOCABULARY, PAIRS)
+    # What a run that was cut off left is nobody's.
+    killed = tmp_path / "tokens" / "pair" / "notes.partial"
+    killed.mkdir(parents=True)
+    (killed / "query.values.npy").touch()
+    refuse_other_files(tmp_path / "tokens")
+    shutil.rmtree(tmp_path / "tokens")
+    assert thesis.read_text() == "of hours" and [path.name for path in tmp_path.iterdir()] == ["pair"]
 
 
 def test_a_new_table_replaces_the_old_one_and_remains_of_a_killed_write(folder):
