@@ -18,12 +18,13 @@ from pplx_jax.contrastive.mining_report import Sample, write_mining_report
 from pplx_jax.contrastive.mining_search import Search, approximate_search, exact_search
 from pplx_jax.data.examples import open_tables
 from pplx_jax.data.gather import Gatherer
-from pplx_jax.data.token_files import Ragged, TokenTable, write_table
+from pplx_jax.data.token_files import Ragged, TokenTable, holds_triplets, write_table
 from pplx_jax.data.token_hashes import token_hashes
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.quantization import to_int8
+from pplx_jax.output_folder import require_free
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.bm25 import BM25
 
@@ -111,8 +112,10 @@ def mine_table(
       `parts`.
 
     Raises:
-      BadInput: fewer documents than the window is deep, or no query with K negatives.
+      BadInput: `output` holds something else than mined triplets; fewer documents than the window is deep, or no
+        query with K negatives.
     """
+    require_free(output, "token table of stage triplet", holds_triplets)
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise BadInput(f"mining: shard {shard[0]} of {shard[1]}; count shards from 0")
     rows = np.arange(table.count) if among is None else among

@@ -3,11 +3,10 @@
 import contextlib
 import json
 import pathlib
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pplx_jax.errors import BadInput
+from pplx_jax.output_folder import replaced_folder, require_free
 from pplx_jax.retrieval.beir import RetrievalSet
 
 
@@ -18,21 +17,9 @@ def whole_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
     Raises:
         BadInput: `output` holds files and no corpus, which has an evaluation set.
     """
-    found = [path.name for path in output.iterdir()] if output.is_dir() else []
-    if found and "evaluation" not in found:
-        raise BadInput(f"{output} exists and holds no corpus; it would be replaced: move it, or give another folder")
-    partial, old = (output.with_name(f".{output.name}.{kind}") for kind in ("partial", "old"))
-    try:
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir(parents=True)
+    require_free(output, "corpus", lambda folder: (folder / "evaluation").exists())
+    with replaced_folder(output) as partial:
         yield partial
-        if output.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            output.rename(old)  # deleting it in place could be cut off half-way
-        partial.rename(output)
-    finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -64,7 +64,7 @@ def open_tables(
 
 def _require_whole(shards: Sequence[pathlib.Path]) -> None:
     """Makes sure that folders called shard-I-of-N are the N of one run."""
-    counts = {path.name.rpartition("-of-")[2] for path in shards if path.name.startswith("shard-")}
+    counts = {path.name.rpartition("-of-")[2] for path in shards if path.match("shard-*-of-*")}
     if counts and counts != {f"{len(shards):05d}"}:
         raise BadInput(
             f"{shards[0].parent}: {len(shards)} token tables, of sets of {', '.join(sorted(counts))}; "

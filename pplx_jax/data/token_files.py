@@ -253,6 +253,11 @@ def holds_tables(folder: pathlib.Path) -> bool:
     return any(any(folder.glob(f"{'*/' * depth}{MANIFEST}")) for depth in range(4))
 
 
+def holds_triplets(folder: pathlib.Path) -> bool:
+    """Whether a folder is a token table of stage triplet."""
+    return (folder / MANIFEST).exists() and _read_manifest(folder / MANIFEST)["stage"] == "triplet"
+
+
 def refuse_other_files(folder: pathlib.Path) -> None:
     """Makes sure that nothing but token tables is lost where `folder` is replaced.
 

@@ -57,6 +57,20 @@ def test_the_documented_command_mines(beside, capsys):
     assert "margin=0.05" in settings and "lexical_ceiling=0.9" in settings
 
 
+@pytest.mark.parametrize("output", ["run/data/tokens/pair", "else"])
+def test_what_is_no_mined_table_is_not_replaced(beside, capsys, output):
+    folder = pathlib.Path(output)
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "thesis.txt").write_text("mine")
+    before = sorted(path.name for path in folder.iterdir())
+    command = ["mine", "--model=run/pair", "--pairs=run/data/tokens/pair", f"--output={output}"]
+    assert cli.main(command) == cli.BAD_INPUT
+    assert "is in the way and no token table of stage triplet" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert not folder.with_name(folder.name + ".mining").exists()
+
+
 class MeanOfTokens:
     """A model without weights: a text's vector is the mean of its tokens', which are random."""
 

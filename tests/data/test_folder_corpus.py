@@ -30,6 +30,6 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     thesis = tmp_path / "corpus" / "thesis.txt"
     thesis.parent.mkdir()
     thesis.write_text("of hours")
-    with pytest.raises(BadInput, match="corpus exists and holds no corpus"):
+    with pytest.raises(BadInput, match="corpus is in the way and no corpus"):
         FolderCorpus(str(tmp_path / "given")).build(tmp_path / "corpus")
     assert thesis.read_text() == "of hours"
