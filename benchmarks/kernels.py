@@ -4,7 +4,8 @@ Bundles are VLIW instructions, one a cycle where nothing stalls. A tile is 512 x
 counted over a dense row: what a grid step executes, times its steps, over the row's tiles. JAX's kernels execute nearly
 all of a step each time, so theirs is the whole kernel; ours has bodies for dense and for packed tiles, and its is the
 sum of those that run: the step's overhead, beginning and end of each tile of queries, and the dense body. A packed row
-is 256-token texts; `over_own_tiles` is its price for a tile over that of a dense row.
+is 256-token texts; `over_own_tiles` is its price for a tile over that of a dense row. tokamax's splash attention is
+compared where tokamax is installed; the beginning and the end of its tiles of queries are left out.
 
 Usage: python benchmarks/kernels.py [--devices v5e v5p v6e] [--lengths 4096] [--heads 16 32] [--json]
        python benchmarks/kernels.py --output benchmarks/results/kernels.json [--ours]
@@ -17,8 +18,10 @@ import argparse
 import datetime
 import functools
 import importlib.metadata
+import importlib.util
 import itertools
 import json
+import math
 import pathlib
 import sys
 from typing import TextIO
@@ -31,6 +34,9 @@ KV_HEADS, HEAD_DIM, WIDTH, SLOTS = 8, 128, 1024, 64
 TILE = 512 * 512
 SPLASH_FORWARD = ((512, 2048, 512), (1024, 1024, 512))
 SPLASH_BACKWARD = ((1024, 1024, 512), (1024, 1024, 1024))
+TOKAMAX_FORWARD = ((512, 2048, 512, 0), (512, 2048, 512, 1), (1024, 1024, 512, 1))  # the last: its own scheduler
+TOKAMAX_BACKWARD = ((1024, 1024, 512, 0), (1024, 1024, 1024, 0))
+FIGURES = ("bundles_per_tile", "matrix_slots_share", "spills", "vmem_bytes", "temporary_bytes")
 
 
 def worker(name: str, topology: str, length: int, heads: int, *sizes: int) -> dict:
@@ -228,10 +234,13 @@ def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple
     )
 
 
-def theirs(kernels: list[Kernel], tiles: float) -> dict:
-    """Figures of JAX's kernels that together do a pass, a step each."""
+def theirs(kernels: list[Kernel], tiles: float, *, ends: bool = True) -> dict:
+    """Figures of JAX's kernels that together do a pass, a step each; `ends`: with what a tile of queries begins with."""
+    bundles = sum(kernel.bundles for kernel in kernels)
+    if not ends:
+        bundles -= sum(sum(sorted(map(size, kernel.stretches))[:-1]) for kernel in kernels)
     return {
-        "bundles_per_tile": sum(kernel.bundles for kernel in kernels) / tiles,
+        "bundles_per_tile": bundles / tiles,
         "matrix_slots_share": sum(k.matrix_share() * k.bundles for k in kernels) / sum(k.bundles for k in kernels),
         "spills": sum(kernel.spills() for kernel in kernels),
     }
@@ -258,28 +267,44 @@ def measure(device: str, length: int, heads: int, *, ours_alone: bool) -> dict:
     dense, packed = ours_backward(kernels["attention_backward"], length, heads, device)
     result["attention_backward"]["ours"], result["attention_packed"]["ours_backward"] = dense | memory, packed | memory
 
-    memory, _ = run("pool")
+    from pplx_jax.kernels.segment_pool.tiles import best
+
+    memory, kernels = run("pool")
+    kernel = max(kernels.values(), key=lambda kernel: kernel.bundles)
     once = length * WIDTH * 2 + length * 4 + SLOTS * WIDTH
     result["segment_pool"] = {
-        "ours": memory | {"moved_over_once": (length * WIDTH * 2 + length * 4 + 128 * (WIDTH + 4 * 128)) / once},
+        "ours": {
+            "matrix_slots_share": kernel.matrix_share(),
+            "spills": kernel.spills(),
+            "vmem_bytes": best(length, WIDTH, SLOTS, 2).bytes(SLOTS, 2),
+            "moved_over_once": (length * WIDTH * 2 + length * 4 + 128 * (WIDTH + 4 * 128)) / once,
+        }
+        | memory,
     }
     if ours_alone:
-        return result
+        return with_all_figures(result)
     result["segment_pool"]["xla"] = run("pool_xla")[0]
 
     def splash(name, sizes, words):
         memory, kernels = run(name, *sizes)
         chosen = [kernel for found, kernel in kernels.items() if any(word in found for word in words)]
-        return theirs(chosen, sizes[0] * sizes[1] / TILE) | memory | {"tiles": sizes}
+        figures = theirs(chosen, sizes[0] * sizes[1] / TILE, ends="tokamax" not in name)
+        return figures | memory | {"tiles": sizes}
 
-    for entry, name, all_sizes, words in (
-        ("attention_forward", "splash_forward", SPLASH_FORWARD, ("splash_mha_fwd",)),
-        ("attention_backward", "splash_fused", SPLASH_BACKWARD, ("splash_mha_dkv",)),
-        ("attention_backward", "splash_unfused", SPLASH_BACKWARD, ("splash_mha_dkv", "splash_mha_dq")),
+    forward, backward = "attention_forward", "attention_backward"
+    for operation, entry, name, all_sizes, words in (
+        (forward, "splash", "splash_forward", SPLASH_FORWARD, ("splash_mha_fwd",)),
+        (backward, "splash_fused", "splash_fused", SPLASH_BACKWARD, ("splash_mha_dkv",)),
+        (backward, "splash_unfused", "splash_unfused", SPLASH_BACKWARD, ("splash_mha_dkv", "splash_mha_dq")),
+        (forward, "tokamax", "tokamax_forward", TOKAMAX_FORWARD, ("splash_mha_fwd",)),
+        (backward, "tokamax", "tokamax_backward", TOKAMAX_BACKWARD, ("splash_mha_dkv",)),
     ):
+        if entry == "tokamax" and importlib.util.find_spec("tokamax") is None:
+            result[operation][entry] = {"error": "tokamax is not installed"}
+            continue
         tried = [attempt(functools.partial(splash, name, sizes, words)) for sizes in all_sizes]
-        best = min(tried, key=lambda found: found.get("bundles_per_tile", 1e9))
-        result[entry]["splash" if name == "splash_forward" else name] = best
+        result[operation][entry] = cheapest(tried)
+    result[backward]["splash"] = cheapest([result[backward][name] for name in ("splash_fused", "splash_unfused")])
     # Splash skips nothing for segments: a packed row costs it the dense price.
     dense_price = result["attention_forward"]["splash"].get("bundles_per_tile")
     if dense_price:
@@ -291,7 +316,20 @@ def measure(device: str, length: int, heads: int, *, ours_alone: bool) -> dict:
         return {"kernel_bundles": kernel.bundles, "matrix_slots_share": kernel.matrix_share()} | memory
 
     result["attention_forward"]["flash"] = attempt(flash)
-    return result
+    return with_all_figures(result)
+
+
+def cheapest(tried: list[dict]) -> dict:
+    """Of figures or errors, those of the fewest bundles."""
+    return min(tried, key=lambda found: found.get("bundles_per_tile", math.inf))
+
+
+def with_all_figures(result: dict[str, dict]) -> dict[str, dict]:
+    """Every kernel with all of `FIGURES`, None where there is no such figure."""
+    return {
+        operation: {name: dict.fromkeys(FIGURES) | figures for name, figures in kernels.items()}
+        for operation, kernels in result.items()
+    }
 
 
 def show(device: str, length: int, heads: int, found: dict, table: TextIO) -> None:
@@ -321,7 +359,8 @@ def main() -> None:
         return
     output = arguments.output
     report: dict = json.loads(output.read_text(encoding="utf-8")) if output and output.exists() else {}
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
+    names = [name for name in ("jax", "libtpu", "tokamax") if importlib.util.find_spec(name)]
+    versions = {name: importlib.metadata.version(name) for name in names}
     for length, heads, device in itertools.product(arguments.lengths, arguments.heads, arguments.devices):
         shapes, shape = report.setdefault(device, {}).setdefault("shapes", {}), f"L{length}_H{heads}"
         if shape in shapes and not arguments.ours:

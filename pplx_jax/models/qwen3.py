@@ -40,7 +40,7 @@ class Qwen3Config:
       rope_theta: base of the rotary frequencies.
       max_length: longest text, in tokens.
       tied: the embedding table is also the head that diffusion predicts tokens by; else there is a second table.
-      causal: keep the autoregressive mask (the annealing option and the ablations); the paper drops it at once.
+      causal: keep the autoregressive mask, for ablations; the paper drops it at once, and so does every recipe here.
       embedding_init_std: standard deviation of the random embedding table.
       residual_init_scale: multiplies the random kernels that write to the residual (attention's o, MLP's down); 0
         starts every block as the identity, so that a model from scratch starts as a bag of words.

@@ -38,7 +38,7 @@ def vocab_cross_entropy(
       hidden: [..., D].
       embedding: [V, D]; products are of the dtype of `hidden`.
       targets: [...] integers below V.
-      weights: [...]; differentiable.
+      weights: [...]; differentiable where not 0: a position of weight 0 is not looked at, and has a gradient of 0.
       implementation: forced, where given.
 
     Returns:
