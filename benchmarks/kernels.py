@@ -235,7 +235,7 @@ def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple
 
 
 def theirs(kernels: list[Kernel], tiles: float, *, ends: bool = True) -> dict:
-    """Figures of JAX's kernels that together do a pass, a step each; `ends`: with what a tile of queries begins with."""
+    """Figures of kernels that together do a pass, a step each; `ends`: with the beginning and end of a query tile."""
     bundles = sum(kernel.bundles for kernel in kernels)
     if not ends:
         bundles -= sum(sum(sorted(map(size, kernel.stretches))[:-1]) for kernel in kernels)

@@ -1,9 +1,10 @@
 """How full the packed rows of every stage are on real text, and what it costs in tokens cut.
 
-    python benchmarks/packing.py DATA_FOLDER [--batch N] [--output FILE.json]
+    python benchmarks/packing.py DATA_FOLDER [--batch N] [--hosts N --devices N] [--output FILE.json]
 
 DATA_FOLDER holds retrieval/NAME/ (BEIR folders) and text/*.jsonl.gz with `text` in each row. For every stage all those
-sources are one mixture, at the row lengths of the full recipes and those of the quickstart.
+sources are one mixture, at the row lengths of the full recipes. Each host packs its share of a batch, as many rows a
+device.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.source import Source
 from pplx_jax.data.tasks import tokenize_sources
 from pplx_jax.data.vocabulary import train_vocabulary
+from pplx_jax.parallel.batch import BatchReader, Share
 from pplx_jax.stages.contextual import ContextualStage
 from pplx_jax.stages.diffusion import DiffusionStage
 from pplx_jax.stages.pair import PairStage
@@ -34,7 +36,9 @@ VOCABULARY = 16384
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--batch", type=int, default=256, help="examples a step and host (default 256)")
+    parser.add_argument("--batch", type=int, default=256, help="examples a step (default 256)")
+    parser.add_argument("--hosts", type=int, default=1)
+    parser.add_argument("--devices", type=int, default=1, help="of all hosts (default 1)")
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
     stages = {
@@ -48,8 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         tokens = pathlib.Path(temporary)
         write_tables(options.folder, tokens)
-        results = {name: measure(stage, tokens) for name, stage in stages.items()}
-    report = {"batch": options.batch, "batches": BATCHES, "vocabulary": VOCABULARY, "stages": results}
+        results = {name: measure(stage, tokens, options.hosts, options.devices) for name, stage in stages.items()}
+    settings = {name: getattr(options, name) for name in ("batch", "hosts", "devices")}
+    report = settings | {"batches": BATCHES, "vocabulary": VOCABULARY, "stages": results}
     if options.output:
         options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
@@ -90,17 +95,18 @@ def write_triplets(folder: pathlib.Path, name: str, path: str) -> str:
     return str(target)
 
 
-def measure(stage, tokens: pathlib.Path) -> dict[str, float]:
+def measure(stage, tokens: pathlib.Path, hosts: int, devices: int) -> dict[str, float]:
     examples = Examples(open_tables(tokens / stage.name, stage=stage.name), None, stage.batch_size, seed=0)
-    rows = examples.rows(stage, multiple_of=1)
+    read = BatchReader(stage, examples, Share(0, 1), groups=hosts, row_shards=devices)
     fills, cut, kept = [], 0, 0
     for batch in range(BATCHES):
         places = np.arange(batch * stage.batch_size, (batch + 1) * stage.batch_size)
-        metrics = examples.batch(stage, examples.select(places), rows).metrics
+        batch = read(examples.select(places))
+        rows, metrics = len(batch.arrays["tokens"]), batch.metrics
         fills.append(metrics["fill"])
         cut, kept = cut + metrics["cut_tokens"], kept + metrics["tokens"]
     return {
-        "rows": rows[0],
+        "rows": rows,
         "fill": round(float(np.mean(fills)), 4),
         "least_fill": round(min(fills), 4),
         "cut_share": round(cut / (cut + kept), 6),
