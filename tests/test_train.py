@@ -303,6 +303,8 @@ def test_a_checkpoint_is_all_there_is_to_know(setting, whole):
         "position": STEPS * 8,
         "seed": 3,
         "examples": tiny.EXAMPLES,
+        "batch_size": 8,
+        "data": repr(Mixture()),
         "processes": 1,
         "mesh": dict.fromkeys(MESH_AXES, 1),
         "config": CONFIG_TEXT,
