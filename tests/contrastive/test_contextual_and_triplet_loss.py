@@ -98,9 +98,8 @@ def test_the_contextual_loss_leaves_further_positives_out_only_where_duplicates_
 
     def metrics_of(**options):
         hashes = np.arange(N, dtype=np.int32)
-        return losses.contextual_loss(
-            query, chunks, chunk_valid, chunk, document, hashes, beta=0.3, temperature=0.5, **options
-        )[1]
+        loss = jax.jit(functools.partial(losses.contextual_loss, beta=0.3, temperature=0.5, **options))
+        return loss(query, chunks, chunk_valid, chunk, document, hashes)[1]
 
     plain, masked = metrics_of(), metrics_of(also_positive=also_positive, mask_duplicates=True)
     ignored = metrics_of(also_positive=also_positive)

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pplx_jax.contrastive.losses import batch_loss, contextual_loss
+from pplx_jax.contrastive import losses
+
+batch_loss = jax.jit(losses.batch_loss)
+contextual_loss = jax.jit(losses.contextual_loss, static_argnames="mask_duplicates")
 
 HASHES = jnp.array([7, 7, 8])
 CHUNK = jnp.array([0, 1, 0])
