@@ -1,5 +1,6 @@
 """Settings every test shares: JAX runs on the CPU unless the caller says otherwise."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -16,6 +17,11 @@ import hypothesis  # noqa: E402
 # Compiling takes seconds, so a deadline would only measure it; the same examples every time.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("repeatable")
+
+
+def pytest_collection_finish(session):
+    """What the suite has imported stays: no collection of garbage needs to go through it."""
+    gc.freeze()
 
 
 def pytest_configure(config):

@@ -20,8 +20,14 @@ from pplx_jax.errors import BadInput
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def what_was_there_before():
+    """Left alone by the collections below, which would go through all that earlier files made."""
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def what_orbax_drops():
+def what_orbax_drops(what_was_there_before):
     """Where one read fails Orbax drops the others under way; they complain when collected, so that is done here."""
     yield
     gc.collect()

@@ -80,7 +80,7 @@ def cache_corpus(
     options = _pipeline_options(runner, beam_options)
     tasks.start_tensorflow()
     data = recipe_data(workdir, corpus, initial, vocabulary)
-    parts = weighted_parts(data.sources)
+    parts = {part.name: (part, weight) for part, weight in weighted_parts(data.sources)}
     shards = {name: part.shards() for name, (part, _) in parts.items()}
     overlap = corpus_overlap(corpus)
     evaluation = overlap.fingerprint if overlap else ""

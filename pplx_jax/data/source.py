@@ -256,13 +256,9 @@ class Source:
         return value
 
 
-def weighted_parts(sources: Iterable[Source]) -> dict[str, tuple[Source, float]]:
-    """Table name -> every part of the sources, and its weight among those of its source."""
-    return {
-        name: (part, source.languages.get(part.language, 1.0))
-        for source in sources
-        for name, part in source.parts().items()
-    }
+def weighted_parts(sources: Iterable[Source]) -> list[tuple[Source, float]]:
+    """Every part of the sources, and its weight among those of its source."""
+    return [(part, source.languages.get(part.language, 1.0)) for source in sources for part in source.parts().values()]
 
 
 def texts_of(example: Example) -> Iterator[str]:

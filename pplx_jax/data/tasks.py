@@ -155,7 +155,7 @@ def register(
 
     if not mixture.weights:
         raise BadInput(f"Mixture.weights of {name}: name the sources; their sizes are not known before they are read")
-    parts = weighted_parts(sources)
+    parts = {part.name: (part, weight) for part, weight in weighted_parts(sources)}
     shares = mixture.shares(dict.fromkeys(parts, 0), {name: weight for name, (_, weight) in parts.items()})
     rates = []
     for part, share in shares.items():
@@ -262,10 +262,10 @@ def tokenize_sources(
 ) -> dict[str, dict[str, int]]:
     """Writes FOLDER/STAGE/NAME for every part of every source, and returns {stage: {name: examples}}."""
     counts: dict[str, dict[str, int]] = {}
-    for name, (part, weight) in weighted_parts(sources).items():
-        table = folder / part.stage / name
+    for part, weight in weighted_parts(sources):
+        table = folder / part.stage / part.name
         manifest = tokenize_source(part, vocabulary, table, lengths, weight=weight, drop=drop)
-        counts.setdefault(part.stage, {})[name] = manifest.get("examples", manifest["count"])
+        counts.setdefault(part.stage, {})[part.name] = manifest.get("examples", manifest["count"])
     return counts
 
 

@@ -210,6 +210,13 @@ def test_pairs(vocabulary, tmp_path):
     assert hashes.dtype == np.int32 and hashes[0] == hashes[-1] and len(set(hashes)) == len(kept) - 1
 
 
+def test_a_name_may_be_of_a_source_of_each_kind(vocabulary, tmp_path):
+    path = write_lines(tmp_path / "pairs.jsonl", [{"query": "q", "document": TEXTS[0], "text": TEXTS[0]}])
+    sources = [dataclasses.replace(source_of(path, kind), name="both") for kind in ("text", "pair")]
+    counts = tasks.tokenize_sources(sources, vocabulary, tmp_path / "tokens", LENGTHS)
+    assert counts.keys() == {"diffusion", "pair"} and counts["pair"] == {"both": 1}
+
+
 def test_texts_that_are_equal_once_cut_are_copies(vocabulary, tmp_path):
     long = " ".join(TEXTS)
     texts = [long, long + " and more", "another", "another "]
