@@ -33,15 +33,21 @@ def replaced_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary, former = (folder.with_name(f".{folder.name}.{name}") for name in ("partial", "former"))
+    temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)  # a kill's
     temporary.mkdir()
     try:
         yield temporary
-        shutil.rmtree(former, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, former)
-        os.replace(temporary, folder)
-        shutil.rmtree(former, ignore_errors=True)
+        take_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def take_place(finished: pathlib.Path, folder: pathlib.Path) -> None:
+    """Gives a finished folder its name; a former folder of that name is gone only between two renames."""
+    former = folder.with_name(f".{folder.name}.former")
+    shutil.rmtree(former, ignore_errors=True)  # a kill's
+    if folder.exists():
+        os.replace(folder, former)
+    os.replace(finished, folder)
+    shutil.rmtree(former, ignore_errors=True)

@@ -28,9 +28,10 @@ from pplx_jax.data.recipe_data import recipe_data
 from pplx_jax.data.source import Source, weighted_parts
 from pplx_jax.data.source_corpus import corpus_overlap
 from pplx_jax.data.table_maker import table_maker
-from pplx_jax.data.token_files import MANIFEST, refuse_other_files, replace_folder
+from pplx_jax.data.token_files import MANIFEST, refuse_other_files
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
+from pplx_jax.output_folder import take_place
 from pplx_jax.progress import Progress
 from pplx_jax.quiet import silent_native_stderr
 
@@ -189,7 +190,7 @@ def _new_stages(target: str, stages: Iterable[str]) -> Iterator[str]:
         yield str(partial)
         output.mkdir(exist_ok=True)
         for folder in partial.iterdir():
-            replace_folder(folder, output / folder.name)
+            take_place(folder, output / folder.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

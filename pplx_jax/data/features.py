@@ -160,9 +160,9 @@ def contextual_batch(
     """Queries and whole documents of several chunks, which the separator joins into one text each.
 
     Adds `query` [N, 2], `chunks` [N, C, 2] ((-1, -1) where a document has fewer), `chunk` [N] (the gold
-    chunk's place in its document), `document_hash` [N], and where the table knows them `also_positive` [N, C]
-    bool, the document's further chunks that answer the query. A document with several queries in the batch
-    is packed once.
+    chunk's place in its document), `document_hash` [N], `also_positive` [N, C] bool, the document's further
+    chunks that answer the query (none where the table does not know them). A document with several queries in
+    the batch is packed once.
 
     Args:
         table: a table of stage contextual.
@@ -192,9 +192,10 @@ def contextual_batch(
         "chunk": _int32(table["chunk"][indices]),
         "document_hash": _int32(table["document_hash"][indices]),
     }
-    if "also_positive" in table:
-        places = [table["also_positive"][index] for index in indices]
-        arrays["also_positive"] = np.stack([np.isin(np.arange(chunks), own) for own in places])
+    arrays["also_positive"] = np.zeros((len(indices), chunks), bool)
+    if "also_positive" in table:  # for all hosts' batches have the same arrays
+        for own, index in zip(arrays["also_positive"], indices, strict=True):
+            own[table["also_positive"][index]] = True
     return PackedBatch(arrays, metrics)
 
 

@@ -168,10 +168,10 @@ def _contextual(parts: _Parts) -> dict[str, Any]:
         chunk_rows = ranges(starts, counts[-1])
         chunks.append((table["chunks"], chunk_rows, total + np.arange(len(chunk_rows))))
         total += len(chunk_rows)
-    some = {}
-    if all("also_positive" in table for _, table, _, _ in parts.members):
-        some["also_positive"] = parts.ragged("also_positive", always=True)
-    return some | {
+    knowing = [member for member in parts.members if "also_positive" in member[1]]
+    known = [(table["also_positive"], rows, places) for _, table, rows, places in knowing]
+    return {
+        "also_positive": parts.texts(known, parts.count, always=True),
         "query": parts.ragged("query"),
         "document": document,
         "chunk": parts.array(lambda table, rows, _: table["chunk"][rows]),

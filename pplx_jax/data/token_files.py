@@ -21,6 +21,7 @@ import numpy as np
 
 from pplx_jax.data.ragged import Ragged
 from pplx_jax.errors import BadInput
+from pplx_jax.output_folder import take_place
 
 if TYPE_CHECKING:
     from pplx_jax.data.vocabulary import Vocabulary
@@ -141,7 +142,7 @@ class TokenWriter:
                 column.close()
             if failure is None:
                 self._write_manifest()
-                replace_folder(self._partial, self.folder)
+                take_place(self._partial, self.folder)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
@@ -271,16 +272,6 @@ def refuse_other_files(folder: pathlib.Path) -> None:
     )
     if next(files, None) and not holds_tables(folder):
         raise BadInput(f"{folder} exists and holds no token tables; it would be replaced: give another --output")
-
-
-def replace_folder(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Gives a finished folder its name; a former folder of that name is gone only between two renames."""
-    replaced = target.with_name(target.name + ".replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if target.exists():
-        target.rename(replaced)
-    source.rename(target)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:

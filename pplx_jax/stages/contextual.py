@@ -76,7 +76,7 @@ class ContextualStage(ContrastiveStage):
                 margin=self.margin,
                 mask_duplicates=self.mask_duplicates,
                 query_hash=batch["query_hash"] if self.mask_duplicates else None,
-                also_positive=batch.get("also_positive"),
+                also_positive=batch["also_positive"],
                 weight=batch.get("weight"),
             )
 

@@ -11,6 +11,7 @@ import pytest
 from pplx_jax.data import blocks, tasks
 from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.features import contextual_batch
+from pplx_jax.data.gather import Gatherer
 from pplx_jax.data.lengths import Lengths
 from pplx_jax.data.mixture import Mixture
 from pplx_jax.data.source import Source
@@ -284,6 +285,13 @@ def test_further_chunks_that_answer_a_query_are_known(vocabulary, tmp_path):
     shape = {"rows": 2, "length": 64, "slots": 16, "chunks": 4}
     arrays, _ = contextual_batch(table, np.array([4, 1]), **shape)
     assert arrays["also_positive"].tolist() == [[False] * 4, [True, False, False, True]]
+    unknowing = dataclasses.replace(
+        table, features={name: feature for name, feature in table.features.items() if name != "also_positive"}
+    )
+    both = Gatherer([unknowing, table])(np.array([1, 0]), np.array([1, 1]))
+    arrays, _ = contextual_batch(both, np.arange(2), **shape)
+    assert arrays["also_positive"].tolist() == [[True, False, False, True], [False] * 4]
+    assert not contextual_batch(unknowing, np.array([1]), **shape)[0]["also_positive"].any()
 
 
 BROKEN = {

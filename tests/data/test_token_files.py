@@ -38,7 +38,7 @@ def test_round_trip_is_exact_and_memory_mapped(folder):
     np.testing.assert_array_equal(table["document_hash"], [-1, 2])
     with pytest.raises(ValueError, match="read-only"):
         table["source"][0] = 1
-    assert not list(folder.parent.glob("*.partial")) and not list(folder.parent.glob("*.replaced"))
+    assert not list(folder.parent.glob("*.partial")) and not list(folder.parent.glob(".*"))
 
 
 def test_files_are_what_the_format_says(folder):
