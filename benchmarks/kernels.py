@@ -245,7 +245,7 @@ def theirs(kernels: list[Kernel], tiles: float, steps: int) -> dict:
     A grid step is of so many tiles; of a dense row, `steps` follow each other between a beginning and an end.
     """
     bundles = sum(kernel.bundles for kernel in kernels)
-    ends = sum(sum(sorted(filter(lambda bundles: bundles > 60, map(size, k.stretches)))[:-1]) for k in kernels)
+    ends = sum(sum(map(size, kernel.ends())) for kernel in kernels)
     return {
         "bundles_per_tile": bundles / tiles,
         "dense_row_bundles_per_tile": (bundles - ends + ends / steps) / tiles,

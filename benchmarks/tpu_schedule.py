@@ -13,6 +13,8 @@ from pplx_jax.plan.libtpu import ENVIRONMENT
 
 _COLUMNS = "matrix push cross_lane vector pop exp load fill store spill scalar".split()
 _BUNDLE = re.compile(r"^\s*(0x[0-9a-f]+|0)\s+(\w\w)?:\s*>*\s")
+_BRANCH = re.compile(r"sbr\.rel \(%\w+\) target = \$region(\d+)")
+_TARGET = re.compile(r"Start/End empty region (\d+)\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Kernel:
       slots: by unit, slots of a bundle.
       stretches: sizes of the runs of bundles between branches, in order: what is executed or not as one.
       rows: used slots by bundle.
+      jumps: from where to where a branch may go forward.
     """
 
     bundles: int
@@ -32,6 +35,17 @@ class Kernel:
     slots: dict[str, int]
     stretches: list[tuple[int, int]]
     rows: list[list[int]]
+    jumps: list[tuple[int, int]]
+
+    def ends(self) -> list[tuple[int, int]]:
+        """Stretches that not every grid step executes: a branch jumps over them, and not over the largest."""
+        largest = max(self.stretches, key=lambda stretch: stretch[1] - stretch[0])
+
+        def jumped(stretch, jump):
+            return jump[0] <= stretch[0] and stretch[1] <= jump[1]
+
+        jumps = [jump for jump in self.jumps if not jumped(largest, jump)]
+        return [stretch for stretch in self.stretches if any(jumped(stretch, jump) for jump in jumps)]
 
     def matrix_share(self, first: int = 0, last: int | None = None) -> float:
         """Share of the matrix units' slots that are filled in these bundles."""
@@ -72,11 +86,15 @@ def _read(utilization: pathlib.Path, bundles: pathlib.Path) -> Kernel:
         if re.fullmatch(r"[\d ]+", line.strip()) and len(line.split()) == len(_COLUMNS)
     ]
     slots, rows = rows[0], rows[1:]
-    marks = [0]
+    marks, branches, jumps = [0], [], []
     for line in bundles.read_text().splitlines():
-        found = _BUNDLE.match(line)
-        if found and ("sbr.rel" in line or found.group(2)):
-            marks.append(int(found.group(1), 16))
+        if not (found := _BUNDLE.match(line)):
+            continue
+        place = int(found.group(1), 16)
+        jumps += [(since, place) for region in _TARGET.findall(line) for since, to in branches if to == region]
+        branches += [(place, region) for region in _BRANCH.findall(line)]
+        if "sbr.rel" in line or found.group(2):
+            marks.append(place)
     used = [sum(column) for column in zip(*rows, strict=True)] if rows else [0] * len(_COLUMNS)
     return Kernel(
         bundles=len(rows),
@@ -84,4 +102,5 @@ def _read(utilization: pathlib.Path, bundles: pathlib.Path) -> Kernel:
         slots=dict(zip(_COLUMNS, slots, strict=True)),
         stretches=list(zip(marks, marks[1:], strict=False)),
         rows=rows,
+        jumps=jumps,
     )

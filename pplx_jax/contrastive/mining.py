@@ -21,7 +21,7 @@ from pplx_jax.data.gather import Gatherer
 from pplx_jax.data.token_files import Ragged, TokenTable, holds_triplets, write_table
 from pplx_jax.data.token_hashes import token_hashes
 from pplx_jax.data.vocabulary import Vocabulary
-from pplx_jax.errors import BadInput
+from pplx_jax.errors import BadInput, require
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.quantization import to_int8
 from pplx_jax.output_folder import require_free
@@ -71,6 +71,8 @@ class Mining:
             raise BadInput(f"Mining.search={self.search!r}; choose 'exact' or 'approximate'")
         if min(self.negatives, self.part_size, self.probes) < 1:
             raise BadInput("Mining: negatives, part_size and probes are 1 or more")
+        ranks = self.last_rank - self.first_rank + 1
+        require(self.negatives <= ranks, self, "negatives", f"at most the {ranks} ranks of the window")
 
 
 def mine_table(

@@ -28,7 +28,7 @@ from pplx_jax.data.recipe_data import recipe_data
 from pplx_jax.data.source import Source, weighted_parts
 from pplx_jax.data.source_corpus import corpus_overlap
 from pplx_jax.data.table_maker import table_maker
-from pplx_jax.data.token_files import MANIFEST, refuse_other_files
+from pplx_jax.data.token_files import MANIFEST, require_free_of_others
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.output_folder import take_place
@@ -182,7 +182,7 @@ def _new_stages(target: str, stages: Iterable[str]) -> Iterator[str]:
     """
     output = pathlib.Path(target).resolve()
     for folder in (output, *(output / stage for stage in stages)):
-        refuse_other_files(folder)
+        require_free_of_others(folder)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     partial.mkdir(parents=True)

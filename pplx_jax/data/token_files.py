@@ -9,19 +9,18 @@ folder appears under its name only once complete.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pplx_jax.data.ragged import Ragged
 from pplx_jax.errors import BadInput
-from pplx_jax.output_folder import take_place
+from pplx_jax.output_folder import require_free, take_place
 
 if TYPE_CHECKING:
     from pplx_jax.data.vocabulary import Vocabulary
@@ -131,7 +130,7 @@ class TokenWriter:
         self._columns: dict[str, _RaggedColumn | _ArrayFile] = {}
 
     def __enter__(self) -> TokenWriter:
-        refuse_other_files(self.folder)
+        require_free_of_others(self.folder)
         shutil.rmtree(self._partial, ignore_errors=True)
         self._partial.mkdir(parents=True)
         return self
@@ -259,19 +258,17 @@ def holds_triplets(folder: pathlib.Path) -> bool:
     return (folder / MANIFEST).exists() and _read_manifest(folder / MANIFEST)["stage"] == "triplet"
 
 
-def refuse_other_files(folder: pathlib.Path) -> None:
-    """Makes sure that nothing but token tables is lost where `folder` is replaced.
+def require_free_of_others(folder: pathlib.Path) -> None:
+    """Refuses a folder to be written in which anything but token tables, and what a killed run left, would be lost.
 
     Raises:
-        BadInput: it holds files and no token table.
+        BadInput: as `output_folder.require_free`.
     """
-    files = (
-        path
-        for path in itertools.chain([folder], folder.rglob("*"))
-        if path.is_file() and path.parent.suffix != _PARTIAL
-    )
-    if next(files, None) and not holds_tables(folder):
-        raise BadInput(f"{folder} exists and holds no token tables; it would be replaced: give another --output")
+    require_free(folder, "token table", lambda folder: holds_tables(folder) or not any(_whole_files(folder)))
+
+
+def _whole_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and path.parent.suffix != _PARTIAL)
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:

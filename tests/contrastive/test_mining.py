@@ -234,9 +234,15 @@ def test_fewer_documents_than_the_window_is_deep(tmp_path):
 
 
 def test_no_query_with_enough_negatives(tmp_path):
-    with pytest.raises(BadInput, match="no query has 17 documents of rank 5 to 20 under 0.8"):
-        mine(tmp_path, Mining(17, 5, 20, 0.8))  # the window holds 16
+    with pytest.raises(BadInput, match="no query has 16 documents of rank 5 to 20 under 0.1"):
+        mine(tmp_path, Mining(16, 5, 20, 0.1))
     assert not (tmp_path / "triplet").exists()
+
+
+def test_more_negatives_than_the_window_has_ranks():
+    assert Mining(16, 5, 20).negatives == 16
+    with pytest.raises(BadInput, match="Mining.negatives=17; set it to at most the 16 ranks of the window"):
+        Mining(17, 5, 20)
 
 
 def test_only_the_rows_it_is_told_to_mine_among_take_part(tmp_path):

@@ -1,8 +1,9 @@
-"""Run by other releases of transformers than the environment's: opens an export and leaves what it computes.
+"""Run by other releases of transformers than the environment's: opens exports and leaves what they compute.
 
-Usage: python open_export.py EXPORT IDS_AND_MASK.npz OUTPUT.npz, with the release on PYTHONPATH.
+Usage: python open_export.py IDS_AND_MASK.npz EXPORT..., with the release on PYTHONPATH; writes EXPORT's name.npz here.
 """
 
+import pathlib
 import sys
 
 import numpy as np
@@ -10,9 +11,14 @@ import torch
 import transformers
 
 
-def main(export: str, inputs: str, output: str) -> None:
+def main(inputs: str, *exports: str) -> None:
     arrays = np.load(inputs)
-    ids, mask = torch.tensor(arrays["ids"]), torch.tensor(arrays["mask"])
+    for export in exports:
+        found = computed(export, torch.tensor(arrays["ids"]), torch.tensor(arrays["mask"]))
+        np.savez(f"{pathlib.Path(export).name}.npz", version=np.array(transformers.__version__), **found)
+
+
+def computed(export: str, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:
     model = transformers.AutoModel.from_pretrained(export, trust_remote_code=True, torch_dtype=torch.float32).eval()
     plain = transformers.Qwen3Model.from_pretrained(export, torch_dtype=torch.float32).eval()
     bias = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1])
@@ -26,7 +32,7 @@ def main(export: str, inputs: str, output: str) -> None:
     found["tokens"] = np.array(tokenizer("read a file line by line")["input_ids"])
     if hasattr(model, "encode"):
         found["chunks"] = np.concatenate(model.encode([["read a file", "line by line"], ["a query"]]))
-    np.savez(output, version=np.array(transformers.__version__), **found)
+    return found
 
 
 if __name__ == "__main__":

@@ -15,21 +15,27 @@ from exported import IDS, MASK, hidden, load
 OLDEST = pathlib.Path(sys.prefix) / "oldest"
 
 
-@pytest.fixture(scope="module", params=["v1", "context_v1"])
-def opened(request, exports, tmp_path_factory):
-    """An export and what the oldest release computed with it."""
+@pytest.fixture(scope="module")
+def computed(exports, tmp_path_factory):
+    """The folder of what the oldest release computed with each export: KIND.npz."""
     if not (OLDEST / "transformers").exists():
         pytest.skip(f"no transformers in {OLDEST}; `make test` installs it")
     scratch = tmp_path_factory.mktemp("oldest")
     np.savez(scratch / "inputs.npz", ids=IDS.numpy(), mask=MASK.numpy())
-    export = exports[request.param][0]
+    program, folders = pathlib.Path(__file__).with_name("open_export.py"), [folder for folder, _ in exports.values()]
     subprocess.run(
-        [sys.executable, pathlib.Path(__file__).with_name("open_export.py"), export, "inputs.npz", "output.npz"],
+        [sys.executable, program, "inputs.npz", *folders],
         cwd=scratch,
         env={**os.environ, "PYTHONPATH": os.fspath(OLDEST), "HF_MODULES_CACHE": os.fspath(scratch / "modules")},
         check=True,
     )
-    return request.param, export, np.load(scratch / "output.npz")
+    return scratch
+
+
+@pytest.fixture(params=["v1", "context_v1"])
+def opened(request, computed, exports):
+    """A kind of export, its folder, and what the oldest release computed with it."""
+    return request.param, exports[request.param][0], np.load(computed / f"{request.param}.npz")
 
 
 def test_the_oldest_release_computes_the_same(opened):

@@ -185,7 +185,7 @@ Lengths.chunks = 8
         *_, error = capsys.readouterr().err.splitlines()
         assert error.startswith(f"pplx-jax: error: {flag}: ") and reason in error
     assert cli.main([*words, "--beam_options=--job_name='a b'", f"--output={foreign.parent}"]) == cli.BAD_INPUT
-    assert "elsewhere exists and holds no token tables" in capsys.readouterr().err and foreign.exists()
+    assert "elsewhere is in the way and no token table" in capsys.readouterr().err and foreign.exists()
     assert cli.main(words) == cli.DONE
     result = json.loads(capsys.readouterr().out)
     assert result["diffusion"]["notes"]["shards"] == 1 and result["diffusion"]["notes"]["examples"] > 0

@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from pplx_jax.data.token_files import Ragged, TokenTable, TokenWriter, refuse_other_files, write_table
+from pplx_jax.data.token_files import Ragged, TokenTable, TokenWriter, require_free_of_others, write_table
 from pplx_jax.errors import BadInput
 
 VOCABULARY = types.SimpleNamespace(
@@ -98,13 +98,13 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     thesis.parent.mkdir()
     thesis.write_text("of hours")
     for place in (thesis.parent, thesis):
-        with pytest.raises(BadInput, match="exists and holds no token tables"):
+        with pytest.raises(BadInput, match="is in the way and no token table"):
             write_table(place, "pair", VOCABULARY, PAIRS)
     # What a run that was cut off left is nobody's.
     killed = tmp_path / "tokens" / "pair" / "notes.partial"
     killed.mkdir(parents=True)
     (killed / "query.values.npy").touch()
-    refuse_other_files(tmp_path / "tokens")
+    require_free_of_others(tmp_path / "tokens")
     shutil.rmtree(tmp_path / "tokens")
     assert thesis.read_text() == "of hours" and [path.name for path in tmp_path.iterdir()] == ["pair"]
 
