@@ -161,12 +161,9 @@ def ours_forward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[
     at = next(place for place, stretch in enumerate(long) if size(stretch) > 1000)
     names = ("side_by_side", "side_by_side_whole_steps", "begin", "full", "begin_sub")
     found = dict(zip(names, long[at:], strict=False))
-    rest = long[at + len(names) :]
-    found["step"] = max(rest, key=size)
-    found["limit"] = (found["begin_sub"][1], found["step"][0])
-    found["finish"] = next(s for s in rest if s[0] >= found["step"][1] and size(s) > 150)
-    found["clear"] = next(s for s in rest if s[0] >= found["finish"][1])
-    overhead = kernel.bundles - sum(map(size, found.values()))
+    step = max(long[at + len(names) :], key=size)
+    found["finish"] = next(s for s in long if s[0] >= step[1] and size(s) > 150)
+    overhead = kernel.bundles - sum(map(size, long[at:]))
     query_tiles, key_tiles = length // tiles.query, length // tiles.key
     pieces, subs = length // tiles.piece, length // tiles.sub_query
     dense = query_tiles * key_tiles * overhead + subs * tiles.kv_heads * size(found["finish"])
@@ -208,9 +205,7 @@ def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple
     found = dict(
         zip(("first", "zero", "side_by_side", "side_by_side_whole_steps", "full"), long[at - 2 :], strict=False)
     )
-    found["step"] = max(long[at + 3 :], key=size)
-    found["limit"] = (found["full"][1], found["step"][0])
-    overhead = kernel.bundles - sum(map(size, found.values()))
+    overhead = kernel.bundles - sum(map(size, long[at - 2 :]))
     query_tiles, key_tiles = length // tiles.query, length // tiles.key
     starts, zeros = key_tiles * size(found["first"]), query_tiles * (tiles.query // tiles.sub_query // tiles.bunch)
     dense = query_tiles * key_tiles * overhead + starts + zeros * size(found["zero"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import hypothesis.strategies as st
 import jax
@@ -330,12 +331,12 @@ def test_tiles_say_what_memory_they_need():
 @pytest.mark.parametrize("group", [1, 2, 4, 8])
 @pytest.mark.parametrize("length", [1, 128, 512, 1000, 4224, 32768])
 def test_the_best_tiles_fit_their_device(length, group):
-    for device in (None, "TPU v5 lite", "TPU v6 lite", "TPU v5"):
-        forward, backward = best(length, group, device_kind=device)
-        forward.require(forward.forward_bytes(group, 128, 4))
-        most = backward.most_queries(group, 128, 2, length)
-        assert most >= min(length, 3584)
-        backward.require(backward.backward_bytes(group, 128, 2, most, in_stretches=most < length))
+    for device, itemsize in itertools.product((None, "TPU v5 lite", "TPU v6 lite", "TPU v5"), (2, 4)):
+        forward, backward = best(length, group, itemsize=itemsize, device_kind=device)
+        forward.require(forward.forward_bytes(group, 128, itemsize))
+        most = backward.most_queries(group, 128, itemsize, length)
+        assert most >= min(length, 3584 if itemsize == 2 else 2048)
+        backward.require(backward.backward_bytes(group, 128, itemsize, most, in_stretches=most < length))
         assert -length % forward.key < max(512, length / 4)
 
 

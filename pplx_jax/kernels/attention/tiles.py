@@ -158,7 +158,7 @@ def best(
     forward = Tiles(
         query=query,
         key=unit * _divisor(units, 4),
-        kv_heads=max(1, (8 if wide else 4) // group),
+        kv_heads=max(1, 8 // group),
         together=query // common["sub_query"],
         wide_products=wide,
         **common,
