@@ -105,7 +105,6 @@ class Training:
         profiled = self.profile_steps
         if profiled and (len(profiled) != 2 or not 1 <= profiled[0] <= profiled[1]):
             raise BadInput(f"Training.profile_steps={self.profile_steps}; set it to (first, last), or () for none")
-        self.optimizer.learning_rate(self.steps)  # a warm-up that does not fit is refused before any stage has begun
 
     @property
     def keep(self) -> Keep:

@@ -451,11 +451,11 @@ def test_a_batch_the_mesh_cannot_share_is_refused_before_anything_is_written(set
     assert not (tmp_path / "run").exists()
 
 
-def test_a_warm_up_longer_than_the_stage_is_refused_before_any_stage_begins():
+def test_a_warm_up_longer_than_the_stage_is_refused_before_anything_is_written(setting, tmp_path):
     optimizer = dataclasses.replace(tiny.OPTIMIZER, warmup_steps=STEPS)
     with pytest.raises(BadInput, match="warmup=4 does not fit in steps=4"):
-        Training(tiny.STAGES["diffusion"], optimizer, STEPS)
-    assert Training(tiny.STAGES["diffusion"], optimizer, STEPS + 1).optimizer is optimizer
+        setting.train(tmp_path / "run", "diffusion", optimizer=optimizer)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_larger_than_the_table_is_refused_before_anything_is_written(setting, tmp_path):

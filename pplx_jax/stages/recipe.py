@@ -126,13 +126,15 @@ def run(
 
     Raises:
       BadInput: the corpus is empty, the workdir is another recipe's or a file, a mesh larger than the devices,
-        `initial` is no model or one of other sizes than `model`, `initial` and `term_weights` are both there, or the
-        recipe has no stage `until`.
+        `initial` is no model or one of other sizes than `model`, `initial` and `term_weights` are both there, a
+        stage is shorter than its warm-up, or the recipe has no stage `until`.
     """
     mesh.build()
     names = [training.stage.name for training in stages]
     if until not in (None, UNTIL_DATA, *names):
         raise BadInput(f"--until {until}: the recipe has {', '.join((UNTIL_DATA, *names))}")
+    for training in stages:
+        training.optimizer.learning_rate(training.steps)  # the last stage's warm-up is refused before the first begins
     workdir = pathlib.Path(workdir)
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     if is_first():

@@ -148,6 +148,12 @@ def test_a_stage_to_stop_after_that_the_recipe_lacks(packages, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
+def test_a_warm_up_of_the_last_stage_is_refused_before_the_first(packages, tmp_path, capsys):
+    said = complaint(command(packages, tmp_path / "run", f"triplet/Optimizer.warmup_steps={STEPS}"), capsys)
+    assert f"warmup={STEPS} does not fit in steps={STEPS}; warm up for fewer steps" in said
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_a_file_is_no_workdir(packages, tmp_path, capsys, place):
     (tmp_path / "file").touch()
