@@ -6,16 +6,21 @@ from typing import Any
 import jax
 
 
-def on_tpu(kernel: Callable[..., Any], *arguments: Any, otherwise: Callable[..., Any]) -> Any:
-    """`kernel(*arguments)` on a TPU, `otherwise(*arguments)` elsewhere.
+def by_platform(*arguments: Any, default: Callable[..., Any], **kernels: Callable[..., Any]) -> Any:
+    """That of `kernels`, by "tpu" or "cuda", which is for the platform, called with `arguments`; elsewhere `default`.
 
-    Within `jax.set_mesh` the devices are known and one of the two is traced: a TPU's kernel takes seconds, of which
-    another platform has no use. Elsewhere both are, and what the program is compiled for decides.
+    Within `jax.set_mesh` the devices are known and one of them is traced: a TPU's kernel takes seconds, of which
+    another platform has no use. Elsewhere all are, and what the program is compiled for decides.
     """
     kind = _of_mesh()
     if kind is None:
-        return jax.lax.platform_dependent(*arguments, tpu=kernel, default=otherwise)
-    return (kernel if is_tpu(kind) else otherwise)(*arguments)
+        return jax.lax.platform_dependent(*arguments, default=default, **kernels)
+    return kernels.get(_platform_of(kind), default)(*arguments)
+
+
+def platform() -> str:
+    """One of "tpu", "cuda" or "cpu", the last for any other: that of the mesh, or without one of this process."""
+    return _platform_of(_of_mesh() or jax.devices()[0].device_kind)
 
 
 def device_kind() -> str:
@@ -25,8 +30,8 @@ def device_kind() -> str:
     return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
 
 
-def is_tpu(device_kind: str) -> bool:
-    return "TPU" in device_kind
+def _platform_of(device_kind: str) -> str:
+    return "tpu" if "TPU" in device_kind else "cuda" if "NVIDIA" in device_kind else "cpu"
 
 
 def _of_mesh() -> str | None:

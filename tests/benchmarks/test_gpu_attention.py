@@ -1,5 +1,6 @@
 """The benchmark of attention on GPUs, as far as a machine without one can tell, and what the face lowers to there."""
 
+import functools
 import importlib.util
 import pathlib
 import re
@@ -67,10 +68,10 @@ def test_candidates_are_held_against_the_reference(backward):
         gpu_attention.check(candidates, "one_text", 16, packed=True, backward=backward)
 
 
-def test_on_cuda_the_face_holds_no_scores_of_a_long_row():
+def test_on_cuda_the_face_runs_kernels_and_holds_no_scores_of_a_long_row():
     length = 32768
 
-    def largest(function, heads=16):
+    def lowered(function, heads=16):
         shapes = [jax.ShapeDtypeStruct((1, length, count, 128), jnp.bfloat16) for count in (heads, 8, 8)]
         ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
 
@@ -78,15 +79,21 @@ def test_on_cuda_the_face_holds_no_scores_of_a_long_row():
             return function(query, key, value, ids).astype(jnp.float32).sum()
 
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*shapes, ids)
-        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        return traced.lower(lowering_platforms=("cuda",)).as_text()
+
+    def largest(text):
         shapes = [
             [int(size) for size in found.split("x")] for found in re.findall(r"tensor<((?:\d+x)*\d+)x[a-z]", text)
         ]
         return max(sum(size == length for size in shape) for shape in shapes), max(map(np.prod, shapes))
 
-    axes, size = largest(attention)
-    # Both a block's scores [8, 2, 256, L] and the inputs are linear in L.
-    assert axes == 1 and size <= 16 * 256 * length
+    text = lowered(attention)
+    names = ("attention_forward", "attention_backward_queries", "attention_backward_keys")
+    assert [text.count(f'name = "{name}"') for name in names] == [1, 1, 1]
+    assert largest(text) == (1, 16 * 128 * length)  # the queries
+    # XLA's way holds a block's scores [8, 2, 256, L].
+    text = lowered(functools.partial(attention, implementation="blockwise"))
+    assert "attention_forward" not in text and largest(text) == (1, 16 * 256 * length)
     # Control: whole scores are seen.
-    axes, size = largest(lambda *arrays: attention(*arrays, implementation="reference"))
+    axes, size = largest(lowered(functools.partial(attention, implementation="reference")))
     assert axes == 2 and size >= 16 * length * length

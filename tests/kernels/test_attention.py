@@ -14,9 +14,9 @@ from hypothesis import given, settings
 
 from pplx_jax.errors import BadInput
 from pplx_jax.kernels import attention as face
-from pplx_jax.kernels.attention import blockwise, pallas, reference
+from pplx_jax.kernels.attention import blockwise, pallas, reference, triton
 from pplx_jax.kernels.attention.tiles import Tiles, best
-from pplx_jax.kernels.attention.visits import WINDOW_BITS, table
+from pplx_jax.kernels.attention.visits import WINDOW_BITS, stretches, table
 
 # Two key heads at a time, and sub-tiles side by side where half a step is enough.
 SMALL = (
@@ -27,7 +27,9 @@ IMPLEMENTATIONS = {
     "reference": reference.attention,
     "blockwise": functools.partial(blockwise.attention, query_block=16),
     "pallas": functools.partial(pallas.attention, tiles=SMALL, interpret=True),
+    "triton": functools.partial(triton.attention, interpret=True),
 }
+KERNELS = ("pallas", "triton")
 
 
 def packed(length: int, lengths: list[int], gap: int = 0) -> np.ndarray:
@@ -121,6 +123,7 @@ def test_each_is_the_reference_and_so_are_its_gradients(name, causal):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", KERNELS)
 @settings(max_examples=8, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 500), max_size=6),
@@ -128,10 +131,10 @@ def test_each_is_the_reference_and_so_are_its_gradients(name, causal):
     shape=st.sampled_from([(300, 2, 1, 16), (513, 4, 1, 64), (700, 3, 3, 100)]),
     causal=st.booleans(),
 )
-def test_random_layouts_and_shapes(lengths, gap, shape, causal):
+def test_random_layouts_and_shapes(name, lengths, gap, shape, causal):
     length, heads, kv_heads, head_dim = shape
     arguments, weights = inputs(packed(length, lengths, gap)[:length], heads, kv_heads, head_dim, seed=len(lengths))
-    found, gradients = results(IMPLEMENTATIONS["pallas"], arguments, weights, causal=causal)
+    found, gradients = results(IMPLEMENTATIONS[name], arguments, weights, causal=causal)
     expected, expected_gradients = results(reference.attention, arguments, weights, causal=causal)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for one, other in zip(gradients, expected_gradients, strict=True):
@@ -213,17 +216,19 @@ def test_sub_tiles_go_side_by_side_where_each_needs_one_step():
     assert windows([200] * 5)[:4] == [2, 0, 0, 0]  # three units; a text that two tiles of keys hold
 
 
-def test_large_scores_stay_finite():
+@pytest.mark.parametrize("name", KERNELS)
+def test_large_scores_stay_finite(name):
     (query, key, value, ids), weights = inputs(packed(300, [180, 60]))
     for scale in (1e3, 1e-3):
-        for out in jax.tree.leaves(results(IMPLEMENTATIONS["pallas"], (scale * query, key, value, ids), weights)):
+        for out in jax.tree.leaves(results(IMPLEMENTATIONS[name], (scale * query, key, value, ids), weights)):
             assert np.isfinite(out).all()
 
 
-def test_bfloat16_is_as_near_as_its_precision():
+@pytest.mark.parametrize("name", KERNELS)
+def test_bfloat16_is_as_near_as_its_precision(name):
     arguments, weights = inputs(list(LAYOUTS.values())[:3])
     half = tuple(array.astype(jnp.bfloat16) for array in arguments[:3])
-    found, gradients = results(IMPLEMENTATIONS["pallas"], (*half, arguments[3]), weights)
+    found, gradients = results(IMPLEMENTATIONS[name], (*half, arguments[3]), weights)
     expected, expected_gradients = results(
         reference.attention, (*(a.astype(jnp.float32) for a in half), arguments[3]), weights
     )
@@ -246,12 +251,25 @@ def test_a_row_in_stretches_is_the_row_at_once():
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
-def test_queries_may_be_a_part_of_the_row():
+@pytest.mark.parametrize("name", KERNELS)
+def test_queries_may_be_a_part_of_the_row(name):
     (query, key, value, ids), _ = inputs(LAYOUTS["short"])
-    whole = IMPLEMENTATIONS["pallas"](query, key, value, ids)
+    whole = IMPLEMENTATIONS[name](query, key, value, ids)
     part = slice(300, 812)
-    found = IMPLEMENTATIONS["pallas"](query[:, part], key, value, ids[:, part], key_segment_ids=ids)
+    found = IMPLEMENTATIONS[name](query[:, part], key, value, ids[:, part], key_segment_ids=ids)
     np.testing.assert_allclose(found, whole[:, part], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+def test_a_tile_goes_from_the_first_to_the_last_that_it_meets(by_key):
+    ids = jnp.asarray([packed(1024, [300, 500], gap=20)])
+    start, stop = stretches(ids, ids, 256, 128, causal=False, by_key=by_key)
+    # Texts lie at 0 to 300 and 320 to 820: in tiles of 128 at 0 to 2 and 2 to 6, in tiles of 256 at 0 to 1 and 1 to 3.
+    assert start[0].tolist() == ([0, 0, 0, 1, 1, 1, 1, 0] if by_key else [0, 0, 2, 2])
+    assert stop[0].tolist() == ([2, 2, 4, 4, 4, 4, 4, 0] if by_key else [3, 7, 7, 7])
+    causal = stretches(ids, ids, 256, 128, causal=True, by_key=by_key)
+    assert causal[0][0].tolist() == ([0, 0, 1, 1, 2, 2, 3, 0] if by_key else [0, 0, 2, 2])
+    assert causal[1][0].tolist() == ([2, 2, 4, 4, 4, 4, 4, 0] if by_key else [2, 4, 6, 7])
 
 
 @pytest.mark.parametrize("by_key", [False, True])
@@ -299,10 +317,17 @@ def test_what_is_forced_runs_or_is_refused():
         np.testing.assert_allclose(
             face.attention(*arguments, implementation=name), reference.attention(*arguments), rtol=0, atol=1e-6
         )
-    with pytest.raises(BadInput, match="'pallas' wants a TPU, this is cpu"):
-        face.attention(*arguments, implementation="pallas")
+    for name, device in (("pallas", "a TPU"), ("triton", "an NVIDIA GPU")):
+        with pytest.raises(BadInput, match=f"'{name}' wants {device}, this is cpu"):
+            face.attention(*arguments, implementation=name)
     with pytest.raises(BadInput, match="'flash' is not one of"):
         face.attention(*arguments, implementation="flash")
+
+
+@pytest.mark.parametrize("size", [0, 8, 48])
+def test_blocks_refuse_sizes_that_are_no_power_of_2(size):
+    with pytest.raises(BadInput, match=f"Blocks.key={size}; set it to a power of 2 from 16"):
+        triton.Blocks(64, size, 4, 2)
 
 
 @pytest.mark.parametrize(
@@ -351,10 +376,11 @@ arrays = [jnp.asarray(generator.normal(size=(8, 300, heads, 16)), jnp.float32) f
 ids = jnp.asarray(np.sort(generator.integers(1, 5, (8, 300)), axis=1), jnp.int32).at[:, 280:].set(0)
 def gradients(attention, arrays):
     return jax.jit(jax.grad(lambda *a: (attention(*a, ids) ** 2).sum(), argnums=(0, 1, 2)))(*arrays)
-kernel = functools.partial(face._kernel, interpret=True)
+kernel, triton = (functools.partial(run, interpret=True) for run in (face._kernel, face._triton))
 for axes, run, causal in (
     (("data", "fsdp", "tensor"), kernel, False),
     (("fsdp", "tensor", "sequence"), kernel, False),
+    (("fsdp", "tensor", "sequence"), triton, False),
     (("fsdp", "tensor", "sequence"), face._whole, True),
     (("fsdp", "tensor", "sequence"), face._blocks, True),
 ):

@@ -7,11 +7,11 @@ import jax
 from jax.sharding import PartitionSpec
 
 from pplx_jax.errors import BadInput
-from pplx_jax.kernels.attention import blockwise, pallas, reference
-from pplx_jax.kernels.platform import device_kind, is_tpu, on_tpu
+from pplx_jax.kernels.attention import blockwise, pallas, reference, triton
+from pplx_jax.kernels.platform import by_platform, platform
 from pplx_jax.parallel.rules import spec
 
-Implementation = Literal["reference", "blockwise", "pallas"]
+Implementation = Literal["reference", "blockwise", "pallas", "triton"]
 # Longest row whose scores XLA holds at once. Up to here one product of whole rows is the faster way.
 WHOLE_ROWS = 1024
 
@@ -27,25 +27,27 @@ def attention(
 ) -> jax.Array:
     """Softmax attention within each text of packed rows; arguments and result as of `reference.attention`.
 
-    Where None is given: on a TPU the Pallas kernels, elsewhere whole rows in XLA where they are short, else a block
-    of queries at a time. Within `jax.set_mesh`, each device works on its own rows, heads and queries; where tokens of a
-    row are on several devices, keys and values are gathered.
+    Where None is given: on a TPU and on an NVIDIA GPU their kernels, elsewhere whole rows in XLA where they are short,
+    else a block of queries at a time. Within `jax.set_mesh`, each device works on its own rows, heads and queries;
+    where tokens of a row are on several devices, keys and values are gathered.
 
     Raises:
-      BadInput: the forced implementation cannot run here, or is unknown; a causal mask over rows that several TPUs
-        share.
+      BadInput: the forced implementation cannot run here, or is unknown; a causal mask over rows that several
+        devices share, by a kernel.
     """
     xla = functools.partial(_on_mesh, _whole if query.shape[1] <= WHOLE_ROWS else _blocks, causal=causal)
-    kernel = functools.partial(_on_mesh, _kernel, causal=causal)
+    tpu, cuda = (functools.partial(_on_mesh, kernel, causal=causal) for kernel in (_kernel, _triton))
     if implementation is None:
-        return on_tpu(kernel, query, key, value, segment_ids, otherwise=xla)
-    if implementation == "pallas":
-        if not is_tpu(device_kind()):
+        return by_platform(query, key, value, segment_ids, tpu=tpu, cuda=cuda, default=xla)
+    kernels = {"pallas": ("tpu", "a TPU", tpu), "triton": ("cuda", "an NVIDIA GPU", cuda)}
+    if implementation in kernels:
+        wanted, words, run = kernels[implementation]
+        if platform() != wanted:
             raise BadInput(
-                f"attention: implementation 'pallas' wants a TPU, this is {jax.default_backend()}; "
-                "leave it out, or call pallas.attention(interpret=True) to try it"
+                f"attention: implementation {implementation!r} wants {words}, this is {jax.default_backend()}; "
+                f"leave it out, or call {implementation}.attention(interpret=True) to try it"
             )
-        return kernel(query, key, value, segment_ids)
+        return run(query, key, value, segment_ids)
     if implementation not in get_args(Implementation):
         raise BadInput(
             f"attention: implementation {implementation!r} is not one of {', '.join(get_args(Implementation))}"
@@ -61,7 +63,7 @@ def _on_mesh(run, query, key, value, segment_ids, *, causal: bool) -> jax.Array:
         return run(query, key, value, segment_ids, segment_ids, first=0, causal=causal)
     queries = spec(("rows", "tokens", "kv_heads", None), key.shape, mesh)
     sharing = queries[1]
-    if causal and sharing and run is _kernel:
+    if causal and sharing and run in (_kernel, _triton):
         raise BadInput(f"attention: the kernels have no causal mask over rows shared along {sharing}; set it to 1")
 
     def local(query, key, value, segment_ids):
@@ -79,6 +81,12 @@ def _kernel(query, key, value, ids, key_ids, *, first, causal: bool, interpret: 
     del first
     others = None if key_ids is ids else key_ids
     return pallas.attention(query, key, value, ids, key_segment_ids=others, causal=causal, interpret=interpret)
+
+
+def _triton(query, key, value, ids, key_ids, *, first, causal: bool, interpret: bool = False) -> jax.Array:
+    del first
+    others = None if key_ids is ids else key_ids
+    return triton.attention(query, key, value, ids, key_segment_ids=others, causal=causal, interpret=interpret)
 
 
 def _whole(query, key, value, ids, key_ids, *, first, causal: bool) -> jax.Array:

@@ -103,15 +103,42 @@ def table(
     row, outer, inner = jnp.unravel_index(order, meet.shape)
     query, key = (inner, outer) if by_key else (outer, inner)
 
-    sub_keys = _Spans.of(key_ids, LANES)
-    sub_meet = _Spans.of(query_ids, tiles.sub_query).meet(sub_keys, causal=causal, offset=offset)
-    some = sub_meet.any(-1)
-    start = jnp.where(some, sub_meet.argmax(-1), 0)
-    stop = jnp.where(some, sub_meet.shape[-1] - sub_meet[..., ::-1].argmax(-1), 0)
+    start, stop = stretches(query_ids, key_ids, tiles.sub_query, LANES, causal=causal, offset=offset)
     parts = (row, query, key, flags.reshape(-1)[order])
     parts += (_Spans.of(query_ids, tiles.piece).segment, keys.segment, start, stop, _window(start, stop, tiles))
     parts += ((query_ids.reshape(-1, tiles.query) == 0).any(-1) | (query_ids is not key_ids),)
     return Visits(visited.sum(), *(part.reshape(-1).astype(jnp.int32) for part in parts))
+
+
+def stretches(
+    query_ids: jax.Array,
+    key_ids: jax.Array,
+    query_tile: int,
+    key_tile: int,
+    *,
+    causal: bool,
+    offset: int = 0,
+    by_key: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Of each tile of queries, the first tile of keys that it meets and one past the last; both 0 where it meets none.
+
+    Args:
+      query_ids, key_ids, causal, offset: as of `table`.
+      query_tile: queries of a tile.
+      key_tile: keys of a tile.
+      by_key: of each tile of keys, the tiles of queries.
+
+    Returns:
+      Two of int32 [B, tiles].
+    """
+    keys = _Spans.of(key_ids, key_tile)
+    meet = _Spans.of(query_ids, query_tile).meet(keys, causal=causal, offset=offset)
+    if by_key:
+        meet = meet.swapaxes(1, 2)
+    some = meet.any(-1)
+    start = jnp.where(some, meet.argmax(-1), 0)
+    stop = jnp.where(some, meet.shape[-1] - meet[..., ::-1].argmax(-1), 0)
+    return start.astype(jnp.int32), stop.astype(jnp.int32)
 
 
 def _window(start: jax.Array, stop: jax.Array, tiles: Tiles) -> jax.Array:

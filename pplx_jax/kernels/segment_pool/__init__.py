@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from pplx_jax.errors import BadInput
-from pplx_jax.kernels.platform import device_kind, is_tpu, on_tpu
+from pplx_jax.kernels.platform import by_platform, platform
 from pplx_jax.kernels.segment_pool import pallas, reference
 from pplx_jax.kernels.segment_pool.pallas import Output
 from pplx_jax.models.quantization import Rounding, tanh_int8
@@ -57,14 +57,14 @@ def segment_pool(
     xla = functools.partial(reference.segment_pool, **options)
     kernel = functools.partial(_on_mesh, **options)
     if implementation == "pallas":
-        if not is_tpu(device_kind()):
+        if platform() != "tpu":
             raise BadInput(
                 f"segment_pool: implementation 'pallas' wants a TPU, this is {jax.default_backend()}; leave it out"
             )
         return kernel(hidden, chunk_ids)
     if implementation == "reference" or slots > pallas.MOST_SLOTS:
         return xla(hidden, chunk_ids)
-    return on_tpu(kernel, hidden, chunk_ids, otherwise=xla)
+    return by_platform(hidden, chunk_ids, tpu=kernel, default=xla)
 
 
 def _on_mesh(

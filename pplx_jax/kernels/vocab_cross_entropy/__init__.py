@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from pplx_jax.errors import BadInput
-from pplx_jax.kernels.platform import device_kind, is_tpu, on_tpu
+from pplx_jax.kernels.platform import by_platform, device_kind, platform
 from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas
 from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Loss
 from pplx_jax.parallel.collectives import gather, scatter_sum
@@ -53,7 +53,7 @@ def vocab_cross_entropy(
             f"vocab_cross_entropy: implementation {implementation!r} is not one of "
             f"{', '.join(get_args(Implementation))}"
         )
-    if implementation == "pallas" and not is_tpu(device_kind()):
+    if implementation == "pallas" and platform() != "tpu":
         raise BadInput(
             f"vocab_cross_entropy: implementation 'pallas' wants a TPU, this is {jax.default_backend()}; leave it out, "
             "or call pallas.losses(interpret=True) to try it"
@@ -105,7 +105,7 @@ def _on_mesh(
 
     def chosen(*arguments) -> Loss:
         if implementation is None:
-            return on_tpu(kernel, *arguments, otherwise=xla)
+            return by_platform(*arguments, tpu=kernel, default=xla)
         return {"pallas": kernel, "chunked": xla}[implementation](*arguments)
 
     if alone:

@@ -1,0 +1,228 @@
+"""Attention compiled for GPUs that are not here: what XLA and ptxas say of ours, of XLA's own way and of JAX's kernel.
+
+No GPU is needed, and no time is measured: `benchmarks/gpu_attention.py` does that where there is one. What is known
+without: temporaries, registers and spills of each kernel, its instructions on the tensor cores, and a bound on the
+time, the larger of products at peak and of HBM bytes at full bandwidth. Only a bound: it supposes that a kernel reads
+what it reads once.
+
+Needs CUDA's wheels in the environment, of JAX's own version: pip install 'jax[cuda12]'.
+Usage: python benchmarks/gpu_compiled.py [--devices h100] [--lengths 512 4096 32768] [--heads 16] [--json]
+"""
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+from hlo_cost import cost_of
+
+KV_HEADS, HEAD_DIM, TOKENS = 8, 128, 32768
+IMPLEMENTATIONS = ("ours", "blockwise", "whole", "jax_mha")
+# Products of [L, L, E] in a forward pass, and in one with its gradients.
+PRODUCTS = {"ours": (2, 9), "blockwise": (2, 8), "whole": (2, 6), "jax_mha": (2, 9)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """A GPU as XLA wants to know it; the makers' data sheets, and openxla/xla, xla/backends/gpu/target_config/specs.
+
+    Attributes:
+      name: as JAX names it.
+      capability: as a protocol buffer's text.
+      target: of ptxas.
+      cores: multiprocessors.
+      shared_bytes: that a program may take of one's shared memory.
+      memory_bytes: of the device.
+      bandwidth: HBM bytes a second.
+      peak: bf16 FLOP/s of the tensor cores.
+    """
+
+    name: str
+    capability: str
+    target: str
+    cores: int
+    shared_bytes: int
+    memory_bytes: int
+    bandwidth: float
+    peak: float
+
+    def config(self) -> str:
+        return f"""
+            platform_name: "CUDA"
+            dnn_version_info {{ major: 9 minor: 10 }}
+            device_description_str: "{self.name}"
+            gpu_device_info {{
+              cuda_compute_capability {{ {self.capability} }}
+              core_count: {self.cores} fpus_per_core: 128 threads_per_warp: 32
+              threads_per_block_limit: 1024 threads_per_core_limit: 2048
+              registers_per_core_limit: 65536 registers_per_block_limit: 65536
+              shared_memory_per_block: 49152 shared_memory_per_block_optin: {self.shared_bytes}
+              shared_memory_per_core: {self.shared_bytes + 1024}
+              block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+              memory_bandwidth: {int(self.bandwidth)} l2_cache_size: 41943040 clock_rate_ghz: 1.5
+              device_memory_size: {self.memory_bytes}
+            }}"""
+
+
+DEVICES = {
+    "h100": Device(
+        "NVIDIA H100 80GB HBM3",
+        "major: 9 feature_extension: ACCELERATED_FEATURES",
+        "sm_90a",
+        132,
+        232448,
+        84942979072,
+        3.35e12,
+        989e12,
+    ),
+    "a100": Device("NVIDIA A100-SXM4-80GB", "major: 8", "sm_80", 108, 166912, 84987740160, 2.04e12, 312e12),
+    "rtx4090": Device(
+        "NVIDIA GeForce RTX 4090", "major: 8 minor: 9", "sm_89", 128, 101376, 25393692672, 1.01e12, 165e12
+    ),
+}
+
+
+def worker(device: Device, implementation: str, length: int, heads: int, backward: bool) -> dict:
+    """Compiles one program, in this process."""
+    import jax
+    import jax.numpy as jnp
+    from jax.experimental import topologies
+    from jax.experimental.pallas.ops.gpu.attention import mha
+
+    from pplx_jax.kernels.attention import blockwise, reference, triton
+
+    topology = topologies.get_topology_desc(
+        device.name, platform="cuda", target_config=device.config(), topology="1x1x1"
+    )
+    sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
+    rows = max(TOKENS // length, 1)
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    def jax_mha(query, key, value, ids):  # it knows no groups: keys and values are repeated
+        key, value = (jnp.repeat(x, heads // KV_HEADS, axis=2) for x in (key, value))
+        return mha(query, key, value, ids, sm_scale=HEAD_DIM**-0.5)
+
+    implementations = (triton.attention, blockwise.attention, reference.attention, jax_mha)
+    attend = dict(zip(IMPLEMENTATIONS, implementations, strict=True))[implementation]
+
+    def loss(*arguments):
+        return attend(*arguments).astype(jnp.float32).sum()
+
+    arrays = (array(rows, length, count, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
+    function = jax.grad(loss, argnums=(0, 1, 2)) if backward else attend
+    compiled = jax.jit(function).lower(*arrays, array(rows, length, dtype=jnp.int32)).compile()
+    products = PRODUCTS[implementation][backward] * 2 * rows * heads * length**2 * HEAD_DIM
+    cost = cost_of(
+        compiled.as_text(), peak_flops=device.peak, hbm_bytes_per_second=device.bandwidth, trips=-(-length // 256)
+    )
+    return {
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "product_flops": products,
+        "hbm_bytes": cost.hbm_bytes,
+        "least_milliseconds": 1e3 * max(products / device.peak, cost.hbm_bytes / device.bandwidth),
+    }
+
+
+def kernels_in(folder: pathlib.Path, target: str) -> dict[str, dict]:
+    """Of each attention kernel that XLA wrote into the folder, what ptxas makes of it."""
+    import nvidia.cuda_nvcc as toolkit
+
+    ptxas = pathlib.Path(next(iter(toolkit.__path__))) / "bin" / "ptxas"
+    found = {}
+    for path in sorted(folder.glob("*.ptx")):
+        text = path.read_text()
+        name = re.search(r"\.entry (\w+)", text)
+        if name is None or "tensor" not in text and "mma" not in text:
+            continue
+        command = [ptxas, "-v", f"-arch={target}", path, "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        found[name.group(1)] = {
+            "registers": int(re.search(r"Used (\d+) registers", said).group(1)),
+            "spill_bytes": int(re.search(r"(\d+) bytes spill stores", said).group(1)),
+            "tensor_core_instructions": text.count("wgmma.mma_async") + text.count("mma.sync"),
+        }
+    return found
+
+
+def measure(name: str, implementation: str, length: int, heads: int, backward: bool) -> dict:
+    """One program's figures, or why there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            **os.environ,
+            "JAX_PLATFORMS": "",
+            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # of a driver, which is not here
+            "XLA_FLAGS": f"--xla_gpu_autotune_level=0 --xla_dump_to={folder}",
+        }
+        words = [
+            sys.executable,
+            __file__,
+            "--worker",
+            name,
+            implementation,
+            str(length),
+            str(heads),
+            str(int(backward)),
+        ]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "rror" in line or "EXHAUSTED" in line]
+            return {"error": (lines or ["failed"])[-1][:200]}
+        found = json.loads(done.stdout.splitlines()[-1])
+        if implementation in ("ours", "jax_mha"):
+            found["kernels"] = kernels_in(pathlib.Path(folder), DEVICES[name].target)
+        return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", nargs="+", choices=DEVICES, default=list(DEVICES))
+    parser.add_argument("--lengths", nargs="+", type=int, default=[512, 4096, 32768])
+    parser.add_argument("--heads", nargs="+", type=int, choices=(16, 32), default=[16, 32])
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table on stderr")
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        name, implementation, *numbers = arguments.worker
+        length, heads, backward = map(int, numbers)
+        print(json.dumps(worker(DEVICES[name], implementation, length, heads, bool(backward))))
+        return 0
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        print("gpu_compiled: no CUDA compiler here; pip install 'jax[cuda12]' of JAX's version", file=sys.stderr)
+        return 2
+    table = sys.stderr if arguments.json else sys.stdout
+    report: dict = {}
+    for name, length, heads in itertools.product(arguments.devices, arguments.lengths, arguments.heads):
+        shape = report.setdefault(name, {}).setdefault(f"L{length}_H{heads}", {})
+        for backward, implementation in itertools.product((False, True), IMPLEMENTATIONS):
+            found = measure(name, implementation, length, heads, backward)
+            way = "backward" if backward else "forward"
+            shape.setdefault(way, {})[implementation] = found
+            words = " ".join(f"{key}={value:.4g}" for key, value in found.items() if isinstance(value, int | float))
+            words += "".join(f" {kernel}: {figures}" for kernel, figures in found.get("kernels", {}).items())
+            line = f"{name} L={length} H={heads} {way} {implementation}: {found.get('error', words)}"
+            print(line, file=table, flush=True)
+    names = ("jax", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    report["taken"] = {
+        "date": datetime.date.today().isoformat(),
+        "versions": versions,
+        "by": "compilers, without a GPU",
+    }
+    if arguments.json:
+        print(json.dumps(report, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
