@@ -1,17 +1,21 @@
-"""Attention compiled for GPUs that are not here: what XLA and ptxas say of ours, of XLA's own way and of JAX's kernel.
+"""Attention compiled for GPUs that are not here: ours, XLA's own ways, JAX's kernel, cuDNN and tokamax.
 
 No GPU is needed, and no time is measured: `benchmarks/gpu_attention.py` does that where there is one. What is known
-without: temporaries, registers and spills of each kernel, its instructions on the tensor cores, and a bound on the
-time, the larger of products at peak and of HBM bytes at full bandwidth. Only a bound: it supposes that a kernel reads
-what it reads once.
+without: temporaries, registers and spills of each kernel of Triton's, its instructions on the tensor cores, and a bound
+on the time, the larger of products at peak and of HBM bytes at full bandwidth. Only a bound: it supposes that a kernel
+reads what it reads once, and of kernels that are not ours that they make no product twice.
 
-Needs CUDA's wheels in the environment, of JAX's own version: pip install 'jax[cuda12]'.
+Dense rows are one text. Packed ones hold nine of unequal lengths; who knows no packed rows gets each text in a row of
+its own, padded to the longest.
+
+Needs CUDA's wheels in the environment, of JAX's own version: pip install 'jax[cuda12]'. tokamax is taken where it is.
 Usage: python benchmarks/gpu_compiled.py [--devices h100] [--lengths 512 4096 32768] [--heads 16] [--json]
 """
 
 import argparse
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import importlib.util
 import itertools
@@ -26,9 +30,17 @@ import tempfile
 from hlo_cost import cost_of
 
 KV_HEADS, HEAD_DIM, TOKENS = 8, 128, 32768
-IMPLEMENTATIONS = ("ours", "blockwise", "whole", "jax_mha")
 # Products of [L, L, E] in a forward pass, and in one with its gradients.
-PRODUCTS = {"ours": (2, 9), "blockwise": (2, 8), "whole": (2, 6), "jax_mha": (2, 9)}
+PRODUCTS = {
+    "ours": (2, 9),
+    "blockwise": (2, 8),
+    "whole": (2, 6),
+    "jax_mha": (2, 9),
+    "cudnn": (2, 7),
+    "tokamax_triton": (2, 7),
+    "tokamax_mosaic": (2, 7),
+}
+BY_TRITON = ("ours", "jax_mha", "tokamax_triton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,20 +103,26 @@ DEVICES = {
 }
 
 
-def worker(device: Device, implementation: str, length: int, heads: int, backward: bool) -> dict:
+def worker(device: Device, implementation: str, length: int, heads: int, packed: bool, backward: bool) -> dict:
     """Compiles one program, in this process."""
+    import gpu_attention
     import jax
     import jax.numpy as jnp
+    import numpy as np
     from jax.experimental import topologies
     from jax.experimental.pallas.ops.gpu.attention import mha
 
     from pplx_jax.kernels.attention import blockwise, reference, triton
+    from pplx_jax.kernels.attention.visits import stretches
 
     topology = topologies.get_topology_desc(
         device.name, platform="cuda", target_config=device.config(), topology="1x1x1"
     )
     sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
     rows = max(TOKENS // length, 1)
+    lengths = tuple(int(share * length) for share in gpu_attention.SHARES) if packed else (length,)
+    ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
+    ids = np.tile(np.pad(ids, (0, length - len(ids))), (rows, 1)).astype(np.int32)
 
     def array(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
@@ -113,16 +131,48 @@ def worker(device: Device, implementation: str, length: int, heads: int, backwar
         key, value = (jnp.repeat(x, heads // KV_HEADS, axis=2) for x in (key, value))
         return mha(query, key, value, ids, sm_scale=HEAD_DIM**-0.5)
 
-    implementations = (triton.attention, blockwise.attention, reference.attention, jax_mha)
-    attend = dict(zip(IMPLEMENTATIONS, implementations, strict=True))[implementation]
+    def text_in_a_row(attend):
+        def run(query, key, value, ids):
+            def with_lengths(query, key, value, lengths=None):
+                return attend(query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths)
+
+            case = gpu_attention.Case(query, key, value, ids, lengths)
+            return (gpu_attention.unpacked(with_lengths, case) if packed else with_lengths)(query, key, value)
+
+        return run
+
+    def by_tokamax(name):
+        import tokamax
+
+        return text_in_a_row(functools.partial(tokamax.dot_product_attention, implementation=name))
+
+    attend = {
+        "ours": lambda: triton.attention,
+        "blockwise": lambda: blockwise.attention,
+        "whole": lambda: reference.attention,
+        "jax_mha": lambda: jax_mha,
+        "cudnn": lambda: text_in_a_row(functools.partial(jax.nn.dot_product_attention, implementation="cudnn")),
+        "tokamax_triton": lambda: by_tokamax("triton"),
+        "tokamax_mosaic": lambda: by_tokamax("mosaic"),
+    }[implementation]()
 
     def loss(*arguments):
         return attend(*arguments).astype(jnp.float32).sum()
 
+    pairs = rows * length**2
+    if packed and implementation in ("cudnn", "tokamax_triton", "tokamax_mosaic"):
+        pairs = rows * len(lengths) * max(lengths) ** 2
+    elif implementation == "ours":
+        blocks = triton.best(HEAD_DIM, 2)[0]
+        padded = np.pad(ids, ((0, 0), (0, -length % blocks.query)))
+        with jax.default_device(jax.devices("cpu")[0]):
+            start, stop = stretches(jnp.asarray(padded), jnp.asarray(padded), blocks.query, blocks.key, causal=False)
+            pairs = int((stop - start).sum()) * blocks.query * blocks.key
     arrays = (array(rows, length, count, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
     function = jax.grad(loss, argnums=(0, 1, 2)) if backward else attend
-    compiled = jax.jit(function).lower(*arrays, array(rows, length, dtype=jnp.int32)).compile()
-    products = PRODUCTS[implementation][backward] * 2 * rows * heads * length**2 * HEAD_DIM
+    with jax.default_device(topology.devices[0]):  # tokamax asks what that is
+        compiled = jax.jit(function).lower(*arrays, array(rows, length, dtype=jnp.int32)).compile()
+    products = PRODUCTS[implementation][backward] * 2 * pairs * heads * HEAD_DIM
     cost = cost_of(
         compiled.as_text(), peak_flops=device.peak, hbm_bytes_per_second=device.bandwidth, trips=-(-length // 256)
     )
@@ -155,7 +205,7 @@ def kernels_in(folder: pathlib.Path, target: str) -> dict[str, dict]:
     return found
 
 
-def measure(name: str, implementation: str, length: int, heads: int, backward: bool) -> dict:
+def measure(name: str, implementation: str, length: int, heads: int, packed: bool, backward: bool) -> dict:
     """One program's figures, or why there are none."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
@@ -164,22 +214,14 @@ def measure(name: str, implementation: str, length: int, heads: int, backward: b
             "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # of a driver, which is not here
             "XLA_FLAGS": f"--xla_gpu_autotune_level=0 --xla_dump_to={folder}",
         }
-        words = [
-            sys.executable,
-            __file__,
-            "--worker",
-            name,
-            implementation,
-            str(length),
-            str(heads),
-            str(int(backward)),
-        ]
+        numbers = map(str, (length, heads, int(packed), int(backward)))
+        words = [sys.executable, __file__, "--worker", name, implementation, *numbers]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "rror" in line or "EXHAUSTED" in line]
             return {"error": (lines or ["failed"])[-1][:200]}
         found = json.loads(done.stdout.splitlines()[-1])
-        if implementation in ("ours", "jax_mha"):
+        if implementation in BY_TRITON:
             found["kernels"] = kernels_in(pathlib.Path(folder), DEVICES[name].target)
         return found
 
@@ -190,29 +232,32 @@ def main() -> int:
     parser.add_argument("--lengths", nargs="+", type=int, default=[512, 4096, 32768])
     parser.add_argument("--heads", nargs="+", type=int, choices=(16, 32), default=[16, 32])
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table on stderr")
-    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         name, implementation, *numbers = arguments.worker
-        length, heads, backward = map(int, numbers)
-        print(json.dumps(worker(DEVICES[name], implementation, length, heads, bool(backward))))
+        length, heads, packed, backward = map(int, numbers)
+        sys.argv[1:] = []  # tokamax reads the command line
+        print(json.dumps(worker(DEVICES[name], implementation, length, heads, bool(packed), bool(backward))))
         return 0
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         print("gpu_compiled: no CUDA compiler here; pip install 'jax[cuda12]' of JAX's version", file=sys.stderr)
         return 2
     table = sys.stderr if arguments.json else sys.stdout
     report: dict = {}
-    for name, length, heads in itertools.product(arguments.devices, arguments.lengths, arguments.heads):
-        shape = report.setdefault(name, {}).setdefault(f"L{length}_H{heads}", {})
-        for backward, implementation in itertools.product((False, True), IMPLEMENTATIONS):
-            found = measure(name, implementation, length, heads, backward)
-            way = "backward" if backward else "forward"
-            shape.setdefault(way, {})[implementation] = found
+    names = [name for name in PRODUCTS if importlib.util.find_spec("tokamax") or not name.startswith("tokamax")]
+    ways = ("dense_forward", "dense_backward", "packed_forward", "packed_backward")
+    for device, length, heads in itertools.product(arguments.devices, arguments.lengths, arguments.heads):
+        shape = report.setdefault(device, {}).setdefault(f"L{length}_H{heads}", {})
+        for way, name in itertools.product(ways, names):
+            found = measure(device, name, length, heads, way.startswith("packed"), way.endswith("backward"))
+            shape.setdefault(way, {})[name] = found
             words = " ".join(f"{key}={value:.4g}" for key, value in found.items() if isinstance(value, int | float))
             words += "".join(f" {kernel}: {figures}" for kernel, figures in found.get("kernels", {}).items())
-            line = f"{name} L={length} H={heads} {way} {implementation}: {found.get('error', words)}"
-            print(line, file=table, flush=True)
-    names = ("jax", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12")
+            print(f"{device} L={length} H={heads} {way} {name}: {found.get('error', words)}", file=table, flush=True)
+    names = ["jax", "jax-cuda12-pjrt", "nvidia-cuda-nvcc-cu12"] + ["tokamax"] * bool(
+        importlib.util.find_spec("tokamax")
+    )
     versions = {name: importlib.metadata.version(name) for name in names}
     report["taken"] = {
         "date": datetime.date.today().isoformat(),
