@@ -163,17 +163,17 @@ def ours_forward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[
     found = dict(zip(names, long[at:], strict=False))
     step = max(long[at + len(names) :], key=size)
     found["finish"] = next(s for s in long if s[0] >= step[1] and size(s) > 150)
-    overhead = kernel.bundles - sum(map(size, long[at:]))
+    overhead = kernel.bundles - kernel.entry - sum(map(size, long[at:]))
     query_tiles, key_tiles = length // tiles.query, length // tiles.key
     pieces, subs = length // tiles.piece, length // tiles.sub_query
     dense = query_tiles * key_tiles * overhead + subs * tiles.kv_heads * size(found["finish"])
     dense += pieces * (key_tiles * tiles.kv_heads * size(found["full"]) + size(found["begin"]))
     dense /= length * length * group * tiles.kv_heads / TILE
-    side = found["side_by_side"]
-    packed = query_tiles * overhead + subs // tiles.together * size(side)
+    side, whole = found["side_by_side"], found["side_by_side_whole_steps"]
+    idle = sum(size(s) for s in kernel.skipped_with(whole, running=side) if s not in long)
+    packed = query_tiles * (overhead - idle) + subs // tiles.together * size(side)
     packed /= length * 256 * group * tiles.kv_heads / TILE
     common = {"vmem_bytes": tiles.forward_bytes(group, HEAD_DIM, 2)}
-    whole = size(found["side_by_side_whole_steps"])
     return (
         {
             "bundles_per_tile": dense,
@@ -186,7 +186,7 @@ def ours_forward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[
             "bundles_per_tile": packed,
             "over_own_tiles": packed / dense,
             "over_dense_row": packed * 256 / length / dense,
-            "bundles_per_tile_of_512_tokens": whole
+            "bundles_per_tile_of_512_tokens": size(whole)
             / (tiles.bunch * tiles.sub_query * tiles.sub_key * group * tiles.kv_heads / TILE),
             "matrix_slots_share": kernel.matrix_share(*side),
             "spills": kernel.spills(*side),
@@ -205,14 +205,16 @@ def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple
     found = dict(
         zip(("first", "zero", "side_by_side", "side_by_side_whole_steps", "full"), long[at - 2 :], strict=False)
     )
-    overhead = kernel.bundles - sum(map(size, long[at - 2 :]))
+    overhead = kernel.bundles - kernel.entry - sum(map(size, long[at - 2 :]))
+    side, whole = found["side_by_side"], found["side_by_side_whole_steps"]
+    idle = sum(size(s) for s in kernel.skipped_with(whole, running=side) if s not in long)
     query_tiles, key_tiles = length // tiles.query, length // tiles.key
     starts, zeros = key_tiles * size(found["first"]), query_tiles * (tiles.query // tiles.sub_query // tiles.bunch)
     dense = query_tiles * key_tiles * overhead + starts + zeros * size(found["zero"])
     dense += length // tiles.piece * key_tiles * tiles.kv_heads * size(found["full"])
     dense /= length * length * group * tiles.kv_heads / TILE
-    packed = max(query_tiles, key_tiles) * overhead + starts
-    packed += length // tiles.sub_query // tiles.together * size(found["side_by_side"])
+    packed = max(query_tiles, key_tiles) * (overhead - idle) + starts
+    packed += length // tiles.sub_query // tiles.together * size(side)
     packed /= length * 256 * group * tiles.kv_heads / TILE
     stretch = tiles.most_queries(group, HEAD_DIM, 2, length)
     common = {"vmem_bytes": tiles.backward_bytes(group, HEAD_DIM, 2, stretch, in_stretches=stretch < length)}
@@ -222,15 +224,15 @@ def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple
         return {"bundles_per_tile": price, "matrix_slots_share": share, "spills": spills, **common}
 
     body = size(found["full"]) / (tiles.piece * tiles.key * group / TILE)
-    whole = size(found["side_by_side_whole_steps"]) / (tiles.bunch * tiles.sub_query * tiles.sub_key / TILE)
     more = {
         "over_own_tiles": packed / dense,
         "over_dense_row": packed * 256 / length / dense,
-        "bundles_per_tile_of_512_tokens": whole / (group * tiles.kv_heads),
+        "bundles_per_tile_of_512_tokens": size(whole)
+        / (tiles.bunch * tiles.sub_query * tiles.sub_key * group * tiles.kv_heads / TILE),
     }
     return (
         figures(dense, found["full"]) | {"body_bundles_per_tile": body},
-        figures(packed, found["side_by_side"]) | more,
+        figures(packed, side) | more,
     )
 
 
@@ -241,9 +243,10 @@ def theirs(kernels: list[Kernel], tiles: float, steps: int) -> dict:
     """
     bundles = sum(kernel.bundles for kernel in kernels)
     ends = sum(sum(map(size, kernel.ends())) for kernel in kernels)
+    entry = sum(kernel.entry for kernel in kernels)
     return {
         "bundles_per_tile": bundles / tiles,
-        "dense_row_bundles_per_tile": (bundles - ends + ends / steps) / tiles,
+        "dense_row_bundles_per_tile": (bundles - entry - ends + ends / steps) / tiles,
         "matrix_slots_share": sum(k.matrix_share() * k.bundles for k in kernels) / sum(k.bundles for k in kernels),
         "spills": sum(kernel.spills() for kernel in kernels),
     }

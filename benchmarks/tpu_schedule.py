@@ -28,6 +28,7 @@ class Kernel:
       stretches: sizes of the runs of bundles between branches, in order: what is executed or not as one.
       rows: used slots by bundle.
       jumps: from where to where a branch may go forward.
+      entry: bundles before the loop over grid steps.
     """
 
     bundles: int
@@ -36,16 +37,18 @@ class Kernel:
     stretches: list[tuple[int, int]]
     rows: list[list[int]]
     jumps: list[tuple[int, int]]
+    entry: int
 
     def ends(self) -> list[tuple[int, int]]:
         """Stretches that not every grid step executes: a branch jumps over them, and not over the largest."""
         largest = max(self.stretches, key=lambda stretch: stretch[1] - stretch[0])
+        jumps = [jump for jump in self.jumps if not within(largest, jump)]
+        return [stretch for stretch in self.stretches if any(within(stretch, jump) for jump in jumps)]
 
-        def jumped(stretch, jump):
-            return jump[0] <= stretch[0] and stretch[1] <= jump[1]
-
-        jumps = [jump for jump in self.jumps if not jumped(largest, jump)]
-        return [stretch for stretch in self.stretches if any(jumped(stretch, jump) for jump in jumps)]
+    def skipped_with(self, other: tuple[int, int], running: tuple[int, int]) -> list[tuple[int, int]]:
+        """Stretches that a branch jumps over together with `other`, and not with `running`."""
+        jumps = [jump for jump in self.jumps if within(other, jump) and not within(running, jump)]
+        return [stretch for stretch in self.stretches if any(within(stretch, jump) for jump in jumps)]
 
     def matrix_share(self, first: int = 0, last: int | None = None) -> float:
         """Share of the matrix units' slots that are filled in these bundles."""
@@ -55,6 +58,11 @@ class Kernel:
     def spills(self, first: int = 0, last: int | None = None) -> int:
         """Registers spilt in these bundles."""
         return sum(row[_COLUMNS.index("spill")] for row in self.rows[first:last])
+
+
+def within(stretch: tuple[int, int], jump: tuple[int, int]) -> bool:
+    """Whether a branch that makes this jump skips all of the stretch."""
+    return jump[0] <= stretch[0] and stretch[1] <= jump[1]
 
 
 def compile_and_read(command: list[str]) -> tuple[dict, dict[str, Kernel]]:
@@ -86,13 +94,15 @@ def _read(utilization: pathlib.Path, bundles: pathlib.Path) -> Kernel:
         if re.fullmatch(r"[\d ]+", line.strip()) and len(line.split()) == len(_COLUMNS)
     ]
     slots, rows = rows[0], rows[1:]
-    marks, branches, jumps = [0], [], []
+    marks, branches, jumps, entry = [0], [], [], 0
     for line in bundles.read_text().splitlines():
         if not (found := _BUNDLE.match(line)):
             continue
         place = int(found.group(1), 16)
         jumps += [(since, place) for region in _TARGET.findall(line) for since, to in branches if to == region]
         branches += [(place, region) for region in _BRANCH.findall(line)]
+        if found.group(2) == "LB" and not entry:
+            entry = place
         if "sbr.rel" in line or found.group(2):
             marks.append(place)
     used = [sum(column) for column in zip(*rows, strict=True)] if rows else [0] * len(_COLUMNS)
@@ -103,4 +113,5 @@ def _read(utilization: pathlib.Path, bundles: pathlib.Path) -> Kernel:
         stretches=list(zip(marks, marks[1:], strict=False)),
         rows=rows,
         jumps=jumps,
+        entry=entry,
     )
