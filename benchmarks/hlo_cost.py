@@ -1,4 +1,4 @@
-"""What a program compiled for a TPU does, read off its HLO text: matrix FLOPs, HBM bytes and the compiler's cycles.
+"""What a compiled program does, read off its HLO text: matrix FLOPs, HBM bytes and the compiler's cycles.
 
 XLA's own cost analysis counts the body of a loop once; here it is counted as often as it runs.
 """
