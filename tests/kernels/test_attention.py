@@ -376,7 +376,7 @@ arrays = [jnp.asarray(generator.normal(size=(8, 300, heads, 16)), jnp.float32) f
 ids = jnp.asarray(np.sort(generator.integers(1, 5, (8, 300)), axis=1), jnp.int32).at[:, 280:].set(0)
 def gradients(attention, arrays):
     return jax.jit(jax.grad(lambda *a: (attention(*a, ids) ** 2).sum(), argnums=(0, 1, 2)))(*arrays)
-kernel, triton = (functools.partial(run, interpret=True) for run in (face._kernel, face._triton))
+kernel, triton = (functools.partial(run, interpret=True) for run in (face._pallas, face._triton))
 for axes, run, causal in (
     (("data", "fsdp", "tensor"), kernel, False),
     (("fsdp", "tensor", "sequence"), kernel, False),
@@ -392,7 +392,7 @@ for axes, run, causal in (
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 with jax.set_mesh(mesh):
     try:
-        face._on_mesh(face._kernel, *arrays, ids, causal=True)
+        face._on_mesh(face._pallas, *arrays, ids, causal=True)
         raise AssertionError("a causal mask over shared rows was taken")
     except BadInput as error:
         assert "no causal mask over rows shared along sequence" in str(error), error

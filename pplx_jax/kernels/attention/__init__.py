@@ -36,7 +36,7 @@ def attention(
         devices share, by a kernel.
     """
     xla = functools.partial(_on_mesh, _whole if query.shape[1] <= WHOLE_ROWS else _blocks, causal=causal)
-    tpu, cuda = (functools.partial(_on_mesh, kernel, causal=causal) for kernel in (_kernel, _triton))
+    tpu, cuda = (functools.partial(_on_mesh, run, causal=causal) for run in (_pallas, _triton))
     if implementation is None:
         return by_platform(query, key, value, segment_ids, tpu=tpu, cuda=cuda, default=xla)
     kernels = {"pallas": ("tpu", "a TPU", tpu), "triton": ("cuda", "an NVIDIA GPU", cuda)}
@@ -63,7 +63,7 @@ def _on_mesh(run, query, key, value, segment_ids, *, causal: bool) -> jax.Array:
         return run(query, key, value, segment_ids, segment_ids, first=0, causal=causal)
     queries = spec(("rows", "tokens", "kv_heads", None), key.shape, mesh)
     sharing = queries[1]
-    if causal and sharing and run in (_kernel, _triton):
+    if causal and sharing and run in (_pallas, _triton):
         raise BadInput(f"attention: the kernels have no causal mask over rows shared along {sharing}; set it to 1")
 
     def local(query, key, value, segment_ids):
@@ -77,7 +77,7 @@ def _on_mesh(run, query, key, value, segment_ids, *, causal: bool) -> jax.Array:
     return jax.shard_map(local, in_specs=specs, out_specs=queries, check_vma=False)(query, key, value, segment_ids)
 
 
-def _kernel(query, key, value, ids, key_ids, *, first, causal: bool, interpret: bool = False) -> jax.Array:
+def _pallas(query, key, value, ids, key_ids, *, first, causal: bool, interpret: bool = False) -> jax.Array:
     del first
     others = None if key_ids is ids else key_ids
     return pallas.attention(query, key, value, ids, key_segment_ids=others, causal=causal, interpret=interpret)
