@@ -381,6 +381,7 @@ for axes, run, causal in (
     (("data", "fsdp", "tensor"), kernel, False),
     (("fsdp", "tensor", "sequence"), kernel, False),
     (("fsdp", "tensor", "sequence"), triton, False),
+    (("fsdp", "tensor", "sequence"), triton, True),
     (("fsdp", "tensor", "sequence"), face._whole, True),
     (("fsdp", "tensor", "sequence"), face._blocks, True),
 ):

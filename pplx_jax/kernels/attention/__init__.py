@@ -32,8 +32,8 @@ def attention(
     where tokens of a row are on several devices, keys and values are gathered.
 
     Raises:
-      BadInput: the forced implementation cannot run here, or is unknown; a causal mask over rows that several
-        devices share, by a kernel.
+      BadInput: the forced implementation cannot run here, or is unknown; a causal mask over rows that several TPUs
+        share.
     """
     xla = functools.partial(_on_mesh, _whole if query.shape[1] <= WHOLE_ROWS else _blocks, causal=causal)
     tpu, cuda = (functools.partial(_on_mesh, run, causal=causal) for run in (_pallas, _triton))
@@ -63,8 +63,8 @@ def _on_mesh(run, query, key, value, segment_ids, *, causal: bool) -> jax.Array:
         return run(query, key, value, segment_ids, segment_ids, first=0, causal=causal)
     queries = spec(("rows", "tokens", "kv_heads", None), key.shape, mesh)
     sharing = queries[1]
-    if causal and sharing and run in (_pallas, _triton):
-        raise BadInput(f"attention: the kernels have no causal mask over rows shared along {sharing}; set it to 1")
+    if causal and sharing and run is _pallas:
+        raise BadInput(f"attention: TPU kernels have no causal mask over rows shared along {sharing}; set it to 1")
 
     def local(query, key, value, segment_ids):
         first, key_ids = 0, segment_ids
@@ -83,10 +83,8 @@ def _pallas(query, key, value, ids, key_ids, *, first, causal: bool, interpret: 
     return pallas.attention(query, key, value, ids, key_segment_ids=others, causal=causal, interpret=interpret)
 
 
-def _triton(query, key, value, ids, key_ids, *, first, causal: bool, interpret: bool = False) -> jax.Array:
-    del first
-    others = None if key_ids is ids else key_ids
-    return triton.attention(query, key, value, ids, key_segment_ids=others, causal=causal, interpret=interpret)
+def _triton(query, key, value, ids, key_ids, *, interpret: bool = False, **options) -> jax.Array:
+    return triton.attention(query, key, value, ids, key_segment_ids=key_ids, interpret=interpret, **options)
 
 
 def _whole(query, key, value, ids, key_ids, *, first, causal: bool) -> jax.Array:

@@ -68,6 +68,7 @@ def attention(
     segment_ids: jax.Array,
     *,
     key_segment_ids: jax.Array | None = None,
+    first: jax.Array | int = 0,
     causal: bool = False,
     blocks: tuple[Blocks, Blocks] | None = None,
     interpret: bool = False,
@@ -80,6 +81,7 @@ def attention(
       value: [B, L, K, E].
       segment_ids: [B, Q].
       key_segment_ids: [B, L], where the queries are a part of the row (context parallelism); else those of the queries.
+      first: place of the first query among the keys.
       causal: as of `reference.attention`.
       blocks: of the forward and of the backward pass; `best` where None.
       interpret: run without a GPU, slowly.
@@ -100,13 +102,14 @@ def attention(
 
     arrays = (padded(query, query_multiple), *(padded(x, key_multiple) for x in (key, value)))
     ids, key_ids = padded(ids, query_multiple), padded(key_ids, key_multiple)
-    mixed = _attention(*arrays, ids, key_ids, head_dim**-0.5, causal, blocks, interpret)
+    first = jnp.asarray(first, jnp.int32).reshape(1)
+    mixed = _attention(*arrays, ids, key_ids, first, head_dim**-0.5, causal, blocks, interpret)
     return mixed[:, :length, :, :head_dim]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
-def _attention(query, key, value, ids, key_ids, scale, causal, blocks, interpret):
-    return _forward(query, key, value, ids, key_ids, scale, causal, blocks, interpret)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
+def _attention(query, key, value, ids, key_ids, first, scale, causal, blocks, interpret):
+    return _forward(query, key, value, ids, key_ids, first, scale, causal, blocks, interpret)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,9 +130,10 @@ class _Call:
         array, size = (self.key, self.blocks.key) if self.by_key else (self.query, self.blocks.query)
         return array.shape[1] // size, array.shape[0], array.shape[2]
 
-    def bounds(self) -> pl.BlockSpec:
-        """Of [B, blocks]."""
-        return pl.BlockSpec((None, 1), lambda block, row, head: (row, block))
+    def bounds(self) -> list[pl.BlockSpec]:
+        """Of what says which blocks a program meets: [1], and twice [B, blocks]."""
+        each = pl.BlockSpec((None, 1), lambda block, row, head: (row, block))
+        return [pl.BlockSpec((1,), lambda block, row, head: (0,)), each, each]
 
     def ids(self, array: jax.Array, size: int | None) -> pl.BlockSpec:
         """Of [B, L]: a block of `size`, all where None."""
@@ -191,19 +195,19 @@ def _visible(query_ids, key_ids, first_query, first_key, causal: bool, *, transp
     return visible
 
 
-def _forward(query, key, value, ids, key_ids, scale, causal, blocks, interpret):
+def _forward(query, key, value, ids, key_ids, first, scale, causal, blocks, interpret):
     call = _Call(query, key, blocks[0])
     size, step = call.blocks.query, call.blocks.key
-    start, stop = stretches(ids, key_ids, size, step, causal=causal)
+    start, stop = stretches(ids, key_ids, size, step, causal=causal, offset=first[0])
 
-    def body(start_ref, stop_ref, query_ref, key_ref, value_ref, ids_ref, key_ids_ref, out_ref, lse_ref):
-        query, own_ids, first = query_ref[...], ids_ref[...], pl.program_id(0) * size
+    def body(first_ref, start_ref, stop_ref, query_ref, key_ref, value_ref, ids_ref, key_ids_ref, out_ref, lse_ref):
+        query, own_ids, place = query_ref[...], ids_ref[...], first_ref[0] + pl.program_id(0) * size
 
         def work(block, carried):
             mixed, most, total = carried
             part = pl.ds(block * step, step)
             scores = product(query, key_ref[part, :], transposed=True) * (scale * math.log2(math.e))
-            visible = _visible(own_ids, key_ids_ref[part], first, block * step, causal)
+            visible = _visible(own_ids, key_ids_ref[part], place, block * step, causal)
             scores = jnp.where(visible, scores, UNSEEN)
             now = jnp.maximum(most, scores.max(axis=1))
             weights = jnp.where(visible, jnp.exp2(scores - now[:, None]), 0.0)
@@ -225,8 +229,7 @@ def _forward(query, key, value, ids, key_ids, scale, causal, blocks, interpret):
         "attention_forward",
         interpret,
         in_specs=[
-            call.bounds(),
-            call.bounds(),
+            *call.bounds(),
             call.own(query, size),
             call.keys(),
             call.keys(),
@@ -238,13 +241,13 @@ def _forward(query, key, value, ids, key_ids, scale, causal, blocks, interpret):
             jax.ShapeDtypeStruct(query.shape, query.dtype),
             jax.ShapeDtypeStruct((rows, heads, length), jnp.float32),
         ],
-    )(start, stop, query, key, value, _of_queries(ids), key_ids)
+    )(first, start, stop, query, key, value, _of_queries(ids), key_ids)
     mixed, lse = checkpoint_name(mixed, "attention"), checkpoint_name(lse, "attention")
-    return mixed, (query, key, value, ids, key_ids, mixed, lse)
+    return mixed, (query, key, value, ids, key_ids, first, mixed, lse)
 
 
 def _backward(scale, causal, blocks, interpret, saved, gradient):
-    query, key, value, ids, key_ids, mixed, lse = saved
+    query, key, value, ids, key_ids, first, mixed, lse = saved
     delta = jnp.einsum("blhe,blhe->bhl", mixed, gradient, preferred_element_type=jnp.float32)
     gradient = gradient.astype(query.dtype)
     size, step = blocks[1].query, blocks[1].key
@@ -253,6 +256,7 @@ def _backward(scale, causal, blocks, interpret, saved, gradient):
         return jnp.where(visible, jnp.exp2(scores * (scale * math.log2(math.e)) - lse), 0.0)
 
     def of_queries(
+        first_ref,
         start_ref,
         stop_ref,
         query_ref,
@@ -265,12 +269,13 @@ def _backward(scale, causal, blocks, interpret, saved, gradient):
         delta_ref,
         of_query_ref,
     ):
-        query, gradient, own_ids, first = query_ref[...], gradient_ref[...], ids_ref[...], pl.program_id(0) * size
+        query, gradient, own_ids = query_ref[...], gradient_ref[...], ids_ref[...]
+        place = first_ref[0] + pl.program_id(0) * size
         lse, delta = lse_ref[...][:, None], delta_ref[...][:, None]
 
         def work(block, of_query):
             part = pl.ds(block * step, step)
-            key, visible = key_ref[part, :], _visible(own_ids, key_ids_ref[part], first, block * step, causal)
+            key, visible = key_ref[part, :], _visible(own_ids, key_ids_ref[part], place, block * step, causal)
             weights = softmax(product(query, key, transposed=True), lse, visible)
             scores_gradient = weights * (product(gradient, value_ref[part, :], transposed=True) - delta)
             return of_query + product(scores_gradient.astype(key.dtype), key)
@@ -279,6 +284,7 @@ def _backward(scale, causal, blocks, interpret, saved, gradient):
         of_query_ref[...] = (of_query * scale).astype(of_query_ref.dtype)
 
     def of_keys(
+        first_ref,
         start_ref,
         stop_ref,
         query_ref,
@@ -292,13 +298,13 @@ def _backward(scale, causal, blocks, interpret, saved, gradient):
         of_key_ref,
         of_value_ref,
     ):
-        key, value, own_ids, first = key_ref[...], value_ref[...], key_ids_ref[...], pl.program_id(0) * step
+        key, value, own_ids, place = key_ref[...], value_ref[...], key_ids_ref[...], pl.program_id(0) * step
 
         def work(block, carried, head):
             of_key, of_value = carried
             part = pl.ds(block * size, size)
             query, gradient = query_ref[part, head, :], gradient_ref[part, head, :]
-            visible = _visible(ids_ref[part], own_ids, block * size, first, causal, transposed=True)
+            visible = _visible(ids_ref[part], own_ids, first_ref[0] + block * size, place, causal, transposed=True)
             weights = softmax(product(key, query, transposed=True), lse_ref[head, part][None], visible)
             of_value += product(weights.astype(value.dtype), gradient)
             scores_gradient = weights * (product(value, gradient, transposed=True) - delta_ref[head, part][None])
@@ -310,6 +316,7 @@ def _backward(scale, causal, blocks, interpret, saved, gradient):
         of_key_ref[...] = (carried[0] * scale).astype(of_key_ref.dtype)
         of_value_ref[...] = carried[1].astype(of_value_ref.dtype)
 
+    bounds = functools.partial(stretches, ids, key_ids, size, step, causal=causal, offset=first[0])
     arrays = (query, key, value, _of_queries(ids), key_ids, gradient, lse, delta)
     call = _Call(query, key, blocks[1])
     of_query = call.run(
@@ -317,8 +324,7 @@ def _backward(scale, causal, blocks, interpret, saved, gradient):
         "attention_backward_queries",
         interpret,
         in_specs=[
-            call.bounds(),
-            call.bounds(),
+            *call.bounds(),
             call.own(query, size),
             call.keys(),
             call.keys(),
@@ -330,15 +336,14 @@ def _backward(scale, causal, blocks, interpret, saved, gradient):
         ],
         out_specs=call.own(query, size),
         out_shape=jax.ShapeDtypeStruct(query.shape, query.dtype),
-    )(*stretches(ids, key_ids, size, step, causal=causal), *arrays)
+    )(first, *bounds(), *arrays)
     call = _Call(query, key, blocks[1], by_key=True)
     of_key, of_value = call.run(
         of_keys,
         "attention_backward_keys",
         interpret,
         in_specs=[
-            call.bounds(),
-            call.bounds(),
+            *call.bounds(),
             call.queries(),
             call.own(key, step),
             call.own(key, step),
@@ -350,8 +355,8 @@ def _backward(scale, causal, blocks, interpret, saved, gradient):
         ],
         out_specs=[call.own(key, step), call.own(key, step)],
         out_shape=[jax.ShapeDtypeStruct(key.shape, key.dtype), jax.ShapeDtypeStruct(value.shape, value.dtype)],
-    )(*stretches(ids, key_ids, size, step, causal=causal, by_key=True), *arrays)
-    return of_query, of_key, of_value, None, None
+    )(first, *bounds(by_key=True), *arrays)
+    return of_query, of_key, of_value, None, None, None
 
 
 _attention.defvjp(_forward, _backward)

@@ -69,7 +69,7 @@ class _Spans:
         least = jnp.where(tiles > 0, tiles, jnp.iinfo(jnp.int32).max).min(-1)
         return cls(tile, least, most, jnp.where((tiles.min(-1) == most) & (most > 0), most, MIXED))
 
-    def meet(self, keys: "_Spans", *, causal: bool, offset: int) -> jax.Array:
+    def meet(self, keys: "_Spans", *, causal: bool, offset: jax.Array | int) -> jax.Array:
         """[B, T, tiles of keys]."""
         both = (self.least[:, :, None] <= keys.most[:, None]) & (keys.least[:, None] <= self.most[:, :, None])
         if causal:
@@ -117,7 +117,7 @@ def stretches(
     key_tile: int,
     *,
     causal: bool,
-    offset: int = 0,
+    offset: jax.Array | int = 0,
     by_key: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Of each tile of queries, the first tile of keys that it meets and one past the last; both 0 where it meets none.
