@@ -43,6 +43,8 @@ EXTRAS = {
     "serve": ["starlette>=0.46,<2", "uvicorn>=0.34,<1"],
     # Ahead-of-time compilation for TPU topologies.
     "tpu": ["libtpu>=0.0.40,<0.1"],
+    # NVIDIA GPUs, and compiling for them where there is none.
+    "cuda": ["jax[cuda12]>=0.10,<0.12"],
     # Launching on XManager.
     "launch": ["xmanager>=0.8.5,<0.9"],
     "dev": [

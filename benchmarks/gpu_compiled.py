@@ -8,7 +8,7 @@ reads what it reads once, and of kernels that are not ours that they make no pro
 Dense rows are one text. Packed ones hold nine of unequal lengths; who knows no packed rows gets each text in a row of
 its own, padded to the longest.
 
-Needs CUDA's wheels in the environment, of JAX's own version: pip install 'jax[cuda12]'. tokamax is taken where it is.
+Needs CUDA's wheels in the environment: pip install 'pplx-jax[cuda]'. tokamax is taken where it is installed.
 Usage: python benchmarks/gpu_compiled.py [--devices h100] [--lengths 512 4096 32768] [--heads 16] [--json]
 """
 
@@ -241,7 +241,7 @@ def main() -> int:
         print(json.dumps(worker(DEVICES[name], implementation, length, heads, bool(packed), bool(backward))))
         return 0
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
-        print("gpu_compiled: no CUDA compiler here; pip install 'jax[cuda12]' of JAX's version", file=sys.stderr)
+        print("gpu_compiled: no CUDA compiler here; pip install 'pplx-jax[cuda]'", file=sys.stderr)
         return 2
     table = sys.stderr if arguments.json else sys.stdout
     report: dict = {}
