@@ -260,6 +260,19 @@ def test_queries_may_be_a_part_of_the_row(name):
     np.testing.assert_allclose(found, whole[:, part], rtol=0, atol=1e-6)
 
 
+def test_blocks_that_do_not_meet_are_not_worked():
+    def finite(ids):
+        (query, key, value, ids), weights = inputs(ids)
+        mine = (np.arange(1024) < 256)[None, :, None, None]
+        key, value = (jnp.where(mine, array, jnp.nan) for array in (key, value))  # 0 x NaN is NaN
+        out, gradients = results(IMPLEMENTATIONS["triton"], (query, key, value, ids), np.where(mine, weights, 0.0))
+        return [bool(np.isfinite(array[:, :256]).all()) for array in (out, *gradients)]
+
+    assert finite(packed(1024, [256, 768])) == [True] * 4
+    # Control: a text that ends within a block of the next one's meets it.
+    assert not any(finite(packed(1024, [250, 774]))[:2])
+
+
 @pytest.mark.parametrize("by_key", [False, True])
 def test_a_tile_goes_from_the_first_to_the_last_that_it_meets(by_key):
     ids = jnp.asarray([packed(1024, [300, 500], gap=20)])
