@@ -83,7 +83,9 @@ def compile_and_read(command: list[str]) -> tuple[dict, dict[str, Kernel]]:
             stem = path.name.split("-final_hlo")[0].rsplit("-", 1)[0]
             texts = [text for text in path.parent.glob(f"{stem}-*-final_bundles.txt") if "schedule" not in text.name]
             if texts:
-                kernels[name] = _read(path, texts[0])
+                kernel = _read(path, texts[0])
+                if name not in kernels or kernels[name].bundles < kernel.bundles:  # of several called so, the dearest
+                    kernels[name] = kernel
         return json.loads(done.stdout.splitlines()[-1]), kernels
 
 
