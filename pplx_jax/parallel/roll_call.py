@@ -23,7 +23,7 @@ from pplx_jax.errors import PROCESS_LOST, BadInput, ProcessLost
 
 _BEATS = 6  # within a silence that counts as death
 _REMINDER_SECONDS = 15.0
-_GRACE_SECONDS = 2.0  # for a process that fails by itself at the same time, to say so in its own words
+_GRACE_SECONDS = 2.0  # from a process's failure until it says so; see `RollCall.close`
 _LINE_BYTES = 1 << 16
 
 _failed = False  # this process told the others that it failed
@@ -68,7 +68,7 @@ class RollCall:
         self._changed = threading.Condition()
         self._arrived: dict[str, set[int]] = {}
         self._released: set[str] = set()
-        self._closing = False
+        self._failing = self._closing = False
         self._thread = threading.Thread(target=self._watch, name="pplx_jax-roll-call", daemon=True)
         self._thread.start()
 
@@ -90,10 +90,20 @@ class RollCall:
             self._arrived.pop(name, None)
 
     def close(self, failure: str | None = None) -> None:
-        """Leaves: quietly when the work is done, or with the reason why it failed, which ends the others."""
+        """Leaves: quietly when the work is done, or with the reason why it failed, which ends the others.
+
+        A failure is told after a moment. Should it be what the death of another looks like from here (a collective
+        that breaks), the death is heard of by then, and `end` is called with it. Should all fail of one cause, each
+        has failed by then, and says so in its own words.
+        """
         global _failed
-        _failed = _failed or failure is not None
-        word = {"bye": self.me.index} if failure is None else {"stop": f"{self.me} failed: {failure}"}
+        if failure is None:
+            word = {"bye": self.me.index}
+        else:
+            word = {"stop": f"{self.me} failed: {failure}"}
+            self._failing = True
+            self._thread.join(timeout=_GRACE_SECONDS)
+            _failed = True
         self._closing = True
         for line in list(self._lines.values()):
             line.send(word)
@@ -115,7 +125,7 @@ class RollCall:
                 if line.socket in readable:
                     self._hear(index, line, now)
                 elif now - line.heard > self._silence:
-                    self._lost(f"{self.members[index]} has not been heard of for {self._silence:g} s", index)
+                    self._lost("died", f"{self.members[index]} has not been heard of for {self._silence:g} s", index)
 
     def _hear(self, index: int, line: "_Line", now: float) -> None:
         line.heard = now
@@ -124,10 +134,10 @@ class RollCall:
         except (OSError, ValueError):
             messages = None
         if messages is None:
-            return self._lost(f"{self.members[index]} died", index)
+            return self._lost("died", f"{self.members[index]} died", index)
         for message in messages:
-            if "stop" in message:
-                return self._lost(message["stop"], index)
+            for word in message.keys() & {"died", "stop"}:
+                return self._lost(word, message[word], index)
             with self._changed:
                 if "at" in message:
                     self._arrived.setdefault(message["at"], set()).add(index)
@@ -139,11 +149,12 @@ class RollCall:
                 return None
         return None
 
-    def _lost(self, reason: str, index: int) -> None:
+    def _lost(self, word: str, reason: str, index: int) -> None:
+        """Another has "died", or is about to "stop" for a failure of its own."""
         self._lines.pop(index).close()
         for line in list(self._lines.values()):  # process 0 tells the others
-            line.send({"stop": reason})
-        if not self._closing:
+            line.send({word: reason})
+        if not (self._closing or (word == "stop" and self._failing)):
             self._end(f"{reason}; process {self.me.index} of {self.count} stops too")
 
 
@@ -304,7 +315,6 @@ def _join(me: Member, host: str, port: int, count: int, deadline: float, seconds
 
 def _end_process(reason: str) -> None:
     """Ends this process at once: its main thread may wait for ever in a collective with the one that is gone."""
-    time.sleep(_GRACE_SECONDS)
     print(
         f"pplx-jax: {reason}; start all processes again with the same command to go on from the last checkpoint",
         file=sys.stderr,

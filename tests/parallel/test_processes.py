@@ -169,7 +169,7 @@ def test_a_killed_process_is_named_by_the_other_and_the_job_goes_on(setting, out
     died = time.monotonic()
     _, errors = first.communicate(timeout=60)
     assert time.monotonic() - died < 60
-    assert first.returncode == PROCESS_LOST
+    assert first.returncode == PROCESS_LOST, errors
     assert re.search(rf"process 1 \(\S+, pid {second.pid}\) died; process 0 of 2 stops too; start all", errors), errors
     assert not (output / "died" / "finished.json").exists()
     code = COMMON + 'run(setting, output / "died", "pair", **fields("pair"))'
@@ -181,7 +181,7 @@ def test_a_failure_of_one_process_stops_the_other_with_its_reason(setting, tmp_p
     first, second = job.start_job(FAILING, setting, tmp_path, count=2, devices=4)
     _, errors = first.communicate(timeout=120)
     second.communicate(timeout=120)
-    assert first.returncode == PROCESS_LOST
+    assert first.returncode == PROCESS_LOST, errors
     assert f"pid {second.pid}) failed: ValueError: its disk is gone; process 0 of 2 stops too" in errors
 
 

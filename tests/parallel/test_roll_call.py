@@ -37,9 +37,9 @@ class Job:
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
             self.calls = list(pool.map(start, range(count)))
 
-    def close(self) -> None:
+    def close(self, failure: str | None = None) -> None:
         with concurrent.futures.ThreadPoolExecutor(len(self.calls)) as pool:
-            list(pool.map(lambda one: one.close(), self.calls))
+            list(pool.map(lambda one: one.close(failure), self.calls))
 
 
 def call(port: int, index: int, count: int, *, startup: float = 20.0, silence: float = 20.0, end=None):
@@ -96,6 +96,27 @@ def test_a_failure_is_told_in_its_own_words(job):
     job.calls[1].close(failure="NonFiniteLoss: pair step 3: loss is nan")
     for index in (0, 2):
         assert "failed: NonFiniteLoss: pair step 3: loss is nan" in job.ends[index].get(timeout=10)
+
+
+def test_what_breaks_because_another_died_is_not_told_as_a_failure(job, monkeypatch):
+    """A collective may raise before the death is heard of."""
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 20.0)
+    victim = job.calls[2]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        leaving = [pool.submit(job.calls[index].close, "Gloo: Connection closed by peer") for index in (0, 1)]
+        while not all(job.calls[index]._failing for index in (0, 1)):
+            time.sleep(0.01)
+        victim._lines[0].socket.shutdown(socket.SHUT_RDWR)
+        for index in (0, 1):
+            assert job.ends[index].get(timeout=10) == f"{victim.me} died; process {index} of 3 stops too"
+        for one in leaving:
+            one.result(timeout=40)
+
+
+def test_all_that_fail_of_one_cause_say_so_in_their_own_words():
+    job = Job(3)
+    job.close(failure="BadInput: unknown source")
+    assert all(ends.empty() for ends in job.ends)
 
 
 def test_leaving_when_done_is_no_death():
