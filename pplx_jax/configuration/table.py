@@ -41,7 +41,7 @@ PARTS = (
     "pplx_jax.stages.contextual:ContextualStage",
     "pplx_jax.stages.triplet:TripletStage",
     "pplx_jax.stages.merge:Merge",
-    "pplx_jax.contrastive.mining:Mining",
+    "pplx_jax.contrastive.mining_choice:Mining",
     "pplx_jax.data.python_corpus:PythonCorpus",
     "pplx_jax.data.folder_corpus:FolderCorpus",
     "pplx_jax.data.multilingual_corpus:MultilingualCorpus",

@@ -8,7 +8,7 @@ stretch of blocks that its texts can meet, read from a small table: a packed row
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -246,6 +246,22 @@ def _forward(query, key, value, ids, key_ids, first, scale, causal, blocks, inte
     return mixed, (query, key, value, ids, key_ids, first, mixed, lse)
 
 
+class _BackwardRefs(NamedTuple):
+    """What both passes of the gradient read: all of an array, or a program's own block of it."""
+
+    first: Any
+    start: Any
+    stop: Any
+    query: Any
+    key: Any
+    value: Any
+    ids: Any
+    key_ids: Any
+    gradient: Any
+    lse: Any
+    delta: Any
+
+
 def _backward(scale, causal, blocks, interpret, saved, gradient):
     query, key, value, ids, key_ids, first, mixed, lse = saved
     delta = jnp.einsum("blhe,blhe->bhl", mixed, gradient, preferred_element_type=jnp.float32)
@@ -255,64 +271,39 @@ def _backward(scale, causal, blocks, interpret, saved, gradient):
     def softmax(scores, lse, visible):
         return jnp.where(visible, jnp.exp2(scores * (scale * math.log2(math.e)) - lse), 0.0)
 
-    def of_queries(
-        first_ref,
-        start_ref,
-        stop_ref,
-        query_ref,
-        key_ref,
-        value_ref,
-        ids_ref,
-        key_ids_ref,
-        gradient_ref,
-        lse_ref,
-        delta_ref,
-        of_query_ref,
-    ):
-        query, gradient, own_ids = query_ref[...], gradient_ref[...], ids_ref[...]
-        place = first_ref[0] + pl.program_id(0) * size
-        lse, delta = lse_ref[...][:, None], delta_ref[...][:, None]
+    def of_queries(*refs):
+        at, of_query_ref = _BackwardRefs(*refs[:-1]), refs[-1]
+        query, gradient, own_ids = at.query[...], at.gradient[...], at.ids[...]
+        place = at.first[0] + pl.program_id(0) * size
+        lse, delta = at.lse[...][:, None], at.delta[...][:, None]
 
         def work(block, of_query):
             part = pl.ds(block * step, step)
-            key, visible = key_ref[part, :], _visible(own_ids, key_ids_ref[part], place, block * step, causal)
+            key, visible = at.key[part, :], _visible(own_ids, at.key_ids[part], place, block * step, causal)
             weights = softmax(product(query, key, transposed=True), lse, visible)
-            scores_gradient = weights * (product(gradient, value_ref[part, :], transposed=True) - delta)
+            scores_gradient = weights * (product(gradient, at.value[part, :], transposed=True) - delta)
             return of_query + product(scores_gradient.astype(key.dtype), key)
 
-        of_query = jax.lax.fori_loop(start_ref[0], stop_ref[0], work, jnp.zeros(query.shape, jnp.float32))
+        of_query = jax.lax.fori_loop(at.start[0], at.stop[0], work, jnp.zeros(query.shape, jnp.float32))
         of_query_ref[...] = (of_query * scale).astype(of_query_ref.dtype)
 
-    def of_keys(
-        first_ref,
-        start_ref,
-        stop_ref,
-        query_ref,
-        key_ref,
-        value_ref,
-        ids_ref,
-        key_ids_ref,
-        gradient_ref,
-        lse_ref,
-        delta_ref,
-        of_key_ref,
-        of_value_ref,
-    ):
-        key, value, own_ids, place = key_ref[...], value_ref[...], key_ids_ref[...], pl.program_id(0) * step
+    def of_keys(*refs):
+        at, of_key_ref, of_value_ref = _BackwardRefs(*refs[:-2]), *refs[-2:]
+        key, value, own_ids, place = at.key[...], at.value[...], at.key_ids[...], pl.program_id(0) * step
 
         def work(block, carried, head):
             of_key, of_value = carried
             part = pl.ds(block * size, size)
-            query, gradient = query_ref[part, head, :], gradient_ref[part, head, :]
-            visible = _visible(ids_ref[part], own_ids, first_ref[0] + block * size, place, causal, transposed=True)
-            weights = softmax(product(key, query, transposed=True), lse_ref[head, part][None], visible)
+            query, gradient = at.query[part, head, :], at.gradient[part, head, :]
+            visible = _visible(at.ids[part], own_ids, at.first[0] + block * size, place, causal, transposed=True)
+            weights = softmax(product(key, query, transposed=True), at.lse[head, part][None], visible)
             of_value += product(weights.astype(value.dtype), gradient)
-            scores_gradient = weights * (product(value, gradient, transposed=True) - delta_ref[head, part][None])
+            scores_gradient = weights * (product(value, gradient, transposed=True) - at.delta[head, part][None])
             return of_key + product(scores_gradient.astype(key.dtype), query), of_value
 
         carried = (jnp.zeros(key.shape, jnp.float32),) * 2
-        for head in range(query_ref.shape[1]):
-            carried = jax.lax.fori_loop(start_ref[0], stop_ref[0], functools.partial(work, head=head), carried)
+        for head in range(at.query.shape[1]):
+            carried = jax.lax.fori_loop(at.start[0], at.stop[0], functools.partial(work, head=head), carried)
         of_key_ref[...] = (carried[0] * scale).astype(of_key_ref.dtype)
         of_value_ref[...] = carried[1].astype(of_value_ref.dtype)
 
