@@ -23,7 +23,6 @@ class Kernel:
 
     Attributes:
       bundles: VLIW bundles in all.
-      used: by unit, slots that are filled.
       slots: by unit, slots of a bundle.
       stretches: sizes of the runs of bundles between branches, in order: what is executed or not as one.
       rows: used slots by bundle.
@@ -32,7 +31,6 @@ class Kernel:
     """
 
     bundles: int
-    used: dict[str, int]
     slots: dict[str, int]
     stretches: list[tuple[int, int]]
     rows: list[list[int]]
@@ -50,14 +48,17 @@ class Kernel:
         jumps = [jump for jump in self.jumps if within(other, jump) and not within(running, jump)]
         return [stretch for stretch in self.stretches if any(within(stretch, jump) for jump in jumps)]
 
+    def filled(self, unit: str, first: int = 0, last: int | None = None) -> int:
+        """Slots of a unit that are filled in these bundles."""
+        return sum(row[_COLUMNS.index(unit)] for row in self.rows[first:last])
+
     def matrix_share(self, first: int = 0, last: int | None = None) -> float:
         """Share of the matrix units' slots that are filled in these bundles."""
-        rows = self.rows[first:last]
-        return sum(row[0] for row in rows) / max(len(rows), 1) / self.slots["matrix"]
+        return self.filled("matrix", first, last) / max(len(self.rows[first:last]), 1) / self.slots["matrix"]
 
     def spills(self, first: int = 0, last: int | None = None) -> int:
         """Registers spilt in these bundles."""
-        return sum(row[_COLUMNS.index("spill")] for row in self.rows[first:last])
+        return self.filled("spill", first, last)
 
 
 def within(stretch: tuple[int, int], jump: tuple[int, int]) -> bool:
@@ -107,10 +108,8 @@ def _read(utilization: pathlib.Path, bundles: pathlib.Path) -> Kernel:
             entry = place
         if "sbr.rel" in line or found.group(2):
             marks.append(place)
-    used = [sum(column) for column in zip(*rows, strict=True)] if rows else [0] * len(_COLUMNS)
     return Kernel(
         bundles=len(rows),
-        used=dict(zip(_COLUMNS, used, strict=True)),
         slots=dict(zip(_COLUMNS, slots, strict=True)),
         stretches=list(zip(marks, marks[1:], strict=False)),
         rows=rows,

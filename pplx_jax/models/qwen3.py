@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pplx_jax.errors import BadInput, require
 from pplx_jax.kernels.attention import attention
+from pplx_jax.kernels.products import precision
 from pplx_jax.models.linear import project
 from pplx_jax.models.lookup import lookup
 from pplx_jax.parallel.rules import constrain
@@ -144,8 +145,8 @@ def _turn(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
     # the way, where cutting a head in two costs a TPU as much as the projection before.
     half = x.shape[-1] // 2
     exchange = jnp.eye(x.shape[-1], k=half) - jnp.eye(x.shape[-1], k=-half)
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    other = jnp.matmul(x, exchange.astype(x.dtype), precision=precision, preferred_element_type=jnp.float32)
+    exchange = exchange.astype(x.dtype)
+    other = jnp.matmul(x, exchange, precision=precision(x.dtype), preferred_element_type=jnp.float32)
     cosine, sine = (jnp.concatenate([part, part], axis=-1) for part in (cosine, sine))
     return (x.astype(jnp.float32) * cosine + other * sine).astype(x.dtype)
 

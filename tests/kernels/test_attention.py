@@ -16,7 +16,7 @@ from pplx_jax.errors import BadInput
 from pplx_jax.kernels import attention as face
 from pplx_jax.kernels.attention import blockwise, pallas, reference, triton
 from pplx_jax.kernels.attention.tiles import Tiles, best
-from pplx_jax.kernels.attention.visits import WINDOW_BITS, stretches, table
+from pplx_jax.kernels.attention.visits import PADDED, WINDOW_BITS, stretches, table
 
 # Two key heads at a time, and sub-tiles side by side where half a step is enough.
 SMALL = (
@@ -303,6 +303,24 @@ def test_only_tiles_that_meet_are_visited(by_key):
     assert int(table(ids, ids, tiles, causal=False, by_key=by_key).count) == 256
 
 
+def test_only_sub_tiles_with_padding_are_cleared():
+    def padded(lengths):
+        ids = jnp.asarray(packed(1024, lengths))[None]
+        visits = table(ids, ids, SMALL[0], causal=False)
+        count = int(visits.count)
+        tiles = {int(query) for query, flags in zip(visits.query, visits.flags[:count], strict=False) if flags & PADDED}
+        return visits.padded.tolist(), tiles
+
+    assert padded([512, 512]) == ([0] * 8, set())
+    assert padded([300, 500]) == ([0] * 6 + [1] * 2, {3})  # from 800 on: sub-tiles of 128, tiles of 256
+
+
+def test_queries_that_are_a_part_have_no_causal_mask_on_a_tpu():
+    (query, key, value, ids), _ = inputs(LAYOUTS["short"])
+    with pytest.raises(BadInput, match="no causal mask over queries that are a part of the row"):
+        IMPLEMENTATIONS["pallas"](query, key, value, ids, key_segment_ids=ids, causal=True)
+
+
 def test_memory_is_linear_in_length_both_ways():
     def temporaries(attention, length):
         def loss(query, key, value, segment_ids):
@@ -366,15 +384,19 @@ def test_tiles_say_what_memory_they_need():
         pallas.attention(*arguments, tiles=(tiles, tiles), interpret=True)
 
 
-@pytest.mark.parametrize("group", [1, 2, 4, 8])
+@pytest.mark.parametrize("group", [1, 2, 4, 8, 16, 32])
 @pytest.mark.parametrize("length", [1, 128, 512, 1000, 4224, 32768])
 def test_the_best_tiles_fit_their_device(length, group):
-    for device, itemsize in itertools.product((None, "TPU v5 lite", "TPU v6 lite", "TPU v5"), (2, 4)):
-        forward, backward = best(length, group, itemsize=itemsize, device_kind=device)
-        forward.require(forward.forward_bytes(group, 128, itemsize))
-        most = backward.most_queries(group, 128, itemsize, length)
-        assert most >= min(length, 3584 if itemsize == 2 else 2048)
-        backward.require(backward.backward_bytes(group, 128, itemsize, most, in_stretches=most < length))
+    devices = (None, "TPU v5 lite", "TPU v6 lite", "TPU v5", "TPU v4")
+    for device, itemsize, head_dim in itertools.product(devices, (2, 4), (128, 256)):
+        if device == "TPU v4" and group * head_dim * itemsize > 8 * 128 * 4:  # a seventh of the others' fast memory
+            continue
+        forward, backward = best(length, group, head_dim, itemsize, device_kind=device)
+        forward.require(forward.forward_bytes(group, head_dim, itemsize))
+        most = backward.most_queries(group, head_dim, itemsize, length)
+        backward.require(backward.backward_bytes(group, head_dim, itemsize, most, in_stretches=most < length))
+        if group <= 8 and head_dim == 128 and device != "TPU v4":
+            assert most >= min(length, 3584 if itemsize == 2 else 2048)
         assert -length % forward.key < max(512, length / 4)
 
 

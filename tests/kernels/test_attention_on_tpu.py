@@ -41,6 +41,12 @@ def test_both_passes_compile_for_both_models(topology, heads):
 
 
 @tpu_compile.needs_libtpu
+def test_both_passes_compile_for_the_smallest_fast_memory():
+    calls, _ = compiled("v4:2x2x1", 16, 4096, 1)
+    assert calls >= 2
+
+
+@tpu_compile.needs_libtpu
 def test_memory_is_linear_up_to_the_longest_text():
     smallest = "v5p:2x2x1"  # of the cores' memories, so the row goes in the most stretches
     (_, short), (_, long) = compiled(smallest, 16, 4096, 2), compiled(smallest, 16, 32768, 1)

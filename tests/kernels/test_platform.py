@@ -40,7 +40,12 @@ def test_without_one_what_it_is_compiled_for_decides(multiplied, traced):
 
 @pytest.mark.parametrize(
     ("kind", "name", "number"),
-    [("TPU v5 lite", "tpu", 2), ("NVIDIA H100 80GB HBM3", "cuda", 5), ("AMD Instinct MI300X", "cpu", 3)],
+    [
+        ("TPU v5 lite", "tpu", 2),
+        ("NVIDIA H100 80GB HBM3", "cuda", 5),
+        ("A100-SXM4-40GB", "cuda", 5),
+        ("AMD Instinct MI300X", "cpu", 3),
+    ],
 )
 def test_within_a_mesh_its_kernel_is_traced(multiplied, traced, monkeypatch, kind, name, number):
     monkeypatch.setattr(platform, "_of_mesh", lambda: kind)

@@ -25,6 +25,9 @@ compiled = jax.jit(jax.value_and_grad(loss_alone, argnums=(0, 1)))
 both = jax.jit(vocab_cross_entropy)
 
 
+ONCE = {"with_gradient": False, "interpret": True}
+
+
 def case(tokens, width, vocabulary, seed=0, scale=1.0):
     generator = np.random.default_rng(seed)
     hidden = (scale * generator.normal(size=(tokens, width))).astype(np.float32)
@@ -137,6 +140,35 @@ def test_large_logits_stay_finite():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for actual, exact in zip(gradients, expected_gradients, strict=True):
         assert close(actual, exact, 1e-3)
+
+
+@pytest.mark.parametrize("target", [-100, -1, 7])
+def test_a_target_outside_of_the_vocabulary_is_no_number(target):
+    hidden, embedding, targets, weights = case(5, 8, 7)
+    targets[4] = target
+    assert np.isfinite(both(hidden, embedding, targets, weights * [1, 1, 1, 1, 0])[0])  # it is not looked at
+    _, each = both(hidden, embedding, targets, np.ones_like(weights))
+    assert np.isnan(each).tolist() == [False] * 4 + [True]
+    outside = np.where(targets < 0, 7, targets)  # as the face gives it
+    for found in (
+        chunked.losses(hidden, embedding, outside, np.ones_like(weights), with_gradient=False),
+        pallas.losses(*map(jnp.asarray, (hidden, embedding, outside, np.ones_like(weights))), **ONCE),
+    ):
+        assert np.isnan(found.cross_entropy).tolist() == [False] * 4 + [True]
+
+
+def test_no_positions_have_no_loss():
+    hidden, embedding, targets, weights = case(5, 8, 7)
+    arguments = hidden[:0], embedding, targets[:0], weights[:0]
+    loss, of_hidden = jax.value_and_grad(loss_alone)(*map(jnp.asarray, arguments))
+    assert loss == 0.0 and of_hidden.shape == (0, 8)
+    assert pallas.losses(*map(jnp.asarray, arguments), **ONCE).loss == 0.0
+
+
+def test_the_gradient_of_weights_is_of_their_dtype():
+    hidden, embedding, targets, weights = map(jnp.asarray, case(5, 8, 7))
+    found = jax.grad(loss_alone, argnums=3)(hidden, embedding, targets, weights.astype(jnp.bfloat16))
+    assert found.dtype == jnp.bfloat16
 
 
 def test_all_weights_zero():
@@ -295,7 +327,7 @@ def test_only_blocks_with_a_weight_are_worked():
 
 
 def test_tiles_hold_themselves_to_the_memory():
-    for kind in ("", "TPU v5 lite", "TPU v5", "TPU v6 lite"):
+    for kind in ("", "TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite"):
         for width in (128, 1024, 2560, 4096):
             for itemsize in (2, 4):
                 tiles = best(8192, width, itemsize, kind)

@@ -10,19 +10,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
-from pplx_jax.kernels.attention.visits import LAST, MIXED, Visits, each_bunch
+from pplx_jax.kernels.attention.visits import LAST, MIXED, PADDED, Visits, each_bunch
+from pplx_jax.kernels.products import product
 
 UNSEEN = -1e30  # the score of a pair that is not to meet; far from float32's end, so that differences stay finite
 _SUBLANES = 8
 _DIGIT_BITS, _BASE = 4, 16
-_NT, _NN = (((1,), (1,)), ((), ())), (((1,), (0,)), ((), ()))
-
-
-def product(a: jax.Array, b: jax.Array, *, transposed: bool = False) -> jax.Array:
-    """a @ b, or a @ b.T, in float32; exact where the arguments are float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    dims = _NT if transposed else _NN
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
 def across(x: jax.Array, width: int) -> jax.Array:
@@ -213,7 +206,7 @@ def _body(
             lse_ref[head, member, queries] = lse[:, place * queries.size : (place + 1) * queries.size]
 
     def clear_unseen(head, queries):
-        """Zeros of the queries that saw nothing."""
+        """Zeros of padding, which saw nothing."""
         for place in range(group):
             lse = lse_ref[head, place : place + 1, queries]
             seen = jnp.broadcast_to(lse, (LANES, queries.size)).T > UNSEEN / 2
@@ -230,9 +223,13 @@ def _body(
             visible &= key_place - query_place <= first_query + queries.start - first_key - keys.start
         return jnp.where(visible, -UNSEEN, UNSEEN)
 
+    def place_of(sub):
+        """Of a sub-tile in the tables."""
+        return row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
+
     def stretch(sub) -> tuple[Any, jax.Array, jax.Array]:
         """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
-        place = row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
+        place = place_of(sub)
         queries = pl.ds(pl.multiple_of(sub * tiles.sub_query, tiles.sub_query), tiles.sub_query)
         return queries, start_ref[place] - key_tile * units, stop_ref[place] - key_tile * units
 
@@ -336,8 +333,10 @@ def _body(
                             total = load(sum_ref, head, queries).sum(axis=1, keepdims=True)
                             finish(head, queries, most, jnp.broadcast_to(total, most.shape), mixed)
 
-        @pl.when(padded_ref[row * (in_all // tiles.query) + query_tile] != 0)
+        @pl.when(flags & PADDED != 0)
         def _():
             @pl.loop(0, pieces * subs)
             def _(sub):
-                pl.loop(0, kv_heads)(lambda head: clear_unseen(head, stretch(sub)[0]))
+                @pl.when(padded_ref[place_of(sub)] != 0)
+                def _():
+                    pl.loop(0, kv_heads)(lambda head: clear_unseen(head, stretch(sub)[0]))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from pplx_jax.errors import BadInput
 from pplx_jax.kernels.attention.backward_kernel import backward
 from pplx_jax.kernels.attention.forward_kernel import forward
 from pplx_jax.kernels.attention.tiles import Tiles, best
@@ -40,8 +41,11 @@ def attention(
       [B, Q, H, E] in the dtype of `query`.
 
     Raises:
-      BadInput: the tiles do not fit the core's memory.
+      BadInput: the tiles do not fit the core's memory; a causal mask of queries that are a part of the row, of which no
+        place is known.
     """
+    if causal and key_segment_ids is not None:
+        raise BadInput("attention: TPU kernels have no causal mask over queries that are a part of the row; give all")
     length, heads, head_dim = query.shape[1:]
     kv_heads = key.shape[2]
     padded_head = 64 if head_dim <= 64 else -(-head_dim // 128) * 128

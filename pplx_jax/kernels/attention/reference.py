@@ -1,7 +1,11 @@
 """Attention over packed rows in plain XLA: the definition the other implementations are held against."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from pplx_jax.kernels.products import precision
 
 
 def attention(
@@ -40,12 +44,13 @@ def block_attention(
     rows, queries, heads, head_dim = query.shape
     kv_heads = key.shape[2]
     grouped = query.reshape(rows, queries, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("blkge,bmke->bkglm", grouped, key, preferred_element_type=jnp.float32)
+    product = functools.partial(jnp.einsum, precision=precision(key.dtype), preferred_element_type=jnp.float32)
+    scores = product("blkge,bmke->bkglm", grouped, key)
     visible = query_segment_ids[:, :, None] == segment_ids[:, None, :]
     if causal:
         visible &= (first + jnp.arange(queries))[:, None] >= jnp.arange(key.shape[1])
     scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bkglm,bmke->blkge", weights, value, preferred_element_type=jnp.float32)
+    mixed = product("bkglm,bmke->blkge", weights, value)
     mixed = mixed.reshape(rows, queries, heads, head_dim).astype(query.dtype)
     return jnp.where((query_segment_ids > 0)[:, :, None, None], mixed, 0)

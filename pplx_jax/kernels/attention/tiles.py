@@ -1,16 +1,14 @@
 """Sizes that the TPU kernels work in: what fits, and what is best at which shape on which device."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 from pplx_jax.errors import BadInput
 from pplx_jax.kernels import platform
 
 LANES = 128
-# Fast memory of a core in bytes, less what the compiler keeps, by a part of the device's kind.
-_VMEM = {"v5 lite": 100 * 2**20, "v5e": 100 * 2**20, "v6": 100 * 2**20}
 _WIDE_MATRIX_UNIT = ("v6", "7")  # 256 columns, twice a head's
-_LEAST_VMEM = 56 * 2**20  # v4, v5p, v7
 _SCORE_ROWS = 1024  # rows of scores that are worked at once: fewer hide less, more spill more
 _SIDE_ROWS = 512  # of each of several sub-tiles that are worked side by side
 
@@ -49,7 +47,7 @@ class Tiles:
     kv_heads: int = 1
     together: int = 0
     wide_products: bool = False
-    vmem_limit_bytes: int = _LEAST_VMEM
+    vmem_limit_bytes: int = platform.fast_memory("")
 
     def __post_init__(self):
         for name in ("query", "key", "piece", "sub_query", "sub_key"):
@@ -115,12 +113,38 @@ class Tiles:
         more = self.backward_bytes(group, head_dim, itemsize, 2 * self.query, in_stretches=True) - one
         return min(length, self.query * (1 + max(self.vmem_limit_bytes - one, 0) // more))
 
-    def with_heads_for(self, bytes_needed: Callable[["Tiles"], int]) -> "Tiles":
-        """These, with half the key heads until what is needed of fast memory is there."""
+    def fitting(self, bytes_needed: Callable[["Tiles"], int]) -> "Tiles":
+        """The first of these and ever smaller ones whose need of fast memory is met; the smallest where none's is."""
         tiles = self
-        while tiles.kv_heads > 1 and bytes_needed(tiles) > tiles.vmem_limit_bytes:
-            tiles = dataclasses.replace(tiles, kv_heads=tiles.kv_heads // 2)
+        while bytes_needed(tiles) > tiles.vmem_limit_bytes and (smaller := tiles._smaller()):
+            tiles = smaller
         return tiles
+
+    def _smaller(self) -> "Tiles | None":
+        """These, less what costs least: key heads together, then keys or queries of a tile, then of a piece."""
+        if self.kv_heads > 1:
+            return dataclasses.replace(self, kv_heads=self.kv_heads // 2)
+        if self.key > self.sub_key and (self.key >= self.query or self.query == self.piece):
+            return dataclasses.replace(self, key=_less(self.key, self.sub_key))
+        query, piece, sub_key = self.query, self.piece, self.sub_key
+        if query > piece:
+            query = _less(query, piece)
+        elif piece > LANES:
+            query = piece = _less(piece, LANES)
+        elif sub_key > 2 * LANES:
+            sub_key = _less(sub_key, 2 * LANES)
+        else:
+            return None
+        sub_query = math.gcd(self.sub_query, piece)
+        return dataclasses.replace(
+            self,
+            query=query,
+            key=min(self.key, sub_key) if sub_key < self.sub_key else self.key,
+            piece=piece,
+            sub_query=sub_query,
+            sub_key=sub_key,
+            together=query // sub_query,
+        )
 
     def require(self, needed: int) -> None:
         """Raises BadInput where `needed` bytes are over `vmem_limit_bytes`."""
@@ -141,11 +165,11 @@ def best(
       group: query heads a key head.
       head_dim: columns of a head.
       itemsize: bytes of an element of queries, keys and values.
-      device_kind: as JAX names it; that of the mesh or of this process where None, and where neither is a TPU the
-        smallest memory of any from v4 on.
+      device_kind: as JAX names it; that of the mesh or of this process where None; as a v5p has where neither is a
+        TPU.
     """
     device_kind = (device_kind or platform.device_kind()).lower()
-    limit = next((size for part, size in _VMEM.items() if part in device_kind), _LEAST_VMEM)
+    limit = platform.fast_memory(device_kind)
     unit = 512 if length > 256 else 256
     units = -(-length // unit)
     # One unit more where the row then falls into larger tiles.
@@ -173,15 +197,22 @@ def best(
         **common,
     )
     row = unit * units
-    stretch = min(row, 4 * backward.query)  # each is a kernel to compile
+
+    def backward_bytes(tiles: Tiles) -> int:
+        stretch = min(row, 4 * tiles.query)  # each is a kernel to compile
+        return tiles.backward_bytes(group, head_dim, itemsize, stretch, in_stretches=stretch < row)
+
     return (
-        forward.with_heads_for(lambda tiles: tiles.forward_bytes(group, head_dim, itemsize)),
-        backward.with_heads_for(
-            lambda tiles: tiles.backward_bytes(group, head_dim, itemsize, stretch, in_stretches=stretch < row)
-        ),
+        forward.fitting(lambda tiles: tiles.forward_bytes(group, head_dim, itemsize)),
+        backward.fitting(backward_bytes),
     )
 
 
 def _divisor(count: int, most: int) -> int:
     """The largest divisor of `count` up to `most`."""
     return next(size for size in range(most, 0, -1) if count % size == 0)
+
+
+def _less(size: int, unit: int) -> int:
+    """The next smaller of the divisors of `size` that are multiples of `unit`."""
+    return unit * _divisor(size // unit, size // unit - 1)

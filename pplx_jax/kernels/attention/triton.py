@@ -17,8 +17,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from pplx_jax.errors import require
-from pplx_jax.kernels.attention.forward_kernel import UNSEEN, product
+from pplx_jax.kernels.attention.forward_kernel import UNSEEN
 from pplx_jax.kernels.attention.visits import stretches
+from pplx_jax.kernels.products import product
 
 _LEAST = 16  # rows and columns of a product
 

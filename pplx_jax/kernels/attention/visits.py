@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
 
-FIRST, LAST = 1, 2  # bits of `Visits.flags`
+FIRST, LAST, PADDED = 1, 2, 4  # bits of `Visits.flags`
 WINDOW_BITS = 8  # of `Visits.window`
 MIXED = -1  # the segment of a piece that is not all of one text
 
@@ -29,7 +29,7 @@ class Visits(NamedTuple):
       query: [N] its tile of queries.
       key: [N] its tile of keys.
       flags: [N] whether it is the FIRST and the LAST of those that share what accumulates: a tile of queries, or of
-        keys where the table is by key.
+        keys where the table is by key; and whether the tile of queries is PADDED.
       query_segment: [B * Q / piece] of each piece of queries, the segment of all its tokens, or MIXED.
       key_segment: [B * L / key tile] the same of tiles of keys.
       start: [B * Q / sub_query] of each sub-tile of queries, the first of the keys that it meets, in units of LANES.
@@ -37,7 +37,7 @@ class Visits(NamedTuple):
       window: [B * Q / (sub_query * bunch)] of a bunch of sub-tiles, where one tile of keys has all that they meet and
         one step's keys are enough for each: units of LANES, half a step or all of it, and above `WINDOW_BITS` the tile.
         0 elsewhere.
-      padded: [B * Q / query tile] whether some of its queries may see nothing.
+      padded: [B * Q / sub_query] whether some queries of a sub-tile are padding, which see nothing.
     """
 
     count: jax.Array
@@ -85,7 +85,7 @@ def table(
 
     Args:
       query_ids: [B, Q] segments of the queries, 0 under padding; Q a multiple of `tiles.query`.
-      key_ids: [B, L] of the keys; L a multiple of `tiles.key`.
+      key_ids: [B, L] of the keys, the queries among them; L a multiple of `tiles.key`.
       tiles: sizes.
       causal: whether later keys are unseen.
       by_key: visits of one tile of keys follow each other, rather than those of one of queries.
@@ -103,10 +103,14 @@ def table(
     row, outer, inner = jnp.unravel_index(order, meet.shape)
     query, key = (inner, outer) if by_key else (outer, inner)
 
+    padded = (query_ids.reshape(query_ids.shape[0], -1, tiles.sub_query) == 0).any(-1)
+    padded_tile = padded.reshape(padded.shape[0], -1, tiles.query // tiles.sub_query).any(-1)
+    flags = flags.reshape(-1)[order] | jnp.where(padded_tile[row, query], PADDED, 0)
+
     start, stop = stretches(query_ids, key_ids, tiles.sub_query, LANES, causal=causal, offset=offset)
-    parts = (row, query, key, flags.reshape(-1)[order])
-    parts += (_Spans.of(query_ids, tiles.piece).segment, keys.segment, start, stop, _window(start, stop, tiles))
-    parts += ((query_ids.reshape(-1, tiles.query) == 0).any(-1) | (query_ids is not key_ids),)
+    parts = (row, query, key, flags)
+    parts += (_Spans.of(query_ids, tiles.piece).segment, keys.segment, start, stop)
+    parts += (_window(start, stop, tiles), padded)
     return Visits(visited.sum(), *(part.reshape(-1).astype(jnp.int32) for part in parts))
 
 

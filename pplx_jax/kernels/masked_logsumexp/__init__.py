@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from pplx_jax.errors import BadInput
 from pplx_jax.kernels.masked_logsumexp.blockwise import blockwise
 from pplx_jax.kernels.masked_logsumexp.reference import ABSENT, Sum
+from pplx_jax.parallel.rules import mesh_axes
 
 __all__ = ["ABSENT", "Sum", "masked_logsumexp"]
-ROW_AXES = ("slice", "data", "fsdp")
 BLOCK = 2048  # candidates at a time
 
 
@@ -44,7 +45,12 @@ def masked_logsumexp(
 
     Returns:
       See `Sum`. Only `logsumexp` is differentiable.
+
+    Raises:
+      BadInput: `block` is not 1 or more.
     """
+    if block < 1:
+        raise BadInput(f"masked_logsumexp: block={block}; 1 or more candidates at a time")
     if ceiling is None:
         ceiling = jnp.full(query.shape[:1], jnp.inf, jnp.float32)
     if candidate_valid is None:
@@ -59,20 +65,19 @@ def masked_logsumexp(
         candidate_valid,
     )
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(axis for axis in ROW_AXES if mesh.shape.get(axis, 1) > 1)
+    axes = mesh_axes("rows", mesh)
     size = math.prod(mesh.shape[axis] for axis in axes)
-    if size == 1 or query.shape[0] % size:
+    if size == 1:
         return blockwise(*arguments, block)
 
-    def filled(x):  # up to equal shares, with candidates that are not valid
-        return jnp.pad(x, ((0, -x.shape[0] % size), *((0, 0),) * (x.ndim - 1)))
+    def filled(x):  # up to equal shares, with candidates that are not valid and queries that nobody asks for
+        return x if x.ndim == 0 else jnp.pad(x, ((0, -x.shape[0] % size), *((0, 0),) * (x.ndim - 1)))
 
-    candidate, candidate_group, candidate_valid = map(filled, (candidate, candidate_group, candidate_valid))
-    arguments = (query, candidate, query_group, candidate_group, *arguments[4:6], candidate_valid)
     rows, everywhere = PartitionSpec(axes), PartitionSpec()
     specs = (rows, rows, rows, rows, everywhere, rows, rows)
 
     def run(*shares):
         return blockwise(*shares, block, axes)
 
-    return jax.shard_map(run, in_specs=specs, out_specs=rows, check_vma=False)(*arguments)
+    found = jax.shard_map(run, in_specs=specs, out_specs=rows, check_vma=False)(*map(filled, arguments))
+    return jax.tree.map(lambda x: x[: query.shape[0]], found)

@@ -44,7 +44,7 @@ def _from_everywhere(part, axes):
 def _blocks(candidate, candidate_group, candidate_valid, block, axes):
     """This device's candidates in blocks [T, share, ...], the last one filled up with invalid ones."""
     count = candidate.shape[0]
-    block = min(max(block // jax.lax.axis_size(axes), 1) if axes else block, count)
+    block = max(1, min(block // jax.lax.axis_size(axes) if axes else block, count))
     filled = -count % block
 
     def split(x):

@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pplx_jax.errors import BadInput
+from pplx_jax.kernels.products import dot_general
 from pplx_jax.kernels.segment_pool.tiles import LANES, Tiles, best
 from pplx_jax.models.quantization import LEVELS, Rounding, tanh_int8
 
@@ -48,11 +49,6 @@ def segment_pool(
     ids = jnp.pad(chunk_ids.astype(jnp.int32), ((0, 0), (0, -length % tiles.length)))[:, None]
     vectors, counts = _pool(padded, ids, padded_slots, output, rounding, tiles, interpret)
     return vectors[:, :slots, :width], counts[:, :slots, 0]
-
-
-def _product(a: jax.Array, b: jax.Array, dims) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if b.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _members(ids_ref, slots: int) -> jax.Array:
@@ -118,7 +114,7 @@ def _pool_body(hidden_ref, ids_ref, out_ref, counts_ref, sums_ref, *, output: Ou
     # A token outside every slot enters the product as 0 * h, which is not 0 where h is not finite.
     inside = jnp.broadcast_to(ids_ref[...], (LANES, ids_ref.shape[-1])).T[:, :1] > 0
     hidden = jnp.where(inside, hidden_ref[...], 0)
-    sums_ref[...] += _product(members.astype(hidden.dtype), hidden, _CONTRACT)
+    sums_ref[...] += dot_general(members.astype(hidden.dtype), hidden, _CONTRACT)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
@@ -153,7 +149,7 @@ def _backward(slots, output, rounding, tiles, interpret, saved, gradients):
 
 def _spread_body(share_ref, ids_ref, out_ref, *, slots: int):
     members = _members(ids_ref, slots).astype(share_ref.dtype)
-    out_ref[...] = _product(members, share_ref[...], _CONTRACT_ROWS).astype(out_ref.dtype)
+    out_ref[...] = dot_general(members, share_ref[...], _CONTRACT_ROWS).astype(out_ref.dtype)
 
 
 _pool.defvjp(_forward, _backward)

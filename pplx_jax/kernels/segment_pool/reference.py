@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from pplx_jax.kernels.products import dot_general
 from pplx_jax.models.quantization import Rounding, tanh_int8
 
 # Above this the one-hot matrix [B, S, L] would outgrow the hidden states, up to L x L.
 _MOST_ONE_HOT_SLOTS = 512
+_BY_TOKEN = (((2,), (1,)), ((0,), (0,)))
 
 
 def segment_pool(
@@ -37,7 +39,7 @@ def mean_pool(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.
     counts = jnp.sum(member, axis=-1, dtype=jnp.float32)
     # A token outside every slot enters the product as 0 * h, which is not 0 where h is not finite.
     inside = jnp.where(chunk_ids[..., None] > 0, hidden, 0)
-    totals = jnp.einsum("bsl,bld->bsd", member.astype(hidden.dtype), inside, preferred_element_type=jnp.float32)
+    totals = dot_general(member.astype(hidden.dtype), inside, _BY_TOKEN)
     return totals / jnp.maximum(counts, 1.0)[..., None], counts
 
 

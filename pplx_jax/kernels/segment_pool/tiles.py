@@ -3,8 +3,10 @@
 import dataclasses
 
 from pplx_jax.errors import BadInput
+from pplx_jax.kernels import platform
 
 LANES = 128
+_MOST_BYTES = 48 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Tiles:
 
     length: int
     width: int
-    vmem_limit_bytes: int = 48 * 2**20
+    vmem_limit_bytes: int = _MOST_BYTES
 
     def __post_init__(self):
         for name in ("length", "width"):
@@ -45,12 +47,16 @@ class Tiles:
 
 
 def best(length: int, width: int, slots: int, itemsize: int) -> Tiles:
-    """The largest tiles that fit: whole rows of dimensions first, for they are read at once."""
+    """The largest tiles that fit the device: whole rows of dimensions first, for they are read at once."""
+    limit = min(_MOST_BYTES, platform.fast_memory(platform.device_kind()))
     padded_length, padded_width = -(-length // LANES) * LANES, -(-width // LANES) * LANES
-    candidates = (
-        Tiles(size, part) for part in _divisors(padded_width) for size in _divisors(padded_length) if size <= 1024
-    )
-    return next(tiles for tiles in candidates if tiles.bytes(slots, itemsize) <= tiles.vmem_limit_bytes)
+    candidates = [
+        Tiles(size, part, limit)
+        for part in _divisors(padded_width)
+        for size in _divisors(padded_length)
+        if size <= 1024
+    ]
+    return next((tiles for tiles in candidates if tiles.bytes(slots, itemsize) <= limit), candidates[-1])
 
 
 def _divisors(size: int) -> list[int]:

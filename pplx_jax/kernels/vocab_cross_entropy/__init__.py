@@ -37,7 +37,7 @@ def vocab_cross_entropy(
     Args:
       hidden: [..., D].
       embedding: [V, D]; products are of the dtype of `hidden`.
-      targets: [...] integers below V.
+      targets: [...] integers from 0 below V; the loss of another is NaN.
       weights: [...]; differentiable where not 0: a position of weight 0 is not looked at, and has a gradient of 0.
       implementation: forced, where given.
 
@@ -60,7 +60,8 @@ def vocab_cross_entropy(
         )
     hidden, embedding, targets, weights = (jnp.asarray(array) for array in (hidden, embedding, targets, weights))
     shape = targets.shape if targets.ndim == 2 else (1, targets.size)
-    hidden, targets = hidden.reshape(*shape, -1), targets.astype(jnp.int32).reshape(shape)
+    hidden, weights = hidden.reshape(*shape, hidden.shape[-1]), weights.astype(jnp.float32)
+    targets = jnp.where(targets < 0, embedding.shape[0], targets).astype(jnp.int32).reshape(shape)
     loss, each = _vocab_cross_entropy(hidden, embedding, targets, weights.reshape(shape), implementation)
     return loss, each.reshape(weights.shape)
 

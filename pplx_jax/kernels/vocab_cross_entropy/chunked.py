@@ -3,13 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from pplx_jax.kernels.products import dot_general
 from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Block, Loss, over_live_blocks
 
 BLOCK = 1024
 
 
 def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((contract_a,), (contract_b,)), ((), ())), preferred_element_type=jnp.float32)
+    return dot_general(a, b, (((contract_a,), (contract_b,)), ((), ())))
 
 
 def losses(
@@ -43,6 +44,6 @@ def losses(
         of_logits = of_logits.astype(hidden.dtype)
         return cross_entropy, _dot(of_logits, table, 1, 0), of_table + _dot(of_logits, part.hidden, 0, 0)
 
-    block = min(block, targets.shape[0])
+    block = max(1, min(block, targets.shape[0]))
     shape = table.shape if with_gradient else None
     return over_live_blocks(one_block, hidden, targets, weights, block=block, table_shape=shape)

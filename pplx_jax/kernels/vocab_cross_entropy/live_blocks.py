@@ -67,6 +67,9 @@ def over_live_blocks(
     """
     hidden, targets, weights = (jnp.asarray(array) for array in (hidden, targets, weights))
     count = targets.shape[0]
+    if not count:
+        of_table = None if table_shape is None else jnp.zeros(table_shape, jnp.float32)
+        return Loss(jnp.float32(0.0), weights, None if of_table is None else hidden, of_table)
     padded = -(-count // block) * block
     is_live = weights != 0
     live = jnp.sum(is_live, dtype=jnp.int32)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pplx_jax.kernels.products import dot_general
 from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Block, Loss, over_live_blocks
 from pplx_jax.kernels.vocab_cross_entropy.tiles import LANES, Tiles, best
 
@@ -64,7 +65,8 @@ def _one_block(part: Block, of_table, *, table, tiles: Tiles, interpret: bool):
     found = scores(part.hidden, table, part.live, keep=of_table is not None, **common)
     most = found.most.max(axis=(0, 1))
     log_normalizer = most + jnp.log(jnp.sum(found.total * jnp.exp(found.most - most), axis=(0, 1)))
-    picked = jnp.sum(part.hidden.astype(jnp.float32) * table[part.targets].astype(jnp.float32), axis=1)
+    chosen = table.at[part.targets].get(mode="fill", fill_value=jnp.nan)
+    picked = jnp.sum(part.hidden.astype(jnp.float32) * chosen.astype(jnp.float32), axis=1)
     cross_entropy = log_normalizer - picked
     if of_table is None or found.exponentials is None:
         return cross_entropy, None, None
@@ -86,11 +88,6 @@ class Scores(NamedTuple):
     exponentials: jax.Array | None
     most: jax.Array
     total: jax.Array
-
-
-def _product(a: jax.Array, b: jax.Array, dims) -> jax.Array:
-    precision = jax.lax.Precision.HIGHEST if b.dtype == jnp.float32 else None
-    return jax.lax.dot_general(a, b, dims, precision=precision, preferred_element_type=jnp.float32)
 
 
 def scores(
@@ -147,7 +144,7 @@ def _scores_body(live_ref, hidden_ref, table_ref, most_ref, total_ref, *kept, vo
         hidden, pieces = hidden_ref[pl.ds(first, positions), :], most_ref.shape[0]
         for piece in range(pieces):
             part = slice(piece * rows // pieces, (piece + 1) * rows // pieces)
-            values = _product(table_ref[part, :], hidden, _CONTRACT_LAST)
+            values = dot_general(table_ref[part, :], hidden, _CONTRACT_LAST)
             if vocabulary % rows:
                 row = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0) + part.start
                 values = jnp.where(row < remaining, values, _BELOW)
@@ -257,5 +254,5 @@ def _gradients_body(
         expected = (kept * factor_ref[...][:, None]).reshape(rows, positions)
         of_scores = expected - jnp.where(row == targets_ref[...], weights_ref[...], 0.0)
         of_scores = of_scores.astype(hidden_ref.dtype)
-        of_table_ref[...] += _product(of_scores, hidden_ref[here, :], _CONTRACT)
-        of_hidden_ref[here, :] += _product(of_scores, table_ref[...], _CONTRACT_FIRST)
+        of_table_ref[...] += dot_general(of_scores, hidden_ref[here, :], _CONTRACT)
+        of_hidden_ref[here, :] += dot_general(of_scores, table_ref[...], _CONTRACT_FIRST)

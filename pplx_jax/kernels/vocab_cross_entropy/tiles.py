@@ -3,6 +3,7 @@
 import dataclasses
 
 from pplx_jax.errors import BadInput
+from pplx_jax.kernels import platform
 
 LANES = 128
 _MIB = 2**20
@@ -29,7 +30,7 @@ class Tiles:
     vocabulary: int = 512
     piece: int = 256
     width: int = 1280
-    vmem_limit_bytes: int = 56 * _MIB
+    vmem_limit_bytes: int = platform.fast_memory("")
 
     def __post_init__(self):
         for name in ("block", "positions", "vocabulary", "piece", "width"):
@@ -66,11 +67,7 @@ class Tiles:
 
 
 # By a part of the device's kind; figures of benchmarks/losses.py.
-_BEST = {
-    "v5 lite": Tiles(vmem_limit_bytes=100 * _MIB),
-    "v5e": Tiles(vmem_limit_bytes=100 * _MIB),
-    "v6": Tiles(positions=1024, vocabulary=1024, vmem_limit_bytes=100 * _MIB),
-}
+_BEST = {"v5 lite": Tiles(), "v5e": Tiles(), "v6": Tiles(positions=1024, vocabulary=1024)}
 _ELSEWHERE = Tiles(width=512)  # v4, v5p: two cores share the width
 
 
@@ -81,13 +78,15 @@ def best(count: int, width: int, itemsize: int, device_kind: str = "") -> Tiles:
       count: positions at hand; few of them do not fill a block.
       width: D, a multiple of 128.
       itemsize: bytes of a hidden state's entry.
-      device_kind: as JAX names it; what fits every TPU from v4 on where empty.
+      device_kind: as JAX names it; as of a v5p where empty.
     """
     tiles = next((best for part, best in _BEST.items() if part in device_kind.lower()), _ELSEWHERE)
-    if tiles is _ELSEWHERE:
+    shared = tiles is _ELSEWHERE
+    tiles = dataclasses.replace(tiles, vmem_limit_bytes=platform.fast_memory(device_kind))
+    if shared:
         tiles = dataclasses.replace(tiles, width=max(LANES, min(1280, width // 2 // LANES * LANES)))
-    positions = min(tiles.positions, -(-count // LANES) * LANES)
-    filled = -(-count // positions) * positions
+    positions = min(tiles.positions, -(-max(count, 1) // LANES) * LANES)
+    filled = -(-max(count, 1) // positions) * positions
     tiles = dataclasses.replace(tiles, positions=positions, block=min(tiles.block // positions * positions, filled))
     while tiles.bytes(width, itemsize) > tiles.vmem_limit_bytes:
         smaller = {name: getattr(tiles, name) // 2 // LANES * LANES for name in ("block", "positions", "vocabulary")}
