@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pplx_jax.errors import PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost, Unmet
+from pplx_jax.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost, Unmet
 from pplx_jax.quiet import skip_absent_tpu
 from pplx_jax.verbs import GROUPS, VERBS, PathOrName, Verb
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pplx_jax.configuration import Config, Table
 
 PROGRAM = "pplx-jax"
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, INTERRUPTED = 0, 1, 130
 _WRONG_PATH = (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-PREEMPTED, PROCESS_LOST = 75, 76  # 75 is sysexits' "temporary failure, try again"
+BAD_INPUT, PREEMPTED, PROCESS_LOST = 2, 75, 76  # 75 is sysexits' "temporary failure, try again"
 
 
 class BadInput(Exception):

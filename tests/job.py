@@ -1,6 +1,7 @@
 """Runs tiny trainings in processes of their own, one or several as one job, on simulated devices."""
 
 import pathlib
+import random
 import socket
 import subprocess
 import sys
@@ -60,15 +61,15 @@ def start_job(
 
 
 def free_ports() -> int:
-    """A port that is free, as is the one after it."""
+    """A port that is free, as is the one after it: below those that the system gives to whoever asks for any."""
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-            try:
-                socket.create_server(("127.0.0.1", port + 1)).close()
-                return port
-            except OSError:
-                continue
+        port = random.randrange(20000, 32000, 2)
+        try:
+            for each in (port, port + 1):
+                socket.create_server(("127.0.0.1", each)).close()
+            return port
+        except OSError:
+            continue
 
 
 def finish(processes: list[subprocess.Popen], timeout: float = 300) -> list[str]:

@@ -23,8 +23,8 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pplx_jax.errors import BadInput, Preempted, ProcessLost
-from pplx_jax.parallel.roll_call import RollCall, roll_call
+from pplx_jax.errors import BAD_INPUT, PROCESS_LOST, BadInput, Preempted, ProcessLost
+from pplx_jax.parallel.roll_call import RollCall, listening, roll_call
 
 _HEARTBEAT_SECONDS = 60  # of JAX's own service, which ends the others where roll_call has no line to them
 
@@ -115,33 +115,37 @@ def joined(processes: Processes) -> Iterator[None]:
         "initialization_timeout": math.ceil(found.startup_seconds),
         "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
     }
-    if found.coordinator == "auto":
-        logging.info("waiting up to %g s for the other processes that JAX finds here", found.startup_seconds)
-        jax.distributed.initialize(**settings)
-        _job = _roll_call_of_found(found)
-    else:
-        host, _, port = str(found.coordinator).rpartition(":")
-        index, count = int(found.process_id or 0), int(found.num_processes or 1)
-        _job = _call(found, host, int(port) + 1, index, count)
-        jax.distributed.initialize(
-            found.coordinator,
-            count,
-            index,
-            cluster_detection_method="deactivate",
-            **settings,
-        )
-    signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)  # JAX has taken it; `PreemptionNotice` does that here
-    failure: str | None = None
+    failure, code = None, PROCESS_LOST
     try:
+        if found.coordinator == "auto":
+            logging.info("waiting up to %g s for the other processes that JAX finds here", found.startup_seconds)
+            jax.distributed.initialize(**settings)
+            _job = _roll_call_of_found(found)
+        else:
+            host, _, port = str(found.coordinator).rpartition(":")
+            index, count = int(found.process_id or 0), int(found.num_processes or 1)
+            if index == 0:
+                listening(int(port)).close()  # JAX would say it with a stack trace
+            _job = _call(found, host, int(port) + 1, index, count)
+            jax.distributed.initialize(
+                found.coordinator,
+                count,
+                index,
+                cluster_detection_method="deactivate",
+                **settings,
+            )
+        # JAX has taken it; `PreemptionNotice` does that here.
+        signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         yield
     except BaseException as error:
         if isinstance(error, Preempted) and error.together:
             raise
         failure = f"{type(error).__name__}: {error}"[:500]
+        code = BAD_INPUT if isinstance(error, BadInput) else PROCESS_LOST
         raise
     finally:
         if _job is not None:
-            _job.close(failure)
+            _job.close(failure, code)
         _job = None
 
 

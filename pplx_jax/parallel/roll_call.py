@@ -24,9 +24,10 @@ from pplx_jax.errors import PROCESS_LOST, BadInput, ProcessLost
 _BEATS = 6  # within a silence that counts as death
 _REMINDER_SECONDS = 15.0
 _GRACE_SECONDS = 2.0  # from a process's failure until it says so; see `RollCall.close`
+_LAST_SECONDS = 5.0  # that process 0 waits for the others to be gone
 _LINE_BYTES = 1 << 16
 
-_failed = False  # this process told the others that it failed
+_failed: "RollCall | None" = None  # in which this process said that it failed; its lines stay open until the end
 
 
 class Member(NamedTuple):
@@ -49,7 +50,8 @@ class RollCall:
       lines: a connected socket to each other process (process 0), or to process 0 alone.
       members: everyone, by index.
       silence_seconds: a process not heard of for so long counts as dead.
-      end: called with the reason when another process is lost or has failed; by default it ends this process.
+      end: called with the reason and an exit code when another process is lost or has failed; by default it ends this
+        process.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class RollCall:
         lines: dict[int, "_Line"],
         members: dict[int, Member],
         silence_seconds: float,
-        end: Callable[[str], None] | None = None,
+        end: Callable[[str, int], None] | None = None,
     ):
         self.me, self.count, self.members = me, count, members
         self._lines = lines
@@ -89,34 +91,45 @@ class RollCall:
                 self._released.discard(name)
             self._arrived.pop(name, None)
 
-    def close(self, failure: str | None = None) -> None:
+    def close(self, failure: str | None = None, code: int = PROCESS_LOST) -> None:
         """Leaves: quietly when the work is done, or with the reason why it failed, which ends the others.
 
         A failure is told after a moment. Should it be what the death of another looks like from here (a collective
         that breaks), the death is heard of by then, and `end` is called with it. Should all fail of one cause, each
         has failed by then, and says so in its own words.
+
+        Args:
+          failure: why, where it did not end well.
+          code: what the others exit with then.
         """
         global _failed
         if failure is None:
-            word = {"bye": self.me.index}
+            message: dict[str, Any] = {"bye": self.me.index}
         else:
-            word = {"stop": f"{self.me} failed: {failure}"}
+            message = {"stop": f"{self.me} failed: {failure}", "code": code}
             self._failing = True
             self._thread.join(timeout=_GRACE_SECONDS)
-            _failed = True
+            _failed = self
         self._closing = True
         for line in list(self._lines.values()):
-            line.send(word)
+            line.send(message)
         self._thread.join(timeout=self._silence)
+        if failure is not None:
+            return self._go_last()
         for line in list(self._lines.values()):
             line.close()
+        return None
 
     def _watch(self) -> None:
         beat = self._silence / _BEATS
-        sent = 0.0
+        sent, before = 0.0, time.monotonic()
         while not self._closing and self._lines:
-            readable, _, _ = select.select([line.socket for line in list(self._lines.values())], [], [], beat / 2)
+            readable = self._readable(beat / 2)
             now = time.monotonic()
+            if now - before > beat:  # this process stood still: what it did not hear may have been said
+                for line in list(self._lines.values()):
+                    line.heard = now
+            before = now
             if now - sent > beat:
                 sent = now
                 for line in list(self._lines.values()):
@@ -126,6 +139,9 @@ class RollCall:
                     self._hear(index, line, now)
                 elif now - line.heard > self._silence:
                     self._lost("died", f"{self.members[index]} has not been heard of for {self._silence:g} s", index)
+
+    def _readable(self, seconds: float) -> list[socket.socket]:
+        return select.select([line.socket for line in list(self._lines.values())], [], [], seconds)[0]
 
     def _hear(self, index: int, line: "_Line", now: float) -> None:
         line.heard = now
@@ -137,7 +153,7 @@ class RollCall:
             return self._lost("died", f"{self.members[index]} died", index)
         for message in messages:
             for word in message.keys() & {"died", "stop"}:
-                return self._lost(word, message[word], index)
+                return self._lost(word, message[word], index, message.get("code", PROCESS_LOST))
             with self._changed:
                 if "at" in message:
                     self._arrived.setdefault(message["at"], set()).add(index)
@@ -149,13 +165,29 @@ class RollCall:
                 return None
         return None
 
-    def _lost(self, word: str, reason: str, index: int) -> None:
+    def _lost(self, word: str, reason: str, index: int, code: int = PROCESS_LOST) -> None:
         """Another has "died", or is about to "stop" for a failure of its own."""
-        self._lines.pop(index).close()
-        for line in list(self._lines.values()):  # process 0 tells the others
-            line.send({word: reason})
-        if not (self._closing or (word == "stop" and self._failing)):
-            self._end(f"{reason}; process {self.me.index} of {self.count} stops too")
+        lost = self._lines.pop(index)
+        if not self._closing:
+            for line in list(self._lines.values()):  # process 0 tells the others
+                line.send({word: reason, "code": code})
+            if word == "died" or not self._failing:
+                if word == "stop":
+                    self._lines[index] = lost  # it is still there
+                self._go_last()
+                self._end(f"{reason}; process {self.me.index} of {self.count} stops too", code)
+        self._lines.pop(index, None)
+        lost.close()  # by default not before this process is at its end
+
+    def _go_last(self) -> None:
+        """Process 0 waits until the others are gone: with it goes JAX's coordination service, for want of which JAX
+        ends a process before that has said why it stops."""
+        deadline = time.monotonic() + _LAST_SECONDS
+        while self.me.index == 0 and self._lines and time.monotonic() < deadline:
+            readable = self._readable(0.1)
+            for index, line in list(self._lines.items()):
+                if line.socket in readable and not line.still_there():
+                    self._lines.pop(index).close()
 
 
 class _Line:
@@ -181,6 +213,13 @@ class _Line:
         *whole, self._pending = (self._pending + data).split(b"\n")
         return [json.loads(line) for line in whole]
 
+    def still_there(self) -> bool:
+        """Reads on, whatever it is; False at the end."""
+        try:
+            return self.receive() is not None
+        except (OSError, ValueError):
+            return False
+
     def first(self, deadline: float) -> dict[str, Any]:
         """The first message. Raises OSError (of time too) or ValueError."""
         while True:
@@ -205,7 +244,7 @@ def roll_call(
     *,
     startup_seconds: float,
     silence_seconds: float,
-    end: Callable[[str], None] | None = None,
+    end: Callable[[str, int], None] | None = None,
 ) -> RollCall:
     """Waits until every process is there, saying who is waited for.
 
@@ -232,19 +271,24 @@ def roll_call(
 
 def leave(code: int) -> None:
     """Ends a process that failed at once: JAX would wait, on the way out, for others that are told to stop."""
-    if _failed:
+    if _failed is not None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _listen(me: Member, host: str, port: int, count: int, deadline: float, seconds: float):
+def listening(port: int) -> socket.socket:
+    """A server on a port of process 0. Raises BadInput where it is taken."""
     try:
-        server = socket.create_server(("", port))
+        return socket.create_server(("", port))
     except OSError as error:
         raise BadInput(
             f"process 0 cannot listen on port {port} ({error.strerror}); give --coordinator another port"
         ) from None
+
+
+def _listen(me: Member, host: str, port: int, count: int, deadline: float, seconds: float):
+    server = listening(port)
     lines: dict[int, _Line] = {}
     members = {0: me}
     reminded = -_REMINDER_SECONDS
@@ -313,11 +357,9 @@ def _join(me: Member, host: str, port: int, count: int, deadline: float, seconds
     return {0: line}, {member.index: member for member in sorted(members)}
 
 
-def _end_process(reason: str) -> None:
+def _end_process(reason: str, code: int) -> None:
     """Ends this process at once: its main thread may wait for ever in a collective with the one that is gone."""
-    print(
-        f"pplx-jax: {reason}; start all processes again with the same command to go on from the last checkpoint",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(PROCESS_LOST)
+    if code == PROCESS_LOST:
+        reason += "; start all processes again with the same command to go on from the last checkpoint"
+    print(f"pplx-jax: {reason}", file=sys.stderr, flush=True)
+    os._exit(code)
