@@ -99,9 +99,11 @@ class TestScopes:
         assert type(first) is Training and type(first.optimizer) is Optimizer
 
     def test_params_come_last_and_may_set_macros(self, write):
-        first, second = write(RECIPE, "SEED=9", "Training.steps=5", "b/Training.steps=6").arguments["run"]["stages"]
+        params = ("SEED=9", "Optimizer.peak=1.0", "b/Training.steps=6")
+        first, second = write(RECIPE, *params).arguments["run"]["stages"]
         assert (first.seed, second.seed) == (9, 9)
-        assert (first.steps, second.steps) == (600, 6)  # a scoped binding wins over a later unscoped one
+        assert (first.steps, second.steps) == (600, 6)
+        assert (first.optimizer.peak, second.optimizer.peak) == (1.0, 5e-4)  # a scoped one wins over a later unscoped
 
     def test_a_stage_left_out_by_a_param_is_no_mistake(self, write):
         config = write(RECIPE, "run.stages=[@a/Training()]")
@@ -216,6 +218,28 @@ class TestRefusals:
     def test_params_are_numbered(self, write):
         assert refusal(write, RECIPE, "SEED=1", "SEDE=2").startswith("--gin_param:2: the macro SEDE is never used")
         assert refusal(write, RECIPE, "b/Training.steps=0").startswith("--gin_param:1: b/Training: steps must")
+
+    def test_a_param_that_changes_nothing(self, write):
+        assert refusal(write, RECIPE, "SEED=1", "Training.steps=9") == (
+            "--gin_param:2: Training.steps sets nothing: a/Training.steps (gin/recipe.gin:5), "
+            "b/Training.steps (gin/recipe.gin:7) win; write those"
+        )
+        assert refusal(write, RECIPE, "b/Training.steps=9", "Training.steps=9").startswith("--gin_param:2: ")
+        recipe = RECIPE + "Training.seed = %OTHER\nOTHER = 1\na/Training.seed = 2\nb/Training.seed = 3\n"
+        assert refusal(write, recipe, "OTHER=4").startswith("--gin_param:1: OTHER sets nothing: a/Training.seed (")
+        only_a = "run.stages=[@a/Training()]"
+        assert refusal(write, RECIPE, only_a, "Training.steps=9") == (
+            "--gin_param:2: Training.steps sets nothing: a/Training.steps (gin/recipe.gin:5) wins; write that"
+        )
+
+    def test_a_param_that_another_overrides_or_leaves_out_is_no_mistake(self, write):
+        for params in (
+            ("Training.steps=9", "a/Training.steps=8", "b/Training.steps=7"),
+            ("a/Training.steps=9", "a/Training.steps=8"),
+            ("run.stages=[@a/Training()]", "b/Training.steps=9"),
+        ):
+            assert write(RECIPE, *params).arguments["run"]["stages"][0].steps in (8, 600)
+        write(RECIPE + "Optimizer.decay = 1.0\na/Optimizer.decay = 2.0\nb/Optimizer.decay = 3.0\n")  # nor in a file
 
     def test_a_missing_file(self, tmp_path):
         text = refusal(load, ["gin/recipes/nowhere.gin"], search_paths=[tmp_path], table=TABLE)

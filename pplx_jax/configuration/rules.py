@@ -2,6 +2,7 @@
 
 - a name, parameter or macro that does not exist, with the nearest one that does;
 - a macro that nothing uses, and a binding for something that the recipe never refers to;
+- a binding of the command line that a scoped one of a file overrides everywhere;
 - a value that is required and that nobody set;
 - a literal of another type than its field declares.
 """
@@ -12,7 +13,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pplx_jax.configuration.instances import Instance, reachable, without_macros
+from pplx_jax.configuration.instances import Instance, reachable, winners, without_macros
 from pplx_jax.configuration.statements import MACRO, REQUIRED, Binding, Macro, Reference, leaves
 from pplx_jax.configuration.table import Table
 from pplx_jax.configuration.words import nearest
@@ -68,6 +69,29 @@ def check_reached(bindings: Sequence[Binding], verbs: Sequence[str]) -> None:
         owner = f"{binding.scope}/{binding.name}" if binding.scope else binding.name
         hint = nearest(owner, [str(instance) for instance in instances if instance.name != MACRO])
         raise BadInput(f"{binding.place}: {binding.key} sets nothing: nothing refers to {owner}{hint}")
+
+
+def check_params(bindings: Sequence[Binding], instances: Sequence[Instance]) -> None:
+    """Every binding of the command line has an effect, but where another one there overrides it.
+
+    One in a file may be a general default that every scope overrides, and a stage may be left out.
+    """
+    won = {binding.key for instance in instances for binding in instance.bindings.values()}
+    standing = winners(bindings)
+    for binding in standing:
+        if not binding.is_param or binding.key in won:
+            continue
+        uses = [binding] if binding.name != MACRO else [b for b in standing if Macro(binding.scope) in leaves(b.value)]
+        rivals = {rival.key: rival for use in uses for rival in _applied_instead(use, instances)}
+        if not all(rival.is_param for rival in rivals.values()):
+            told = ", ".join(f"{key} ({rival.place})" for key, rival in rivals.items())
+            verb, write = ("wins", "write that") if len(rivals) == 1 else ("win", "write those")
+            raise BadInput(f"{binding.place}: {binding.key} sets nothing: {told} {verb}; {write}")
+
+
+def _applied_instead(binding: Binding, instances: Sequence[Instance]) -> list[Binding]:
+    """What wins where `binding` applies."""
+    return [each.bindings[binding.parameter] for each in instances if _applies(binding, each)]
 
 
 def _applies(binding: Binding, instance: Instance) -> bool:
