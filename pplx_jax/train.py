@@ -45,8 +45,10 @@ from pplx_jax.train_state import (
     state_layout,
     trained_params,
 )
+from pplx_jax.what_is_computed import computed, require_same
 
 FINISHED = "finished.json"
+COMPUTES = "computes"  # in it, and in what a checkpoint says of itself
 
 
 class NonFiniteLoss(RuntimeError):
@@ -161,27 +163,29 @@ def train(
       clock: seconds, by which checkpoints are due.
 
     Returns:
-      What `finished.json` holds: `stage`, `steps`, `seconds`, `compile_seconds` and the last `metrics`.
+      What `finished.json` says of it: `stage`, `steps`, `seconds`, `compile_seconds` and the last `metrics`.
 
     Raises:
       NonFiniteLoss: a logged metric is not finite.
       Preempted: SIGTERM came; the state is saved.
       BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
-        a damaged checkpoint, or one of another model, seed, table, mixture or batch size; an earlier stage of
-        another model.
+        a damaged checkpoint, or one of another model, seed, table, mixture or batch size, or computed by other
+        settings, as may be the finished stage; an earlier stage of another model.
     """
     # The order below matters: what can fail on bad input comes before anything is written that another run left;
     # the checkpoint is restored before the loader starts, for it says where in the data to go on; the marker of a
     # finished stage comes last, once the checkpoint is whole. All but the writing of single files is done by every
     # process alike: a step, a save or a sum that one of them left out would hang the others.
     started = time.monotonic()
+    stage, model, config = training.stage, config, training.model(config)
+    computes = computed(training, config, seed)
     if (folder / FINISHED).exists():
-        return read_json(folder / FINISHED)
-    stage = training.stage
+        summary = read_json(folder / FINISHED)
+        require_same(folder, "the finished stage", summary.pop(COMPUTES, {}), computes)
+        return summary
     device_mesh = mesh.build()
     mesh.require(config, device_mesh, batch_size=stage.batch_size, row_length=stage.row_length)
     optimizer = training.optimizer.build(training.steps)
-    model, config = config, training.model(config)
     learning_rate = training.optimizer.learning_rate(training.steps)
     tables = {"": [table]} if isinstance(table, TokenTable) else table
     examples = Examples(tables, training.data, stage.batch_size, seed)
@@ -216,6 +220,7 @@ def train(
         else:
             first_step, about = restored.step, restored.about
             _require_same_data(folder, restored, order)
+            require_same(folder, f"the checkpoint of step {first_step}", about.get(COMPUTES, {}), computes)
             state, source = TrainState(**restored.state), f"its own checkpoint of step {first_step}"
         logging.info("%s: starting from %s", stage.name, source)
 
@@ -308,6 +313,7 @@ def train(
                     "stage": stage.name,
                     "position": position,
                     **order,
+                    COMPUTES: computes,
                     "seconds": seconds(),
                     "useful_seconds": goodput.useful,
                     "processes": jax.process_count(),
@@ -339,7 +345,7 @@ def train(
     }
     if is_first():
         goodput.save()
-        write_json(folder / FINISHED, summary)
+        write_json(folder / FINISHED, {**summary, COMPUTES: computes})
     return summary
 
 
