@@ -30,7 +30,7 @@ from pplx_jax.optimizers import Optimizer
 from pplx_jax.parallel.batch import BatchReader, own_share, placer
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
 from pplx_jax.parallel.model_info import model_info
-from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first
+from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first, over_processes
 from pplx_jax.parallel.rules import shards
 from pplx_jax.profiling import StepProfile
 from pplx_jax.progress import Progress
@@ -167,7 +167,7 @@ def train(
 
     Raises:
       NonFiniteLoss: a logged metric is not finite.
-      Preempted: SIGTERM came; the state is saved.
+      Preempted: SIGTERM came; the state is saved, or the stage finished.
       BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
         a damaged checkpoint, or one of another model, seed, table, mixture or batch size, or computed by other
         settings, as may be the finished stage; an earlier stage of another model.
@@ -334,6 +334,8 @@ def train(
                     f"{stage.name}: asked to stop at step {step}, which is saved; the same command goes on from there",
                     together=True,
                 )
+        # Of what was asked in the last steps not every process knows yet.
+        stops = bool(over_processes({"stops": notice.given})["stops"].any())
 
     # 5. Finished.
     summary = {
@@ -346,6 +348,8 @@ def train(
     if is_first():
         goodput.save()
         write_json(folder / FINISHED, {**summary, COMPUTES: computes})
+    if stops:
+        raise Preempted(f"{stage.name}: asked to stop at its end; the same command goes on after it", together=True)
     return summary
 
 

@@ -292,6 +292,26 @@ def test_a_notice_of_preemption_saves_and_stops(setting, whole, tmp_path, monkey
     assert_same_params(tmp_path / "run", whole["pair"])
 
 
+@pytest.mark.parametrize("asked", ["here", "elsewhere"])
+def test_a_notice_at_the_last_step_stops_behind_the_finished_stage(setting, whole, tmp_path, monkeypatch, asked):
+    require_finite = loop._require_finite
+
+    def notice(stage, step, values):
+        require_finite(stage, step, values)
+        if step == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(Preempted, match="pair: asked to stop at its end") as stop:
+        if asked == "here":
+            patched.setattr(loop, "_require_finite", notice)
+        else:
+            patched.setattr(loop, "over_processes", lambda numbers: {name: np.array([0, 1]) for name in numbers})
+        setting.train(tmp_path / "run", "pair")
+    assert stop.value.together
+    assert_same_params(tmp_path / "run", whole["pair"])
+    assert setting.train(tmp_path / "run", "pair")["steps"] == STEPS  # finished, so that what comes after it goes on
+
+
 def test_a_checkpoint_is_all_there_is_to_know(setting, whole):
     optimizer = tiny.OPTIMIZER.build(STEPS)
     layout = state_layout(setting.config, tiny.STAGES["pair"], optimizer, ONE.build())
