@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Protocol
 
 import pytest
 
@@ -17,15 +19,24 @@ class Optimizer:
     schedule: str | None = None
 
 
+class Stage(Protocol):
+    batch_size: int
+
+    def loss(self) -> float: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class PairStage:
     batch_size: int = 8
     prefixes: tuple[int, ...] = ()
 
+    def loss(self) -> float:
+        return 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    stage: PairStage
+    stage: Stage
     optimizer: Optimizer
     steps: int
     seed: int = 0
@@ -35,7 +46,7 @@ class Training:
             raise BadInput(f"steps must be positive, got {self.steps}")
 
 
-def run(workdir, stages, note="", model=None):
+def run(workdir, stages: Sequence[Training], note="", model=None, mesh: PairStage | None = None):
     """A verb."""
 
 
@@ -164,6 +175,16 @@ class TestRefusals:
             ("Optimizer.decay = %A\nA = 'much'", "Optimizer.decay wants float, got 'much'"),
             ("b/Training.steps = True", "b/Training.steps wants int, got True"),
             ("Optimizer.schedule = 3", "Optimizer.schedule wants str | None, got 3"),
+            ("Training.optimizer = 5", "Training.optimizer wants Optimizer, got 5"),
+            ("a/Training.optimizer = @PairStage()", "a/Training.optimizer wants Optimizer, got @PairStage()"),
+            ("Optimizer.schedule = @PairStage()", "Optimizer.schedule wants str | None, got @PairStage()"),
+            ("a/Training.stage = @Optimizer()", "a/Training.stage wants Stage, got @Optimizer()"),
+            ("a/Training.stage = 'pair'", "a/Training.stage wants Stage, got 'pair'"),
+            ("run.mesh = 'fsdp'", "run.mesh wants PairStage | None, got 'fsdp'"),
+            ("run.mesh = @Optimizer()", "run.mesh wants PairStage | None, got @Optimizer()"),
+            ("run.stages = @a/Training()", "run.stages wants Sequence[Training], got @a/Training()"),
+            ("run.stages = [@a/Training(), 3]", "run.stages wants Sequence[Training], got [@a/Training(), 3]"),
+            ("run.stages = [@b/Optimizer()]", "run.stages wants Sequence[Training], got [@b/Optimizer()]"),
             ("PairStage.prefixes = [4, 8]", "PairStage.prefixes wants tuple[int, ...], got [4, 8]"),
             (
                 "Optimizer.peak = fast",
@@ -258,6 +279,7 @@ class TestResolved:
             "run.stages = [@a/Training(), @b/Training()]  # gin/recipe.gin:4\n"
             "run.note = ''  # default\n"
             "run.model = None  # default\n"
+            "run.mesh = None  # default\n"
             "\n"
             "Training.optimizer = @Optimizer()  # gin/stages.gin:1\n"
             "Training.seed = %SEED  # gin/stages.gin:2\n"

@@ -4,10 +4,12 @@
 - a macro that nothing uses, and a binding for something that the recipe never refers to;
 - a binding of the command line that a scoped one of a file overrides everywhere;
 - a value that is required and that nobody set;
-- a literal of another type than its field declares.
+- a literal of another type than its field declares, and a reference to what is no such thing.
 """
 
+import dataclasses
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -116,14 +118,14 @@ def check_required(instances: Sequence[Instance], table: Table) -> None:
 
 
 def check_types(instances: Sequence[Instance], table: Table) -> None:
-    """Every literal suits the annotation of its field; what a reference gives is left to the dataclass."""
+    """Every literal and every reference suits the annotation of its field."""
     macros = {instance.scope: instance for instance in instances if instance.name == MACRO}
     for instance in instances:
         hints = {} if instance.name == MACRO else _hints(table.target(instance.name))
         for binding in instance.bindings.values():
             value, hint = without_macros(binding.value, macros), hints.get(binding.parameter)
-            if not any(isinstance(leaf, Reference) for leaf in leaves(value)) and not _holds(hint, value):
-                wanted = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+            if not _holds(hint, value, table):
+                wanted = hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.(?=\w)", "", str(hint))
                 raise BadInput(f"{binding.place}: {binding.key} wants {wanted}, got {value!r}")
 
 
@@ -134,11 +136,16 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def _holds(hint: Any, value: Any) -> bool:
-    """Whether a field declared as `hint` may hold the literal `value`; unfamiliar hints may hold anything."""
+def _holds(hint: Any, value: Any, table: Table) -> bool:
+    """Whether a field declared as `hint` may hold `value`; unfamiliar hints may hold anything."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(_holds(option, value) for option in typing.get_args(hint))
+        return any(_holds(option, value, table) for option in typing.get_args(hint))
+    if isinstance(value, Reference):
+        return _gives(table.target(value.name), origin or hint)
+    if origin is Sequence:
+        [item] = typing.get_args(hint)
+        return isinstance(value, list | tuple) and all(_holds(item, each, table) for each in value)
     if origin is typing.Literal:
         return value in typing.get_args(hint)
     if hint is type(None):
@@ -150,4 +157,19 @@ def _holds(hint: Any, value: Any) -> bool:
     for kind in (bool, str, list, tuple, dict):
         if kind in (hint, origin):
             return isinstance(value, kind)
-    return True
+    return not dataclasses.is_dataclass(hint) and not _is_protocol(hint)
+
+
+def _gives(target: Callable[..., Any], kind: Any) -> bool:
+    """Whether what a reference to `target` gives may be a `kind`; a function may give anything."""
+    if kind is Any or not isinstance(target, type) or not isinstance(kind, type):
+        return True
+    if _is_protocol(kind):
+        methods = (name for name in dir(kind) if not name.startswith("_") and callable(getattr(kind, name)))
+        return all(hasattr(target, name) for name in methods)
+    ours = dataclasses.is_dataclass(target) or dataclasses.is_dataclass(kind)
+    return not ours or issubclass(target, kind)
+
+
+def _is_protocol(hint: Any) -> bool:
+    return isinstance(hint, type) and typing.Protocol in hint.__bases__
