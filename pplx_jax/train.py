@@ -73,7 +73,7 @@ class Training:
       keep_every_steps: those of steps that are multiples of this are kept too; 0 for none.
       keep_every_seconds: and one for so much wall time; 0 for none.
       keep_best: and so many of the best by `best_metric`; 0 for none.
-      best_metric: a number that the stage logs.
+      best_metric: a number that the stage logs; of a step that is saved and not logged, as it was last.
       best_is_highest: whether high is good.
       profile_steps: (first, last) steps to record with JAX's profiler, into the stage's folder; () for none.
       kept: of what a block makes, what the backward pass does not make again, see `Qwen3Config.kept`: what fits is a
@@ -302,6 +302,7 @@ def train(
             if logs:
                 numbers |= {"learning_rate": float(np.asarray(learning_rate(step - 1)))}
                 numbers |= meter.numbers(numbers) | memory_numbers() | goodput.numbers()
+                checkpoints.require_metric(numbers)
                 writer.write(step, numbers)
                 goodput.save()
                 progress.update(step, loss=numbers["loss"], tokens=meter.tokens)
@@ -320,7 +321,7 @@ def train(
                     "mesh": dict(device_mesh.shape),
                     "config": config_text,
                 }
-                checkpoints.save(step, vars(state), about_now, numbers)
+                checkpoints.save(step, vars(state), about_now, writer.last | numbers)
                 saving = time.monotonic() - saving
                 last_saved, wished = clock(), False
             now = time.monotonic()

@@ -231,6 +231,15 @@ def test_checkpoints_stay_by_step_and_by_metric(tmp_path):
     assert names(tmp_path) == ["10", "2", "4", "8", "9"]
 
 
+def test_those_kept_by_another_number_are_no_better_than_any(tmp_path):
+    for metric, steps in (("loss", (1, 2)), ("recall", (3, 4, 5))):
+        checkpoints = Checkpoints(tmp_path, Keep(latest=1, best=1, metric=metric, highest=True))
+        for step in steps:
+            checkpoints.save(step, state(step), metrics={metric: -float(step)})
+        checkpoints.close()
+    assert names(tmp_path) == ["3", "5"]
+
+
 def test_the_best_may_be_the_highest(tmp_path):
     checkpoints = Checkpoints(tmp_path, Keep(latest=1, best=1, metric="recall", highest=True))
     for step, recall in enumerate((0.1, 0.7, 0.3, 0.2), 1):

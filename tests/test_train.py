@@ -359,6 +359,15 @@ def test_checkpoints_are_due_by_the_clock_and_by_step(setting, tmp_path):
     assert saved(tmp_path / "steps", 0.0, checkpoint_every_seconds=25.0, checkpoint_every_steps=2) == [2, 4, 6, 7]
 
 
+def test_the_best_are_kept_by_any_number_that_is_logged_and_no_other(setting, tmp_path):
+    fields = {"steps": 6, "log_every_steps": 2, "checkpoint_every_steps": 3, "keep_best": 1, "keep_checkpoints": 1}
+    setting.train(tmp_path / "run", "pair", best_metric="fill", **fields)  # step 3 does not log it
+    assert "6" in {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    with pytest.raises(BadInput, match="no number 'gradent_norm' to keep the best by; there are .*gradient_norm.*fill"):
+        setting.train(tmp_path / "wrong", "pair", best_metric="gradent_norm", **fields)
+    assert not read_metrics(tmp_path / "wrong" / "metrics.jsonl")  # it ends with the first step
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
