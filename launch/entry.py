@@ -52,20 +52,23 @@ def _link(source: pathlib.Path, place: pathlib.Path) -> None:
         pass  # another host was first
 
 
-def stop_with_parent() -> None:
+def stop_with_parent(parent: int) -> None:
     """Has Linux send SIGTERM when the parent is gone: XManager stops the shell of a local job, not what it runs."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:  # gone before Linux was asked
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(words: list[str]) -> int:
     """Does not return where all is well."""
+    parent = os.getppid()
+    if os.environ.get("PPLX_STOP_WITH_PARENT"):
+        stop_with_parent(parent)  # before trial.json says that the job is there
     complaint = prepare(json.loads(os.environ["PPLX_TRIAL"])) if "PPLX_TRIAL" in os.environ else None
     if complaint:
         print(f"pplx-jax: error: {complaint}", file=sys.stderr)
         return BAD_INPUT
-    if os.environ.get("PPLX_STOP_WITH_PARENT"):
-        stop_with_parent()
     os.chdir(PACKAGE)  # where recipes are looked up
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
     os.execv(sys.executable, [sys.executable, "-m", "pplx_jax", *words])

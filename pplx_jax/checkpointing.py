@@ -5,11 +5,12 @@ import contextlib
 import dataclasses
 import errno
 import json
+import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -107,11 +108,15 @@ class Checkpoints:
         chosen = None
         if self._keep.best:
             metrics = metrics or {}
-            if self._keep.metric not in metrics:
-                raise BadInput(f"no number {self._keep.metric!r} to keep the best by; there are {', '.join(metrics)}")
+            self.require_metric(metrics)
             chosen = {self._keep.metric: metrics[self._keep.metric]}
         with _os_errors(self.root):
             self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata=about, metrics=chosen)
+
+    def require_metric(self, metrics: Mapping[str, float]) -> None:
+        """Raises BadInput where the best are kept by a number that is not among these."""
+        if self._keep.best and self._keep.metric not in metrics:
+            raise BadInput(f"no number {self._keep.metric!r} to keep the best by; there are {', '.join(metrics)}")
 
     def check(self) -> None:
         """Raises what a save under way has met so far; see `save`."""
@@ -163,8 +168,10 @@ class Checkpoints:
             self._manager.close()
 
     def _goodness(self, metrics: dict[str, float]) -> float:
-        value = float(metrics[self._keep.metric])
-        return value if self._keep.highest else -value
+        value = metrics.get(self._keep.metric)
+        if value is None:  # kept by another number, before the recipe said this one
+            return -math.inf
+        return float(value) if self._keep.highest else -float(value)
 
     def _require_shapes(self, step: int, abstract: Any) -> None:
         """Raises BadInput for a whole checkpoint of another model, and whatever a damaged one makes Orbax raise."""

@@ -101,7 +101,7 @@ def _parser(verbs: Sequence[Verb]) -> argparse.ArgumentParser:
             "--gin_param",
             action="append",
             default=[],
-            help="a binding, such as Training.steps=9 (repeatable)",
+            help="a binding, such as pair/Training.steps=9 (repeatable)",
         )
         shared.add_argument(
             "--workdir",

@@ -30,7 +30,7 @@ from pplx_jax.optimizers import Optimizer
 from pplx_jax.parallel.batch import BatchReader, own_share, placer
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
 from pplx_jax.parallel.model_info import model_info
-from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first
+from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first, over_processes
 from pplx_jax.parallel.rules import shards
 from pplx_jax.profiling import StepProfile
 from pplx_jax.progress import Progress
@@ -45,8 +45,10 @@ from pplx_jax.train_state import (
     state_layout,
     trained_params,
 )
+from pplx_jax.what_is_computed import computed, require_same
 
 FINISHED = "finished.json"
+COMPUTES = "computes"  # in it, and in what a checkpoint says of itself
 
 
 class NonFiniteLoss(RuntimeError):
@@ -71,7 +73,7 @@ class Training:
       keep_every_steps: those of steps that are multiples of this are kept too; 0 for none.
       keep_every_seconds: and one for so much wall time; 0 for none.
       keep_best: and so many of the best by `best_metric`; 0 for none.
-      best_metric: a number that the stage logs.
+      best_metric: a number that the stage logs; of a step that is saved and not logged, as it was last.
       best_is_highest: whether high is good.
       profile_steps: (first, last) steps to record with JAX's profiler, into the stage's folder; () for none.
       kept: of what a block makes, what the backward pass does not make again, see `Qwen3Config.kept`: what fits is a
@@ -161,27 +163,29 @@ def train(
       clock: seconds, by which checkpoints are due.
 
     Returns:
-      What `finished.json` holds: `stage`, `steps`, `seconds`, `compile_seconds` and the last `metrics`.
+      What `finished.json` says of it: `stage`, `steps`, `seconds`, `compile_seconds` and the last `metrics`.
 
     Raises:
       NonFiniteLoss: a logged metric is not finite.
-      Preempted: SIGTERM came; the state is saved.
+      Preempted: SIGTERM came; the state is saved, or the stage finished.
       BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
-        a damaged checkpoint, or one of another model, seed, table, mixture or batch size; an earlier stage of
-        another model.
+        a damaged checkpoint, or one of another model, seed, table, mixture or batch size, or computed by other
+        settings, as may be the finished stage; an earlier stage of another model.
     """
     # The order below matters: what can fail on bad input comes before anything is written that another run left;
     # the checkpoint is restored before the loader starts, for it says where in the data to go on; the marker of a
     # finished stage comes last, once the checkpoint is whole. All but the writing of single files is done by every
     # process alike: a step, a save or a sum that one of them left out would hang the others.
     started = time.monotonic()
+    stage, model, config = training.stage, config, training.model(config)
+    computes = computed(training, config, seed)
     if (folder / FINISHED).exists():
-        return read_json(folder / FINISHED)
-    stage = training.stage
+        summary = read_json(folder / FINISHED)
+        require_same(folder, "the finished stage", summary.pop(COMPUTES, {}), computes)
+        return summary
     device_mesh = mesh.build()
     mesh.require(config, device_mesh, batch_size=stage.batch_size, row_length=stage.row_length)
     optimizer = training.optimizer.build(training.steps)
-    model, config = config, training.model(config)
     learning_rate = training.optimizer.learning_rate(training.steps)
     tables = {"": [table]} if isinstance(table, TokenTable) else table
     examples = Examples(tables, training.data, stage.batch_size, seed)
@@ -216,6 +220,7 @@ def train(
         else:
             first_step, about = restored.step, restored.about
             _require_same_data(folder, restored, order)
+            require_same(folder, f"the checkpoint of step {first_step}", about.get(COMPUTES, {}), computes)
             state, source = TrainState(**restored.state), f"its own checkpoint of step {first_step}"
         logging.info("%s: starting from %s", stage.name, source)
 
@@ -297,6 +302,7 @@ def train(
             if logs:
                 numbers |= {"learning_rate": float(np.asarray(learning_rate(step - 1)))}
                 numbers |= meter.numbers(numbers) | memory_numbers() | goodput.numbers()
+                checkpoints.require_metric(numbers)
                 writer.write(step, numbers)
                 goodput.save()
                 progress.update(step, loss=numbers["loss"], tokens=meter.tokens)
@@ -308,13 +314,14 @@ def train(
                     "stage": stage.name,
                     "position": position,
                     **order,
+                    COMPUTES: computes,
                     "seconds": seconds(),
                     "useful_seconds": goodput.useful,
                     "processes": jax.process_count(),
                     "mesh": dict(device_mesh.shape),
                     "config": config_text,
                 }
-                checkpoints.save(step, vars(state), about_now, numbers)
+                checkpoints.save(step, vars(state), about_now, writer.last | numbers)
                 saving = time.monotonic() - saving
                 last_saved, wished = clock(), False
             now = time.monotonic()
@@ -328,6 +335,8 @@ def train(
                     f"{stage.name}: asked to stop at step {step}, which is saved; the same command goes on from there",
                     together=True,
                 )
+        # Of what was asked in the last steps not every process knows yet.
+        stops = bool(over_processes({"stops": notice.given})["stops"].any())
 
     # 5. Finished.
     summary = {
@@ -339,7 +348,9 @@ def train(
     }
     if is_first():
         goodput.save()
-        write_json(folder / FINISHED, summary)
+        write_json(folder / FINISHED, {**summary, COMPUTES: computes})
+    if stops:
+        raise Preempted(f"{stage.name}: asked to stop at its end; the same command goes on after it", together=True)
     return summary
 
 

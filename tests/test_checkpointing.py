@@ -1,17 +1,19 @@
 """Checkpoints: every bit comes back, damage is named, a full disk is found before the first byte."""
 
+import datetime
 import errno
 import gc
 import json
 import pathlib
 import shutil
-import time
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from orbax.checkpoint import checkpoint_manager
 
 from pplx_jax import checkpointing
 from pplx_jax.checkpointing import Checkpoints, Keep, load_params, read_json, save_params, write_json
@@ -231,6 +233,15 @@ def test_checkpoints_stay_by_step_and_by_metric(tmp_path):
     assert names(tmp_path) == ["10", "2", "4", "8", "9"]
 
 
+def test_those_kept_by_another_number_are_no_better_than_any(tmp_path):
+    for metric, steps in (("loss", (1, 2)), ("recall", (3, 4, 5))):
+        checkpoints = Checkpoints(tmp_path, Keep(latest=1, best=1, metric=metric, highest=True))
+        for step in steps:
+            checkpoints.save(step, state(step), metrics={metric: -float(step)})
+        checkpoints.close()
+    assert names(tmp_path) == ["3", "5"]
+
+
 def test_the_best_may_be_the_highest(tmp_path):
     checkpoints = Checkpoints(tmp_path, Keep(latest=1, best=1, metric="recall", highest=True))
     for step, recall in enumerate((0.1, 0.7, 0.3, 0.2), 1):
@@ -239,14 +250,21 @@ def test_the_best_may_be_the_highest(tmp_path):
     assert names(tmp_path) == ["2", "4"]
 
 
-def test_checkpoints_stay_by_time(tmp_path):
+def test_checkpoints_stay_by_time(tmp_path, monkeypatch):
+    written = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return written
+
+    monkeypatch.setattr(checkpoint_manager, "datetime", types.SimpleNamespace(**{**vars(datetime), "datetime": Clock}))
     checkpoints = Checkpoints(tmp_path, Keep(latest=1, every_seconds=0.6))
-    for step in range(1, 6):
+    for step in range(1, 8):
         checkpoints.save(step, state())
-        time.sleep(0.4)
+        written += datetime.timedelta(seconds=0.4)
     checkpoints.close()
-    kept = names(tmp_path)
-    assert kept[0] == "1" and kept[-1] == "5" and 3 <= len(kept) < 5
+    assert names(tmp_path) == ["1", "3", "5", "7"]
 
 
 def test_a_metric_that_nobody_logs_is_bad_input(tmp_path):

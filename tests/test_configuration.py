@@ -2,6 +2,8 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
+from typing import Protocol
 
 import pytest
 
@@ -17,15 +19,24 @@ class Optimizer:
     schedule: str | None = None
 
 
+class Stage(Protocol):
+    batch_size: int
+
+    def loss(self) -> float: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class PairStage:
     batch_size: int = 8
     prefixes: tuple[int, ...] = ()
 
+    def loss(self) -> float:
+        return 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    stage: PairStage
+    stage: Stage
     optimizer: Optimizer
     steps: int
     seed: int = 0
@@ -35,7 +46,7 @@ class Training:
             raise BadInput(f"steps must be positive, got {self.steps}")
 
 
-def run(workdir, stages, note="", model=None):
+def run(workdir, stages: Sequence[Training], note="", model=None, mesh: PairStage | None = None):
     """A verb."""
 
 
@@ -99,9 +110,11 @@ class TestScopes:
         assert type(first) is Training and type(first.optimizer) is Optimizer
 
     def test_params_come_last_and_may_set_macros(self, write):
-        first, second = write(RECIPE, "SEED=9", "Training.steps=5", "b/Training.steps=6").arguments["run"]["stages"]
+        params = ("SEED=9", "Optimizer.peak=1.0", "b/Training.steps=6")
+        first, second = write(RECIPE, *params).arguments["run"]["stages"]
         assert (first.seed, second.seed) == (9, 9)
-        assert (first.steps, second.steps) == (600, 6)  # a scoped binding wins over a later unscoped one
+        assert (first.steps, second.steps) == (600, 6)
+        assert (first.optimizer.peak, second.optimizer.peak) == (1.0, 5e-4)  # a scoped one wins over a later unscoped
 
     def test_a_stage_left_out_by_a_param_is_no_mistake(self, write):
         config = write(RECIPE, "run.stages=[@a/Training()]")
@@ -162,6 +175,16 @@ class TestRefusals:
             ("Optimizer.decay = %A\nA = 'much'", "Optimizer.decay wants float, got 'much'"),
             ("b/Training.steps = True", "b/Training.steps wants int, got True"),
             ("Optimizer.schedule = 3", "Optimizer.schedule wants str | None, got 3"),
+            ("Training.optimizer = 5", "Training.optimizer wants Optimizer, got 5"),
+            ("a/Training.optimizer = @PairStage()", "a/Training.optimizer wants Optimizer, got @PairStage()"),
+            ("Optimizer.schedule = @PairStage()", "Optimizer.schedule wants str | None, got @PairStage()"),
+            ("a/Training.stage = @Optimizer()", "a/Training.stage wants Stage, got @Optimizer()"),
+            ("a/Training.stage = 'pair'", "a/Training.stage wants Stage, got 'pair'"),
+            ("run.mesh = 'fsdp'", "run.mesh wants PairStage | None, got 'fsdp'"),
+            ("run.mesh = @Optimizer()", "run.mesh wants PairStage | None, got @Optimizer()"),
+            ("run.stages = @a/Training()", "run.stages wants Sequence[Training], got @a/Training()"),
+            ("run.stages = [@a/Training(), 3]", "run.stages wants Sequence[Training], got [@a/Training(), 3]"),
+            ("run.stages = [@b/Optimizer()]", "run.stages wants Sequence[Training], got [@b/Optimizer()]"),
             ("PairStage.prefixes = [4, 8]", "PairStage.prefixes wants tuple[int, ...], got [4, 8]"),
             (
                 "Optimizer.peak = fast",
@@ -217,6 +240,28 @@ class TestRefusals:
         assert refusal(write, RECIPE, "SEED=1", "SEDE=2").startswith("--gin_param:2: the macro SEDE is never used")
         assert refusal(write, RECIPE, "b/Training.steps=0").startswith("--gin_param:1: b/Training: steps must")
 
+    def test_a_param_that_changes_nothing(self, write):
+        assert refusal(write, RECIPE, "SEED=1", "Training.steps=9") == (
+            "--gin_param:2: Training.steps sets nothing: a/Training.steps (gin/recipe.gin:5), "
+            "b/Training.steps (gin/recipe.gin:7) win; write those"
+        )
+        assert refusal(write, RECIPE, "b/Training.steps=9", "Training.steps=9").startswith("--gin_param:2: ")
+        recipe = RECIPE + "Training.seed = %OTHER\nOTHER = 1\na/Training.seed = 2\nb/Training.seed = 3\n"
+        assert refusal(write, recipe, "OTHER=4").startswith("--gin_param:1: OTHER sets nothing: a/Training.seed (")
+        only_a = "run.stages=[@a/Training()]"
+        assert refusal(write, RECIPE, only_a, "Training.steps=9") == (
+            "--gin_param:2: Training.steps sets nothing: a/Training.steps (gin/recipe.gin:5) wins; write that"
+        )
+
+    def test_a_param_that_another_overrides_or_leaves_out_is_no_mistake(self, write):
+        for params in (
+            ("Training.steps=9", "a/Training.steps=8", "b/Training.steps=7"),
+            ("a/Training.steps=9", "a/Training.steps=8"),
+            ("run.stages=[@a/Training()]", "b/Training.steps=9"),
+        ):
+            assert write(RECIPE, *params).arguments["run"]["stages"][0].steps in (8, 600)
+        write(RECIPE + "Optimizer.decay = 1.0\na/Optimizer.decay = 2.0\nb/Optimizer.decay = 3.0\n")  # nor in a file
+
     def test_a_missing_file(self, tmp_path):
         text = refusal(load, ["gin/recipes/nowhere.gin"], search_paths=[tmp_path], table=TABLE)
         assert text == "no gin file gin/recipes/nowhere.gin"
@@ -234,6 +279,7 @@ class TestResolved:
             "run.stages = [@a/Training(), @b/Training()]  # gin/recipe.gin:4\n"
             "run.note = ''  # default\n"
             "run.model = None  # default\n"
+            "run.mesh = None  # default\n"
             "\n"
             "Training.optimizer = @Optimizer()  # gin/stages.gin:1\n"
             "Training.seed = %SEED  # gin/stages.gin:2\n"

@@ -135,7 +135,7 @@ def test_a_stage_learns_in_finite_numbers_and_says_so(whole, stage):
     expected = 0.01 * np.array([1, 0.8535534, 0.5, 0.1464466])
     np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
     finished = json.loads((whole[stage] / FINISHED).read_text())
-    assert finished.keys() == {"stage", "steps", "seconds", "compile_seconds", "metrics"}
+    assert finished.keys() == {"stage", "steps", "seconds", "compile_seconds", "metrics", "computes"}
     assert (finished["stage"], finished["steps"]) == (stage, STEPS)
     assert finished["metrics"]["loss"] == rows[-1]["loss"]
     names = {path.name for path in whole[stage].iterdir()}
@@ -198,7 +198,8 @@ def test_a_finished_stage_is_not_trained_again(setting, whole, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     monkeypatch.setattr(loop, "make_step", None)  # calling it would fail
     summary = setting.train(folder, "diffusion")
-    assert summary == json.loads((folder / FINISHED).read_text())
+    finished = json.loads((folder / FINISHED).read_text())
+    assert {**summary, "computes": finished["computes"]} == finished and "computes" not in summary
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -291,6 +292,26 @@ def test_a_notice_of_preemption_saves_and_stops(setting, whole, tmp_path, monkey
     assert_same_params(tmp_path / "run", whole["pair"])
 
 
+@pytest.mark.parametrize("asked", ["here", "elsewhere"])
+def test_a_notice_at_the_last_step_stops_behind_the_finished_stage(setting, whole, tmp_path, monkeypatch, asked):
+    require_finite = loop._require_finite
+
+    def notice(stage, step, values):
+        require_finite(stage, step, values)
+        if step == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched, pytest.raises(Preempted, match="pair: asked to stop at its end") as stop:
+        if asked == "here":
+            patched.setattr(loop, "_require_finite", notice)
+        else:
+            patched.setattr(loop, "over_processes", lambda numbers: {name: np.array([0, 1]) for name in numbers})
+        setting.train(tmp_path / "run", "pair")
+    assert stop.value.together
+    assert_same_params(tmp_path / "run", whole["pair"])
+    assert setting.train(tmp_path / "run", "pair")["steps"] == STEPS  # finished, so that what comes after it goes on
+
+
 def test_a_checkpoint_is_all_there_is_to_know(setting, whole):
     optimizer = tiny.OPTIMIZER.build(STEPS)
     layout = state_layout(setting.config, tiny.STAGES["pair"], optimizer, ONE.build())
@@ -298,6 +319,9 @@ def test_a_checkpoint_is_all_there_is_to_know(setting, whole):
         step, state, about = checkpoints.restore_latest(vars(layout))
     assert step == STEPS == state["step"] and state.keys() == {"params", "optimizer", "step"}
     assert about.pop("seconds") > about.pop("useful_seconds") > 0
+    computes = about.pop("computes")
+    assert (computes["PairStage.temperature"], computes["Training.steps"], computes["seed"]) == (0.02, STEPS, 3)
+    assert computes["Qwen3Config.width"] == tiny.WIDTH and "Training.log_every_steps" not in computes
     assert about == {
         "stage": "pair",
         "position": STEPS * 8,
@@ -335,6 +359,15 @@ def test_checkpoints_are_due_by_the_clock_and_by_step(setting, tmp_path):
     assert saved(tmp_path / "steps", 0.0, checkpoint_every_seconds=25.0, checkpoint_every_steps=2) == [2, 4, 6, 7]
 
 
+def test_the_best_are_kept_by_any_number_that_is_logged_and_no_other(setting, tmp_path):
+    fields = {"steps": 6, "log_every_steps": 2, "checkpoint_every_steps": 3, "keep_best": 1, "keep_checkpoints": 1}
+    setting.train(tmp_path / "run", "pair", best_metric="fill", **fields)  # step 3 does not log it
+    assert "6" in {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    with pytest.raises(BadInput, match="no number 'gradent_norm' to keep the best by; there are .*gradient_norm.*fill"):
+        setting.train(tmp_path / "wrong", "pair", best_metric="gradent_norm", **fields)
+    assert not read_metrics(tmp_path / "wrong" / "metrics.jsonl")  # it ends with the first step
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -351,6 +384,39 @@ def test_a_checkpoint_of_other_data_is_refused(setting, tmp_path, monkeypatch, c
         monkeypatch.setitem(setting.tables, "diffusion", LongerTable(**vars(setting.tables["diffusion"])))
     with pytest.raises(BadInput, match=said):
         setting.train(tmp_path / "run", "diffusion", **change)
+
+
+def test_a_checkpoint_that_other_settings_computed_is_refused(setting, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        interrupt(patched, 3)
+        setting.train(tmp_path / "run", "pair", checkpoint_every_steps=1)
+    hotter = dataclasses.replace(tiny.STAGES["pair"], temperature=0.5, row_length=16)
+    faster = dataclasses.replace(tiny.OPTIMIZER, peak_learning_rate=0.5)
+    changes = [
+        ({"stage": hotter}, r"PairStage.row_length 32, this recipe has 16; PairStage.temperature 0.02, this .* 0.5: "),
+        ({"optimizer": faster}, "Optimizer.peak_learning_rate 0.01, this recipe has 0.5: give back"),
+        ({"packing_groups": 4}, "Training.packing_groups 1, this recipe has 4: give back"),
+        ({"steps": 8}, "Training.steps 4, this recipe has 8: give back what it was or choose a new --workdir"),
+        ({"config": dataclasses.replace(setting.config, rope_theta=1e4)}, "Qwen3Config.rope_theta 1000000.0, this"),
+    ]
+    for change, said in changes:
+        with pytest.raises(BadInput, match=f"run: the checkpoint of step 2 is of {said}"):
+            setting.train(tmp_path / "run", "pair", **change)
+        with pytest.raises(BadInput, match=f"pair: the finished stage is of {said}"):
+            setting.train(whole["pair"], "pair", **change)
+    with pytest.raises(BadInput, match="pair: the finished stage is of seed 3, this recipe has 4: give back"):
+        setting.train(whole["pair"], "pair", seed=4)
+    setting.train(tmp_path / "run", "pair", log_every_steps=2, keep_checkpoints=1)
+    assert_same_params(tmp_path / "run", whole["pair"])
+
+
+def test_a_checkpoint_that_does_not_say_what_it_computes_goes_on(setting, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        interrupt(patched, 3)
+        patched.setattr(loop, "computed", lambda *_: {})
+        setting.train(tmp_path / "run", "pair", checkpoint_every_steps=1)
+    setting.train(tmp_path / "run", "pair")
+    assert_same_params(tmp_path / "run", whole["pair"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -398,11 +464,10 @@ def test_a_process_killed_outright_resumes_to_the_same_bits(setting, tmp_path):
 # --- What is refused
 
 
-def test_a_loss_that_is_no_number_stops_the_stage_before_it_is_kept(setting, tmp_path):
+def test_a_loss_that_is_no_number_stops_the_stage_before_it_is_kept(setting, tmp_path, monkeypatch):
     # Broken and sound are one program but for a number, so that their first steps have the same bits.
-    @dataclasses.dataclass(frozen=True)
     class Breaking(type(tiny.STAGES["diffusion"])):
-        sound_until: float = 0.5  # before step 3 of 4
+        sound_until = 0.5  # before step 3 of 4
 
         def loss(self, model, batch, step):
             loss, metrics = super().loss(model, batch, step)
@@ -420,8 +485,9 @@ def test_a_loss_that_is_no_number_stops_the_stage_before_it_is_kept(setting, tmp
         setting.train(tmp_path / "seldom", "diffusion", stage=stage, log_every_steps=9, checkpoint_every_seconds=0.0)
     assert {path.name for path in (tmp_path / "seldom" / "checkpoints").iterdir()} == {"1", "2"}
     # The mended stage goes on from before it.
+    monkeypatch.setattr(Breaking, "sound_until", 2.0)
     for folder in ("run", "sound"):
-        setting.train(tmp_path / folder, "diffusion", stage=dataclasses.replace(stage, sound_until=2.0))
+        setting.train(tmp_path / folder, "diffusion", stage=stage)
     assert_same_params(tmp_path / "run", tmp_path / "sound")
 
 

@@ -30,7 +30,7 @@ The rules of gin that make this work:
   whoever holds it, so `Training.optimizer = @Optimizer()` is written once and `pair/Optimizer.*` still
   reaches the pair stage. A reference *with* a scope replaces the current one.
 - An outer binding (`Training.steps`) yields to a scoped one (`pair/Training.steps`); of two bindings of the
-  same key the later one wins; `--gin_param` comes last.
+  same key the later one wins; `--gin_param` comes last. One of those that changes nothing is refused.
 - A macro is a scope too: an unscoped reference inside `MODEL = @Qwen3Config()` is built in the scope `MODEL`,
   not in the stage's. Keep macros for values.
 - References are always called (`@Name()`): a recipe binds values and never hands out constructors.

@@ -95,6 +95,7 @@ def load(
     rules.check_macros(bindings)
     rules.check_reached(bindings, verbs)
     instances = reach(bindings, verbs)
+    rules.check_params(bindings, instances)
     rules.check_required(instances, table)
     rules.check_types(instances, table)
 

@@ -16,6 +16,7 @@ PACKAGE = pathlib.Path(__file__).parents[1]
 # The current folder first, so that a user's own file wins over a shipped one of the same name.
 SEARCH_PATHS = (pathlib.Path(), PACKAGE.parent, PACKAGE)
 
+PARAM = "--gin_param"
 MACRO = "macro"  # gin keeps the macro NAME as the parameter `value` of `gin.macro` in the scope NAME
 
 
@@ -69,6 +70,11 @@ class Binding:
         if self.name == MACRO:
             return self.scope
         return f"{self.scope}/{self.name}.{self.parameter}" if self.scope else f"{self.name}.{self.parameter}"
+
+    @property
+    def is_param(self) -> bool:
+        """Whether the command line gave it."""
+        return self.place is not None and self.place.file == PARAM
 
 
 class Import(NamedTuple):
@@ -141,7 +147,7 @@ def read(
     for file in files:
         reader.file(str(file), included_at=None)
     for number, param in enumerate(params, start=1):
-        reader.text("--gin_param", param, first_line=number)
+        reader.text(PARAM, param, first_line=number)
     return reader.bindings, reader.imports
 
 

@@ -35,7 +35,7 @@ from pplx_jax.report import environment, format_sets, format_table, write_report
 from pplx_jax.stages.merge import Merge, Per, slerp
 from pplx_jax.stages.weighted_start import NAME as INITIAL
 from pplx_jax.stages.weighted_start import start_folder, write_weighted_start
-from pplx_jax.train import Training, train
+from pplx_jax.train import FINISHED, Training, train
 from pplx_jax.train_state import initial_params
 
 STARTS_FROM = {"diffusion": None, "pair": "diffusion", "contextual": "pair", "triplet": "pair"}
@@ -205,7 +205,8 @@ def train_stage(
     """One stage of a recipe on the token files in WORKDIR/data/tokens/STAGE; needs no TensorFlow.
 
     Raises:
-      BadInput: no such stage in the recipe, no token files, no vocabulary, or as `run` of `initial`.
+      BadInput: no such stage in the recipe, no token files, no vocabulary, the stage before it is not finished, or as
+        `run` of `initial`.
     """
     chosen = next((training for training in stages if training.stage.name == stage), None)
     if chosen is None:
@@ -253,7 +254,6 @@ def _train(
 ) -> dict[str, Any]:
     """One stage, from the stage before it where that was trained, else from the initial weights; see `train`."""
     name = training.stage.name
-    earlier = STARTS_FROM[name]
     return train(
         workdir / name,
         training,
@@ -262,10 +262,20 @@ def _train(
         vocabulary,
         mesh=mesh,
         seed=seed,
-        start_from=workdir / earlier if earlier and (workdir / earlier).exists() else None,
+        start_from=_earlier(workdir, name),
         initial=pathlib.Path(initial) if initial else None,
         config_text=config_text,
     )
+
+
+def _earlier(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
+    """The folder of the stage before this one, where it was trained."""
+    earlier = STARTS_FROM[name]
+    if earlier is None or not (workdir / earlier).exists():
+        return None
+    if not (workdir / earlier / FINISHED).exists():
+        raise BadInput(f"{workdir / earlier}: {earlier} is not finished; run train --stage {earlier} first")
+    return workdir / earlier
 
 
 def _claim(workdir: pathlib.Path, fingerprint: str, config_text: str) -> None:

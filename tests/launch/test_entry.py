@@ -59,6 +59,36 @@ def test_it_becomes_the_command(tmp_path, words, code, text):
     assert (tmp_path / "run" / "trial.json").exists()
 
 
+# A job whose parent goes just before Linux is asked to tell of that.
+ORPHAN = """
+import ctypes, os, signal, subprocess, sys, time
+from launch import entry
+
+def late(name):
+    os.kill(os.getppid(), signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    return library(name)
+
+if len(sys.argv) == 1:
+    subprocess.run([sys.executable, __file__, "job"])
+else:
+    parent, library, ctypes.CDLL = os.getppid(), ctypes.CDLL, late
+    entry.prepare = lambda note: print("goes on", flush=True) or "it has no parent"
+    print("starts", flush=True)
+    entry.main([])
+"""
+
+
+def test_a_job_whose_parent_went_first_leaves(tmp_path):
+    (tmp_path / "orphan.py").write_text(ORPHAN)
+    environment = {**os.environ, "PPLX_TRIAL": "{}", "PPLX_STOP_WITH_PARENT": "1"}
+    environment["PYTHONPATH"] = str(entry.PACKAGE)
+    words = [sys.executable, tmp_path / "orphan.py"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)  # until the job ends too
+    assert done.stdout == "starts\n", done.stderr
+
+
 def test_a_refused_trial_has_its_exit_code(tmp_path):
     entry.prepare(note(tmp_path))
     environment = {**os.environ, "PPLX_TRIAL": json.dumps(note(tmp_path, record={}) | {"record": {"trial": 4}})}

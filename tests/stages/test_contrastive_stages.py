@@ -259,21 +259,20 @@ def test_training_with_all_of_it_resumes_and_leaves_a_plain_model(tables, vocabu
         "triplet", microbatches=2, learn_temperature=True, prefixes=(8, 16), source_weights=(("web", 2.0),)
     )
 
-    def go(folder, steps):
-        training = Training(stage, tiny.OPTIMIZER, steps, log_every_steps=1)
+    def go(folder):
+        training = Training(stage, tiny.OPTIMIZER, steps=3, log_every_steps=1)
         config = tiny.tiny_config(vocabulary)
         train(folder, training, config, tables["triplet"], vocabulary, mesh=Mesh(), seed=0)
         return read_metrics(folder / "metrics.jsonl")
 
-    whole = go(tmp_path / "whole", 3)
+    whole = go(tmp_path / "whole")
     temperatures = [row["temperature"] for row in whole]
     assert len(set(temperatures)) == 3  # it moves
     assert "loss" not in load_params(tmp_path / "whole")
     assert Embedder.load(tmp_path / "whole").encode(["read file"]).shape == (1, tiny.WIDTH)
-    # A finished stage of two steps, taken up as one of three.
-    go(tmp_path / "cut", 3)
+    go(tmp_path / "cut")
     (tmp_path / "cut" / "finished.json").unlink()
-    again = go(tmp_path / "cut", 3)
+    again = go(tmp_path / "cut")
     same = ("loss", "temperature", "gradient_norm")
     for row, expected in itertools.zip_longest(again, whole):
         assert [row[key] for key in same] == [expected[key] for key in same]

@@ -120,8 +120,8 @@ class TestOrderOfStarts:
         still = jax.jit(lambda state, batch: (state, {"loss": jnp.float32(0)}))
         monkeypatch.setattr("pplx_jax.train.make_step", lambda *_, **__: still)
 
-        def run(folder, steps=1, **sources):
-            training = Training(tiny.STAGES["diffusion"], tiny.OPTIMIZER, steps=steps)
+        def run(folder, **sources):
+            training = Training(tiny.STAGES["diffusion"], tiny.OPTIMIZER, steps=1)
             train(folder, training, config, table, vocabulary, mesh=Mesh(), seed=0, **sources)
             return load_params(folder)
 
@@ -135,7 +135,7 @@ class TestOrderOfStarts:
         earlier = start(tmp_path / "earlier", start_from=tmp_path / "scratch", initial=source)
         self.assert_equal(earlier, scratch)
         (tmp_path / "earlier" / "finished.json").unlink()
-        resumed = start(tmp_path / "earlier", steps=2, start_from=tmp_path / "weights", initial=source)
+        resumed = start(tmp_path / "earlier", start_from=tmp_path / "weights", initial=source)
         self.assert_equal(resumed, scratch)
 
     def assert_equal(self, one, two):

@@ -10,11 +10,15 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 from python_code import write_packages
 
 from pplx_jax import cli
 from pplx_jax.checkpointing import load_params
+from pplx_jax.errors import BadInput
 from pplx_jax.metrics import read_metrics
+from pplx_jax.stages.recipe import train_stage
+from pplx_jax.train import FINISHED, Training
 
 STAGES = ("diffusion", "pair", "contextual", "triplet")
 STEPS = 4
@@ -158,6 +162,20 @@ def test_a_warm_up_of_the_last_stage_is_refused_before_the_first(packages, tmp_p
 def test_a_file_is_no_workdir(packages, tmp_path, capsys, place):
     (tmp_path / "file").touch()
     assert "file is in the way and no folder" in complaint(command(packages, tmp_path / place), capsys)
+
+
+def test_a_stage_does_not_start_from_one_that_is_not_finished(tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path / "data")
+    tiny.tiny_tables(tmp_path / "data" / "tokens", vocabulary)
+    stages = [Training(tiny.STAGES[name], tiny.OPTIMIZER, steps=1) for name in ("diffusion", "pair")]
+    recipe = {"stages": stages, "model": tiny.tiny_config(vocabulary)}
+    train_stage(tmp_path, "diffusion", "", **recipe)
+    (tmp_path / "diffusion" / FINISHED).rename(tmp_path / "kept")
+    with pytest.raises(BadInput, match="diffusion is not finished; run train --stage diffusion first"):
+        train_stage(tmp_path, "pair", "", **recipe)
+    assert not (tmp_path / "pair").exists()
+    (tmp_path / "kept").rename(tmp_path / "diffusion" / FINISHED)
+    assert train_stage(tmp_path, "pair", "", **recipe)["steps"] == 1
 
 
 def test_the_workdir_of_another_recipe_is_refused_untouched(finished, packages, capsys):
