@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 from typing import Any
 
+from pplx_jax import parameters
 from pplx_jax.checkpointing import CHECKPOINTS, MODEL, load_params, read_json, save_params, write_json
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
@@ -35,20 +37,10 @@ class ModelFolder:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the parameters and the vocabulary: what an index remembers of its model."""
-        digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
-
-        def add(tree: Any, path: str) -> None:
-            for name in sorted(tree):
-                where = f"{path}.{name}"
-                if isinstance(tree[name], dict):
-                    add(tree[name], where)
-                else:
-                    digest.update(where.encode())
-                    digest.update(tree[name].tobytes())
-
-        add(self.params, "")
-        return digest.hexdigest()[:16]
+        """16 hex digits of the parameters, the vocabulary and all of the configuration that embeddings come from: what
+        an index remembers of its model."""
+        facts = [self.vocabulary.fingerprint, self.config.computing, parameters.digest(self.params)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def describe_model(

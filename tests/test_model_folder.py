@@ -135,7 +135,7 @@ def test_a_description_that_is_no_object_is_bad_input(copy, text):
     assert "model.json" in complaint(copy)
 
 
-def test_the_fingerprint_is_of_weights_and_vocabulary(saved, copy, tmp_path):
+def test_the_fingerprint_is_of_weights_vocabulary_and_configuration(saved, copy, tmp_path):
     model = load_model(saved)
     assert len(model.fingerprint) == 16 and int(model.fingerprint, 16) >= 0
     assert load_model(copy).fingerprint == model.fingerprint  # wherever it lies
@@ -161,3 +161,24 @@ def test_the_fingerprint_is_of_weights_and_vocabulary(saved, copy, tmp_path):
     assert dataclasses.replace(model, vocabulary=same).fingerprint == model.fingerprint
     other = train_vocabulary(["another corpus of other words"] * 9, tmp_path / "other.model", 330)
     assert dataclasses.replace(model, vocabulary=other).fingerprint != model.fingerprint
+
+
+def test_whatever_changes_embeddings_changes_the_fingerprint(saved):
+    model = load_model(saved)
+
+    def with_field(**field):
+        return dataclasses.replace(model, config=dataclasses.replace(model.config, **field)).fingerprint
+
+    changes: list[dict] = [{"causal": True}, {"rope_theta": 10.0}, {"rms_norm_eps": 0.1}, {"dtype": "bfloat16"}]
+    changes += [{"query_heads": 4, "head_dim": 8}, {"max_length": 64}]
+    assert len({model.fingerprint, *(with_field(**change) for change in changes)}) == 1 + len(changes)
+    for change in ({"remat": False}, {"unroll": 2}, {"kept": ("mlp",)}, {"embedding_init_std": 1.0}):
+        assert with_field(**change) == model.fingerprint
+    assert with_field(rope_theta=1_000_000) == model.fingerprint  # as some configurations write 1e6
+
+
+def test_half_precision_has_the_fingerprint_of_its_values(saved):
+    model = load_model(saved)
+    half = jax.tree.map(lambda array: array.astype(jax.numpy.bfloat16), model.params)
+    values = jax.tree.map(lambda array: array.astype(np.float32), half)
+    assert dataclasses.replace(model, params=half).fingerprint == dataclasses.replace(model, params=values).fingerprint
