@@ -1,6 +1,7 @@
 """The folder that a command writes: what it may take the place of, and how it does."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -23,6 +24,15 @@ def require_free(folder: pathlib.Path, what: str, is_former: Callable[[pathlib.P
     standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not standing.is_dir() or (standing == folder and any(folder.iterdir()) and not is_former(folder)):
         raise BadInput(f"{standing} is in the way and no {what}; remove it or give another folder")
+
+
+def describes(path: pathlib.Path, *keys: str) -> bool:
+    """Whether a file is a JSON object with these keys: others too have an index.json and a manifest.json."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() >= set(keys)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from pplx_jax.errors import BadInput
-from pplx_jax.output_folder import replaced_folder, require_free
+from pplx_jax.output_folder import describes, replaced_folder, require_free
 
 
 def is_former(folder):
@@ -32,6 +32,16 @@ def test_anything_else_is_in_the_way(tmp_path, place):
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match=f"{place.split('/')[0]} is in the way and no model"):
         require_free(tmp_path / place, "model", is_former)
+
+
+@pytest.mark.parametrize(
+    ("content", "ours"),
+    [(b'{"format": 1, "shards": 0, "more": []}', True), (b'{"format": 1}', False), (b"[]", False), (b"\xff", False)],
+)
+def test_a_file_is_known_by_what_it_holds(tmp_path, content, ours):
+    (tmp_path / "index.json").write_bytes(content)
+    assert describes(tmp_path / "index.json", "format", "shards") == ours
+    assert not describes(tmp_path / "nothing.json")
 
 
 def test_a_former_folder_is_replaced_whole_or_stays(former, tmp_path):

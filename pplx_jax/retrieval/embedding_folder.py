@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from pplx_jax.errors import BadInput
 from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import BitOrder, Quantization
-from pplx_jax.output_folder import require_free
+from pplx_jax.output_folder import describes, require_free
 from pplx_jax.retrieval import rows
 
 FORMAT = 2
@@ -90,7 +91,7 @@ class EmbeddingFolder:
         """
         require_free(path, "embeddings", _is_begun)
         path.mkdir(parents=True, exist_ok=True)
-        for half_written in path.glob(".*.tmp"):  # a kill's
+        for half_written in _half_written(path):  # a kill's
             half_written.unlink(missing_ok=True)
         if not any(path.iterdir()):
             folder = cls(path, settings, os.path.relpath(model, path), [], complete=False)
@@ -189,5 +190,11 @@ class EmbeddingFolder:
 
 def _is_begun(path: pathlib.Path) -> bool:
     """Whether `embed` was here, if only for the moment before its first file had its name."""
-    names = {entry.name for entry in path.iterdir()}
-    return bool(names & {"manifest.json", "progress.json"}) or all(name.endswith(".tmp") for name in names)
+    described = (describes(path / name, "format", "settings", "shards") for name in ("manifest.json", "progress.json"))
+    return any(described) or len(list(path.iterdir())) == len(_half_written(path))
+
+
+def _half_written(path: pathlib.Path) -> list[pathlib.Path]:
+    """What a kill left of `rows.atomic_path`, and nothing that somebody else named so."""
+    name = re.compile(r"\.(\d{5}\.(npy|jsonl)|progress\.json|manifest\.json)\.\d+\.tmp")
+    return [entry for entry in path.iterdir() if name.fullmatch(entry.name)]

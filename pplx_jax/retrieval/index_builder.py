@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.errors import BadInput
-from pplx_jax.output_folder import replaced_folder, require_free
+from pplx_jax.output_folder import describes, replaced_folder, require_free
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval import rows
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
@@ -57,7 +57,7 @@ def build_index(
     settings = source.settings
     vectors = _open_vectors(source)
     engine, lists = _chosen(source, engine, lists, len(vectors))
-    require_free(output, "index", lambda folder: (folder / "index.json").exists())
+    require_free(output, "index", _is_index)
     model = (source.path / source.model).resolve()
     description = {"count": len(vectors), "dims": settings.dims, "quantization": settings.quantization}
     description |= {"engine": engine, "lists": lists}
@@ -80,6 +80,10 @@ def build_index(
             },
         )
     return description
+
+
+def _is_index(folder: pathlib.Path) -> bool:
+    return describes(folder / "index.json", "format", "model_fingerprint", "shards", "count")
 
 
 def _open_vectors(source: EmbeddingFolder) -> ShardedVectors:

@@ -220,13 +220,24 @@ def test_a_file_without_a_row_to_embed_is_refused(tmp_path):
             embed(source, tmp_path / "out", text_field="txt", shard_size=2)
 
 
-@pytest.mark.parametrize("name", ["00000.npy", "00000.jsonl", "thesis.txt"])
+@pytest.mark.parametrize(
+    "name", ["00000.npy", "00000.jsonl", "thesis.txt", "manifest.json", "progress.json", ".keep.tmp", ".out.1.tmp"]
+)
 def test_a_folder_of_something_else_is_left_alone(tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("theirs")
     with pytest.raises(BadInput, match="in the way and no embeddings"):
         embed(write_rows(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out")
     assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "theirs")]
+
+
+def test_a_manifest_of_others_keeps_what_lies_beside_it(tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("manifest.json", ".keep.tmp", ".00000.npy.1.tmp"):
+        (tmp_path / "out" / name).write_text('{"name": "theirs"}')
+    with pytest.raises(BadInput, match="in the way and no embeddings"):
+        embed(write_rows(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 3
 
 
 def test_a_kill_in_the_first_shard_is_gone_on_from(tmp_path):

@@ -78,6 +78,17 @@ def test_an_index_is_replaced_whole(tmp_path):
     assert Index.load(path).count == 6
 
 
+@pytest.mark.parametrize("content", ['{"name": "theirs"}', '{"format": 2}', "[]", "theirs"])
+def test_an_index_of_others_is_left_alone(tmp_path, content):
+    make_index(tmp_path / "ours")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "index.json").write_text(content)
+    with pytest.raises(BadInput, match="theirs is in the way and no index"):
+        build_index(tmp_path / "ours" / "vectors", theirs)
+    assert (theirs / "index.json").read_text() == content
+
+
 def test_vectors_are_linked_and_outlive_the_embeddings(tmp_path):
     path = make_index(tmp_path)
     assert (path / "00000.npy").samefile(tmp_path / "vectors" / "00000.npy")
