@@ -83,7 +83,7 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
     Hugging Face folder of a model that `import-hf` would import.
 
     Raises:
-      BadInput: something is missing or damaged; the message names the file.
+      BadInput: something is missing or damaged, or a weight is not finite; the message names the file.
     """
     folder, step = _model_and_step(pathlib.Path(folder))
     if is_published(folder):
@@ -91,9 +91,9 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
 
         return read_model(folder)
     config, kind, stage = _read_description(folder)
-    return ModelFolder(
-        config=config, vocabulary=Vocabulary.load(folder), params=load_params(folder, step), kind=kind, stage=stage
-    )
+    vocabulary, params = Vocabulary.load(folder), load_params(folder, step)
+    parameters.require_finite(params, folder)
+    return ModelFolder(config, vocabulary, params, kind, stage)
 
 
 def load_config(folder: str | os.PathLike[str]) -> Qwen3Config:

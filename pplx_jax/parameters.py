@@ -1,4 +1,4 @@
-"""Parameters on the host: their digest."""
+"""Parameters on the host: their digest, and that every value is a number."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from pplx_jax.errors import BadInput
 
 _BLOCK = 1 << 22  # values at once, so that no array is copied whole
 
@@ -25,3 +27,15 @@ def digest(params: Any) -> str:
         for begin in range(0, len(flat), _BLOCK):
             sha256.update(np.ascontiguousarray(flat[begin : begin + _BLOCK], np.float32).data)
     return sha256.hexdigest()
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no value is NaN or infinite; takes no memory of the array's size, as `isfinite` would."""
+    return bool(np.isfinite(array.min(initial=0)) and np.isfinite(array.max(initial=0)))
+
+
+def require_finite(params: Any, where: object) -> None:
+    """Raises BadInput that names the first array of `where` that holds NaN or infinity."""
+    for name, array in named_arrays(params):
+        if not is_finite(array):
+            raise BadInput(f"{where}: {name} holds NaN or infinity; train or import that model again")

@@ -94,6 +94,14 @@ def test_the_kind_follows_from_the_stage_unless_it_is_given(copy, vocabulary, st
     assert (model.kind, model.stage) == (expected, stage)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_is_named(tmp_path, vocabulary, params, value):
+    broken = jax.tree.map(np.copy, params)
+    broken["layers"]["mlp"]["up"]["kernel"][0, 3, 2] = value
+    save_model(tmp_path / "model", tiny.tiny_config(vocabulary), vocabulary, broken, stage="pair")
+    assert "layers.mlp.up.kernel holds NaN or infinity" in complaint(tmp_path / "model")
+
+
 @pytest.mark.parametrize("missing", ["model.json", "vocabulary.model", "checkpoints"])
 def test_what_is_missing_is_bad_input(copy, missing):
     path = copy / missing
