@@ -9,6 +9,7 @@ from typing import Any
 
 from pplx_jax import parameters
 from pplx_jax.checkpointing import CHECKPOINTS, MODEL, load_params, read_json, save_params, write_json
+from pplx_jax.convert.param_map import check_params
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.models.qwen3 import Qwen3Config
@@ -83,7 +84,8 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
     Hugging Face folder of a model that `import-hf` would import.
 
     Raises:
-      BadInput: something is missing or damaged, or a weight is not finite; the message names the file.
+      BadInput: something is missing or damaged, weights are not finite or not of the configuration's shapes, or the
+        vocabulary is larger than the embedding table; the message names the folder.
     """
     folder, step = _model_and_step(pathlib.Path(folder))
     if is_published(folder):
@@ -92,7 +94,13 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
         return read_model(folder)
     config, kind, stage = _read_description(folder)
     vocabulary, params = Vocabulary.load(folder), load_params(folder, step)
+    check_params(params, config, f"parameters of {folder}")
     parameters.require_finite(params, folder)
+    if vocabulary.size > config.vocab_size:
+        raise BadInput(
+            f"{folder}: the vocabulary has {vocabulary.size} pieces, the embedding table only {config.vocab_size} "
+            "rows; are the two of one model?"
+        )
     return ModelFolder(config, vocabulary, params, kind, stage)
 
 

@@ -1,6 +1,7 @@
 """A model folder: all of it comes back, whatever is missing is named, and its fingerprint tells models apart."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -92,6 +93,23 @@ def test_the_kind_follows_from_the_stage_unless_it_is_given(copy, vocabulary, st
     describe_model(copy, tiny.tiny_config(vocabulary), vocabulary, stage=stage, kind=kind)
     model = load_model(copy)
     assert (model.kind, model.stage) == (expected, stage)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("layers", 2), ("width", 24), ("mlp_width", 8), ("head_dim", 8), ("vocab_size", 400), ("tied", False)]
+    + [("query_heads", 3), ("kv_heads", 2)],
+)
+def test_weights_that_the_description_does_not_describe_are_bad_input(copy, field, value):
+    rewrite(copy, lambda description: description["model"].update({field: value}))
+    assert "do not fit the model's configuration" in complaint(copy)
+
+
+def test_a_vocabulary_larger_than_the_table_is_bad_input(copy, tmp_path):
+    words = itertools.product(("alpha", "beta", "gamma", "delta"), ("lambda", "omega", "sigma", "theta", "upsilon"))
+    vocabulary = train_vocabulary((" ".join(pair) for pair in words), tmp_path / "larger.model", 336)
+    vocabulary.save(copy)
+    assert "the vocabulary has 336 pieces, the embedding table only 332 rows" in complaint(copy)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

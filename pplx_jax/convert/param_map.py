@@ -75,14 +75,19 @@ def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str,
     Raises:
       BadInput: a parameter is missing, left over or of another shape; one line names all of them.
     """
+    check_params(params, config)
     flat = dict(_flatten(params))
-    _check(flat, {entry.path: _our_shape(entry, config) for entry in entries(config)}, "parameters")
     tensors = {}
     for entry in entries(config):
         for layer, key in enumerate(_keys(entry, config)):
             array = flat[entry.path][layer] if entry.stacked else flat[entry.path]
             tensors[key] = array.T if entry.transposed else array
     return tensors
+
+
+def check_params(params: Mapping[str, Any], config: Qwen3Config, what: str = "parameters") -> None:
+    """Raises BadInput that names every parameter that is missing, left over or of another shape than `config` has."""
+    _check(dict(_flatten(params)), {entry.path: _our_shape(entry, config) for entry in entries(config)}, what)
 
 
 def from_torch_layout(
