@@ -39,9 +39,10 @@ def describes(path: pathlib.Path, *keys: str) -> bool:
 def replaced_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives an empty sibling to fill, which takes the name when the block ends well.
 
-    A folder that has the name until then is moved aside before it is deleted: a kill leaves no half of it.
+    A folder that has the name until then is moved aside before it is deleted: a kill leaves no half of it. A link
+    stays one, to the new folder.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)  # a kill's

@@ -69,6 +69,14 @@ def test_it_is_moved_aside_before_it_is_deleted(former, monkeypatch):
     assert former not in deleted and former.with_name(".out.former") in deleted
 
 
+def test_a_link_goes_on_to_the_new_folder(former, tmp_path):
+    (tmp_path / "link").symlink_to(former, target_is_directory=True)
+    with replaced_folder(tmp_path / "link") as folder:
+        (folder / "mark").write_text("new")
+    assert (tmp_path / "link").is_symlink() and (former / "mark").read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "out"}
+
+
 def test_what_a_kill_left_is_no_part_of_it(tmp_path):
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "half").touch()

@@ -94,7 +94,10 @@ class EmbeddingFolder:
         for half_written in _half_written(path):  # a kill's
             half_written.unlink(missing_ok=True)
         if not any(path.iterdir()):
-            folder = cls(path, settings, os.path.relpath(model, path), [], complete=False)
+            relative = os.path.relpath(
+                os.path.realpath(model), os.path.realpath(path)
+            )  # ".." of a link is its target's
+            folder = cls(path, settings, relative, [], complete=False)
             folder._write("progress.json")
             return folder
         folder = cls._read(path)

@@ -10,6 +10,7 @@ from word_encoder import WordEncoder
 from word_index import make_index
 
 from pplx_jax.errors import BadInput
+from pplx_jax.retrieval.encode import embed_file
 from pplx_jax.retrieval.index import Index
 from pplx_jax.retrieval.index_builder import build_index
 from pplx_jax.retrieval.search_verb import search_index
@@ -68,6 +69,19 @@ def test_the_model_is_found_after_the_whole_folder_moves(tmp_path):
     make_index(tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
     assert Index.load(tmp_path / "there" / "index").model == tmp_path / "there" / "model"
+
+
+def test_the_model_is_found_from_behind_a_link(tmp_path):
+    (tmp_path / "disk" / "deep" / "work").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "deep" / "work", target_is_directory=True)
+    (tmp_path / "link" / "model").mkdir()
+    path = make_index(tmp_path / "link")
+    assert Index.load(path).model == tmp_path / "disk" / "deep" / "work" / "model"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a", "text": "read"}\n')
+    embed_file(tmp_path / "elsewhere" / "model", rows, tmp_path / "link" / "others", encoder=WordEncoder())
+    build_index(tmp_path / "link" / "others", path)
+    assert Index.load(path).model == tmp_path / "elsewhere" / "model"
 
 
 def test_an_index_is_replaced_whole(tmp_path):
