@@ -138,6 +138,7 @@ def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:
     empty = np.zeros(count, bool)
     ids: list[str] = []
     document, last_row, in_chunks = -1, None, False
+    names, repeated = set[str](), list[str]()
     with Progress("rows", count, unit="vector") as progress:
         for place, shard in enumerate(source.shards):
             offset, begin = 0, len(ids)
@@ -148,6 +149,9 @@ def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:
                     row = json.loads(line)
                     if "document" not in row or row["row"] != last_row:
                         document, last_row = document + 1, row["row"]
+                        name = row.get("document", row["id"])
+                        repeated += [name] if name in names else []
+                        names.add(name)
                     in_chunks = in_chunks or "document" in row
                     number = len(ids)
                     offsets[number], documents[number], empty[number] = offset, document, row.get("empty", False)
@@ -158,6 +162,8 @@ def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:
             if len(ids) - begin != shard.count:
                 raise BadInput(_miscounted(source, place, shard.count, len(ids) - begin))
         progress.update(count)
+        if repeated:
+            progress.note(f"{len(repeated)} documents have the id of an earlier one, the first {repeated[0]!r}")
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "empty.npy", empty)
     np.save(folder / "places.npy", tie_places(ids))
