@@ -144,6 +144,45 @@ def test_what_cannot_be_built(tmp_path):
         search_index(signs, "a file", engine="jax", encoder=WordEncoder())
 
 
+@pytest.mark.parametrize(
+    "line", [b"{", b"\xff", b"[]", b'{"text": "a", "row": 1}', b'{"id": 7, "text": "a", "row": 1}', b'{"id": "a"}']
+)
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = make_index(tmp_path)
+    lines = (tmp_path / "vectors" / "00000.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "vectors" / "00000.jsonl").unlink()  # the index has the same file
+    (tmp_path / "vectors" / "00000.jsonl").write_bytes(line + b"\n" + lines[1])
+    with pytest.raises(BadInput, match="vectors/00000.jsonl, line 1: .*; delete the folder and embed again"):
+        build_index(tmp_path / "vectors", tmp_path / "other")
+    (path / "00000.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(BadInput, match="00000.jsonl, vector [01]: .*; make it again"):
+        search_index(path, "a file", encoder=WordEncoder())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("offsets.npy", np.array([5, 7, 9, 11, 13, 15])),
+        ("offsets.npy", np.array([-1] * 6)),
+        ("offsets.npy", np.zeros(6)),
+        ("empty.npy", np.array([False])),
+        ("empty.npy", np.zeros(6, np.int64)),
+        ("places.npy", np.zeros((6, 2), np.int64)),
+        ("documents.npy", np.zeros(5, np.int64)),
+        ("signs.npy", np.zeros((1, 4), np.uint8)),
+        ("signs.npy", np.zeros((6, 1), np.uint8)),
+        ("signs.npy", np.zeros((6, 4), np.int8)),
+        ("00000.npy", np.zeros((1, 32), np.int8)),
+    ],
+)
+def test_arrays_of_another_index_are_refused(tmp_path, name, content):
+    path = make_index(tmp_path)
+    (path / name).unlink()
+    np.save(path / name, content)
+    with pytest.raises(BadInput, match="cannot be used"):
+        search_index(path, "read a file", encoder=WordEncoder())
+
+
 @pytest.mark.parametrize("name", ["00001.npy", "00000.npy", "places.npy", "signs.npy", "offsets.npy"])
 def test_a_damaged_index_is_named(tmp_path, name):
     path = make_index(tmp_path)
