@@ -70,7 +70,7 @@ class Drawn:
 
 
 def ids_of(folder: pathlib.Path) -> list[str]:
-    return [json.loads(line)["id"] for line in EmbeddingFolder.read(folder).described()]
+    return [row["id"] for row in EmbeddingFolder.read(folder).described()]
 
 
 def read_pooled(folder: pathlib.Path) -> np.ndarray:

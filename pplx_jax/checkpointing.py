@@ -21,6 +21,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from pplx_jax.errors import BadInput
 from pplx_jax.parallel.processes import over_processes
+from pplx_jax.parameters import digest
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model.json"
@@ -248,6 +249,7 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
     """Writes parameters alone as a checkpoint, waiting until it is whole (merged and imported models).
 
     Host arrays are encoded one after another and never copied, so that this takes at most the largest one's memory.
+    Their digest stands beside the checkpoint as STEP.sha256: this format has no checksum of its own.
 
     Raises:
       OSError: ENOSPC, before anything is written, where the disk has no room for it.
@@ -267,6 +269,7 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
     with contextlib.closing(manager):
         chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
         manager.save(step, args=ocp.args.PyTreeSave(tree, save_args=chunks))
+    _digest_file(root / str(step)).write_text(digest(tree["params"]) + "\n", encoding="utf-8")
 
 
 def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str, Any]:
@@ -274,7 +277,7 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
     NumPy arrays.
 
     Raises:
-      BadInput: no such folder, no checkpoint in it, or a damaged one.
+      BadInput: no such folder, no checkpoint in it, or a damaged one; other values than `save_params` wrote, too.
     """
     root = pathlib.Path(folder).absolute() / CHECKPOINTS
     steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
@@ -293,9 +296,25 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
             arguments = ocp.args.PyTreeRestore(
                 item={"params": tree}, restore_args={"params": as_numpy}, partial_restore=True
             )
-            return handler.restore(path, args=arguments)["params"]
+            params = handler.restore(path, args=arguments)["params"]
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _damaged(root / str(step), error) from error
+    _require_digest(root / str(step), params)
+    return params
+
+
+def _digest_file(checkpoint: pathlib.Path) -> pathlib.Path:
+    return checkpoint.with_name(f"{checkpoint.name}.sha256")
+
+
+def _require_digest(checkpoint: pathlib.Path, params: Any) -> None:
+    """Refuses other parameters than were saved, where `save_params` noted their digest."""
+    noted = _digest_file(checkpoint)
+    if noted.exists() and noted.read_bytes().strip() != digest(params).encode():
+        raise BadInput(
+            f"checkpoint {checkpoint} is damaged: its parameters are not those of {noted.name}; "
+            "copy that model again, or write it again"
+        )
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 from typing import Any
 
+from pplx_jax import parameters
 from pplx_jax.checkpointing import CHECKPOINTS, MODEL, load_params, read_json, save_params, write_json
+from pplx_jax.convert.param_map import check_params
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.models.qwen3 import Qwen3Config
@@ -35,20 +38,10 @@ class ModelFolder:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits of the parameters and the vocabulary: what an index remembers of its model."""
-        digest = hashlib.sha256(self.vocabulary.fingerprint.encode())
-
-        def add(tree: Any, path: str) -> None:
-            for name in sorted(tree):
-                where = f"{path}.{name}"
-                if isinstance(tree[name], dict):
-                    add(tree[name], where)
-                else:
-                    digest.update(where.encode())
-                    digest.update(tree[name].tobytes())
-
-        add(self.params, "")
-        return digest.hexdigest()[:16]
+        """16 hex digits of the parameters, the vocabulary and all of the configuration that embeddings come from: what
+        an index remembers of its model."""
+        facts = [self.vocabulary.fingerprint, self.config.computing, parameters.digest(self.params)]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def describe_model(
@@ -91,7 +84,8 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
     Hugging Face folder of a model that `import-hf` would import.
 
     Raises:
-      BadInput: something is missing or damaged; the message names the file.
+      BadInput: something is missing or damaged, weights are not finite or not of the configuration's shapes, or the
+        vocabulary is larger than the embedding table; the message names the folder.
     """
     folder, step = _model_and_step(pathlib.Path(folder))
     if is_published(folder):
@@ -99,9 +93,15 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
 
         return read_model(folder)
     config, kind, stage = _read_description(folder)
-    return ModelFolder(
-        config=config, vocabulary=Vocabulary.load(folder), params=load_params(folder, step), kind=kind, stage=stage
-    )
+    vocabulary, params = Vocabulary.load(folder), load_params(folder, step)
+    check_params(params, config, f"parameters of {folder}")
+    parameters.require_finite(params, folder)
+    if vocabulary.size > config.vocab_size:
+        raise BadInput(
+            f"{folder}: the vocabulary has {vocabulary.size} pieces, the embedding table only {config.vocab_size} "
+            "rows; are the two of one model?"
+        )
+    return ModelFolder(config, vocabulary, params, kind, stage)
 
 
 def load_config(folder: str | os.PathLike[str]) -> Qwen3Config:

@@ -1,6 +1,7 @@
 """The folder that a command writes: what it may take the place of, and how it does."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -25,13 +26,23 @@ def require_free(folder: pathlib.Path, what: str, is_former: Callable[[pathlib.P
         raise BadInput(f"{standing} is in the way and no {what}; remove it or give another folder")
 
 
+def describes(path: pathlib.Path, *keys: str) -> bool:
+    """Whether a file is a JSON object with these keys: others too have an index.json and a manifest.json."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and content.keys() >= set(keys)
+
+
 @contextlib.contextmanager
 def replaced_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives an empty sibling to fill, which takes the name when the block ends well.
 
-    A folder that has the name until then is moved aside before it is deleted: a kill leaves no half of it.
+    A folder that has the name until then is moved aside before it is deleted: a kill leaves no half of it. A link
+    stays one, to the new folder.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)  # a kill's

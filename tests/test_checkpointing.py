@@ -120,7 +120,7 @@ def test_parameters_alone_are_read_from_a_whole_checkpoint(saved):
 def test_parameters_written_alone_come_back(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpointing, "_CHUNK_BYTES", 1000)  # eight pieces
     save_params(tmp_path, 3, state(3)["params"])
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "3.sha256"}
     assert bits(load_params(tmp_path)) == bits(state(3)["params"])
 
 
@@ -176,6 +176,20 @@ def test_damaged_parameters_alone_are_bad_input_by_name(tmp_path, how):
     with pytest.raises(BadInput) as caught:
         load_params(tmp_path)
     assert_names(caught, tmp_path / "checkpoints" / "3")
+
+
+def test_flipped_bits_of_parameters_alone_are_bad_input(tmp_path):
+    # Numbers that do not compress: what decodes a chunk would find most damage to one that does.
+    params = {"a": np.random.default_rng(0).normal(size=(64, 33)).astype(np.float32)}
+    save_params(tmp_path, 3, params)
+    file = largest(tmp_path / "checkpoints" / "3")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BadInput, match=r"checkpoints/3 is damaged.*"):
+        load_params(tmp_path)
+    (tmp_path / "checkpoints" / "3.sha256").unlink()  # as folders of before have none
+    assert load_params(tmp_path)["a"].shape == (64, 33)
 
 
 @pytest.mark.parametrize("which", ["numbers", "_METADATA"])

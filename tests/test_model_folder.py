@@ -1,6 +1,7 @@
 """A model folder: all of it comes back, whatever is missing is named, and its fingerprint tells models apart."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 
@@ -94,6 +95,31 @@ def test_the_kind_follows_from_the_stage_unless_it_is_given(copy, vocabulary, st
     assert (model.kind, model.stage) == (expected, stage)
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [("layers", 2), ("width", 24), ("mlp_width", 8), ("head_dim", 8), ("vocab_size", 400), ("tied", False)]
+    + [("query_heads", 3), ("kv_heads", 2)],
+)
+def test_weights_that_the_description_does_not_describe_are_bad_input(copy, field, value):
+    rewrite(copy, lambda description: description["model"].update({field: value}))
+    assert "do not fit the model's configuration" in complaint(copy)
+
+
+def test_a_vocabulary_larger_than_the_table_is_bad_input(copy, tmp_path):
+    words = itertools.product(("alpha", "beta", "gamma", "delta"), ("lambda", "omega", "sigma", "theta", "upsilon"))
+    vocabulary = train_vocabulary((" ".join(pair) for pair in words), tmp_path / "larger.model", 336)
+    vocabulary.save(copy)
+    assert "the vocabulary has 336 pieces, the embedding table only 332 rows" in complaint(copy)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_no_number_is_named(tmp_path, vocabulary, params, value):
+    broken = jax.tree.map(np.copy, params)
+    broken["layers"]["mlp"]["up"]["kernel"][0, 3, 2] = value
+    save_model(tmp_path / "model", tiny.tiny_config(vocabulary), vocabulary, broken, stage="pair")
+    assert "layers.mlp.up.kernel holds NaN or infinity" in complaint(tmp_path / "model")
+
+
 @pytest.mark.parametrize("missing", ["model.json", "vocabulary.model", "checkpoints"])
 def test_what_is_missing_is_bad_input(copy, missing):
     path = copy / missing
@@ -135,7 +161,7 @@ def test_a_description_that_is_no_object_is_bad_input(copy, text):
     assert "model.json" in complaint(copy)
 
 
-def test_the_fingerprint_is_of_weights_and_vocabulary(saved, copy, tmp_path):
+def test_the_fingerprint_is_of_weights_vocabulary_and_configuration(saved, copy, tmp_path):
     model = load_model(saved)
     assert len(model.fingerprint) == 16 and int(model.fingerprint, 16) >= 0
     assert load_model(copy).fingerprint == model.fingerprint  # wherever it lies
@@ -161,3 +187,24 @@ def test_the_fingerprint_is_of_weights_and_vocabulary(saved, copy, tmp_path):
     assert dataclasses.replace(model, vocabulary=same).fingerprint == model.fingerprint
     other = train_vocabulary(["another corpus of other words"] * 9, tmp_path / "other.model", 330)
     assert dataclasses.replace(model, vocabulary=other).fingerprint != model.fingerprint
+
+
+def test_whatever_changes_embeddings_changes_the_fingerprint(saved):
+    model = load_model(saved)
+
+    def with_field(**field):
+        return dataclasses.replace(model, config=dataclasses.replace(model.config, **field)).fingerprint
+
+    changes: list[dict] = [{"causal": True}, {"rope_theta": 10.0}, {"rms_norm_eps": 0.1}, {"dtype": "bfloat16"}]
+    changes += [{"query_heads": 4, "head_dim": 8}, {"max_length": 64}]
+    assert len({model.fingerprint, *(with_field(**change) for change in changes)}) == 1 + len(changes)
+    for change in ({"remat": False}, {"unroll": 2}, {"kept": ("mlp",)}, {"embedding_init_std": 1.0}):
+        assert with_field(**change) == model.fingerprint
+    assert with_field(rope_theta=1_000_000) == model.fingerprint  # as some configurations write 1e6
+
+
+def test_half_precision_has_the_fingerprint_of_its_values(saved):
+    model = load_model(saved)
+    half = jax.tree.map(lambda array: array.astype(jax.numpy.bfloat16), model.params)
+    values = jax.tree.map(lambda array: array.astype(np.float32), half)
+    assert dataclasses.replace(model, params=half).fingerprint == dataclasses.replace(model, params=values).fingerprint

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from pplx_jax.errors import BadInput
-from pplx_jax.output_folder import replaced_folder, require_free
+from pplx_jax.output_folder import describes, replaced_folder, require_free
 
 
 def is_former(folder):
@@ -34,6 +34,16 @@ def test_anything_else_is_in_the_way(tmp_path, place):
         require_free(tmp_path / place, "model", is_former)
 
 
+@pytest.mark.parametrize(
+    ("content", "ours"),
+    [(b'{"format": 1, "shards": 0, "more": []}', True), (b'{"format": 1}', False), (b"[]", False), (b"\xff", False)],
+)
+def test_a_file_is_known_by_what_it_holds(tmp_path, content, ours):
+    (tmp_path / "index.json").write_bytes(content)
+    assert describes(tmp_path / "index.json", "format", "shards") == ours
+    assert not describes(tmp_path / "nothing.json")
+
+
 def test_a_former_folder_is_replaced_whole_or_stays(former, tmp_path):
     with pytest.raises(RuntimeError), replaced_folder(former) as folder:
         (folder / "half").touch()
@@ -57,6 +67,14 @@ def test_it_is_moved_aside_before_it_is_deleted(former, monkeypatch):
     with replaced_folder(former):
         pass
     assert former not in deleted and former.with_name(".out.former") in deleted
+
+
+def test_a_link_goes_on_to_the_new_folder(former, tmp_path):
+    (tmp_path / "link").symlink_to(former, target_is_directory=True)
+    with replaced_folder(tmp_path / "link") as folder:
+        (folder / "mark").write_text("new")
+    assert (tmp_path / "link").is_symlink() and (former / "mark").read_text() == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"link", "out"}
 
 
 def test_what_a_kill_left_is_no_part_of_it(tmp_path):

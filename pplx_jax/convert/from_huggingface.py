@@ -62,7 +62,7 @@ def import_hf(
       `peak_bytes` (growth of this process's peak resident memory while weights were read and written).
 
     Raises:
-      BadInput: the source has a feature that is not supported, tensors are missing, left over or damaged,
+      BadInput: the source has a feature that is not supported, tensors are missing, left over, damaged or not finite,
         `output` holds something, or a package that parity takes is not installed.
       RuntimeError: what was imported does not compute what the source does.
     """

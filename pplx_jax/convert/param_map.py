@@ -13,6 +13,7 @@ import numpy as np
 
 from pplx_jax.errors import BadInput
 from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.parameters import is_finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +75,19 @@ def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str,
     Raises:
       BadInput: a parameter is missing, left over or of another shape; one line names all of them.
     """
+    check_params(params, config)
     flat = dict(_flatten(params))
-    _check(flat, {entry.path: _our_shape(entry, config) for entry in entries(config)}, "parameters")
     tensors = {}
     for entry in entries(config):
         for layer, key in enumerate(_keys(entry, config)):
             array = flat[entry.path][layer] if entry.stacked else flat[entry.path]
             tensors[key] = array.T if entry.transposed else array
     return tensors
+
+
+def check_params(params: Mapping[str, Any], config: Qwen3Config, what: str = "parameters") -> None:
+    """Raises BadInput that names every parameter that is missing, left over or of another shape than `config` has."""
+    _check(dict(_flatten(params)), {entry.path: _our_shape(entry, config) for entry in entries(config)}, what)
 
 
 def from_torch_layout(
@@ -104,7 +110,8 @@ def from_torch_layout(
       Nested dict of contiguous arrays, or of what `place` made of them.
 
     Raises:
-      BadInput: a tensor is missing, left over or of another shape; one line names all of them.
+      BadInput: a tensor is missing, left over or of another shape, where one line names all of them; or one holds
+        values that are not finite.
     """
     _check(tensors, torch_shapes(config), "tensors")
     params: dict[str, Any] = {}
@@ -113,6 +120,8 @@ def from_torch_layout(
         leaf = np.empty(_our_shape(entry, config), dtype or tensors[keys[0]].dtype)
         for layer, key in enumerate(keys):
             tensor = np.asarray(tensors[key])
+            if not is_finite(tensor):
+                raise BadInput(f"tensor {key} holds NaN or infinity; download the weights again, or mend them")
             leaf[layer if entry.stacked else ...] = tensor.T if entry.transposed else tensor
             del tensor  # before the next one is read
         *parents, name = entry.path.split(".")

@@ -20,7 +20,7 @@ import numpy as np
 
 from pplx_jax.data.ragged import Ragged
 from pplx_jax.errors import BadInput
-from pplx_jax.output_folder import require_free, take_place
+from pplx_jax.output_folder import describes, require_free, take_place
 
 if TYPE_CHECKING:
     from pplx_jax.data.vocabulary import Vocabulary
@@ -250,7 +250,8 @@ class _RaggedColumn:
 
 def holds_tables(folder: pathlib.Path) -> bool:
     """Whether a folder is a token table, or a tree of them: STAGE/SOURCE/SHARD at most."""
-    return any(any(folder.glob(f"{'*/' * depth}{MANIFEST}")) for depth in range(4))
+    manifests = (path for depth in range(4) for path in folder.glob(f"{'*/' * depth}{MANIFEST}"))
+    return any(describes(path, "format", "stage", "features") for path in manifests)
 
 
 def holds_triplets(folder: pathlib.Path) -> bool:

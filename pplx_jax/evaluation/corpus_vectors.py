@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -105,12 +104,11 @@ class EmbeddedCorpus:
             )
 
     def ids(self) -> Iterator[str]:
-        described = (json.loads(line) for line in self._folder.described())
-        for _, chunks in itertools.groupby(described, key=lambda row: row["row"]):
+        for _, chunks in itertools.groupby(self._folder.described(), key=lambda row: row["row"]):
             yield _document_id(next(chunks))
 
     def blocks(self) -> Iterator[Block]:
-        described = (json.loads(line) for line in self._folder.described())
+        described = self._folder.described()
         for vectors in self._folder.vectors():
             chunks = list(itertools.islice(described, len(vectors)))
             if not chunks:

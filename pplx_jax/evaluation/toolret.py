@@ -142,6 +142,8 @@ def _load(source: _Source, task: str, category: str | None, instructions: bool) 
         unknown = next((tool for tool in grades if tool not in tools), None)
         if unknown is not None:
             raise BadInput(f"{task}: {row['id']} needs the tool {unknown!r}, which is not there; copy the files again")
+        if row["id"] in texts:
+            raise BadInput(f"{task}: two requests are called {row['id']!r}; copy the files again")
         qrels[row["id"]] = grades
         texts[row["id"]] = f"Instruct: {row['instruction']}\nQuery: {row['query']}" if instructions else row["query"]
     return RetrievalSet(

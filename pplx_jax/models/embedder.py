@@ -92,8 +92,7 @@ class Embedder:
 
         Raises:
           BadInput: a text over the model's length, or no str of whole characters, named by its place; a str in place
-            of a list; bad dims.
-          FloatingPointError: the model's weights give a vector that is not finite.
+            of a list; bad dims; weights that give a vector that is not finite.
         """
         texts = _as_list(texts, "texts")
         check_form(quantization, dims, self.dims, bit_order)

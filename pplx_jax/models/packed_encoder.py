@@ -83,8 +83,8 @@ class PackedEncoder:
           [C, D] float32; a chunk without tokens is a zero vector.
 
         Raises:
-          BadInput: a document over the limit under "error", named by its place; bad `overflow` or `overlap`.
-          FloatingPointError: a vector is not finite, so that quantized it would look like one that is.
+          BadInput: a document over the limit under "error", named by its place; bad `overflow` or `overlap`; a
+            vector that is not finite, so that quantized it would look like one that is.
         """
         if overflow not in get_args(Overflow):
             raise BadInput(f"overflow={overflow!r} is not one of {', '.join(get_args(Overflow))}")
@@ -124,7 +124,7 @@ class PackedEncoder:
         if len(damaged):
             text = int(np.searchsorted(np.cumsum(counts), damaged[0], side="right"))
             why = f"the model's weights are damaged, or too large for {self._config.dtype}"
-            raise FloatingPointError(f"{noun} {text} has a vector that is not finite: {why}")
+            raise BadInput(f"{noun} {text} has a vector that is not finite: {why}; take another checkpoint")
         return pooled
 
     def _pool_rows(

@@ -22,6 +22,8 @@ from pplx_jax.parallel.rules import constrain
 # What `Qwen3Config.kept` may name: queries, keys and values as attention takes them (2 (H + 2 K) E bytes a token and
 # layer in bfloat16); what attention returns, with its sums (2 H E); the two products that the MLP multiplies (4 F).
 KEEPABLE = ("projections", "attention", "mlp")
+# Read in training alone; every other field takes part in what an embedding is.
+_OF_TRAINING = ("tied", "embedding_init_std", "residual_init_scale", "remat", "kept", "unroll")
 _SIZES = ("vocab_size", "width", "mlp_width", "layers", "query_heads", "kv_heads", "head_dim")
 
 
@@ -84,6 +86,12 @@ class Qwen3Config:
             raise BadInput(f"Qwen3Config: kept={unknown[0]!r} is not one of {', '.join(KEEPABLE)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is neither 'float32' nor 'bfloat16'")
+
+    @property
+    def computing(self) -> dict[str, float | str]:
+        """The fields that embeddings depend on, numbers as floats: 1000000 and 1e6 are one theta."""
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _OF_TRAINING}
+        return {name: value if isinstance(value, str) else float(value) for name, value in fields.items()}
 
     @property
     def parameters(self) -> int:

@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +23,11 @@ import numpy as np
 from pplx_jax.errors import BadInput
 from pplx_jax.models.overflow import Overflow
 from pplx_jax.models.quantization import BitOrder, Quantization
-from pplx_jax.output_folder import require_free
+from pplx_jax.output_folder import describes, require_free
 from pplx_jax.retrieval import rows
 
 FORMAT = 2
+_MEND = "delete the folder and embed again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +87,18 @@ class EmbeddingFolder:
         """Starts a folder, or goes on with one whose settings are equal.
 
         Raises:
-            BadInput: the folder holds something else, or embeddings under other settings; the message names the
-            first that differs.
+            BadInput: the folder holds something else, embeddings under other settings, where the message names the
+            first that differs, or a shard that is not whole any more.
         """
         require_free(path, "embeddings", _is_begun)
         path.mkdir(parents=True, exist_ok=True)
-        for half_written in path.glob(".*.tmp"):  # a kill's
+        for half_written in _half_written(path):  # a kill's
             half_written.unlink(missing_ok=True)
         if not any(path.iterdir()):
-            folder = cls(path, settings, os.path.relpath(model, path), [], complete=False)
+            relative = os.path.relpath(
+                os.path.realpath(model), os.path.realpath(path)
+            )  # ".." of a link is its target's
+            folder = cls(path, settings, relative, [], complete=False)
             folder._write("progress.json")
             return folder
         folder = cls._read(path)
@@ -104,6 +109,7 @@ class EmbeddingFolder:
                     f"{path} holds embeddings with {field.name}={old!r}, not {new!r}; "
                     "give another --output or delete that folder"
                 )
+        folder._require_whole()
         return folder
 
     @classmethod
@@ -111,11 +117,12 @@ class EmbeddingFolder:
         """Opens a finished folder.
 
         Raises:
-            BadInput: there are no embeddings, or they are not finished.
+            BadInput: there are no embeddings, or they are not finished or not whole.
         """
         folder = cls._read(path)
         if not folder.complete:
             raise BadInput(f"{path} is unfinished ({len(folder.shards)} shards); run the same `embed` again to end it")
+        folder._require_whole()
         return folder
 
     @classmethod
@@ -133,7 +140,23 @@ class EmbeddingFolder:
             settings = Settings(**content["settings"])
             return cls(path, settings, content["model"], shards, complete=name == "manifest.json")
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path / name} cannot be used ({error}); delete the folder and embed again") from None
+            raise BadInput(f"{path / name} cannot be used ({error}); {_MEND}") from None
+
+    def _require_whole(self) -> None:
+        """Raises BadInput that names a shard which is missing, cut short or longer than it was written."""
+        for vectors, lines, shard in zip(self.vector_paths(), self._line_paths(), self.shards, strict=True):
+            try:
+                count = len(np.load(vectors, mmap_mode="r"))
+                with open(lines, "rb") as file:
+                    described = sum(line.endswith(b"\n") for line in file)
+            except FileNotFoundError as error:
+                raise BadInput(f"{error.filename} is missing; {_MEND}") from None
+            except (OSError, ValueError, TypeError, EOFError) as error:
+                raise BadInput(f"{vectors} is damaged ({error}); {_MEND}") from None
+            if count != shard.count:
+                raise BadInput(f"{vectors}: {count} vectors of {shard.count}; {_MEND}")
+            if described != shard.count:
+                raise BadInput(f"{lines}: {described} lines of {shard.count} vectors; {_MEND}")
 
     def add(self, vectors: np.ndarray, described: list[dict[str, Any]], shard: Shard) -> None:
         """Writes the next shard: vectors [n, width] and one object a vector."""
@@ -180,14 +203,51 @@ class EmbeddingFolder:
         for path in self.vector_paths():
             yield np.load(path, mmap_mode="r")
 
-    def described(self) -> Iterator[bytes]:
-        """Yields the line of each vector, in order, with its newline."""
+    def _line_paths(self) -> list[pathlib.Path]:
+        return [self.path / f"{place:05d}.jsonl" for place in range(len(self.shards))]
+
+    def described(self) -> Iterator[dict[str, Any]]:
+        """Yields what is known of each vector, in order. Raises BadInput as `described_of`."""
         for place in range(len(self.shards)):
-            with open(self.path / f"{place:05d}.jsonl", "rb") as file:
-                yield from file
+            yield from (row for _, row in self.described_of(place))
+
+    def described_of(self, place: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yields of each vector of a shard where its line begins, in bytes, and what is known of it.
+
+        Raises:
+            BadInput: a line is damaged; the message names it.
+        """
+        path, offset = self._line_paths()[place], 0
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    row = parse_described(line)
+                except ValueError as error:
+                    raise BadInput(f"{path}, line {number}: {error}; {_MEND}") from None
+                yield offset, row
+                offset += len(line)
+
+
+def parse_described(line: bytes) -> dict[str, Any]:
+    """Parses a line that `embed` wrote of a vector.
+
+    Raises:
+        ValueError: it is none.
+    """
+    described = rows.parse_object(line)
+    for name, kind in {"id": str, "text": str, "row": int}.items():
+        if not isinstance(described.get(name), kind):
+            raise ValueError(f'"{name}" is {described.get(name)!r}')
+    return described
 
 
 def _is_begun(path: pathlib.Path) -> bool:
     """Whether `embed` was here, if only for the moment before its first file had its name."""
-    names = {entry.name for entry in path.iterdir()}
-    return bool(names & {"manifest.json", "progress.json"}) or all(name.endswith(".tmp") for name in names)
+    described = (describes(path / name, "format", "settings", "shards") for name in ("manifest.json", "progress.json"))
+    return any(described) or len(list(path.iterdir())) == len(_half_written(path))
+
+
+def _half_written(path: pathlib.Path) -> list[pathlib.Path]:
+    """What a kill left of `rows.atomic_path`, and nothing that somebody else named so."""
+    name = re.compile(r"\.(\d{5}\.(npy|jsonl)|progress\.json|manifest\.json)\.\d+\.tmp")
+    return [entry for entry in path.iterdir() if name.fullmatch(entry.name)]

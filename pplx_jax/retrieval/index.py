@@ -24,6 +24,7 @@ import numpy as np
 
 from pplx_jax.errors import BadInput
 from pplx_jax.models.quantization import BitOrder, Quantization, quantize
+from pplx_jax.retrieval.embedding_folder import parse_described
 from pplx_jax.retrieval.encoder import Encoder
 from pplx_jax.retrieval.search import rescore, similarity, top_k
 from pplx_jax.retrieval.shards import ShardedVectors
@@ -84,15 +85,21 @@ class Index:
         self.engine: Engine = description["engine"]
         self.lists: int = description["lists"]
         self._vectors = ShardedVectors([path / f"{shard:05d}.npy" for shard in range(description["shards"])])
-        self._places = np.load(path / "places.npy", mmap_mode="r")
-        self._empty = np.load(path / "empty.npy")
-        self._offsets = np.load(path / "offsets.npy", mmap_mode="r")
+        if len(self._vectors) != self.count:
+            raise ValueError(f"{len(self._vectors)} vectors of {self.count}")
+        self._places = self._column("places", np.int64)
+        self._empty = np.array(self._column("empty", np.bool_))
+        self._offsets = self._column("offsets", np.int64)
         self.has_chunks = (path / "documents.npy").exists()
         if self.has_chunks:
-            self.documents: np.ndarray = np.load(path / "documents.npy", mmap_mode="r")
-        for name, found in (("vectors", self._vectors), ("places", self._places), ("offsets", self._offsets)):
-            if len(found) != self.count:
-                raise ValueError(f"{len(found)} {name} of {self.count}")
+            self.documents = self._column("documents", np.int64)
+
+    def _column(self, name: str, dtype: type[np.generic]) -> np.ndarray:
+        """A value a vector. Raises ValueError where the file holds anything else."""
+        found = np.load(self.path / f"{name}.npy", mmap_mode="r")
+        if found.shape != (self.count,) or found.dtype != dtype:
+            raise ValueError(f"{name}.npy holds {found.dtype}{list(found.shape)} for {self.count} vectors")
+        return found
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> "Index":
@@ -150,7 +157,12 @@ class Index:
         if self.engine != "faiss":
             raise BadInput(f"the index {self.path} has no signs; build it with --engine faiss, or search with numpy")
         with _usable(self.path):
-            return SignSearch(self.path, self.lists)
+            signs = SignSearch(self.path, self.lists)
+            if signs.shape != (self.count, self.dims // 8):
+                raise ValueError(
+                    f"signs.npy holds {list(signs.shape)} for {self.count} vectors of {self.dims} dimensions"
+                )
+            return signs
 
     @functools.cached_property
     def _on_devices(self):
@@ -215,14 +227,17 @@ class Index:
         ]
 
     def rows(self, numbers: np.ndarray) -> list[dict[str, Any]]:
-        """What `embed` wrote of each vector int64 [n]."""
+        """What `embed` wrote of each vector int64 [n]. Raises BadInput where a line is damaged."""
         found: list[dict[str, Any]] = [{}] * len(numbers)
         shards = self._vectors.shard_of(numbers)
         for shard in np.unique(shards):
-            with open(self.path / f"{shard:05d}.jsonl", "rb") as file:
+            with _usable(self.path), open(self.path / f"{shard:05d}.jsonl", "rb") as file:
                 for place in np.flatnonzero(shards == shard):
                     file.seek(self._offsets[numbers[place]])
-                    found[place] = json.loads(file.readline())
+                    try:
+                        found[place] = parse_described(file.readline())
+                    except ValueError as error:
+                        raise ValueError(f"{shard:05d}.jsonl, vector {numbers[place]}: {error}") from None
         return found
 
     def chunks_of(self, document: int, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -262,5 +277,5 @@ def _usable(path: pathlib.Path):
         yield
     except FileNotFoundError as error:
         raise BadInput(f"no index in {path}: {error.filename} is missing; make one with `index`") from None
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise BadInput(f"the index {path} cannot be used ({error}); make it again with `index`") from None

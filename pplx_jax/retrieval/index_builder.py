@@ -1,6 +1,5 @@
 """Making an index of the folder that `embed` leaves; what is in it stands in `index`."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.errors import BadInput
-from pplx_jax.output_folder import replaced_folder, require_free
+from pplx_jax.output_folder import describes, replaced_folder, require_free
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval import rows
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
@@ -57,7 +56,7 @@ def build_index(
     settings = source.settings
     vectors = _open_vectors(source)
     engine, lists = _chosen(source, engine, lists, len(vectors))
-    require_free(output, "index", lambda folder: (folder / "index.json").exists())
+    require_free(output, "index", _is_index)
     model = (source.path / source.model).resolve()
     description = {"count": len(vectors), "dims": settings.dims, "quantization": settings.quantization}
     description |= {"engine": engine, "lists": lists}
@@ -82,19 +81,17 @@ def build_index(
     return description
 
 
+def _is_index(folder: pathlib.Path) -> bool:
+    return describes(folder / "index.json", "format", "model_fingerprint", "shards", "count")
+
+
 def _open_vectors(source: EmbeddingFolder) -> ShardedVectors:
     if source.totals()["count"] == 0:
         raise BadInput(f"{source.path} holds no vectors: its input had no row that could be embedded")
     try:
-        vectors = ShardedVectors(source.vector_paths())
+        return ShardedVectors(source.vector_paths())
     except (FileNotFoundError, ValueError) as error:
         raise BadInput(f"{source.path} is damaged ({error}); delete the folder and embed again") from None
-    if len(vectors) != source.totals()["count"]:
-        raise BadInput(
-            f"{source.path} holds {len(vectors)} vectors, its manifest counts {source.totals()['count']}; "
-            "delete the folder and embed again"
-        )
-    return vectors
 
 
 def _chosen(
@@ -134,33 +131,26 @@ def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:
     empty = np.zeros(count, bool)
     ids: list[str] = []
     document, last_row, in_chunks = -1, None, False
+    names, repeated = set[str](), list[str]()
     with Progress("rows", count, unit="vector") as progress:
-        for place, shard in enumerate(source.shards):
-            offset, begin = 0, len(ids)
-            with open(folder / f"{place:05d}.jsonl", "rb") as file:
-                for line in file:
-                    if len(ids) == count:
-                        raise BadInput(_miscounted(source, place, shard.count, len(ids) + 1 - begin))
-                    row = json.loads(line)
-                    if "document" not in row or row["row"] != last_row:
-                        document, last_row = document + 1, row["row"]
-                    in_chunks = in_chunks or "document" in row
-                    number = len(ids)
-                    offsets[number], documents[number], empty[number] = offset, document, row.get("empty", False)
-                    ids.append(row["id"])
-                    offset += len(line)
-                    if number % _PROGRESS_EVERY == 0:
-                        progress.update(number)
-            if len(ids) - begin != shard.count:
-                raise BadInput(_miscounted(source, place, shard.count, len(ids) - begin))
+        for place in range(len(source.shards)):
+            for offset, row in source.described_of(place):
+                if "document" not in row or row["row"] != last_row:
+                    document, last_row = document + 1, row["row"]
+                    name = row.get("document", row["id"])
+                    repeated += [name] if name in names else []
+                    names.add(name)
+                in_chunks = in_chunks or "document" in row
+                number = len(ids)
+                offsets[number], documents[number], empty[number] = offset, document, row.get("empty", False)
+                ids.append(row["id"])
+                if number % _PROGRESS_EVERY == 0:
+                    progress.update(number)
         progress.update(count)
+        if repeated:
+            progress.note(f"{len(repeated)} documents have the id of an earlier one, the first {repeated[0]!r}")
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "empty.npy", empty)
     np.save(folder / "places.npy", tie_places(ids))
     if in_chunks:
         np.save(folder / "documents.npy", documents)
-
-
-def _miscounted(source: EmbeddingFolder, place: int, vectors: int, lines: int) -> str:
-    file = source.path / f"{place:05d}.jsonl"
-    return f"{file}: {lines} lines of {vectors} vectors; delete the folder and embed again"

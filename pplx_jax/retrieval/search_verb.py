@@ -116,7 +116,10 @@ def _writer(path: pathlib.Path) -> Iterator[Write]:
 
 
 def _trec_lines(query: str, text: str, hits: list[dict[str, Any]]) -> str:
-    ranked = enumerate(((hit.get("document", hit["id"]), hit["score"]) for hit in hits), start=1)
+    best: dict[str, float] = {}  # of several documents with one id: a run file names each once
+    for hit in hits:
+        best.setdefault(hit.get("document", hit["id"]), hit["score"])
+    ranked = enumerate(best.items(), start=1)
     return "".join(run_line(query, document, rank, score) for rank, (document, score) in ranked)
 
 

@@ -86,6 +86,7 @@ class SignSearch:
 
     Attributes:
         lists: inverted lists; 0 where every query is compared with all signs.
+        shape: (N, d/8).
     """
 
     def __init__(self, folder: pathlib.Path, lists: int):
@@ -99,6 +100,9 @@ class SignSearch:
         faiss = import_faiss()
         self.lists = lists
         self._signs = np.load(folder / "signs.npy", mmap_mode="r")
+        self.shape: tuple[int, ...] = self._signs.shape
+        if self._signs.dtype != np.uint8:
+            raise ValueError(f"signs.npy holds {self._signs.dtype}")
         self._inverted: Any = None
         if not lists:
             return
@@ -109,6 +113,8 @@ class SignSearch:
             self._inverted = faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP)
         except RuntimeError as error:
             raise ValueError(f"{path.name}: {str(error).rpartition('Error: ')[2]}") from None
+        if (self._inverted.ntotal, self._inverted.d // 8) != self.shape:
+            raise ValueError(f"{path.name} holds {self._inverted.ntotal} vectors of {self._inverted.d} bits")
 
     def candidates(self, queries: np.ndarray, count: int, probes: int | None = None) -> np.ndarray:
         """Vectors whose signs are near to int8 queries [Q, d].

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from pplx_jax.errors import BadInput, require
+from pplx_jax.parameters import is_finite
 
 Per = Literal["tensor", "whole"]
 
@@ -48,8 +49,8 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
       The tree in float32.
 
     Raises:
-      BadInput: an argument that `Merge` refuses, trees that do not match, or opposite vectors, which have no shortest
-        arc between them; the message names the tensor.
+      BadInput: an argument that `Merge` refuses, trees that do not match, values that are not finite, or opposite
+        vectors, which have no shortest arc between them; the message names the tensor.
     """
     Merge(weight, per, parallel_threshold)  # refuses what it does not know
     leaves_a, structure_a = jax.tree_util.tree_flatten_with_path(a)
@@ -67,6 +68,8 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
     for name, (x, y) in zip(names, pairs, strict=True):
         if x.shape != y.shape:
             raise BadInput(f"merge: {name} is {x.shape} in one checkpoint and {y.shape} in the other")
+        if not (is_finite(x) and is_finite(y)):
+            raise BadInput(f"merge: {name} holds NaN or infinity; merge two checkpoints of finite weights")
 
     if per == "whole":
         whole = [np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1)]

@@ -228,18 +228,29 @@ def merge_checkpoints(
     """Writes the SLERP of two model folders as a third, in the place of a former merge where one is there.
 
     Raises:
-      BadInput: a folder is no model, the two differ in shape or vocabulary, `output` is something else, or an
-        argument that `Merge` refuses.
+      BadInput: a folder is no model, the two differ in vocabulary or in a field that embeddings depend on, a weight
+        is not finite, `output` is something else, or an argument that `Merge` refuses.
     """
     output, merge = pathlib.Path(output), Merge(weight, per, parallel_threshold)
     require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)
     first, second = load_model(a), load_model(b)
     if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
         raise BadInput(f"merge: {a} and {b} have different vocabularies; merge two stages of one run")
+    _require_alike(a, first.config, b, second.config)
     params = slerp(first.params, second.params, **dataclasses.asdict(merge))
     with replaced_folder(output) as folder:
         save_model(folder, first.config, first.vocabulary, params, stage=MERGED)
     return {"output": str(output), "weight": weight, "per": per}
+
+
+def _require_alike(a: pathlib.Path, first: Qwen3Config, b: pathlib.Path, second: Qwen3Config) -> None:
+    differing = [
+        f"{name} is {getattr(first, name)} and {getattr(second, name)}"
+        for name, value in first.computing.items()
+        if value != second.computing[name]
+    ]
+    if differing:
+        raise BadInput(f"merge: {a} and {b} differ: {'; '.join(differing)}; merge two stages of one run")
 
 
 def _train(

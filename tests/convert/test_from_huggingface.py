@@ -285,6 +285,15 @@ class TestDamage:
         assert "classifier.weight is left over" in line
         assert "model.layers.1.mlp.up_proj.weight has shape (3, 48), not (80, 48)" in line
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_weights_that_are_not_finite(self, source, tmp_path, value):
+        self.rewrite(source, lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].__setitem__((2, 3), value))
+        with pytest.raises(BadInput, match=r"tensor layers\.1\.mlp\.up_proj\.weight holds NaN or infinity"):
+            import_hf(source, tmp_path / "model", no_parity=True)
+        assert not (tmp_path / "model").exists()
+        with pytest.raises(BadInput, match="holds NaN or infinity"):
+            Embedder.load(source)
+
     def test_a_truncated_file(self, source, tmp_path, capsys):
         path = source / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-100])

@@ -173,9 +173,10 @@ Lengths.chunks = 8
     words = ["data", "cache", f"--gin_file={recipe}", f"--workdir={tmp_path}", f"--vocabulary={folder}", "--json"]
     words += ["--seqio_records"]
     mined, foreign = tmp_path / "data" / "tokens" / "triplet" / MANIFEST, tmp_path / "elsewhere" / "thesis.txt"
-    for file in (mined, foreign):
+    of_hours = '{"format": 0, "stage": "triplet", "features": {}}'
+    for file, content in ((mined, of_hours), (foreign, "of hours")):
         file.parent.mkdir(parents=True)
-        file.write_text("of hours")
+        file.write_text(content)
     for flag, reason in {
         "--runner=NoSuchRunner": "NoSuchRunner",
         "--beam_options=--direct_num_workers=many": "argument --direct_num_workers: invalid int value: 'many'",
@@ -190,7 +191,7 @@ Lengths.chunks = 8
     result = json.loads(capsys.readouterr().out)
     assert result["diffusion"]["notes"]["shards"] == 1 and result["diffusion"]["notes"]["examples"] > 0
     assert TokenTable.open(tmp_path / "data/tokens/diffusion/notes/shard-00000-of-00001").count > 0
-    assert mined.read_text() == "of hours"  # a stage that this recipe has no sources of
+    assert mined.read_text() == of_hours  # a stage that this recipe has no sources of
     # SeqIO reads its own cache, with its statistics.
     seqio.add_global_cache_dirs([str(tmp_path / "data" / "tokens" / "seqio")])
     try:

@@ -100,6 +100,9 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     for place in (thesis.parent, thesis):
         with pytest.raises(BadInput, match="is in the way and no token table"):
             write_table(place, "pair", VOCABULARY, PAIRS)
+    (thesis.parent / "manifest.json").write_text('{"name": "of a browser"}')
+    with pytest.raises(BadInput, match="is in the way and no token table"):
+        write_table(thesis.parent, "pair", VOCABULARY, PAIRS)
     # What a run that was cut off left is nobody's.
     killed = tmp_path / "tokens" / "pair" / "notes.partial"
     killed.mkdir(parents=True)

@@ -3,6 +3,7 @@
 import collections
 import json
 import math
+import shutil
 
 import numpy as np
 import pyarrow
@@ -150,6 +151,16 @@ def test_what_is_missing_is_said_in_one_line(data, tmp_path):
     (folder / "tools-00000-of-00001.jsonl").write_text('{"id": "x"\n')
     with pytest.raises(BadInput, match="line 1: not JSON"):
         load()
+
+
+def test_two_requests_of_one_id_are_refused(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "toolret")
+    (file,) = (copy / "ToolRet-Queries" / "toolink").iterdir()
+    first, second = pyarrow.parquet.read_table(file).to_pylist()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([first, {**second, "id": first["id"]}]), file)
+    task = next(task for task in open_benchmark("toolret", copy).tasks if task.name == "toolink")
+    with pytest.raises(BadInput, match="toolink: two requests are called 'toolink_query_0'"):
+        task.load()
 
 
 def test_without_a_network_the_hub_names_the_files(monkeypatch):

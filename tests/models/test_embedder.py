@@ -301,14 +301,14 @@ def test_weights_that_are_not_finite_give_no_vectors(folder, monkeypatch):
     params = jax.tree.map(np.array, folder.params)
     params["layers"]["mlp"]["up"]["kernel"][0, 0, 0] = np.nan
     broken = Embedder(dataclasses.replace(folder, params=params))
-    with pytest.raises(FloatingPointError, match="text 0 has a vector that is not finite"):
+    with pytest.raises(BadInput, match="text 0 has a vector that is not finite"):
         broken.encode(["read"], quantization="binary")
 
     def spoil_the_last(self, ids, chunks, placed, row_length, slots, pooled, done):
         pooled[-1] = np.inf
 
     monkeypatch.setattr(packed_encoder.PackedEncoder, "_pool_rows", spoil_the_last)
-    with pytest.raises(FloatingPointError, match="document 1 has a vector that is not finite"):
+    with pytest.raises(BadInput, match="document 1 has a vector that is not finite"):
         Embedder(folder).encode_documents([["read", "write"], ["", "close"]])
 
 

@@ -31,7 +31,7 @@ def embed(source, output, **options):
 
 def read(output):
     folder = EmbeddingFolder.read(output)
-    return np.concatenate(list(folder.vectors())), [json.loads(line) for line in folder.described()]
+    return np.concatenate(list(folder.vectors())), list(folder.described())
 
 
 def test_texts_keep_their_order(tmp_path):
@@ -220,13 +220,44 @@ def test_a_file_without_a_row_to_embed_is_refused(tmp_path):
             embed(source, tmp_path / "out", text_field="txt", shard_size=2)
 
 
-@pytest.mark.parametrize("name", ["00000.npy", "00000.jsonl", "thesis.txt"])
+@pytest.mark.parametrize(
+    "name", ["00000.npy", "00000.jsonl", "thesis.txt", "manifest.json", "progress.json", ".keep.tmp", ".out.1.tmp"]
+)
 def test_a_folder_of_something_else_is_left_alone(tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_text("theirs")
     with pytest.raises(BadInput, match="in the way and no embeddings"):
         embed(write_rows(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out")
     assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "theirs")]
+
+
+def test_a_manifest_of_others_keeps_what_lies_beside_it(tmp_path):
+    (tmp_path / "out").mkdir()
+    for name in ("manifest.json", ".keep.tmp", ".00000.npy.1.tmp"):
+        (tmp_path / "out" / name).write_text('{"name": "theirs"}')
+    with pytest.raises(BadInput, match="in the way and no embeddings"):
+        embed(write_rows(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("name", ["00001.npy", "00001.jsonl"])
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "short"])
+def test_a_shard_that_is_not_whole_any_more_is_named(tmp_path, finished, name, how):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": f"word{number}"} for number in range(4)])
+    embed(source, tmp_path / "out", shard_size=2)
+    if not finished:
+        (tmp_path / "out" / "manifest.json").rename(tmp_path / "out" / "progress.json")
+    shard = tmp_path / "out" / name
+    content = shard.read_bytes()
+    shard.unlink()
+    if how == "short" and name.endswith("npy"):
+        np.save(shard, np.zeros((1, 32), np.int8))
+    elif how != "missing":
+        kept = {"cut": content[:-3], "empty": b"", "short": content.splitlines(keepends=True)[0]}
+        shard.write_bytes(kept[how])
+    with pytest.raises(BadInput, match=f"{name}.*; delete the folder and embed again"):
+        embed(source, tmp_path / "out", shard_size=2)
 
 
 def test_a_kill_in_the_first_shard_is_gone_on_from(tmp_path):

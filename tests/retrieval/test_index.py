@@ -10,6 +10,7 @@ from word_encoder import WordEncoder
 from word_index import make_index
 
 from pplx_jax.errors import BadInput
+from pplx_jax.retrieval.encode import embed_file
 from pplx_jax.retrieval.index import Index
 from pplx_jax.retrieval.index_builder import build_index
 from pplx_jax.retrieval.search_verb import search_index
@@ -70,12 +71,36 @@ def test_the_model_is_found_after_the_whole_folder_moves(tmp_path):
     assert Index.load(tmp_path / "there" / "index").model == tmp_path / "there" / "model"
 
 
+def test_the_model_is_found_from_behind_a_link(tmp_path):
+    (tmp_path / "disk" / "deep" / "work").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "deep" / "work", target_is_directory=True)
+    (tmp_path / "link" / "model").mkdir()
+    path = make_index(tmp_path / "link")
+    assert Index.load(path).model == tmp_path / "disk" / "deep" / "work" / "model"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"id": "a", "text": "read"}\n')
+    embed_file(tmp_path / "elsewhere" / "model", rows, tmp_path / "link" / "others", encoder=WordEncoder())
+    build_index(tmp_path / "link" / "others", path)
+    assert Index.load(path).model == tmp_path / "elsewhere" / "model"
+
+
 def test_an_index_is_replaced_whole(tmp_path):
     path = make_index(tmp_path)
     before = sorted(entry.name for entry in tmp_path.iterdir())
     build_index(tmp_path / "vectors", path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == before
     assert Index.load(path).count == 6
+
+
+@pytest.mark.parametrize("content", ['{"name": "theirs"}', '{"format": 2}', "[]", "theirs"])
+def test_an_index_of_others_is_left_alone(tmp_path, content):
+    make_index(tmp_path / "ours")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "index.json").write_text(content)
+    with pytest.raises(BadInput, match="theirs is in the way and no index"):
+        build_index(tmp_path / "ours" / "vectors", theirs)
+    assert (theirs / "index.json").read_text() == content
 
 
 def test_vectors_are_linked_and_outlive_the_embeddings(tmp_path):
@@ -117,6 +142,45 @@ def test_what_cannot_be_built(tmp_path):
         search_index(signs, "a file", engine="faiss", encoder=WordEncoder())
     with pytest.raises(BadInput, match="not ubinary"):
         search_index(signs, "a file", engine="jax", encoder=WordEncoder())
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"\xff", b"[]", b'{"text": "a", "row": 1}', b'{"id": 7, "text": "a", "row": 1}', b'{"id": "a"}']
+)
+def test_a_damaged_line_is_named(tmp_path, line):
+    path = make_index(tmp_path)
+    lines = (tmp_path / "vectors" / "00000.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "vectors" / "00000.jsonl").unlink()  # the index has the same file
+    (tmp_path / "vectors" / "00000.jsonl").write_bytes(line + b"\n" + lines[1])
+    with pytest.raises(BadInput, match="vectors/00000.jsonl, line 1: .*; delete the folder and embed again"):
+        build_index(tmp_path / "vectors", tmp_path / "other")
+    (path / "00000.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(BadInput, match="00000.jsonl, vector [01]: .*; make it again"):
+        search_index(path, "a file", encoder=WordEncoder())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("offsets.npy", np.array([5, 7, 9, 11, 13, 15])),
+        ("offsets.npy", np.array([-1] * 6)),
+        ("offsets.npy", np.zeros(6)),
+        ("empty.npy", np.array([False])),
+        ("empty.npy", np.zeros(6, np.int64)),
+        ("places.npy", np.zeros((6, 2), np.int64)),
+        ("documents.npy", np.zeros(5, np.int64)),
+        ("signs.npy", np.zeros((1, 4), np.uint8)),
+        ("signs.npy", np.zeros((6, 1), np.uint8)),
+        ("signs.npy", np.zeros((6, 4), np.int8)),
+        ("00000.npy", np.zeros((1, 32), np.int8)),
+    ],
+)
+def test_arrays_of_another_index_are_refused(tmp_path, name, content):
+    path = make_index(tmp_path)
+    (path / name).unlink()
+    np.save(path / name, content)
+    with pytest.raises(BadInput, match="cannot be used"):
+        search_index(path, "read a file", encoder=WordEncoder())
 
 
 @pytest.mark.parametrize("name", ["00001.npy", "00000.npy", "places.npy", "signs.npy", "offsets.npy"])

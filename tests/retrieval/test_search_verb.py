@@ -89,6 +89,24 @@ def test_a_file_of_queries_is_each_query_alone(chunked, queries, tmp_path):
         assert {document: np.float32(score) for document, score in run[line["id"]].items()} == expected
 
 
+def test_documents_of_one_id_are_named_once_in_a_run(tmp_path, queries, capsys):
+    rows = [{"id": "a", "text": "read a file"}, {"id": "b", "text": "read it"}, {"id": "a", "text": "read a list"}]
+    rows += [{"id": "a", "chunks": ["file", "socket"]}]
+    index = make_index(tmp_path / "index", rows)
+    note = "2 documents have the id of an earlier one, the first 'a'"
+    assert [line for line in capsys.readouterr().err.splitlines() if "id of an earlier" in line] == [f"rows  {note}"]
+    search(index, queries=queries, output=tmp_path / "run.trec")
+    lines = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
+    assert [(line[2], line[3]) for line in lines if line[0] == "q1"] == [("a", "1"), ("b", "2")]
+    best = search(index, "read a file", 1)["hits"][0]["score"]
+    assert read_run(tmp_path / "run.trec")["q1"]["a"] == np.float32(best)
+
+
+def test_ids_that_are_unique_are_not_spoken_of(tmp_path, capsys):
+    make_index(tmp_path)
+    assert "earlier" not in capsys.readouterr().err
+
+
 def test_what_is_refused(chunked, queries, tmp_path):
     output = tmp_path / "run.trec"
     for options, message in (

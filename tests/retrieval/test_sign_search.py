@@ -110,3 +110,14 @@ def test_signs_of_int8_are_those_of_the_quantizer(clustered):
     signs = np.load(folder / "flat" / "signs.npy")
     np.testing.assert_array_equal(np.unpackbits(signs, axis=1) == 1, vectors >= 0)
     assert (vectors == 0).any()  # and zero is among the +1
+
+
+def test_inverted_lists_of_another_index_are_refused(clustered, tmp_path):
+    folder, queries, encoder = clustered
+    build_index(folder / "vectors", tmp_path / "lists", lists=4)
+    embed(tmp_path / "few", [{"id": str(number), "text": f"w{number}"} for number in range(9)], encoder=encoder)
+    build_index(tmp_path / "few" / "vectors", tmp_path / "few" / "index", lists=2)
+    (tmp_path / "few" / "index" / "signs.faiss").replace(tmp_path / "lists" / "signs.faiss")
+    index = Index.load(tmp_path / "lists")
+    with pytest.raises(BadInput, match="signs.faiss holds 9 vectors of 256 bits"):
+        index.nearest(index.encode_queries(queries[:1], encoder), 1)

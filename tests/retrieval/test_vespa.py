@@ -237,6 +237,10 @@ def test_what_is_refused(vectors, tmp_path, server):
         build(narrow, tmp_path / "index")
     with pytest.raises(BadInput, match="in the way and no Vespa index"):
         build(vectors, floats)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "vespa.json").write_text("{}")
+    with pytest.raises(BadInput, match="in the way and no Vespa index"):
+        build(vectors, tmp_path / "theirs")
     with pytest.raises(BadInput, match="no Vespa index in"):
         VespaIndex.load(tmp_path)
     with pytest.raises(BadInput, match="redundancy=2 on 1 hosts"):

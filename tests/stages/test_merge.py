@@ -1,5 +1,7 @@
 """SLERP against its formula in float64: per tensor, whole, at the ends, near parallel and opposite."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -201,6 +203,16 @@ def test_trees_that_do_not_match_are_bad_input():
         merge.slerp(a, c)
 
 
+@pytest.mark.parametrize("per", ["tensor", "whole"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_bad_input_by_name(per, value):
+    a, b = random_tree(13), random_tree(14)
+    b["layers"]["norm"]["scale"][1, 2] = value
+    for weight in (0.0, 0.5):
+        with pytest.raises(errors.BadInput, match=r"layers\.norm\.scale holds NaN or infinity"):
+            merge.slerp(a, b, weight, per)
+
+
 @pytest.mark.parametrize(
     "fields", [{"per": "layer"}, {"weight": 5.0}, {"weight": -0.1}, {"parallel_threshold": float("nan")}]
 )
@@ -229,3 +241,15 @@ def test_a_merge_replaces_a_merge_and_nothing_else(tmp_path):
         merge_checkpoints(one, two, output, weight)
     assert stage_of(output) == "merged"
     assert {path.name for path in tmp_path.iterdir()} == {*names, "merged"}
+
+
+def test_models_that_compute_otherwise_are_not_merged(tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path)
+    config = tiny.tiny_config(vocabulary)
+    other = dataclasses.replace(config, rope_theta=10.0, causal=True, remat=False)
+    for seed, (name, its) in enumerate({"one": config, "two": other}.items()):
+        save_model(tmp_path / name, its, vocabulary, initial_params(its, seed), stage=name)
+    differences = r"one and .*two differ: rope_theta is 1000000\.0 and 10\.0; causal is False and True; merge"
+    with pytest.raises(errors.BadInput, match=differences):
+        merge_checkpoints(tmp_path / "one", tmp_path / "two", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -43,13 +42,11 @@ def documents_by_shard(folder: EmbeddingFolder, start: int = 0) -> Iterator[list
     can be a hit.
 
     Raises:
-        BadInput: an id that Vespa cannot take.
+        BadInput: an id that Vespa cannot take, or a damaged line.
     """
-    described = folder.described()
     for place, vectors in enumerate(folder.vectors()):
-        lines = list(itertools.islice(described, len(vectors)))
         if place >= start:
-            yield list(_documents(folder, vectors, [json.loads(line) for line in lines]))
+            yield list(_documents(folder, vectors, [row for _, row in folder.described_of(place)]))
 
 
 def _documents(folder: EmbeddingFolder, vectors: np.ndarray, described: list[dict[str, Any]]) -> Iterator[Document]:

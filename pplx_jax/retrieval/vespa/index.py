@@ -16,7 +16,7 @@ import numpy as np
 from pplx_jax.errors import BadInput
 from pplx_jax.http_client import HttpClient
 from pplx_jax.models.quantization import BitOrder, Quantization, quantize
-from pplx_jax.output_folder import require_free
+from pplx_jax.output_folder import describes, require_free
 from pplx_jax.retrieval import rows
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.encoder import Encoder, load_encoder
@@ -78,7 +78,7 @@ def build(
     count = source.totals()["count"]
     if count == 0:
         raise BadInput(f"{source.path} holds no vectors: its input had no row that could be embedded")
-    require_free(output, "Vespa index", lambda folder: (folder / "vespa.json").exists())
+    require_free(output, "Vespa index", _is_index)
     files = (application or VespaApplication()).files(settings.dims, int8=settings.quantization == "int8")
     output.mkdir(parents=True, exist_ok=True)
     description = {"dims": settings.dims, "quantization": settings.quantization, "count": count}
@@ -105,6 +105,10 @@ def build(
     documents = feed(source, vespa, output / "fed.json", connections)
     shutil.rmtree(output / "feed", ignore_errors=True)  # files of a call without an address
     return {**description, "documents": documents, "fed": True}
+
+
+def _is_index(folder: pathlib.Path) -> bool:
+    return describes(folder / "vespa.json", "format", "url", "model_fingerprint", "count")
 
 
 class VespaIndex:
