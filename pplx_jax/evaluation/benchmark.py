@@ -10,6 +10,8 @@ import numpy as np
 from pplx_jax.models.quantization import Quantization
 from pplx_jax.retrieval.encoder import Encoder
 
+TOO_LONG = "give --truncate, or a longer model"  # what to do about a text past the model's limit
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:

@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.benchmark import Part, System
+from pplx_jax.evaluation.benchmark import TOO_LONG, Part, System
 from pplx_jax.evaluation.corpus_vectors import Block, EmbeddedCorpus, EncodedCorpus, encoding, joined, read_corpus
 from pplx_jax.evaluation.data_options import read_options
 from pplx_jax.evaluation.labelled_queries import LabelledQueries, read_labelled_queries
 from pplx_jax.evaluation.nested_pools import NestedPools
 from pplx_jax.evaluation.pool_ranks import PoolRanks
+from pplx_jax.models.overflow import too_long_by_name
 from pplx_jax.models.quantization import quantize
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.beir import corpus_file
@@ -105,7 +106,8 @@ class PoolTask:
         assert system.encoder is not None
         settings, embeddings = system.settings, self.folder / "embeddings"
         encode = query_encoder(system.encoder)
-        queries = quantize(encode(labelled.texts, **encoding(system)), settings.quantization)
+        with too_long_by_name(labelled.ids, TOO_LONG):
+            queries = quantize(encode(labelled.texts, **encoding(system)), settings.quantization)
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)
         else:

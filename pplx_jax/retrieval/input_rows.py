@@ -40,6 +40,13 @@ class BadRow:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class TooLongRow(BadRow):
+    """A row past the model's limit."""
+
+    id: str
+
+
 def read_rows(path: pathlib.Path, text_field: str, chunks_field: str, start: int = 0) -> Iterator[InputRow | BadRow]:
     """Yields the rows in order, without the first `start` of them, never raising for a single bad one.
 

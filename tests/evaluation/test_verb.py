@@ -300,3 +300,19 @@ def test_a_model_folder_through_the_command_line(sets, tmp_path, capsys):
     assert (model["dtype"], model["max_length"], model["dims"]) == ("float32", 64, 16)
     assert cli.main(["eval", *command, f"--output={tmp_path / 'out'}"]) == 0
     assert "metrics.ndcg@10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("context", ["with", "without"])
+@pytest.mark.parametrize("kind", ["query", "document"])
+def test_a_text_past_the_limit_is_named_by_its_id(model, tmp_path, capsys, kind, context):
+    """Also where texts stand twice, which are encoded once."""
+    data = word_set(1, 6)
+    long = " ".join(WORDS * 3)
+    texts = {"query": data.queries, "document": data.documents}[kind]
+    texts[1], texts[4] = texts[0], long
+    write_beir(tmp_path / "set", data)
+    options = ["--model=m-32", f"--task={tmp_path / 'set'}", f"--context={context}"]
+    code, found, _ = run(capsys, *options)
+    expected = f"'{kind[0]}4' has 30 tokens, the model takes 20; give --truncate, or a longer model"
+    assert (code, found["error"]) == (2, expected)
+    assert run(capsys, *options, "--truncate")[0] == 0

@@ -80,7 +80,6 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys):
         b'{"body": "x"}',
         b'{"text": 5}',
         b"",
-        json.dumps({"text": "long " * 21}).encode(),
         b'{"chunks": []}',
         b'{"text": "\xff"}',
         b'{"text": "\\ud800"}',
@@ -88,21 +87,34 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys):
     ]
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
     result = embed(tmp_path / "in.jsonl", tmp_path / "out", shard_size=3)
-    assert (result["count"], result["skipped"], result["shards"]) == (2, 7, 3)
+    assert (result["count"], result["skipped"], result["shards"]) == (2, 6, 3)
     messages = capsys.readouterr().err
     for expected in (
         "line 2: not JSON",
         'line 3: neither "text" nor "chunks", only body',
         'line 4: "text" is int',
-        "line 6: 21 tokens, the model takes 20",
-        'line 7: "chunks" is not a list',
-        "line 8: not UTF-8",
-        'line 9: "text" holds half of a surrogate pair',
+        'line 6: "chunks" is not a list',
+        "line 7: not UTF-8",
+        'line 8: "text" holds half of a surrogate pair',
     ):
         assert expected in messages
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert [row["row"] for shard in manifest["shards"] for row in shard["skipped"]] == [2, 3, 4, 6, 7, 8, 9]
-    assert [row["row"] for row in read(tmp_path / "out")[1]] == [1, 10]
+    assert [row["row"] for shard in manifest["shards"] for row in shard["skipped"]] == [2, 3, 4, 6, 7, 8]
+    assert [row["row"] for row in read(tmp_path / "out")[1]] == [1, 9]
+
+
+def test_long_texts_end_the_call_when_the_others_are_embedded(tmp_path, capsys):
+    rows = [{"text": "a"}, {"id": "novel", "text": "long " * 21}, {"text": "b"}, {"chunks": ["long " * 15] * 2}, {}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    for _ in range(2):  # also when there is nothing left to do
+        expected = (
+            r"too long: 2 of 5 rows, the first 'novel' in line 2 \(21 tokens, the model takes 20\); .* --overflow trunc"
+        )
+        with pytest.raises(BadInput, match=expected):
+            embed(source, tmp_path / "out", shard_size=2)
+    assert "line 4: 31 tokens, the model takes 20" in capsys.readouterr().err
+    assert [row["row"] for row in read(tmp_path / "out")[1]] == [1, 3]
+    assert embed(source, tmp_path / "cut", overflow="truncate")["skipped"] == 1
 
 
 def test_long_texts_are_cut_on_request(tmp_path):
