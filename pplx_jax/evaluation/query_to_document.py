@@ -77,13 +77,14 @@ class PoolTask:
 
     @property
     def revision(self) -> str:
-        """16 hex digits of the settings, of queries and labels, and of the sizes of the other files."""
+        """16 hex digits of the settings and of all files; embeddings/ counts by its manifest, which has their input."""
         digest = hashlib.sha256(repr((self.family, self.options)).encode())
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             name = path.relative_to(self.folder)
             digest.update(f"{name} {path.stat().st_size}\n".encode())
-            if name.parts[0] != "embeddings" and not name.name.startswith("corpus.jsonl"):
-                digest.update(path.read_bytes())
+            if name.parts[0] != "embeddings" or name.name == "manifest.json":
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
 
     @property

@@ -258,6 +258,21 @@ def test_several_sets_are_tasks_of_their_own(big, tmp_path):
     assert revision != open_benchmark("query-to-document", tmp_path, relevant=3).tasks[0].revision
 
 
+def test_changed_data_is_another_revision(tmp_path):
+    """Also where it is of as many bytes as before."""
+    folder = write(tmp_path / "set", {"d": "ant"}, {"q": "ant"}, [("q", "d", 1)])
+    (task,) = open_benchmark("query-to-document", folder).tasks
+    manifest = folder / "embeddings" / "manifest.json"
+    manifest.parent.mkdir()
+    revisions = set()
+    for text in ("bee", "cat"):
+        for sha256 in ("1" * 64, "2" * 64):
+            write(folder, {"d": text}, {"q": "ant"})
+            manifest.write_text(json.dumps({"settings": {"input_sha256": sha256}}))
+            revisions.add(task.revision)
+    assert len(revisions) == 4 and task.revision in revisions
+
+
 def test_what_is_refused(big, tmp_path):
     with pytest.raises(BadInput, match="not public: give --data"):
         open_benchmark("query-to-document", None)
