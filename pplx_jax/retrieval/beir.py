@@ -137,6 +137,9 @@ def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str,
         if not isinstance(row["text"], str):
             raise BadInput(f'{where}: "text" is {type(row["text"]).__name__}; give a string')
         row["_id"] = str(row["_id"])
+        for column in ("_id", "text", "title"):
+            if not rows.is_unicode(str(row.get(column))):
+                raise BadInput(f'{where}: "{column}" holds half of a surrogate pair, which is no character; mend it')
         if row["_id"] in known:
             raise BadInput(f'{where}: "_id" {row["_id"]!r} stands twice; make ids unique')
         yield where, row

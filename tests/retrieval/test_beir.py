@@ -56,6 +56,8 @@ def test_titles_parents_and_chunks(tmp_path):
         ({"corpus": [{"_id": "d1", "text": 3}]}, 'corpus.jsonl, line 1: "text" is int'),
         ({"corpus": [{"_id": "d1", "text": ""}] * 2}, "corpus.jsonl, line 2: \"_id\" 'd1' stands twice"),
         ({"corpus": [{"_id": "d1", "text": "", "chunk": "x"}]}, "line 1: \"chunk\" is 'x'"),
+        ({"corpus": [{"_id": "d\ud800", "text": ""}]}, 'corpus.jsonl, line 1: "_id" holds half of a surrogate pair'),
+        ({"queries": [{"_id": "q", "text": "\ud800"}]}, 'queries.jsonl, line 1: "text" holds half of a surrogate pair'),
         ({"queries": [["q1"]]}, "queries.jsonl, line 1: not a JSON object but list"),
         ({"qrels": "q1\td1\t1\nq1\td9\t1\n"}, "qrels.tsv, line 2: unknown corpus-id 'd9'"),
         ({"qrels": "q9\td1\t1\n"}, "qrels.tsv, line 1: unknown query-id 'q9'"),

@@ -158,7 +158,7 @@ def test_documents_of_parquet_are_those_of_json_lines(tmp_path):
     np.testing.assert_array_equal(vectors, expected)
     assert described == expected_rows
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(BadInput, match="cannot read .*broken.parquet"):
+    with pytest.raises(BadInput, match="broken.parquet: no Parquet file"):
         embed(tmp_path / "broken.parquet", tmp_path / "elsewhere")
 
 
@@ -316,3 +316,62 @@ def test_kill_9_changes_no_byte(tmp_path, suffix):
             assert contents[0] == contents[1]
         else:
             assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_an_odd_row_of_json_lines_is_left_out_or_kept_alone(tmp_path):
+    lines = [
+        '{"id": null, "_id": null, "text": "a"}',
+        '{"id": null, "_id": "own", "text": "a"}',
+        '{"id": "\\ud800", "text": "a"}',
+        '{"\\ud800": "a"}',
+        '{"text": "a", "z": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"text": "a", "source": ["\\ud800", 1], "path": {"\\ud800": null}}',
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(line + "\n" for line in lines))
+    assert embed(tmp_path / "in.jsonl", tmp_path / "out")["skipped"] == 3
+    described = read(tmp_path / "out")[1]
+    assert [row["id"] for row in described] == ["1", "own", "6"]
+    assert (described[2]["source"], described[2]["path"]) == (["\\ud800", 1], {"\\ud800": None})
+    listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["shards"][0]["skipped"]
+    assert [row["reason"] for row in listed] == [
+        '"id" holds half of a surrogate pair, which is no character',
+        'neither "text" nor "chunks", only \\ud800',
+        "not JSON (nested too deep)",
+    ]
+
+
+def test_an_odd_row_of_parquet_is_left_out_or_kept_alone(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def strings(*texts):
+        return pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+
+    table = {
+        "text": strings(b"a", b"\xff", b"b", b"c"),
+        "id": strings(b"first", b"second", b"\xff", b"last"),
+        "source": pyarrow.array([0, 1, 2, 3], pyarrow.timestamp("s")),
+        "path": pyarrow.array([b"a.py", b"b.py", b"c.py", b"\xff.py"], pyarrow.binary()),
+        "unused": strings(b"\xff", b"", b"", b""),
+    }
+    parquet.write_table(pyarrow.table(table), tmp_path / "in.parquet")
+    assert embed(tmp_path / "in.parquet", tmp_path / "out")["skipped"] == 2
+    described = read(tmp_path / "out")[1]
+    assert [row["id"] for row in described] == ["first", "last"]
+    assert [row["path"] for row in described] == ["a.py", "\\xff.py"]
+    assert described[1]["source"] == "1970-01-01 00:00:03"
+    listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["shards"][0]["skipped"]
+    assert [row["reason"] for row in listed] == ['"text" is not UTF-8', '"id" is not UTF-8']
+
+
+def test_a_parquet_file_with_a_damaged_page_keeps_its_shards(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "in.parquet"
+    rows = pyarrow.table({"text": [f"word{number}" for number in range(2048)]})
+    parquet.write_table(rows, path, row_group_size=1024, use_dictionary=False)
+    second = parquet.read_metadata(path).row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[second : second + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"in.parquet:1025: cannot be read from here on .* copy the file again"):
+        embed(path, tmp_path / "out", shard_size=512)
+    assert len(json.loads((tmp_path / "out" / "progress.json").read_text())["shards"]) == 2

@@ -109,6 +109,7 @@ def test_what_is_refused(chunked, queries, tmp_path):
         ('{"id": "x"}', 'line 4: neither "text"'),
         ('{"id": "q1", "text": "a"}', "line 4: a second query of id 'q1'"),
         ('{"id": "a b", "text": "a"}', "white space"),
+        ('{"id": "\\ud800", "text": "a"}', 'line 4: "id" holds half of a surrogate pair'),
     ):
         bad = tmp_path / "bad.jsonl"
         bad.write_text(queries.read_text() + line + "\n")
