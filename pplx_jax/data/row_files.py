@@ -87,7 +87,7 @@ def _json_lines(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
                 except ValueError as error:
                     yield place, Unreadable(f"not JSON ({error})")
                 except RecursionError:
-                    yield place, Unreadable("not JSON (nested too deep)")
+                    yield place, Unreadable("nested too deep")
                 else:
                     yield place, row if isinstance(row, dict) else Unreadable("not a JSON object")
         except (EOFError, OSError, zlib.error) as error:

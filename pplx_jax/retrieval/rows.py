@@ -51,7 +51,11 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 def is_unicode(text: str) -> bool:
     """Whether a text holds whole characters only; JSON can spell half of a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def escaped(text: str) -> str:
