@@ -16,6 +16,8 @@ from typing import Any
 from pplx_jax.errors import BadInput
 from pplx_jax.retrieval import rows
 
+_HEADER = ("query-id", "corpus-id", "score")
+
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalSet:
@@ -160,7 +162,7 @@ def _read_qrels(
         try:
             level = int(grade)
         except ValueError:
-            if is_first:
+            if is_first and (query not in queries or (query, document, grade) == _HEADER):
                 continue
             raise BadInput(f"{where}: score {grade!r} is no whole number; grades are 0, 1, 2, ...") from None
         if query not in queries:

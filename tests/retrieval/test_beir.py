@@ -27,7 +27,7 @@ def write_set(folder, *, corpus=None, queries=None, qrels="q1\td1\t1\n", zipped=
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("qrels_name", ["qrels.tsv", "qrels/test.tsv"])
-@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n"])
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n", "query\tdocument\tgrade\n"])
 def test_layouts(tmp_path, zipped, qrels_name, header):
     write_set(tmp_path, qrels=header + "q1\td2\t2\n", zipped=zipped, qrels_name=qrels_name)
     data = read_beir(tmp_path)
@@ -62,6 +62,7 @@ def test_titles_parents_and_chunks(tmp_path):
         ({"qrels": "q1\td1\t1\nq1\td9\t1\n"}, "qrels.tsv, line 2: unknown corpus-id 'd9'"),
         ({"qrels": "q9\td1\t1\n"}, "qrels.tsv, line 1: unknown query-id 'q9'"),
         ({"qrels": "q1 0 d1 1\n"}, "qrels.tsv, line 1: 1 columns"),
+        ({"qrels": "q1\td1\t1.0\nq1\td2\t1\n"}, "qrels.tsv, line 1: score '1.0' is no whole number"),
         ({"qrels": "q1\td1\t1\nq1\td2\tmuch\n"}, "qrels.tsv, line 2: score 'much'"),
         ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, "line 2: a second, different grade"),
         ({"qrels": "query-id\tcorpus-id\tscore\n"}, "judges nothing"),
