@@ -181,6 +181,7 @@ def _part(labelled: LabelledQueries, kind: str, size: int, ranks: np.ndarray) ->
         documents=size,
         query_ids=[labelled.ids[row] for row in labelled.judged[kind]],
         per_query=recall,
+        shares_queries=True,
     )
 
 

@@ -13,9 +13,11 @@ from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.benchmark import Settings, System
 from pplx_jax.evaluation.corpus_vectors import EmbeddedCorpus, joined
 from pplx_jax.evaluation.fusion import fused_labels, reciprocal_rank_fusion
+from pplx_jax.evaluation.labelled_queries import read_labelled_queries
 from pplx_jax.evaluation.nested_pools import NestedPools
 from pplx_jax.evaluation.pool_ranks import PoolRanks
 from pplx_jax.evaluation.query_to_document import open_benchmark
+from pplx_jax.evaluation.verb import evaluate_task
 from pplx_jax.retrieval.encode import embed_file
 from pplx_jax.retrieval.metrics import judge, relevant_ranks, run_metrics, tie_places
 from pplx_jax.retrieval.trec_run import read_run
@@ -76,6 +78,8 @@ def test_reciprocal_rank_fusion_by_hand():
     equals = {"q": {"a": 1.0, "b": 1.0}}  # the greater id ranks first
     assert reciprocal_rank_fusion([equals])["q"] == {"b": 1 / 61, "a": 1 / 62}
     assert fused_labels([{"q": {"a": 1}}, {"q": {"b": 1}}], 1) == {"q": {"b": 1}}
+    others = fused_labels([first, second], 2, counts=lambda query, document: document != "a")
+    assert others == {"q": {"c": 1, "b": 1}, "p": {"z": 1}}
     with pytest.raises(BadInput, match="at least two"):
         fused_labels([first], 2)
 
@@ -236,6 +240,20 @@ def test_queries_as_corpus_do_not_find_themselves(tmp_path):
     assert parts["human 13"].metrics["recall@10"] == 1.0  # nine copies before it; the query itself would be the tenth
     _, parts = evaluate(folder, words(), "query-to-document")
     assert parts["human 13"].metrics["recall@10"] == 0.5
+
+
+def test_a_query_takes_no_place_among_its_own_fused_labels(tmp_path):
+    queries = {"1": "cat dog", "2": "cat", "3": "dog", "4": "moon"}
+    folder = write(tmp_path / "set", queries, {"1": "cat dog"}, runs=[{"1": ["1", "2", "3", "4"]}] * 2)
+    for queries_are_corpus, expected in ((True, ["2", "3"]), (False, ["1", "2"])):
+        assert read_labelled_queries(folder, 2, queries_are_corpus=queries_are_corpus).documents == expected
+
+
+def test_queries_of_several_pools_and_labels_count_once(big, tmp_path):
+    found = evaluate_task("bm25", "query-to-document", data=big, output=tmp_path / "results")
+    (kept,) = json.loads((tmp_path / "results" / "results.json").read_text())["settings"][0]["tasks"]
+    assert found["queries"] == kept["queries"] == 12
+    assert [part["queries"] for part in kept["parts"]] == [9, 12]
 
 
 def test_bm25_indexes_each_pool(big):
