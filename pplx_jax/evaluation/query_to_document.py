@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
+from pplx_jax.errors import BadInput, require
 from pplx_jax.evaluation.benchmark import TOO_LONG, Part, System
 from pplx_jax.evaluation.corpus_vectors import Block, EmbeddedCorpus, EncodedCorpus, encoding, joined, read_corpus
 from pplx_jax.evaluation.data_options import read_options
@@ -55,6 +55,11 @@ class PoolOptions:
     sizes: tuple[int, ...] | None = None
     relevant: int = 50
     seed: int = 0
+
+    def __post_init__(self):
+        require(self.sizes is None or min(self.sizes, default=0) > 0, self, "sizes", "one or more numbers from 1 on")
+        require(self.relevant > 0, self, "relevant", "1 or more")
+        require(0 <= self.seed < 1 << 64, self, "seed", "0 or more, below 2^64")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -289,6 +290,26 @@ def test_changed_data_is_another_revision(tmp_path):
             manifest.write_text(json.dumps({"settings": {"input_sha256": sha256}}))
             revisions.add(task.revision)
     assert len(revisions) == 4 and task.revision in revisions
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"sizes": 5}, "options.json: sizes=5; set it to a list of a whole number each or null"),
+        ({"sizes": ["a"]}, "options.json: sizes=['a']; set it to a list"),
+        ({"sizes": []}, "PoolOptions.sizes=(); set it to one or more"),
+        ({"sizes": [0]}, "PoolOptions.sizes=(0,); set it to one or more"),
+        ({"relevant": "x"}, "options.json: relevant='x'; set it to a whole number"),
+        ({"relevant": True}, "options.json: relevant=True; set it to a whole number"),
+        ({"relevant": 0}, "PoolOptions.relevant=0; set it to 1 or more"),
+        ({"seed": -1}, "PoolOptions.seed=-1; set it to 0 or more"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(big, tmp_path, options, message):
+    (tmp_path / "set").symlink_to(big)
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    with pytest.raises(BadInput, match=re.escape(message)):
+        open_benchmark("query-to-document", tmp_path)
 
 
 def test_what_is_refused(big, tmp_path):

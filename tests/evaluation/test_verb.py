@@ -265,6 +265,10 @@ def test_a_run_file_is_of_one_task_and_one_setting(sets, model, tmp_path, capsys
         ),
         (("--tasks=small,tiny",), "has no task tiny; it has large, small"),
         (("--quantization=int4",), "quantization 'int4' is not one of int8, binary"),
+        (("--tasks=,",), "--tasks is empty"),
+        (("--tasks=",), "--tasks is empty"),
+        (("--quantization=",), "--quantization is empty"),
+        (("--dims=",), "--dims is empty"),
         (("--dims=33",), "dims=33 of a model of 32 dimensions"),
         (("--quantization=ubinary", "--dims=12"), "12 dimensions do not fill whole bytes"),
         (("--data=.",), "is a folder that holds its own files"),
@@ -279,6 +283,15 @@ def test_a_damaged_file_is_named(sets, tmp_path):
     verb.evaluate_task(WordEncoder(), sets / "small", output=tmp_path)
     (tmp_path / "tasks" / "small" / "int8.json").write_text('{"format": 1')
     with pytest.raises(BadInput, match="int8.json cannot be read .* delete it"):
+        verb.evaluate_task(WordEncoder(), sets / "small", output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '"x"', '{"format": 1}', '{"format": 1, "fingerprint": "f"}', '{"format": 2}']
+)
+def test_a_model_file_that_is_none_is_named(sets, tmp_path, content):
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(BadInput, match="model.json .*; score again into a new folder"):
         verb.evaluate_task(WordEncoder(), sets / "small", output=tmp_path)
 
 
