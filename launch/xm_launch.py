@@ -124,6 +124,19 @@ def _title(options: launch_flags.Options) -> str:
     return pathlib.PurePosixPath(options.sweep or options.gin_files[0]).stem
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """The words that are no flags. One that is wrong is told in a line, and ends this with exit code 2."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        sys.exit(_complain(f"{error}; see --help"))
+
+
+def _complain(message: str) -> int:
+    print(f"xm_launch: error: {' '.join(message.split())}", file=sys.stderr)
+    return BAD_INPUT
+
+
 def main(argv: list[str]) -> int:
     """Returns the exit code: 0 all done, 1 a trial failed, 2 bad input; 130 is an interruption."""
     try:
@@ -139,9 +152,8 @@ def main(argv: list[str]) -> int:
         logging.set_verbosity(logging.WARNING)  # XManager tells of its database at length
         return FAILED if asyncio.run(launch(trials, options)) else DONE
     except BadInput as error:
-        print(f"xm_launch: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
+        return _complain(str(error))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -58,7 +58,10 @@ def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str
 def _chosen(stages: "Sequence[Training]", name: str | None, until: str | None) -> "list[Training]":
     """One stage, those up to one (none, where it stops before the first), or all."""
     if until is not None:
+        from pplx_jax.stages.recipe import check_until
+
         names = [training.stage.name for training in stages]
+        check_until(until, names)
         return list(stages[: names.index(until) + 1]) if until in names else []
     chosen = [training for training in stages if name in (None, training.stage.name)]
     if not chosen:

@@ -47,6 +47,12 @@ def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys):
     assert not workdir.exists()
 
 
+def test_a_dry_run_stops_nowhere_else(tmp_path, capsys):
+    flags = ["--gin_file=gin/recipes/quickstart.gin", f"--workdir={tmp_path}", "--until=nope", "--dry_run"]
+    assert cli.main(["run", *flags]) == cli.BAD_INPUT
+    assert "--until nope: the recipe has data, diffusion, pair" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("until", "stages"), [("data", []), ("pair", ["diffusion", "pair"])])
 def test_a_dry_run_stops_where_the_run_does(until, stages, tmp_path, capsys):
     flags = ["--gin_file=gin/recipes/quickstart.gin", f"--workdir={tmp_path}", f"--until={until}", "--json"]

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
+from pplx_jax.models.overflow import TooLong
 from pplx_jax.models.quantization import quantize
 
 
@@ -25,7 +25,7 @@ class WordEncoder:
         for row, text in enumerate(texts):
             words = text.split()
             if len(words) > self.config.max_length and overflow == "error":
-                raise BadInput(f"text {row} has {len(words)} tokens")
+                raise TooLong(row, len(words), self.config.max_length, mend="shorten it")
             for word in words[: self.config.max_length]:
                 vectors[row] += np.random.default_rng(zlib.crc32(word.encode())).normal(size=self.dims)
         self.encoded += len(texts)
@@ -34,8 +34,10 @@ class WordEncoder:
     def encode_documents(self, documents, *, quantization="int8", dims=None, overflow="error", overlap=None):
         """Each chunk's vector leans towards its document's."""
         result = []
-        for chunks in documents:
-            assert self.count_tokens(chunks).sum() + len(chunks) - 1 <= self.config.max_length or overflow != "error"
+        for place, chunks in enumerate(documents):
+            tokens = self.count_tokens(chunks).sum() + len(chunks) - 1
+            if tokens > self.config.max_length and overflow == "error":
+                raise TooLong(place, tokens, self.config.max_length, noun="document", mend="shorten it")
             alone = self.encode(chunks, quantization="none", dims=dims, overflow=overflow)
             result.append(quantize(alone + alone.mean(axis=0), quantization))
         return result

@@ -32,6 +32,9 @@ model.encode(["read a file line by line"], quantization="ubinary")  # uint8 [1, 
 `quantization` is `int8` (the default, real int8), `binary` (int8 of -1 and +1), `ubinary` (packed bits, the
 first dimension in the most significant), `tanh` or `none` (the pooled vector). `dims=256` keeps a prefix of
 the dimensions; use it rather than `truncate_dim`, which would count bytes of `ubinary`.
+
+What sentence-transformers computes itself (`similarity`, `semantic_search`, `normalize_embeddings=True`) wants floats,
+not int8: give `quantization="tanh"` or `"none"`, or cast to float32 first, as above.
 """
 
 _USE_CONTEXT = """\

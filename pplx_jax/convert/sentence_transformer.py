@@ -11,7 +11,7 @@ import numpy as np
 
 from pplx_jax.convert.source_config import CONFIG
 from pplx_jax.errors import BadInput
-from pplx_jax.models.overflow import Overflow
+from pplx_jax.models.overflow import Overflow, TooLong
 from pplx_jax.models.quantization import Quantization, quantize
 from pplx_jax.retrieval.encoder import check_quantization
 
@@ -122,10 +122,8 @@ class SentenceTransformerEncoder:
         counts += self._model.tokenizer.num_special_tokens_to_add(pair=False)
         if len(counts) and counts.max() > self.config.max_length:
             place = int(counts.argmax())
-            raise BadInput(
-                f"text {place} has {counts[place]} tokens, the model takes {self.config.max_length}; cut it, or "
-                "truncate texts past the limit (--truncate)"
-            )
+            mend = "cut it, or truncate texts past the limit (--truncate)"
+            raise TooLong(place, int(counts[place]), self.config.max_length, mend=mend)
 
 
 def _fingerprint(folder: pathlib.Path, prompts: dict[str, str]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pplx_jax.errors import BadInput
+from pplx_jax.retrieval.rows import escaped
 
 _SAMPLES = 20  # kept of each reason
 _GRACE = 1000  # rows before a share above zero means anything
@@ -54,6 +55,7 @@ class BadRows:
             BadInput: these are too many bad rows.
         """
         self.rows += 1
+        reason = escaped(reason)
         self._last = place, reason
         self.pending.append(self._last)
         kind = reason.partition(" (")[0]

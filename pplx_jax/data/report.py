@@ -33,7 +33,7 @@ from pplx_jax.data.token_files import TokenTable
 from pplx_jax.data.vocabulary import Vocabulary
 from pplx_jax.errors import BadInput
 from pplx_jax.progress import Progress
-from pplx_jax.retrieval.rows import atomic_path
+from pplx_jax.retrieval.rows import atomic_path, escaped
 
 if TYPE_CHECKING:
     from pplx_jax.train import Training
@@ -210,8 +210,8 @@ class _Look:
                 if len(tokens)
             ]
         return {
-            "read": f"{place}\n{_short(json.dumps(row, ensure_ascii=False, default=_decoded))}",
-            "checked": _short(json.dumps(example, ensure_ascii=False)),
+            "read": f"{place}\n{_short(_as_json(row))}",
+            "checked": _short(_as_json(example)),
             "tokenised": "\n".join(
                 f"{name}: {_short(' '.join(map(str, tokens.tolist())))}"
                 for name in blocks.TEXTS[kind]
@@ -303,6 +303,13 @@ def _quantiles(found: Sequence[np.ndarray]) -> dict[str, float]:
 
 def _short(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
+
+
+def _as_json(row: Row) -> str:
+    try:
+        return escaped(json.dumps(row, ensure_ascii=False, default=_decoded))
+    except RecursionError:
+        return f"{', '.join(map(escaped, row))}: nested too deep to show"
 
 
 def _decoded(value: Any) -> str:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from pplx_jax.data import paths
 from pplx_jax.errors import BadInput
+from pplx_jax.retrieval.parquet_rows import damaged, parquet_rows
 
 Format = Literal["auto", "jsonl", "parquet", "tfrecord", "tfds", "beir"]
 Row = dict[str, Any]
 
 _ENDINGS = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".tfrecord": "tfrecord"}
-_PARQUET_ROWS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,52 +86,18 @@ def _json_lines(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
                     yield place, Unreadable("not UTF-8")
                 except ValueError as error:
                     yield place, Unreadable(f"not JSON ({error})")
+                except RecursionError:
+                    yield place, Unreadable("nested too deep")
                 else:
                     yield place, row if isinstance(row, dict) else Unreadable("not a JSON object")
         except (EOFError, OSError, zlib.error) as error:
-            raise _damaged(path, number + 1, error) from None
+            raise damaged(path, number + 1, error) from None
 
 
 def _parquet(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise BadInput(f"{path}: Parquet needs pyarrow, which is not installed") from None
-    number = 0
     with paths.open_bytes(path) as file:
-        try:
-            table = pyarrow.parquet.ParquetFile(file)
-        except (OSError, pyarrow.ArrowInvalid) as error:
-            raise BadInput(f"{path}: no Parquet file ({str(error).splitlines()[0]})") from None
-        try:
-            for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-                columns = {}
-                for name, column in zip(batch.schema.names, batch.columns, strict=True):
-                    columns[name] = column.cast(_as_bytes(column.type)).to_pylist()
-                for values in zip(*columns.values(), strict=True):
-                    number += 1
-                    row = dict(zip(columns, values, strict=True))
-                    yield f"{path}:{number}", {name: value for name, value in row.items() if value is not None}
-        except (OSError, pyarrow.ArrowException) as error:
-            raise _damaged(path, number + 1, error) from None
-
-
-def _damaged(path: str, line: int, error: Exception) -> BadInput:
-    """Of a file that ends or rots before `line`."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return BadInput(f"{path}:{line}: cannot be read from here on ({reason}); copy the file again")
-
-
-def _as_bytes(kind):
-    """The Arrow type with bytes in place of strings, so that one text that is not UTF-8 spoils its row alone."""
-    import pyarrow
-
-    if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-        return pyarrow.large_binary()
-    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind):
-        return pyarrow.large_list(_as_bytes(kind.value_type))
-    return kind
+        for number, row in enumerate(parquet_rows(file, path), start=1):
+            yield f"{path}:{number}", row
 
 
 def _tfrecord(path: str) -> Iterator[tuple[str, Row | Unreadable]]:

@@ -21,6 +21,7 @@ from pplx_jax.data import paths
 from pplx_jax.data.bad_rows import BadRows
 from pplx_jax.data.row_files import Format, Row, Unreadable, list_shards, read_rows
 from pplx_jax.errors import BadInput
+from pplx_jax.retrieval.rows import is_unicode
 
 Kind = Literal["text", "pair", "triplet", "contextual"]
 Example = dict[str, Any]
@@ -151,6 +152,7 @@ class Source:
                 if isinstance(row, Unreadable):
                     raise BadRow(row.reason)
                 made = make(row)
+                labels = self._labels(row)
             except BadRow as error:
                 bad.bad(place, str(error))
                 continue
@@ -159,9 +161,7 @@ class Source:
                 bad.dropped += 1
                 continue
             for example in made:
-                named = "" if self.one_language else self._label(row, "language")
-                example["language"] = named or self.language
-                example["source"] = self._label(row, "source") or self.name
+                example |= labels
             for example in _parted(made, max_chunks) if self.kind == "contextual" and max_chunks else made:
                 yield place, row, example
 
@@ -221,9 +221,16 @@ class Source:
             value = value.get(name) if isinstance(value, Mapping) else None
         return value
 
+    def _labels(self, row: Row) -> dict[str, str]:
+        named = "" if self.one_language else self._label(row, "language")
+        return {"language": named or self.language, "source": self._label(row, "source") or self.name}
+
     def _label(self, row: Row, field: str) -> str:
         value = self._value(row, field)
-        return value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+        label = value.decode(errors="replace") if isinstance(value, bytes) else str(value or "")
+        if not is_unicode(label):
+            raise BadRow(f"{self._column(field)} is not UTF-8")
+        return label
 
     def _one_text(self, row: Row, field: str) -> str:
         return self._text_value(self._value(row, field), self._column(field))
@@ -249,10 +256,8 @@ class Source:
             raise BadRow(f"{column} is over-long ({len(value)} characters, at most {self.max_characters})")
         if not value.strip():
             raise BadRow(f"empty {column}")
-        try:
-            value.encode()
-        except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-            raise BadRow(f"{column} is not UTF-8") from None
+        if not is_unicode(value):
+            raise BadRow(f"{column} is not UTF-8")
         return value
 
 

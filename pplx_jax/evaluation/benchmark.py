@@ -10,6 +10,8 @@ import numpy as np
 from pplx_jax.models.quantization import Quantization
 from pplx_jax.retrieval.encoder import Encoder
 
+TOO_LONG = "give --truncate, or a longer model"  # what to do about a text past the model's limit
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -68,6 +70,7 @@ class Part:
         per_query: name -> float [queries], what `metrics` are the means of; intervals and paired tests are made of it.
             Empty where a benchmark's own code keeps only the means.
         lengths: int64 [queries], characters of each query's longest relevant document; empty where not known.
+        shares_queries: whether other parts of the task have the same queries under the same ids.
     """
 
     split: str
@@ -78,6 +81,7 @@ class Part:
     query_ids: Sequence[str] = ()
     per_query: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     lengths: Sequence[int] | np.ndarray = ()
+    shares_queries: bool = False
 
 
 def main_value(parts: Sequence[Part], metric: str) -> float:

@@ -140,7 +140,8 @@ class BergenTask:
     def evaluate(self, system: System) -> Sequence[Part]:
         questions = read_questions(self.name, self.data)
         index = open_passage_index(self.data / "index", system)
-        hits = index.search([question.text for question in questions], self.options.k, f"retrieve {self.name}")
+        ids, texts = zip(*((question.id, question.text) for question in questions), strict=True)
+        hits = index.search(ids, texts, self.options.k, f"retrieve {self.name}")
         retriever = f"{pathlib.Path(system.name).name}-{system.settings.quantization}"
         runs = self.data / "runs"
         runs.mkdir(exist_ok=True)

@@ -126,4 +126,7 @@ def _relevant(row: Mapping[str, Any], task: str) -> list[str]:
     found = row.get("chunk_ids") or row.get("chunk_id")
     if not found:
         raise BadInput(f"{OWNER}/{task}: a query has no chunk_id, only {', '.join(row)}; copy its files again")
-    return [found] if isinstance(found, str) else list(found)
+    chunks = [found] if isinstance(found, str) else found
+    if not isinstance(chunks, list) or not all(isinstance(chunk, str) for chunk in chunks):
+        raise BadInput(f"{OWNER}/{task}: a query asks for the chunk {found!r}, which is no text; copy its files again")
+    return chunks

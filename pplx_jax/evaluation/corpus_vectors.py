@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.benchmark import System
+from pplx_jax.evaluation.benchmark import TOO_LONG, System
+from pplx_jax.models.overflow import too_long_by_name
 from pplx_jax.models.quantization import quantize
 from pplx_jax.retrieval import rows
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
@@ -65,7 +66,8 @@ class EncodedCorpus:
         """Encodes N texts. Raises BadInput for one past the model's limit, unless it may be cut."""
         assert system.encoder is not None
         self._ids = ids
-        pooled = system.encoder.encode(texts, **encoding(system))
+        with too_long_by_name(ids, TOO_LONG):
+            pooled = system.encoder.encode(texts, **encoding(system))
         self._vectors = quantize(pooled, system.settings.quantization)
         self._empty = np.array([not text.strip() for text in texts])
 

@@ -1,6 +1,6 @@
 """Relevance labels from the rankings of several systems, by reciprocal rank fusion (Cormack et al., SIGIR 2009)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pplx_jax.errors import BadInput
 
@@ -28,8 +28,19 @@ def reciprocal_rank_fusion(runs: Sequence[Run], damping: float = DAMPING) -> dic
     return fused
 
 
-def fused_labels(runs: Sequence[Run], relevant: int, damping: float = DAMPING) -> dict[str, dict[str, int]]:
+def fused_labels(
+    runs: Sequence[Run],
+    relevant: int,
+    damping: float = DAMPING,
+    *,
+    counts: Callable[[str, str], bool] = lambda query, document: True,
+) -> dict[str, dict[str, int]]:
     """Calls the `relevant` best fused documents of each query relevant, grade 1.
+
+    Args:
+        runs, damping: see `reciprocal_rank_fusion`.
+        relevant: documents of each query, where that many were found.
+        counts: whether a document may be relevant to a query.
 
     Raises:
         BadInput: fewer than two runs: the labels of one system are its own opinion.
@@ -37,7 +48,10 @@ def fused_labels(runs: Sequence[Run], relevant: int, damping: float = DAMPING) -
     if len(runs) < 2:
         raise BadInput(f"labels are fused from the runs of several systems, not of {len(runs)}; give at least two")
     fused = reciprocal_rank_fusion(runs, damping)
-    return {query: dict.fromkeys(_ranked(scores)[:relevant], 1) for query, scores in fused.items()}
+    ranked = {
+        query: [document for document in _ranked(scores) if counts(query, document)] for query, scores in fused.items()
+    }
+    return {query: dict.fromkeys(documents[:relevant], 1) for query, documents in ranked.items()}
 
 
 def _ranked(scores: Mapping[str, float]) -> list[str]:

@@ -17,7 +17,7 @@ class Table:
     Attributes:
         repo: OWNER/NAME on the hub; in a local folder its files lie in NAME/CONFIG/SPLIT*, as the hub has them.
         config, split: as the hub calls them.
-        columns: that it must have; a row without a value of one has "" there.
+        columns: texts that it must have; a row without a value of one has "" there.
         revision: a commit of the hub, so that a score can be made again; its newest where None.
     """
 
@@ -34,7 +34,8 @@ class Table:
             data: a local folder; None reads from the hub (or its cache).
 
         Raises:
-            BadInput: the data is not there, the message says which files to put where; or a row lacks a column.
+            BadInput: the data is not there, the message says which files to put where; or a row lacks a column, or has
+                something else than a text in one.
         """
         rows = self._fetch() if data is None else self._read_files(data)
         found = dict.fromkeys(column for row in rows for column in row)
@@ -43,7 +44,13 @@ class Table:
             line = f"no column {', '.join(missing)}, only {', '.join(found) or 'no rows'}"
             raise BadInput(f"{self.repo}, {self.config}: {line}; is it that data?")
         empty = dict.fromkeys(self.columns, "")
-        return [{**empty, **{name: value for name, value in row.items() if value is not None}} for row in rows]
+        filled = [{**empty, **{name: value for name, value in row.items() if value is not None}} for row in rows]
+        for number, row in enumerate(filled, start=1):
+            for column in self.columns:
+                if not isinstance(row[column], str):
+                    line = f"{column} of row {number} is {type(row[column]).__name__}, not a text"
+                    raise BadInput(f"{self.repo}, {self.config}: {line}; copy its files again")
+        return filled
 
     def digest(self, data: pathlib.Path | None) -> str:
         """What changes with the rows: of local files their content, of the hub the revision."""

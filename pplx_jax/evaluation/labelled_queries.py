@@ -58,13 +58,17 @@ def read_labelled_queries(folder: pathlib.Path, relevant: int, *, queries_are_co
     Raises:
         BadInput: no labels at all, a file that cannot be read, or labels of an unknown query.
     """
+
+    def may_be_relevant(query: str, document: str) -> bool:
+        return not (queries_are_corpus and document == query)
+
     queries = read_queries(folder)
     labels: dict[str, Mapping[str, Mapping[str, int]]] = {}
     if any(folder.glob("qrels*")):
         labels[HUMAN] = read_qrels(folder, queries)
     runs = sorted([*folder.glob("runs/*.trec"), *folder.glob("runs/*.trec.gz")])
     if runs:
-        labels[FUSED] = fused_labels([read_run(path) for path in runs], relevant)
+        labels[FUSED] = fused_labels([read_run(path) for path in runs], relevant, counts=may_be_relevant)
         unknown = labels[FUSED].keys() - queries.keys()
         if unknown:
             raise BadInput(f"{folder / 'runs'} ranks for {min(unknown)!r}, which queries.jsonl does not have; add it")
@@ -77,7 +81,7 @@ def read_labelled_queries(folder: pathlib.Path, relevant: int, *, queries_are_co
         for kind, judged in labels.items()
         for query, documents in judged.items()
         for document, grade in documents.items()
-        if grade > 0 and not (queries_are_corpus and document == query)
+        if grade > 0 and may_be_relevant(query, document)
     ]
     kinds, rows, documents = zip(*pairs, strict=True) if pairs else ((), (), ())
     return LabelledQueries(

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.benchmark import Settings, System
+from pplx_jax.evaluation.benchmark import TOO_LONG, Settings, System
 from pplx_jax.evaluation.mteb_texts import NO_PROMPTS, Prompts, document_texts, query_texts, task_instruction
 from pplx_jax.evaluation.mteb_vectors import CorpusVectors, folder_of
 from pplx_jax.evaluation.pooled import pooled_vectors
+from pplx_jax.models.overflow import too_long_by_name
 from pplx_jax.models.quantization import quantize
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.beir import RetrievalSet
@@ -95,7 +96,9 @@ class Search:
         if encoder is None:
             return _BM25Scores(queries, BM25(document_texts(corpus[:])))
         if settings.context and "parent" in corpus.column_names:
-            data = _with_parents(corpus, self.prompts.documents(document_texts(corpus[:]), instruction), queries)
+            data = _with_parents(
+                corpus, self.prompts.documents(document_texts(corpus[:]), instruction), query_ids, queries
+            )
             pooled = pooled_vectors(encoder, data, context=True, dims=settings.dims, truncate=settings.truncate)
             query_vectors, document_vectors = (quantize(part, settings.quantization) for part in pooled)
             return _VectorScores(query_vectors, document_vectors, packed)
@@ -145,17 +148,9 @@ def encode(
         BadInput: a text is past the model's limit; the message names its id.
     """
     overflow = "truncate" if settings.truncate else "error"
-    try:
-        how = how or encoder.encode
+    how = how or encoder.encode
+    with too_long_by_name(ids, TOO_LONG):
         return how(texts, quantization=settings.quantization, dims=settings.dims, overflow=overflow)
-    except BadInput:
-        limit = encoder.config.max_length
-        for name, tokens in zip(ids, encoder.count_tokens(texts), strict=True):
-            if tokens > limit and not settings.truncate:
-                raise BadInput(
-                    f"{name!r} has {tokens} tokens, the model takes {limit}; ask to truncate, or use a longer model"
-                ) from None
-        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,7 +202,7 @@ def _among(scores: _Scores, query: int, rows: np.ndarray, ids: list[str], k: int
     return {candidates[place]: score for place, score in zip(ranked[0].tolist(), found[0].tolist(), strict=True)}
 
 
-def _with_parents(corpus: Any, documents: list[str], queries: list[str]) -> RetrievalSet:
+def _with_parents(corpus: Any, documents: list[str], query_ids: list[str], queries: list[str]) -> RetrievalSet:
     """The set for late chunking; a place within the parent that the corpus does not give is the order of its rows."""
     columns = corpus[:]
     parents = [str(parent) for parent in columns["parent"]]
@@ -221,7 +216,7 @@ def _with_parents(corpus: Any, documents: list[str], queries: list[str]) -> Retr
         documents=documents,
         parents=parents,
         chunks=columns.get("chunk", order),
-        query_ids=[],
+        query_ids=query_ids,
         queries=queries,
         qrels={},
     )

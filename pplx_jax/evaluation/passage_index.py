@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.benchmark import System
+from pplx_jax.evaluation.benchmark import TOO_LONG, System
 from pplx_jax.evaluation.corpus_vectors import encoding
+from pplx_jax.models.overflow import too_long_by_name
 from pplx_jax.models.quantization import quantize
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.encoder import query_encoder
@@ -55,12 +56,19 @@ class PassageIndex:
         self._system = system
         self._search = _searcher(index)
 
-    def search(self, texts: Sequence[str], k: int, label: str) -> list[list[dict[str, Any]]]:
-        """Hits {"id", "score", "text", ...} of each text, best first; `label` names the work in the progress line."""
+    def search(self, ids: Sequence[str], texts: Sequence[str], k: int, label: str) -> list[list[dict[str, Any]]]:
+        """Hits {"id", "score", "text", ...} of each query, best first.
+
+        Args:
+            ids, texts: of the queries.
+            k: hits of each.
+            label: of the work, in the progress line.
+        """
         encoder = self._system.encoder
         assert encoder is not None
         encode = query_encoder(encoder)
-        pooled = encode(list(texts), **encoding(self._system))
+        with too_long_by_name(ids, TOO_LONG):
+            pooled = encode(list(texts), **encoding(self._system))
         found = []
         with Progress(label, len(texts), unit="query") as progress:
             for number, vector in enumerate(pooled, start=1):

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.evaluation.benchmark import TOO_LONG
+from pplx_jax.models.overflow import too_long_by_name
 from pplx_jax.retrieval.beir import RetrievalSet
 from pplx_jax.retrieval.encoder import Encoder, document_tokens, query_encoder
 
@@ -37,16 +39,19 @@ def pooled_vectors(
         queries [Q, dims] and passages [N, dims], float32, in the order of `data`.
 
     Raises:
-        BadInput: a text is past the model's limit and `truncate` is off.
+        BadInput: a text is past the model's limit and `truncate` is off; the message names its id.
     """
     options: dict[str, Any] = {"quantization": "none", "dims": dims, "overflow": "truncate" if truncate else "error"}
-    queries = query_encoder(model)(data.queries, **options)
+    with too_long_by_name(data.query_ids, TOO_LONG):
+        queries = query_encoder(model)(data.queries, **options)
     if not context:
-        return queries, model.encode(data.documents, **options)
+        with too_long_by_name(data.document_ids, TOO_LONG):
+            return queries, model.encode(data.documents, **options)
     limit = min(tokens_per_document or model.config.max_length, model.config.max_length)
     groups = list(context_groups(data, model.count_tokens(data.documents), chunks_per_document, limit))
     chunks = [[data.documents[passage] for passage in group] for group in groups]
-    encoded = np.concatenate(model.encode_documents(chunks, **options))
+    with too_long_by_name([data.document_ids[group[0]] for group in groups], TOO_LONG):  # such a group is one passage
+        encoded = np.concatenate(model.encode_documents(chunks, **options))
     documents = np.empty_like(encoded)
     documents[np.concatenate(groups)] = encoded
     return queries, documents

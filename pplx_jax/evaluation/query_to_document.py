@@ -23,13 +23,14 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.benchmark import Part, System
+from pplx_jax.errors import BadInput, require
+from pplx_jax.evaluation.benchmark import TOO_LONG, Part, System
 from pplx_jax.evaluation.corpus_vectors import Block, EmbeddedCorpus, EncodedCorpus, encoding, joined, read_corpus
 from pplx_jax.evaluation.data_options import read_options
 from pplx_jax.evaluation.labelled_queries import LabelledQueries, read_labelled_queries
 from pplx_jax.evaluation.nested_pools import NestedPools
 from pplx_jax.evaluation.pool_ranks import PoolRanks
+from pplx_jax.models.overflow import too_long_by_name
 from pplx_jax.models.quantization import quantize
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.beir import corpus_file
@@ -55,6 +56,11 @@ class PoolOptions:
     relevant: int = 50
     seed: int = 0
 
+    def __post_init__(self):
+        require(self.sizes is None or min(self.sizes, default=0) > 0, self, "sizes", "one or more numbers from 1 on")
+        require(self.relevant > 0, self, "relevant", "1 or more")
+        require(0 <= self.seed < 1 << 64, self, "seed", "0 or more, below 2^64")
+
 
 @dataclasses.dataclass(frozen=True)
 class PoolTask:
@@ -76,13 +82,14 @@ class PoolTask:
 
     @property
     def revision(self) -> str:
-        """16 hex digits of the settings, of queries and labels, and of the sizes of the other files."""
+        """16 hex digits of the settings and of all files; embeddings/ counts by its manifest, which has their input."""
         digest = hashlib.sha256(repr((self.family, self.options)).encode())
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             name = path.relative_to(self.folder)
             digest.update(f"{name} {path.stat().st_size}\n".encode())
-            if name.parts[0] != "embeddings" and not name.name.startswith("corpus.jsonl"):
-                digest.update(path.read_bytes())
+            if name.parts[0] != "embeddings" or name.name == "manifest.json":
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
 
     @property
@@ -105,7 +112,8 @@ class PoolTask:
         assert system.encoder is not None
         settings, embeddings = system.settings, self.folder / "embeddings"
         encode = query_encoder(system.encoder)
-        queries = quantize(encode(labelled.texts, **encoding(system)), settings.quantization)
+        with too_long_by_name(labelled.ids, TOO_LONG):
+            queries = quantize(encode(labelled.texts, **encoding(system)), settings.quantization)
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)
         else:
@@ -178,6 +186,7 @@ def _part(labelled: LabelledQueries, kind: str, size: int, ranks: np.ndarray) ->
         documents=size,
         query_ids=[labelled.ids[row] for row in labelled.judged[kind]],
         per_query=recall,
+        shares_queries=True,
     )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.models.overflow import Overflow
+from pplx_jax.models.overflow import Overflow, TooLong
 from pplx_jax.models.quantization import BitOrder, Quantization, quantize
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval.encoder import Encoder, Limits, quantizations, query_encoder
@@ -94,7 +94,11 @@ class Remembering:
         with Progress("encode", len(missing), kind, enabled=self._progress and bool(missing)) as progress:
             for begin in range(0, len(missing), _BLOCK):
                 block = missing[begin : begin + _BLOCK]
-                vectors = encode([key[-1] for key in block], quantization="none", overflow=overflow, overlap=overlap)
+                texts = [key[-1] for key in block]
+                try:
+                    vectors = encode(texts, quantization="none", overflow=overflow, overlap=overlap)
+                except TooLong as error:
+                    raise error.at(keys.index(block[error.place])) from None
                 new |= zip(block, vectors, strict=True)
                 progress.update(begin + len(block))
         for key, vector in new.items():

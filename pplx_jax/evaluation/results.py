@@ -6,7 +6,6 @@ RESULTS/results.json, results.md, report.html      made of those
 """
 
 import dataclasses
-import json
 import pathlib
 import urllib.parse
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 
 from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.benchmark import Part, Settings
-from pplx_jax.retrieval.rows import write_json
+from pplx_jax.retrieval.rows import parse_object, write_json
 
 FORMAT = 1
 _MODEL, _TASKS = "model.json", "tasks"
@@ -115,10 +114,13 @@ def read_subject(folder: str | pathlib.Path) -> Subject:
     path = pathlib.Path(folder) / _MODEL
     if not path.is_file():
         raise BadInput(f"{folder} is no results folder (no {_MODEL}); give what eval --output wrote")
-    content = _read_json(path)
+    content = _read_json(path, "score again into a new folder")
     if content.pop("format", None) != FORMAT:
         raise BadInput(f"{path} is of another version; score again into a new folder")
-    return Subject(**content)
+    try:
+        return Subject(**content)
+    except TypeError as error:
+        raise BadInput(f"{path} is damaged ({error}); score again into a new folder") from None
 
 
 def read_outcomes(folder: str | pathlib.Path) -> list[Outcome]:
@@ -160,7 +162,8 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _from_json(path: pathlib.Path) -> Outcome:
-    content = _read_json(path)
+    mend = "delete it, and the task is scored again"
+    content = _read_json(path, mend)
     try:
         if content.pop("format") != FORMAT:
             raise ValueError("another version")
@@ -170,7 +173,7 @@ def _from_json(path: pathlib.Path) -> Outcome:
         }
         return Outcome(**{**content, **fields})
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is damaged ({error}); delete it, and the task is scored again") from None
+        raise BadInput(f"{path} is damaged ({error}); {mend}") from None
 
 
 def _part(held: dict[str, Any]) -> Part:
@@ -181,8 +184,8 @@ def _part(held: dict[str, Any]) -> Part:
     return Part(**{**held, **arrays})
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: pathlib.Path, mend: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}); delete it, and the task is scored again") from None
+        raise BadInput(f"{path} cannot be read ({error}); {mend}") from None

@@ -73,7 +73,7 @@ def _task(outcome: Outcome, resampled: Sequence[Sequence[Part]]) -> dict[str, An
         "seconds": outcome.seconds,
         "metrics": {name: main_value(parts, name) for name in names},
         "intervals": intervals,
-        "queries": sum(part.queries for part in parts),
+        "queries": _distinct_queries(parts),
         "documents": max(part.documents for part in parts),
         "parts": [
             {
@@ -86,6 +86,11 @@ def _task(outcome: Outcome, resampled: Sequence[Sequence[Part]]) -> dict[str, An
             for part in parts
         ],
     }
+
+
+def _distinct_queries(parts: Sequence[Part]) -> int:
+    shared = {query for part in parts if part.shares_queries for query in part.query_ids}
+    return len(shared) + sum(part.queries for part in parts if not part.shares_queries)
 
 
 def _resampled(outcome: Outcome) -> list[list[Part]]:

@@ -131,14 +131,22 @@ def _read_tools(data: pathlib.Path | None, category: str | None) -> dict[str, st
     return tools
 
 
+def _grades(row: Mapping[str, str], task: str) -> dict[str, int]:
+    """Relevance by tool; labels hold the tools again, with NaN here and there, which Python's parser takes."""
+    try:
+        return {str(label["id"]): int(label["relevance"]) for label in json.loads(row["labels"])}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        line = f"{task}: labels of {row['id']!r} are no JSON list of objects with id and relevance"
+        raise BadInput(f"{line}; copy the files again") from None
+
+
 def _load(source: _Source, task: str, category: str | None, instructions: bool) -> RetrievalSet:
     tools = source.tools(source.data, category)
     ids = list(tools)
     qrels: dict[str, dict[str, int]] = {}
     texts: dict[str, str] = {}
     for row in _queries(task).read(source.data):
-        # Labels hold the tools again, with NaN here and there, which Python's parser takes.
-        grades = {str(label["id"]): int(label["relevance"]) for label in json.loads(row["labels"])}
+        grades = _grades(row, task)
         unknown = next((tool for tool in grades if tool not in tools), None)
         if unknown is not None:
             raise BadInput(f"{task}: {row['id']} needs the tool {unknown!r}, which is not there; copy the files again")

@@ -68,6 +68,9 @@ def evaluate_task(
         BadInput: something of these is not there, is of another kind or another model, or a text is past the
             model's limit.
     """
+    for name, given in {"tasks": tasks, "quantization": quantization, "dims": dims}.items():
+        if isinstance(given, Sequence) and not given:
+            raise BadInput(f"--{name} is empty; give one or several with commas between, or leave it out")
     benchmark = open_benchmark(task, None if data is None else pathlib.Path(data))
     chosen = chosen_tasks(benchmark, tasks)
     if isinstance(model, str | pathlib.Path):

@@ -1,6 +1,8 @@
 """Where a document over the model's limit is cut in overlapping windows, so that no token is lost (numpy only)."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -8,6 +10,44 @@ import numpy as np
 from pplx_jax.errors import BadInput
 
 Overflow = Literal["error", "truncate", "split"]
+
+
+class TooLong(BadInput):
+    """A text or document over the model's limit.
+
+    Args:
+      place: which of those that were given, from 0.
+      tokens: it has.
+      limit: of the model.
+      noun: what it is.
+      mend: what to do about it.
+    """
+
+    def __init__(self, place: int, tokens: int, limit: int, *, noun: str = "text", mend: str):
+        super().__init__(f"{noun} {place} has {tokens} tokens, the model takes {limit}; {mend}")
+        self.place, self.tokens, self.limit, self.noun, self.mend = place, tokens, limit, noun, mend
+
+    def at(self, place: int) -> "TooLong":
+        """The same of another list of texts, where it stands at `place`."""
+        return TooLong(place, self.tokens, self.limit, noun=self.noun, mend=self.mend)
+
+
+@contextlib.contextmanager
+def too_long_by_name(names: Sequence[str], mend: str) -> Iterator[None]:
+    """Names the text that is too long by what the user calls it.
+
+    Args:
+      names: of the texts that are encoded in the block, in order.
+      mend: what the user can do about it.
+
+    Raises:
+      BadInput: a text is over the model's limit.
+    """
+    try:
+        yield
+    except TooLong as error:
+        name, size = names[error.place], f"{error.tokens} tokens, the model takes {error.limit}"
+        raise BadInput(f"{name!r} has {size}; {mend}") from None
 
 
 @dataclasses.dataclass(frozen=True)

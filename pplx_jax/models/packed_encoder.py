@@ -11,7 +11,7 @@ import numpy as np
 from pplx_jax.data.packing import Packing, lay_out, shorten
 from pplx_jax.errors import BadInput
 from pplx_jax.models.encoding import embed
-from pplx_jax.models.overflow import Overflow, windows
+from pplx_jax.models.overflow import Overflow, TooLong, windows
 from pplx_jax.models.qwen3 import Qwen3, Qwen3Config
 from pplx_jax.models.row_plan import plan_rows, power_of_two
 from pplx_jax.parallel.mesh import Mesh
@@ -96,10 +96,8 @@ class PackedEncoder:
         too_long = sizes > limit
         if overflow == "error" and too_long.any():
             first = int(np.flatnonzero(too_long)[0])
-            raise BadInput(
-                f"{noun} {first} has {sizes[first]} tokens, the model takes {limit}; "
-                'shorten it, or pass overflow="split" or "truncate"'
-            )
+            mend = 'shorten it, or pass overflow="split" or "truncate"'
+            raise TooLong(first, int(sizes[first]), limit, noun=noun, mend=mend)
         if overflow == "truncate":
             short_of_room = np.flatnonzero(too_long & (counts - 1 >= limit))
             if len(short_of_room):

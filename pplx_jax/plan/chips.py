@@ -48,7 +48,11 @@ class Topology:
     num_slices: int = 1
 
     def __post_init__(self):
-        if self.version not in CHIPS or not re.fullmatch(r"\w+:\d+(x\d+){1,2}", self.name) or self.num_slices < 1:
+        if (
+            self.version not in CHIPS
+            or not re.fullmatch(r"\w+:[1-9]\d*(x[1-9]\d*){1,2}", self.name)
+            or self.num_slices < 1
+        ):
             raise BadInput(
                 f"topology {self.name!r} in {self.num_slices} slices is none; give --topology as VERSION:SIZE, the "
                 f"version one of {', '.join(CHIPS)}, such as v5e:16x16 or v5p:4x4x8, and --num_slices of 1 or more"

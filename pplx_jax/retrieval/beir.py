@@ -16,6 +16,8 @@ from typing import Any
 from pplx_jax.errors import BadInput
 from pplx_jax.retrieval import rows
 
+_HEADER = ("query-id", "corpus-id", "score")
+
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalSet:
@@ -137,6 +139,9 @@ def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str,
         if not isinstance(row["text"], str):
             raise BadInput(f'{where}: "text" is {type(row["text"]).__name__}; give a string')
         row["_id"] = str(row["_id"])
+        for column in ("_id", "text", "title"):
+            if not rows.is_unicode(str(row.get(column))):
+                raise BadInput(f'{where}: "{column}" holds half of a surrogate pair, which is no character; mend it')
         if row["_id"] in known:
             raise BadInput(f'{where}: "_id" {row["_id"]!r} stands twice; make ids unique')
         yield where, row
@@ -157,7 +162,7 @@ def _read_qrels(
         try:
             level = int(grade)
         except ValueError:
-            if is_first:
+            if is_first and (query not in queries or (query, document, grade) == _HEADER):
                 continue
             raise BadInput(f"{where}: score {grade!r} is no whole number; grades are 0, 1, 2, ...") from None
         if query not in queries:

@@ -16,7 +16,7 @@ from pplx_jax.progress import Progress
 from pplx_jax.retrieval.chunking import chunk
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
 from pplx_jax.retrieval.encoder import Encoder, check_quantization, document_tokens, load_encoder
-from pplx_jax.retrieval.input_rows import BadRow, InputRow, count_rows, read_rows
+from pplx_jax.retrieval.input_rows import BadRow, InputRow, TooLongRow, count_rows, read_rows
 
 _NAMED_ROWS = 10
 
@@ -41,7 +41,8 @@ def embed_file(
 
     A row with `chunks_field` is a document: its chunks are encoded together and give one vector each. An
     empty text gives a zero vector, flagged in its description. Rows that cannot be embedded (no JSON, no such
-    column, longer than the model's limit) are left out, named on standard error and listed in the manifest.
+    column) are left out, named on standard error and listed in the manifest; so are rows past the model's limit, which
+    the call fails for when all others are embedded, unless `overflow` says what becomes of them.
 
     Args:
         model_path: a model folder.
@@ -53,8 +54,8 @@ def embed_file(
         dims: only the first dimensions.
         shard_size: input rows a shard; an interruption loses at most one shard's work.
         chunk_tokens: cut every text in chunks of so many tokens and embed it as a document of them.
-        overflow: "error" leaves out what is past the model's limit; "split" encodes overlapping windows of it,
-            "truncate" cuts it.
+        overflow: of what is past the model's limit: "error" raises in the end, "split" encodes overlapping windows of
+            it, "truncate" cuts it.
         overlap: of "split", in tokens.
         encoder: the loaded model, where the caller has it already.
 
@@ -63,7 +64,8 @@ def embed_file(
 
     Raises:
         BadInput: the input or the model cannot be read, the output holds something else or embeddings under other
-            settings, the vectors asked for are none of the model's, or no row could be embedded.
+            settings, the vectors asked for are none of the model's, a row is past the model's limit under
+            overflow="error", or no row could be embedded.
     """
     source, folder_path, model_path = pathlib.Path(input), pathlib.Path(output), pathlib.Path(model_path)
     if shard_size < 1:
@@ -97,13 +99,13 @@ def embed_file(
                 started = time.monotonic()
                 vectors, described, tokens, skipped = _embed_rows(encoder, batch, settings)
                 _name_skipped(progress, folder, source, skipped)
-                listed = [{"row": row.number, "reason": row.reason} for row in skipped]
                 seconds = round(time.monotonic() - started, 3)
-                folder.add(vectors, described, Shard(len(batch), len(vectors), tokens, seconds, listed))
+                folder.add(vectors, described, Shard(len(batch), len(vectors), tokens, seconds, _listed(skipped)))
                 done += len(batch)
                 embedded_tokens += tokens
                 progress.update(done, tokens=embedded_tokens)
         folder.finish()
+    _refuse_too_long(folder, source)
     if total and not folder.totals()["count"]:
         first = folder.shards[0].skipped[0]
         raise BadInput(f"{source}: none of its {total} rows could be embedded; line {first['row']}: {first['reason']}")
@@ -125,7 +127,7 @@ def _embed_rows(
         lengths = list(itertools.islice(counts, len(row.chunks)))
         length = document_tokens(lengths)
         if length > limit and settings.overflow == "error":
-            skipped.append(BadRow(row.number, f"{length} tokens, the model takes {limit}"))
+            skipped.append(TooLongRow(row.number, f"{length} tokens, the model takes {limit}", row.id))
             continue
         tokens += min(length, limit) if settings.overflow == "truncate" else length
         good.append(row)
@@ -176,6 +178,26 @@ def _name_skipped(progress: Progress, folder: EmbeddingFolder, source: pathlib.P
         progress.note(f"skipped {source}, line {row.number}: {row.reason}")
     if len(skipped) > room:
         progress.note(f"skipped {len(skipped) - room} more rows, listed in {folder.path / 'manifest.json'}")
+
+
+def _listed(skipped: list[BadRow]) -> list[dict[str, Any]]:
+    """As the manifest lists them."""
+    return [
+        {"row": row.number, "reason": row.reason, **({"too_long": row.id} if isinstance(row, TooLongRow) else {})}
+        for row in skipped
+    ]
+
+
+def _refuse_too_long(folder: EmbeddingFolder, source: pathlib.Path) -> None:
+    rows = sum(shard.rows for shard in folder.shards)
+    too_long = [row for shard in folder.shards for row in shard.skipped if "too_long" in row]
+    if too_long:
+        first = too_long[0]
+        told = f"the first {first['too_long']!r} in line {first['row']} ({first['reason']})"
+        raise BadInput(
+            f"{source}: too long: {len(too_long)} of {rows} rows, {told}; all others are in {folder.path}; "
+            "give --overflow truncate or split, and another --output"
+        )
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -3,10 +3,11 @@
 import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from pplx_jax.errors import BadInput
 from pplx_jax.retrieval import rows
+from pplx_jax.retrieval.parquet_rows import decoded, open_parquet, parquet_rows
 
 _METADATA = ("path", "line", "source", "parent", "chunk")
 
@@ -40,6 +41,13 @@ class BadRow:
     reason: str
 
 
+@dataclasses.dataclass(frozen=True)
+class TooLongRow(BadRow):
+    """A row past the model's limit."""
+
+    id: str
+
+
 def read_rows(path: pathlib.Path, text_field: str, chunks_field: str, start: int = 0) -> Iterator[InputRow | BadRow]:
     """Yields the rows in order, without the first `start` of them, never raising for a single bad one.
 
@@ -58,18 +66,23 @@ def read_rows(path: pathlib.Path, text_field: str, chunks_field: str, start: int
             row = rows.parse_object(source) if isinstance(source, bytes) else source
             yield _check(number, row, text_field, chunks_field)
         except ValueError as error:
-            yield BadRow(number, str(error))
+            yield BadRow(number, rows.escaped(str(error)))
+        except RecursionError:
+            yield BadRow(number, "nested too deep")
 
 
 def count_rows(path: pathlib.Path) -> int:
     """How many rows `read_rows` will yield."""
     if path.suffix == ".parquet":
-        return _open_parquet(path).metadata.num_rows
+        with _opened(path) as file:
+            return open_parquet(file, str(path)).metadata.num_rows
     return sum(1 for _ in rows.numbered_lines(path))
 
 
 def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     """Yields (number from 1, a line of JSON or a row of Parquet without its nulls).
+
+    A value of Parquet that is bytes is a text that is not UTF-8.
 
     Raises:
         BadInput: the file cannot be read.
@@ -77,23 +90,16 @@ def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]
     if path.suffix != ".parquet":
         yield from rows.numbered_lines(path)
         return
-    number = 0
-    for batch in _open_parquet(path).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            number += 1
-            yield number, {name: value for name, value in row.items() if value is not None}
+    with _opened(path) as file:
+        for number, row in enumerate(parquet_rows(file, str(path)), start=1):
+            yield number, decoded(row)
 
 
-def _open_parquet(path: pathlib.Path):
+def _opened(path: pathlib.Path) -> BinaryIO:
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise BadInput(f"{path}: Parquet needs pyarrow: pip install pyarrow, or give JSON lines") from None
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowInvalid) as error:
-        raise BadInput(f"cannot read {path}: {str(error).splitlines()[0]}; check the path") from None
+        return open(path, "rb")
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror or error}; check the path") from None
 
 
 def _check(number: int, row: dict[str, Any], text_field: str, chunks_field: str) -> InputRow:
@@ -108,10 +114,32 @@ def _check(number: int, row: dict[str, Any], text_field: str, chunks_field: str)
         raise ValueError(f'neither "{text_field}" nor "{chunks_field}", only {", ".join(row) or "nothing"}')
     for place, chunk in enumerate(chunks):
         name = f'"{chunks_field}"[{place}]' if is_document else f'"{text_field}"'
-        if not isinstance(chunk, str):
+        if not isinstance(chunk, str | bytes):
             raise ValueError(f"{name} is {type(chunk).__name__}, not a string")
-        if any("\ud800" <= character <= "\udfff" for character in chunk):
-            raise ValueError(f"{name} holds half of a surrogate pair, which is no character")
-    identity = row.get("id", row.get("_id", number))
-    metadata = {name: row[name] for name in _METADATA if name in row}
+        _require_unicode(name, chunk)
+    identity = next((row[name] for name in ("id", "_id") if row.get(name) is not None), number)
+    _require_unicode('"id"', identity if isinstance(identity, bytes) else str(identity))
+    metadata = {name: _shown(row[name]) for name in _METADATA if name in row}
     return InputRow(number, str(identity), chunks, is_document, metadata)
+
+
+def _require_unicode(name: str, text: str | bytes) -> None:
+    if isinstance(text, bytes):
+        raise ValueError(f"{name} is not UTF-8")
+    if not rows.is_unicode(text):
+        raise ValueError(f"{name} holds half of a surrogate pair, which is no character")
+
+
+def _shown(value: Any) -> Any:
+    """The value, and as text what JSON has no word for, such as times and bytes that are not UTF-8."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case dict():
+            return {rows.escaped(name): _shown(item) for name, item in value.items()}
+        case list():
+            return [_shown(item) for item in value]
+        case bytes():
+            return value.decode(errors="backslashreplace")
+        case _:
+            return rows.escaped(str(value))

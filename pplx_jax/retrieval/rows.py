@@ -42,9 +42,25 @@ def parse_object(line: bytes) -> dict[str, Any]:
         raise ValueError(f"not UTF-8 (byte {error.start + 1})") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("not JSON (nested too deep)") from None
     if not isinstance(value, dict):
         raise ValueError(f"not a JSON object but {type(value).__name__}")
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text holds whole characters only; JSON can spell half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def escaped(text: str) -> str:
+    """The text with halves of surrogate pairs spelled out, so that it can be written."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 from pplx_jax.errors import BadInput
+from pplx_jax.models.overflow import too_long_by_name
 from pplx_jax.progress import Progress
 from pplx_jax.retrieval import rows
 from pplx_jax.retrieval.encoder import Encoder, load_encoder
@@ -66,7 +67,8 @@ def search_index(
         if not query.strip():
             raise BadInput("the query is empty; give some text to search for")
         encoder = encoder or load_encoder(opened.model)
-        vector = opened.encode_query(query, encoder)
+        with too_long_by_name(["the query"], "shorten it"):
+            vector = opened.encode_query(query, encoder)
         return {"hits": opened.search(vector, k, model_fingerprint=encoder.fingerprint, options=options)}
     if output is None:
         raise BadInput("--queries needs --output FILE.trec or FILE.jsonl for what is found")
@@ -78,7 +80,8 @@ def search_index(
         with Progress("search", len(asked), unit="query") as progress:
             for begin in range(0, len(asked), _QUERIES_AT_ONCE):
                 block = asked[begin : begin + _QUERIES_AT_ONCE]
-                vectors = opened.encode_queries([text for _, text in block], encoder)
+                with too_long_by_name([name for name, _ in block], "shorten this query"):
+                    vectors = opened.encode_queries([text for _, text in block], encoder)
                 found = opened.search_batch(vectors, k, model_fingerprint=encoder.fingerprint, options=options)
                 for (name, text), hits in zip(block, found, strict=True):
                     write(name, text, hits)

@@ -68,6 +68,8 @@ def parse(body: bytes, *, contextual: bool, model: str, dims: int, limits: Limit
         fields = json.loads(body)
     except ValueError as error:
         raise RequestError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    except RecursionError:
+        raise RequestError(400, "the body is not JSON: nested too deep", code="invalid_json") from None
     if not isinstance(fields, dict):
         raise RequestError(400, f"the body is not a JSON object but {type(fields).__name__}", code="invalid_json")
     for name in fields:

@@ -131,8 +131,7 @@ def run(
     """
     mesh.build()
     names = [training.stage.name for training in stages]
-    if until not in (None, UNTIL_DATA, *names):
-        raise BadInput(f"--until {until}: the recipe has {', '.join((UNTIL_DATA, *names))}")
+    check_until(until, names)
     for training in stages:
         training.optimizer.learning_rate(training.steps)  # the last stage's warm-up is refused before the first begins
     workdir = pathlib.Path(workdir)
@@ -187,6 +186,12 @@ def run(
     written, report = (str(workdir / name) for name in ("results.json", "report.html"))
     table = "\n\n".join(filter(None, (format_table(results), format_sets(results)))) + "\n"
     return {"results": written, "report": report, "table": table}
+
+
+def check_until(until: str | None, stages: Sequence[str]) -> None:
+    """Raises BadInput where a recipe of these stages cannot stop there."""
+    if until not in (None, UNTIL_DATA, *stages):
+        raise BadInput(f"--until {until}: the recipe has {', '.join((UNTIL_DATA, *stages))}")
 
 
 @joins_processes

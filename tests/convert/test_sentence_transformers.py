@@ -49,6 +49,20 @@ def test_other_quantizations_are_ours(pipeline, embedder, quantization):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("quantization", ["tanh", "none", "int8"])
+def test_what_sentence_transformers_computes_itself(pipeline, exports, quantization):
+    """As the card says: with floats, or int8 cast to them."""
+    from sentence_transformers import util
+
+    as_floats = pipeline.encode(["read a file", "open a table"], quantization=quantization).astype("float32")
+    assert pipeline.similarity(as_floats, as_floats).shape == (2, 2)
+    assert [hits[0]["corpus_id"] for hits in util.semantic_search(as_floats, as_floats)] == [0, 1]
+    if quantization != "int8":
+        found = pipeline.encode(["read a file"], quantization=quantization, normalize_embeddings=True)
+        assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
+        assert f'"{quantization}"' in (exports["v1"][0] / "README.md").read_text()
+
+
 def test_prefixes(pipeline, embedder):
     for quantization in ("int8", "ubinary"):
         expected = embedder.encode(TEXTS, quantization=quantization, dims=16)

@@ -171,6 +171,19 @@ def test_every_step_of_a_sample_is_of_the_same_row(folder, tmp_path, capsys):
         assert set(re.findall("file|index|vector", sample["cut"])) == {text.split()[0]}
 
 
+def test_an_odd_column_of_a_sample_is_shown(folder, tmp_path, capsys):
+    """Half of a surrogate pair, and nesting that can be read but hardly written."""
+    deep = "[" * 900 + "]" * 900
+    lines = [
+        f'{{"text": "{"file " * 30}", {odd}}}\n' for odd in ('"meta": "\\ud800"', f'"deep": {deep}', '"\\ud800": 1')
+    ]
+    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    report(folder, tmp_path, capsys, f"--gin_param=notes/Source.path = '{tmp_path}/texts.jsonl'")
+    whole = json.loads((tmp_path / "data" / "report" / "report.json").read_text())["sources"]
+    samples = [sample["read"] for sample in whole["diffusion"]["notes"]["samples"]]
+    assert '"meta": "\\ud800"' in samples[0] and "deep" in samples[1] and '"\\ud800": 1' in samples[2]
+
+
 def test_a_dry_run_writes_nothing_and_trains_nothing(folder, tmp_path, capsys):
     result = report(folder, tmp_path / "run", capsys, "--dry_run")
     assert result["writes"] == [] and "stages" not in result and not (tmp_path / "run").exists()

@@ -184,6 +184,9 @@ BAD = {
     "empty positive": b'{"query": "a", "positive": " \\n"}\n',
     "query is over-long": json.dumps({"query": "a" * 60, "positive": "b"}).encode() + b"\n",
     "query is not UTF-8": b'{"query": "\\ud800", "positive": "b"}\n',
+    "language is not UTF-8": b'{"query": "a", "positive": "b", "language": "\\ud800"}\n',
+    "source is not UTF-8": b'{"query": "a", "positive": "b", "source": "\\ud800"}\n',
+    "nested too deep": b'{"query": "a", "z": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n",
 }
 
 
@@ -207,9 +210,12 @@ def test_bytes_that_are_not_utf8_spoil_one_row_of_a_parquet_file(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    texts = pyarrow.array([b"fine", b"\xff\xfe", b"too"], pyarrow.binary())
-    table = pyarrow.table({"text": pyarrow.Array.from_buffers(pyarrow.string(), 3, texts.buffers())})
-    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    texts, notes = (
+        pyarrow.array(values, pyarrow.binary()).view(pyarrow.string())
+        for values in ([b"fine", b"\xff\xfe", b"too"], [b"\xff"] * 3)
+    )
+    table = {"text": texts, "meta": pyarrow.StructArray.from_arrays([notes], names=["note"])}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "rows.parquet")
     found, bad = read(Source("mine", "text", str(tmp_path / "rows.parquet"), max_bad_share=0.5))
     assert [example["text"] for example in found] == ["fine", "too"]
     assert bad.samples == {"text is not UTF-8": [f"{tmp_path}/rows.parquet:2"]}

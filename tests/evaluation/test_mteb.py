@@ -290,7 +290,7 @@ def test_a_text_past_the_limit_is_named_unless_cut(data):
     cut = dataclasses.replace(short, settings=Settings(truncate=True))
     assert len(words_task(data).evaluate(cut)) == len(PAIRS)
     in_context = dataclasses.replace(short, settings=Settings(context=True))
-    with pytest.raises(BadInput, match="WordsRetrieval, english, dev: "):
+    with pytest.raises(BadInput, match=r"WordsRetrieval, english, dev: 'q0' has 2 tokens.* give --truncate"):
         words_task(data).evaluate(in_context)
 
 

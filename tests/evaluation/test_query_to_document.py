@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import hypothesis
 import hypothesis.strategies as st
@@ -13,9 +14,11 @@ from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.benchmark import Settings, System
 from pplx_jax.evaluation.corpus_vectors import EmbeddedCorpus, joined
 from pplx_jax.evaluation.fusion import fused_labels, reciprocal_rank_fusion
+from pplx_jax.evaluation.labelled_queries import read_labelled_queries
 from pplx_jax.evaluation.nested_pools import NestedPools
 from pplx_jax.evaluation.pool_ranks import PoolRanks
 from pplx_jax.evaluation.query_to_document import open_benchmark
+from pplx_jax.evaluation.verb import evaluate_task
 from pplx_jax.retrieval.encode import embed_file
 from pplx_jax.retrieval.metrics import judge, relevant_ranks, run_metrics, tie_places
 from pplx_jax.retrieval.trec_run import read_run
@@ -76,6 +79,8 @@ def test_reciprocal_rank_fusion_by_hand():
     equals = {"q": {"a": 1.0, "b": 1.0}}  # the greater id ranks first
     assert reciprocal_rank_fusion([equals])["q"] == {"b": 1 / 61, "a": 1 / 62}
     assert fused_labels([{"q": {"a": 1}}, {"q": {"b": 1}}], 1) == {"q": {"b": 1}}
+    others = fused_labels([first, second], 2, counts=lambda query, document: document != "a")
+    assert others == {"q": {"c": 1, "b": 1}, "p": {"z": 1}}
     with pytest.raises(BadInput, match="at least two"):
         fused_labels([first], 2)
 
@@ -238,6 +243,20 @@ def test_queries_as_corpus_do_not_find_themselves(tmp_path):
     assert parts["human 13"].metrics["recall@10"] == 0.5
 
 
+def test_a_query_takes_no_place_among_its_own_fused_labels(tmp_path):
+    queries = {"1": "cat dog", "2": "cat", "3": "dog", "4": "moon"}
+    folder = write(tmp_path / "set", queries, {"1": "cat dog"}, runs=[{"1": ["1", "2", "3", "4"]}] * 2)
+    for queries_are_corpus, expected in ((True, ["2", "3"]), (False, ["1", "2"])):
+        assert read_labelled_queries(folder, 2, queries_are_corpus=queries_are_corpus).documents == expected
+
+
+def test_queries_of_several_pools_and_labels_count_once(big, tmp_path):
+    found = evaluate_task("bm25", "query-to-document", data=big, output=tmp_path / "results")
+    (kept,) = json.loads((tmp_path / "results" / "results.json").read_text())["settings"][0]["tasks"]
+    assert found["queries"] == kept["queries"] == 12
+    assert [part["queries"] for part in kept["parts"]] == [9, 12]
+
+
 def test_bm25_indexes_each_pool(big):
     _, parts = evaluate(big, System("bm25", None), sizes=(200, 300))
     metrics = [parts[f"fused {size}"].metrics["recall@10"] for size in (200, 300)]
@@ -256,6 +275,41 @@ def test_several_sets_are_tasks_of_their_own(big, tmp_path):
     revision = benchmark.tasks[0].revision
     assert revision == benchmark.tasks[0].revision
     assert revision != open_benchmark("query-to-document", tmp_path, relevant=3).tasks[0].revision
+
+
+def test_changed_data_is_another_revision(tmp_path):
+    """Also where it is of as many bytes as before."""
+    folder = write(tmp_path / "set", {"d": "ant"}, {"q": "ant"}, [("q", "d", 1)])
+    (task,) = open_benchmark("query-to-document", folder).tasks
+    manifest = folder / "embeddings" / "manifest.json"
+    manifest.parent.mkdir()
+    revisions = set()
+    for text in ("bee", "cat"):
+        for sha256 in ("1" * 64, "2" * 64):
+            write(folder, {"d": text}, {"q": "ant"})
+            manifest.write_text(json.dumps({"settings": {"input_sha256": sha256}}))
+            revisions.add(task.revision)
+    assert len(revisions) == 4 and task.revision in revisions
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"sizes": 5}, "options.json: sizes=5; set it to a list of a whole number each or null"),
+        ({"sizes": ["a"]}, "options.json: sizes=['a']; set it to a list"),
+        ({"sizes": []}, "PoolOptions.sizes=(); set it to one or more"),
+        ({"sizes": [0]}, "PoolOptions.sizes=(0,); set it to one or more"),
+        ({"relevant": "x"}, "options.json: relevant='x'; set it to a whole number"),
+        ({"relevant": True}, "options.json: relevant=True; set it to a whole number"),
+        ({"relevant": 0}, "PoolOptions.relevant=0; set it to 1 or more"),
+        ({"seed": -1}, "PoolOptions.seed=-1; set it to 0 or more"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(big, tmp_path, options, message):
+    (tmp_path / "set").symlink_to(big)
+    (tmp_path / "options.json").write_text(json.dumps(options))
+    with pytest.raises(BadInput, match=re.escape(message)):
+        open_benchmark("query-to-document", tmp_path)
 
 
 def test_what_is_refused(big, tmp_path):

@@ -3,7 +3,6 @@
 import collections
 import json
 import math
-import shutil
 
 import numpy as np
 import pyarrow
@@ -153,14 +152,28 @@ def test_what_is_missing_is_said_in_one_line(data, tmp_path):
         load()
 
 
+@pytest.mark.parametrize(
+    "labels", [None, "{", "[7]", '{"id": "code_tool_0"}', '[{"id": "code_tool_0"}]', "[" * 100_000]
+)
+def test_labels_that_are_none_are_named(data, tmp_path, labels):
+    with pytest.raises(BadInput, match="toolink: labels of 'q0' are no JSON list of objects with id and relevance"):
+        load_requests(data, tmp_path, [{"id": "q0", "query": "plot it", "instruction": "find", "labels": labels}])
+
+
 def test_two_requests_of_one_id_are_refused(data, tmp_path):
-    copy = shutil.copytree(data, tmp_path / "toolret")
-    (file,) = (copy / "ToolRet-Queries" / "toolink").iterdir()
-    first, second = pyarrow.parquet.read_table(file).to_pylist()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([first, {**second, "id": first["id"]}]), file)
-    task = next(task for task in open_benchmark("toolret", copy).tasks if task.name == "toolink")
-    with pytest.raises(BadInput, match="toolink: two requests are called 'toolink_query_0'"):
-        task.load()
+    row = {"id": "q0", "query": "plot it", "instruction": "find", "labels": "[]"}
+    with pytest.raises(BadInput, match="toolink: two requests are called 'q0'"):
+        load_requests(data, tmp_path, [row, {**row, "query": "sort it"}])
+
+
+def load_requests(data, folder, rows):
+    """Of toolink, in place of those that `data` has."""
+    (folder / "ToolRet-Tools").symlink_to(data / "ToolRet-Tools")
+    path = folder / "ToolRet-Queries" / "toolink" / "queries-00000-of-00001.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = (task for task in open_benchmark("toolret", folder).tasks if task.name == "toolink")
+    return task.load()
 
 
 def test_without_a_network_the_hub_names_the_files(monkeypatch):

@@ -265,6 +265,10 @@ def test_a_run_file_is_of_one_task_and_one_setting(sets, model, tmp_path, capsys
         ),
         (("--tasks=small,tiny",), "has no task tiny; it has large, small"),
         (("--quantization=int4",), "quantization 'int4' is not one of int8, binary"),
+        (("--tasks=,",), "--tasks is empty"),
+        (("--tasks=",), "--tasks is empty"),
+        (("--quantization=",), "--quantization is empty"),
+        (("--dims=",), "--dims is empty"),
         (("--dims=33",), "dims=33 of a model of 32 dimensions"),
         (("--quantization=ubinary", "--dims=12"), "12 dimensions do not fill whole bytes"),
         (("--data=.",), "is a folder that holds its own files"),
@@ -279,6 +283,15 @@ def test_a_damaged_file_is_named(sets, tmp_path):
     verb.evaluate_task(WordEncoder(), sets / "small", output=tmp_path)
     (tmp_path / "tasks" / "small" / "int8.json").write_text('{"format": 1')
     with pytest.raises(BadInput, match="int8.json cannot be read .* delete it"):
+        verb.evaluate_task(WordEncoder(), sets / "small", output=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", '"x"', '{"format": 1}', '{"format": 1, "fingerprint": "f"}', '{"format": 2}']
+)
+def test_a_model_file_that_is_none_is_named(sets, tmp_path, content):
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(BadInput, match="model.json .*; score again into a new folder"):
         verb.evaluate_task(WordEncoder(), sets / "small", output=tmp_path)
 
 
@@ -300,3 +313,19 @@ def test_a_model_folder_through_the_command_line(sets, tmp_path, capsys):
     assert (model["dtype"], model["max_length"], model["dims"]) == ("float32", 64, 16)
     assert cli.main(["eval", *command, f"--output={tmp_path / 'out'}"]) == 0
     assert "metrics.ndcg@10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("context", ["with", "without"])
+@pytest.mark.parametrize("kind", ["query", "document"])
+def test_a_text_past_the_limit_is_named_by_its_id(model, tmp_path, capsys, kind, context):
+    """Also where texts stand twice, which are encoded once."""
+    data = word_set(1, 6)
+    long = " ".join(WORDS * 3)
+    texts = {"query": data.queries, "document": data.documents}[kind]
+    texts[1], texts[4] = texts[0], long
+    write_beir(tmp_path / "set", data)
+    options = ["--model=m-32", f"--task={tmp_path / 'set'}", f"--context={context}"]
+    code, found, _ = run(capsys, *options)
+    expected = f"'{kind[0]}4' has 30 tokens, the model takes 20; give --truncate, or a longer model"
+    assert (code, found["error"]) == (2, expected)
+    assert run(capsys, *options, "--truncate")[0] == 0

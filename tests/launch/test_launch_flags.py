@@ -1,6 +1,7 @@
 """Flags that do not go together are refused before anything is built."""
 
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -34,6 +35,16 @@ def test_flags_that_do_not_go_together(options, words, monkeypatch):
     monkeypatch.chdir(pathlib.Path(xm_launch.__file__).parents[1])
     with pytest.raises(BadInput, match=words):
         launched(**options)
+
+
+@pytest.mark.parametrize(
+    "word, told", [("--executor=nope", "value should be one of"), ("--bogus", "Unknown command line flag 'bogus'")]
+)
+def test_a_flag_that_is_none_is_bad_input(word, told):
+    command = [sys.executable, xm_launch.__file__, word]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == xm_launch.BAD_INPUT and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("xm_launch: error: ") and told in done.stderr
 
 
 def test_xmanager_is_asked_for_where_it_is_needed(monkeypatch):

@@ -193,7 +193,7 @@ def test_a_packed_row_costs_the_tiles_that_its_texts_meet():
     assert visited_share([], 1, 4096) == 0.0
 
 
-@pytest.mark.parametrize("name, slices", [("v4:2x2", 1), ("v5e", 1), ("v5e:2y2", 1), ("v5e:2x2", 0)])
+@pytest.mark.parametrize("name, slices", [("v4:2x2", 1), ("v5e", 1), ("v5e:2y2", 1), ("v5e:2x2", 0), ("v5e:0x2", 1)])
 def test_an_unknown_topology_is_bad_input(name, slices):
     with pytest.raises(BadInput, match="such as v5e:16x16"):
         Topology(name, slices)

@@ -27,7 +27,7 @@ def write_set(folder, *, corpus=None, queries=None, qrels="q1\td1\t1\n", zipped=
 
 @pytest.mark.parametrize("zipped", [False, True])
 @pytest.mark.parametrize("qrels_name", ["qrels.tsv", "qrels/test.tsv"])
-@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n"])
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n", "query\tdocument\tgrade\n"])
 def test_layouts(tmp_path, zipped, qrels_name, header):
     write_set(tmp_path, qrels=header + "q1\td2\t2\n", zipped=zipped, qrels_name=qrels_name)
     data = read_beir(tmp_path)
@@ -56,10 +56,13 @@ def test_titles_parents_and_chunks(tmp_path):
         ({"corpus": [{"_id": "d1", "text": 3}]}, 'corpus.jsonl, line 1: "text" is int'),
         ({"corpus": [{"_id": "d1", "text": ""}] * 2}, "corpus.jsonl, line 2: \"_id\" 'd1' stands twice"),
         ({"corpus": [{"_id": "d1", "text": "", "chunk": "x"}]}, "line 1: \"chunk\" is 'x'"),
+        ({"corpus": [{"_id": "d\ud800", "text": ""}]}, 'corpus.jsonl, line 1: "_id" holds half of a surrogate pair'),
+        ({"queries": [{"_id": "q", "text": "\ud800"}]}, 'queries.jsonl, line 1: "text" holds half of a surrogate pair'),
         ({"queries": [["q1"]]}, "queries.jsonl, line 1: not a JSON object but list"),
         ({"qrels": "q1\td1\t1\nq1\td9\t1\n"}, "qrels.tsv, line 2: unknown corpus-id 'd9'"),
         ({"qrels": "q9\td1\t1\n"}, "qrels.tsv, line 1: unknown query-id 'q9'"),
         ({"qrels": "q1 0 d1 1\n"}, "qrels.tsv, line 1: 1 columns"),
+        ({"qrels": "q1\td1\t1.0\nq1\td2\t1\n"}, "qrels.tsv, line 1: score '1.0' is no whole number"),
         ({"qrels": "q1\td1\t1\nq1\td2\tmuch\n"}, "qrels.tsv, line 2: score 'much'"),
         ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, "line 2: a second, different grade"),
         ({"qrels": "query-id\tcorpus-id\tscore\n"}, "judges nothing"),

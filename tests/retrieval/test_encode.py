@@ -80,7 +80,6 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys):
         b'{"body": "x"}',
         b'{"text": 5}',
         b"",
-        json.dumps({"text": "long " * 21}).encode(),
         b'{"chunks": []}',
         b'{"text": "\xff"}',
         b'{"text": "\\ud800"}',
@@ -88,21 +87,34 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys):
     ]
     (tmp_path / "in.jsonl").write_bytes(b"\n".join(lines))
     result = embed(tmp_path / "in.jsonl", tmp_path / "out", shard_size=3)
-    assert (result["count"], result["skipped"], result["shards"]) == (2, 7, 3)
+    assert (result["count"], result["skipped"], result["shards"]) == (2, 6, 3)
     messages = capsys.readouterr().err
     for expected in (
         "line 2: not JSON",
         'line 3: neither "text" nor "chunks", only body',
         'line 4: "text" is int',
-        "line 6: 21 tokens, the model takes 20",
-        'line 7: "chunks" is not a list',
-        "line 8: not UTF-8",
-        'line 9: "text" holds half of a surrogate pair',
+        'line 6: "chunks" is not a list',
+        "line 7: not UTF-8",
+        'line 8: "text" holds half of a surrogate pair',
     ):
         assert expected in messages
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert [row["row"] for shard in manifest["shards"] for row in shard["skipped"]] == [2, 3, 4, 6, 7, 8, 9]
-    assert [row["row"] for row in read(tmp_path / "out")[1]] == [1, 10]
+    assert [row["row"] for shard in manifest["shards"] for row in shard["skipped"]] == [2, 3, 4, 6, 7, 8]
+    assert [row["row"] for row in read(tmp_path / "out")[1]] == [1, 9]
+
+
+def test_long_texts_end_the_call_when_the_others_are_embedded(tmp_path, capsys):
+    rows = [{"text": "a"}, {"id": "novel", "text": "long " * 21}, {"text": "b"}, {"chunks": ["long " * 15] * 2}, {}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    for _ in range(2):  # also when there is nothing left to do
+        expected = (
+            r"too long: 2 of 5 rows, the first 'novel' in line 2 \(21 tokens, the model takes 20\); .* --overflow trunc"
+        )
+        with pytest.raises(BadInput, match=expected):
+            embed(source, tmp_path / "out", shard_size=2)
+    assert "line 4: 31 tokens, the model takes 20" in capsys.readouterr().err
+    assert [row["row"] for row in read(tmp_path / "out")[1]] == [1, 3]
+    assert embed(source, tmp_path / "cut", overflow="truncate")["skipped"] == 1
 
 
 def test_long_texts_are_cut_on_request(tmp_path):
@@ -146,7 +158,7 @@ def test_documents_of_parquet_are_those_of_json_lines(tmp_path):
     np.testing.assert_array_equal(vectors, expected)
     assert described == expected_rows
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(BadInput, match="cannot read .*broken.parquet"):
+    with pytest.raises(BadInput, match="broken.parquet: no Parquet file"):
         embed(tmp_path / "broken.parquet", tmp_path / "elsewhere")
 
 
@@ -335,3 +347,62 @@ def test_kill_9_changes_no_byte(tmp_path, suffix):
             assert contents[0] == contents[1]
         else:
             assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_an_odd_row_of_json_lines_is_left_out_or_kept_alone(tmp_path):
+    lines = [
+        '{"id": null, "_id": null, "text": "a"}',
+        '{"id": null, "_id": "own", "text": "a"}',
+        '{"id": "\\ud800", "text": "a"}',
+        '{"\\ud800": "a"}',
+        '{"text": "a", "z": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"text": "a", "source": ["\\ud800", 1], "path": {"\\ud800": null}}',
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(line + "\n" for line in lines))
+    assert embed(tmp_path / "in.jsonl", tmp_path / "out")["skipped"] == 3
+    described = read(tmp_path / "out")[1]
+    assert [row["id"] for row in described] == ["1", "own", "6"]
+    assert (described[2]["source"], described[2]["path"]) == (["\\ud800", 1], {"\\ud800": None})
+    listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["shards"][0]["skipped"]
+    assert [row["reason"] for row in listed] == [
+        '"id" holds half of a surrogate pair, which is no character',
+        'neither "text" nor "chunks", only \\ud800',
+        "not JSON (nested too deep)",
+    ]
+
+
+def test_an_odd_row_of_parquet_is_left_out_or_kept_alone(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+
+    def strings(*texts):
+        return pyarrow.array(texts, pyarrow.binary()).view(pyarrow.string())
+
+    table = {
+        "text": strings(b"a", b"\xff", b"b", b"c"),
+        "id": strings(b"first", b"second", b"\xff", b"last"),
+        "source": pyarrow.array([0, 1, 2, 3], pyarrow.timestamp("s")),
+        "path": pyarrow.array([b"a.py", b"b.py", b"c.py", b"\xff.py"], pyarrow.binary()),
+        "unused": strings(b"\xff", b"", b"", b""),
+    }
+    parquet.write_table(pyarrow.table(table), tmp_path / "in.parquet")
+    assert embed(tmp_path / "in.parquet", tmp_path / "out")["skipped"] == 2
+    described = read(tmp_path / "out")[1]
+    assert [row["id"] for row in described] == ["first", "last"]
+    assert [row["path"] for row in described] == ["a.py", "\\xff.py"]
+    assert described[1]["source"] == "1970-01-01 00:00:03"
+    listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["shards"][0]["skipped"]
+    assert [row["reason"] for row in listed] == ['"text" is not UTF-8', '"id" is not UTF-8']
+
+
+def test_a_parquet_file_with_a_damaged_page_keeps_its_shards(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "in.parquet"
+    rows = pyarrow.table({"text": [f"word{number}" for number in range(2048)]})
+    parquet.write_table(rows, path, row_group_size=1024, use_dictionary=False)
+    second = parquet.read_metadata(path).row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[second : second + 16] = b"\xff" * 16
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=r"in.parquet:1025: cannot be read from here on .* copy the file again"):
+        embed(path, tmp_path / "out", shard_size=512)
+    assert len(json.loads((tmp_path / "out" / "progress.json").read_text())["shards"]) == 2

@@ -127,6 +127,7 @@ def test_what_is_refused(chunked, queries, tmp_path):
         ('{"id": "x"}', 'line 4: neither "text"'),
         ('{"id": "q1", "text": "a"}', "line 4: a second query of id 'q1'"),
         ('{"id": "a b", "text": "a"}', "white space"),
+        ('{"id": "\\ud800", "text": "a"}', 'line 4: "id" holds half of a surrogate pair'),
     ):
         bad = tmp_path / "bad.jsonl"
         bad.write_text(queries.read_text() + line + "\n")
@@ -145,3 +146,11 @@ def test_the_command_line_passes_everything(chunked, queries, tmp_path, monkeypa
     assert cli.main(command) == cli.BAD_INPUT
     plain = ["search", f"--index={chunked}", "Read a file."]
     assert cli.main(plain) == cli.DONE and "net#3" in capsys.readouterr().out
+
+
+def test_a_query_that_is_too_long_is_named(chunked, tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": f"q{n}", "text": "x " * n}) + "\n" for n in (9, 401)))
+    with pytest.raises(BadInput, match="'q401' has 401 tokens, the model takes 400; shorten"):
+        search(chunked, queries=tmp_path / "in.jsonl", output=tmp_path / "run.trec")
+    with pytest.raises(BadInput, match="'the query' has 401 tokens, the model takes 400; shorten"):
+        search(chunked, "x " * 401)

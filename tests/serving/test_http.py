@@ -97,6 +97,7 @@ def test_too_much_waiting_is_refused_not_kept(model):
         (b"\xff\xfe", 400, "invalid_json"),
         (b"", 400, "invalid_json"),
         (b"[1]", 400, "invalid_json"),
+        (b"[" * 5000 + b"]" * 5000, 400, "invalid_json"),
         ({"model": "tiny"}, 422, "invalid_value"),
         (b'{"input": "\\ud800"}', 422, "invalid_value"),
         ({"input": "read", "encoding_format": "base64_binary", "dimensions": 12}, 422, "invalid_value"),
