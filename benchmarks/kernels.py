@@ -6,7 +6,7 @@ tokamax's where that is installed, `bundles_per_tile` is the whole kernel, as if
 queries; `dense_row_bundles_per_tile` has those parts once a row of steps (and half a percent for what precedes them).
 Ours has bodies for dense and for packed tiles, and its is the sum of those that run: the step's overhead, beginning and
 end of each tile of queries, and the dense body. A packed row is 256-token texts; `over_own_tiles` is its price for a
-tile over that of a dense row.
+tile over that of a dense row. Bytes of HBM are of one row of the batch.
 
 Usage: python benchmarks/kernels.py [--devices v5e v5p v6e] [--lengths 4096] [--heads 16 32] [--json]
        python benchmarks/kernels.py --output benchmarks/results/kernels.json [--ours]
@@ -145,10 +145,11 @@ def worker(name: str, topology: str, length: int, heads: int, *sizes: int) -> di
         arrays = (array(1, count, length, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
         compiled = jax.jit(attend).lower(*arrays, ids).compile()
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+    rows = rows if name.startswith("ours") else 1
     return {
         "vmem_bytes": {kernel: int(size) for kernel, size in FAST_MEMORY.findall(compiled.as_text())},
-        "temporary_bytes": memory.temp_size_in_bytes // (rows if name.startswith("ours") else 1),  # of one row
-        "hbm_bytes": cost.get("bytes accessed"),
+        "temporary_bytes": memory.temp_size_in_bytes // rows,
+        "hbm_bytes": cost.get("bytes accessed", 0.0) / rows,
     }
 
 
@@ -374,7 +375,8 @@ def main() -> None:
             shapes.setdefault(shape, {}).setdefault(operation, {}).update(kernels)
         report[device] |= next(iter(shapes.values()))  # the first shape stands for the device
         show(device, length, heads, found, sys.stderr if arguments.json else sys.stdout)
-        report["taken"] = {"date": datetime.date.today().isoformat(), "versions": versions, "by": "static schedules"}
+        taken = {"date": datetime.date.today().isoformat(), "versions": versions, "by": "static schedules"}
+        report["taken"] = {**report.get("taken", {}), "ours": taken} if arguments.ours else taken
         if output:
             output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if arguments.json:
