@@ -95,9 +95,8 @@ class EmbeddingFolder:
         for half_written in _half_written(path):  # a kill's
             half_written.unlink(missing_ok=True)
         if not any(path.iterdir()):
-            relative = os.path.relpath(
-                os.path.realpath(model), os.path.realpath(path)
-            )  # ".." of a link is its target's
+            # ".." behind a link is of what it points to.
+            relative = os.path.relpath(os.path.realpath(model), os.path.realpath(path))
             folder = cls(path, settings, relative, [], complete=False)
             folder._write("progress.json")
             return folder
