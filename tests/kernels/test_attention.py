@@ -305,8 +305,8 @@ def test_only_tiles_that_meet_are_visited(by_key):
 
 def test_only_sub_tiles_with_padding_are_cleared():
     def padded(lengths):
-        ids = jnp.asarray(packed(1024, lengths))[None]
-        visits = table(ids, ids, SMALL[0], causal=False)
+        queries, keys = (jnp.asarray(packed(1024, lengths))[None] for _ in range(2))  # never one array within a kernel
+        visits = table(queries, keys, SMALL[0], causal=False)
         count = int(visits.count)
         tiles = {int(query) for query, flags in zip(visits.query, visits.flags[:count], strict=False) if flags & PADDED}
         return visits.padded.tolist(), tiles
