@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pplx_jax.data import paths
+from pplx_jax.data.parquet_rows import damaged, parquet_rows
 from pplx_jax.errors import BadInput
-from pplx_jax.retrieval.parquet_rows import damaged, parquet_rows
 
 Format = Literal["auto", "jsonl", "parquet", "tfrecord", "tfds", "beir"]
 Row = dict[str, Any]

@@ -5,9 +5,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from pplx_jax.data.parquet_rows import decoded, open_parquet, parquet_rows
 from pplx_jax.errors import BadInput
 from pplx_jax.retrieval import rows
-from pplx_jax.retrieval.parquet_rows import decoded, open_parquet, parquet_rows
 
 _METADATA = ("path", "line", "source", "parent", "chunk")
 
