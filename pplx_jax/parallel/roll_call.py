@@ -6,8 +6,6 @@ its own. These lines say who is missing at the start, notice a death the moment 
 corpus while the others wait.
 """
 
-import contextlib
-import json
 import os
 import select
 import socket
@@ -15,30 +13,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import logging
 
 from pplx_jax.errors import PROCESS_LOST, BadInput, ProcessLost
+from pplx_jax.parallel.line import Line, Member
 
 _BEATS = 6  # within a silence that counts as death
 _REMINDER_SECONDS = 15.0
 _GRACE_SECONDS = 2.0  # from a process's failure until it says so; see `RollCall.close`
 _LAST_SECONDS = 5.0  # that process 0 waits for the others to be gone
-_LINE_BYTES = 1 << 16
 
 _failed: "RollCall | None" = None  # in which this process said that it failed; its lines stay open until the end
-
-
-class Member(NamedTuple):
-    """One process: its place, and where it runs."""
-
-    index: int
-    host: str
-    pid: int
-
-    def __str__(self) -> str:
-        return f"process {self.index} ({self.host}, pid {self.pid})"
 
 
 class RollCall:
@@ -58,7 +45,7 @@ class RollCall:
         self,
         me: Member,
         count: int,
-        lines: dict[int, "_Line"],
+        lines: dict[int, Line],
         members: dict[int, Member],
         silence_seconds: float,
         end: Callable[[str, int], None] | None = None,
@@ -143,7 +130,7 @@ class RollCall:
     def _readable(self, seconds: float) -> list[socket.socket]:
         return select.select([line.socket for line in list(self._lines.values())], [], [], seconds)[0]
 
-    def _hear(self, index: int, line: "_Line", now: float) -> None:
+    def _hear(self, index: int, line: Line, now: float) -> None:
         line.heard = now
         try:
             messages = line.receive()
@@ -188,52 +175,6 @@ class RollCall:
             for index, line in list(self._lines.items()):
                 if line.socket in readable and not line.still_there():
                     self._lines.pop(index).close()
-
-
-class _Line:
-    """A socket of JSON lines."""
-
-    def __init__(self, connected: socket.socket):
-        connected.setblocking(True)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket, self.heard = connected, time.monotonic()
-        self._pending = b""
-        self._sending = threading.Lock()
-
-    def send(self, message: dict[str, Any]) -> None:
-        """Sends; a peer that is gone is noticed where it is read from."""
-        with self._sending, contextlib.suppress(OSError):
-            self.socket.sendall(json.dumps(message).encode() + b"\n")
-
-    def receive(self) -> list[dict[str, Any]] | None:
-        """The messages that are there, at least a part of one; None at the end. Raises OSError or ValueError."""
-        data = self.socket.recv(_LINE_BYTES)
-        if not data:
-            return None
-        *whole, self._pending = (self._pending + data).split(b"\n")
-        return [json.loads(line) for line in whole]
-
-    def still_there(self) -> bool:
-        """Reads on, whatever it is; False at the end."""
-        try:
-            return self.receive() is not None
-        except (OSError, ValueError):
-            return False
-
-    def first(self, deadline: float) -> dict[str, Any]:
-        """The first message. Raises OSError (of time too) or ValueError."""
-        while True:
-            self.socket.settimeout(max(deadline - time.monotonic(), 0.01))
-            messages = self.receive()
-            if messages is None or len(self._pending) > _LINE_BYTES:
-                raise ConnectionError("closed")
-            if messages:
-                self.socket.setblocking(True)
-                return messages[0]
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.socket.close()
 
 
 def roll_call(
@@ -289,7 +230,7 @@ def listening(port: int) -> socket.socket:
 
 def _listen(me: Member, host: str, port: int, count: int, deadline: float, seconds: float):
     server = listening(port)
-    lines: dict[int, _Line] = {}
+    lines: dict[int, Line] = {}
     members = {0: me}
     reminded = -_REMINDER_SECONDS
     with server:
@@ -315,7 +256,7 @@ def _listen(me: Member, host: str, port: int, count: int, deadline: float, secon
                 )
             server.settimeout(0.2)
             try:
-                line = _Line(server.accept()[0])
+                line = Line(server.accept()[0])
                 hello = line.first(time.monotonic() + 2.0)
                 member, wanted = Member(*hello["member"]), hello["count"]
             except (OSError, ValueError, KeyError, TypeError):  # nobody yet, or a stranger
@@ -340,7 +281,7 @@ def _join(me: Member, host: str, port: int, count: int, deadline: float, seconds
     logging.info("process %d of %d: waiting for process 0 at %s:%d, %.0f s more", me.index, count, host, port, seconds)
     while True:
         try:
-            line = _Line(socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.1)))
+            line = Line(socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.1)))
             line.send({"member": me, "count": count})
             answer = line.first(deadline + 5.0)  # process 0 knows better whom it waits for
             break

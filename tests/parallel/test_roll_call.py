@@ -12,6 +12,7 @@ from job import free_ports
 
 from pplx_jax.errors import BAD_INPUT, PROCESS_LOST, BadInput, ProcessLost
 from pplx_jax.parallel import roll_call as module
+from pplx_jax.parallel.line import Line
 from pplx_jax.parallel.roll_call import roll_call
 
 
@@ -109,14 +110,14 @@ def test_the_others_of_a_job_that_is_refused_end_as_it_does(job):
 
 
 def test_the_first_tells_its_failure_to_all_before_it_hears_of_one_gone(job, monkeypatch):
-    first, send = job.calls[0], module._Line.send
+    first, send = job.calls[0], Line.send
 
     def late(line, message):
         send(line, message)
         if line in first._lines.values() and "stop" in message:
             time.sleep(0.5)  # who is told is gone by the time that the next is
 
-    monkeypatch.setattr(module._Line, "send", late)
+    monkeypatch.setattr(Line, "send", late)
     first.close("BadInput: no corpus", BAD_INPUT)
     for index in (1, 2):
         assert f"{first.me} failed: BadInput: no corpus" in job.ends[index].get(timeout=10)
