@@ -12,7 +12,7 @@ from pplx_jax.errors import BadInput
 VERBS = (
     "pplx_jax.stages.recipe:run",
     "pplx_jax.stages.recipe:train_stage",
-    "pplx_jax.stages.recipe:merge_checkpoints",
+    "pplx_jax.stages.merge_folders:merge_checkpoints",
     "pplx_jax.plan.verb:plan_stage",
     "pplx_jax.convert.from_huggingface:import_hf",
     "pplx_jax.convert.to_huggingface:export_hf",

@@ -24,15 +24,16 @@ from pplx_jax.errors import BadInput
 from pplx_jax.evaluation.folder import evaluate_bm25
 from pplx_jax.evaluation.sets import read_sets, score_model, score_sets
 from pplx_jax.initial_model import copy_vocabulary, model_to_train
-from pplx_jax.model_folder import ModelFolder, load_model, save_model, stage_of
+from pplx_jax.model_folder import ModelFolder
 from pplx_jax.models.embedder import Embedder
 from pplx_jax.models.qwen3 import Qwen3Config
 from pplx_jax.models.term_weights import TermWeights
-from pplx_jax.output_folder import replaced_folder, require_free
+from pplx_jax.output_folder import require_free
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.report import environment, format_sets, format_table, write_report, write_results
-from pplx_jax.stages.merge import Merge, Per, slerp
+from pplx_jax.stages.merge import Merge
+from pplx_jax.stages.merge_folders import merge_checkpoints
 from pplx_jax.stages.weighted_start import NAME as INITIAL
 from pplx_jax.stages.weighted_start import start_folder, write_weighted_start
 from pplx_jax.train import FINISHED, Training, train
@@ -40,7 +41,6 @@ from pplx_jax.train_state import initial_params
 
 STARTS_FROM = {"diffusion": None, "pair": "diffusion", "contextual": "pair", "triplet": "pair"}
 UNTIL_DATA = "data"
-MERGED = "merged"
 _DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
 
 
@@ -220,42 +220,6 @@ def train_stage(
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else Vocabulary.load(workdir / "data")
     return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start)
-
-
-def merge_checkpoints(
-    a: pathlib.Path,
-    b: pathlib.Path,
-    output: pathlib.Path,
-    weight: float = Merge.weight,
-    per: Per = Merge.per,
-    parallel_threshold: float = Merge.parallel_threshold,
-) -> dict[str, Any]:
-    """Writes the SLERP of two model folders as a third, in the place of a former merge where one is there.
-
-    Raises:
-      BadInput: a folder is no model, the two differ in vocabulary or in a field that embeddings depend on, a weight
-        is not finite, `output` is something else, or an argument that `Merge` refuses.
-    """
-    output, merge = pathlib.Path(output), Merge(weight, per, parallel_threshold)
-    require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)
-    first, second = load_model(a), load_model(b)
-    if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
-        raise BadInput(f"merge: {a} and {b} have different vocabularies; merge two stages of one run")
-    _require_alike(a, first.config, b, second.config)
-    params = slerp(first.params, second.params, **dataclasses.asdict(merge))
-    with replaced_folder(output) as folder:
-        save_model(folder, first.config, first.vocabulary, params, stage=MERGED)
-    return {"output": str(output), "weight": weight, "per": per}
-
-
-def _require_alike(a: pathlib.Path, first: Qwen3Config, b: pathlib.Path, second: Qwen3Config) -> None:
-    differing = [
-        f"{name} is {getattr(first, name)} and {getattr(second, name)}"
-        for name, value in first.computing.items()
-        if value != second.computing[name]
-    ]
-    if differing:
-        raise BadInput(f"merge: {a} and {b} differ: {'; '.join(differing)}; merge two stages of one run")
 
 
 def _train(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pplx_jax import errors
 from pplx_jax.model_folder import save_model, stage_of
 from pplx_jax.stages import merge
-from pplx_jax.stages.recipe import merge_checkpoints
+from pplx_jax.stages.merge_folders import merge_checkpoints
 from pplx_jax.train_state import initial_params
 
 SHAPES = {"layers": {"mlp": {"kernel": (2, 3, 4)}, "norm": {"scale": (2, 3)}}, "embed": {"embedding": (5, 3)}}
