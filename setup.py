@@ -49,6 +49,7 @@ EXTRAS = {
     "launch": ["xmanager>=0.8.5,<0.9"],
     "dev": [
         "hypothesis>=6.130,<7",
+        "import-linter>=2.3,<3",  # dependencies point one way
         "jaxtyping>=0.3,<0.4",
         "beartype>=0.21,<1",
         "openai>=1.60,<4",
@@ -68,7 +69,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pplx_jax", "pplx_jax.*"]),
-    package_data={"pplx_jax": ["convert/torch_model/*"]},
+    package_data={"pplx_jax": ["export/torch_model/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
@@ -84,5 +85,5 @@ setuptools.setup(
         "tensorboard>=2.19,<3",  # clu.metric_writers imports it without declaring it
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["pplx-jax=pplx_jax.cli:main"]},
+    entry_points={"console_scripts": ["pplx-jax=pplx_jax.cli.main:main"]},
 )

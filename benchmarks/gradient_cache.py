@@ -16,11 +16,12 @@ import time
 import jax
 import numpy as np
 
-from pplx_jax.models.qwen3 import Qwen3Config
-from pplx_jax.optimizers import Optimizer
+from pplx_jax.models.parameters import initial_params
+from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
-from pplx_jax.stages.triplet import TripletStage
-from pplx_jax.train_state import initial_params, make_step, new_state, state_layout
+from pplx_jax.training.optimizers import Optimizer
+from pplx_jax.training.stages.triplet import TripletStage
+from pplx_jax.training.train_state import make_step, new_state, state_layout
 
 LENGTH, SLOTS, NEGATIVES = 128, 4, 1
 ROWS_OF_MICROBATCH = 64

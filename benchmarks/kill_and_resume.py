@@ -18,9 +18,8 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import kills  # noqa: E402
-import tiny  # noqa: E402
-from test_train import CLOCK  # noqa: E402
+from helpers import kills, tiny  # noqa: E402
+from helpers.clock import CLOCK  # noqa: E402
 
 STEPS_A_KILL = 8
 

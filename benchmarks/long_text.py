@@ -27,9 +27,9 @@ def measure(size: str, length: int) -> dict[str, float]:
     """One length, in this process."""
     import numpy as np
 
-    from pplx_jax.models.packed_encoder import PackedEncoder
-    from pplx_jax.models.qwen3 import Qwen3Config
-    from pplx_jax.train_state import initial_params
+    from pplx_jax.inference.packed_encoder import PackedEncoder
+    from pplx_jax.models.parameters import initial_params
+    from pplx_jax.models.transformer import Qwen3Config
 
     config = Qwen3Config(vocab_size=32_000, dtype="float32", **SIZES[size])
     encoder = PackedEncoder(config, initial_params(config, 0), pad_id=0, separator_id=1, batch_tokens=8192, slots=64)

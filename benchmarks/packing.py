@@ -15,17 +15,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pplx_jax.data.bad_rows import BadRows
-from pplx_jax.data.examples import Examples, open_tables
-from pplx_jax.data.lengths import Lengths
-from pplx_jax.data.source import Source
-from pplx_jax.data.tasks import tokenize_sources
-from pplx_jax.data.vocabulary import train_vocabulary
-from pplx_jax.parallel.batch import BatchReader, Share
-from pplx_jax.stages.contextual import ContextualStage
-from pplx_jax.stages.diffusion import DiffusionStage
-from pplx_jax.stages.pair import PairStage
-from pplx_jax.stages.triplet import TripletStage
+from pplx_jax.data.batches.examples import Examples, open_tables
+from pplx_jax.data.batches.host_batches import BatchReader, Share
+from pplx_jax.data.io.bad_rows import BadRows
+from pplx_jax.data.sources.seqio_tasks import tokenize_sources
+from pplx_jax.data.sources.source import Source
+from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.vocabulary import train_vocabulary
+from pplx_jax.training.stages.contextual import ContextualStage
+from pplx_jax.training.stages.diffusion import DiffusionStage
+from pplx_jax.training.stages.pair import PairStage
+from pplx_jax.training.stages.triplet import TripletStage
 
 LENGTHS = Lengths(text=4096, query=64, document=512, chunk=256, chunks=16)
 NEGATIVES = 7

@@ -16,9 +16,9 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.verb import BM25, evaluate_task
-from pplx_jax.quiet import skip_absent_tpu
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.native_logs import skip_absent_tpu
+from pplx_jax.evaluation.core.eval_verb import BM25, evaluate_task
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

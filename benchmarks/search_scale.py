@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.models.quantization import quantize
-from pplx_jax.progress import Progress
-from pplx_jax.retrieval.beir import read_qrels
+from pplx_jax.core.files import write_json
+from pplx_jax.core.progress import Progress
+from pplx_jax.data.io.beir import read_qrels
+from pplx_jax.kernels.quantization import quantize
+from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
 from pplx_jax.retrieval.index import Index, SearchOptions
-from pplx_jax.retrieval.index_builder import build_index
-from pplx_jax.retrieval.rows import write_json
 
 WIDTH, SHARD, QUERIES, K, BATCH, ALONE = 1024, 65_536, 500, 100, 50, 20
 TOPIC, SUBTOPIC = 2_000, 40  # vectors of each, on average

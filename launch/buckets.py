@@ -5,7 +5,7 @@ Vertex AI mounts every bucket there by itself, Kubernetes by the CSI driver of C
 
 import pathlib
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 MOUNT = "/gcs"
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 # Arithmetic, comparisons and logic over literals: nothing that could call, subscript or reach into anything.
 _ALLOWED = (

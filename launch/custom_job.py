@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.tpu_slices import TpuSlices
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 KINDS = ("v5e", "v6e")
 LONGEST_SECONDS = 28 * 24 * 3600

@@ -11,7 +11,7 @@ from typing import Any
 from launch.shared_phases import SharedPhases
 from launch.sweep import Trial
 from launch.tpu_slices import TpuSlices
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.parallel.mesh import Mesh
 
 LAST_JOB = "finish"  # what a recipe does after its stages: merge, scores, exports, index, report

@@ -14,7 +14,7 @@ from launch.custom_job import check_slices, custom_job
 from launch.jobset import jobset
 from launch.package import pack
 from launch.tpu_slices import TpuSlices
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 try:  # its own flags (--xm_...) are parsed with ours, where it is installed
     from xmanager import xm as _xm  # noqa: F401

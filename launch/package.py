@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 
 from pplx_jax.configuration.statements import SEARCH_PATHS
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("pplx_jax", "gin", "launch", "setup.py", "constraints.txt", "README.md")

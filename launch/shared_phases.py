@@ -4,9 +4,9 @@ import dataclasses
 import pathlib
 
 from pplx_jax.configuration import Config, load
-from pplx_jax.data.source_corpus import declares_triplets
-from pplx_jax.errors import BadInput
-from pplx_jax.stages.recipe import STARTS_FROM
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.sources.source_corpus import declares_triplets
+from pplx_jax.recipes.recipe import STARTS_FROM
 
 _DATA_PHASES = ("corpus", "vocabulary", "tokenize", "evaluate_bm25", "evaluate_random")
 _DATA_FILES = ("data/corpus", "data/vocabulary.model", "data/vocabulary.json", "data/tokenizer.json")

@@ -21,8 +21,8 @@ from launch.constraints import holds
 from launch.sweep_parts import Part, Point
 from pplx_jax.configuration import Config, Table, load
 from pplx_jax.configuration.statements import SEARCH_PATHS, parse_value, read
-from pplx_jax.configuration.words import nearest
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.spelling import nearest
 
 TABLE = Table.of(
     ("launch.sweep:sweep",),

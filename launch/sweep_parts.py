@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 Point = dict[str, Any]
 

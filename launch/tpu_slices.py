@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 _PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # v5e and v6e: all there are
 _CHIPS_A_HOST = 4  # of a slice of several hosts

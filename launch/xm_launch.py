@@ -24,7 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for a sc
 
 from launch import jobs, launch_flags, package, sweep  # noqa: E402
 from pplx_jax.configuration import load  # noqa: E402
-from pplx_jax.errors import BadInput  # noqa: E402
+from pplx_jax.core.errors import BadInput  # noqa: E402
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 flags.adopt_module_key_flags(launch_flags)  # so that --help shows them

@@ -2,6 +2,6 @@
 
 import sys
 
-from pplx_jax.cli import main
+from pplx_jax.cli.main import main
 
 sys.exit(main())

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 
-import simulated
+from helpers import simulated
 
 # Before the first import of jax anywhere in the suite; an explicit setting of the caller wins.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

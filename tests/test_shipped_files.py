@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from pplx_jax import cli
+from pplx_jax.cli import main as cli
+from pplx_jax.cli.verbs import VERBS
 from pplx_jax.configuration import load
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.parallel.rules import RULES
-from pplx_jax.verbs import VERBS
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "gin" / "recipes").glob("*.gin"))

@@ -14,7 +14,7 @@ from pplx_jax.configuration import rules
 from pplx_jax.configuration.instances import Instance, reach, without_macros
 from pplx_jax.configuration.statements import MACRO, REQUIRED, SEARCH_PATHS, Binding, Import, parse_value, read
 from pplx_jax.configuration.table import Table, is_changeable
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 
 class Setting(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pplx_jax.configuration.statements import MACRO, Binding, Macro, Place, Reference, leaves, replace_leaves
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)

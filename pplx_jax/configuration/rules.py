@@ -18,8 +18,8 @@ from typing import Any
 from pplx_jax.configuration.instances import Instance, reachable, winners, without_macros
 from pplx_jax.configuration.statements import MACRO, REQUIRED, Binding, Macro, Reference, leaves
 from pplx_jax.configuration.table import Table
-from pplx_jax.configuration.words import nearest
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.spelling import nearest
 
 
 def check_names(bindings: Sequence[Binding], table: Table) -> None:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from gin import config_parser
 
-from pplx_jax.configuration.words import nearest
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.spelling import nearest
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 # The current folder first, so that a user's own file wins over a shipped one of the same name.

@@ -6,49 +6,49 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 # The one top-level function of each verb: where a recipe begins.
 VERBS = (
-    "pplx_jax.stages.recipe:run",
-    "pplx_jax.stages.recipe:train_stage",
-    "pplx_jax.stages.merge_folders:merge_checkpoints",
-    "pplx_jax.plan.verb:plan_stage",
-    "pplx_jax.convert.from_huggingface:import_hf",
-    "pplx_jax.convert.to_huggingface:export_hf",
-    "pplx_jax.retrieval.encode:embed_file",
+    "pplx_jax.recipes.recipe:run",
+    "pplx_jax.recipes.recipe:train_stage",
+    "pplx_jax.checkpoints.merge_folders:merge_checkpoints",
+    "pplx_jax.plan.plan_stage:plan_stage",
+    "pplx_jax.export.import_hf:import_hf",
+    "pplx_jax.export.export_hf:export_hf",
+    "pplx_jax.retrieval.embed_file:embed_file",
     "pplx_jax.serving.server:serve",
-    "pplx_jax.retrieval.index_builder:build_index",
+    "pplx_jax.retrieval.build_index:build_index",
     "pplx_jax.retrieval.search_verb:search_index",
-    "pplx_jax.evaluation.verb:evaluate_task",
-    "pplx_jax.contrastive.mining:mine_file",
-    "pplx_jax.data.cache:cache_corpus",
-    "pplx_jax.data.report:report_corpus",
-    "pplx_jax.trial_report:report_trials",
+    "pplx_jax.evaluation.core.eval_verb:evaluate_task",
+    "pplx_jax.mining.mine:mine_file",
+    "pplx_jax.recipes.data_verbs:cache_corpus",
+    "pplx_jax.recipes.data_verbs:report_corpus",
+    "pplx_jax.recipes.sweep_report:report_trials",
 )
 
 # The dataclasses that those functions are given, directly or inside one another.
 PARTS = (
-    "pplx_jax.models.qwen3:Qwen3Config",
+    "pplx_jax.models.transformer:Qwen3Config",
     "pplx_jax.models.term_weights:TermWeights",
-    "pplx_jax.optimizers:Optimizer",
+    "pplx_jax.training.optimizers:Optimizer",
     "pplx_jax.parallel.mesh:Mesh",
     "pplx_jax.parallel.processes:Processes",
-    "pplx_jax.train:Training",
-    "pplx_jax.data.lengths:Lengths",
-    "pplx_jax.stages.diffusion:DiffusionStage",
-    "pplx_jax.stages.pair:PairStage",
-    "pplx_jax.stages.contextual:ContextualStage",
-    "pplx_jax.stages.triplet:TripletStage",
-    "pplx_jax.stages.merge:Merge",
-    "pplx_jax.contrastive.mining_choice:Mining",
-    "pplx_jax.data.python_corpus:PythonCorpus",
-    "pplx_jax.data.folder_corpus:FolderCorpus",
-    "pplx_jax.data.multilingual_corpus:MultilingualCorpus",
-    "pplx_jax.data.source_corpus:SourceCorpus",
-    "pplx_jax.data.source:Source",
-    "pplx_jax.data.mixture:Mixture",
-    "pplx_jax.data.mixture:Curriculum",
+    "pplx_jax.training.trainer:Training",
+    "pplx_jax.data.tokens.lengths:Lengths",
+    "pplx_jax.training.stages.diffusion:DiffusionStage",
+    "pplx_jax.training.stages.pair:PairStage",
+    "pplx_jax.training.stages.contextual:ContextualStage",
+    "pplx_jax.training.stages.triplet:TripletStage",
+    "pplx_jax.checkpoints.merge:Merge",
+    "pplx_jax.mining.choice:Mining",
+    "pplx_jax.recipes.corpora.python_corpus:PythonCorpus",
+    "pplx_jax.data.sources.folder_corpus:FolderCorpus",
+    "pplx_jax.recipes.corpora.multilingual_corpus:MultilingualCorpus",
+    "pplx_jax.data.sources.source_corpus:SourceCorpus",
+    "pplx_jax.data.sources.source:Source",
+    "pplx_jax.data.sources.mixture:Mixture",
+    "pplx_jax.data.sources.mixture:Curriculum",
 )
 
 # What may differ between two starts of one run, all of a name where its parameters are None: where it runs, how often

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pplx_jax.errors import BadInput
-from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.core.errors import BadInput
 from pplx_jax.parallel.rules import (
     LOGICAL_AXES,
     MESH_AXES,
@@ -99,14 +98,16 @@ class Mesh:
         with jax.set_mesh(devices), using(self.rules):
             yield
 
-    def require(self, config: Qwen3Config, devices: jax.sharding.Mesh, *, batch_size: int, row_length: int) -> None:
+    def require(
+        self, devices: jax.sharding.Mesh, *, batch_size: int, row_length: int, kv_heads: int, mlp_width: int
+    ) -> None:
         """Raises BadInput where the built mesh cannot share a batch, its rows, or the model's heads."""
         with using(self.rules):
             checks = (
                 (batch_size, "a batch of {}", "rows", "make the stage's batch_size a multiple"),
                 (row_length, "rows of {} tokens", "tokens", "make the stage's row_length a multiple, or lower"),
-                (config.kv_heads, "{} key heads", "kv_heads", "lower"),
-                (config.mlp_width, "an MLP width of {}", "mlp", "lower"),
+                (kv_heads, "{} key heads", "kv_heads", "lower"),
+                (mlp_width, "an MLP width of {}", "mlp", "lower"),
             )
             for size, what, name, mend in checks:
                 if size % shards(name, devices):

@@ -23,7 +23,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pplx_jax.errors import BAD_INPUT, PROCESS_LOST, BadInput, Preempted, ProcessLost
+from pplx_jax.core.errors import BAD_INPUT, PROCESS_LOST, BadInput, Preempted, ProcessLost
 from pplx_jax.parallel.roll_call import RollCall, listening, roll_call
 
 _HEARTBEAT_SECONDS = 60  # of JAX's own service, which ends the others where roll_call has no line to them

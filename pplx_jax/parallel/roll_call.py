@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import logging
 
-from pplx_jax.errors import PROCESS_LOST, BadInput, ProcessLost
+from pplx_jax.core.errors import PROCESS_LOST, BadInput, ProcessLost
 from pplx_jax.parallel.line import Line, Member
 
 _BEATS = 6  # within a silence that counts as death

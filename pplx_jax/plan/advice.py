@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pplx_jax.train import Training
+from pplx_jax.training.trainer import Training
 
 _GIB = 2**30
 

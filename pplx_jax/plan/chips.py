@@ -5,7 +5,7 @@ and "How to Scale Your Model" (jax-ml.github.io/scaling-book), chapter 2, for li
 import dataclasses
 import re
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.data.ragged import Ragged
-from pplx_jax.stages.recipe import Lengths
+from pplx_jax.data.tokens.ragged import Ragged
+from pplx_jax.recipes.recipe import Lengths
 
 
 class LongestTexts:

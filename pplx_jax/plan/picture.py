@@ -5,8 +5,8 @@ import pathlib
 from html import escape
 from typing import Any
 
-from pplx_jax.html_report.charts import Bar, bars
-from pplx_jax.html_report.style import STYLE
+from pplx_jax.reports.charts import Bar, bars
+from pplx_jax.reports.style import STYLE
 
 _GIB = 2**30
 _COLORS = ("diffusion", "pair", "contextual", "triplet", "merged", "other")

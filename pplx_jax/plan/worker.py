@@ -16,8 +16,9 @@ import numpy as np
 from absl import logging
 from jax.experimental import topologies
 
-from pplx_jax.errors import BadInput
-from pplx_jax.models.qwen3 import Qwen3Config
+from pplx_jax.core.errors import BadInput
+from pplx_jax.models.model_flops import training_flops
+from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
 from pplx_jax.parallel.model_info import bytes_on_chip
 from pplx_jax.parallel.rules import shards
@@ -26,11 +27,10 @@ from pplx_jax.plan.estimate import estimate
 from pplx_jax.plan.kernels import visited_share
 from pplx_jax.plan.links import Place
 from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
-from pplx_jax.stages.diffusion import DiffusionStage
-from pplx_jax.stages.recipe import Lengths
-from pplx_jax.train import Training
-from pplx_jax.train_state import make_step, state_layout
-from pplx_jax.utilization import training_flops
+from pplx_jax.recipes.recipe import Lengths
+from pplx_jax.training.stages.diffusion import DiffusionStage
+from pplx_jax.training.train_state import make_step, state_layout
+from pplx_jax.training.trainer import Training
 
 # What a compiler that ran out of memory says: of a whole program, or of its temporaries alone.
 _WITHOUT_SPARSE_CORE = {
@@ -57,7 +57,7 @@ class Task:
 
 
 def compile_step(task: Task) -> dict[str, Any]:
-    """Compiles, and measures what came out; see `pplx_jax.plan.verb` for the keys.
+    """Compiles, and measures what came out; see `pplx_jax.plan.plan_stage` for the keys.
 
     Raises:
       BadInput: a mesh that does not fit the topology or the stage.
@@ -77,7 +77,8 @@ def compile_step(task: Task) -> dict[str, Any]:
         )
     config = training.model(task.model)
     optimizer = training.optimizer.build(training.steps)
-    task.mesh.require(config, devices, batch_size=stage.batch_size, row_length=stage.row_length)
+    sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
+    task.mesh.require(devices, batch_size=stage.batch_size, row_length=stage.row_length, **sizes)
 
     negatives = getattr(stage, "hard_negatives", None) or 0
     table: Any = LongestTexts(task.lengths, stage.batch_size, negatives).of_stage(stage.name)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 _WORD = re.compile(r"[^\W_]+")
 _CAMEL_CASE = re.compile(r"(?<=[a-z\d])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")

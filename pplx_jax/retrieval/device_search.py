@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.retrieval.search import rescore, squared_norms
-from pplx_jax.retrieval.shards import ShardedVectors
+from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 
 _AXIS = "documents"
 _ROWS_PER_DEVICE = 1 << 17

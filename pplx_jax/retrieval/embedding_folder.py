@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
-from pplx_jax.models.overflow import Overflow
-from pplx_jax.models.quantization import BitOrder, Quantization
-from pplx_jax.output_folder import describes, require_free
-from pplx_jax.retrieval import rows
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import atomic_path, write_json
+from pplx_jax.core.output_folder import describes, require_free
+from pplx_jax.data.io import json_lines as rows
+from pplx_jax.inference.overflow import Overflow
+from pplx_jax.kernels.quantization import BitOrder, Quantization
 
 FORMAT = 2
 _MEND = "delete the folder and embed again"
@@ -160,9 +161,9 @@ class EmbeddingFolder:
     def add(self, vectors: np.ndarray, described: list[dict[str, Any]], shard: Shard) -> None:
         """Writes the next shard: vectors [n, width] and one object a vector."""
         stem = f"{len(self.shards):05d}"
-        with rows.atomic_path(self.path / f"{stem}.npy") as temporary, open(temporary, "wb") as file:
+        with atomic_path(self.path / f"{stem}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, vectors)
-        with rows.atomic_path(self.path / f"{stem}.jsonl") as temporary:
+        with atomic_path(self.path / f"{stem}.jsonl") as temporary:
             lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in described)
             temporary.write_text("".join(lines), encoding="utf-8")
         self.shards.append(shard)
@@ -182,7 +183,7 @@ class EmbeddingFolder:
             **self.totals(),
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
         }
-        rows.write_json(self.path / name, content)
+        write_json(self.path / name, content)
 
     def totals(self) -> dict[str, Any]:
         """Sums over the finished shards."""
@@ -247,6 +248,6 @@ def _is_begun(path: pathlib.Path) -> bool:
 
 
 def _half_written(path: pathlib.Path) -> list[pathlib.Path]:
-    """What a kill left of `rows.atomic_path`, and nothing that somebody else named so."""
+    """What a kill left of `atomic_path`, and nothing that somebody else named so."""
     name = re.compile(r"\.(\d{5}\.(npy|jsonl)|progress\.json|manifest\.json)\.\d+\.tmp")
     return [entry for entry in path.iterdir() if name.fullmatch(entry.name)]

@@ -22,12 +22,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
-from pplx_jax.models.quantization import BitOrder, Quantization, quantize
+from pplx_jax.core.errors import BadInput
+from pplx_jax.inference.encoder import Encoder
+from pplx_jax.kernels.quantization import BitOrder, Quantization, quantize
 from pplx_jax.retrieval.embedding_folder import parse_described
-from pplx_jax.retrieval.encoder import Encoder
 from pplx_jax.retrieval.search import rescore, similarity, top_k
-from pplx_jax.retrieval.shards import ShardedVectors
+from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 from pplx_jax.retrieval.sign_search import SignSearch
 
 FORMAT = 2

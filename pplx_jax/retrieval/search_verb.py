@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from pplx_jax.errors import BadInput
-from pplx_jax.models.overflow import too_long_by_name
-from pplx_jax.progress import Progress
-from pplx_jax.retrieval import rows
-from pplx_jax.retrieval.encoder import Encoder, load_encoder
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import atomic_path
+from pplx_jax.core.progress import Progress
+from pplx_jax.data.io.trec_run import run_line
+from pplx_jax.inference.encoder import Encoder, load_encoder
+from pplx_jax.inference.overflow import too_long_by_name
+from pplx_jax.retrieval.embedding_input import BadRow, read_rows
 from pplx_jax.retrieval.index import Engine, Index, SearchOptions
-from pplx_jax.retrieval.input_rows import BadRow, read_rows
-from pplx_jax.retrieval.trec_run import run_line
 
 _QUERIES_AT_ONCE = 256
 Write = Callable[[str, str, list[dict[str, Any]]], None]
@@ -114,7 +114,7 @@ def _writer(path: pathlib.Path) -> Iterator[Write]:
     if not path.parent.is_dir():
         raise BadInput(f"{path}: there is no folder {path.parent}; make it first")
     lines = formats[path.suffix]
-    with rows.atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield lambda query, text, hits: print(lines(query, text, hits), end="", file=file)
 
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
-from pplx_jax.models.quantization import pack_bits
-from pplx_jax.progress import Progress
-from pplx_jax.retrieval.shards import ShardedVectors
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.progress import Progress
+from pplx_jax.kernels.quantization import pack_bits
+from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 
 # From so many vectors on lists are made unasked; an exhaustive query then reads 1.3 GB of 1,024 signs each.
 LISTS_FROM = 10_000_000

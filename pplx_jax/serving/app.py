@@ -15,10 +15,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pplx_jax.data.vocabulary import Vocabulary
-from pplx_jax.models.packed_encoder import Tokens
-from pplx_jax.models.qwen3 import Qwen3Config
-from pplx_jax.retrieval.encoder import document_tokens
+from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.inference.encoder import document_tokens
+from pplx_jax.inference.packed_encoder import Tokens
+from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.serving import wire
 from pplx_jax.serving.batching import Batcher
 from pplx_jax.serving.errors import RequestError
@@ -27,7 +27,7 @@ _DRAINED = 4  # times the limit: read to the end before refusing, or a client th
 
 
 class Model(Protocol):
-    """What is served; `pplx_jax.models.embedder.Embedder` is one."""
+    """What is served; `pplx_jax.inference.embedder.Embedder` is one."""
 
     config: Qwen3Config
     vocabulary: Vocabulary

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pplx_jax.models.packed_encoder import Tokens
+from pplx_jax.inference.packed_encoder import Tokens
 from pplx_jax.serving.errors import RequestError
 
 Encode = Callable[[Sequence[Tokens], np.ndarray], np.ndarray]

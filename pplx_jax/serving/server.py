@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 if TYPE_CHECKING:
     import uvicorn
@@ -53,7 +53,7 @@ def serve(
         BadInput: there is no readable model, or the address cannot be listened on.
     """
     with _listening(host, port) as listener:
-        from pplx_jax.models.embedder import Embedder
+        from pplx_jax.inference.embedder import Embedder
         from pplx_jax.serving.app import App, served_name
         from pplx_jax.serving.wire import Limits
 

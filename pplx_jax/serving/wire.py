@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.models.quantization import BitOrder, pack_bits, quantize
+from pplx_jax.kernels.quantization import BitOrder, pack_bits, quantize
 from pplx_jax.serving.errors import RequestError
 
 ENCODINGS = ("float", "base64", "base64_int8", "base64_binary")

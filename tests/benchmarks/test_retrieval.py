@@ -6,11 +6,11 @@ import pathlib
 import sys
 
 import pytest
-from word_encoder import WordEncoder
+from helpers.word_encoder import WordEncoder
 
-from pplx_jax.data.corpus_writer import write_beir
-from pplx_jax.evaluation import verb
-from pplx_jax.retrieval.beir import RetrievalSet
+from pplx_jax.data.io.beir import RetrievalSet
+from pplx_jax.data.sources.corpus_writer import write_beir
+from pplx_jax.evaluation.core import eval_verb as verb
 
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "retrieval.py"
 spec = importlib.util.spec_from_file_location("retrieval_benchmark", PATH)

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import simulated
+from helpers import simulated
 from hypothesis import given, settings
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels import attention as face
 from pplx_jax.kernels.attention import blockwise, pallas, reference, triton
 from pplx_jax.kernels.attention.tiles import Tiles, best
@@ -404,7 +404,7 @@ ON_A_MESH = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels import attention as face
 generator = np.random.default_rng(0)
 arrays = [jnp.asarray(generator.normal(size=(8, 300, heads, 16)), jnp.float32) for heads in (4, 2, 2)]

@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-import tpu_compile
+from helpers import tpu_compile
 
 PROGRAM = """
 import sys

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import simulated
+from helpers import simulated
 from hypothesis import given, settings
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.masked_logsumexp import ABSENT, masked_logsumexp
 from pplx_jax.kernels.masked_logsumexp.reference import reference
 

@@ -6,17 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import simulated
-import tpu_compile
+from helpers import simulated, tpu_compile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels import segment_pool as face
+from pplx_jax.kernels.quantization import tanh_int8
 from pplx_jax.kernels.segment_pool import pallas
 from pplx_jax.kernels.segment_pool import reference as pooling
 from pplx_jax.kernels.segment_pool.tiles import Tiles, best
-from pplx_jax.models.quantization import tanh_int8
 
 SLOTS = 4
 SHAPE = (2, 16, 5)  # B, L, D

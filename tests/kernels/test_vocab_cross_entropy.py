@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import simulated
 import torch
-import tpu_compile
+from helpers import simulated, tpu_compile
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas, vocab_cross_entropy
 from pplx_jax.kernels.vocab_cross_entropy.live_blocks import over_live_blocks
 from pplx_jax.kernels.vocab_cross_entropy.tiles import Tiles, best

@@ -45,7 +45,7 @@ def cloud_home(tmp_path_factory):
 def cluster(monkeypatch, cloud_home):
     """Makes a cluster that all requests to Kubernetes go to."""
     import urllib3
-    from fake_clouds import Cluster
+    from helpers.fake_clouds import Cluster
 
     def make(**keywords):
         made = Cluster(**keywords)
@@ -59,7 +59,7 @@ def cluster(monkeypatch, cloud_home):
 def google(monkeypatch, cloud_home):
     """Makes what all requests to Google Cloud go to."""
     import requests
-    from fake_clouds import Google
+    from helpers.fake_clouds import Google
 
     def make(kind=Google, **keywords):
         made = kind(**keywords)

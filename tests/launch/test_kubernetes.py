@@ -4,10 +4,10 @@ import json
 import re
 
 import pytest
-from fake_clouds import IMAGE, PARAMS, RECIPE, TOGETHER, launched
+from helpers.fake_clouds import IMAGE, PARAMS, RECIPE, TOGETHER, launched
 
 from launch.tpu_slices import TpuSlices
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 pytestmark = pytest.mark.filterwarnings("ignore:No path_separator")  # XManager's database
 

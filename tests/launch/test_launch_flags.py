@@ -5,11 +5,11 @@ import subprocess
 import sys
 
 import pytest
-from fake_clouds import PARAMS, VERTEX, launched
+from helpers.fake_clouds import PARAMS, VERTEX, launched
 
 from launch import xm_launch
 from launch.tpu_slices import TpuSlices
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import sys
 import time
 
 import pytest
-from tiny import LENGTH, WIDTH, tiny_tables, tiny_vocabulary
+from helpers.tiny import LENGTH, WIDTH, tiny_tables, tiny_vocabulary
 
-from pplx_jax import cli
+from pplx_jax.cli import main as cli
 from pplx_jax.configuration import load
-from pplx_jax.metrics import read_metrics
+from pplx_jax.training.metrics import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = "gin/recipes/quickstart.gin"

@@ -10,7 +10,7 @@ import pytest
 import setuptools
 
 from launch import package
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 ROOT = package.ROOT
 

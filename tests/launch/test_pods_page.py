@@ -15,8 +15,8 @@ from absl.testing import flagsaver
 
 from launch import launch_flags, xm_launch
 from launch.tpu_slices import TpuSlices
-from pplx_jax import cli
-from pplx_jax.verbs import VERBS
+from pplx_jax.cli import main as cli
+from pplx_jax.cli.verbs import VERBS
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pods.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from launch.jobs import jobs_of
 from launch.shared_phases import SharedPhases
 from launch.sweep import Trial
 from pplx_jax.configuration import load
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 RECIPE = "gin/recipes/quickstart.gin"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies
 from launch import sweep
 from launch.constraints import holds
 from launch.sweep_parts import Product, Random, Zip
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 ROOT = pathlib.Path(__file__).parents[2]
 SWEEPS = sorted((ROOT / "gin" / "sweeps").glob("*.gin"))

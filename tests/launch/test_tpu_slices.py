@@ -3,7 +3,7 @@
 import pytest
 
 from launch.tpu_slices import TpuSlices
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 
 
 @pytest.mark.parametrize(

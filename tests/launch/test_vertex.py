@@ -8,7 +8,7 @@ import time
 
 import httplib2
 import pytest
-from fake_clouds import IMAGE, PARAMS, RECIPE, TOGETHER, VERTEX, Builder, launched
+from helpers.fake_clouds import IMAGE, PARAMS, RECIPE, TOGETHER, VERTEX, Builder, launched
 
 pytestmark = pytest.mark.filterwarnings("ignore:No path_separator")  # XManager's database
 
@@ -70,6 +70,6 @@ def test_the_working_tree_is_built_into_an_image(google, monkeypatch):
     assert job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["imageUri"] == image
     with tarfile.open(fileobj=io.BytesIO(made.archive), mode="r|gz") as archive:
         names = {member.name.lstrip("/") for member in archive}
-    assert {"Dockerfile", "setup.py", "constraints.txt", "launch/entry.py", "pplx_jax/cli.py"} <= names
+    assert {"Dockerfile", "setup.py", "constraints.txt", "launch/entry.py", "pplx_jax/cli/main.py"} <= names
     assert "gin/recipes/pplx_embed_4b.gin" in names
     assert not [name for name in names if name.startswith(("tests", ".", "benchmarks")) or "__pycache__" in name]

@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from pplx_jax.contrastive.similarity import normalize
-from pplx_jax.errors import BadInput
-from pplx_jax.model_folder import ModelFolder
-from pplx_jax.models.embedder import Embedder
-from pplx_jax.models.quantization import tanh_int8
+from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.core.errors import BadInput
+from pplx_jax.inference.embedder import Embedder
+from pplx_jax.kernels.quantization import tanh_int8
+from pplx_jax.models.parameters import bind, initial_params
 from pplx_jax.models.term_weights import TermWeights, weighted
-from pplx_jax.train_state import bind, initial_params
+from pplx_jax.objectives.similarity import normalize
 
 TEXTS = [[5, 6, 7, 7], [8], [300, 5, 9, 9, 9, 9, 17]]
 

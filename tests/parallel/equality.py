@@ -15,17 +15,18 @@ import jax
 import numpy as np
 
 from pplx_jax.configuration import load
-from pplx_jax.data.loader import shuffled
-from pplx_jax.data.ragged import Ragged
-from pplx_jax.models import quantization
-from pplx_jax.models.qwen3 import Qwen3Config
-from pplx_jax.optimizers import Optimizer
+from pplx_jax.data.batches.prefetch import shuffled
+from pplx_jax.data.tokens.ragged import Ragged
+from pplx_jax.kernels import quantization
+from pplx_jax.models.parameters import initial_params
+from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
-from pplx_jax.stages.contextual import ContextualStage
-from pplx_jax.stages.diffusion import DiffusionStage
-from pplx_jax.stages.pair import PairStage
-from pplx_jax.stages.triplet import TripletStage
-from pplx_jax.train_state import initial_params, make_step, new_state, trained_params
+from pplx_jax.training.optimizers import Optimizer
+from pplx_jax.training.stages.contextual import ContextualStage
+from pplx_jax.training.stages.diffusion import DiffusionStage
+from pplx_jax.training.stages.pair import PairStage
+from pplx_jax.training.stages.triplet import TripletStage
+from pplx_jax.training.train_state import make_step, new_state, trained_params
 
 STEPS, SEED, EXAMPLES, BATCH, ROWS, LENGTH, SLOTS, CHUNKS, NEGATIVES = 3, 1, 20, 8, 16, 32, 8, 3, 2
 # No mesh of eight devices divides the vocabulary.
@@ -106,7 +107,7 @@ def train(stage: str, mesh: Mesh, given: list[dict[str, np.ndarray]] | None = No
       the parameters after the last: flat float32 arrays.
     """
     devices, learner = mesh.build(), OPTIMIZER.build(STEPS)
-    mesh.require(CONFIG, devices, batch_size=BATCH, row_length=LENGTH)
+    mesh.require(devices, batch_size=BATCH, row_length=LENGTH, kv_heads=CONFIG.kv_heads, mlp_width=CONFIG.mlp_width)
     with mesh.activate(devices):
         params = trained_params(parameters(), STAGES[stage])
         state = new_state(params, learner, devices)

@@ -10,10 +10,10 @@ import jax
 from jax.sharding import AbstractMesh
 
 from pplx_jax.configuration import load
+from pplx_jax.models.parameters import initial_params
 from pplx_jax.parallel.mesh import shardings
 from pplx_jax.parallel.model_info import model_info
 from pplx_jax.parallel.rules import MESH_AXES, using
-from pplx_jax.train_state import initial_params
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 SIZES = ("0p6b", "4b")

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
-import simulated
+from helpers import simulated
 
 PRESETS = ("fsdp", "fsdp_tensor", "long_context", "multislice")
 STAGES = ("diffusion", "pair", "contextual", "triplet")

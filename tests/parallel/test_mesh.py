@@ -5,17 +5,17 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-import simulated
-import tiny
+from helpers import simulated, tiny
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from pplx_jax.errors import BadInput
-from pplx_jax.models.qwen3 import Qwen3Config
-from pplx_jax.optimizers import Optimizer
+from pplx_jax.core.errors import BadInput
+from pplx_jax.models.parameters import initial_params
+from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh, batch_sharding, replicated, shardings
 from pplx_jax.parallel.model_info import model_info
 from pplx_jax.parallel.rules import MESH_AXES, PARAMETER_AXES, constrain, spec, using
-from pplx_jax.train_state import initial_params, state_layout
+from pplx_jax.training.optimizers import Optimizer
+from pplx_jax.training.train_state import state_layout
 
 SIZES = {"vocab_size": 11, "mlp_width": 24, "layers": 3, "query_heads": 2, "kv_heads": 1, "head_dim": 6}
 # Where axes lie, by path: [V, D], [n, in, out] and its transposes; norms are everywhere.
@@ -177,9 +177,9 @@ def test_a_rule_of_an_unknown_axis_is_bad_input(rules, wrong):
     ],
 )
 def test_a_mesh_that_does_not_fit_the_stage_is_bad_input(mesh, sizes, message):
-    config = Qwen3Config(width=8, **SIZES)
+    fitting = {"batch_size": 8, "row_length": 32, "kv_heads": SIZES["kv_heads"], "mlp_width": SIZES["mlp_width"]}
     with pytest.raises(BadInput, match=message):
-        Mesh().require(config, mesh, **{"batch_size": 8, "row_length": 32, **sizes})
+        Mesh().require(mesh, **{**fitting, **sizes})
 
 
 EIGHT = """

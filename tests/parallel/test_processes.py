@@ -8,16 +8,15 @@ import signal
 import time
 
 import jax
-import job
 import numpy as np
 import pytest
-import tiny
+from helpers import job, tiny
 
-from pplx_jax.checkpointing import load_params
-from pplx_jax.errors import PREEMPTED, PROCESS_LOST, BadInput
-from pplx_jax.goodput import FILE
-from pplx_jax.metrics import read_metrics
+from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.core.errors import PREEMPTED, PROCESS_LOST, BadInput
 from pplx_jax.parallel.processes import Processes
+from pplx_jax.training.goodput import FILE
+from pplx_jax.training.metrics import read_metrics
 
 GROUPS, STEPS = 2, 4
 # What one process and two share. A token that a batch hardly moves has a gradient of rounding errors alone, which Adam

@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
-from job import free_ports
+from helpers.job import free_ports
 
-from pplx_jax.errors import BAD_INPUT, PROCESS_LOST, BadInput, ProcessLost
+from pplx_jax.core.errors import BAD_INPUT, PROCESS_LOST, BadInput, ProcessLost
 from pplx_jax.parallel import roll_call as module
 from pplx_jax.parallel.line import Line
 from pplx_jax.parallel.roll_call import roll_call

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.plan.chips import Topology
 from pplx_jax.plan.estimate import estimate
 from pplx_jax.plan.hlo import parse, runs, trip_count

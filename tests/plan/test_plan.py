@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-import tpu_compile
+from helpers import tpu_compile
 
-from pplx_jax import cli
+from pplx_jax.cli import main as cli
 from pplx_jax.configuration import load
 from pplx_jax.plan.advice import advice
 from pplx_jax.plan.kernels import VOCABULARY_SLOTS

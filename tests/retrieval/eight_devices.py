@@ -10,7 +10,7 @@ import numpy as np
 
 from pplx_jax.retrieval.device_search import DeviceSearch
 from pplx_jax.retrieval.search import rescore, top_k
-from pplx_jax.retrieval.shards import ShardedVectors
+from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 
 
 def equal(found, expected) -> bool:

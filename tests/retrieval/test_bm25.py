@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from pplx_jax.errors import BadInput
-from pplx_jax.evaluation.folder import evaluate_bm25
+from pplx_jax.core.errors import BadInput
+from pplx_jax.evaluation.suites.beir_folder import evaluate_bm25
 from pplx_jax.retrieval.bm25 import BM25, tokenize
 
 

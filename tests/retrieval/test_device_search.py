@@ -4,7 +4,7 @@ import json
 import pathlib
 
 import pytest
-import simulated
+from helpers import simulated
 
 SETS = ("full_range", "ties", "copies")
 

@@ -6,13 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from word_encoder import WordEncoder
-from word_index import make_index
+from helpers.word_encoder import WordEncoder
+from helpers.word_index import make_index
 
-from pplx_jax.errors import BadInput
-from pplx_jax.retrieval.encode import embed_file
+from pplx_jax.core.errors import BadInput
+from pplx_jax.retrieval.build_index import build_index
+from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.retrieval.index import Index
-from pplx_jax.retrieval.index_builder import build_index
 from pplx_jax.retrieval.search_verb import search_index
 
 

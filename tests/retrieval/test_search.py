@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pplx_jax.models.quantization import pack_bits
+from pplx_jax.kernels.quantization import pack_bits
 from pplx_jax.retrieval.metrics import tie_places
 from pplx_jax.retrieval.search import rank_scores, similarity, top_k
 

@@ -5,14 +5,14 @@ import re
 
 import numpy as np
 import pytest
-from word_encoder import WordEncoder
-from word_index import make_index
+from helpers.word_encoder import WordEncoder
+from helpers.word_index import make_index
 
-from pplx_jax import cli
-from pplx_jax.errors import BadInput
+from pplx_jax.cli import main as cli
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io.trec_run import read_run
 from pplx_jax.retrieval.index import Index, SearchOptions
 from pplx_jax.retrieval.search_verb import search_index
-from pplx_jax.retrieval.trec_run import read_run
 
 TEXT = "Open the socket. Close the socket. Sort a list. Read a file."
 

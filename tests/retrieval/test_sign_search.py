@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from word_encoder import WordEncoder
-from word_index import embed
+from helpers.word_encoder import WordEncoder
+from helpers.word_index import embed
 
-from pplx_jax.errors import BadInput
-from pplx_jax.models.quantization import quantize, unpack_bits
+from pplx_jax.core.errors import BadInput
+from pplx_jax.kernels.quantization import quantize, unpack_bits
 from pplx_jax.retrieval import sign_search
+from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.index import Index, SearchOptions
-from pplx_jax.retrieval.index_builder import build_index
-from pplx_jax.retrieval.shards import ShardedVectors
+from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 from pplx_jax.retrieval.sign_search import SignSearch, default_lists
 
 

@@ -6,14 +6,14 @@ import types
 
 import numpy as np
 import pytest
-from vespa_schema import Schema, SchemaError, unpack_bits
-from vespa_stand_in import VespaStandIn, running
-from word_encoder import WordEncoder
+from helpers.vespa_schema import Schema, SchemaError, unpack_bits
+from helpers.vespa_stand_in import VespaStandIn, running
+from helpers.word_encoder import WordEncoder
 
-from pplx_jax.errors import BadInput
-from pplx_jax.http_client import HttpClient
-from pplx_jax.retrieval.encode import embed_file
-from pplx_jax.retrieval.index_builder import build_index
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.http_client import HttpClient
+from pplx_jax.retrieval.build_index import build_index
+from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.retrieval.search_verb import search_index
 from pplx_jax.retrieval.vespa import VespaIndex, build, search
 from pplx_jax.retrieval.vespa.application import VespaApplication

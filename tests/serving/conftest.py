@@ -9,14 +9,14 @@ import jax
 import numpy as np
 import openai
 import pytest
-import tiny
+from helpers import tiny
 
-from pplx_jax.model_folder import ModelFolder
-from pplx_jax.models.embedder import Embedder
+from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.inference.embedder import Embedder
+from pplx_jax.models.parameters import initial_params
 from pplx_jax.serving.app import App
 from pplx_jax.serving.server import make_server
 from pplx_jax.serving.wire import Limits
-from pplx_jax.train_state import initial_params
 
 NAME = "tiny"
 SETTINGS = {"max_batch_tokens": 4096, "max_wait": 0.005, "max_queued_tokens": 1 << 20}

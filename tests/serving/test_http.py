@@ -16,9 +16,9 @@ import openai
 import pytest
 from serving.conftest import Counting, connect, running
 
-from pplx_jax import cli
-from pplx_jax.model_folder import save_model
-from pplx_jax.train_state import initial_params
+from pplx_jax.checkpoints.model_folder import save_model
+from pplx_jax.cli import main as cli
+from pplx_jax.models.parameters import initial_params
 
 
 def post(url, body, path="/v1/embeddings"):

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import jax
 from jax.sharding import PartitionSpec
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.attention import blockwise, pallas, reference, triton
 from pplx_jax.kernels.platform import by_platform, platform
 from pplx_jax.parallel.rules import spec

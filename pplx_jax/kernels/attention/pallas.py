@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.attention.backward_kernel import backward
 from pplx_jax.kernels.attention.forward_kernel import forward
 from pplx_jax.kernels.attention.tiles import Tiles, best

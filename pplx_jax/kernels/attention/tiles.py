@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels import platform
 
 LANES = 128

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from pplx_jax.errors import require
+from pplx_jax.core.errors import require
 from pplx_jax.kernels.attention.forward_kernel import UNSEEN
 from pplx_jax.kernels.attention.visits import stretches
 from pplx_jax.kernels.products import product

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.masked_logsumexp.blockwise import blockwise
 from pplx_jax.kernels.masked_logsumexp.reference import ABSENT, Sum
 from pplx_jax.parallel.rules import mesh_axes

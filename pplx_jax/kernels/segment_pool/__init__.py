@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.platform import by_platform, platform
+from pplx_jax.kernels.quantization import Rounding, tanh_int8
 from pplx_jax.kernels.segment_pool import pallas, reference
 from pplx_jax.kernels.segment_pool.pallas import Output
-from pplx_jax.models.quantization import Rounding, tanh_int8
 from pplx_jax.parallel.rules import spec
 
 Implementation = Literal["reference", "pallas"]

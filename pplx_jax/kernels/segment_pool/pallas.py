@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.products import dot_general
+from pplx_jax.kernels.quantization import LEVELS, Rounding, tanh_int8
 from pplx_jax.kernels.segment_pool.tiles import LANES, Tiles, best
-from pplx_jax.models.quantization import LEVELS, Rounding, tanh_int8
 
 Output = Literal["mean", "tanh_int8", "int8"]
 MOST_SLOTS = 1024  # of a row; the sums of all of them stay in fast memory

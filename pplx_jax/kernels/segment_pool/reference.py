@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from pplx_jax.kernels.products import dot_general
-from pplx_jax.models.quantization import Rounding, tanh_int8
+from pplx_jax.kernels.quantization import Rounding, tanh_int8
 
 # Above this the one-hot matrix [B, S, L] would outgrow the hidden states, up to L x L.
 _MOST_ONE_HOT_SLOTS = 512

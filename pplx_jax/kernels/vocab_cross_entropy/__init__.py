@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.platform import by_platform, device_kind, platform
 from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas
 from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Loss

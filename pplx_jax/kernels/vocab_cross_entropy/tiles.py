@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pplx_jax.errors import BadInput
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels import platform
 
 LANES = 128

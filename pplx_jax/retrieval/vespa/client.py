@@ -5,8 +5,8 @@ import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
-from pplx_jax.errors import BadInput
-from pplx_jax.http_client import HttpClient
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.http_client import HttpClient
 from pplx_jax.retrieval.vespa.application import DOCUMENT_TYPE, NAMESPACE
 from pplx_jax.retrieval.vespa.documents import Document
 

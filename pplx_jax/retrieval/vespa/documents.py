@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
-from pplx_jax.models.quantization import BitOrder, Quantization, pack_bits, unpack_bits
+from pplx_jax.core.errors import BadInput
+from pplx_jax.kernels.quantization import BitOrder, Quantization, pack_bits, unpack_bits
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.vespa.application import DOCUMENT_TYPE, NAMESPACE
 

@@ -11,9 +11,9 @@ import pathlib
 import shutil
 from typing import Any
 
-from pplx_jax.errors import BadInput
-from pplx_jax.progress import Progress
-from pplx_jax.retrieval import rows
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import atomic_path, write_json
+from pplx_jax.core.progress import Progress
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.vespa.client import Vespa
 from pplx_jax.retrieval.vespa.documents import documents_by_shard
@@ -46,7 +46,7 @@ def feed(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path, connections
                 for _ in pool.map(vespa.put, batch):
                     pass
                 shards, documents = shards + 1, documents + len(batch)
-                rows.write_json(state, {**done, "shards": shards, "documents": documents})
+                write_json(state, {**done, "shards": shards, "documents": documents})
                 progress.update(shards, documents=documents)
     finally:
         pool.shutdown(cancel_futures=True)
@@ -77,7 +77,7 @@ def write_feed_files(source: EmbeddingFolder, folder: pathlib.Path) -> int:
     documents = 0
     with Progress("feed files", len(source.shards), unit="shard") as progress:
         for place, batch in enumerate(documents_by_shard(source)):
-            with rows.atomic_path(folder / f"{place:05d}.jsonl") as temporary, open(temporary, "wb") as file:
+            with atomic_path(folder / f"{place:05d}.jsonl") as temporary, open(temporary, "wb") as file:
                 for document in batch:
                     file.write(json.dumps(document.operation, ensure_ascii=False).encode() + b"\n")
             documents += len(batch)

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.errors import BadInput
-from pplx_jax.http_client import HttpClient
-from pplx_jax.models.quantization import BitOrder, Quantization, quantize
-from pplx_jax.output_folder import describes, require_free
-from pplx_jax.retrieval import rows
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import write_json
+from pplx_jax.core.http_client import HttpClient
+from pplx_jax.core.output_folder import describes, require_free
+from pplx_jax.inference.encoder import Encoder, load_encoder
+from pplx_jax.kernels.quantization import BitOrder, Quantization, quantize
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
-from pplx_jax.retrieval.encoder import Encoder, load_encoder
 from pplx_jax.retrieval.vespa.application import (
     DOCUMENT_TYPE,
     SIMILARITY,
@@ -83,7 +83,7 @@ def build(
     output.mkdir(parents=True, exist_ok=True)
     description = {"dims": settings.dims, "quantization": settings.quantization, "count": count}
     model = (source.path / source.model).resolve()
-    rows.write_json(
+    write_json(
         output / "vespa.json",
         {
             "format": FORMAT,

@@ -1,0 +1,119 @@
+"""What a Hugging Face folder's `config.json` says, held against what our encoder computes."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json
+from pplx_jax.models.transformer import Qwen3Config
+
+CONFIG = "config.json"
+_CAUSAL, _BIDIRECTIONAL = "qwen3", "bidirectional_pplx_qwen3"
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "mlp_width": "intermediate_size",
+    "layers": "num_hidden_layers",
+    "query_heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_length": "max_position_embeddings",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model as its publisher describes it.
+
+    Attributes:
+      config: the encoder; `causal` where the model is.
+      kind: "v1", or "context_v1" for a model that embeds chunks in their documents.
+      tied: whether the embedding table is the head, where there is one.
+    """
+
+    config: Qwen3Config
+    kind: str
+    tied: bool
+
+
+def read_source(folder: pathlib.Path) -> Source:
+    """Reads `config.json`, of transformers 4 or 5.
+
+    Raises:
+      BadInput: the file is missing or no JSON, a size is missing, or the model has a feature that ours does
+        not implement; one line names all of them.
+    """
+    content = read_json(folder / CONFIG)
+    if not isinstance(content, dict):
+        raise BadInput(f"{folder / CONFIG} is no JSON object; copy it again from where it was published")
+    model_type = content.get("model_type")
+    if model_type not in (_CAUSAL, _BIDIRECTIONAL):
+        raise BadInput(
+            f"{folder / CONFIG}: model_type {model_type!r} is not supported; give a Qwen3, a Qwen3-Embedding or a "
+            f"pplx-embed model ({_CAUSAL}, {_BIDIRECTIONAL})"
+        )
+    problems = _unsupported(content)
+    sizes: dict[str, Any] = {field: content.get(key) for field, key in _SIZES.items()}
+    problems += [
+        f"{_SIZES[field]} is {value!r}, not a size"
+        for field, value in sizes.items()
+        if type(value) is not int or value < 1
+    ]
+    epsilon, theta = content.get("rms_norm_eps"), _rope_theta(content, problems)
+    for name, value in (("rms_norm_eps", epsilon), ("rope_theta", theta)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            problems.append(f"{name} is {value!r}, not a positive number")
+    if problems:
+        raise BadInput(f"{folder / CONFIG}: {'; '.join(problems)}; ours has no such feature, or the file is damaged")
+    architecture = "".join(map(str, content.get("architectures") or ()))
+    return Source(
+        config=Qwen3Config(
+            **sizes,
+            rms_norm_eps=float(epsilon),  # type: ignore[arg-type]
+            rope_theta=float(theta),
+            causal=model_type == _CAUSAL and not content.get("use_bidirectional_attention"),
+            embedding_init_std=float(content.get("initializer_range") or Qwen3Config.embedding_init_std),
+        ),
+        kind="context_v1" if "Context" in architecture else "v1",
+        tied=bool(content.get("tie_word_embeddings")),
+    )
+
+
+def _unsupported(content: dict[str, Any]) -> list[str]:
+    """Features of Qwen3's configuration that change what it computes, where they are in use."""
+    layer_types = set(content.get("layer_types") or ())
+    scaling = content.get("rope_scaling")
+    in_use = {
+        "attention_bias": content.get("attention_bias"),
+        "use_sliding_window": content.get("use_sliding_window"),
+        "layer_types": sorted(map(str, layer_types - {"full_attention"})),
+        "rope_scaling": None if _plain_rope(scaling) else scaling,
+        "hidden_act": None if content.get("hidden_act", "silu") == "silu" else content["hidden_act"],
+        "quantization_config": content.get("quantization_config"),
+    }
+    return [f"{name} is {value!r}" for name, value in in_use.items() if value]
+
+
+def _rope_theta(content: dict[str, Any], problems: list[str]) -> Any:
+    """The base of the rotary frequencies: a key of its own, or one of `rope_parameters` (transformers 5)."""
+    parameters = content.get("rope_parameters")
+    if parameters is None:
+        return content.get("rope_theta")
+    if not isinstance(parameters, dict) or not _plain_rope(parameters):
+        problems.append(f"rope_parameters is {parameters!r}")
+        return 1.0
+    theta = parameters.get("rope_theta", content.get("rope_theta"))
+    if content.get("rope_theta") not in (None, theta):
+        problems.append(f"rope_theta is {content['rope_theta']!r} and in rope_parameters {theta!r}")
+    return theta
+
+
+def _plain_rope(scaling: Any) -> bool:
+    """Whether this says no more than that the frequencies are not scaled."""
+    if not scaling:
+        return True
+    if not isinstance(scaling, dict):
+        return False
+    kinds = {scaling.get("rope_type", "default"), scaling.get("type", "default")}
+    return kinds == {"default"} and scaling.get("partial_rotary_factor", 1) == 1

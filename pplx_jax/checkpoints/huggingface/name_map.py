@@ -1,0 +1,183 @@
+"""One table between our parameter tree and the keys of the published PyTorch layout, read in both directions.
+
+Layers are stacked on a leading axis in ours and numbered in PyTorch's; a kernel is the transpose of a
+Linear's weight. The keys are those of the released weights: `embed_tokens.*`, `layers.N.*`, `norm.*`;
+`lm_head` only where a head of its own is still there, before the contrastive stages.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.parameter_trees import is_finite
+from pplx_jax.models.transformer import Qwen3Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+      path: dotted path in our tree.
+      key: PyTorch's key; `{}` stands for the layer's number where the parameter is stacked.
+      axes: our axes without the layer axis, letters of `_sizes`.
+    """
+
+    path: str
+    key: str
+    axes: str
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.key
+
+    @property
+    def transposed(self) -> bool:
+        return self.path.endswith(".kernel")
+
+
+TABLE = (
+    Entry("embed.embedding", "embed_tokens.weight", "VD"),
+    Entry("layers.input_norm.scale", "layers.{}.input_layernorm.weight", "D"),
+    Entry("layers.attention.q.kernel", "layers.{}.self_attn.q_proj.weight", "DQ"),
+    Entry("layers.attention.k.kernel", "layers.{}.self_attn.k_proj.weight", "DK"),
+    Entry("layers.attention.v.kernel", "layers.{}.self_attn.v_proj.weight", "DK"),
+    Entry("layers.attention.o.kernel", "layers.{}.self_attn.o_proj.weight", "QD"),
+    Entry("layers.attention.q_norm.scale", "layers.{}.self_attn.q_norm.weight", "E"),
+    Entry("layers.attention.k_norm.scale", "layers.{}.self_attn.k_norm.weight", "E"),
+    Entry("layers.post_attention_norm.scale", "layers.{}.post_attention_layernorm.weight", "D"),
+    Entry("layers.mlp.gate.kernel", "layers.{}.mlp.gate_proj.weight", "DF"),
+    Entry("layers.mlp.up.kernel", "layers.{}.mlp.up_proj.weight", "DF"),
+    Entry("layers.mlp.down.kernel", "layers.{}.mlp.down_proj.weight", "FD"),
+    Entry("final_norm.scale", "norm.weight", "D"),
+)
+HEAD = Entry("head.embedding", "lm_head.weight", "VD")
+
+
+def entries(config: Qwen3Config) -> tuple[Entry, ...]:
+    """The table of a model."""
+    return TABLE if config.tied else (*TABLE, HEAD)
+
+
+def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str, np.ndarray]:
+    """Our tree as PyTorch's flat dict, in the table's order.
+
+    Args:
+      params: nested dict, paths of `entries`.
+      config: the encoder the parameters belong to.
+
+    Returns:
+      key -> array of the same dtype. Every array is a view of `params`: nothing is copied.
+
+    Raises:
+      BadInput: a parameter is missing, left over or of another shape; one line names all of them.
+    """
+    check_params(params, config)
+    flat = dict(_flatten(params))
+    tensors = {}
+    for entry in entries(config):
+        for layer, key in enumerate(_keys(entry, config)):
+            array = flat[entry.path][layer] if entry.stacked else flat[entry.path]
+            tensors[key] = array.T if entry.transposed else array
+    return tensors
+
+
+def check_params(params: Mapping[str, Any], config: Qwen3Config, what: str = "parameters") -> None:
+    """Raises BadInput that names every parameter that is missing, left over or of another shape than `config` has."""
+    _check(dict(_flatten(params)), {entry.path: _our_shape(entry, config) for entry in entries(config)}, what)
+
+
+def from_torch_layout(
+    tensors: Mapping[str, Any],
+    config: Qwen3Config,
+    *,
+    dtype: Any = None,
+    place: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf,
+) -> dict[str, Any]:
+    """PyTorch's flat dict as our tree: the inverse of `to_torch_layout`, bit for bit.
+
+    Args:
+      tensors: key -> an array, or anything with a shape and a dtype that NumPy reads as one when it is due
+        (`StoredTensor`): then a single tensor is in memory at a time beside the result.
+      config: the encoder the tensors belong to.
+      dtype: of the result; that of the tensors where None.
+      place: (path, leaf) -> what stands in the tree for the leaf; moves it to where it belongs.
+
+    Returns:
+      Nested dict of contiguous arrays, or of what `place` made of them.
+
+    Raises:
+      BadInput: a tensor is missing, left over or of another shape, where one line names all of them; or one holds
+        values that are not finite.
+    """
+    _check(tensors, torch_shapes(config), "tensors")
+    params: dict[str, Any] = {}
+    for entry in entries(config):
+        keys = _keys(entry, config)
+        leaf = np.empty(_our_shape(entry, config), dtype or tensors[keys[0]].dtype)
+        for layer, key in enumerate(keys):
+            tensor = np.asarray(tensors[key])
+            if not is_finite(tensor):
+                raise BadInput(f"tensor {key} holds NaN or infinity; download the weights again, or mend them")
+            leaf[layer if entry.stacked else ...] = tensor.T if entry.transposed else tensor
+            del tensor  # before the next one is read
+        *parents, name = entry.path.split(".")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = place(entry.path, leaf)
+        del leaf
+    return params
+
+
+def torch_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor of the PyTorch layout, by key."""
+    shapes = {}
+    for entry in entries(config):
+        shape = _our_shape(entry, config)[entry.stacked :]
+        shapes |= dict.fromkeys(_keys(entry, config), shape[::-1] if entry.transposed else shape)
+    return shapes
+
+
+def mismatches(found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is missing in `found`, left over there, or of another shape than `wanted`: one phrase each."""
+    problems = [f"{name} is missing" for name in wanted if name not in found]
+    problems += [f"{name} is left over" for name in found if name not in wanted]
+    problems += [
+        f"{name} has shape {tuple(found[name].shape)}, not {shape}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    return problems
+
+
+def _keys(entry: Entry, config: Qwen3Config) -> list[str]:
+    return [entry.key.format(layer) for layer in range(config.layers)] if entry.stacked else [entry.key]
+
+
+def _our_shape(entry: Entry, config: Qwen3Config) -> tuple[int, ...]:
+    sizes = {
+        "V": config.vocab_size,
+        "D": config.width,
+        "F": config.mlp_width,
+        "E": config.head_dim,
+        "Q": config.query_heads * config.head_dim,
+        "K": config.kv_heads * config.head_dim,
+    }
+    return (config.layers,) * entry.stacked + tuple(sizes[axis] for axis in entry.axes)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _check(found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
+    if problems := mismatches(found, wanted):
+        raise BadInput(f"{what} do not fit the model's configuration: {'; '.join(problems)}; check both")

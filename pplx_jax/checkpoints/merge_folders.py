@@ -1,0 +1,49 @@
+"""Two model folders as a third, their SLERP."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from pplx_jax.checkpoints.merge import Merge, Per, slerp
+from pplx_jax.checkpoints.model_folder import load_model, save_model, stage_of
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.output_folder import replaced_folder, require_free
+from pplx_jax.models.transformer import Qwen3Config
+
+MERGED = "merged"  # the stage that such a folder is of
+
+
+def merge_checkpoints(
+    a: pathlib.Path,
+    b: pathlib.Path,
+    output: pathlib.Path,
+    weight: float = Merge.weight,
+    per: Per = Merge.per,
+    parallel_threshold: float = Merge.parallel_threshold,
+) -> dict[str, Any]:
+    """Writes the SLERP of two model folders as a third, in the place of a former merge where one is there.
+
+    Raises:
+      BadInput: a folder is no model, the two differ in vocabulary or in a field that embeddings depend on, a weight
+        is not finite, `output` is something else, or an argument that `Merge` refuses.
+    """
+    output, merge = pathlib.Path(output), Merge(weight, per, parallel_threshold)
+    require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)
+    first, second = load_model(a), load_model(b)
+    if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
+        raise BadInput(f"merge: {a} and {b} have different vocabularies; merge two stages of one run")
+    _require_alike(a, first.config, b, second.config)
+    params = slerp(first.params, second.params, **dataclasses.asdict(merge))
+    with replaced_folder(output) as folder:
+        save_model(folder, first.config, first.vocabulary, params, stage=MERGED)
+    return {"output": str(output), "weight": weight, "per": per}
+
+
+def _require_alike(a: pathlib.Path, first: Qwen3Config, b: pathlib.Path, second: Qwen3Config) -> None:
+    differing = [
+        f"{name} is {getattr(first, name)} and {getattr(second, name)}"
+        for name, value in first.computing.items()
+        if value != second.computing[name]
+    ]
+    if differing:
+        raise BadInput(f"merge: {a} and {b} differ: {'; '.join(differing)}; merge two stages of one run")

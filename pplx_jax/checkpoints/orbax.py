@@ -1,0 +1,316 @@
+"""Orbax checkpoints of a stage: parameters, optimizer, step, data position, seed and configuration as one item."""
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import math
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers as managers
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.parameter_trees import digest
+from pplx_jax.parallel.processes import over_processes
+
+CHECKPOINTS = "checkpoints"
+MODEL = "model.json"
+# Beside the model's own, in the parameters of a stage whose loss learns something: no part of the model.
+LOSS_PARAMS = "loss"
+_ROOM_TO_SPARE = 1 << 20  # bytes, for metadata
+_CHUNK_BYTES = 1 << 22  # of an array, encoded and written as one file
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay; one that any of these asks for does.
+
+    Attributes:
+      latest: the latest so many.
+      every_steps: those of steps that are multiples of it; 0 for none.
+      every_seconds: the first, and then each that was written so long after the one kept before; 0 for none.
+      best: so many of the best by `metric`; 0 for none.
+      metric: a logged number.
+      highest: whether the best is the highest rather than the lowest.
+    """
+
+    latest: int = 2
+    every_steps: int = 0
+    every_seconds: float = 0.0
+    best: int = 0
+    metric: str = "loss"
+    highest: bool = False
+
+
+class Restored(NamedTuple):
+    """A checkpoint: its step, its arrays, and what was saved of them in words and numbers."""
+
+    step: int
+    state: dict[str, Any]
+    about: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one stage, in FOLDER/checkpoints/STEP/.
+
+    Saves are asynchronous and atomic: a step's folder takes its name only once it is whole, and an older one goes only
+    after that. All processes of a job call every method at the same step.
+
+    Args:
+      folder: the stage's folder.
+      keep: which ones stay.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: Keep = Keep()):  # noqa: B008 - frozen
+        self.root = pathlib.Path(folder).absolute() / CHECKPOINTS
+        self._keep = keep
+        policies: list[Any] = [managers.LatestN(keep.latest)]
+        if keep.every_steps:
+            policies.append(managers.EveryNSteps(keep.every_steps))
+        if keep.every_seconds:
+            policies.append(managers.EveryNSeconds(keep.every_seconds))  # type: ignore[arg-type]
+        best: dict[str, Any] = {}
+        if keep.best:
+            best = {"best_fn": self._goodness, "best_mode": "max"}
+            policies.append(managers.BestN(n=keep.best, get_metric_fn=self._goodness))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=managers.AnyPreservationPolicy(policies),
+            create=True,
+            cleanup_tmp_directories=True,  # what a kill left of a save
+            **best,
+        )
+        self._manager = ocp.CheckpointManager(self.root, options=options)
+
+    def save(self, step: int, state: dict[str, Any], about: dict[str, Any] | None = None, metrics: Any = None) -> None:
+        """Starts saving `state` as `step`; returns once the arrays are copied.
+
+        Args:
+          step: whose checkpoint it is.
+          state: tree of arrays and numbers.
+          about: what JSON can say, kept beside the arrays in the same folder.
+          metrics: numbers by name, for `Keep.best`.
+
+        Raises:
+          BadInput: the metric of `Keep` is not among the metrics.
+          OSError: ENOSPC, before anything is written, where the disk has no room for it; or what the save before
+            this one met. Checkpoints that are whole stay.
+        """
+        _require_room(self.root, state)
+        chosen = None
+        if self._keep.best:
+            metrics = metrics or {}
+            self.require_metric(metrics)
+            chosen = {self._keep.metric: metrics[self._keep.metric]}
+        with _os_errors(self.root):
+            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata=about, metrics=chosen)
+
+    def require_metric(self, metrics: Mapping[str, float]) -> None:
+        """Raises BadInput where the best are kept by a number that is not among these."""
+        if self._keep.best and self._keep.metric not in metrics:
+            raise BadInput(f"no number {self._keep.metric!r} to keep the best by; there are {', '.join(metrics)}")
+
+    def check(self) -> None:
+        """Raises what a save under way has met so far; see `save`."""
+        with _os_errors(self.root):
+            self._manager.check_for_errors()
+
+    def restore_latest(self, like: dict[str, Any]) -> Restored | None:
+        """The latest checkpoint on the shardings of `like`, or None where there is none.
+
+        A damaged one is set aside as STEP.damaged, and the one before it is taken.
+
+        Raises:
+          BadInput: it is of another model, or every one is damaged.
+        """
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        damaged: list[tuple[int, Exception]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            restored, error = self._restore(step, abstract)
+            if error is None and restored is not None:
+                for bad, why in damaged:
+                    self._set_aside(bad, why, instead=step)
+                return restored
+            damaged.append((step, error or RuntimeError("another process cannot read its part")))
+        if damaged:
+            step, error = damaged[0]
+            raise _damaged(self.root / str(step), error) from error
+        return None
+
+    def _restore(self, step: int, abstract: Any) -> tuple[Restored | None, Exception | None]:
+        """One checkpoint, or what is wrong with it; where any process finds it damaged, none takes it."""
+        restored, error = None, None
+        try:
+            self._require_shapes(step, abstract)
+            state = dict(self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
+            restored = Restored(step, state, self._manager.metadata(step).custom_metadata or {})
+        except (MemoryError, BadInput):
+            raise
+        except Exception as caught:  # Orbax raises the bare class where the bytes of an array are damaged
+            error = caught
+        unreadable = over_processes({"unreadable": float(error is not None)})["unreadable"]
+        return (None if unreadable.any() else restored), error
+
+    def close(self) -> None:
+        """Waits for a save under way. Raises what it met; see `save`."""
+        try:
+            with _os_errors(self.root):
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
+
+    def _goodness(self, metrics: dict[str, float]) -> float:
+        value = metrics.get(self._keep.metric)
+        if value is None:  # kept by another number, before the recipe said this one
+            return -math.inf
+        return float(value) if self._keep.highest else -float(value)
+
+    def _require_shapes(self, step: int, abstract: Any) -> None:
+        """Raises BadInput for a whole checkpoint of another model, and whatever a damaged one makes Orbax raise."""
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            path: Any = self.root / str(step) / "default"  # orbax is annotated with a path type of its own
+            found = handler.metadata(path).tree
+
+        def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+            leaves = jax.tree_util.tree_leaves_with_path(tree)
+            return {_dotted(path): tuple(getattr(leaf, "shape", ())) for path, leaf in leaves}
+
+        found, wanted = shapes(found), shapes(abstract)
+        differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+        if differing:
+            name = differing[0]
+            raise BadInput(
+                f"checkpoint {self.root / str(step)} is of another model: {name} is {found.get(name, 'missing')} there "
+                f"and {wanted.get(name, 'missing')} in this one; choose a new --workdir or remove that folder"
+            )
+
+    def _set_aside(self, step: int, error: Exception, instead: int) -> None:
+        path = self.root / str(step)
+        aside = path.with_name(f"{step}.damaged")
+        reason = re.sub(r"\s+", " ", str(error))[:200]
+        logging.warning("%s is damaged (%s): set aside as %s; going on from step %d", path, reason, aside.name, instead)
+        if jax.process_index() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        self._manager.reload()
+
+
+def _dotted(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+@contextlib.contextmanager
+def _os_errors(root: pathlib.Path) -> Iterator[None]:
+    """A full disk as the OSError that it is, whatever the library that met it calls it."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if re.search(r"No space left|ENOSPC|quota exceeded", str(error), re.IGNORECASE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root)) from error
+        raise
+
+
+def _require_room(root: pathlib.Path, state: Any) -> None:
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
+    if shutil.disk_usage(root).free < needed + _ROOM_TO_SPARE:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root))
+
+
+def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
+    reason = re.sub(r"\s+", " ", str(error))[:200]
+    return BadInput(
+        f"checkpoint {path} is damaged or of another model ({reason}); remove that folder to go on from the one "
+        "before it"
+    )
+
+
+class _OneByOne(ocp.type_handlers.NumpyHandler):
+    """Finishes an array before it begins the next: encoded chunks wait for the disk in memory."""
+
+    async def serialize(self, values, infos, args=None):
+        for place, value in enumerate(values):
+            for future in await super().serialize([value], [infos[place]], [args[place]] if args else None):
+                await asyncio.to_thread(future.result)
+        return []
+
+
+def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
+    """Writes parameters alone as a checkpoint, waiting until it is whole (merged and imported models).
+
+    Host arrays are encoded one after another and never copied, so that this takes at most the largest one's memory.
+    Their digest stands beside the checkpoint as STEP.sha256: this format has no checksum of its own.
+
+    Raises:
+      OSError: ENOSPC, before anything is written, where the disk has no room for it.
+    """
+    tree = {"params": jax.tree.map(np.asarray, params)}
+    root = pathlib.Path(folder).absolute() / CHECKPOINTS
+    root.mkdir(parents=True, exist_ok=True)
+    _require_room(root, tree)
+    # Orbax's usual format holds all encoded bytes until the end.
+    in_place = _OneByOne(deepcopy_host_arrays=False)  # nothing changes the arrays while this waits
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place)),
+    )
+    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+    manager = ocp.CheckpointManager(root, options=options, item_handlers=handler)
+    with contextlib.closing(manager):
+        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+        manager.save(step, args=ocp.args.PyTreeSave(tree, save_args=chunks))
+    _digest_file(root / str(step)).write_text(digest(tree["params"]) + "\n", encoding="utf-8")
+
+
+def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str, Any]:
+    """The model's parameters of a folder's checkpoint, the latest where `step` is None, as a nested dict of float32
+    NumPy arrays.
+
+    Raises:
+      BadInput: no such folder, no checkpoint in it, or a damaged one; other values than `save_params` wrote, too.
+    """
+    root = pathlib.Path(folder).absolute() / CHECKPOINTS
+    steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
+    if not steps:
+        raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train it first")
+    step = steps[-1] if step is None else step
+    path: Any = root / str(step) / "default"  # orbax is annotated with a path type of its own
+    try:
+        # Restored as NumPy, whole, on the host: the caller decides where it goes.
+        with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            tree = handler.metadata(path).tree["params"]
+            tree = {name: part for name, part in tree.items() if name != LOSS_PARAMS}
+            as_numpy = jax.tree.map(
+                lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32)), tree
+            )
+            arguments = ocp.args.PyTreeRestore(
+                item={"params": tree}, restore_args={"params": as_numpy}, partial_restore=True
+            )
+            params = handler.restore(path, args=arguments)["params"]
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise _damaged(root / str(step), error) from error
+    _require_digest(root / str(step), params)
+    return params
+
+
+def _digest_file(checkpoint: pathlib.Path) -> pathlib.Path:
+    return checkpoint.with_name(f"{checkpoint.name}.sha256")
+
+
+def _require_digest(checkpoint: pathlib.Path, params: Any) -> None:
+    """Refuses other parameters than were saved, where `save_params` noted their digest."""
+    noted = _digest_file(checkpoint)
+    if noted.exists() and noted.read_bytes().strip() != digest(params).encode():
+        raise BadInput(
+            f"checkpoint {checkpoint} is damaged: its parameters are not those of {noted.name}; "
+            "copy that model again, or write it again"
+        )

@@ -1,0 +1,81 @@
+"""What `--dry_run` says: the arguments of the call, the stages of a recipe, the files, the resolved gin."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pplx_jax.cli.verbs import Verb
+from pplx_jax.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from pplx_jax.configuration import Config
+    from pplx_jax.training.trainer import Training
+
+SHOWN_APART = ("config_text", "fingerprint", "settings", "stages")
+STAGE_FILES = (
+    "checkpoints/",
+    "config.gin",
+    "goodput.json",
+    "metrics.jsonl",
+    "model-info.txt",
+    "model.json",
+    "vocabulary.model",
+)
+RUN_FILES = ("results.json", "report.html")
+MERGE_FILES = ("merged/", "export/", "embeddings/", "index/")
+
+
+def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str, Any]:
+    """Describes a call without making it.
+
+    Returns:
+        {"verb", "arguments": {name: text}, "stages": [{"stage", "steps", "batch_size", "row_length",
+        "examples"}], "writes": [path], "fingerprint", "config": resolved gin}; stages only for a recipe.
+
+    Raises:
+        BadInput: a stage that the recipe does not have.
+    """
+    described: dict[str, Any] = {
+        "verb": verb.name,
+        "arguments": {name: str(value) for name, value in arguments.items() if name not in SHOWN_APART},
+    }
+    writes = [str(arguments[name]) for name in verb.outputs if name in arguments]
+    if (
+        "stages" in arguments and "workdir" in arguments and not verb.outputs
+    ):  # with an output of its own it trains nothing
+        stages = _chosen(arguments["stages"], arguments.get("stage"), arguments.get("until"))
+        described["stages"] = [_describe(training) for training in stages]
+        workdir, names = pathlib.Path(arguments["workdir"]), [training.stage.name for training in stages]
+        files = [f"{name}/{file}" for name in names for file in STAGE_FILES]
+        if "stage" not in arguments:
+            files += ["data/", *(RUN_FILES if stages else ())]
+            if arguments.get("until") is None and {"contextual", "triplet"} <= {*names}:
+                files += MERGE_FILES
+        writes += [str(workdir / file) for file in files]
+    return {**described, "writes": writes, "fingerprint": config.fingerprint, "config": config.resolved()}
+
+
+def _chosen(stages: "Sequence[Training]", name: str | None, until: str | None) -> "list[Training]":
+    """One stage, those up to one (none, where it stops before the first), or all."""
+    if until is not None:
+        from pplx_jax.recipes.recipe import check_until
+
+        names = [training.stage.name for training in stages]
+        check_until(until, names)
+        return list(stages[: names.index(until) + 1]) if until in names else []
+    chosen = [training for training in stages if name in (None, training.stage.name)]
+    if not chosen:
+        known = ", ".join(training.stage.name for training in stages)
+        raise BadInput(f"--stage {name}: the recipe has no such stage; it has {known}")
+    return chosen
+
+
+def _describe(training: "Training") -> dict[str, Any]:
+    stage = training.stage
+    return {
+        "stage": stage.name,
+        "steps": training.steps,
+        "batch_size": stage.batch_size,
+        "row_length": stage.row_length,
+        "examples": training.steps * stage.batch_size,
+    }

@@ -1,0 +1,334 @@
+"""Assembles the packed batch of each stage from a token table and the indices of its examples (numpy only).
+
+Every batch has `tokens`, `segment_ids` (0 = padding), `positions` (restart in every text) and `chunk_ids`
+(pooling slot + 1 of the token within its row; 0 on padding and separators), int32 [B, L], and int32
+references to its texts as (row, slot) pairs. All texts of a batch share its rows; the shapes depend on the
+arguments alone, never on the texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.batches import packing
+from pplx_jax.data.tokens.ragged import ranges
+from pplx_jax.data.tokens.token_table import Ragged, TokenTable
+
+_DRAWS = 32  # sampled batches behind an estimate: their mean is known to a fifth of a batch's own deviation
+
+
+class PackedBatch(NamedTuple):
+    """A batch and what packing it cost.
+
+    Attributes:
+        arrays: the model's inputs, all int32.
+        metrics: `fill` (share of the cells that hold a token), `tokens` (their number), `cut_tokens` (tokens
+            that did not fit).
+    """
+
+    arrays: dict[str, np.ndarray]
+    metrics: dict[str, float]
+
+
+class _Texts(NamedTuple):
+    """Texts to pack: chunk rows of a ragged feature, and how many of them make each text (None: one)."""
+
+    feature: Ragged
+    chunks: np.ndarray
+    counts: np.ndarray | None = None
+
+    def chunk_lengths(self) -> np.ndarray:
+        return self.feature.offsets[self.chunks + 1] - self.feature.offsets[self.chunks]
+
+    def chunk_counts(self) -> np.ndarray:
+        return np.ones(len(self.chunks), np.int64) if self.counts is None else self.counts
+
+
+def diffusion_batch(table: TokenTable, indices: np.ndarray, *, rows: int, length: int) -> PackedBatch:
+    """Examples of a diffusion table, with as many to a row as fit; each of their texts is a segment of its own.
+
+    Args:
+        table: a table of stage diffusion.
+        indices: [N] examples.
+        rows: B; length: L.
+    """
+    lengths, _ = _measure(_diffusion_texts(table, indices))
+    packed = packing.pack(lengths, rows=rows, length=length, slots=length)
+    first, texts = _texts_in(table, indices, packed.kept)
+    text_example = np.repeat(np.arange(len(indices)), texts)
+    begins = np.concatenate([first, packed.kept.sum(keepdims=True)])
+    text_lengths = np.diff(begins)
+    # Segments are counted along each row.
+    column = packed.column[text_example] + first - np.repeat(np.cumsum(packed.kept) - packed.kept, texts)
+    order = np.lexsort((column, packed.row[text_example]))
+    rank = np.arange(len(order)) - np.searchsorted(packed.row[text_example][order], packed.row[text_example][order])
+    segment = np.empty(len(order), np.int64)
+    segment[order] = rank + 1
+
+    filled = ranges(packed.row * length + packed.column, packed.kept)
+    arrays = {name: np.zeros(rows * length, np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
+    arrays["tokens"] = np.full(rows * length, table.pad_id, np.int32)
+    arrays["tokens"][filled] = table["tokens"].values[ranges(table["tokens"].offsets[indices], packed.kept)]
+    arrays["segment_ids"][filled] = arrays["chunk_ids"][filled] = np.repeat(segment, text_lengths)
+    arrays["positions"][filled] = ranges(np.zeros_like(text_lengths), text_lengths)
+    metrics = {"fill": len(filled) / (rows * length), "tokens": len(filled), "cut_tokens": packed.cut_tokens}
+    return PackedBatch({name: array.reshape(rows, length) for name, array in arrays.items()}, metrics)
+
+
+def _texts_in(table: TokenTable, indices: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the texts of examples begin, counted over all kept tokens of all examples, and how many each has."""
+    starts = np.cumsum(kept) - kept
+    if "text_lengths" not in table:
+        return starts, np.ones(len(indices), np.int64)
+    lengths = table["text_lengths"]
+    counts = lengths.offsets[indices + 1] - lengths.offsets[indices]
+    sizes = lengths.values[ranges(lengths.offsets[indices], counts)].astype(np.int64)
+    within = np.cumsum(sizes) - sizes
+    within -= np.repeat(within[np.cumsum(counts) - counts], counts)
+    whole = within < np.repeat(kept, counts)  # texts that were cut off with the end of their example
+    example = np.repeat(np.arange(len(indices)), counts)[whole]
+    return (np.repeat(starts, counts) + within)[whole], np.bincount(example, minlength=len(indices))
+
+
+def pair_batch(
+    table: TokenTable, indices: np.ndarray, *, rows: int, length: int, slots: int, first_row: int = 0
+) -> PackedBatch:
+    """Queries and their documents; adds `query` [N, 2], `document` [N, 2], `document_hash` [N].
+
+    Args:
+        table: a table of stage pair (or triplet, whose negatives are then left alone).
+        indices: [N] examples.
+        rows: B; length: L; slots: S, texts a row holds.
+        first_row: place of this batch's first row among the rows of all hosts, added to every reference.
+    """
+    shape = {"rows": rows, "length": length, "slots": slots, "first_row": first_row}
+    arrays, (query, document), metrics = _pack_texts(table, _pair_texts(table, indices), **shape)
+    arrays |= {"query": query, "document": document, "document_hash": _int32(table["document_hash"][indices])}
+    return PackedBatch(arrays, metrics)
+
+
+def triplet_batch(
+    table: TokenTable,
+    indices: np.ndarray,
+    *,
+    rows: int,
+    length: int,
+    slots: int,
+    negatives: int | None = None,
+    first_row: int = 0,
+) -> PackedBatch:
+    """Queries, documents and hard negatives; adds `negatives` [N, K, 2] to what `pair_batch` gives.
+
+    A document that is the positive of one query and a negative of others is packed once; they all refer to
+    it.
+
+    Args:
+        table: a table of stage triplet.
+        indices: [N] examples.
+        rows: B; length: L; slots: S, texts a row holds.
+        negatives: K, the first K negatives of each example; None takes all.
+        first_row: as in `pair_batch`.
+
+    Raises:
+        BadInput: the table has fewer than K negatives.
+    """
+    shape = {"rows": rows, "length": length, "slots": slots, "first_row": first_row}
+    texts = _triplet_texts(table, indices, negatives)
+    arrays, (query, unique_documents), metrics = _pack_texts(table, texts, **shape)
+    wanted = np.concatenate([indices[:, None], table["negatives"][indices, :negatives]], axis=1)
+    documents = unique_documents[np.searchsorted(texts[1].chunks, wanted)]
+    arrays |= {"query": query, "document": documents[:, 0], "negatives": documents[:, 1:]}
+    arrays["document_hash"] = _int32(table["document_hash"][indices])
+    return PackedBatch(arrays, metrics)
+
+
+def contextual_batch(
+    table: TokenTable,
+    indices: np.ndarray,
+    *,
+    rows: int,
+    length: int,
+    slots: int,
+    chunks: int,
+    first_row: int = 0,
+) -> PackedBatch:
+    """Queries and whole documents of several chunks, which the separator joins into one text each.
+
+    Adds `query` [N, 2], `chunks` [N, C, 2] ((-1, -1) where a document has fewer), `chunk` [N] (the gold
+    chunk's place in its document), `document_hash` [N], `also_positive` [N, C] bool, the document's further
+    chunks that answer the query (none where the table does not know them). A document with several queries in
+    the batch is packed once.
+
+    Args:
+        table: a table of stage contextual.
+        indices: [N] examples.
+        rows: B; length: L; slots: S, chunks and queries a row holds.
+        chunks: C, the most chunks a document may have.
+        first_row: as in `pair_batch`.
+
+    Raises:
+        BadInput: a document has more than C chunks.
+    """
+    shape = {"rows": rows, "length": length, "slots": slots, "first_row": first_row}
+    texts = _contextual_texts(table, indices)
+    counts = texts[1].chunk_counts()
+    if counts.max() > chunks:
+        raise BadInput(
+            f"{table.folder}: a document of {counts.max()} chunks in a batch of {chunks}; "
+            "raise the chunks of the stage or tokenise with a lower max_chunks"
+        )
+    arrays, (query, chunk_references), metrics = _pack_texts(table, texts, **shape)
+    references = np.full((len(counts), chunks, 2), -1, np.int32)
+    references[np.arange(chunks) < counts[:, None]] = chunk_references
+    document_of = np.unique(table["document"][indices], return_inverse=True)[1]
+    arrays |= {
+        "query": query,
+        "chunks": references[document_of],
+        "chunk": _int32(table["chunk"][indices]),
+        "document_hash": _int32(table["document_hash"][indices]),
+    }
+    arrays["also_positive"] = np.zeros((len(indices), chunks), bool)
+    if "also_positive" in table:  # for all hosts' batches have the same arrays
+        for own, index in zip(arrays["also_positive"], indices, strict=True):
+            own[table["also_positive"][index]] = True
+    return PackedBatch(arrays, metrics)
+
+
+def rows_needed(
+    table: TokenTable,
+    stage: str,
+    examples: int,
+    length: int,
+    *,
+    slots: int | None = None,
+    negatives: int | None = None,
+    deviations: float = 0.5,
+    multiple_of: int = 1,
+) -> int:
+    """Rows for batches of `examples`: what the mean batch packs into, and `deviations` standard deviations
+    more.
+
+    Found by packing sampled batches (always the same ones), so whatever packing costs is in it. With half a
+    deviation a batch of hundreds of texts fills about 98% of its cells, and one batch in four is a little too
+    large: its longest texts are shortened, a few tokens in a thousand overall.
+
+    Args:
+        table: the table the stage reads.
+        stage: "diffusion", "pair", "triplet" or "contextual".
+        examples: N of one batch (of one host).
+        length: L.
+        slots: S; None where rows may hold any number of texts.
+        negatives: K of the triplet stage; None takes all.
+        deviations: margin above the mean.
+        multiple_of: the answer is a multiple of this, e.g. the data-parallel devices of a host.
+    """
+    used = [1 + packed.row.max() for packed in _sample(table, stage, examples, length, slots or length, negatives)]
+    return math.ceil((np.mean(used) + deviations * np.std(used)) / multiple_of) * multiple_of
+
+
+def slots_needed(
+    table: TokenTable,
+    stage: str,
+    examples: int,
+    length: int,
+    *,
+    negatives: int | None = None,
+    multiple_of: int = 8,
+) -> int:
+    """Slots enough that only the tokens of a row, never its slots, keep a text out; see `rows_needed`."""
+    most = max(1 + packed.slot.max() for packed in _sample(table, stage, examples, length, length, negatives))
+    return math.ceil(most / multiple_of) * multiple_of
+
+
+def _diffusion_texts(table: TokenTable, indices: np.ndarray) -> list[_Texts]:
+    return [_Texts(table["tokens"], indices)]
+
+
+def _pair_texts(table: TokenTable, indices: np.ndarray) -> list[_Texts]:
+    return [_Texts(table["query"], indices), _Texts(table["document"], indices)]
+
+
+def _triplet_texts(table: TokenTable, indices: np.ndarray, negatives: int | None = None) -> list[_Texts]:
+    available = table["negatives"].shape[1]
+    if negatives is not None and negatives > available:
+        raise BadInput(f"{table.folder}: {available} negatives an example, the stage wants {negatives}; mine more")
+    wanted = np.concatenate([indices, table["negatives"][indices, :negatives].ravel()])
+    return [_Texts(table["query"], indices), _Texts(table["document"], np.unique(wanted))]
+
+
+def _contextual_texts(table: TokenTable, indices: np.ndarray) -> list[_Texts]:
+    documents = np.unique(table["document"][indices])
+    first = table["chunks_of_document"][documents]
+    counts = table["chunks_of_document"][documents + 1] - first
+    return [_Texts(table["query"], indices), _Texts(table["chunks"], ranges(first, counts), counts)]
+
+
+def _sample(
+    table: TokenTable, stage: str, examples: int, length: int, slots: int, negatives: int | None
+) -> list[packing.Packing]:
+    """Packs `_DRAWS` seeded batches of a stage with no bound on the rows."""
+    if examples > table.count:
+        raise BadInput(f"{table.folder}: {table.count} examples, a batch wants {examples}; lower the batch size")
+    generator = np.random.default_rng(0)
+    packed = []
+    for _ in range(_DRAWS if examples < table.count else 1):
+        indices = generator.choice(table.count, examples, replace=False)
+        if stage == "triplet":
+            texts = _triplet_texts(table, indices, negatives)
+        else:
+            texts = {"diffusion": _diffusion_texts, "pair": _pair_texts, "contextual": _contextual_texts}[stage](
+                table, indices
+            )
+        lengths, counts = _measure(texts)
+        packed.append(packing.pack(lengths, counts, rows=len(counts), length=length, slots=slots))
+    return packed
+
+
+def _pack_texts(
+    table: TokenTable, texts: Sequence[_Texts], *, rows: int, length: int, slots: int, first_row: int = 0
+) -> tuple[dict[str, np.ndarray], list[np.ndarray], dict[str, float]]:
+    """Packs texts into rows; also returns the (row, slot) of the chunks of each group: int32 [C, 2]."""
+    lengths, counts = _measure(texts)
+    packed = packing.pack(lengths, counts, rows=rows, length=length, slots=slots)
+    cells = packed.row * length + packed.column
+    filled = ranges(cells, packed.kept)
+    starts = np.concatenate([group.feature.offsets[group.chunks] for group in texts])
+    arrays = {name: np.zeros(rows * length, np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
+    arrays["tokens"] = np.full(rows * length, table.pad_id, np.int32)
+    arrays["segment_ids"][filled] = np.repeat(packed.segment, packed.kept)
+    arrays["positions"][filled] = ranges(packed.position, packed.kept)
+    arrays["chunk_ids"][filled] = np.repeat(packed.slot + 1, packed.kept)
+
+    references, chunk, cell = [], 0, 0
+    where = np.stack([packed.row + first_row, packed.slot], axis=1).astype(np.int32)
+    for group in texts:
+        own = slice(chunk, chunk + len(group.chunks))
+        read = ranges(starts[own], packed.kept[own])
+        arrays["tokens"][filled[cell : cell + len(read)]] = group.feature.values[read]
+        references.append(where[own])
+        chunk, cell = own.stop, cell + len(read)
+
+    follows = packed.position > 0  # chunks that a separator joins to the one before
+    separators = cells[follows] - 1
+    arrays["tokens"][separators] = table.separator_id
+    arrays["segment_ids"][separators] = packed.segment[follows]
+    arrays["positions"][separators] = packed.position[follows] - 1
+
+    tokens = len(filled) + len(separators)
+    metrics = {"fill": tokens / (rows * length), "tokens": tokens, "cut_tokens": packed.cut_tokens}
+    return {name: array.reshape(rows, length) for name, array in arrays.items()}, references, metrics
+
+
+def _measure(texts: Sequence[_Texts]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of every chunk [C] and chunks of every text [T], over all groups."""
+    lengths = np.concatenate([group.chunk_lengths() for group in texts])
+    return lengths, np.concatenate([group.chunk_counts() for group in texts])
+
+
+def _int32(values: np.ndarray) -> np.ndarray:
+    return np.asarray(values, np.int32)

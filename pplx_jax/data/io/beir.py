@@ -1,0 +1,194 @@
+"""Reading a retrieval set in the BEIR layout (arXiv 2104.08663), optionally with the document each passage is
+from.
+
+    FOLDER/corpus.jsonl     {"_id", "text", "title"?, "parent"?, "chunk"?, "path"?, "line"?}
+    FOLDER/queries.jsonl    {"_id", "text"}
+    FOLDER/qrels.tsv        query-id, corpus-id, score; or qrels/SPLIT.tsv; the header line is optional
+
+Each file may be gzipped (".gz" appended to its name).
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Container, Iterator
+from typing import Any
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io import json_lines as rows
+
+_HEADER = ("query-id", "corpus-id", "score")
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalSet:
+    """A collection, its judged queries and the judgements.
+
+    Attributes:
+        document_ids, documents: N ids and texts, in file order; a title stands before its text.
+        parents: N ids of the document that each passage belongs to, its own id where the file names none.
+        chunks: N places within the parent, the order in the file where the file gives none.
+        query_ids, queries: ids and texts of the judged queries only, in file order.
+        qrels: query id -> document id -> grade, over exactly `query_ids`.
+    """
+
+    document_ids: list[str]
+    documents: list[str]
+    parents: list[str]
+    chunks: list[int]
+    query_ids: list[str]
+    queries: list[str]
+    qrels: dict[str, dict[str, int]]
+
+    @property
+    def has_context(self) -> bool:
+        """Whether some parent has several passages, so that a context model has anything to see."""
+        return len(set(self.parents)) < len(self.parents)
+
+
+def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
+    """Reads a BEIR folder.
+
+    Args:
+        folder: the folder.
+        split: which qrels/SPLIT.tsv to read where there is no qrels.tsv.
+
+    Raises:
+        BadInput: a file is missing, a row lacks a column or repeats an id, or a judgement names an unknown
+            id; the message gives the file and the line.
+    """
+    corpus_file, queries_file, qrels_file = set_files(folder, split)
+    documents, parents, chunks = {}, [], []
+    seen_of_parent: dict[str, int] = {}
+    for where, row in _read_rows(corpus_file, documents):
+        title = str(row.get("title") or "")
+        documents[row["_id"]] = f"{title} {row['text']}" if title else row["text"]
+        parent = str(row.get("parent", row["_id"]))
+        chunk = row.get("chunk", seen_of_parent.get(parent, 0))
+        if isinstance(chunk, bool) or not isinstance(chunk, int):
+            raise BadInput(f'{where}: "chunk" is {chunk!r}; give the place in the parent as a whole number')
+        seen_of_parent[parent] = seen_of_parent.get(parent, 0) + 1
+        parents.append(parent)
+        chunks.append(chunk)
+    queries: dict[str, str] = {}
+    for _, row in _read_rows(queries_file, queries):
+        queries[row["_id"]] = row["text"]
+    qrels = _read_qrels(qrels_file, queries, documents)
+    judged = [query for query in queries if query in qrels]
+    return RetrievalSet(
+        document_ids=list(documents),
+        documents=list(documents.values()),
+        parents=parents,
+        chunks=chunks,
+        query_ids=judged,
+        queries=[queries[query] for query in judged],
+        qrels=qrels,
+    )
+
+
+def set_files(folder: str | pathlib.Path, split: str = "test") -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
+    """Corpus, queries and judgements of a BEIR folder, as they lie there.
+
+    Raises:
+        BadInput: the folder or a file is missing.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"no folder {folder}: give a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv)")
+    return (
+        _find(folder, "corpus.jsonl"),
+        _find(folder, "queries.jsonl"),
+        _find(folder, "qrels.tsv", f"qrels/{split}.tsv"),
+    )
+
+
+def set_folders(folder: str | pathlib.Path) -> list[pathlib.Path]:
+    """A BEIR folder itself, or the BEIR folders in it, by name; none of them is looked into.
+
+    Raises:
+        BadInput: there is no such folder.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f"no folder {folder}: give a BEIR folder, or a folder of BEIR folders")
+    if any(folder.glob("corpus.jsonl*")):
+        return [folder]
+    inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "qrels" and path.name[0] != ".")
+    return inner or [folder]
+
+
+def _find(folder: pathlib.Path, *names: str) -> pathlib.Path:
+    candidates = [folder / f"{name}{ending}" for name in names for ending in ("", ".gz")]
+    for path in candidates:
+        if path.is_file():
+            return path
+    wanted = " or ".join(names)
+    raise BadInput(f"{folder} has no {wanted} (nor .gz); a BEIR folder holds corpus, queries and qrels")
+
+
+def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields ("FILE, line N", row) with `_id` as a string not yet in `known` and `text` a string."""
+    for number, line in rows.numbered_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            row = rows.parse_object(line)
+        except ValueError as error:
+            raise BadInput(f"{where}: {error}; each line is one object with _id and text") from None
+        for column in ("_id", "text"):
+            if column not in row:
+                raise BadInput(f'{where}: no "{column}", only {", ".join(row) or "nothing"}; rename the column')
+        if not isinstance(row["text"], str):
+            raise BadInput(f'{where}: "text" is {type(row["text"]).__name__}; give a string')
+        row["_id"] = str(row["_id"])
+        for column in ("_id", "text", "title"):
+            if not rows.is_unicode(str(row.get(column))):
+                raise BadInput(f'{where}: "{column}" holds half of a surrogate pair, which is no character; mend it')
+        if row["_id"] in known:
+            raise BadInput(f'{where}: "_id" {row["_id"]!r} stands twice; make ids unique')
+        yield where, row
+
+
+def _read_qrels(
+    path: pathlib.Path, queries: Container[str], documents: Container[str] | None
+) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    first = True
+    for number, line in rows.numbered_lines(path):
+        where = f"{path}, line {number}"
+        cells = line.decode("utf-8-sig", errors="replace").split("\t")
+        is_first, first = first, False
+        if len(cells) != 3:
+            raise BadInput(f"{where}: {len(cells)} columns; give query-id, corpus-id, score with tabs between")
+        query, document, grade = (cell.strip() for cell in cells)
+        try:
+            level = int(grade)
+        except ValueError:
+            if is_first and (query not in queries or (query, document, grade) == _HEADER):
+                continue
+            raise BadInput(f"{where}: score {grade!r} is no whole number; grades are 0, 1, 2, ...") from None
+        if query not in queries:
+            raise BadInput(f"{where}: unknown query-id {query!r}; add it to queries.jsonl or drop the line")
+        if documents is not None and document not in documents:
+            raise BadInput(f"{where}: unknown corpus-id {document!r}; add it to corpus.jsonl or drop the line")
+        if qrels.setdefault(query, {}).setdefault(document, level) != level:
+            raise BadInput(f"{where}: a second, different grade of {query!r}, {document!r}; keep one")
+    if not qrels:
+        raise BadInput(f"{path} judges nothing; give lines of query-id, corpus-id, score")
+    return qrels
+
+
+def read_queries(folder: pathlib.Path) -> dict[str, str]:
+    """All queries of a BEIR folder, judged or not: id -> text. Raises BadInput as `read_beir`."""
+    queries: dict[str, str] = {}
+    for _, row in _read_rows(_find(folder, "queries.jsonl"), queries):
+        queries[row["_id"]] = row["text"]
+    return queries
+
+
+def read_qrels(folder: pathlib.Path, queries: Container[str], split: str = "test") -> dict[str, dict[str, int]]:
+    """The judgements of a BEIR folder, whose documents are not looked up. Raises BadInput as `read_beir`."""
+    return _read_qrels(_find(folder, "qrels.tsv", f"qrels/{split}.tsv"), queries, None)
+
+
+def corpus_file(folder: pathlib.Path) -> pathlib.Path:
+    """The corpus of a BEIR folder. Raises BadInput where there is none."""
+    return _find(folder, "corpus.jsonl")

@@ -1,0 +1,79 @@
+"""Rows of Parquet whose strings are bytes, so that one that is not UTF-8 spoils its row alone."""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from pplx_jax.core.errors import BadInput
+
+_ROWS_AT_ONCE = 1024
+
+
+def parquet_rows(file: BinaryIO, path: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows in order, without their nulls; strings are bytes, within lists and structs too.
+
+    Args:
+        file: open for reading.
+        path: what messages call it.
+
+    Raises:
+        BadInput: it is no Parquet file, or is damaged from some row on; or pyarrow is not installed.
+    """
+    table = open_parquet(file, path)
+    import pyarrow
+
+    number = 0
+    try:
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
+            names, columns = batch.schema.names, [column.cast(_as_bytes(column.type)) for column in batch.columns]
+            for values in zip(*(column.to_pylist() for column in columns), strict=True):
+                number += 1
+                yield {name: value for name, value in zip(names, values, strict=True) if value is not None}
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+        raise damaged(path, number + 1, error) from None
+
+
+def open_parquet(file: BinaryIO, path: str):
+    """A `pyarrow.parquet.ParquetFile`. Raises BadInput as `parquet_rows`."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise BadInput(f"{path}: Parquet needs pyarrow: pip install pyarrow, or give JSON lines") from None
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise BadInput(f"{path}: no Parquet file ({str(error).splitlines()[0]}); copy the file again") from None
+
+
+def decoded(value: Any) -> Any:
+    """The value with strings in place of bytes, within lists and structs too; bytes that are not UTF-8 stay."""
+    if isinstance(value, dict):
+        return {name: decoded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [decoded(item) for item in value]
+    try:
+        return value.decode() if isinstance(value, bytes) else value
+    except UnicodeDecodeError:
+        return value
+
+
+def damaged(path: str, line: int, error: Exception) -> BadInput:
+    """Of a file that ends or rots before `line`."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return BadInput(f"{path}:{line}: cannot be read from here on ({reason}); copy the file again")
+
+
+def _as_bytes(kind):
+    """The Arrow type with bytes in place of strings."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_string(kind) or types.is_large_string(kind):
+        return pyarrow.large_binary()
+    if types.is_dictionary(kind):
+        return _as_bytes(kind.value_type)
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pyarrow.large_list(_as_bytes(kind.value_type))
+    if types.is_struct(kind):
+        return pyarrow.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    return kind

@@ -1,0 +1,71 @@
+"""Writing a ranking as a TREC run file, which trec_eval and its relatives read."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import atomic_path
+from pplx_jax.data.io import json_lines as rows
+
+_TAG = "pplx-jax"
+
+
+def run_line(query: str, document: str, rank: int, score: float, tag: str = _TAG) -> str:
+    """The line of one hit, `query Q0 document rank score tag`.
+
+    Raises:
+        BadInput: an id is blank or holds white space, which a run file cannot express.
+    """
+    if len(query.split()) != 1 or len(document.split()) != 1:
+        raise BadInput(f"a run file cannot hold the id of {query!r}, {document!r}: it is blank or holds white space")
+    # Nine digits give a float32 back exactly, so ties stay ties.
+    return f"{query} Q0 {document} {rank} {score:.9g} {tag}\n"
+
+
+@contextlib.contextmanager
+def run_writer(
+    path: str | pathlib.Path, document_ids: Sequence[str], tag: str = _TAG
+) -> Iterator[Callable[[Iterable[str], np.ndarray, np.ndarray], None]]:
+    """Writes a run file; it appears when the block ends well.
+
+    Yields:
+        add(query_ids, documents, scores): adds one ranking a query, from [Q, K] document numbers and scores,
+        best first.
+
+    Raises:
+        BadInput: see `run_line`.
+    """
+
+    def add(query_ids: Iterable[str], documents: np.ndarray, scores: np.ndarray) -> None:
+        for query, ranked, values in zip(query_ids, documents, scores, strict=True):
+            for rank, (document, score) in enumerate(zip(ranked, values, strict=True), start=1):
+                file.write(run_line(query, document_ids[int(document)], rank, score, tag))
+
+    with atomic_path(pathlib.Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        yield add
+
+
+def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
+    """Reads a TREC run file, gzipped where its name ends in .gz.
+
+    Returns:
+        query id -> document id -> score.
+
+    Raises:
+        BadInput: the file cannot be read, or a line is no "query Q0 document rank score tag"; the message names it.
+    """
+    run: dict[str, dict[str, float]] = {}
+    for number, line in rows.numbered_lines(pathlib.Path(path)):
+        cells = line.decode("utf-8", errors="replace").split()
+        try:
+            query, _, document, _, score, _ = cells
+            found, value = run.setdefault(query, {}), float(score)
+        except ValueError:
+            raise BadInput(f'{path}, line {number}: not "query Q0 document rank score tag"; mend the line') from None
+        if value != value or document in found:
+            raise BadInput(f"{path}, line {number}: {document!r} stands twice for {query!r}, or its score is no number")
+        found[document] = value
+    return run

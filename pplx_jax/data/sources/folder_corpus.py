@@ -1,0 +1,44 @@
+"""A corpus that somebody else wrote: a folder of the corpus files, linked into the run and never copied."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.sources.corpus_writer import whole_folder
+
+FILES = (
+    "text.jsonl",
+    "pairs.jsonl",
+    "documents.jsonl",
+    "search.jsonl",
+    "evaluation/corpus.jsonl",
+    "evaluation/queries.jsonl",
+    "evaluation/qrels.tsv",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderCorpus:
+    """Corpus files as `recipes/corpora/python_corpus.py` describes them; lines are checked during tokenisation.
+
+    Attributes:
+        path: the folder; it must stay where it is while a run uses it.
+    """
+
+    path: str
+
+    def build(self, output: pathlib.Path) -> dict[str, Any]:
+        """Links the files into `output`, and returns their sizes in bytes.
+
+        Raises:
+            BadInput: files are missing; one line names all of them.
+        """
+        folder = pathlib.Path(self.path).absolute()
+        if missing := [name for name in FILES if not (folder / name).is_file()]:
+            raise BadInput(f"FolderCorpus.path {folder} lacks {', '.join(missing)}; write them there")
+        with whole_folder(pathlib.Path(output)) as partial:
+            for name in FILES:
+                (partial / name).parent.mkdir(exist_ok=True)
+                (partial / name).symlink_to(folder / name)
+        return {"bytes": {name: (folder / name).stat().st_size for name in FILES}}

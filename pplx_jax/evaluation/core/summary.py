@@ -1,0 +1,155 @@
+"""What a results folder says in the end: figures by setting and task with their intervals, averages, and by what."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.evaluation.core import significance
+from pplx_jax.evaluation.core.benchmark import Benchmark, Part, Settings, main_value
+from pplx_jax.evaluation.core.results import Outcome, Results
+
+_PACKAGES = ("pplx-jax", "jax", "numpy", "mteb", "datasets", "bm25s", "sentence-transformers", "transformers", "torch")
+
+
+def summarize(results: Results, benchmark: Benchmark) -> dict[str, Any]:
+    """The content of results.json.
+
+    Returns:
+        {"benchmark", "model": what `results.Subject` has, "date", "packages": {name: version},
+        "tasks_of_benchmark": how many it has,
+        "settings": [{"setting", "quantization", "dims", "context", "truncate", "width": the dimensions compared,
+            "complete": whether every task is finished, "averages": {name: value},
+            "average_intervals": {name: (low, high)},
+            "tasks": [{"task", "main_metric", "main", "interval", "seconds", "metrics", "intervals", "queries",
+                "documents", "parts": [{"split", "subset", "metrics", "queries", "documents"}]}]}]}.
+        Metrics of a task are means over its parts; an interval is missing where a task keeps no values by query.
+    """
+    order = {task.name: place for place, task in enumerate(benchmark.tasks)}
+    settings = []
+    for name in dict.fromkeys(outcome.setting for outcome in results.outcomes):
+        outcomes = [one for one in results.outcomes if one.setting == name and one.task in order]
+        outcomes.sort(key=lambda one: order[one.task])
+        resampled = {one.task: _resampled(one) for one in outcomes}
+        averages = benchmark.averages({one.task: one.parts for one in outcomes})
+        held = outcomes[0].settings if outcomes else Settings()
+        entry = {
+            "setting": name,
+            **dataclasses.asdict(held),
+            "width": held.dims or results.subject.dims,
+            "complete": len(outcomes) == len(order),
+            "averages": averages,
+            "average_intervals": _average_intervals(averages, benchmark, resampled),
+            "tasks": [_task(one, resampled[one.task]) for one in outcomes],
+        }
+        settings.append(entry)
+    return {
+        "benchmark": benchmark.name,
+        "model": dataclasses.asdict(results.subject),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "packages": _versions(),
+        "tasks_of_benchmark": len(order),
+        "settings": settings,
+    }
+
+
+def _task(outcome: Outcome, resampled: Sequence[Sequence[Part]]) -> dict[str, Any]:
+    parts = outcome.parts
+    names = [name for name in parts[0].metrics if all(name in part.metrics for part in parts)]
+    intervals = {
+        name: significance.interval(np.array([main_value(drawn, name) for drawn in resampled]))
+        for name in names
+        if resampled and all(name in part.per_query for part in parts)
+    }
+    return {
+        "task": outcome.task,
+        "main_metric": outcome.main_metric,
+        "main": main_value(parts, outcome.main_metric),
+        "interval": intervals.get(outcome.main_metric),
+        "seconds": outcome.seconds,
+        "metrics": {name: main_value(parts, name) for name in names},
+        "intervals": intervals,
+        "queries": _distinct_queries(parts),
+        "documents": max(part.documents for part in parts),
+        "parts": [
+            {
+                "split": part.split,
+                "subset": part.subset,
+                "metrics": dict(part.metrics),
+                "queries": part.queries,
+                "documents": part.documents,
+            }
+            for part in parts
+        ],
+    }
+
+
+def _distinct_queries(parts: Sequence[Part]) -> int:
+    shared = {query for part in parts if part.shares_queries for query in part.query_ids}
+    return len(shared) + sum(part.queries for part in parts if not part.shares_queries)
+
+
+def _resampled(outcome: Outcome) -> list[list[Part]]:
+    """The parts as they would be with other queries of the same kind, many times; none where a part kept only means."""
+    if not all(part.per_query for part in outcome.parts):
+        return []
+    drawn = []
+    for part in outcome.parts:
+        seed = zlib.crc32(f"{outcome.task}/{part.split}/{part.subset}".encode())
+        means = significance.resampled_means(np.stack(list(part.per_query.values()), axis=1), seed=seed)
+        names = list(part.per_query)
+        drawn.append([dataclasses.replace(part, metrics=dict(zip(names, row, strict=True))) for row in means.tolist()])
+    return [list(parts) for parts in zip(*drawn, strict=True)]
+
+
+def _average_intervals(
+    averages: Mapping[str, float], benchmark: Benchmark, resampled: Mapping[str, list[list[Part]]]
+) -> dict[str, tuple[float, float]]:
+    if not all(resampled.values()):
+        return {}
+    draws = [
+        benchmark.averages({task: parts[draw] for task, parts in resampled.items()})
+        for draw in range(significance.INTERVAL_RESAMPLES)
+    ]
+    return {name: significance.interval(np.array([draw[name] for draw in draws])) for name in averages}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def format_table(summary: Mapping[str, Any]) -> str:
+    """Main metrics as a Markdown table: tasks down, settings across, averages last; intervals where there are any."""
+    settings = summary["settings"]
+    tasks = {one["task"]: one["main_metric"] for setting in settings for one in setting["tasks"]}
+    by_task = [{one["task"]: one for one in setting["tasks"]} for setting in settings]
+    rows = [["task", "metric", *(one["setting"] for one in settings)]]
+    for task, metric in tasks.items():
+        found = [of.get(task, {}) for of in by_task]
+        rows.append([task, metric, *(_cell(one.get("main"), one.get("interval")) for one in found)])
+    if len(tasks) > 1:
+        for average in dict.fromkeys(name for setting in settings for name in setting["averages"]):
+            cells = [_cell(one["averages"].get(average), one["average_intervals"].get(average)) for one in settings]
+            rows.append(["average", average, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None, bounds: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" + (f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else "")

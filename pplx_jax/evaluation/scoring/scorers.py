@@ -1,0 +1,77 @@
+"""From a retrieval set to its metrics query by query: what scores, and how scores are ranked and judged."""
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from pplx_jax.data.io.beir import RetrievalSet
+from pplx_jax.data.io.trec_run import run_writer
+from pplx_jax.kernels.quantization import Quantization, quantize
+from pplx_jax.retrieval.bm25 import BM25
+from pplx_jax.retrieval.metrics import judge, metrics_per_query, relevant_ranks, tie_places
+from pplx_jax.retrieval.search import rank_scores, similarity
+
+RUN_DEPTH = 1000
+_SCORES_PER_BLOCK = 1 << 24
+_QUERIES_PER_BLOCK = 256
+
+# Scores [Q, N] of the queries in a slice.
+Scorer = Callable[[slice], np.ndarray]
+
+
+def cosine_scorer(queries: np.ndarray, documents: np.ndarray, quantization: Quantization) -> Scorer:
+    """Scores quantized vectors; the arguments are pooled vectors [Q, d] and [N, d]."""
+    quantized_queries, quantized_documents = (
+        quantize(queries, quantization),
+        quantize(documents, quantization),
+    )
+    packed = quantization == "ubinary"
+    return lambda block: similarity(quantized_queries[block], quantized_documents, packed)
+
+
+def bm25_scorer(data: RetrievalSet) -> Scorer:
+    """Scores by BM25."""
+    index = _bm25(tuple(data.documents))
+    return lambda block: index.scores(data.queries[block])
+
+
+@functools.lru_cache(maxsize=1)  # sets that follow one another may share their documents
+def _bm25(documents: tuple[str, ...]) -> BM25:
+    return BM25(documents)
+
+
+def score(
+    data: RetrievalSet, scorer: Scorer, metrics: Iterable[str], run_file: str | pathlib.Path | None = None
+) -> dict[str, np.ndarray]:
+    """Metrics of a scorer, block of queries after block, so that memory stays bounded.
+
+    Args:
+        data: the set.
+        scorer: gives the scores of a slice of its queries.
+        metrics: see `retrieval.metrics`.
+        run_file: where to write the ranking, if anywhere.
+
+    Returns:
+        name -> float64 [queries], in the order of `data.query_ids`.
+    """
+    judgements = judge(data.qrels, data.query_ids, data.document_ids)
+    places = tie_places(data.document_ids)
+    ranks = []
+    step = min(max(_SCORES_PER_BLOCK // len(data.document_ids), 1), _QUERIES_PER_BLOCK)
+    with contextlib.ExitStack() as stack:
+        add = stack.enter_context(run_writer(run_file, data.document_ids)) if run_file else None
+        for begin in range(0, len(data.query_ids), step):
+            block = slice(begin, begin + step)
+            scores = scorer(block)
+            ranks.append(relevant_ranks(scores, judgements, places, begin))
+            if add:
+                add(data.query_ids[block], *rank_scores(scores, places, RUN_DEPTH))
+    return metrics_per_query(np.concatenate(ranks), judgements, metrics)
+
+
+def means(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """The mean over queries of every metric."""
+    return {name: float(np.mean(of_queries)) for name, of_queries in values.items()}

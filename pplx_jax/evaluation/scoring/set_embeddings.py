@@ -1,0 +1,82 @@
+"""The pooled vectors of a retrieval set, passages alone or in the context of their document."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.data.io.beir import RetrievalSet
+from pplx_jax.evaluation.core.benchmark import TOO_LONG
+from pplx_jax.inference.encoder import Encoder, document_tokens, query_encoder
+from pplx_jax.inference.overflow import too_long_by_name
+
+CONTEXT_CHUNKS = 16  # chunks of a document in contextual training
+
+
+def pooled_vectors(
+    model: Encoder,
+    data: RetrievalSet,
+    *,
+    context: bool = False,
+    dims: int | None = None,
+    truncate: bool = False,
+    chunks_per_document: int = CONTEXT_CHUNKS,
+    tokens_per_document: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes queries and passages once, without quantization.
+
+    Args:
+        model: the encoder.
+        data: the set.
+        context: encode each passage together with its neighbours of the same parent, in chunk order. A query
+            is a document of one chunk either way.
+        dims: only the first dimensions.
+        truncate: cut texts past the model's limit instead of raising.
+        chunks_per_document, tokens_per_document: longer parents are split into consecutive documents; where
+            no number of tokens is given, the model's limit is one.
+
+    Returns:
+        queries [Q, dims] and passages [N, dims], float32, in the order of `data`.
+
+    Raises:
+        BadInput: a text is past the model's limit and `truncate` is off; the message names its id.
+    """
+    options: dict[str, Any] = {"quantization": "none", "dims": dims, "overflow": "truncate" if truncate else "error"}
+    with too_long_by_name(data.query_ids, TOO_LONG):
+        queries = query_encoder(model)(data.queries, **options)
+    if not context:
+        with too_long_by_name(data.document_ids, TOO_LONG):
+            return queries, model.encode(data.documents, **options)
+    limit = min(tokens_per_document or model.config.max_length, model.config.max_length)
+    groups = list(context_groups(data, model.count_tokens(data.documents), chunks_per_document, limit))
+    chunks = [[data.documents[passage] for passage in group] for group in groups]
+    with too_long_by_name([data.document_ids[group[0]] for group in groups], TOO_LONG):  # such a group is one passage
+        encoded = np.concatenate(model.encode_documents(chunks, **options))
+    documents = np.empty_like(encoded)
+    documents[np.concatenate(groups)] = encoded
+    return queries, documents
+
+
+def context_groups(data: RetrievalSet, tokens: np.ndarray, most_chunks: int, most_tokens: int) -> Iterator[list[int]]:
+    """Splits the passages into documents that a model takes whole.
+
+    Args:
+        data: the set.
+        tokens: [N] tokens of each passage.
+        most_chunks, most_tokens: limits of a document; a single passage over `most_tokens` stands alone.
+
+    Yields:
+        Rows of passages of one parent, in chunk order; each row once over all.
+    """
+    members: dict[str, list[int]] = {}
+    for passage, parent in enumerate(data.parents):
+        members.setdefault(parent, []).append(passage)
+    for passages in members.values():
+        group: list[int] = []
+        for passage in sorted(passages, key=lambda row: (data.chunks[row], row)):
+            longer = [*group, passage]
+            if group and (len(longer) > most_chunks or document_tokens(tokens[longer]) > most_tokens):
+                yield group
+                longer = [passage]
+            group = longer
+        yield group

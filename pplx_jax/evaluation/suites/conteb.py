@@ -1,0 +1,132 @@
+"""ConTEB: finding a chunk that only its document makes plain (arXiv 2505.24782; cde_benchmark/ of illuin-tech/conteb).
+
+Eight data sets of documents cut in chunks. A query is ranked against the chunks of all documents together; the chunks
+of a document are in the order of their rows, and with `context` they are encoded together (late chunking), as many as
+the model takes. A query's relevant chunks have grade 1. Vectors
+are compared by cosine.
+"""
+
+import collections
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io.beir import RetrievalSet
+from pplx_jax.evaluation.core.benchmark import Part, main_value
+from pplx_jax.evaluation.core.hub import Table
+from pplx_jax.evaluation.scoring.retrieval_task import RetrievalTask
+
+# Data set of the owner illuin-conteb -> the split that is evaluated on (scripts/evaluation/eval_conteb.py).
+SPLITS = {
+    "mldr-conteb-eval": "test",
+    "squad-conteb-eval": "validation",
+    "narrative-qa": "test",
+    "covid-qa": "train",
+    "esg-reports": "test",
+    "football": "train",
+    "geography": "train",
+    "insurance": "train",
+}
+OWNER = "illuin-conteb"
+_WHOLE_DOCUMENT = 1_000_000  # chunks; what bounds a document is the model's length
+
+
+@dataclasses.dataclass(frozen=True)
+class ConTEB:
+    """One of `benchmark.Benchmark`: its average is the mean nDCG@10 of the eight."""
+
+    tasks: Sequence[RetrievalTask]
+    name: str = "conteb"
+
+    def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
+        return {"ndcg@10": float(np.mean([main_value(of_task, "ndcg@10") for of_task in parts.values()]))}
+
+
+def open_benchmark(name: str, data: pathlib.Path | None = None) -> ConTEB:
+    """ConTEB.
+
+    Args:
+        name: "conteb".
+        data: a folder with NAME/documents/SPLIT-*.parquet and NAME/queries/SPLIT-*.parquet of each data set; None
+            for the hub.
+    """
+    load = functools.lru_cache(maxsize=1)(_load)
+    return ConTEB(
+        [
+            RetrievalTask(
+                name=task,
+                load=functools.partial(load, task, data),
+                revision_of=functools.partial(_revision, task, data),
+                split=split,
+                chunks_per_document=_WHOLE_DOCUMENT,
+            )
+            for task, split in SPLITS.items()
+        ],
+        name,
+    )
+
+
+def _tables(task: str) -> tuple[Table, Table]:
+    repo = f"{OWNER}/{task}"
+    return (
+        Table(repo, "documents", SPLITS[task], ("chunk_id", "chunk")),
+        Table(repo, "queries", SPLITS[task], ("query",)),
+    )
+
+
+def _revision(task: str, data: pathlib.Path | None) -> str:
+    return "-".join(filter(None, (table.digest(data) for table in _tables(task))))
+
+
+def _load(task: str, data: pathlib.Path | None) -> RetrievalSet:
+    documents, queries = (table.read(data) for table in _tables(task))
+    texts: dict[str, str] = {}
+    parents, places = [], []
+    seen: collections.Counter[str] = collections.Counter()
+    for row in documents:
+        parent = _document_of(row["chunk_id"], task)
+        if row["chunk_id"] in texts:
+            raise BadInput(f"{OWNER}/{task}: the chunk {row['chunk_id']!r} stands twice; copy its files again")
+        texts[row["chunk_id"]] = row["chunk"]
+        parents.append(parent)
+        places.append(seen[parent])
+        seen[parent] += 1
+    qrels = {str(number): dict.fromkeys(_relevant(row, task), 1) for number, row in enumerate(queries)}
+    unknown = next((chunk for grades in qrels.values() for chunk in grades if chunk not in texts), None)
+    if unknown is not None:
+        raise BadInput(
+            f"{OWNER}/{task}: a query asks for the chunk {unknown!r}, which is not there; copy its files again"
+        )
+    return RetrievalSet(
+        document_ids=list(texts),
+        documents=list(texts.values()),
+        parents=parents,
+        chunks=places,
+        query_ids=list(qrels),
+        queries=[row["query"] for row in queries],
+        qrels=qrels,
+    )
+
+
+def _document_of(chunk: str, task: str) -> str:
+    """The document of chunk "DOCUMENT_NUMBER"."""
+    document, _, number = chunk.rpartition("_")
+    if not document or not number.isdigit():
+        raise BadInput(f"{OWNER}/{task}: chunk_id {chunk!r} is not DOCUMENT_NUMBER; copy its files again")
+    return document
+
+
+def _relevant(row: Mapping[str, Any], task: str) -> list[str]:
+    """One chunk, or a list of them, under either name."""
+    found = row.get("chunk_ids") or row.get("chunk_id")
+    if not found:
+        raise BadInput(f"{OWNER}/{task}: a query has no chunk_id, only {', '.join(row)}; copy its files again")
+    chunks = [found] if isinstance(found, str) else found
+    if not isinstance(chunks, list) or not all(isinstance(chunk, str) for chunk in chunks):
+        raise BadInput(f"{OWNER}/{task}: a query asks for the chunk {found!r}, which is no text; copy its files again")
+    return chunks

@@ -1,0 +1,222 @@
+"""Exact search behind mteb's `SearchProtocol`: integers stay integers, packed bits go by Hamming distance.
+
+mteb's own search hands every embedding to a float cosine of torch and lets `torch.topk` settle ties. Here ties go by
+document id, descending, as in trec_eval, also where they straddle the last rank.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.progress import Progress
+from pplx_jax.data.io.beir import RetrievalSet
+from pplx_jax.evaluation.core.benchmark import TOO_LONG, Settings, System
+from pplx_jax.evaluation.scoring.set_embeddings import pooled_vectors
+from pplx_jax.evaluation.suites.mteb.embedding_store import CorpusVectors, folder_of
+from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts, document_texts, query_texts, task_instruction
+from pplx_jax.inference.encoder import Encoder, query_encoder
+from pplx_jax.inference.overflow import too_long_by_name
+from pplx_jax.kernels.quantization import quantize
+from pplx_jax.retrieval.bm25 import BM25
+from pplx_jax.retrieval.metrics import tie_places
+from pplx_jax.retrieval.search import rank_scores, similarity, top_k
+
+DOCUMENTS_PER_BLOCK = 1 << 16
+_QUERIES_PER_BLOCK = 256
+
+
+class Search:
+    """A system as mteb searches with it.
+
+    Args:
+        system: a model, or BM25.
+        prompts: around its texts.
+        meta: mteb's `ModelMeta`.
+        scratch: where the vectors of a corpus are kept until it is ranked, so that an interrupted run goes on.
+
+    Attributes:
+        mteb_model_meta: what mteb writes beside results.
+    """
+
+    def __init__(self, system: System, prompts: Prompts, meta: Any, scratch: pathlib.Path | None = None):
+        self.system, self.prompts, self.mteb_model_meta, self._scratch = system, prompts, meta, scratch
+        self._corpus: Any = None
+
+    def index(self, corpus: Any, **_: Any) -> None:
+        """Keeps the corpus, mteb's `Dataset` of id, text, title?, parent?, chunk?; encoding waits for the queries."""
+        self._corpus = corpus
+
+    def search(
+        self,
+        queries: Any,
+        *,
+        task_metadata: Any,
+        hf_split: str,
+        hf_subset: str,
+        top_k: int,
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        **_: Any,
+    ) -> dict[str, dict[str, float]]:
+        """Ranks the indexed corpus, or of it the candidates `top_ranked` of each query.
+
+        Returns:
+            query id -> document id -> score, of the `top_k` best documents.
+
+        Raises:
+            BadInput: a text is past the model's limit, or a row has none.
+        """
+        where = f"{task_metadata.name}, {hf_subset}, {hf_split}"
+        ids, query_ids = list(self._corpus["id"]), list(queries["id"])
+        instruct = {kind: task_instruction(task_metadata, kind) for kind in ("query", "document")}
+        folder = self._folder(where, task_metadata.revision, len(ids))
+        try:
+            texts = self.prompts.queries(query_texts(queries[:]), instruct["query"])
+            with CorpusVectors(len(ids), folder) as vectors:
+                scores = self._scores(texts, query_ids, vectors, instruct["document"], where)
+                if top_ranked is None:
+                    return dict(zip(query_ids, _best(scores, ids, len(query_ids), top_k), strict=True))
+                row = {document: place for place, document in enumerate(ids)}
+                return {
+                    query: _among(scores, place, np.array([row[one] for one in top_ranked[query]]), ids, top_k)
+                    for place, query in enumerate(query_ids)
+                    if query in top_ranked
+                }
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from None
+
+    def _scores(
+        self, queries: list[str], query_ids: list[str], vectors: CorpusVectors, instruction: str, where: str
+    ) -> "_Scores":
+        encoder, settings, corpus = self.system.encoder, self.system.settings, self._corpus
+        packed = settings.quantization == "ubinary"
+        if encoder is None:
+            return _BM25Scores(queries, BM25(document_texts(corpus[:])))
+        if settings.context and "parent" in corpus.column_names:
+            data = _with_parents(
+                corpus, self.prompts.documents(document_texts(corpus[:]), instruction), query_ids, queries
+            )
+            pooled = pooled_vectors(encoder, data, context=True, dims=settings.dims, truncate=settings.truncate)
+            query_vectors, document_vectors = (quantize(part, settings.quantization) for part in pooled)
+            return _VectorScores(query_vectors, document_vectors, packed)
+        # A query's template stands in place of the prompt that the model has for queries.
+        encode_queries = query_encoder(encoder) if self.prompts.query == NO_PROMPTS.query else encoder.encode
+        query_vectors = encode(encoder, queries, query_ids, settings, encode_queries)
+        total = len(corpus)
+        with Progress(
+            f"encode {where}", total, "document", start=vectors.done, enabled=total > DOCUMENTS_PER_BLOCK
+        ) as progress:
+            for begin in range(vectors.done, total, DOCUMENTS_PER_BLOCK):
+                columns = corpus[begin : begin + DOCUMENTS_PER_BLOCK]
+                texts = self.prompts.documents(document_texts(columns), instruction)
+                vectors.add(encode(encoder, texts, columns["id"], settings))
+                progress.update(vectors.done)
+        return _VectorScores(query_vectors, vectors.vectors, packed)
+
+    def _folder(self, where: str, revision: str, documents: int) -> pathlib.Path | None:
+        encoder, settings = self.system.encoder, self.system.settings
+        if encoder is None:
+            return None
+        return folder_of(
+            self._scratch,
+            corpus=[where, revision, documents],
+            model=encoder.fingerprint,
+            settings=dataclasses.asdict(settings),
+            prompt=self.prompts.document,
+        )
+
+
+def encode(
+    encoder: Encoder,
+    texts: Sequence[str],
+    ids: Sequence[str],
+    settings: Settings,
+    how: Callable[..., np.ndarray] | None = None,
+) -> np.ndarray:
+    """Vectors of texts [n, width] under `settings`.
+
+    Args:
+        encoder: the model.
+        texts, ids: n of them.
+        settings: of the vectors.
+        how: the method of `encoder`, `encode` by default.
+
+    Raises:
+        BadInput: a text is past the model's limit; the message names its id.
+    """
+    overflow = "truncate" if settings.truncate else "error"
+    how = how or encoder.encode
+    with too_long_by_name(ids, TOO_LONG):
+        return how(texts, quantization=settings.quantization, dims=settings.dims, overflow=overflow)
+
+
+@dataclasses.dataclass(frozen=True)
+class _VectorScores:
+    """Of vectors [Q, width] and [N, width]."""
+
+    queries: np.ndarray
+    documents: np.ndarray
+    packed: bool
+
+    def best(self, block: slice, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return top_k(self.queries[block], self.documents, places, k, packed=self.packed)
+
+    def of(self, query: int, rows: np.ndarray) -> np.ndarray:
+        return similarity(self.queries[query : query + 1], self.documents[rows], self.packed)
+
+
+@dataclasses.dataclass(frozen=True)
+class _BM25Scores:
+    queries: Sequence[str]
+    index: BM25
+
+    def best(self, block: slice, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return rank_scores(self.index.scores(self.queries[block]), places, k)
+
+    def of(self, query: int, rows: np.ndarray) -> np.ndarray:
+        return self.index.scores(self.queries[query : query + 1])[:, rows]
+
+
+_Scores = _VectorScores | _BM25Scores
+
+
+def _best(scores: _Scores, ids: list[str], queries: int, k: int) -> Iterator[dict[str, float]]:
+    """Each query's best documents and their scores."""
+    places = tie_places(ids)
+    for begin in range(0, queries, _QUERIES_PER_BLOCK):
+        documents, values = scores.best(slice(begin, begin + _QUERIES_PER_BLOCK), places, k)
+        # Worst first: of an id that stands twice in a corpus, the better score stays.
+        for ranked, found in zip(documents[:, ::-1].tolist(), values[:, ::-1].tolist(), strict=True):
+            yield {ids[document]: score for document, score in zip(ranked, found, strict=True)}
+
+
+def _among(scores: _Scores, query: int, rows: np.ndarray, ids: list[str], k: int) -> dict[str, float]:
+    """A query's best candidates and their scores."""
+    if not len(rows):
+        return {}
+    candidates = [ids[row] for row in rows]
+    ranked, found = rank_scores(scores.of(query, rows), tie_places(candidates), k)
+    return {candidates[place]: score for place, score in zip(ranked[0].tolist(), found[0].tolist(), strict=True)}
+
+
+def _with_parents(corpus: Any, documents: list[str], query_ids: list[str], queries: list[str]) -> RetrievalSet:
+    """The set for late chunking; a place within the parent that the corpus does not give is the order of its rows."""
+    columns = corpus[:]
+    parents = [str(parent) for parent in columns["parent"]]
+    seen: dict[str, int] = {}
+    order = []
+    for parent in parents:
+        order.append(seen.get(parent, 0))
+        seen[parent] = order[-1] + 1
+    return RetrievalSet(
+        document_ids=columns["id"],
+        documents=documents,
+        parents=parents,
+        chunks=columns.get("chunk", order),
+        query_ids=query_ids,
+        queries=queries,
+        qrels={},
+    )

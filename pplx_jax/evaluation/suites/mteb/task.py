@@ -1,0 +1,188 @@
+"""A retrieval task of mteb, its splits and subsets, scored by `Search` and judged by mteb itself."""
+
+import contextlib
+import dataclasses
+import datetime
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.progress import Progress
+from pplx_jax.evaluation.core.benchmark import Part, System
+from pplx_jax.evaluation.suites.beir_folder import REPORTED_METRICS
+from pplx_jax.evaluation.suites.mteb.encoder import EncoderSearch
+from pplx_jax.evaluation.suites.mteb.results import model_meta, write_result
+from pplx_jax.evaluation.suites.mteb.search import Search
+from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts, document_texts
+
+Measures = Mapping[str, float]  # of a query, by trec_eval's names
+Grades = Mapping[str, int]  # of a query's judged documents
+_TREC_NAMES = {"ndcg": "ndcg_cut", "recall": "recall", "map": "map_cut", "precision": "P", "hit_rate": "success"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MtebTask:
+    """One `AbsTaskRetrieval` of mteb as a `benchmark.Task`.
+
+    Attributes:
+        name: in the benchmark.
+        task: mteb's, with the subsets and splits that count; its data is loaded to evaluate and let go after.
+        data: where the files of its repository lie, as DATA/NAME; None loads them from the hub.
+        prompts: around the texts.
+        results: where mteb's own result files go, if anywhere.
+        model_name: "organization/model" in those.
+        scratch: keeps the vectors of a corpus until it is ranked, so that an interrupted run goes on with them.
+    """
+
+    name: str
+    task: Any
+    data: pathlib.Path | None = None
+    prompts: Prompts = NO_PROMPTS
+    results: pathlib.Path | None = None
+    model_name: str | None = None
+    scratch: pathlib.Path | None = None
+
+    @property
+    def main_metric(self) -> str:
+        """Such as "ndcg@10"."""
+        return self.task.metadata.main_score.replace("_at_", "@")
+
+    def within(self, folder: pathlib.Path) -> Self:
+        """The task with mteb's result files in FOLDER/leaderboard and unfinished vectors in FOLDER/scratch."""
+        results, scratch = self.results or folder / "leaderboard", self.scratch or folder / "scratch"
+        return dataclasses.replace(self, results=results, scratch=scratch)
+
+    @property
+    def revision(self) -> str:
+        """Changes with the data set's commit and with the prompts."""
+        commit = str(self.task.metadata.revision)
+        return commit if self.prompts == NO_PROMPTS else f"{commit} {self.prompts}"
+
+    def evaluate(self, system: System) -> Sequence[Part]:
+        """A part for every split and subset; `metrics` are mteb's before it rounds them to five digits.
+
+        Raises:
+            BadInput: the data is not there, or a text is past the model's limit; the message names it.
+        """
+        started = time.monotonic()
+        search = self._search(system)
+        with self._loaded():
+            parts, scores = self._score(search)
+        if self.results is not None:
+            write_result(self.results, self._result(scores, time.monotonic() - started), search.mteb_model_meta)
+        return parts
+
+    def _search(self, system: System) -> Search:
+        if system.encoder is None:
+            return Search(system, NO_PROMPTS, model_meta(system, NO_PROMPTS, self.model_name))
+        meta = model_meta(system, self.prompts, self.model_name)
+        return EncoderSearch(system, self.prompts, meta, self.scratch)
+
+    @contextlib.contextmanager
+    def _loaded(self) -> Iterator[None]:
+        """The task with its data, from `data` or the hub."""
+        source = self.task.metadata.dataset
+        page = f"https://huggingface.co/datasets/{source['path']} (revision {source.get('revision')})"
+        name = source["path"].rpartition("/")[2]
+        try:
+            if self.data is not None:
+                folder = self.data / name
+                if not folder.is_dir():
+                    raise BadInput(f"{self.name}: no folder {folder}; put there the files of {page}")
+                local = {"dataset": {**source, "path": str(folder.resolve())}}
+                self.task.metadata = self.task.metadata.model_copy(update=local)
+            try:
+                self.task.load_data()
+                self.task.convert_v1_dataset_format_to_v2(num_proc=None)
+            except Exception as error:  # what is raised depends on where in three libraries it breaks
+                raise BadInput(
+                    f"{self.name}: its data does not load ({_cause(error)}); put the files of {page} in "
+                    f"FOLDER/{name} and give --data FOLDER"
+                ) from error
+            yield
+        finally:
+            if self.task.data_loaded:
+                self.task.unload_data()
+            vars(self.task).pop("metadata", None)
+
+    def _score(self, search: Search) -> tuple[list[Part], dict[str, dict[str, Mapping[str, Any]]]]:
+        """The parts, and mteb's own scores by split and subset."""
+        parts: list[Part] = []
+        pairs = [(split, subset) for split in self.task.eval_splits for subset in self.task.hf_subsets]
+        scores: dict[str, dict[str, Mapping[str, Any]]] = {split: {} for split in self.task.eval_splits}
+        specific = self.task.task_specific_scores
+
+        def keep(
+            per_query: Mapping[str, Mapping[str, float]],
+            qrels: Mapping[str, Mapping[str, int]],
+            *run: Any,
+            **where: Any,
+        ) -> dict[str, float]:
+            parts.append(self._part(per_query, qrels, where["hf_split"], where["hf_subset"]))
+            return specific(per_query, qrels, *run, **where)
+
+        # The hook for figures of a task's own is where mteb shows its figures of each query.
+        self.task.task_specific_scores = keep
+        try:
+            with Progress(self.name, len(pairs), "subset") as progress:
+                for done, (split, subset) in enumerate(pairs, start=1):
+                    found = self.task.evaluate(search, split, [subset], encode_kwargs={"show_progress_bar": False})
+                    scores[split] |= found
+                    progress.update(done)
+        finally:
+            del self.task.task_specific_scores
+        return parts, scores
+
+    def _part(
+        self,
+        per_query: Mapping[str, Measures],
+        qrels: Mapping[str, Grades],
+        split: str,
+        subset: str,
+    ) -> Part:
+        corpus = self.task.dataset[subset][split]["corpus"]
+        values = {
+            metric: np.array([measures[_trec_name(metric)] for measures in per_query.values()])
+            for metric in dict.fromkeys((self.main_metric, *REPORTED_METRICS))
+        }
+        return Part(
+            split=split,
+            subset=subset,
+            metrics={metric: float(np.mean(each)) for metric, each in values.items()},
+            queries=len(per_query),
+            documents=len(corpus),
+            query_ids=list(per_query),
+            per_query=values,
+            lengths=_longest_relevant(corpus, [qrels[query] for query in per_query]),
+        )
+
+    def _result(self, scores: Mapping[str, Mapping[str, Mapping[str, Any]]], seconds: float) -> Any:
+        from mteb import TaskResult
+
+        now = datetime.datetime.now(tz=datetime.UTC)
+        return TaskResult.from_task_results(self.task, scores, evaluation_time=seconds, date=now)
+
+
+def _longest_relevant(corpus: Any, grades: Sequence[Grades]) -> np.ndarray:
+    """int64 [queries]: characters of the longest relevant document; 0 where none is."""
+    relevant = [{document for document, grade in of_query.items() if grade > 0} for of_query in grades]
+    wanted = set().union(*relevant)
+    columns = corpus.select([row for row, document in enumerate(corpus["id"]) if document in wanted])[:]
+    lengths = dict(zip(columns["id"], map(len, document_texts(columns)), strict=True))
+    return np.array([max((lengths.get(document, 0) for document in of_query), default=0) for of_query in relevant])
+
+
+def _cause(error: BaseException) -> str:
+    """The first error of a chain, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _trec_name(metric: str) -> str:
+    measure, cutoff = metric.split("@")
+    return f"{_TREC_NAMES[measure]}_{cutoff}"

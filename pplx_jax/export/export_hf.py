@@ -1,0 +1,192 @@
+"""Export of a model folder to the published PyTorch layout: transformers, sentence-transformers, servers."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+from absl import logging
+
+from pplx_jax.checkpoints.huggingface.name_map import to_torch_layout
+from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
+from pplx_jax.checkpoints.model_folder import ModelFolder, load_model
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.output_folder import require_free
+from pplx_jax.export.model_card import model_card
+from pplx_jax.export.onnx_graph import write_onnx
+from pplx_jax.export.onnx_parity import check_onnx_parity
+from pplx_jax.export.packages import require_packages
+from pplx_jax.export.parity import check_parity
+from pplx_jax.export.run_record import read_run
+from pplx_jax.export.tokenizer import save_tokenizer
+from pplx_jax.export.weights import write_weights
+from pplx_jax.inference.sentence_transformer import is_foreign
+
+Kind = Literal["v1", "context_v1"]
+
+_TORCH_MODEL = pathlib.Path(__file__).with_name("torch_model")
+_FILES = ("configuration_pplx_qwen3.py", "modeling_pplx_qwen3.py", "st_quantize.py")
+_CLASSES = {
+    "v1": ("modeling_pplx_qwen3", "PPLXQwen3Model"),
+    "context_v1": ("contextual_pplx_qwen3", "PPLXQwen3ContextualModel"),
+}
+
+
+def export_hf(
+    model_folder: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    kind: Kind | None = None,
+    *,
+    dtype: str = "float32",
+    shard_bytes: int = 5_000_000_000,
+    scores: Mapping[str, Any] | None = None,
+    onnx: bool = False,
+) -> dict[str, Any]:
+    """Writes a folder that `SentenceTransformer(output, trust_remote_code=True)` and `AutoModel` open.
+
+    The folder takes its name only after parity holds; a former export there is replaced. The layout knows no causal
+    mask: a causal model (an import that was not trained) is exported as the bidirectional one of the same weights.
+
+    Args:
+      model_folder: what a stage, a merge or an import left.
+      output: the folder to write.
+      kind: "context_v1" adds late chunking to the model; the model folder's own kind where None.
+      dtype: of the weights, "float32" or "bfloat16".
+      shard_bytes: most bytes of weights a file.
+      scores: this run's scores, for the model card; those in `results.json` of the run where None.
+      onnx: also write `onnx/model.onnx`, its weights in float32.
+
+    Returns:
+      `tensors` (how many), `parity` (`max_abs_diff`, `int8_equal_share`, `longest_text` in tokens), with `onnx`
+      the same of the graph as `onnx_parity`, and `peak_bytes` (the most memory this process has held).
+
+    Raises:
+      BadInput: the model folder is damaged, an argument is unknown, `output` holds something else, or a
+        package that it takes is not installed.
+      RuntimeError: the export does not compute what the model computes.
+    """
+    output = pathlib.Path(output).absolute()
+    if dtype not in WRITTEN_DTYPES:
+        raise BadInput(f"dtype={dtype!r} of an export is not one of {', '.join(WRITTEN_DTYPES)}")
+    if kind is not None and kind not in get_args(Kind):
+        raise BadInput(f"kind={kind!r} of an export is not one of {', '.join(get_args(Kind))}")
+    require_packages("an export", "torch", "transformers", "sentence_transformers")
+    if onnx:
+        require_packages("an ONNX export", "onnx", "onnxruntime")
+    require_free(output, "export", lambda folder: (folder / "modules.json").is_file() and not is_foreign(folder))
+    model = load_model(pathlib.Path(model_folder))
+    if model.config.causal:
+        logging.warning("%s is causal, the published layout is not: the export sees both ways", model_folder)
+    config = dataclasses.replace(model.config, causal=False)
+    model = dataclasses.replace(model, config=config, kind=kind or model.kind, params=_rounded(model.params, dtype))
+    record = read_run(pathlib.Path(model_folder), model.stage, model.kind)
+    record = dataclasses.replace(record, scores=record.scores if scores is None else scores)
+    tensors = to_torch_layout(model.params, model.config)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{output.name}-partial-", dir=output.parent) as scratch:
+        # transformers names the modules it loads after the folder.
+        partial = pathlib.Path(scratch) / output.name
+        partial.mkdir()
+        write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
+        _write_description(partial, model, dtype)
+        save_tokenizer(model.vocabulary, partial, model.config.max_length)
+        card = model_card(model.config, model.kind, model.stage, record, onnx=onnx)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        checked = {"parity": check_parity(partial, model)}
+        if onnx:
+            (partial / "onnx").mkdir()
+            graph = write_onnx(tensors, model.config, partial / "onnx")
+            checked["onnx_parity"] = check_onnx_parity(graph, model)
+        if output.exists():
+            os.replace(output, pathlib.Path(scratch) / "former")
+        os.replace(partial, output)
+    reports = {name: dataclasses.asdict(parity) for name, parity in checked.items()}
+    return {"tensors": len(tensors), **reports, "peak_bytes": _peak_bytes()}
+
+
+def hf_config(model: ModelFolder, dtype: str) -> dict[str, Any]:
+    """The content of `config.json`: for transformers from 4.57 to 5.x and for text-embeddings-inference."""
+    config = model.config
+    module, class_name = _CLASSES[model.kind]
+    return {
+        "architectures": [class_name],
+        # The configuration comes through the model's module: transformers remembers a model class by its
+        # configuration's, so that one shared by two kinds would open the second as the first.
+        "auto_map": {"AutoConfig": f"{module}.PPLXQwen3Config", "AutoModel": f"{module}.{class_name}"},
+        "model_type": "bidirectional_pplx_qwen3",
+        "use_bidirectional_attention": True,
+        "is_causal": False,  # transformers' own Qwen3Model heeds it from 5.2 on
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.query_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "max_position_embeddings": config.max_length,
+        "initializer_range": config.embedding_init_std,
+        "tie_word_embeddings": config.tied,
+        "use_cache": False,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "max_window_layers": config.layers,
+        "pad_token_id": model.vocabulary.pad_id,
+        # No text ends in it; text-embeddings-inference requires one, and pads with it.
+        "eos_token_id": model.vocabulary.pad_id,
+        "dtype": dtype,
+    }
+
+
+def _write_description(folder: pathlib.Path, model: ModelFolder, dtype: str) -> None:
+    def write(name: str, content: Any) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    files = (*_FILES, "contextual_pplx_qwen3.py") if model.kind == "context_v1" else _FILES
+    for name in files:
+        shutil.copyfile(_TORCH_MODEL / name, folder / name)
+    write("config.json", hf_config(model, dtype))
+    modules = (
+        {"path": "", "type": "sentence_transformers.models.Transformer"},
+        {"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"path": "", "type": "st_quantize.FlexibleQuantizer", "kwargs": ["quantization", "dims"]},
+    )
+    write("modules.json", [{"idx": i, "name": str(i), **module} for i, module in enumerate(modules)])
+    # The names sentence-transformers has read since version 2, and text-embeddings-inference reads.
+    write(
+        "1_Pooling/config.json",
+        {"word_embedding_dimension": model.config.width, "pooling_mode_mean_tokens": True},
+    )
+    # One more than the model takes: what is cut to the limit itself would be embedded without its tail and
+    # without a word, what is cut to this raises in the model.
+    write("sentence_bert_config.json", {"max_seq_length": model.config.max_length + 1})
+    write("config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
+
+
+def _rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Parameters with the values that `dtype` will hold, so that parity judges the conversion alone."""
+    if dtype == "float32":
+        return dict(params)
+    return {
+        name: _rounded(value, dtype)
+        if isinstance(value, Mapping)
+        else value.astype(WRITTEN_DTYPES[dtype][0]).astype(np.float32)
+        for name, value in params.items()
+    }
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,210 @@
+"""The README.md of an export: how to use it, and what its run records. Nothing in it is made up."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pplx_jax.export.run_record import RunRecord
+from pplx_jax.models.transformer import Qwen3Config
+
+_HEADER = """\
+---
+library_name: sentence-transformers
+pipeline_tag: feature-extraction
+tags:
+- sentence-transformers
+- feature-extraction
+- sentence-similarity
+- custom_code
+---
+"""
+
+_USE = """\
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(FOLDER, trust_remote_code=True)
+embeddings = model.encode(["read a file line by line", "for line in open(path):"])  # int8 [2, {dims}]
+model.similarity(*embeddings.astype("float32"))  # cosine
+model.encode(["read a file line by line"], quantization="ubinary")  # uint8 [1, {dims} / 8]
+```
+
+`quantization` is `int8` (the default, real int8), `binary` (int8 of -1 and +1), `ubinary` (packed bits, the
+first dimension in the most significant), `tanh` or `none` (the pooled vector). `dims=256` keeps a prefix of
+the dimensions; use it rather than `truncate_dim`, which would count bytes of `ubinary`.
+
+What sentence-transformers computes itself (`similarity`, `semantic_search`, `normalize_embeddings=True`) wants floats,
+not int8: give `quantization="tanh"` or `"none"`, or cast to float32 first, as above.
+"""
+
+_USE_CONTEXT = """\
+
+Chunks that see their whole document:
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
+model.encode([["first chunk", "second chunk"], ["a document of one chunk, or a query"]])
+```
+
+A document is a list of chunks and gives one array of shape [chunks, {dims}]. Queries are encoded by this same
+model, as documents of one chunk; `SentenceTransformer.encode` does the same for them.
+"""
+
+_USE_PLAIN = """\
+
+### Without remote code
+
+The weights are those of a Qwen3 without its causal mask. transformers' own class computes the same when the
+mask comes with the call, in every release from 4.51 on; called with `attention_mask` of two dimensions, those
+before 5.2 are causal without a word.
+
+```python
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3Model
+
+tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
+model = Qwen3Model.from_pretrained(FOLDER).eval()
+batch = tokenizer(["read a file line by line", "a query"], padding=True, return_tensors="pt")
+visible = batch["attention_mask"].bool()  # [batch, length]; a text without tokens would see nothing: leave it out
+bias = torch.zeros(len(visible), 1, visible.shape[1], visible.shape[1], dtype=model.dtype)
+bias = bias.masked_fill(~visible[:, None, None, :], torch.finfo(model.dtype).min)
+with torch.inference_mode():
+    hidden = model(input_ids=batch["input_ids"], attention_mask=bias).last_hidden_state
+v = (hidden * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)
+embeddings = torch.round(127 * torch.tanh(v)).to(torch.int8)
+```
+"""
+
+_USE_ONNX = """\
+
+### ONNX
+
+```python
+import onnxruntime
+from transformers import PreTrainedTokenizerFast
+
+session = onnxruntime.InferenceSession(f"{{FOLDER}}/onnx/model.onnx")
+batch = PreTrainedTokenizerFast.from_pretrained(FOLDER)(["read a file", "a query"], padding=True, return_tensors="np")
+inputs = {{name: batch[name].astype("int64") for name in ("input_ids", "attention_mask")}}
+hidden, v, int8, binary = session.run(None, inputs)
+```
+
+The outputs are `last_hidden_state`, `pooler_output` (the pooled vector), `pooler_output_int8` and
+`pooler_output_binary` (-1 and +1; `numpy.packbits(binary > 0, axis=-1)` packs it). Weights are float32.
+"""
+
+_STAGES = {
+    "diffusion": "masked diffusion",
+    "pair": "pairs, in-batch negatives",
+    "contextual": "chunks in their documents",
+    "triplet": "pairs with mined hard negatives",
+}
+_MERGED = "\nThe parameters are the spherical interpolation of those of the contextual and the triplet stage.\n"
+
+
+def model_card(config: Qwen3Config, kind: str, stage: str, record: RunRecord, *, onnx: bool = False) -> str:
+    """The card's text.
+
+    Args:
+      config: the encoder.
+      kind: "v1" or "context_v1".
+      stage: what made the parameters: a stage, or the merge.
+      record: of the run; what it does not hold, the card says is not known.
+      onnx: whether the export has an ONNX graph.
+    """
+    use = _USE + (_USE_CONTEXT if kind == "context_v1" else "")
+    plain = _USE_PLAIN + (_USE_ONNX.format() if onnx else "")
+    title = "Contextual text embeddings" if kind == "context_v1" else "Text embeddings"
+    return f"""{_HEADER}
+# {title}, {config.parameters / 1e6:,.1f}M parameters
+
+Made with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Contextual Embeddings"
+(arXiv 2602.11151). The parameters come from: {stage}.
+
+## Use
+
+{use.format(dims=config.width)}{plain}
+## Model
+
+| | |
+|---|---|
+| layers, width, MLP width | {config.layers}, {config.width}, {config.mlp_width} |
+| query heads, key heads, head dimension | {config.query_heads}, {config.kv_heads}, {config.head_dim} |
+| vocabulary | {config.vocab_size} |
+| longest text | {config.max_length} tokens |
+| dimensions | {config.width} |
+
+## Recipe of this run
+
+{_recipe(stage, record)}
+## Data of this run
+
+{_table(record.corpus) or "Not recorded beside the parameters."}
+
+## Scores of this run
+
+{_table(record.scores) or "None were measured."}
+
+## Limits
+
+{_limits(config, record)}"""
+
+
+def _recipe(stage: str, record: RunRecord) -> str:
+    if not record.stages:
+        return "How the parameters were trained is not recorded beside them.\n"
+    rows = [
+        f"| {trained.name} | {_STAGES[trained.name]} | {trained.steps} | {_plain(trained.loss)} "
+        f"| {_plain(trained.examples)} | {_plain(trained.tokens)} |"
+        for trained in record.stages
+    ]
+    heading = (
+        "| stage | learns from | steps | last loss | examples there are | tokens in them |\n|---|---|---|---|---|---|\n"
+    )
+    settings = f"\n<details><summary>Settings</summary>\n\n```\n{record.settings.strip()}\n```\n\n</details>\n"
+    return heading + "\n".join(rows) + "\n" + _MERGED * (stage == "merged") + settings * bool(record.settings)
+
+
+def _limits(config: Qwen3Config, record: RunRecord) -> str:
+    limits = [
+        "No instruction prefix and no appended token: encode the bare text.",
+        f"A text over {config.max_length} tokens is an error, never cut.",
+        "int8, `tanh` and `none` are not normalised; cosine is the similarity they were trained for. Quantizers that\n"
+        '  calibrate ranges, such as sentence-transformers\' `precision="int8"`, are not this quantizer.',
+        "Names of control tokens in a text are text.",
+        "Use sentence-transformers 5.4 or later: earlier ones strip the white space around a text.",
+    ]
+    lengths = [
+        f"{trained.name} ({', '.join(f'{name} {most}' for name, most in trained.lengths.items())})"
+        for trained in record.stages
+        if trained.lengths
+    ]
+    if lengths:
+        limits.append(
+            f"Texts were trained on up to these lengths, in tokens: {'; '.join(lengths)}. Longer ones are taken, and\n"
+            "  nothing here says how well they do."
+        )
+    if record.untrained_prefixes:
+        limits.append("Prefixes of the dimensions were not trained (no MRL): `dims` works, its cost is not known.")
+    return "".join(f"- {limit}\n" for limit in limits)
+
+
+def _table(values: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {_plain(value)} |" for name, value in _flatten(values) if name != "fingerprint")
+    return f"| | |\n|---|---|\n{rows}" if rows else ""
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name.replace('_', ' ')}", value
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return "" if value is None else json.dumps(value)

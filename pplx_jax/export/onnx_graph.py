@@ -1,0 +1,200 @@
+"""The encoder and its quantizer as an ONNX graph of plain operators (opset 17), written without PyTorch.
+
+Inputs and outputs are named as in the published folder: `input_ids` and `attention_mask`, int64
+[batch, length], give `last_hidden_state` [batch, length, D], `pooler_output` (the mean v over the mask,
+[batch, D]), `pooler_output_int8` (clip(round(127 tanh v), -127, 127), half to even) and
+`pooler_output_binary` (int8, +1 where v >= 0, else -1). Batch and length are free in every call.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.kernels.quantization import LEVELS
+from pplx_jax.models.transformer import Qwen3Config
+
+FILE = "model.onnx"
+DATA = "model.onnx_data"
+OUTPUTS = ("last_hidden_state", "pooler_output", "pooler_output_int8", "pooler_output_binary")
+_OPSET, _IR_VERSION = 17, 8  # readable by runtimes from onnxruntime 1.13 on
+_PAGE = 4096  # tensors begin at pages of the file, so that runtimes can map instead of read them
+_EMBEDDING = "embed_tokens.weight"
+
+
+def write_onnx(tensors: Mapping[str, np.ndarray], config: Qwen3Config, folder: pathlib.Path) -> pathlib.Path:
+    """Writes `model.onnx` and, with all weights in float32, `model.onnx_data`.
+
+    Weights go to their own file one after another: no second copy is held, and the 2 GB that one protobuf
+    message may have are no limit.
+
+    Args:
+      tensors: the PyTorch layout of the encoder (`to_torch_layout`).
+      config: the encoder.
+      folder: an existing folder.
+
+    Returns:
+      The path of `model.onnx`.
+    """
+    import onnx
+
+    path = folder / FILE
+    with (folder / DATA).open("wb") as data:
+        model = _Builder(tensors, config, data).model()
+    path.write_bytes(model.SerializeToString())
+    onnx.checker.check_model(path, full_check=True)
+    return path
+
+
+class _Builder:
+    """Appends nodes in order; every method returns the name of the value it made."""
+
+    def __init__(self, tensors: Mapping[str, np.ndarray], config: Qwen3Config, data: Any):
+        import onnx
+
+        self.onnx, self.types = onnx, onnx.TensorProto
+        self.tensors, self.config, self.data = tensors, config, data
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        self.constants: dict[tuple, str] = {}
+
+    def model(self) -> Any:
+        helper, types = self.onnx.helper, self.types
+        hidden = self.encoder()
+        pooled = self.pooled(hidden)
+        scaled = self.op("Round", self.op("Mul", self.op("Tanh", pooled), self.constant(float(LEVELS))))
+        clipped = self.op("Clip", scaled, self.constant(float(-LEVELS)), self.constant(float(LEVELS)))
+        positive = self.op("GreaterOrEqual", pooled, self.constant(0.0))
+        signs = self.op("Where", positive, self.constant(1, np.int8), self.constant(-1, np.int8))
+        integers = self.op("Cast", clipped, to=types.INT8)
+        for name, value in zip(OUTPUTS, (hidden, pooled, integers, signs), strict=True):
+            self.nodes.append(helper.make_node("Identity", [value], [name], name=name))
+
+        def declared(name: str, kind: int, *shape: int | str) -> Any:
+            return helper.make_tensor_value_info(name, kind, shape)
+
+        width = self.config.width
+        graph = helper.make_graph(
+            self.nodes,
+            "bidirectional_pplx_qwen3",
+            [declared(name, types.INT64, "batch", "length") for name in ("input_ids", "attention_mask")],
+            [
+                declared(OUTPUTS[0], types.FLOAT, "batch", "length", width),
+                declared(OUTPUTS[1], types.FLOAT, "batch", width),
+                declared(OUTPUTS[2], types.INT8, "batch", width),
+                declared(OUTPUTS[3], types.INT8, "batch", width),
+            ],
+            self.initializers,
+        )
+        opsets = [helper.make_opsetid("", _OPSET)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="pplx-jax")
+
+    def encoder(self) -> str:
+        """Hidden states [B, L, D] after the final norm."""
+        bias, angles = self.bias(), self.angles()
+        x = self.op("Gather", self.weight(_EMBEDDING), "input_ids")
+        for layer in range(self.config.layers):
+            prefix = f"layers.{layer}"
+            y = self.norm(x, f"{prefix}.input_layernorm.weight")
+            x = self.op("Add", x, self.attention(y, f"{prefix}.self_attn", bias, angles))
+            y = self.norm(x, f"{prefix}.post_attention_layernorm.weight")
+            gate = self.project(y, f"{prefix}.mlp.gate_proj.weight")
+            gate = self.op("Mul", gate, self.op("Sigmoid", gate))
+            up = self.project(y, f"{prefix}.mlp.up_proj.weight")
+            x = self.op("Add", x, self.project(self.op("Mul", gate, up), f"{prefix}.mlp.down_proj.weight"))
+        return self.norm(x, "norm.weight")
+
+    def attention(self, y: str, prefix: str, bias: str, angles: tuple[str, str]) -> str:
+        """[B, L, D] -> [B, L, D]. K key heads, each with its group of G query heads: [B, K, G, L, E]."""
+        config = self.config
+        group = config.query_heads // config.kv_heads
+
+        def heads(name: str, members: int) -> str:
+            shape = self.constant([0, 0, config.kv_heads, members, config.head_dim], np.int64)
+            return self.op("Reshape", self.project(y, f"{prefix}.{name}_proj.weight"), shape)
+
+        query = self.rotated(self.norm(heads("q", group), f"{prefix}.q_norm.weight"), angles)
+        key = self.rotated(self.norm(heads("k", 1), f"{prefix}.k_norm.weight"), angles)
+        query = self.op("Mul", query, self.constant(config.head_dim**-0.5))
+        query = self.op("Transpose", query, perm=[0, 2, 3, 1, 4])
+        key = self.op("Transpose", key, perm=[0, 2, 3, 4, 1])
+        value = self.op("Transpose", heads("v", 1), perm=[0, 2, 3, 1, 4])
+        weights = self.op("Softmax", self.op("Add", self.op("MatMul", query, key), bias), axis=-1)
+        mixed = self.op("Transpose", self.op("MatMul", weights, value), perm=[0, 3, 1, 2, 4])
+        flat = self.constant([0, 0, config.query_heads * config.head_dim], np.int64)
+        return self.project(self.op("Reshape", mixed, flat), f"{prefix}.o_proj.weight")
+
+    def bias(self) -> str:
+        """[B, 1, 1, 1, L]: 0 under tokens, and under padding what leaves nothing of a score, yet is finite."""
+        visible = self.op("Cast", "attention_mask", to=self.types.BOOL)
+        lowest = float(np.finfo(np.float32).min)
+        bias = self.op("Where", visible, self.constant(0.0), self.constant(lowest))
+        return self.op("Unsqueeze", bias, self.constant([1, 2, 3], np.int64))
+
+    def angles(self) -> tuple[str, str]:
+        """Cosines and sines [L, 1, 1, E / 2] of positions 0, 1, ..."""
+        half = np.arange(0, self.config.head_dim, 2, dtype=np.float32)
+        frequencies = np.float32(self.config.rope_theta) ** (-half / self.config.head_dim)
+        length = self.op("Gather", self.op("Shape", "input_ids"), self.constant(1, np.int64))
+        positions = self.op("Range", self.constant(0, np.int64), length, self.constant(1, np.int64))
+        positions = self.op(
+            "Unsqueeze", self.op("Cast", positions, to=self.types.FLOAT), self.constant([1, 2, 3], np.int64)
+        )
+        angles = self.op("Mul", positions, self.constant(frequencies))
+        return self.op("Cos", angles), self.op("Sin", angles)
+
+    def rotated(self, x: str, angles: tuple[str, str]) -> str:
+        """RoPE on the halves of the last axis."""
+        cosine, sine = angles
+        first, second = self.op("Split", x, axis=-1, outputs=2)
+        left = self.op("Sub", self.op("Mul", first, cosine), self.op("Mul", second, sine))
+        right = self.op("Add", self.op("Mul", second, cosine), self.op("Mul", first, sine))
+        return self.op("Concat", left, right, axis=-1)
+
+    def norm(self, x: str, key: str) -> str:
+        """RMSNorm over the last axis."""
+        mean = self.op("ReduceMean", self.op("Mul", x, x), axes=[-1], keepdims=1)
+        root = self.op("Sqrt", self.op("Add", mean, self.constant(self.config.rms_norm_eps)))
+        return self.op("Mul", self.op("Div", x, root), self.weight(key))
+
+    def pooled(self, hidden: str) -> str:
+        """Mean [B, D] over the mask; zero where it is empty."""
+        mask = self.op("Cast", "attention_mask", to=self.types.FLOAT)
+        axis = self.constant([1], np.int64)
+        total = self.op("Squeeze", self.op("MatMul", self.op("Unsqueeze", mask, axis), hidden), axis)
+        count = self.op("ReduceSum", mask, axis, keepdims=1)
+        return self.op("Div", total, self.op("Max", count, self.constant(1.0)))
+
+    def project(self, x: str, key: str) -> str:
+        return self.op("MatMul", x, self.weight(key))
+
+    def weight(self, key: str) -> str:
+        """Adds a tensor to the data file; kernels as [in, out], which is how they lie in memory."""
+        tensor = self.tensors[key]
+        tensor = tensor.T if tensor.ndim == 2 and key != _EMBEDDING else tensor
+        self.data.write(b"\0" * (-self.data.tell() % _PAGE))
+        content = np.ascontiguousarray(tensor, dtype="<f4")
+        proto = self.types(name=key, dims=tensor.shape, data_type=self.types.FLOAT)
+        proto.data_location = self.types.EXTERNAL
+        for name, value in (("location", DATA), ("offset", self.data.tell()), ("length", content.nbytes)):
+            proto.external_data.add(key=name, value=str(value))
+        self.data.write(content.data)
+        self.initializers.append(proto)
+        return key
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        """A small tensor within the graph, one for all who ask for the same."""
+        array = np.asarray(value, dtype)
+        identity = (array.dtype.str, array.shape, array.tobytes())
+        if identity not in self.constants:
+            self.constants[identity] = f"constant_{len(self.constants)}"
+            self.initializers.append(self.onnx.numpy_helper.from_array(array, self.constants[identity]))
+        return self.constants[identity]
+
+    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
+        """Adds a node; returns the name of its value, or the names of several."""
+        name = f"{kind}_{len(self.nodes)}"
+        names = [name] if outputs == 1 else [f"{name}_{place}" for place in range(outputs)]
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, name=name, **attributes))
+        return name if outputs == 1 else names

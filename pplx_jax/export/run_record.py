@@ -1,0 +1,107 @@
+"""What the work folder of a run records of a model in it: stages, data, settings and scores, for the model card."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pplx_jax.core.files import read_json
+
+# The trainings whose parameters a stage's parameters go back to.
+_LINEAGE = {
+    "diffusion": ("diffusion",),
+    "pair": ("diffusion", "pair"),
+    "contextual": ("diffusion", "pair", "contextual"),
+    "triplet": ("diffusion", "pair", "triplet"),
+    "merged": ("diffusion", "pair", "contextual", "triplet"),
+}
+_PREFIXES = re.compile(r"^(?:(\w+)/)?(\w+)Stage\.prefixes = (.*?)(?:  #.*)?$", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedStage:
+    """One training that a run finished.
+
+    Attributes:
+      name: of the stage.
+      steps: how many it took.
+      loss: the last that was logged.
+      examples: in its token table, where that is recorded.
+      tokens: in its token table.
+      lengths: the most tokens of a text, by feature.
+    """
+
+    name: str
+    steps: int
+    loss: float | None
+    examples: int | None
+    tokens: int | None
+    lengths: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What is recorded; what is not stays empty.
+
+    Attributes:
+      stages: trainings behind the parameters, in order.
+      corpus: counts of the data.
+      settings: the resolved recipe.
+      scores: nested numbers of this run's evaluation of the model.
+    """
+
+    stages: tuple[TrainedStage, ...] = ()
+    corpus: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: str = ""
+    scores: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def untrained_prefixes(self) -> bool:
+        """Whether the settings say that no contrastive stage trained a prefix of the dimensions (MRL)."""
+        found = [value.strip() for _, _, value in _PREFIXES.findall(self.settings)]
+        return bool(found) and all(value in ("()", "[]") for value in found)
+
+
+def read_run(model_folder: pathlib.Path, stage: str, kind: str) -> RunRecord:
+    """Reads the run that `model_folder` is a part of, which it is where it bears its stage's name.
+
+    Args:
+      model_folder: what a stage or a merge left.
+      stage: which.
+      kind: "context_v1" takes the scores of chunks within their documents.
+
+    Raises:
+      BadInput: a record is damaged.
+    """
+    folder = model_folder.resolve()
+    if folder.name != stage or stage not in _LINEAGE:
+        return RunRecord()
+    workdir = folder.parent
+    settings = next((path for path in (workdir / "config.gin", folder / "config.gin") if path.exists()), None)
+    scores = _read(workdir / "results.json").get(stage, {})
+    return RunRecord(
+        stages=tuple(_stage(workdir, name) for name in _LINEAGE[stage] if (workdir / name / "finished.json").exists()),
+        corpus=_read(workdir / "data" / "corpus" / "counts.json"),
+        settings=settings.read_text(encoding="utf-8") if settings else "",
+        scores=scores.get("with_context", scores) if kind == "context_v1" else scores,
+    )
+
+
+def _stage(workdir: pathlib.Path, name: str) -> TrainedStage:
+    finished = read_json(workdir / name / "finished.json")
+    manifest = _read(workdir / "data" / "tokens" / name / "manifest.json")
+    ragged = [spec["shape"][0] for spec in manifest.get("features", {}).values() if spec["kind"] == "ragged"]
+    lengths = manifest.get("lengths") or ({"text": manifest["length"]} if "length" in manifest else {})
+    return TrainedStage(
+        name=name,
+        steps=finished["steps"],
+        loss=finished.get("metrics", {}).get("loss"),
+        examples=manifest.get("examples", manifest.get("count")),
+        tokens=sum(ragged) if ragged else None,
+        lengths=lengths,
+    )
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}

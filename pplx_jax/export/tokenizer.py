@@ -1,0 +1,161 @@
+"""Our SentencePiece vocabulary as a Hugging Face tokenizer that gives the same ids.
+
+Four things keep the two apart unless they are looked after:
+
+- SentencePiece rewrites by longest match, while `Precompiled` looks at one grapheme at a time and replaces it
+  by the rewriting of its shortest prefix. Sequences are therefore composed before (`NFC`, held back where
+  SentencePiece would not compose), and graphemes taken apart, so that it meets single characters only.
+- Control symbols and byte pieces are never produced from text, but the Unigram model has no piece types: here
+  their score is so low that spelling the same text with other pieces always wins.
+- A special token that the tokenizer knows as *added* is cut out of the text: `tokenizer.json` adds none, and
+  transformers, which adds those of its configuration, is told to split them.
+- No token is appended.
+
+What is left is a tie: SentencePiece adds float32 scores, so that rounding chooses between spellings by the
+same pieces in another order (a run of dashes). Scores that are multiples of 2^-8 add exactly, and both agree.
+"""
+
+import json
+import pathlib
+import sys
+import unicodedata
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.tokens.normalization import CAMEL_CASE
+from pplx_jax.data.tokens.tokenizer_vocabulary import TokenizerVocabulary
+from pplx_jax.data.tokens.vocabulary import (
+    MASK,
+    PAD,
+    SEPARATOR,
+    TOKENIZER,
+    UNKNOWN,
+    SentencePieceVocabulary,
+    Vocabulary,
+)
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_NEVER = -1e6  # score of a piece that text must not give
+_BREAK = "\x01"  # parts characters, and every normalization rule set of SentencePiece deletes it
+_NON_ASCII = r"[^\x00-\x7F]"
+_SPACE = "\u2581"
+
+
+def convert_tokenizer(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
+    """A `tokenizers.Tokenizer` with the ids of `vocabulary`, which is a SentencePiece one.
+
+    Raises:
+      BadInput: the vocabulary is no unigram model with byte fallback and SentencePiece's usual white-space
+        rules, or cannot spell the names of its own control symbols.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    if not isinstance(vocabulary, SentencePieceVocabulary):
+        raise BadInput(f"vocabulary {vocabulary.path} is no SentencePiece model; it needs no conversion")
+    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)  # type: ignore[attr-defined]
+    _check(proto, vocabulary)
+    normal = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
+    scores = [(piece.piece, piece.score if piece.piece in normal else _NEVER) for piece in proto.pieces]
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=vocabulary.unknown_id, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Prepend(" "),  # a deleted first character has nothing to be aligned with, and stays
+            normalizers.Replace(Regex(_uncomposed()), _BREAK),
+            normalizers.Replace(Regex(CAMEL_CASE), " "),
+            normalizers.NFC(),
+            normalizers.Replace(Regex(f"(?={_NON_ASCII})|(?<={_NON_ASCII})"), _BREAK),
+            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Replace(Regex(" +"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+def save_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path, max_length: int) -> None:
+    """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` for `AutoTokenizer`.
+
+    Args:
+      vocabulary: a SentencePiece one, which is converted, or a pretrained model's, which goes out as it came.
+      folder: an existing folder.
+      max_length: tokens the model takes; transformers warns above it.
+
+    Raises:
+      BadInput: as `convert_tokenizer`.
+    """
+    if isinstance(vocabulary, TokenizerVocabulary):
+        (folder / TOKENIZER).write_bytes(vocabulary.plain_model)
+        special = {"pad_token": vocabulary.pad, "mask_token": vocabulary.mask, "sep_token": vocabulary.separator}
+    else:
+        convert_tokenizer(vocabulary).save(str(folder / TOKENIZER))
+        special = {"pad_token": PAD, "unk_token": UNKNOWN, "mask_token": MASK, "sep_token": SEPARATOR}
+    configuration = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "padding_side": "right",
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **special,
+    }
+    for name, content in (("tokenizer_config.json", configuration), ("special_tokens_map.json", special)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _check(proto, vocabulary: SentencePieceVocabulary) -> None:
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    expected = {
+        "model_type unigram": trainer.model_type == trainer.UNIGRAM,
+        "byte_fallback": trainer.byte_fallback,
+        "add_dummy_prefix": normalizer.add_dummy_prefix,
+        "remove_extra_whitespaces": normalizer.remove_extra_whitespaces,
+        "escape_whitespaces": normalizer.escape_whitespaces,
+        "no whitespace suffixes": not trainer.treat_whitespace_as_suffix,
+        "no user-defined symbols": all(piece.type != piece.USER_DEFINED for piece in proto.pieces),
+    }
+    missing = [name for name, holds in expected.items() if not holds]
+    normal = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
+    names = "".join(piece.piece for piece in proto.pieces if piece.piece not in normal)
+    # With every character a piece of its own, no choice hangs on the score of unknowns, which _NEVER lowers.
+    characters = set("".join(normal)) | set(names) - set("ABCDEF")
+    if unspelled := sorted(characters - normal):
+        missing.append(f"single-character pieces for {' '.join(unspelled)}")
+    if missing:
+        raise BadInput(
+            f"vocabulary {vocabulary.path} has no equal tokenizer.json: it lacks {', '.join(missing)}; "
+            "train it with train_vocabulary on text that holds these characters"
+        )
+
+
+def _uncomposed() -> str:
+    """Where a character must not be composed with what stands before it.
+
+    SentencePiece composes exactly the full canonical decompositions of single characters. NFC goes further:
+    it sorts marks, adds marks to characters composed already, and skips over marks in between.
+    """
+    bases = defaultdict(set)  # what follows a base in a decomposition, or begins that -> the bases
+    for code in range(0x80, sys.maxunicode + 1):
+        character = chr(code)
+        if unicodedata.decomposition(character)[:1] not in ("", "<"):
+            base, *marks = unicodedata.normalize("NFD", character)
+            for end in range(1, len(marks) + 1):
+                bases["".join(marks[:end])].add(base)
+    vowel, final = "[\u1161-\u1175]", "[\u11a8-\u11c2]"  # Hangul composes by arithmetic
+    composed = [f"(?<={_class(found)}{marks[:-1]}){marks[-1]}" for marks, found in sorted(bases.items())]
+    composed += [f"(?<=[\u1100-\u1112]){vowel}", f"(?<=[\u1100-\u1112]{vowel}){final}"]
+    marks = f"[{''.join(sorted(set(''.join(bases))))}\u1161-\u1175\u11a8-\u11c2\\p{{M}}]"
+    # The rule that parts camel case has taken its capital before a mark could join it.
+    return f"(?<=[a-z][A-Z])(?={marks})|(?={marks})(?!{'|'.join(composed)})"
+
+
+def _class(characters: set[str]) -> str:
+    # Hexadecimal, for bases that mean something within a character class.
+    return "[" + "".join(f"\\x{{{ord(character):X}}}" for character in sorted(characters)) + "]"

@@ -1,0 +1,154 @@
+"""Cutting a text in chunks for late chunking: at sentence ends where it can be, and without losing a character.
+
+Cuts are looked for in this order, each only where the one before leaves a piece too long: ends of sentences and
+paragraphs, line ends (code, lists), spaces, and between any two characters that a reader tells apart.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+
+CountTokens = Callable[[Sequence[str]], Sequence[int] | np.ndarray]
+
+# A full stop after one of these ends no sentence, nor after a single letter (an initial, "e.g.").
+_ABBREVIATIONS = frozenset(
+    "al approx bzw ca cf co corp dr ed eq etc ex fig figs hr inc jr ltd mr mrs ms nr op pp prof ref resp sec "
+    "sr st tab usw vol vs".split()
+)
+_CLOSING = "\"'”’»›）)\\]」』】》〉"
+_AFTER = r"(?:[^\S\r\n]*(?:\r?\n)+|[^\S\r\n]+)"  # indentation belongs to the line it opens
+# Marks that white space follows (Latin, Cyrillic, Greek, Arabic, Urdu, Indic, Armenian, Ethiopic, Burmese, Khmer),
+# marks of scripts without it (Chinese, Japanese, Tibetan), and blank lines.
+_SENTENCE_END = re.compile(
+    rf"[.!?…؟۔।॥։።፧፨။។៕]+[{_CLOSING}]*{_AFTER}|[。！？｡．⁇⁈⁉།༎]+[{_CLOSING}]*{_AFTER}?|\r?\n(?:[^\S\n]*\r?\n)+"
+)
+_LAST_WORD = re.compile(r"(?:^|[^\w.])([\w.]*)\.$")
+_LINE_END = re.compile(r"\r\n?|[\n\u2028\u2029]")
+_SPACE = re.compile(r"\s+")
+_JOINER = "\u200d"
+_LONGEST_ABBREVIATION = 16
+
+
+def chunk(text: str, tokens: int = 256, *, count_tokens: CountTokens) -> list[str]:
+    """Cuts `text` in chunks of at most `tokens` tokens, each as full as the sentences allow.
+
+    Args:
+        text: anything; its chunks joined are the text again, white space included.
+        tokens: most tokens of a chunk. Only a single character that has more of its own exceeds it.
+        count_tokens: tokens of each of a list of texts, such as `Embedder.count_tokens`.
+
+    Returns:
+        The chunks in order; none of the empty text.
+
+    Raises:
+        BadInput: `tokens` is less than 1.
+    """
+    if tokens < 1:
+        raise BadInput(f"chunk: tokens={tokens}; give at least 1")
+    pieces, sizes = _pieces(text, tokens, count_tokens)
+    chunks = []
+    first = 0
+    while first < len(pieces):
+        stop = _stop(pieces, sizes, first, tokens, count_tokens)
+        chunks.append("".join(pieces[first:stop]))
+        first = stop
+    return chunks
+
+
+def _stop(pieces: list[str], sizes: list[int], first: int, tokens: int, count_tokens: CountTokens) -> int:
+    """Where a chunk from piece `first` on ends. Joined pieces may have more tokens than their sum, or fewer."""
+    whole, stop, room = first + 1, first + 1, tokens - sizes[first]
+    while True:
+        while stop < len(pieces) and sizes[stop] <= room:
+            room -= sizes[stop]
+            stop += 1
+        if stop == whole:
+            return whole
+        size = int(count_tokens(["".join(pieces[first:stop])])[0])
+        if size <= tokens:
+            whole, room = stop, tokens - size
+        else:
+            while stop > whole + 1 and size > tokens:
+                stop -= 1
+                size = int(count_tokens(["".join(pieces[first:stop])])[0])
+            return stop if size <= tokens else whole
+
+
+def _pieces(text: str, tokens: int, count_tokens: CountTokens) -> tuple[list[str], list[int]]:
+    """The smallest units that need not be cut, and their tokens."""
+    pieces, sizes = [text] if text else [], [tokens + 1] if text else []
+    for cut in (_sentences, _lines, _words):
+        pieces, sizes = _cut_long(pieces, sizes, tokens, cut, count_tokens)
+    while any(size > tokens and len(_halves(piece)) > 1 for piece, size in zip(pieces, sizes, strict=True)):
+        pieces, sizes = _cut_long(pieces, sizes, tokens, _halves, count_tokens)
+    return pieces, sizes
+
+
+def _cut_long(
+    pieces: list[str],
+    sizes: list[int],
+    tokens: int,
+    cut: Callable[[str], Sequence[str]],
+    count_tokens: CountTokens,
+) -> tuple[list[str], list[int]]:
+    parts = [cut(piece) if size > tokens else [piece] for piece, size in zip(pieces, sizes, strict=True)]
+    counted = iter(count_tokens([part for some in parts if len(some) > 1 for part in some]))
+    shorter, their_sizes = [], []
+    for some, size in zip(parts, sizes, strict=True):
+        shorter += some
+        their_sizes += [int(next(counted)) for _ in some] if len(some) > 1 else [size]
+    return shorter, their_sizes
+
+
+def _split_at(text: str, ends: Iterator[int]) -> list[str]:
+    bounds = sorted({0, *ends, len(text)})
+    return [text[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def _sentences(text: str) -> list[str]:
+    return _split_at(text, (mark.end() for mark in _SENTENCE_END.finditer(text) if _ends_sentence(text, mark)))
+
+
+def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
+    """Tells a full stop that ends a sentence from one that shortens a word or numbers an item."""
+    if mark.group().rstrip() != "." or "\n\n" in mark.group():
+        return True
+    if text[mark.end() : mark.end() + 1].islower():
+        return False
+    before = _LAST_WORD.search(text[max(mark.start() - _LONGEST_ABBREVIATION, 0) : mark.start() + 1])
+    word = before.group(1) if before else ""
+    initial = len(word.rpartition(".")[2]) == 1 and word[-1].isalpha()
+    line = text[max(mark.start() - _LONGEST_ABBREVIATION, 0) : mark.start()].rpartition("\n")[2]
+    numbered = word.isdigit() and line.strip() == word
+    return not (initial or word.lower() in _ABBREVIATIONS or numbered)
+
+
+def _lines(text: str) -> list[str]:
+    return _split_at(text, (mark.end() for mark in _LINE_END.finditer(text)))
+
+
+def _words(text: str) -> list[str]:
+    return _split_at(text, (mark.end() for mark in _SPACE.finditer(text)))
+
+
+def _halves(text: str) -> list[str]:
+    """Two parts about as long as each other, cut between characters as a reader sees them; else one."""
+    middle = len(text) // 2
+    for distance in range(middle + 1):
+        for place in (middle + distance, middle - distance):
+            if 0 < place < len(text) and not _joined(text[place - 1], text[place]):
+                return [text[:place], text[place:]]
+    return [text]
+
+
+def _joined(before: str, after: str) -> bool:
+    return (
+        unicodedata.category(after).startswith("M")  # accents, vowel signs, variation selectors
+        or _JOINER in (before, after)
+        or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
+        or before + after == "\r\n"
+    )

@@ -1,0 +1,203 @@
+"""The work of mining, in parts that are kept when it is cut off and that machines share."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from pplx_jax.core.progress import Progress
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.inference.embedder import Embedder
+from pplx_jax.kernels.quantization import to_int8
+from pplx_jax.mining.choice import REASONS, Mining, choose
+from pplx_jax.mining.documents import Candidates, Documents, answers_of, candidates_of
+from pplx_jax.mining.parts import Parts
+from pplx_jax.mining.report import Sample
+from pplx_jax.mining.search import Search, approximate_search, exact_search
+from pplx_jax.retrieval.bm25 import BM25
+
+_QUERIES_PER_BLOCK = 512
+
+
+class Work:
+    """The pairs that are mined, and the parts that mining them consists of.
+
+    Args:
+      embedder: ranks the documents.
+      table: of pairs.
+      vocabulary: the table's.
+      mining: the choice.
+      chosen: [n] rows of the table that are mined.
+      others: tables whose texts are ranked too.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        table: TokenTable,
+        vocabulary: Vocabulary,
+        mining: Mining,
+        chosen: np.ndarray,
+        others: Sequence[TokenTable],
+    ):
+        self._embedder, self._table, self._vocabulary, self._mining = embedder, table, vocabulary, mining
+        self._chosen = chosen
+        candidates = [Candidates(table["document"], chosen), *map(candidates_of, others)]
+        self.documents = Documents(candidates, table.manifest.get("lengths", {}).get("document"))
+        self._document_of = self.documents.numbers[: len(chosen)]
+        self._positives: dict[bytes, set[int]] = {}
+        for place, document in enumerate(self._document_of):
+            self._positives.setdefault(self._query(place).tobytes(), set()).add(int(document))
+        first = len(chosen)
+        for other, (_, rows) in zip(others, candidates[1:], strict=True):
+            for query, answer in enumerate(answers_of(other)):
+                positives = self._positives.get(np.asarray(other["query"][query], np.int32).tobytes())
+                if positives is not None:
+                    positives.add(int(self.documents.numbers[first + answer]))
+            first += len(rows)
+
+    def fingerprint(self) -> str:
+        """Of all that the parts depend on."""
+        facts = [self._embedder.fingerprint, dataclasses.asdict(self._mining), self.documents.fingerprint]
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        digest.update(self._chosen.tobytes())
+        for place in range(len(self._chosen)):
+            digest.update(self._query(place).tobytes())
+        for positives in self._positives.values():
+            digest.update(np.array(sorted(positives)).tobytes())
+        return digest.hexdigest()
+
+    def run(self, parts: Parts, index: int, shards: int) -> int:
+        """Does what is not there yet of one of several shares of the work, and returns its parts of queries."""
+        queries, documents = self._in_parts(len(self._chosen)), self._in_parts(len(self.documents))
+        share = range(index, len(queries), shards)
+        missing = [part for part in share if not parts.has(negatives_of(part))]
+        if missing or not all(parts.has(_vectors(part)) for part in range(index, len(documents), shards)):
+            # Others are at work on the parts of their shares, so one's own come first.
+            order = sorted(range(len(documents)), key=lambda part: (part - index) % shards)
+            vectors = self._encode_documents(parts, documents, order)
+            if missing:
+                self._rank(parts, vectors, {part: queries[part] for part in missing})
+        return len(share)
+
+    def _in_parts(self, count: int) -> list[range]:
+        size = self._mining.part_size
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _encode_documents(self, parts: Parts, places: list[range], order: list[int]) -> np.ndarray:
+        found, done = {}, 0
+        with Progress("mine: encode", total=len(self.documents), unit="document") as progress:
+            for part in order:
+                work = lambda part=part: {"vectors": self._encode([self._document(row) for row in places[part]])}  # noqa: E731
+                found[part] = parts(_vectors(part), work)["vectors"]
+                done += len(places[part])
+                progress.update(done)
+        return np.concatenate([found[part] for part in range(len(places))])
+
+    def _rank(self, parts: Parts, vectors: np.ndarray, places: dict[int, range]) -> None:
+        if self._mining.search == "exact":
+            search = exact_search(vectors)
+        else:
+            search = approximate_search(vectors, self._mining.probes)
+        done = 0
+        with Progress("mine: rank", total=sum(map(len, places.values())), unit="query") as progress:
+            for part, own in places.items():
+                parts(negatives_of(part), functools.partial(self._choose, own, search, vectors, progress, done))
+                done += len(own)
+
+    def _query(self, place: int) -> np.ndarray:
+        return np.asarray(self._table["query"][self._chosen[place]], np.int32)
+
+    def _document(self, document: int) -> np.ndarray:
+        return self.documents.text(self.documents.places[document])
+
+    def _encode(self, texts: list[np.ndarray]) -> np.ndarray:
+        return np.asarray(to_int8(jnp.asarray(self._embedder.encode_tokens(texts))))
+
+    @functools.cached_property
+    def _lexical(self) -> BM25:
+        return BM25([self._vocabulary.decode(self._document(row)) for row in range(len(self.documents))])
+
+    def _choose(
+        self, places: range, search: Search, documents: np.ndarray, progress: Progress, done: int
+    ) -> dict[str, np.ndarray]:
+        """The negatives of a part's queries."""
+        mining = self._mining
+        vectors = self._encode([self._query(place) for place in places])
+        kept, negatives, ranks, scores, positives = [], [], [], [], []
+        refused = np.zeros(len(REASONS), np.int64)
+        for first in range(0, len(places), _QUERIES_PER_BLOCK):
+            block = places[first : first + _QUERIES_PER_BLOCK]
+            of_block = vectors[first : first + len(block)]
+            found, near = search(of_block, mining.last_rank)
+            own = self._document_of[list(block)]
+            positive = _cosines(of_block, documents[own])
+            lexical = None
+            if mining.lexical_ceiling:
+                lexical = self._lexical.scores([self._vocabulary.decode(self._query(place)) for place in block])
+            for row, place in enumerate(block):
+                drawn, reasons = choose(
+                    mining,
+                    near[row],
+                    found[row],
+                    answers=self._positives[self._query(place).tobytes()],
+                    positive=positive[row],
+                    own=own[row],
+                    lexical=None if lexical is None else lexical[row],
+                    pair=int(self._chosen[place]),
+                )
+                refused += reasons
+                if len(drawn):
+                    kept.append(place)
+                    negatives.append(self.documents.places[near[row, drawn]])
+                    ranks.append(drawn + 1)
+                    scores.append(found[row, drawn])
+                    positives.append(positive[row])
+            progress.update(done + first + len(block))
+        shape = (len(kept), mining.negatives)
+        return {
+            "kept": np.array(kept, np.int64),
+            "negatives": np.array(negatives, np.int64).reshape(shape),
+            "ranks": np.array(ranks, np.int64).reshape(shape),
+            "scores": np.array(scores, np.float32).reshape(shape),
+            "positive": np.array(positives, np.float32),
+            "refused": refused,
+        }
+
+    def samples(self, kept, negatives, ranks, scores, positive) -> list[Sample]:
+        """Queries for the report, as text."""
+        generator = np.random.default_rng(self._mining.seed)
+        shown = np.sort(generator.choice(len(kept), min(self._mining.samples, len(kept)), replace=False))
+        decode, text = self._vocabulary.decode, self.documents.text
+        return [
+            Sample(
+                query=decode(self._query(kept[row])),
+                positive=(decode(text(kept[row])), float(positive[row])),
+                negatives=[
+                    (decode(text(place)), int(rank), float(score))
+                    for place, rank, score in sorted(
+                        zip(negatives[row], ranks[row], scores[row], strict=True), key=lambda item: item[1]
+                    )
+                ],
+            )
+            for row in shown
+        ]
+
+
+def negatives_of(part: int) -> str:
+    """Name of a part of `Work.run`."""
+    return f"negatives-{part:05d}"
+
+
+def _vectors(part: int) -> str:
+    return f"documents-{part:05d}"
+
+
+def _cosines(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    a, b = queries.astype(np.float32), documents.astype(np.float32)
+    return (a * b).sum(axis=1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-6)

@@ -1,0 +1,268 @@
+"""Qwen3 as a bidirectional encoder (NNX, scanned layers).
+
+The published architecture: RMSNorm before each block, grouped-query attention with RMSNorm per head on q and k
+*before* rotate-half RoPE, SwiGLU, no biases, and a head_dim that is not width / heads. Sources: Qwen3 technical
+report (arXiv 2505.09388); arXiv 2602.11151 section 2 for the bidirectional mask.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from pplx_jax.core.errors import BadInput, require
+from pplx_jax.kernels.attention import attention
+from pplx_jax.kernels.products import precision
+from pplx_jax.models.linear import project
+from pplx_jax.models.lookup import lookup
+from pplx_jax.parallel.rules import constrain
+
+# What `Qwen3Config.kept` may name: queries, keys and values as attention takes them (2 (H + 2 K) E bytes a token and
+# layer in bfloat16); what attention returns, with its sums (2 H E); the two products that the MLP multiplies (4 F).
+KEEPABLE = ("projections", "attention", "mlp")
+# Read in training alone; every other field takes part in what an embedding is.
+_OF_TRAINING = ("tied", "embedding_init_std", "residual_init_scale", "remat", "kept", "unroll")
+_SIZES = ("vocab_size", "width", "mlp_width", "layers", "query_heads", "kv_heads", "head_dim")
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3Config:
+    """Sizes and numerics of one encoder.
+
+    Attributes:
+      vocab_size: entries of the embedding table.
+      width: residual width D, also the embedding's dimensions.
+      mlp_width: SwiGLU width F.
+      layers: number of blocks.
+      query_heads: H; a multiple of kv_heads.
+      kv_heads: K.
+      head_dim: E; even, and free of width / heads.
+      rms_norm_eps: epsilon of every RMSNorm.
+      rope_theta: base of the rotary frequencies.
+      max_length: longest text, in tokens.
+      tied: the embedding table is also the head that diffusion predicts tokens by; else there is a second table.
+      causal: keep the autoregressive mask, for ablations; the paper drops it at once, and so does every recipe here.
+      embedding_init_std: standard deviation of the random embedding table.
+      residual_init_scale: multiplies the random kernels that write to the residual (attention's o, MLP's down); 0
+        starts every block as the identity, so that a model from scratch starts as a bag of words.
+      dtype: precision of activations; parameters stay float32.
+      remat: recompute each block in the backward pass instead of keeping its activations.
+      kept: of what a block makes, what is kept for the backward pass all the same: any of `KEEPABLE`.
+      unroll: blocks unrolled in the layer scan; compile time against scheduling freedom.
+    """
+
+    vocab_size: int
+    width: int
+    mlp_width: int
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1e6
+    max_length: int = 32768
+    tied: bool = True
+    causal: bool = False
+    embedding_init_std: float = 0.02
+    residual_init_scale: float = 1.0
+    dtype: str = "bfloat16"
+    remat: bool = True
+    kept: tuple[str, ...] = ()
+    unroll: int = 1
+
+    def __post_init__(self):
+        for name in (*_SIZES, "max_length", "unroll"):
+            require(getattr(self, name) >= 1, self, name, "1 or more")
+        if self.query_heads % self.kv_heads:
+            raise BadInput(
+                f"Qwen3Config: query_heads={self.query_heads} is no multiple of kv_heads={self.kv_heads}; "
+                "each key head serves an equal group of query heads"
+            )
+        if self.head_dim % 2:
+            raise BadInput(f"Qwen3Config: head_dim={self.head_dim} is odd; RoPE turns pairs of dimensions")
+        if unknown := [name for name in self.kept if name not in KEEPABLE]:
+            raise BadInput(f"Qwen3Config: kept={unknown[0]!r} is not one of {', '.join(KEEPABLE)}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is neither 'float32' nor 'bfloat16'")
+
+    @property
+    def computing(self) -> dict[str, float | str]:
+        """The fields that embeddings depend on, numbers as floats: 1000000 and 1e6 are one theta."""
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _OF_TRAINING}
+        return {name: value if isinstance(value, str) else float(value) for name, value in fields.items()}
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters without a head."""
+        attention_width = 2 * (self.query_heads + self.kv_heads) * self.head_dim * self.width
+        layer = attention_width + 3 * self.width * self.mlp_width + 2 * self.width + 2 * self.head_dim
+        return self.vocab_size * self.width + self.layers * layer + self.width
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, computed in float32 over the last axis."""
+
+    def __init__(self, width: int, eps: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * inverse * self.scale[...]).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A product without bias; kernel [in, out], the transpose of PyTorch's weight."""
+
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, scale: float = 1.0):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs)) * scale * inputs**-0.5)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return project(x, self.kernel[...])
+
+
+class Embedding(nnx.Module):
+    """Token table [V, D]."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.width)
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), shape) * config.embedding_init_std)
+
+    def __call__(self, tokens: jax.Array, dtype: str) -> jax.Array:
+        return lookup(self.embedding[...], tokens, dtype)
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, L, 1, E / 2] of RoPE at `positions` [B, L]."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate-half RoPE on x [B, L, heads, E]: dimension i is paired with i + E / 2."""
+    return _turn(x, *angles)
+
+
+@jax.custom_vjp
+def _turn(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+    # Halves of a head change places in a product with a signed permutation, which is exact: a matrix unit does it on
+    # the way, where cutting a head in two costs a TPU as much as the projection before.
+    half = x.shape[-1] // 2
+    exchange = jnp.eye(x.shape[-1], k=half) - jnp.eye(x.shape[-1], k=-half)
+    exchange = exchange.astype(x.dtype)
+    other = jnp.matmul(x, exchange, precision=precision(x.dtype), preferred_element_type=jnp.float32)
+    cosine, sine = (jnp.concatenate([part, part], axis=-1) for part in (cosine, sine))
+    return (x.astype(jnp.float32) * cosine + other * sine).astype(x.dtype)
+
+
+def _turn_forward(x, cosine, sine):
+    return _turn(x, cosine, sine), (cosine, sine)
+
+
+def _turn_backward(angles, cotangent):
+    cosine, sine = angles
+    return _turn(cotangent, cosine, -sine), None, None
+
+
+_turn.defvjp(_turn_forward, _turn_backward)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with RMSNorm per head before RoPE."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        query_width, kv_width = config.query_heads * config.head_dim, config.kv_heads * config.head_dim
+        self.q = Linear(config.width, query_width, rngs)
+        self.k = Linear(config.width, kv_width, rngs)
+        self.v = Linear(config.width, kv_width, rngs)
+        self.o = Linear(query_width, config.width, rngs, config.residual_init_scale)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.head_dim = config.head_dim
+        self.causal = config.causal
+
+    def __call__(self, x: jax.Array, segment_ids: jax.Array, angles) -> jax.Array:
+        def heads(projected, name):
+            return constrain(projected.reshape(*x.shape[:2], -1, self.head_dim), "rows", "tokens", name, None)
+
+        query = rotate(self.q_norm(heads(self.q(x), "heads")), angles)
+        key = rotate(self.k_norm(heads(self.k(x), "kv_heads")), angles)
+        value = heads(self.v(x), "kv_heads")
+        query, key, value = (checkpoint_name(part, "projections") for part in (query, key, value))
+        mixed = attention(query, key, value, segment_ids, causal=self.causal)
+        return self.o(constrain(mixed.reshape(*x.shape[:2], -1), "rows", "tokens", "heads"))
+
+
+class MLP(nnx.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        self.gate = Linear(config.width, config.mlp_width, rngs)
+        self.up = Linear(config.width, config.mlp_width, rngs)
+        self.down = Linear(config.mlp_width, config.width, rngs, config.residual_init_scale)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        gate, up = checkpoint_name(self.gate(x), "mlp"), checkpoint_name(self.up(x), "mlp")
+        return self.down(constrain(jax.nn.silu(gate) * up, "rows", "tokens", "mlp"))
+
+
+class Layer(nnx.Module):
+    """One block: attention and MLP, each behind a norm and a residual."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        self.input_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.attention = Attention(config, rngs)
+        self.post_attention_norm = RMSNorm(config.width, config.rms_norm_eps)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x: jax.Array, segment_ids: jax.Array, angles) -> jax.Array:
+        x = x + self.attention(self.input_norm(x), segment_ids, angles)
+        x = x + self.mlp(self.post_attention_norm(x))
+        return constrain(x, "rows", "tokens", None)
+
+
+class Qwen3(nnx.Module):
+    """The encoder. Parameters of the blocks are stacked on a leading axis of size `layers` and scanned."""
+
+    def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embedding(config, rngs)
+        stack = nnx.split_rngs(splits=config.layers)(nnx.vmap(lambda rngs: Layer(config, rngs)))
+        self.layers = stack(rngs)
+        self.final_norm = RMSNorm(config.width, config.rms_norm_eps)
+        if not config.tied:
+            self.head = Embedding(config, rngs)
+
+    @property
+    def output_table(self) -> jax.Array:
+        """[V, D], by which hidden states predict tokens."""
+        return (self.embed if self.config.tied else self.head).embedding[...]
+
+    def __call__(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
+        """Hidden states of packed rows.
+
+        Args:
+          tokens: [B, L] ids; those under padding are never seen by a text.
+          segment_ids: [B, L]; texts of a row are numbered from 1, 0 is padding.
+          positions: [B, L]; restart at each text.
+
+        Returns:
+          [B, L, D] after the final RMSNorm, in `config.dtype`.
+        """
+        config = self.config
+        tokens, segment_ids, positions = (constrain(x, "rows", "tokens") for x in (tokens, segment_ids, positions))
+        graph, weights = nnx.split(self.layers)
+        angles = rotary_angles(positions, config.head_dim, config.rope_theta)
+
+        def block(x, layer_weights):
+            return nnx.merge(graph, layer_weights)(x, segment_ids, angles), None
+
+        if config.remat:
+            block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names(*config.kept))
+        x = self.embed(tokens, config.dtype)
+        x, _ = jax.lax.scan(block, x, weights, unroll=config.unroll)
+        return self.final_norm(x)

@@ -1,0 +1,286 @@
+"""A multilingual corpus from a folder of retrieval sets and aligned text, and the Python code on this machine.
+
+    FOLDER/retrieval/NAME/   BEIR folders (data/io/beir.py), gzipped or not
+    FOLDER/text/ntrex.jsonl.gz          {lang, doc, line, text}, aligned by line
+    FOLDER/text/fastapi-docs.jsonl.gz   {lang, path, text}, aligned by path
+
+Retrieval sets are trained on or evaluated on, never both. What is written is what `python_corpus` describes, but
+that evaluation/ holds one BEIR folder a set. Nothing of these sets is trained on: rows that overlap with them are
+left out and counted, and every row written is checked once more.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+from absl import logging
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io.beir import RetrievalSet, read_beir
+from pplx_jax.data.quality.overlap import Overlap, texts_within, words_of
+from pplx_jax.data.sources.corpus_writer import whole_folder, write_beir, write_rows
+from pplx_jax.recipes.corpora.aligned_text import Pages, Sentences
+from pplx_jax.recipes.corpora.corpus_rows import (
+    Row,
+    TrainingRows,
+    cropped_pairs,
+    draw,
+    question_rows,
+    read_rows,
+    restricted,
+    sampled,
+)
+from pplx_jax.recipes.corpora.docstrings import described
+from pplx_jax.recipes.corpora.python_corpus import PythonCorpus
+
+Split = Literal["test", "development"]
+
+# One task stands in several programming languages: their names and what else varies is no part of it.
+_VARYING = frozenset("python java javascript typescript php cpp c function".split())
+_TASKS = "mbxp-"
+_PAGES = "fastapi-docs"
+
+
+@dataclasses.dataclass(frozen=True)
+class MultilingualCorpus:
+    """What is trained on, and what it is evaluated on.
+
+    Attributes:
+        path: the folder.
+        python: the Python code; its held-out packages are the set `python`.
+        split: "test" evaluates on the sets that `evaluated` names. "development" never reads those: for choosing
+            settings, it holds out a share of the training data and the whole of some of its sources, and evaluates on
+            those.
+        trained: retrieval sets whose questions and passages are trained on.
+        evaluated: retrieval sets that are evaluated on.
+        unseen: what "development" trains nothing of, to see what a domain costs that training never saw: names in
+            `trained`, and `fastapi-docs`. Of tasks of programming, the tasks held out in the other languages too.
+        unseen_packages: the Python packages of the set `python` in "development", where those that `python` holds
+            out are never read.
+        languages: of the aligned sentences, which look for their English ones as sets `ntrex-LANGUAGE`.
+        trained_languages: of the aligned sentences, trained on beside English; all where none is named.
+        partners: translations that each sentence is paired with.
+        held_out_share: of the documents of aligned sentences, evaluated on.
+        development_share: of the training data, held out in "development".
+        task_share: of the tasks of programming, trained on in the languages that `trained` names; the others are
+            evaluated on in those of `evaluated`, so that no description stands on both sides.
+        most_queries, most_documents: of a set that is evaluated on, a seeded sample; 0 for all.
+        most_pairs: of a source that is trained on, a seeded sample; 0 for all.
+        most_pairs_of: source -> the same of that one, where it differs.
+        seed: of all draws.
+    """
+
+    path: str
+    python: PythonCorpus
+    split: Split = "test"
+    trained: tuple[str, ...] = ()
+    evaluated: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
+    unseen_packages: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+    trained_languages: tuple[str, ...] = ()
+    partners: int = 1
+    held_out_share: float = 0.25
+    development_share: float = 0.15
+    task_share: float = 0.35
+    most_queries: int = 0
+    most_documents: int = 0
+    most_pairs: int = 0
+    most_pairs_of: dict[str, int] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self):
+        if both := sorted(set(self.trained) & set(self.evaluated)):
+            raise BadInput(f"MultilingualCorpus: {', '.join(both)} both trained and evaluated; choose one")
+        if self.split not in ("test", "development"):
+            raise BadInput(f"MultilingualCorpus.split={self.split!r}; choose 'test' or 'development'")
+        if unknown := sorted(set(self.unseen) - {*self.trained, _PAGES}):
+            raise BadInput(
+                f"MultilingualCorpus.unseen: {unknown[0]} is not trained on; name one of trained or {_PAGES}"
+            )
+        if self.split == "development" and not self.unseen_packages:
+            raise BadInput("MultilingualCorpus.unseen_packages: name the packages that development evaluates on")
+
+    def build(self, output: pathlib.Path) -> dict[str, Any]:
+        """Writes the corpus folder, whole or not at all, and returns its counts.
+
+        Raises:
+            BadInput: a file is missing or damaged, or a training row overlaps with the evaluation.
+        """
+        folder, output = pathlib.Path(self.path), pathlib.Path(output)
+        if not folder.is_dir():
+            raise BadInput(f"MultilingualCorpus.path: no folder {folder}")
+        sentences = Sentences.read(_one_of(folder / "text", "ntrex.jsonl"))
+        pages = Pages.read(_one_of(folder / "text", "fastapi-docs.jsonl"))
+        with tempfile.TemporaryDirectory(dir=_made(output.parent)) as temporary:
+            code = pathlib.Path(temporary) / "python"
+            self._packages.build(code, logging.info)
+            evaluation = {"python": read_beir(code / "evaluation")}
+            rows = self._python_rows(code)
+            searched = read_rows(code / "search.jsonl")
+        for name in self.trained:
+            kept, held = self._parted(name, read_beir(folder / "retrieval" / name))
+            if self.split == "development":
+                evaluation[name] = held
+                if name in self.unseen:
+                    continue
+            rows.extend(question_rows(name, kept))
+            if not name.startswith(_TASKS):
+                rows.pairs += cropped_pairs(f"{name}-crop", kept.documents, self.seed)
+        if self.split == "test":
+            for name in self.evaluated:
+                evaluation[name] = self._tested(name, read_beir(folder / "retrieval" / name))
+
+        held, kept = self._documents_parted(sentences)
+        rows.extend(sentences.within(kept).spoken(self.trained_languages).rows(self.seed, partners=self.partners))
+        evaluation |= {f"{sentences.source}-{of}": sentences.within(held).retrieval_set(of) for of in self.languages}
+        unseen = _PAGES in self.unseen
+        developed = {path for path in pages.sections if self._developed("page", path, unseen=unseen)}
+        rows.extend(pages.within(pages.sections.keys() - developed).rows(self.seed))
+        if self.split == "development":
+            evaluation[pages.source] = pages.within(developed).retrieval_set()
+
+        evaluation = {
+            name: sampled(data, self.most_documents, self.most_queries, self.seed) for name, data in evaluation.items()
+        }
+        if empty := [name for name, data in evaluation.items() if not data.query_ids]:
+            raise BadInput(f"MultilingualCorpus: nothing is left to evaluate on of {', '.join(empty)}; sample less")
+        return self._write(output, rows, evaluation, searched)
+
+    def _python_rows(self, code: pathlib.Path) -> TrainingRows:
+        pairs = [(row["query"], row["document"], "python") for row in read_rows(code / "pairs.jsonl")]
+        documents = [{**row, "source": "python"} for row in read_rows(code / "documents.jsonl")]
+        texts = [{"text": row["text"], "source": "python"} for row in read_rows(code / "text.jsonl")]
+        pairs += [(*pair, "python-docstring") for row in texts for pair in described(row["text"])]
+        names = ("query", "document", "source")
+        return TrainingRows(texts, [dict(zip(names, pair, strict=True)) for pair in dict.fromkeys(pairs)], documents)
+
+    @property
+    def _packages(self) -> PythonCorpus:
+        if self.split == "test":
+            return self.python
+        never_read = (*self.python.excluded_packages, *self.python.held_out)
+        return dataclasses.replace(self.python, held_out=self.unseen_packages, excluded_packages=never_read)
+
+    def _developed(self, *names: str, unseen: bool = False) -> bool:
+        """Whether development evaluates on it: a share, or all of what it leaves unseen."""
+        share = 1.0 if unseen else self.development_share
+        return self.split == "development" and draw(self.seed, "development", *names) < share
+
+    def _parted(self, name: str, data: RetrievalSet) -> tuple[RetrievalSet, RetrievalSet]:
+        """A set that is trained on: what is, and what development holds out of it, whole parents or whole tasks."""
+        if name.startswith(_TASKS):
+            of = {
+                row: task
+                for row, task in self._task_of(data).items()
+                if draw(self.seed, "task", task) < self.task_share
+            }
+            held = [row for row, task in of.items() if self._developed(_TASKS, task)]
+        else:
+            of = dict(enumerate(data.parents))
+            held = [row for row, parent in of.items() if self._developed(name, parent, unseen=name in self.unseen)]
+        kept = sorted(of.keys() - set(held))
+        return restricted(data, kept, lambda _: True), restricted(data, held, lambda _: True)
+
+    def _tested(self, name: str, data: RetrievalSet) -> RetrievalSet:
+        if not name.startswith(_TASKS):
+            return data
+        rows = [row for row, key in self._task_of(data).items() if draw(self.seed, "task", key) >= self.task_share]
+        return restricted(data, rows, lambda _: True)
+
+    def _task_of(self, data: RetrievalSet) -> dict[int, str]:
+        """Passage -> the description it solves, the same in every programming language."""
+        place = {name: row for row, name in enumerate(data.document_ids)}
+        described = zip(data.query_ids, data.queries, strict=True)
+        return {
+            place[document]: " ".join(word for word in words_of(text) if word not in _VARYING)
+            for name, text in described
+            for document in data.qrels[name]
+        }
+
+    def _documents_parted(self, sentences: Sentences) -> tuple[set[str], set[str]]:
+        """Documents of the aligned sentences that this split evaluates on, and those that are trained on."""
+        tested = {name for name in sentences.documents if draw(self.seed, "document", name) < self.held_out_share}
+        others = sentences.documents.keys() - tested
+        developed = {name for name in others if self._developed("document", name)}
+        return (tested if self.split == "test" else developed), set(others - developed)
+
+    def _write(
+        self,
+        output: pathlib.Path,
+        rows: TrainingRows,
+        evaluation: Mapping[str, RetrievalSet],
+        searched: list[dict[str, Any]],
+    ) -> dict[str, Any]:
+        overlap = Overlap(text for data in evaluation.values() for text in (*data.documents, *data.queries))
+        rows, dropped = rows.without(lambda row: any(map(overlap.of, texts_within(row))))
+        rows.pairs = _sampled_pairs(rows.pairs, self.most_pairs, self.most_pairs_of, self.seed)
+        with whole_folder(output) as partial:
+            write_rows(partial / "text.jsonl", rows.texts)
+            write_rows(partial / "pairs.jsonl", rows.pairs)
+            write_rows(partial / "documents.jsonl", rows.documents)
+            (partial / "evaluation").mkdir()
+            for name, data in evaluation.items():
+                write_beir(partial / "evaluation" / name, data)
+            write_rows(partial / "search.jsonl", [*searched, *_passages(evaluation)])
+            checked = sum(
+                overlap.refuse(_written(partial / f"{name}.jsonl")) for name in ("text", "pairs", "documents")
+            )
+            counts = {
+                **{name: len(of) for name, of in vars(rows).items()},
+                "pairs_of": dict(collections.Counter(row["source"] for row in rows.pairs)),
+                "documents_of": dict(collections.Counter(row["source"] for row in rows.documents)),
+                "dropped_for_overlap": dropped,
+                "checked_texts": checked,
+                "evaluated": {
+                    name: {"queries": len(data.query_ids), "documents": len(data.document_ids)}
+                    for name, data in evaluation.items()
+                },
+            }
+            (partial / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+        return counts
+
+
+def _sampled_pairs(pairs: list[Row], most: int, most_of: Mapping[str, int], seed: int) -> list[Row]:
+    """At most so many of each source, all of one of which 0 are asked for."""
+    if not most and not most_of:
+        return pairs
+    taken: collections.Counter[str] = collections.Counter()
+    kept = []
+    for row in sorted(pairs, key=lambda row: draw(seed, "sample", row["query"], row["document"])):
+        source = row["source"]
+        taken[source] += 1
+        if taken[source] <= (most_of.get(source, most) or len(pairs)):
+            kept.append(row)
+    return kept
+
+
+def _written(path: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
+    for number, row in enumerate(read_rows(path), start=1):
+        yield f"{path.name}, line {number}", list(texts_within(row))
+
+
+def _passages(evaluation: Mapping[str, RetrievalSet]) -> Iterator[dict[str, Any]]:
+    """Passages of every set but the Python one's, each text once, with ids that no two sets share."""
+    seen = set()
+    for name, data in evaluation.items():
+        for document, text, parent, chunk in zip(
+            data.document_ids, data.documents, data.parents, data.chunks, strict=True
+        ):
+            if name != "python" and text not in seen:
+                seen.add(text)
+                yield {"_id": f"{name}:{document}", "text": text, "parent": f"{name}:{parent}", "chunk": chunk}
+
+
+def _one_of(folder: pathlib.Path, name: str) -> pathlib.Path:
+    plain = folder / name
+    return plain if plain.is_file() else folder / f"{name}.gz"
+
+
+def _made(folder: pathlib.Path) -> pathlib.Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

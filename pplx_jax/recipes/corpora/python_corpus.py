@@ -1,0 +1,251 @@
+"""A retrieval corpus from the Python code on this machine: docstring summaries find the code they describe.
+
+    text.jsonl       {"text", "source"}: windows of modules, docstrings included, for diffusion
+    pairs.jsonl      {"query", "document", "source", "path", "line"}: summary, definition without docstrings
+    documents.jsonl  {"id", "source", "chunks": [...], "queries": [{"text", "chunk"}]}: modules, by definition
+    evaluation/      the held-out packages as a BEIR folder (data/io/beir.py), parent = module
+    search.jsonl     what a search looks through: rows of evaluation/corpus.jsonl, and more of the same kind
+    counts.json      what was kept, what was dropped, and the fingerprint of what it was made from
+
+The same interpreter with the same packages gives the same bytes.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.sources.corpus_writer import whole_folder, write_retrieval_set, write_rows
+from pplx_jax.recipes.corpora.python_packages import SourceFile, find_files
+from pplx_jax.recipes.corpora.python_pairs import Pair, Parsed, Selection, read_file, select
+
+FORMAT = 2  # raise it when equal files would give other rows
+_FILES_PER_TASK = 16
+_PARALLEL_FROM = 256  # files; below, starting processes takes longer than parsing
+_REPORT_EVERY = 2000  # files
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonCorpus:
+    """Which code is read and how it is cut.
+
+    Attributes:
+        roots: folders whose entries are top-level packages; none means the standard library and the
+            site-packages of the running interpreter.
+        packages: top-level names to read (`python` is the standard library); none means all.
+        held_out: top-level packages that go to the evaluation set and nowhere else.
+        searched: training packages whose definitions go to `search.jsonl` beside those held out.
+        excluded_packages: top-level names never read; ours, so that editing it does not move results.
+        excluded_folders: names of folders never entered.
+        excluded_files: a regular expression on file names: tests and generated code.
+        max_files: files of a training package; a seeded sample of a larger one.
+        max_text_bytes: source of a training package that goes to `text.jsonl`, about; a seeded sample of
+            files.
+        window_characters: longest row of `text.jsonl`; rows end at ends of lines.
+        min_characters: shorter definitions and windows are dropped.
+        max_characters: longer definitions are cut, at an end of line.
+        min_chunks, max_chunks: definitions in a row of `documents.jsonl`. A larger module is split evenly
+            into consecutive documents, a smaller one stays in `pairs.jsonl` only.
+        seed: of the samples.
+    """
+
+    roots: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ("jax", "jaxlib", "flax")
+    searched: tuple[str, ...] = ("python",)
+    excluded_packages: tuple[str, ...] = ("pplx_jax",)
+    excluded_folders: tuple[str, ...] = ("__pycache__", "_vendor", "site-packages", "test", "tests")
+    excluded_files: str = r"(?:test_.*|.*_tests?|conftest|.*_pb2(?:_grpc)?|gen_.*|.*_gen)\.py"
+    max_files: int = 1500
+    max_text_bytes: int = 4_000_000
+    window_characters: int = 2000
+    min_characters: int = 40
+    max_characters: int = 2400
+    min_chunks: int = 2
+    max_chunks: int = 16
+    seed: int = 0
+
+    def build(
+        self,
+        output: str | os.PathLike[str],
+        progress: Callable[[str], None] | None = None,
+        *,
+        workers: int = 2,
+    ) -> dict[str, Any]:
+        """Writes the corpus folder, whole or not at all, and returns its counts; one up to date is kept.
+
+        Args:
+            output: the folder; an older corpus there is replaced.
+            progress: is handed lines to show.
+            workers: processes that parse; the result does not depend on it.
+
+        Raises:
+            BadInput: no package is found, or none is left to train or to evaluate on.
+        """
+        output = pathlib.Path(output)
+        report = progress or (lambda line: None)
+        files, gives_text = _choose(self)
+        fingerprint = _fingerprint(self, files)
+        counts = _existing_counts(output)
+        if counts.get("fingerprint") == fingerprint:
+            report(f"{output} is up to date")
+            return counts
+        parsed: list[Parsed | None] = []
+        for result in _parse(self, files, gives_text, workers):
+            parsed.append(result)
+            if len(parsed) % _REPORT_EVERY == 0 or len(parsed) == len(files):
+                report(f"read {len(parsed)} of {len(files)} Python files")
+        with whole_folder(output) as folder:
+            selection = select(files, parsed, self.held_out)
+            counts = {
+                "packages": len({file.source for file in files}),
+                "files": len(files),
+                "unparsable_files": parsed.count(None),
+                "definitions": sum(result.found for result in parsed if result),
+                **_write(self, selection, folder),
+                **selection.dropped,
+                "fingerprint": fingerprint,
+            }
+            (folder / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+        return counts
+
+
+def _choose(config: PythonCorpus) -> tuple[list[SourceFile], list[bool]]:
+    """The files to read, large training packages sampled, and for each whether it gives raw text."""
+    packages = find_files(
+        config.roots,
+        packages=config.packages,
+        excluded_packages=config.excluded_packages,
+        excluded_folders=config.excluded_folders,
+        excluded_files=config.excluded_files,
+    )
+    held_out = [source for source in packages if source in config.held_out]
+    if not held_out or len(held_out) == len(packages):
+        found = ", ".join(list(packages)[:8]) + (", ..." if len(packages) > 8 else "")
+        raise BadInput(
+            f"no package to {'train' if held_out else 'evaluate'} on: of the packages found ({found}), "
+            "held_out must name some and not all"
+        )
+
+    def rank(file: SourceFile) -> bytes:
+        return hashlib.blake2b(f"{config.seed} {file.path}".encode(), digest_size=8).digest()
+
+    files, gives_text = [], []
+    for source, members in packages.items():
+        if source in held_out:
+            files += members
+            gives_text += [False] * len(members)
+            continue
+        drawn = sorted(members, key=rank)[: config.max_files]
+        before = itertools.accumulate((file.size for file in drawn), initial=0)
+        text = {file.path: size < config.max_text_bytes for file, size in zip(drawn, before, strict=False)}
+        files += [file for file in members if file.path in text]
+        gives_text += [text[file.path] for file in members if file.path in text]
+    return files, gives_text
+
+
+def _fingerprint(config: PythonCorpus, files: Sequence[SourceFile]) -> str:
+    listing = [(file.source, file.path, file.size) for file in files]
+    facts = [FORMAT, sys.version, dataclasses.asdict(config), listing]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _existing_counts(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "counts.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _parse(
+    config: PythonCorpus, files: Sequence[SourceFile], gives_text: Sequence[bool], workers: int
+) -> Iterator[Parsed | None]:
+    """Results in the order of the files; None where a file is no Python."""
+    read = functools.partial(
+        read_file,
+        min_characters=config.min_characters,
+        max_characters=config.max_characters,
+        window_characters=config.window_characters,
+    )
+    if len(files) < _PARALLEL_FROM or workers < 2:
+        yield from map(read, files, gives_text)
+        return
+    # Not a fork: the threads of JAX and TensorFlow do not survive one.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        yield from pool.map(read, files, gives_text, chunksize=_FILES_PER_TASK)
+
+
+def _write(config: PythonCorpus, selection: Selection, folder: pathlib.Path) -> dict[str, int]:
+    """Writes all files but the counts, which it returns."""
+    pairs = [
+        {
+            "query": pair.definition.summary,
+            "document": pair.definition.text,
+            "source": file.source,
+            "path": file.path,
+            "line": pair.definition.line,
+        }
+        for file, members in selection.training
+        for pair in members
+    ]
+    documents = [
+        {
+            "id": name,
+            "source": file.source,
+            "chunks": [pair.definition.text for pair in part],
+            "queries": [{"text": pair.definition.summary, "chunk": chunk} for chunk, pair in enumerate(part)],
+        }
+        for file, members in selection.training
+        for name, part in _parts(file.module, members, config.max_chunks)
+        if len(part) >= config.min_chunks
+    ]
+    write_rows(folder / "text.jsonl", selection.texts)
+    write_rows(folder / "pairs.jsonl", pairs)
+    write_rows(folder / "documents.jsonl", documents)
+    passages = list(_passages(config, selection.evaluation))
+    write_retrieval_set(folder / "evaluation", passages)
+    searched = [(file, members) for file, members in selection.training if file.source in config.searched]
+    write_rows(folder / "search.jsonl", (row for row, _ in _passages(config, [*selection.evaluation, *searched])))
+    return {
+        "pairs_training": len(pairs),
+        "pairs_evaluation": len(passages),
+        "documents_training": len(documents),
+        "documents_evaluation": len({passage["parent"] for passage, _ in passages}),
+        "texts": len(selection.texts),
+        "text_characters": sum(len(row["text"]) for row in selection.texts),
+    }
+
+
+def _parts(module: str, pairs: list[Pair], limit: int) -> Iterator[tuple[str, list[Pair]]]:
+    """Consecutive runs of at most `limit` pairs, as even as can be, each with its name."""
+    count = -(-len(pairs) // limit)
+    for part in range(count):
+        start, end = (len(pairs) * step // count for step in (part, part + 1))
+        yield (module if count == 1 else f"{module}#{part + 1}"), pairs[start:end]
+
+
+def _passages(
+    config: PythonCorpus, modules: Iterable[tuple[SourceFile, list[Pair]]]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yields (row of corpus.jsonl, its query)."""
+    names: set[str] = set()
+    for file, members in modules:
+        for parent, part in _parts(file.module, members, config.max_chunks):
+            for chunk, pair in enumerate(part):
+                definition = pair.definition
+                name = f"{file.module}.{definition.name}"
+                if name in names:  # overloads, branches, setters
+                    name = f"{name}:{definition.line}"
+                names.add(name)
+                place = {"parent": parent, "chunk": chunk, "path": file.path, "line": definition.line}
+                yield {"_id": name, "text": definition.text, **place}, definition.summary

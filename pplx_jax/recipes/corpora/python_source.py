@@ -1,0 +1,168 @@
+"""A Python file to its documented definitions: the docstring's summary, and the source without docstrings."""
+
+import ast
+import dataclasses
+import os
+import re
+import tokenize
+import warnings
+from collections.abc import Iterator
+
+from pplx_jax.recipes.corpora.docstrings import summary
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+@dataclasses.dataclass(frozen=True)
+class Definition:
+    """A function, method or class with a usable docstring.
+
+    Attributes:
+        name: qualified name within the module, as `Class.method`.
+        line: first line in the file, decorators included, from 1.
+        summary: what the docstring's first paragraph says, one line without markup.
+        text: the definition's own source, dedented, without any docstring.
+    """
+
+    name: str
+    line: int
+    summary: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A parsed file: its source, and its documented definitions in source order."""
+
+    source: str
+    definitions: tuple[Definition, ...]
+
+
+def read_module(path: str | os.PathLike[str]) -> Module | None:
+    """Parses a file; None where it is not readable as Python of the running interpreter."""
+    try:
+        with tokenize.open(path) as file:
+            source = file.read()
+        return parse_module(source)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def parse_module(source: str) -> Module:
+    """Parses source text.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError: the text is not Python, holds null bytes, or nests too deep.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+        tree = ast.parse(source)
+    return Module(source, tuple(_definitions(tree, _Text(source), "")))
+
+
+def _definitions(node: ast.AST, text: "_Text", prefix: str) -> Iterator[Definition]:
+    """Definitions of a module or class, also under `if` and `try`; a function's local ones are part of it."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _Definition):
+            name = prefix + child.name
+            docstring = ast.get_docstring(child, clean=False)
+            if docstring and not _is_stub(child) and (query := summary(docstring)):
+                yield Definition(name, _first_line(child), query, text.definition(child))
+            if isinstance(child, ast.ClassDef):
+                yield from _definitions(child, text, f"{name}.")
+        elif isinstance(child, ast.stmt | ast.ExceptHandler):
+            yield from _definitions(child, text, prefix)
+
+
+def _docstring(node: _Definition) -> ast.Expr | None:
+    match node.body[0]:
+        case ast.Expr(value=ast.Constant(value=str())) as first:
+            return first
+    return None
+
+
+def _is_stub(node: _Definition) -> bool:
+    """Whether there is a name and a docstring but no code."""
+    return all(
+        isinstance(statement, ast.Pass)
+        or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
+        for statement in node.body
+    )
+
+
+def _first_line(node: _Definition) -> int:
+    return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+
+
+# What follows a docstring: the end of the statement and, if nothing but a comment does, of the line and the
+# blank lines after it.
+_AFTER_DOCSTRING = re.compile(rb"[ \t]*(?:;[ \t]*)?(?P<line>(?:#[^\n]*)?\n(?:[ \t\f]*\n)*)?")
+
+
+class _Text:
+    """Source that is cut at syntax-tree positions, which count UTF-8 bytes within a line."""
+
+    def __init__(self, source: str):
+        self._bytes = source.encode()
+        self._line_starts = [0]
+        for line in self._bytes.split(b"\n"):
+            self._line_starts.append(self._line_starts[-1] + len(line) + 1)
+
+    def definition(self, node: _Definition) -> str:
+        """Source of the node: a function without docstrings, a class as an outline (see `_cuts`)."""
+        start = self._line_starts[_first_line(node) - 1] + node.col_offset
+        pieces = []
+        for cut, end, filling in self._cuts(node):
+            pieces += [self._bytes[start:cut], filling]
+            start = end
+        pieces.append(self._bytes[start : self._end(node)])
+        return _dedent(b"".join(pieces).decode(), node.col_offset).rstrip()
+
+    def _cuts(self, node: _Definition) -> Iterator[tuple[int, int, bytes]]:
+        """Yields (start, end, filling) in order: docstrings, and of a class its documented methods' bodies.
+
+        Such a method is a definition of its own; within its class only the signature stands for it.
+        """
+        if docstring := _docstring(node):
+            if len(node.body) == 1:  # something must stand there
+                yield self._start(docstring), self._end(docstring), b"..."
+            else:
+                yield *self._docstring_range(docstring), b""
+        outline = isinstance(node, ast.ClassDef)
+        for child in _inner_definitions(node):
+            if outline and not isinstance(child, ast.ClassDef) and _docstring(child):
+                yield self._start(child.body[0]), self._end(child), b"..."
+            else:
+                yield from self._cuts(child)
+
+    def _docstring_range(self, node: ast.Expr) -> tuple[int, int]:
+        """The docstring, by whole lines where it has them for itself."""
+        start, line_start = self._start(node), self._line_starts[node.lineno - 1]
+        after = _AFTER_DOCSTRING.match(self._bytes, self._end(node))
+        assert after
+        whole_lines = after["line"] and not self._bytes[line_start:start].strip()
+        return (line_start if whole_lines else start), after.end()
+
+    def _start(self, node: ast.stmt) -> int:
+        return self._line_starts[node.lineno - 1] + node.col_offset
+
+    def _end(self, node: ast.stmt) -> int:
+        assert node.end_lineno is not None and node.end_col_offset is not None  # set by ast.parse
+        return self._line_starts[node.end_lineno - 1] + node.end_col_offset
+
+
+def _inner_definitions(node: ast.AST) -> Iterator[_Definition]:
+    """The next definitions below a node in source order, whatever statements stand between."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, _Definition):
+            yield child
+        elif isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield from _inner_definitions(child)
+
+
+def _dedent(text: str, width: int) -> str:
+    """Takes `width` columns of indentation from every line that has them; lines of strings may not."""
+    if not width:
+        return text
+    first, *rest = text.split("\n")
+    return "\n".join([first, *(line[width:] if not line[:width].strip() else line for line in rest)])

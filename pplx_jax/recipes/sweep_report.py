@@ -1,0 +1,113 @@
+"""The verb `report`: trials ranked by a metric, as a table, as JSON and as a page with plots."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import atomic_path
+from pplx_jax.core.spelling import nearest
+from pplx_jax.recipes.sweep_trials import differing_settings, find_trials
+from pplx_jax.reports.sweep_page import Ranking, TrialRun
+
+_DEFAULT_STAGES = ("merged", "triplet", "contextual", "pair", "diffusion")
+_LOWER_IS_BETTER = ("loss", "seconds", "norm")
+
+
+def report_trials(
+    folders: Sequence[pathlib.Path],
+    metric: str | None = None,
+    best: str | None = None,
+    output: pathlib.Path | None = None,
+) -> dict[str, Any]:
+    """Ranks the trials in `folders` and writes a page.
+
+    Args:
+      folders: workdirs of runs or of sweeps.
+      metric: dotted name, see `TrialRun.metrics`; where None, int8 nDCG@10 of the last stage that any trial has scored.
+      best: "highest" or "lowest"; where None, lowest for losses, norms and times.
+      output: the page.
+
+    Returns:
+      {"metric", "best", "parameters", "trials": [{"trial", "rank", "value", "status", "parameters", "metrics"}],
+      "finished", "unfinished", "report", "table"}.
+
+    Raises:
+      BadInput: no trial in a folder, a damaged file, or a metric that no trial has.
+    """
+    from pplx_jax.reports.sweep_page import render_trials
+
+    ranking = rank(find_trials(folders), metric, best)
+    output = pathlib.Path(output or pathlib.Path(folders[0]) / "trials.html")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(output) as temporary:
+        temporary.write_text(render_trials(ranking, title=pathlib.Path(folders[0]).resolve().name), encoding="utf-8")
+    rows = [
+        {
+            "trial": trial.name,
+            "rank": ranking.ranks.get(trial.name),
+            "value": trial.metrics.get(ranking.metric),
+            "status": trial.status,
+            "parameters": {key: trial.settings.get(key) for key in ranking.parameters},
+            "metrics": dict(trial.metrics),
+        }
+        for trial in ranking.trials
+    ]
+    finished = sum(trial.finished for trial in ranking.trials)
+    return {
+        "metric": ranking.metric,
+        "best": "lowest" if ranking.lowest else "highest",
+        "parameters": list(ranking.parameters),
+        "finished": finished,
+        "unfinished": len(rows) - finished,
+        "report": str(output),
+        "table": format_trials(ranking) + "\n",
+        "trials": rows,
+    }
+
+
+def rank(trials: Sequence[TrialRun], metric: str | None = None, best: str | None = None) -> Ranking:
+    """Orders trials by a metric; see `report_trials`."""
+    known = sorted({name for trial in trials for name in trial.metrics})
+    metric = metric or _default_metric(known)
+    if known and metric not in known:
+        hint = nearest(metric, known) or f"; there are {', '.join(known[:12])}"
+        raise BadInput(f"--metric {metric}: no trial has it{hint}")
+    lowest = best == "lowest" if best else metric.startswith("seconds.") or metric.endswith(_LOWER_IS_BETTER)
+    in_order = sorted(trials, key=lambda trial: _order(trial, metric, lowest))
+    ranked = [trial.name for trial in in_order if trial.finished and metric in trial.metrics]
+    ranks = {name: place for place, name in enumerate(ranked, 1)}
+    return Ranking(metric, lowest, differing_settings(trials), in_order, ranks)
+
+
+def _default_metric(known: Sequence[str]) -> str:
+    wished = [f"{stage}.int8.ndcg@10" for stage in _DEFAULT_STAGES] + [f"{stage}.loss" for stage in _DEFAULT_STAGES]
+    return next((name for name in wished if name in known), wished[0])
+
+
+def _order(trial: TrialRun, metric: str, lowest: bool) -> tuple[bool, bool, float, str]:
+    value = trial.metrics.get(metric)
+    return not trial.finished, value is None, (value or 0.0) * (1 if lowest else -1), trial.name
+
+
+def format_trials(ranking: Ranking) -> str:
+    """A table: rank, trial, the metric, what differs, and of trials that are not finished how far they are."""
+    head = ["", "trial", ranking.metric, *ranking.parameters, ""]
+    body = []
+    for trial in ranking.trials:
+        value = trial.metrics.get(ranking.metric)
+        body.append(
+            [
+                str(ranking.ranks.get(trial.name, "")),
+                trial.name,
+                "" if value is None else f"{value:.4f}",
+                *(trial.settings.get(key, "") for key in ranking.parameters),
+                "" if trial.finished else trial.status,
+            ]
+        )
+    widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *body]]
+    unfinished = sum(not trial.finished for trial in ranking.trials)
+    if unfinished:
+        lines.append(f"{unfinished} of {len(body)} trials are not finished and have no rank")
+    return "\n".join(line.rstrip() for line in lines)

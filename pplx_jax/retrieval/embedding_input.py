@@ -1,0 +1,145 @@
+"""Rows to embed, from JSON lines or Parquet: a text each, or a document with its chunks."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io import json_lines as rows
+from pplx_jax.data.io.parquet import decoded, open_parquet, parquet_rows
+
+_METADATA = ("path", "line", "source", "parent", "chunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputRow:
+    """One good row.
+
+    Attributes:
+        number: its line in the file, from 1 (Parquet: its row).
+        id: its `id` or `_id`; the number where it has neither.
+        chunks: one text, or the chunks of a document.
+        is_document: whether the row came as chunks.
+        metadata: what stands beside the text and is kept for showing hits.
+        was_cut: whether the chunks are one text, cut; joined they are that text again.
+    """
+
+    number: int
+    id: str
+    chunks: list[str]
+    is_document: bool
+    metadata: dict[str, Any]
+    was_cut: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be embedded, and why."""
+
+    number: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TooLongRow(BadRow):
+    """A row past the model's limit."""
+
+    id: str
+
+
+def read_rows(path: pathlib.Path, text_field: str, chunks_field: str, start: int = 0) -> Iterator[InputRow | BadRow]:
+    """Yields the rows in order, without the first `start` of them, never raising for a single bad one.
+
+    Args:
+        path: .jsonl, .jsonl.gz or .parquet.
+        text_field, chunks_field: the columns; a row that has `chunks_field` is a document.
+        start: rows to pass over, good and bad ones counted.
+
+    Raises:
+        BadInput: the file cannot be read at all.
+    """
+    for place, (number, source) in enumerate(raw_rows(path)):
+        if place < start:
+            continue
+        try:
+            row = rows.parse_object(source) if isinstance(source, bytes) else source
+            yield _check(number, row, text_field, chunks_field)
+        except ValueError as error:
+            yield BadRow(number, rows.escaped(str(error)))
+        except RecursionError:
+            yield BadRow(number, "nested too deep")
+
+
+def count_rows(path: pathlib.Path) -> int:
+    """How many rows `read_rows` will yield."""
+    if path.suffix == ".parquet":
+        with _opened(path) as file:
+            return open_parquet(file, str(path)).metadata.num_rows
+    return sum(1 for _ in rows.numbered_lines(path))
+
+
+def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+    """Yields (number from 1, a line of JSON or a row of Parquet without its nulls).
+
+    A value of Parquet that is bytes is a text that is not UTF-8.
+
+    Raises:
+        BadInput: the file cannot be read.
+    """
+    if path.suffix != ".parquet":
+        yield from rows.numbered_lines(path)
+        return
+    with _opened(path) as file:
+        for number, row in enumerate(parquet_rows(file, str(path)), start=1):
+            yield number, decoded(row)
+
+
+def _opened(path: pathlib.Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror or error}; check the path") from None
+
+
+def _check(number: int, row: dict[str, Any], text_field: str, chunks_field: str) -> InputRow:
+    is_document = chunks_field in row
+    if is_document:
+        chunks = row[chunks_field]
+        if not isinstance(chunks, list) or not chunks:
+            raise ValueError(f'"{chunks_field}" is not a list of at least one text')
+    elif text_field in row:
+        chunks = [row[text_field]]
+    else:
+        raise ValueError(f'neither "{text_field}" nor "{chunks_field}", only {", ".join(row) or "nothing"}')
+    for place, chunk in enumerate(chunks):
+        name = f'"{chunks_field}"[{place}]' if is_document else f'"{text_field}"'
+        if not isinstance(chunk, str | bytes):
+            raise ValueError(f"{name} is {type(chunk).__name__}, not a string")
+        _require_unicode(name, chunk)
+    identity = next((row[name] for name in ("id", "_id") if row.get(name) is not None), number)
+    _require_unicode('"id"', identity if isinstance(identity, bytes) else str(identity))
+    metadata = {name: _shown(row[name]) for name in _METADATA if name in row}
+    return InputRow(number, str(identity), chunks, is_document, metadata)
+
+
+def _require_unicode(name: str, text: str | bytes) -> None:
+    if isinstance(text, bytes):
+        raise ValueError(f"{name} is not UTF-8")
+    if not rows.is_unicode(text):
+        raise ValueError(f"{name} holds half of a surrogate pair, which is no character")
+
+
+def _shown(value: Any) -> Any:
+    """The value, and as text what JSON has no word for, such as times and bytes that are not UTF-8."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case dict():
+            return {rows.escaped(name): _shown(item) for name, item in value.items()}
+        case list():
+            return [_shown(item) for item in value]
+        case bytes():
+            return value.decode(errors="backslashreplace")
+        case _:
+            return rows.escaped(str(value))

@@ -1,0 +1,96 @@
+"""Where a stage's numbers go: `metrics.jsonl` always, TensorBoard events through clu where TensorFlow is there."""
+
+import importlib.util
+import json
+import pathlib
+import resource
+import sys
+from typing import Any
+
+import jax
+from absl import logging
+
+from pplx_jax.core.native_logs import silent_native_stderr
+
+
+class MetricsWriter:
+    """Appends to FOLDER/metrics.jsonl, one line a logged step, and writes TensorBoard events beside it.
+
+    Args:
+      folder: the stage's folder.
+      resume_step: lines of later steps, written before an interruption, are dropped: those steps come again.
+      write: whether this process writes them; one of a job does.
+
+    Attributes:
+      path: of metrics.jsonl.
+      last: the numbers of its last line; empty where it has none.
+    """
+
+    def __init__(self, folder: pathlib.Path, resume_step: int = 0, write: bool = True):
+        self.path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        self.last = {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}
+        self._file = self._events = None
+        if not write:
+            return
+        temporary = self.path.with_name("metrics.jsonl.partial")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        temporary.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._events = _event_writer(folder / "tensorboard")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the numbers of one step; on disk before it returns."""
+        self.last = values
+        if self._file is None:
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            self._events.write_scalars(step, values)
+
+    def close(self) -> None:
+        """Flushes both."""
+        if self._file is not None:
+            self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def memory_numbers() -> dict[str, float]:
+    """`host_memory_bytes`, what this process holds, and `device_memory_peak_bytes` of its fullest device so far, where
+    the backend counts it."""
+    found: dict[str, float] = {}
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        found["host_memory_bytes"] = float(pages * resource.getpagesize())
+    except OSError:  # not on Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        found["host_memory_bytes"] = float(peak if sys.platform == "darwin" else peak * 1024)
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    if known := [peak for peak in peaks if peak is not None]:
+        found["device_memory_peak_bytes"] = float(max(known))
+    return found
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out, a missing file is empty."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _event_writer(folder: pathlib.Path):
+    if importlib.util.find_spec("tensorflow") is None:
+        logging.info("TensorFlow is not installed: metrics go to metrics.jsonl alone")
+        return None
+    with silent_native_stderr():
+        from clu import metric_writers  # imports TensorFlow
+
+        return metric_writers.SummaryWriter(str(folder))

@@ -1,0 +1,87 @@
+"""Stage 3a: chunks that know their document (arXiv 2602.11151, section 2.4)."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax.numpy as jnp
+
+from pplx_jax.core.errors import require
+from pplx_jax.data.batches.packed_batch import PackedBatch, contextual_batch
+from pplx_jax.kernels.quantization import tanh_int8
+from pplx_jax.models.embedding import gather
+from pplx_jax.objectives.contrastive import contextual_loss
+from pplx_jax.training.schedules import cosine_ramp
+from pplx_jax.training.stages.contrastive import ContrastiveStage
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextualStage(ContrastiveStage):
+    """Late chunking: a document's chunks are encoded in one pass and pooled one by one.
+
+    An example is a document with one of its queries; a row holds at least one document, a slot one chunk or query.
+
+    Attributes, beside those of `ContrastiveStage`:
+      chunks: C, most chunks a document.
+      margin: of L_global's false-negative mask.
+      mask_duplicates: leave duplicates (`duplicate_groups`) out of L_batch as well; a document serves several queries,
+        and two of them may meet in a batch. Out of L_seq and L_batch also the document's further chunks that answer
+        the query.
+      sequence_weight: share of L_seq within L_local.
+      beta_start: weight of L_global at the first step.
+      beta_end: and at the last, along half a cosine.
+    """
+
+    row_length: int = 4224  # 16 chunks of 256 tokens and what joins them
+    slots: int = 64
+    chunks: int = 16
+    margin: float = 0.1
+    mask_duplicates: bool = True
+    sequence_weight: float = 0.2
+    beta_start: float = 0.2
+    beta_end: float = 0.5
+
+    name: ClassVar[str] = "contextual"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.chunks >= 1, self, "chunks", "1 or more")
+        for name in ("sequence_weight", "beta_start", "beta_end"):
+            require(0 <= getattr(self, name) <= 1, self, name, "a number from 0 to 1")
+
+    def features(self, table, indices, rows, first_row=0):
+        shape = {"rows": rows, "length": self.row_length, "slots": self.slots, "chunks": self.chunks}
+        arrays, metrics = contextual_batch(table, indices, **shape, first_row=first_row)
+        return PackedBatch(arrays | self.query_weights(table, indices) | self.query_hashes(table, indices), metrics)
+
+    def loss(self, model, batch, step):
+        pooled, counts = self.embed(model, batch)
+        chunk_valid = batch["chunks"][..., 0] >= 0
+        chunks = gather(pooled, batch["chunks"])
+        # A document's vector is the mean over all its chunks' tokens, so chunks weigh by their length.
+        tokens = jnp.where(chunk_valid, gather(counts, batch["chunks"]), 0.0)[..., None]
+        document = jnp.sum(chunks * tokens, axis=1) / jnp.maximum(jnp.sum(tokens, axis=1), 1.0)
+        beta = cosine_ramp(self.beta_start, self.beta_end, step.progress)
+
+        def loss(query, chunks, document, *, temperature):
+            return contextual_loss(
+                query,
+                chunks,
+                chunk_valid,
+                batch["chunk"],
+                document,
+                batch["document_hash"],
+                beta=beta,
+                temperature=temperature,
+                sequence_weight=self.sequence_weight,
+                margin=self.margin,
+                mask_duplicates=self.mask_duplicates,
+                query_hash=batch["query_hash"] if self.mask_duplicates else None,
+                also_positive=batch["also_positive"],
+                weight=batch.get("weight"),
+            )
+
+        return self.objective(loss, step)(
+            tanh_int8(gather(pooled, batch["query"]), self.rounding),
+            tanh_int8(chunks, self.rounding),
+            tanh_int8(document, self.rounding),
+        )

@@ -1,0 +1,60 @@
+"""Stage 1: masked diffusion pretraining (arXiv 2602.11151, section 2.1)."""
+
+import dataclasses
+from typing import ClassVar, get_args
+
+from pplx_jax.core.errors import require
+from pplx_jax.data.batches.packed_batch import diffusion_batch, rows_needed
+from pplx_jax.objectives.corruption import corrupt
+from pplx_jax.objectives.diffusion import Normalizer, diffusion_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionStage:
+    """Trains on texts alone.
+
+    Attributes:
+      batch_size: examples a step: rows of `Lengths.text` tokens, full of texts.
+      row_length: tokens a row.
+      normalizer: what the loss is divided by; see `diffusion_loss`.
+      min_time: smallest t.
+      random_length_share: share of the texts cut to a random length.
+    """
+
+    batch_size: int
+    row_length: int = 4096
+    normalizer: Normalizer = "valid"
+    min_time: float = 1e-3
+    random_length_share: float = 0.01
+
+    name: ClassVar[str] = "diffusion"
+    predicts_tokens: ClassVar[bool] = True
+
+    def __post_init__(self):
+        for name in ("batch_size", "row_length"):
+            require(getattr(self, name) >= 1, self, name, "1 or more")
+        require(self.normalizer in get_args(Normalizer), self, "normalizer", " or ".join(get_args(Normalizer)))
+        require(0 < self.min_time < 1, self, "min_time", "a number above 0 and below 1")
+        require(0 <= self.random_length_share <= 1, self, "random_length_share", "a number from 0 to 1")
+
+    def learned(self):
+        return {}
+
+    def rows(self, table, multiple_of):
+        return rows_needed(table, self.name, self.batch_size, self.row_length, multiple_of=multiple_of)
+
+    def features(self, table, indices, rows, first_row=0):
+        return diffusion_batch(table, indices, rows=rows, length=self.row_length)
+
+    def loss(self, model, batch, step):
+        corruption = corrupt(
+            batch["tokens"],
+            batch["segment_ids"],
+            batch["positions"],
+            step.rng,
+            mask_id=step.mask_id,
+            min_time=self.min_time,
+            random_length_share=self.random_length_share,
+        )
+        hidden = model(corruption.inputs, corruption.segment_ids, batch["positions"])
+        return diffusion_loss(hidden, model.output_table, batch["tokens"], corruption, normalizer=self.normalizer)

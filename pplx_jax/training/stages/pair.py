@@ -1,0 +1,44 @@
+"""Stage 2: pairs of a query and its document (arXiv 2602.11151, section 2.3)."""
+
+import dataclasses
+from typing import ClassVar
+
+from pplx_jax.data.batches.packed_batch import PackedBatch, pair_batch
+from pplx_jax.kernels.quantization import tanh_int8
+from pplx_jax.models.embedding import gather
+from pplx_jax.objectives.contrastive import pair_loss
+from pplx_jax.training.stages.contrastive import ContrastiveStage
+
+
+@dataclasses.dataclass(frozen=True)
+class PairStage(ContrastiveStage):
+    """In-batch negatives, queries among them, with the false-negative mask.
+
+    Attributes, beside those of `ContrastiveStage`:
+      margin: of the false-negative mask.
+      mask_duplicates: leave out duplicates as well: copies of the positive document and of the query, and what those
+        go with (`duplicate_groups`).
+    """
+
+    margin: float = 0.1
+    mask_duplicates: bool = True
+
+    name: ClassVar[str] = "pair"
+
+    def features(self, table, indices, rows, first_row=0):
+        arrays, metrics = pair_batch(
+            table, indices, rows=rows, length=self.row_length, slots=self.slots, first_row=first_row
+        )
+        return PackedBatch(arrays | self.query_weights(table, indices) | self.query_hashes(table, indices), metrics)
+
+    def loss(self, model, batch, step):
+        pooled, _ = self.embed(model, batch)
+        embeddings = tanh_int8(pooled, self.rounding)
+        return self.objective(pair_loss, step)(
+            gather(embeddings, batch["query"]),
+            gather(embeddings, batch["document"]),
+            margin=self.margin,
+            document_hash=batch["document_hash"] if self.mask_duplicates else None,
+            query_hash=batch["query_hash"] if self.mask_duplicates else None,
+            weight=batch.get("weight"),
+        )

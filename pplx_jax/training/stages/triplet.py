@@ -1,0 +1,57 @@
+"""Stage 3b: queries with mined hard negatives (arXiv 2602.11151, section 2.5)."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+from pplx_jax.core.errors import require
+from pplx_jax.data.batches.packed_batch import PackedBatch, triplet_batch
+from pplx_jax.kernels.quantization import tanh_int8
+from pplx_jax.models.embedding import gather
+from pplx_jax.objectives.contrastive import triplet_loss
+from pplx_jax.training.stages.contrastive import ContrastiveStage
+
+_HASHES = ("query_hash", "document_hash", "negative_hash")
+
+
+@dataclasses.dataclass(frozen=True)
+class TripletStage(ContrastiveStage):
+    """Every document and every hard negative of the batch against each query.
+
+    Attributes, beside those of `ContrastiveStage`:
+      negatives: hard negatives of a query that are used, the first of those mined.
+      mask_duplicates: leave out duplicates (`duplicate_groups`), among hard negatives too; the paper has no mask.
+    """
+
+    negatives: int = 7
+    mask_duplicates: bool = True
+    temperature: float = 0.03
+
+    name: ClassVar[str] = "triplet"
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.negatives >= 1, self, "negatives", "1 or more")
+
+    @property
+    def hard_negatives(self):
+        return self.negatives
+
+    def features(self, table, indices, rows, first_row=0):
+        shape = {"rows": rows, "length": self.row_length, "slots": self.slots, "negatives": self.negatives}
+        arrays, metrics = triplet_batch(table, indices, **shape, first_row=first_row)
+        mined = table["negatives"][indices, : self.negatives]
+        arrays["negative_hash"] = np.asarray(table["document_hash"][mined], np.int32)
+        return PackedBatch(arrays | self.query_weights(table, indices) | self.query_hashes(table, indices), metrics)
+
+    def loss(self, model, batch, step):
+        pooled, _ = self.embed(model, batch)
+        embeddings = tanh_int8(pooled, self.rounding)
+        return self.objective(triplet_loss, step)(
+            gather(embeddings, batch["query"]),
+            gather(embeddings, batch["document"]),
+            gather(embeddings, batch["negatives"]),
+            **{name: batch[name] for name in _HASHES if self.mask_duplicates},
+            weight=batch.get("weight"),
+        )

@@ -1,0 +1,125 @@
+"""What a training step carries over to the next, and the compiled step itself."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from pplx_jax.checkpoints.orbax import LOSS_PARAMS
+from pplx_jax.models.parameters import bind, initial_params
+from pplx_jax.models.transformer import Qwen3Config
+from pplx_jax.parallel.mesh import batch_sharding, replicated, shardings
+from pplx_jax.training.stages.base import Stage, Step
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class TrainState:
+    """Everything a stage resumes from but the data's position.
+
+    Attributes:
+      params: nested dict of float32 arrays, as `trained_params` gives them.
+      optimizer: the optax state.
+      step: int32 scalar, steps done; the step's rng is a function of it and of the seed.
+    """
+
+    params: Any
+    optimizer: Any
+    step: jax.Array
+
+
+def model_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Of what `trained_params` gives, the model's own."""
+    return {name: part for name, part in params.items() if name != LOSS_PARAMS}
+
+
+def trained_params(params: dict[str, Any], stage: Stage) -> dict[str, Any]:
+    """All that a stage trains: the model's parameters, and under `LOSS_PARAMS` what its loss learns, if anything."""
+    learned = {name: jnp.float32(value) for name, value in stage.learned().items()}
+    return {**params, LOSS_PARAMS: learned} if learned else params
+
+
+def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, mesh) -> TrainState:
+    """A fresh state around `params`, laid out on the mesh; no device holds more than its part."""
+
+    def start(params) -> TrainState:
+        return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
+
+    params = jax.device_put(params, shardings(params, mesh))
+    return jax.jit(start, out_shardings=shardings(jax.eval_shape(start, params), mesh))(params)
+
+
+def state_layout(
+    config: Qwen3Config, stage: Stage, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Shape, dtype and sharding of every array of a stage's state (`jax.ShapeDtypeStruct`), with none allocated."""
+
+    def start() -> TrainState:
+        params = trained_params(initial_params(config, seed=0), stage)
+        return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
+
+    def laid_out(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    shapes = jax.eval_shape(start)
+    return jax.tree.map(laid_out, shapes, shardings(shapes, mesh))
+
+
+def stage_loss(
+    stage: Stage, config: Qwen3Config, *, steps: int, seed: int, mask_id: int
+) -> Callable[[dict[str, Any], dict[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
+    """The loss of a stage and what it logs, as a function of (params, batch, step)."""
+
+    def loss_of(params, batch, step):
+        rng = jax.random.fold_in(jax.random.key(seed), step)
+        learned = params.get(LOSS_PARAMS, {})
+        context = Step(rng=rng, progress=step / steps, mask_id=mask_id, learned=learned)
+        return stage.loss(bind(config, model_params(params)), batch, context)
+
+    return loss_of
+
+
+def make_step(
+    stage: Stage,
+    config: Qwen3Config,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+    seed: int,
+    mask_id: int,
+    mesh: jax.sharding.Mesh,
+) -> jax.stages.Wrapped:
+    """One optimizer step of a stage, jitted: (state, batch) -> (state, metrics).
+
+    A step whose loss or gradient is not finite leaves the state as it was; its metrics say so.
+    """
+
+    loss_of = stage_loss(stage, config, steps=steps, seed=seed, mask_id=mask_id)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]):
+        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch, state.step)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        gradient_norm = optax.tree.norm(gradient)
+        metrics |= {
+            "loss": loss,
+            "gradient_norm": gradient_norm,
+            "parameter_norm": optax.tree.norm(params),
+            "update_norm": optax.tree.norm(updates),
+        }
+        # A step without a number changes nothing: what went into it stays to be looked at.
+        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        stepped = TrainState(params, optimizer_state, state.step + 1)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), metrics
+
+    # The state leaves a step as it came: a compiled step takes no other layout, and XLA would choose its own.
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, stage, optimizer, mesh))
+    return jax.jit(
+        train_step,
+        in_shardings=(layout, batch_sharding(mesh)),
+        out_shardings=(layout, replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -1,0 +1,101 @@
+"""What config.json may say, and what is refused, all of it in one line."""
+
+import json
+
+import pytest
+
+from pplx_jax.checkpoints.huggingface.config import read_source
+from pplx_jax.core.errors import BadInput
+
+QWEN3 = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "vocab_size": 350,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1_000_000,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "use_sliding_window": False,
+    "sliding_window": None,
+    "rope_scaling": None,
+}
+
+
+def read(folder, **changes):
+    (folder / "config.json").write_text(json.dumps(QWEN3 | changes))
+    return read_source(folder)
+
+
+def refusal(folder, **changes) -> str:
+    with pytest.raises(BadInput) as caught:
+        read(folder, **changes)
+    assert "\n" not in str(caught.value) and "config.json" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_causal_model(tmp_path):
+    source = read(tmp_path)
+    config = source.config
+    assert config.causal and source.tied and source.kind == "v1"
+    assert (config.vocab_size, config.width, config.mlp_width, config.layers) == (350, 48, 80, 3)
+    assert (config.query_heads, config.kv_heads, config.head_dim, config.max_length) == (6, 2, 16, 4096)
+    assert (config.rms_norm_eps, config.rope_theta) == (1e-6, 1e6)
+
+
+@pytest.mark.parametrize("changes", [{"model_type": "bidirectional_pplx_qwen3"}, {"use_bidirectional_attention": True}])
+def test_a_bidirectional_model(tmp_path, changes):
+    assert not read(tmp_path, **changes).config.causal
+
+
+def test_a_contextual_model(tmp_path):
+    assert read(tmp_path, architectures=["PPLXQwen3ContextualModel"]).kind == "context_v1"
+
+
+def test_the_rope_base_of_either_generation_of_transformers(tmp_path):
+    parameters = {"rope_type": "default", "rope_theta": 5e4}
+    assert read(tmp_path, rope_theta=None, rope_parameters=parameters).config.rope_theta == 5e4
+    assert read(tmp_path, rope_scaling={"rope_type": "default"}).config.rope_theta == 1e6
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model_type": "llama"}, "model_type 'llama' is not supported"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is ['sliding_attention']"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is {'rope_type': 'yarn'"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_parameters is {'rope_type': 'linear'"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, "rope_theta is 1000000 and in rope_param"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config is"),
+        ({"head_dim": None}, "head_dim is None, not a size"),
+        ({"vocab_size": True}, "vocab_size is True, not a size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0, not a size"),
+        ({"rms_norm_eps": None}, "rms_norm_eps is None, not a positive number"),
+        ({"rope_theta": "1e6"}, "rope_theta is '1e6', not a positive number"),
+    ],
+)
+def test_what_is_not_ours_is_refused(tmp_path, changes, words):
+    assert words in refusal(tmp_path, **changes)
+
+
+def test_everything_at_once(tmp_path):
+    line = refusal(tmp_path, attention_bias=True, hidden_size=-1, rope_theta=0, hidden_act="relu")
+    for words in ("attention_bias is True", "hidden_size is -1", "rope_theta is 0", "hidden_act is 'relu'"):
+        assert words in line
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_file(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(BadInput, match=r"config\.json"):
+        read_source(tmp_path)

@@ -1,0 +1,95 @@
+"""Reading BEIR folders, and what a broken one says."""
+
+import gzip
+import json
+
+import pytest
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io.beir import read_beir
+
+
+def write_set(folder, *, corpus=None, queries=None, qrels="q1\td1\t1\n", zipped=False, qrels_name="qrels.tsv"):
+    corpus = corpus or [{"_id": "d1", "text": "one"}, {"_id": "d2", "text": "two"}]
+    queries = queries or [{"_id": "q1", "text": "first"}, {"_id": "q2", "text": "not judged"}]
+    files = {
+        "corpus.jsonl": "".join(json.dumps(row) + "\n" for row in corpus),
+        "queries.jsonl": "".join(json.dumps(row) + "\n" for row in queries),
+        qrels_name: qrels,
+    }
+    for name, content in files.items():
+        path = folder / (name + ".gz" if zipped else name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with gzip.open(path, "wt") if zipped else open(path, "w") as file:
+            file.write(content)
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("qrels_name", ["qrels.tsv", "qrels/test.tsv"])
+@pytest.mark.parametrize("header", ["", "query-id\tcorpus-id\tscore\n", "query\tdocument\tgrade\n"])
+def test_layouts(tmp_path, zipped, qrels_name, header):
+    write_set(tmp_path, qrels=header + "q1\td2\t2\n", zipped=zipped, qrels_name=qrels_name)
+    data = read_beir(tmp_path)
+    assert data.document_ids == ["d1", "d2"] and data.documents == ["one", "two"]
+    assert data.query_ids == ["q1"] and data.queries == ["first"]
+    assert data.qrels == {"q1": {"d2": 2}}
+    assert not data.has_context
+
+
+def test_titles_parents_and_chunks(tmp_path):
+    corpus = [
+        {"_id": "a", "title": "T", "text": "x", "parent": "p", "chunk": 4},
+        {"_id": "b", "title": "", "text": "y", "parent": "p"},
+        {"_id": "c", "text": "z"},
+    ]
+    data = read_beir(write_set(tmp_path, corpus=corpus, qrels="q1\ta\t1\n"))
+    assert data.documents == ["T x", "y", "z"]
+    assert data.parents == ["p", "p", "c"] and data.chunks == [4, 1, 0]
+    assert data.has_context
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ({"corpus": [{"_id": "d1", "body": "x"}]}, 'corpus.jsonl, line 1: no "text", only _id, body'),
+        ({"corpus": [{"_id": "d1", "text": 3}]}, 'corpus.jsonl, line 1: "text" is int'),
+        ({"corpus": [{"_id": "d1", "text": ""}] * 2}, "corpus.jsonl, line 2: \"_id\" 'd1' stands twice"),
+        ({"corpus": [{"_id": "d1", "text": "", "chunk": "x"}]}, "line 1: \"chunk\" is 'x'"),
+        ({"corpus": [{"_id": "d\ud800", "text": ""}]}, 'corpus.jsonl, line 1: "_id" holds half of a surrogate pair'),
+        ({"queries": [{"_id": "q", "text": "\ud800"}]}, 'queries.jsonl, line 1: "text" holds half of a surrogate pair'),
+        ({"queries": [["q1"]]}, "queries.jsonl, line 1: not a JSON object but list"),
+        ({"qrels": "q1\td1\t1\nq1\td9\t1\n"}, "qrels.tsv, line 2: unknown corpus-id 'd9'"),
+        ({"qrels": "q9\td1\t1\n"}, "qrels.tsv, line 1: unknown query-id 'q9'"),
+        ({"qrels": "q1 0 d1 1\n"}, "qrels.tsv, line 1: 1 columns"),
+        ({"qrels": "q1\td1\t1.0\nq1\td2\t1\n"}, "qrels.tsv, line 1: score '1.0' is no whole number"),
+        ({"qrels": "q1\td1\t1\nq1\td2\tmuch\n"}, "qrels.tsv, line 2: score 'much'"),
+        ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, "line 2: a second, different grade"),
+        ({"qrels": "query-id\tcorpus-id\tscore\n"}, "judges nothing"),
+    ],
+)
+def test_broken_sets(tmp_path, broken, message):
+    with pytest.raises(BadInput) as error:
+        read_beir(write_set(tmp_path, **broken))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_missing_parts(tmp_path):
+    with pytest.raises(BadInput, match="no folder"):
+        read_beir(tmp_path / "nowhere")
+    write_set(tmp_path)
+    (tmp_path / "qrels.tsv").unlink()
+    with pytest.raises(BadInput, match="has no qrels.tsv or qrels/test.tsv"):
+        read_beir(tmp_path)
+
+
+def test_broken_bytes(tmp_path):
+    write_set(tmp_path, zipped=True)
+    whole = (tmp_path / "corpus.jsonl.gz").read_bytes()
+    (tmp_path / "corpus.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadInput, match="archive is broken"):
+        read_beir(tmp_path)
+    (tmp_path / "corpus.jsonl.gz").unlink()
+    (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": "d1", "text": "\xff"}\n')
+    with pytest.raises(BadInput, match=r"line 1: not UTF-8 \(byte 24\)"):
+        read_beir(tmp_path)

@@ -1,0 +1,108 @@
+"""Scoring a model on a BEIR folder: with and without context, at each quantization, and as a run file."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers.word_encoder import WordEncoder
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io.beir import read_beir
+from pplx_jax.evaluation.core.eval_verb import evaluate_task
+from pplx_jax.evaluation.scoring.set_embeddings import context_groups, pooled_vectors
+from pplx_jax.evaluation.suites.beir_folder import evaluate, evaluate_bm25
+from pplx_jax.retrieval.metrics import run_metrics
+
+NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Only the first passage of a parent names its subject, so that the query needs the context."""
+    corpus, queries, qrels = [], [], []
+    for number, name in enumerate(NAMES):
+        texts = [f"the {name} lives here", "its food is hay", "its home is a nest"]
+        # Listed backwards: the order of chunks is that of "chunk", not of the file.
+        for chunk in (2, 1, 0):
+            passage = {"_id": f"{number}-{chunk}", "text": texts[chunk], "parent": name, "chunk": chunk}
+            corpus.append(passage)
+        queries.append({"_id": name, "text": f"{name} food is hay"})
+        qrels.append(f"{name}\t{number}-1\t1\n")
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in corpus))
+    (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    (tmp_path / "qrels.tsv").write_text("".join(qrels))
+    return tmp_path
+
+
+def test_context_finds_what_passages_alone_cannot(folder):
+    model = WordEncoder(dims=256)
+    alone = evaluate(model, folder)
+    in_context = evaluate(model, folder, context=True)
+    assert list(alone) == list(in_context) == ["float", "int8", "binary"]
+    assert list(alone["float"]) == ["ndcg@10", "recall@100"]
+    assert alone["float"]["ndcg@10"] < 0.8
+    assert in_context["float"]["ndcg@10"] > 0.95
+
+
+def test_texts_are_encoded_once_for_all_quantizations(folder):
+    model = WordEncoder()
+    evaluate(model, folder, ("none", "int8", "binary", "ubinary", "tanh"))
+    assert model.encoded == len(NAMES) * (1 + 3)
+
+
+def test_packed_and_unpacked_signs_score_alike(folder):
+    scores = evaluate(WordEncoder(), folder, ("binary", "ubinary"))
+    assert scores["binary"] == scores["ubinary"]
+
+
+def test_vectors_in_context_come_back_in_the_order_of_the_set(folder):
+    model, data = WordEncoder(), read_beir(folder)
+    _, documents = pooled_vectors(model, data, context=True)
+    chunks = ["the ant lives here", "its food is hay", "its home is a nest"]
+    expected = model.encode_documents([chunks], quantization="none")[0]
+    np.testing.assert_array_equal(documents[:3], expected[::-1])
+
+
+def test_parents_longer_than_the_model_takes_are_split(folder):
+    data = read_beir(folder)
+    tokens = WordEncoder().count_tokens(data.documents)
+    groups = list(context_groups(data, tokens, most_chunks=2, most_tokens=100))
+    assert groups[:2] == [[2, 1], [0]]
+    by_tokens = list(context_groups(data, tokens, most_chunks=16, most_tokens=10))
+    assert by_tokens[:2] == [[2, 1], [0]]  # 4 + 4 + a separator; 5 more do not fit
+    assert sorted(sum(by_tokens, [])) == list(range(len(data.documents)))
+    alone = list(context_groups(data, tokens, most_chunks=16, most_tokens=3))
+    assert all(len(group) == 1 for group in alone)
+
+
+def test_a_text_past_the_limit_is_an_error_unless_cut(folder):
+    model = WordEncoder(max_length=4)
+    with pytest.raises(BadInput, match="5 tokens"):
+        evaluate(model, folder)
+    evaluate(model, folder, truncate=True)
+    evaluate(model, folder, truncate=True, context=True)
+
+
+@pytest.mark.parametrize("kind", ["bm25", "words"])
+def test_a_run_file_gives_the_metrics_again(folder, kind):
+    model = "bm25" if kind == "bm25" else WordEncoder()
+    result = evaluate_task(model, folder, run_file=folder / "out.trec")
+    assert (result["queries"], result["documents"]) == (6, 18)
+    run = {}
+    for line in (folder / "out.trec").read_text().splitlines():
+        query, zero, document, rank, score, tag = line.split()
+        assert (zero, tag) == ("Q0", "pplx-jax")
+        assert int(rank) == len(run.setdefault(query, {})) + 1
+        run[query][document] = float(score)
+    again = run_metrics(run, read_beir(folder).qrels, result["metrics"])
+    assert again == pytest.approx(result["metrics"])
+    if kind == "bm25":
+        assert {k: result["metrics"][k] for k in ("ndcg@10", "recall@100")} == evaluate_bm25(folder)
+
+
+def test_an_id_that_a_run_file_cannot_hold(folder):
+    with open(folder / "corpus.jsonl", "a") as file:
+        file.write('{"_id": "two words", "text": "ant"}\n')
+    with pytest.raises(BadInput, match="white space"):
+        evaluate_task("bm25", folder, run_file=folder / "out.trec")
+    assert not (folder / "out.trec").exists()

@@ -1,0 +1,94 @@
+"""A tiny model whose head_dim is not width / heads, its folder, and its exports, made once."""
+
+import dataclasses
+import os
+import pathlib
+import sysconfig
+import tempfile
+
+# Before the first import of transformers: nothing is fetched, and model code stays out of the user's cache.
+os.environ["HF_HUB_OFFLINE"] = "1"
+_MODULES = tempfile.TemporaryDirectory(prefix="hf-modules-")
+os.environ.setdefault("HF_MODULES_CACHE", _MODULES.name)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+from pplx_jax.checkpoints.model_folder import ModelFolder, load_model, save_model  # noqa: E402
+from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary  # noqa: E402
+from pplx_jax.models.parameters import initial_params  # noqa: E402
+from pplx_jax.models.transformer import Qwen3Config  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def vocabulary(tmp_path_factory) -> Vocabulary:
+    modules = sorted(pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"))[:40]
+    texts = [module.read_text(encoding="utf-8", errors="ignore") for module in modules]
+    output = tmp_path_factory.mktemp("vocabulary") / "vocabulary.model"
+    return train_vocabulary(texts, output, 1500, sample_bytes=300_000)
+
+
+@pytest.fixture(scope="session")
+def config(vocabulary) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=vocabulary.size,
+        width=48,
+        mlp_width=96,
+        layers=3,
+        query_heads=4,
+        kv_heads=2,
+        head_dim=16,
+        rope_theta=10_000.0,
+        max_length=1024,
+        embedding_init_std=1.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def params(config) -> dict:
+    """Random parameters, scales of norms too: all ones would hide a norm left out or applied twice."""
+    generator = np.random.default_rng(0)
+
+    def scaled(path, leaf):
+        leaf = np.asarray(leaf)
+        if path[-1].key == "scale":
+            leaf = generator.uniform(0.5, 2.0, leaf.shape)
+        return leaf.astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(scaled, initial_params(config, 0))
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, config, vocabulary, params) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, config, vocabulary, params, stage="contextual")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(model_folder) -> ModelFolder:
+    loaded = load_model(model_folder)
+    return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory, model_folder) -> dict:
+    """Kind -> (folder, report)."""
+    from pplx_jax.export.export_hf import export_hf
+
+    folder = tmp_path_factory.mktemp("export")
+    scores = {"merged": {"int8": {"ndcg@10": 0.5}}}
+    return {
+        "v1": (folder / "v1", export_hf(model_folder, folder / "v1", "v1", scores=scores)),
+        "context_v1": (folder / "context_v1", export_hf(model_folder, folder / "context_v1")),
+    }
+
+
+@pytest.fixture(scope="session")
+def onnx_export(tmp_path_factory, model_folder) -> tuple[pathlib.Path, dict]:
+    """An export with an ONNX graph, and its report."""
+    from pplx_jax.export.export_hf import export_hf
+
+    folder = tmp_path_factory.mktemp("export") / "with_onnx"
+    return folder, export_hf(model_folder, folder, "v1", onnx=True)

@@ -1,0 +1,80 @@
+"""Runs tiny trainings in processes of their own, one or several as one job, on simulated devices."""
+
+import pathlib
+import random
+import socket
+import subprocess
+import sys
+
+from helpers import simulated
+
+SETUP = """
+import dataclasses, json, os, pathlib, signal, sys, time
+for name in ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"):
+    sys.modules[name] = None  # importing any of them fails
+from helpers import tiny
+from pplx_jax.training import trainer as loop
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.core.errors import Preempted
+from pplx_jax.parallel.mesh import Mesh
+from pplx_jax.parallel.processes import Processes, joined
+
+def run(setting, folder, name, *, mesh=Mesh(), seed=3, **fields):
+    vocabulary = Vocabulary.load(setting / "vocabulary.model")
+    table = TokenTable.open(setting / name, stage=name, vocabulary=vocabulary)
+    usual = dict(stage=tiny.STAGES[name], optimizer=tiny.OPTIMIZER, steps=4, log_every_steps=1)
+    training = loop.Training(**usual | fields)
+    loop.train(folder, training, tiny.tiny_config(vocabulary), table, vocabulary, mesh=mesh, seed=seed)
+
+setting, output = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+"""
+
+
+def start(
+    code: str, setting: pathlib.Path, output: pathlib.Path, *, devices: int = 1, **environment: str
+) -> subprocess.Popen:
+    """A process that runs SETUP and then `code`, with `setting` (token files) and `output` at hand."""
+    return start_python(["-c", SETUP + code, str(setting), str(output)], devices=devices, **environment)
+
+
+def start_python(arguments: list[str], *, devices: int = 1, **environment: str) -> subprocess.Popen:
+    """Python on so many simulated devices."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        env={**simulated.environment(devices), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_job(
+    code: str, setting: pathlib.Path, output: pathlib.Path, *, count: int, devices: int, **environment: str
+) -> list[subprocess.Popen]:
+    """`count` processes of `devices` each on loopback; `joined(Processes())` makes them one job."""
+    address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports()}", "JAX_NUM_PROCESSES": str(count)}
+    return [
+        start(code, setting, output, devices=devices, JAX_PROCESS_ID=str(index), **address, **environment)
+        for index in range(count)
+    ]
+
+
+def free_ports() -> int:
+    """A port that is free, as is the one after it: below those that the system gives to whoever asks for any."""
+    while True:
+        port = random.randrange(20000, 32000, 2)
+        try:
+            for each in (port, port + 1):
+                socket.create_server(("127.0.0.1", each)).close()
+            return port
+        except OSError:
+            continue
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 300) -> list[str]:
+    """What each wrote to standard output; their errors where one failed."""
+    ended = [process.communicate(timeout=timeout) for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes == [0] * len(processes), "\n".join([str(codes), *(errors[-3000:] for _, errors in ended)])
+    return [output for output, _ in ended]

@@ -1,0 +1,35 @@
+"""Processes that have several devices on this machine's cores."""
+
+import importlib.metadata
+import os
+import pathlib
+import subprocess
+import sys
+
+# What runs for milliseconds is not worth optimizing for seconds.
+XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+JAXLIB = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
+if JAXLIB == (0, 10):  # a release that does not know a flag ends the process
+    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"  # which compile for more than half of the time
+
+
+def environment(devices: int) -> dict[str, str]:
+    """For `subprocess`; the project and the tests' own modules are on its path."""
+    tests = pathlib.Path(__file__).parents[1]
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {XLA_FLAGS}",
+        # XLA's pool has a thread a device. Two collectives that one device has begun at once take the thread that
+        # another would answer them with, and all wait for ever: so more threads than devices.
+        "NPROC": str(4 * devices),
+        "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def run(*arguments: str, devices: int = 8, timeout: float = 600) -> str:
+    """What Python, so called, writes to standard output; its errors where it fails."""
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout

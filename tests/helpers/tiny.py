@@ -1,0 +1,72 @@
+"""The smallest of everything that training needs: a vocabulary, an encoder, and a token table of every stage."""
+
+import itertools
+import pathlib
+
+import numpy as np
+
+from pplx_jax.data.tokens.ragged import Ragged
+from pplx_jax.data.tokens.token_table import TokenTable, write_table
+from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary
+from pplx_jax.models.transformer import Qwen3Config
+from pplx_jax.training.optimizers import Optimizer
+from pplx_jax.training.stages.contextual import ContextualStage
+from pplx_jax.training.stages.diffusion import DiffusionStage
+from pplx_jax.training.stages.pair import PairStage
+from pplx_jax.training.stages.triplet import TripletStage
+
+WIDTH, LENGTH, EXAMPLES, DOCUMENTS, CHUNKS, NEGATIVES = 16, 32, 24, 10, 3, 2
+OPTIMIZER = Optimizer(peak_learning_rate=0.01, warmup_steps=0)
+STAGES = {
+    "diffusion": DiffusionStage(batch_size=8, row_length=LENGTH),
+    "pair": PairStage(batch_size=8, row_length=LENGTH, slots=8),
+    "contextual": ContextualStage(batch_size=4, row_length=LENGTH, slots=8, chunks=CHUNKS),
+    "triplet": TripletStage(batch_size=4, row_length=LENGTH, slots=8, negatives=NEGATIVES),
+}
+
+
+def tiny_vocabulary(folder: pathlib.Path) -> Vocabulary:
+    """A vocabulary of 332 pieces, nearly all of them bytes."""
+    words = itertools.product(("read", "write", "open", "close"), ("file", "index", "vector", "table"))
+    return train_vocabulary((" ".join(pair) for pair in words), folder / "vocabulary.model", 332)
+
+
+def tiny_config(vocabulary: Vocabulary, **fields) -> Qwen3Config:
+    """One block, in float32 so that runs compare to the last bit; `fields` over that."""
+    sizes = {"width": WIDTH, "mlp_width": 16, "layers": 1, "query_heads": 2, "kv_heads": 1, "head_dim": 16}
+    return Qwen3Config(**{"vocab_size": vocabulary.size, **sizes, "dtype": "float32", **fields})
+
+
+def tiny_tables(folder: pathlib.Path, vocabulary: Vocabulary) -> dict[str, TokenTable]:
+    """A table of random tokens for every stage, by stage."""
+    generator = np.random.default_rng(0)
+
+    def texts(count: int, shortest: int, longest: int) -> Ragged:
+        lengths = generator.integers(shortest, longest + 1, count)
+        return Ragged.from_arrays([generator.integers(4, vocabulary.size, length) for length in lengths])
+
+    pair = {
+        "query": texts(EXAMPLES, 2, 5),
+        "document": texts(EXAMPLES, 4, 9),
+        "document_hash": np.arange(EXAMPLES, dtype=np.int32),
+        "source": np.zeros(EXAMPLES, np.int32),
+    }
+    others = [np.delete(np.arange(EXAMPLES), row) for row in range(EXAMPLES)]
+    chunk_counts = generator.integers(1, CHUNKS + 1, DOCUMENTS)
+    document = generator.integers(0, DOCUMENTS, EXAMPLES).astype(np.int32)
+    features = {
+        "diffusion": {"tokens": texts(EXAMPLES, 6, 20)},
+        "pair": pair,
+        "triplet": {**pair, "negatives": np.array([generator.choice(row, NEGATIVES) for row in others], np.int32)},
+        "contextual": {
+            "query": texts(EXAMPLES, 2, 5),
+            "document": document,
+            "chunk": generator.integers(0, chunk_counts[document]).astype(np.int32),
+            "document_hash": document,
+            "chunks": texts(int(chunk_counts.sum()), 2, 6),
+            "chunks_of_document": np.concatenate([[0], np.cumsum(chunk_counts)]),
+        },
+    }
+    for stage, columns in features.items():
+        write_table(folder / stage, stage, vocabulary, columns)
+    return {stage: TokenTable.open(folder / stage, stage=stage, vocabulary=vocabulary) for stage in features}

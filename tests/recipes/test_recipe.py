@@ -1,0 +1,203 @@
+"""A whole recipe through the command line: what it leaves, that it resumes, that a seed settles it, what it refuses."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from helpers import tiny
+from helpers.python_code import write_packages
+
+from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.cli import main as cli
+from pplx_jax.core.errors import BadInput
+from pplx_jax.recipes.recipe import train_stage
+from pplx_jax.training.metrics import read_metrics
+from pplx_jax.training.trainer import FINISHED, Training
+
+STAGES = ("diffusion", "pair", "contextual", "triplet")
+STEPS = 4
+SCORES = ("bm25", "random", *STAGES, "merged")
+SMALL = (
+    "VOCABULARY=370",
+    "PythonCorpus.held_out=('gamma',)",
+    "Qwen3Config.width=32",
+    "Qwen3Config.mlp_width=32",
+    "Qwen3Config.query_heads=2",
+    "Qwen3Config.head_dim=16",
+    *(f"{stage}/Training.steps={STEPS}" for stage in STAGES),
+    "Training.log_every_steps=1",
+    "Training.checkpoint_every_seconds=0.0",
+    "Optimizer.warmup_steps=1",
+    "pair/Optimizer.warmup_steps=1",
+    "DiffusionStage.batch_size=16",
+    "PairStage.batch_size=16",
+    "ContextualStage.batch_size=4",
+    "TripletStage.batch_size=8",
+    "Mining.examples=0",
+    "Mining.first_rank=2",
+    "Mining.last_rank=40",
+    "Mining.ceiling=2.0",
+)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    return write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
+
+
+def command(packages, workdir, *params):
+    bindings = [*SMALL, f"PythonCorpus.roots=('{packages}',)", *params]
+    flags = [f"--gin_param={binding}" for binding in bindings]
+    return ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={workdir}", *flags]
+
+
+def complaint(arguments, capsys) -> str:
+    """The one line a refused command says."""
+    assert cli.main(arguments) == cli.BAD_INPUT
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pplx-jax: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(packages, tmp_path_factory):
+    """A workdir whose run was told to stop before the first stage, then after the second, and then went through."""
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    assert cli.main([*command(packages, workdir), "--until=data"]) == cli.DONE
+    assert {path.name for path in (workdir / "data" / "tokens").iterdir()} == {"diffusion", "pair", "contextual"}
+    assert {path.name for path in workdir.iterdir()} == {"config.gin", "data", "phases", "recipe.json"}
+    assert cli.main([*command(packages, workdir), "--until=pair"]) == cli.DONE
+    assert (workdir / "phases" / "evaluate_pair.json").exists() and (workdir / "report.html").exists()
+    assert "merged" not in json.loads((workdir / "results.json").read_text())
+    assert not (workdir / "contextual").exists() and not (workdir / "export").exists()
+    assert cli.main(command(packages, workdir)) == cli.DONE
+    return workdir
+
+
+def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
+    results = json.loads((finished / "results.json").read_text())
+    for name in SCORES[1:]:
+        for precision in ("float", "int8", "binary"):
+            assert results[name][precision].keys() == {"ndcg@10", "recall@100"}
+            assert all(0.0 < value <= 1.0 for value in results[name][precision].values())
+    assert results["bm25"].keys() == {"ndcg@10", "recall@100"}
+    assert results["contextual"]["with_context"] != results["contextual"]["without_context"]
+    assert {"corpus", "vocabulary", "tokenize", *STAGES, "mine", "merge", "export"} <= results["seconds"].keys()
+    for stage in STAGES:
+        assert [row["step"] for row in read_metrics(finished / stage / "metrics.jsonl")] == [1, 2, 3, 4]
+    for kind in ("v1", "context_v1"):
+        assert (finished / "export" / kind / "model.safetensors").stat().st_size > 0
+    assert "</html>" in (finished / "report.html").read_text()
+
+
+def test_a_finished_run_is_not_done_again(finished, packages):
+    files = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    before = json.loads((finished / "results.json").read_text())
+    assert cli.main(command(packages, finished)) == cli.DONE
+    after = json.loads((finished / "results.json").read_text())
+    assert {name: after[name] for name in SCORES} == {name: before[name] for name in SCORES}
+    assert after["seconds"] == before["seconds"]
+    rewritten = {path.name for path, at in files.items() if path.stat().st_mtime_ns != at}
+    assert rewritten <= {"results.json", "report.html"}
+
+
+def test_the_index_answers_with_definitions_and_their_lines(finished, capsys):
+    assert cli.main(["search", f"--index={finished / 'index'}", "read the file", "--k=3", "--json"]) == cli.DONE
+    hits = json.loads(capsys.readouterr().out)["hits"]
+    assert [hit["score"] for hit in hits] == sorted((hit["score"] for hit in hits), reverse=True)
+    assert len(hits) == 3 and all(hit["text"].startswith("def ") and hit["line"] > 0 for hit in hits)
+
+
+def test_an_empty_query_is_refused(finished, capsys):
+    assert "query" in complaint(["search", f"--index={finished / 'index'}", "  "], capsys)
+
+
+def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, tmp_path):
+    workdir = tmp_path / "run"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    program = [sys.executable, "-m", "pplx_jax", *command(packages, workdir)]
+    victim = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 300
+    while not read_metrics(workdir / "pair" / "metrics.jsonl"):
+        assert victim.poll() is None, victim.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (workdir / "phases" / "pair.json").exists()
+
+    assert cli.main(command(packages, workdir)) == cli.DONE
+    scores = [json.loads((folder / "results.json").read_text()) for folder in (finished, workdir)]
+    assert {name: scores[0][name] for name in SCORES} == {name: scores[1][name] for name in SCORES}
+    for stage in STAGES:
+        one, two = (read_metrics(folder / stage / "metrics.jsonl") for folder in (finished, workdir))
+        assert [(row["step"], row["loss"]) for row in one] == [(row["step"], row["loss"]) for row in two]
+    assert_equal_params(finished / "merged", workdir / "merged")
+
+
+def assert_equal_params(one: pathlib.Path, two: pathlib.Path) -> None:
+    import jax
+
+    jax.tree.map(np.testing.assert_array_equal, load_params(one), load_params(two))
+
+
+def test_a_stage_to_stop_after_that_the_recipe_lacks(packages, tmp_path, capsys):
+    assert "--until merge" in complaint([*command(packages, tmp_path / "run"), "--until=merge"], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_warm_up_of_the_last_stage_is_refused_before_the_first(packages, tmp_path, capsys):
+    said = complaint(command(packages, tmp_path / "run", f"triplet/Optimizer.warmup_steps={STEPS}"), capsys)
+    assert f"warmup={STEPS} does not fit in steps={STEPS}; warm up for fewer steps" in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_is_no_workdir(packages, tmp_path, capsys, place):
+    (tmp_path / "file").touch()
+    assert "file is in the way and no folder" in complaint(command(packages, tmp_path / place), capsys)
+
+
+def test_a_stage_does_not_start_from_one_that_is_not_finished(tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path / "data")
+    tiny.tiny_tables(tmp_path / "data" / "tokens", vocabulary)
+    stages = [Training(tiny.STAGES[name], tiny.OPTIMIZER, steps=1) for name in ("diffusion", "pair")]
+    recipe = {"stages": stages, "model": tiny.tiny_config(vocabulary)}
+    train_stage(tmp_path, "diffusion", "", **recipe)
+    (tmp_path / "diffusion" / FINISHED).rename(tmp_path / "kept")
+    with pytest.raises(BadInput, match="diffusion is not finished; run train --stage diffusion first"):
+        train_stage(tmp_path, "pair", "", **recipe)
+    assert not (tmp_path / "pair").exists()
+    (tmp_path / "kept").rename(tmp_path / "diffusion" / FINISHED)
+    assert train_stage(tmp_path, "pair", "", **recipe)["steps"] == 1
+
+
+def test_the_workdir_of_another_recipe_is_refused_untouched(finished, packages, capsys):
+    before = (finished / "results.json").read_bytes()
+    assert str(finished) in complaint(command(packages, finished, "SEED=1"), capsys)
+    assert (finished / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "binding, words",
+    [
+        ("PythonCorpus.roots=('/nowhere',)", "/nowhere"),
+        ("PythonCorpus.held_out=('nothing',)", "held_out"),
+        ("Mesh.data=64", "64 devices"),
+        ("PairStage.batchsize=4", "batchsize"),
+        ("Lengths.query=0", "Lengths.query=0; set it to 1 or more"),
+        ("Merge.weight=5.0", "Merge.weight=5.0; set it to"),
+        ("VOCABULARRY=4", "VOCABULARRY"),
+        ("VOCABULARY=100000", "smaller size"),
+    ],
+)
+def test_bad_input_is_one_line_and_no_results(packages, tmp_path, capsys, binding, words):
+    assert words in complaint(command(packages, tmp_path / "run", binding), capsys)
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert not list(tmp_path.rglob("*.partial"))

@@ -1,0 +1,126 @@
+"""The table, results.json and the page, of whole and of partial runs."""
+
+import json
+import re
+
+import pytest
+from helpers.html_checker import Checker
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.recipes import results as report
+from pplx_jax.reports import charts
+
+SCORES = {"ndcg@10": 0.4, "recall@100": 0.8}
+STAGE = {"float": SCORES, "int8": SCORES, "binary": {"ndcg@10": 0.3, "recall@100": 0.7}}
+RESULTS = {
+    "bm25": {"ndcg@10": 0.25, "recall@100": 0.75},
+    "random": STAGE,
+    "diffusion": STAGE,
+    "contextual": {**STAGE, "with_context": {**SCORES, "ndcg@10": 0.46}, "without_context": SCORES},
+    "merged": STAGE,
+    "seconds": {"data": 12.0, "diffusion": 100.0, "evaluate": 8.0},
+    "environment": {"device": "1 x <test> device", "jax": "0.0"},
+}
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    stage = tmp_path / "diffusion"
+    stage.mkdir()
+    lines = [json.dumps({"step": n, "loss": 9.0 - n / 100}) for n in range(1, 300)]
+    lines += ['{"step": 300, "loss": NaN}', '{"step": 301, "lo']
+    (stage / "metrics.jsonl").write_text("\n".join(lines))
+    (stage / "config.gin").write_text("# resolved\nTraining.steps = 300 # a < b\n")
+    (stage / "finished.json").write_text('{"compile_seconds": 30.0}')
+    (tmp_path / "data" / "corpus").mkdir(parents=True)
+    (tmp_path / "data" / "corpus" / "counts.json").write_text('{"pairs": 12345, "held_out": ["jax"]}')
+    report.write_results(tmp_path, RESULTS)
+    return tmp_path
+
+
+def page_text(workdir):
+    page = report.write_report(workdir).read_text()
+    assert "http" not in page and "url(#compile)" in page or "url(" not in page
+    assert "NaN" not in page and "nan" not in re.sub(r"<style>.*</style>", "", page, flags=re.S)
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open
+    return " ".join(checker.text)
+
+
+def test_results_are_read_back(workdir):
+    assert json.loads((workdir / "results.json").read_text()) == RESULTS
+
+
+def test_the_page_holds_every_part(workdir):
+    text = page_text(workdir)
+    for part in (
+        "1 x <test> device",
+        "+0.150",  # merged against BM25
+        "+0.060",  # gain from context
+        "75.0%",  # binary over float
+        "Retrieval by stage",
+        "Quantization",
+        "Training loss",
+        "299 logged steps",
+        "diffusion, compiling: 30.0 s",
+        "12,345",
+        "Training.steps = 300 # a < b",
+    ):
+        assert part in text, part
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    report.write_results(tmp_path, {"environment": {"device": "cpu"}})
+    text = page_text(tmp_path)
+    assert "no stage has been evaluated yet" in text
+    assert "Training loss" not in text and "Retrieval by stage" not in text
+
+
+@pytest.mark.parametrize("missing", sorted(RESULTS))
+def test_any_part_may_be_missing(workdir, missing):
+    report.write_results(workdir, {name: part for name, part in RESULTS.items() if name != missing})
+    page_text(workdir)
+
+
+def test_unmeasured_numbers(workdir):
+    partial = {"float": {"ndcg@10": None}, "int8": {"ndcg@10": float("nan")}}
+    report.write_results(workdir, {**RESULTS, "merged": partial, "seconds": {"data": "soon"}})
+    page_text(workdir)
+
+
+def test_what_cannot_be_reported(tmp_path):
+    with pytest.raises(BadInput, match="no folder"):
+        report.write_report(tmp_path / "nowhere")
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(BadInput, match="results.json is damaged"):
+        report.write_report(tmp_path)
+
+
+def test_the_table_is_aligned():
+    assert report.format_table(RESULTS).splitlines() == [
+        "                                 nDCG@10                  Recall@100",
+        "                           float    int8  binary     float    int8  binary",
+        "--------------------------------------------------------------------------",
+        "BM25                      0.2500                    0.7500",
+        "random                    0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
+        "diffusion                 0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
+        "contextual                0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
+        "contextual, in context            0.4600                    0.8000",
+        "merged                    0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 0.37, [0, 0.1]), (2.1, 9.7, [2, 4]), (5, 5, [4, 6]), (0, 0, [0, 0.25])],
+)
+def test_ticks_are_round_and_cover(low, high, expected):
+    ticks = charts.nice_ticks(low, high, 4)
+    assert ticks[:2] == pytest.approx(expected) and ticks[0] <= low and ticks[-1] >= high
+
+
+def test_the_running_mean():
+    assert charts.smooth([1.0, 3.0]) == [1.0, 3.0]
+    values = [float(n % 2) for n in range(400)]
+    assert charts.smooth(values)[-1] == pytest.approx(0.5)
