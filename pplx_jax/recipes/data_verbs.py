@@ -13,6 +13,7 @@ from pplx_jax.data.sources.beam_cache import cache_sources, pipeline_options
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.sources.source_corpus import SourceCorpus, corpus_overlap, corpus_sources, overlap_with
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import FILE_NAME, TOKENIZER, Vocabulary
 from pplx_jax.reports.data_page import render_data_page
 from pplx_jax.training.trainer import Training
@@ -48,7 +49,7 @@ def recipe_data(workdir: pathlib.Path, corpus: Any, initial: str | None, vocabul
     data = pathlib.Path(workdir) / "data"
     if vocabulary is None and not initial and not any((data / name).exists() for name in (FILE_NAME, TOKENIZER)):
         raise BadInput(f"no vocabulary in {data}; run the recipe first, or give --vocabulary")
-    found = Vocabulary.load(vocabulary or initial or data)
+    found = load_vocabulary(vocabulary or initial or data)
     folder = data / "corpus"
     if isinstance(corpus, SourceCorpus):
         evaluation = pathlib.Path(corpus.evaluation)

@@ -20,11 +20,15 @@ from pplx_jax.checkpoints.model_folder import ModelFolder
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import require_free
-from pplx_jax.data.batches.examples import Examples, open_tables
+from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.source_corpus import declares_triplets, tokenize_corpus, vocabulary_texts
+from pplx_jax.data.tokens.kinds import KINDS
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.token_table import TokenTable
-from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
+from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model, score_sets
 from pplx_jax.evaluation.suites.beir_folder import evaluate_bm25
 from pplx_jax.inference.embedder import Embedder
@@ -157,7 +161,7 @@ def run(
     results["random"] = phases("evaluate_random", lambda: _score_random(model, vocabulary, seed, held_out))
 
     if term_weights:
-        tables = [table for name in ("diffusion", "pair") for table in _tables(tokens, name, vocabulary)]
+        tables = [table for kind in ("text", "pair") for table in _tables(tokens, kind, vocabulary)]
         weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
         phases(INITIAL, weigh)
         results[INITIAL] = phases(f"evaluate_{INITIAL}", lambda: _score(workdir / INITIAL, held_out, lengths))
@@ -218,7 +222,7 @@ def train_stage(
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(t.stage.name for t in stages)}")
     workdir = pathlib.Path(workdir)
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
-    vocabulary = _initial_vocabulary(workdir, initial) if initial else Vocabulary.load(workdir / "data")
+    vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
     return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start)
 
 
@@ -238,7 +242,12 @@ def _train(
         workdir / name,
         training,
         model,
-        open_tables(workdir / "data" / "tokens" / name, stage=name, vocabulary=vocabulary),
+        open_tables(
+            workdir / "data" / "tokens" / KINDS[training.stage.reads].folder,
+            kind=training.stage.reads,
+            vocabulary=vocabulary,
+            verify=is_first(),
+        ),
         vocabulary,
         mesh=mesh,
         seed=seed,
@@ -278,7 +287,7 @@ def _initial_vocabulary(workdir: pathlib.Path, initial: str) -> Vocabulary:
     if is_first():
         copy_vocabulary(initial, workdir / "data")
     barrier("vocabulary copied")
-    return Vocabulary.load(workdir / "data")
+    return load_vocabulary(workdir / "data")
 
 
 def _vocabulary(workdir: pathlib.Path, phases: _Phases, corpus: Corpus, size: int, seed: int) -> Vocabulary:
@@ -290,14 +299,15 @@ def _vocabulary(workdir: pathlib.Path, phases: _Phases, corpus: Corpus, size: in
         return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 
     phases("vocabulary", work)
-    return Vocabulary.load(folder)
+    return load_vocabulary(folder)
 
 
-def _tables(tokens: pathlib.Path, stage: str, vocabulary: Vocabulary) -> list[TokenTable]:
-    """All tables of a stage's sources; none where the corpus has no text for it."""
-    if not (tokens / stage).exists():
+def _tables(tokens: pathlib.Path, kind: str, vocabulary: Vocabulary) -> list[TokenTable]:
+    """Returns all tables of one kind; none if the corpus has no examples of it."""
+    folder = tokens / KINDS[kind].folder
+    if not folder.exists():
         return []
-    return list(itertools.chain(*open_tables(tokens / stage, stage=stage, vocabulary=vocabulary).values()))
+    return list(itertools.chain(*open_tables(folder, kind=kind, vocabulary=vocabulary).values()))
 
 
 def _mine(
@@ -315,7 +325,7 @@ def _mine(
     tokens = workdir / "data" / "tokens"
     if declares_triplets(corpus):
         return {"declared": str(tokens / "triplet")}
-    tables = open_tables(tokens / "pair", stage="pair", vocabulary=vocabulary)
+    tables = open_tables(tokens / "pair", kind="pair", vocabulary=vocabulary)
     embedder = Embedder.load(workdir / "pair")
     pair = next((training for training in stages if training.stage.name == "pair"), None)
     examples = Examples(tables, pair.data if pair else None, pair.stage.batch_size if pair else 1, seed)

@@ -18,10 +18,11 @@ from pplx_jax.checkpoints.orbax import Checkpoints, Keep, Restored
 from pplx_jax.core.errors import BadInput, Preempted
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.progress import Progress
-from pplx_jax.data.batches.examples import Examples, Tables
+from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.batches.host_batches import BatchReader, own_share, placer
 from pplx_jax.data.batches.prefetch import Loader
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
+from pplx_jax.data.tokens.open_tables import Tables
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config

@@ -300,7 +300,7 @@ class Slow(Embedder):
         time.sleep(float(sys.argv[4]))
         return super().encode_documents(documents, **options)
 
-vocabulary = tiny.Vocabulary.load(sys.argv[3])
+vocabulary = tiny.load_vocabulary(sys.argv[3])
 config = tiny.tiny_config(vocabulary, max_length=64)
 folder = ModelFolder(config, vocabulary, __import__("jax").device_get(initial_params(config, 0)), "v1", "pair")
 embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(folder), shard_size=20, chunk_tokens=12, overflow="split")

@@ -16,17 +16,18 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
-from pplx_jax.data.batches.examples import Examples, Tables, open_tables
+from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.io.json_lines import escaped
 from pplx_jax.data.quality.near_duplicates import NearDuplicates
-from pplx_jax.data.quality.overlap import Overlap
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources.blocks import Block
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
+from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.readers import Row
 from pplx_jax.data.sources.source import Example, Source, texts_of
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.open_tables import Tables, open_tables
 from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.table_maker import table_maker
 from pplx_jax.data.tokens.token_table import TokenTable
@@ -82,9 +83,9 @@ def look_at_sources(
         tokens = pathlib.Path(temporary)
         for source in sources:
             for name, part in source.parts().items():
-                table = tokens / part.stage / name
+                table = tokens / part.table_folder / name
                 look = _Look(part, vocabulary, lengths, overlap, drop_overlap, samples)
-                looked.setdefault(part.stage, {})[name] = look.read(table, examples)
+                looked.setdefault(part.table_folder, {})[name] = look.read(table, examples)
         fills = {}
         for training in stages:
             if (stage := training.stage.name) in looked:

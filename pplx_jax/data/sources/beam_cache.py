@@ -26,9 +26,9 @@ from pplx_jax.core.output_folder import take_place
 from pplx_jax.core.progress import Progress
 from pplx_jax.data.io import paths
 from pplx_jax.data.io.bad_rows import BadRows
-from pplx_jax.data.quality.overlap import Overlap
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources import seqio_tasks as tasks
+from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source, weighted_parts
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.table_maker import table_maker
@@ -69,7 +69,7 @@ def cache_sources(
     parts = {part.name: (part, weight) for part, weight in weighted_parts(sources)}
     shards = {name: part.shards() for name, (part, _) in parts.items()}
     evaluation = overlap.fingerprint if overlap else ""
-    stages = {part.stage for part, _ in parts.values()}
+    stages = {part.table_folder for part, _ in parts.values()}
     with contextlib.ExitStack() as opened:
         folder = output.rstrip("/")
         if paths.is_url(output):
@@ -82,7 +82,7 @@ def cache_sources(
             for name, (part, weight) in parts.items():
                 setup = functools.partial(_register, part, vocabulary, lengths.chunks, shards[name], shipped)
                 setup(again=True)
-                place = f"{folder}/{part.stage}/{name}"
+                place = f"{folder}/{part.table_folder}/{name}"
                 write = functools.partial(
                     _write_shard,
                     place,
@@ -93,11 +93,11 @@ def cache_sources(
                     shards=len(shards[name]),
                 )
                 records = f"{folder}/seqio" if seqio_records else ""
-                _cache_part(pipeline, f"{part.stage}.{name}", part, setup, write, len(shards[name]), records)
+                _cache_part(pipeline, f"{part.table_folder}.{name}", part, setup, write, len(shards[name]), records)
         summaries = {}
         for name, (part, _) in parts.items():
-            place = f"{folder}/{part.stage}/{name}"
-            summaries.setdefault(part.stage, {})[name] = _summary(place, part, len(shards[name]))
+            place = f"{folder}/{part.table_folder}/{name}"
+            summaries.setdefault(part.table_folder, {})[name] = _summary(place, part, len(shards[name]))
     return {"output": output, **summaries}
 
 

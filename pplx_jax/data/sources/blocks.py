@@ -17,12 +17,10 @@ last block of a shard may have no examples; that of a shard without a row is its
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.source import Example, texts_of
-
-Block = dict[str, Any]
+from pplx_jax.data.tokens.table_maker import Block
 
 RECORDS = 1024
 CHARACTERS = 1_000_000  # a block of long texts ends sooner: memory stays bounded

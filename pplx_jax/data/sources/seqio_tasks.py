@@ -124,7 +124,7 @@ def source_task(
 
 def task_name(source: Source) -> str:
     """Its name in SeqIO's registry."""
-    return "pplx_jax." + re.sub(r"\W", "_", f"{source.stage}.{source.name}", flags=re.ASCII)
+    return "pplx_jax." + re.sub(r"\W", "_", f"{source.table_folder}.{source.name}", flags=re.ASCII)
 
 
 def register(
@@ -263,9 +263,9 @@ def tokenize_sources(
     """Writes FOLDER/STAGE/NAME for every part of every source, and returns {stage: {name: examples}}."""
     counts: dict[str, dict[str, int]] = {}
     for part, weight in weighted_parts(sources):
-        table = folder / part.stage / part.name
+        table = folder / part.table_folder / part.name
         manifest = tokenize_source(part, vocabulary, table, lengths, weight=weight, drop=drop)
-        counts.setdefault(part.stage, {})[part.name] = manifest.get("examples", manifest["count"])
+        counts.setdefault(part.table_folder, {})[part.name] = manifest.get("examples", manifest["count"])
     return counts
 
 

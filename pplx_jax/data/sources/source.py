@@ -22,16 +22,10 @@ from pplx_jax.data.io import paths
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.io.json_lines import is_unicode
 from pplx_jax.data.sources.readers import Format, Row, Unreadable, list_shards, read_rows
+from pplx_jax.data.tokens.kinds import KINDS
 
 Kind = Literal["text", "pair", "triplet", "contextual"]
 Example = dict[str, Any]
-
-STAGE_OF: Mapping[str, str] = {
-    "text": "diffusion",
-    "pair": "pair",
-    "triplet": "triplet",
-    "contextual": "contextual",
-}
 
 
 class BadRow(ValueError):
@@ -77,8 +71,8 @@ class Source:
     def __post_init__(self):
         if not self.name or set(self.name) & set("/ \\"):
             raise BadInput(f"Source.name {self.name!r}: give a name without slashes and spaces; it names a folder")
-        if self.kind not in STAGE_OF:
-            raise BadInput(f"Source.kind {self.kind!r}: one of {', '.join(STAGE_OF)}")
+        if self.kind not in KINDS:
+            raise BadInput(f"Source.kind {self.kind!r}: one of {', '.join(KINDS)}")
         if not 0 <= self.max_bad_share < 1:
             raise BadInput(f"Source.max_bad_share={self.max_bad_share}: a share from 0 to below 1")
         if bool(self.languages) != ("{language}" in self.path):
@@ -87,8 +81,9 @@ class Source:
             )
 
     @property
-    def stage(self) -> str:
-        return STAGE_OF[self.kind]
+    def table_folder(self) -> str:
+        """The folder below `data/tokens` that holds the tables of its kind."""
+        return KINDS[self.kind].folder
 
     def parts(self) -> "dict[str, Source]":
         """Table name -> source of one language; the source itself under its own name where it has no `languages`."""

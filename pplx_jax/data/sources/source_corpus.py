@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.batches.examples import open_tables
 from pplx_jax.data.io import paths
 from pplx_jax.data.io.bad_rows import BadRows
-from pplx_jax.data.quality.overlap import Overlap
 from pplx_jax.data.sources.corpus_writer import whole_folder
+from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.seqio_tasks import Drop, tokenize_source, tokenize_sources
 from pplx_jax.data.sources.source import Example, Source
+from pplx_jax.data.tokens.kinds import KINDS
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 
 FILES = ("corpus.jsonl", "queries.jsonl", "qrels.tsv")
@@ -42,7 +43,7 @@ class SourceCorpus:
 
     def __post_init__(self):
         names = [source.name for source in self.sources]
-        if twice := {f"{source.stage} {source.name}" for source in self.sources if names.count(source.name) > 1}:
+        if twice := {f"{source.table_folder} {source.name}" for source in self.sources if names.count(source.name) > 1}:
             raise BadInput(f"SourceCorpus.sources: two are called {min(twice)}; a name stands for one source")
         if paths.is_url(self.tokens):
             raise BadInput(f"SourceCorpus.tokens {self.tokens}: a URL; copy the folder to a disk of this machine")
@@ -94,9 +95,10 @@ def require_tokens(corpus: SourceCorpus) -> None:
             wants that.
     """
     overlap = corpus_overlap(corpus)
-    for stage in sorted({source.stage for source in corpus.sources}):
-        tables = itertools.chain.from_iterable(open_tables(pathlib.Path(corpus.tokens) / stage, stage=stage).values())
-        for table in tables:
+    kinds = {source.kind for source in corpus.sources}
+    for kind in (kind for kind in KINDS if kind in kinds):
+        opened = open_tables(pathlib.Path(corpus.tokens) / KINDS[kind].folder, kind=kind)
+        for table in itertools.chain.from_iterable(opened.values()):
             if overlap is not None and table.manifest.get("evaluation") != overlap.fingerprint:
                 raise BadInput(
                     f"{table.folder}: texts of {corpus.evaluation} were not left out; "
@@ -147,16 +149,16 @@ def tokenize_corpus(
     sources = corpus_sources(corpus, folder)
     if isinstance(corpus, SourceCorpus):
         if corpus.tokens:
-            _link_stages({source.stage for source in sources}, pathlib.Path(corpus.tokens).absolute(), tokens)
+            _link_stages({source.table_folder for source in sources}, pathlib.Path(corpus.tokens).absolute(), tokens)
             return {"tokens": corpus.tokens}
         return tokenize_sources(sources, vocabulary, tokens, lengths, drop=corpus_drop(corpus))
-    manifests = [tokenize_source(source, vocabulary, tokens / source.stage, lengths) for source in sources]
+    manifests = [tokenize_source(source, vocabulary, tokens / source.table_folder, lengths) for source in sources]
     return {manifest["stage"]: manifest["count"] for manifest in manifests}
 
 
 def declares_triplets(corpus: Any) -> bool:
     """Whether a corpus brings its own hard negatives, so that none are mined."""
-    return isinstance(corpus, SourceCorpus) and any(source.stage == "triplet" for source in corpus.sources)
+    return isinstance(corpus, SourceCorpus) and any(source.kind == "triplet" for source in corpus.sources)
 
 
 def vocabulary_texts(corpus: Any, folder: pathlib.Path, characters: int = 100_000_000) -> Iterator[str]:

@@ -21,8 +21,8 @@ from absl import logging
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet, read_beir
-from pplx_jax.data.quality.overlap import Overlap, texts_within, words_of
 from pplx_jax.data.sources.corpus_writer import whole_folder, write_beir, write_rows
+from pplx_jax.data.sources.overlap import Overlap, texts_within, words_of
 from pplx_jax.recipes.corpora.aligned_text import Pages, Sentences
 from pplx_jax.recipes.corpora.corpus_rows import (
     Row,

@@ -33,13 +33,17 @@ class Stage(Protocol):
     """A stage: the features it wants, a loss, what it logs. It has no loop of its own.
 
     Attributes:
-      name: also the name of its folder and of its token files.
+      name: also the name of its folder.
+      reads: the kind of example, a key of `data.tokens.kinds.KINDS`.
       batch_size: examples a step, over all devices.
       row_length: L of the packed rows.
     """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def reads(self) -> str: ...
 
     @property
     def predicts_tokens(self) -> bool:

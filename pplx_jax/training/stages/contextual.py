@@ -41,6 +41,7 @@ class ContextualStage(ContrastiveStage):
     beta_end: float = 0.5
 
     name: ClassVar[str] = "contextual"
+    reads: ClassVar[str] = "contextual"  # a key of `data.tokens.kinds.KINDS`
 
     def __post_init__(self):
         super().__post_init__()

@@ -28,6 +28,7 @@ class DiffusionStage:
     random_length_share: float = 0.01
 
     name: ClassVar[str] = "diffusion"
+    reads: ClassVar[str] = "text"  # a key of `data.tokens.kinds.KINDS`
     predicts_tokens: ClassVar[bool] = True
 
     def __post_init__(self):

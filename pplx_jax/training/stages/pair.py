@@ -24,6 +24,7 @@ class PairStage(ContrastiveStage):
     mask_duplicates: bool = True
 
     name: ClassVar[str] = "pair"
+    reads: ClassVar[str] = "pair"  # a key of `data.tokens.kinds.KINDS`
 
     def features(self, table, indices, rows, first_row=0):
         arrays, metrics = pair_batch(

@@ -29,6 +29,7 @@ class TripletStage(ContrastiveStage):
     temperature: float = 0.03
 
     name: ClassVar[str] = "triplet"
+    reads: ClassVar[str] = "triplet"  # a key of `data.tokens.kinds.KINDS`
 
     def __post_init__(self):
         super().__post_init__()

@@ -11,7 +11,7 @@ from helpers import tiny
 
 from pplx_jax.cli import main as cli
 from pplx_jax.data.quality.near_duplicates import NearDuplicates
-from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 
 LONG = "open the first file of the index and read each vector of the table before you close it again".split()
 
@@ -157,7 +157,7 @@ def test_every_step_of_a_sample_is_of_the_same_row(folder, tmp_path, capsys):
         f"--gin_param=asked/Source.path = '{tmp_path}/documents.jsonl'",
     )
     whole = json.loads((tmp_path / "data" / "report" / "report.json").read_text())["sources"]
-    vocabulary = Vocabulary.load(folder)
+    vocabulary = load_vocabulary(folder)
     for line, sample, n in zip((3, 4), whole["contextual"]["asked"]["samples"], (2, 1), strict=True):
         assert sample["read"].startswith(f"{tmp_path}/documents.jsonl:{line}\n") and f'"d{n}"' in sample["read"]
         assert json.loads(sample["checked"])["chunks"] == [f"read {n}", f"write {n}"]

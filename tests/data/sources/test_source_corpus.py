@@ -9,11 +9,12 @@ import pytest
 from helpers import tiny
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.batches.examples import Examples, open_tables
+from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.sources.source_corpus import SourceCorpus, tokenize_corpus, vocabulary_texts
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.recipes import recipe
 from pplx_jax.training.metrics import read_metrics
@@ -83,7 +84,7 @@ def test_a_stage_trains_by_a_curriculum_of_its_sources(folder, tmp_path):
     # What is in `tokens` is used as it is.
     linked = corpus_of(folder, tokens=str(tmp_path / "tokens"))
     tokenize_corpus(linked, tmp_path, vocabulary, tmp_path / "run" / "tokens", LENGTHS)
-    tables = open_tables(tmp_path / "run" / "tokens" / "pair", stage="pair", vocabulary=vocabulary)
+    tables = open_tables(tmp_path / "run" / "tokens" / "pair", kind="pair", vocabulary=vocabulary)
     assert list(tables) == ["long", "short"]
     data = Curriculum([Mixture({"short": 1.0}), Mixture({"short": 1.0, "long": 1.0})], [2])
     training = Training(tiny.STAGES["pair"], tiny.OPTIMIZER, steps=4, data=data, log_every_steps=1)
@@ -139,4 +140,4 @@ def test_runs_that_share_tokens_share_no_triplets(folder, tmp_path):
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"pair", "diffusion"}
     # A run may hold what `data cache` wrote.
     tokenize_corpus(corpus, tmp_path, vocabulary, shared, LENGTHS)
-    assert open_tables(shared / "pair", stage="pair", vocabulary=vocabulary).keys() == {"short", "long"}
+    assert open_tables(shared / "pair", kind="pair", vocabulary=vocabulary).keys() == {"short", "long"}
