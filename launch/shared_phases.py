@@ -5,7 +5,6 @@ import pathlib
 
 from pplx_jax.configuration import Config, load
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.sources.source_corpus import declares_triplets
 from pplx_jax.recipes.recipe import STARTS_FROM
 
 _DATA_PHASES = ("corpus", "vocabulary", "tokenize", "evaluate_bm25", "evaluate_random")
@@ -55,7 +54,8 @@ class SharedPhases:
             redone.add("triplet")
         kept = [name for name in STARTS_FROM if not redone & {name, *_earlier(name)}]
         mined = "pair" in kept and not any(key.startswith("Mining.") for key in changed)
-        declared = declares_triplets(trial.arguments["run"].get("corpus"))
+        corpus = trial.arguments["run"].get("corpus")
+        declared = corpus is not None and corpus.declares_triplets()
         phases = [*_DATA_PHASES, *kept, *(f"evaluate_{name}" for name in kept)]
         links = (
             *_DATA_FILES,

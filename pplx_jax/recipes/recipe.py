@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import require_free
 from pplx_jax.data.batches.examples import Examples
-from pplx_jax.data.sources.source_corpus import declares_triplets, tokenize_corpus, vocabulary_texts
+from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
 from pplx_jax.data.tokens.kinds import KINDS
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
@@ -46,17 +46,6 @@ from pplx_jax.training.trainer import FINISHED, Training, train
 STARTS_FROM = {"diffusion": None, "pair": "diffusion", "contextual": "pair", "triplet": "pair"}
 UNTIL_DATA = "data"
 _DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
-
-
-class Corpus(Protocol):
-    """Where a recipe's text comes from: writes the corpus files, or declares sources (`data.sources.source_corpus`)."""
-
-    def build(self, output: pathlib.Path) -> Mapping[str, Any]:
-        """Writes text.jsonl, pairs.jsonl, documents.jsonl, search.jsonl and evaluation/; returns counts.
-
-        evaluation/ is one BEIR folder, or holds several.
-        """
-        ...
 
 
 class _Phases:
@@ -154,7 +143,7 @@ def run(
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
     written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
-    examples = phases("tokenize", lambda: tokenize_corpus(corpus, written, vocabulary, tokens, lengths))
+    examples = phases("tokenize", lambda: corpus.tokenize(written, vocabulary, tokens, lengths))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
     results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
@@ -323,7 +312,7 @@ def _mine(
     A query's negatives are of its own source. Nothing is mined where triplets are declared.
     """
     tokens = workdir / "data" / "tokens"
-    if declares_triplets(corpus):
+    if corpus.declares_triplets():
         return {"declared": str(tokens / "triplet")}
     tables = open_tables(tokens / "pair", kind="pair", vocabulary=vocabulary)
     embedder = Embedder.load(workdir / "pair")

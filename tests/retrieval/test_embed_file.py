@@ -158,7 +158,7 @@ def test_documents_of_parquet_are_those_of_json_lines(tmp_path):
     np.testing.assert_array_equal(vectors, expected)
     assert described == expected_rows
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(BadInput, match="broken.parquet: no Parquet file"):
+    with pytest.raises(BadInput, match="broken.parquet: not a Parquet file"):
         embed(tmp_path / "broken.parquet", tmp_path / "elsewhere")
 
 
@@ -367,7 +367,7 @@ def test_an_odd_row_of_json_lines_is_left_out_or_kept_alone(tmp_path):
     assert [row["reason"] for row in listed] == [
         '"id" holds half of a surrogate pair, which is no character',
         'neither "text" nor "chunks", only \\ud800',
-        "not JSON (nested too deep)",
+        "nested too deep",
     ]
 
 

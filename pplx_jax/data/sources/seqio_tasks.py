@@ -73,7 +73,7 @@ def source_task(
 
     files = source.shards() if shards is None else shards
     texts = blocks.TEXTS[source.kind]
-    types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind], **blocks.ROWS}
+    types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind], **blocks.ROW_COUNTS}
     signature = {name: tf.TensorSpec([None], tf.as_dtype(kind)) for name, kind in types.items()}
     pieces = seqio_vocabulary(vocabulary)
     features = {name: seqio.Feature(pieces, add_eos=False, rank=_rank(source.kind, name)) for name in texts}
@@ -214,7 +214,7 @@ def ragged_block(kind: str, flat: Mapping[str, np.ndarray]) -> Block:
         name: Ragged.from_lengths(np.asarray(flat[name], np.int32), np.asarray(flat[name + LENGTHS], np.int64))
         for name in blocks.TEXTS[kind]
     }
-    for name, type_ in {**blocks.COLUMNS[kind], **blocks.ROWS}.items():
+    for name, type_ in {**blocks.COLUMNS[kind], **blocks.ROW_COUNTS}.items():
         if type_ == "string":
             block[name] = np.array([value.decode() for value in flat[name]], object)
         else:

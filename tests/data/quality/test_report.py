@@ -99,7 +99,7 @@ def test_it_counts_what_is_there(folder, tmp_path, capsys):
         f"report.{ending}" for ending in ("html", "json", "txt")
     ]
     assert f"  Tokens of document: texts 16, mean {lengths['mean']}, median {lengths['median']}" in text
-    assert 0 < asked["fill"] <= 1 and f"  Fill of packed rows: {asked['fill']:.1%}\n" in text
+    assert 0 < asked["fill"] <= 1 and f"  Fill of packed sequences: {asked['fill']:.1%}\n" in text
     said = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
     for one in (notes, asked):
         for step in (step for sample in one["samples"] for step in sample.values()):
@@ -110,9 +110,9 @@ def test_it_says_that_it_looked_at_the_first_ones_alone(folder, tmp_path, capsys
     result = report(folder, tmp_path, capsys, "--examples=20")
     assert result["examples"] == 20 + 16
     note = "Of each source the first 20 examples were looked at; the counts of 1 of 2 end there."
-    assert note in result["text"] and "Examples: 20 (the first ones alone)" in result["text"]
+    assert note in result["text"] and "Examples: 20 (the first ones only)" in result["text"]
     page = (tmp_path / "data" / "report" / "report.html").read_text()
-    assert note in page and "20 (the first ones alone)" in page
+    assert note in page and "20 (the first ones only)" in page
 
 
 def test_overlap_is_dropped_by_a_flag(folder, tmp_path, capsys):

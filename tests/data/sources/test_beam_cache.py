@@ -18,7 +18,6 @@ from pplx_jax.data.sources.source_corpus import SourceCorpus
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.token_table import MANIFEST, TokenTable
-from pplx_jax.recipes import data_verbs
 from pplx_jax.recipes.data_verbs import cache_corpus
 
 LENGTHS = Lengths(text=40, query=6, document=12, chunk=6, chunks=2)
@@ -113,14 +112,14 @@ def test_workers_need_neither_the_evaluation_set_nor_the_list_of_files(folder, t
     (tmp_path / "text.jsonl").write_text((folder / "text-0.jsonl").read_text() + '{"text": "close table"}\n')
     source = Source("my_text", "text", str(tmp_path / "text.jsonl"))
     corpus = SourceCorpus([source], str(tmp_path / "beir"), drop_overlap=True)
-    looked, overlap_of, shards_of = [], data_verbs.corpus_overlap, Source.shards
+    looked, overlap_of, shards_of = [], SourceCorpus.excluded_texts, Source.shards
 
     def only_here(corpus):
         overlap = overlap_of(corpus)
         shutil.rmtree(corpus.evaluation)
         return overlap
 
-    monkeypatch.setattr(data_verbs, "corpus_overlap", only_here)
+    monkeypatch.setattr(SourceCorpus, "excluded_texts", only_here)
     monkeypatch.setattr(Source, "shards", lambda source: looked.append(source.name) or shards_of(source))
     result = cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
     assert result["diffusion"]["my_text"]["rows"]["dropped"] == 1 and looked == ["my_text"]
