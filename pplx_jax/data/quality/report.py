@@ -81,6 +81,8 @@ def report_sources(
     totals = _totals(found, fills)
     if overlap is None:
         totals["overlap"] = None
+        for one in (one for named in found.values() for one in named.values()):
+            one["overlap"]["examples"] = None
     return {**totals, "unit": unit, "looked_at": examples, "fill_by_stage": fills, "sources": found}
 
 

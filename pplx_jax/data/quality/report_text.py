@@ -79,7 +79,7 @@ def counts(one: Mapping[str, Any], unit: str = "tokens") -> dict[str, str]:
         "Examples": f"{one['examples']:,}" + (" (the first ones only)" if one["stopped"] else ""),
         unit.capitalize(): f"{one['tokens']:,}",
         **({"Fill of packed sequences": f"{one['fill']:.1%}"} if "fill" in one else {}),
-        **{title: f"{count:,}" for title, count in found.items()},
+        **{title: f"{count:,}" for title, count in found.items() if count is not None},
     }
 
 
