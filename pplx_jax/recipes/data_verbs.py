@@ -1,13 +1,14 @@
 """The verbs `data report` and `data cache`: they look at, or tokenise, the data of a recipe without running it."""
 
-import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, write_json
-from pplx_jax.data.quality.report import StageData, report_sources
+from pplx_jax.data.batches.batch_spec import ContextualBatch, PairBatch, TextBatch, TripletBatch
+from pplx_jax.data.quality.fill import Packed
+from pplx_jax.data.quality.report import report_sources
 from pplx_jax.data.quality.report_text import render_data_text
 from pplx_jax.data.sources.beam_cache import cache_sources, pipeline_options
 from pplx_jax.data.sources.corpus import Corpus
@@ -18,22 +19,11 @@ from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import FILE_NAME, TOKENIZER, Vocabulary
 from pplx_jax.reports.data_page import render_data_page
-from pplx_jax.training.stages.contextual import ContextualStage
-from pplx_jax.training.stages.diffusion import DiffusionStage
-from pplx_jax.training.stages.pair import PairStage
-from pplx_jax.training.stages.triplet import TripletStage
+from pplx_jax.training.settings import Training
 
 # How a file without a recipe is cut and packed.
 _FILE_LENGTHS = Lengths(text=512, query=64, document=512, chunk=256, chunks=16)
 _FILE_BATCH = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class _StageOfFile:
-    """A stage for a file without a recipe."""
-
-    stage: Any
-    data: None = None
 
 
 def cache_corpus(
@@ -87,7 +77,7 @@ def report_corpus(
     text_field: str = "text",
     corpus: Corpus | None = None,
     lengths: Lengths = _FILE_LENGTHS,
-    stages: Sequence[StageData] = (),
+    stages: Sequence[Training] = (),
     initial: str | None = None,
     vocabulary: pathlib.Path | None = None,
     output: pathlib.Path | None = None,
@@ -128,7 +118,7 @@ def report_corpus(
         name = pathlib.PurePosixPath(input).name
         source = source_of_file(input, _source_name(name), text_field)
         found = _known_vocabulary(workdir, initial, vocabulary)
-        packed = stages or _stages_of_file(source, lengths)
+        packed = _packed(stages) if stages else {source.kind: _packed_file(source, lengths)}
         report = report_sources([source], found, lengths, None, stages=packed, **limits)
         folder = pathlib.Path(output or f"{source.name}-report")
     elif corpus is not None and workdir is not None:
@@ -138,7 +128,7 @@ def report_corpus(
         excluded = corpus.excluded_texts()
         overlap = excluded or evaluation_overlap(corpus.evaluation_folder(built))
         sources, drop = corpus.training_sources(built), excluded is not None
-        report = report_sources(sources, found, lengths, overlap, stages=stages, drop_overlap=drop, **limits)
+        report = report_sources(sources, found, lengths, overlap, stages=_packed(stages), drop_overlap=drop, **limits)
         folder = pathlib.Path(output or pathlib.Path(workdir) / "data" / "report")
     else:
         raise BadInput("data report needs --input FILE, or a recipe and its workdir (--gin_file, --workdir)")
@@ -189,13 +179,19 @@ def _source_name(file: str) -> str:
     return "_".join(stem.split()) or "input"
 
 
-def _stages_of_file(source: Source, lengths: Lengths) -> list[_StageOfFile]:
-    """Returns a stage of default settings that reads the kind of the file."""
-    document = lengths.chunks * (lengths.chunk + 1)
-    stages = {
-        "text": lambda: DiffusionStage(_FILE_BATCH, row_length=lengths.text),
-        "pair": lambda: PairStage(_FILE_BATCH, row_length=lengths.document),
-        "triplet": lambda: TripletStage(_FILE_BATCH, row_length=lengths.document, negatives=source.negatives),
-        "contextual": lambda: ContextualStage(_FILE_BATCH, row_length=document, chunks=lengths.chunks),
-    }
-    return [_StageOfFile(stages[source.kind]())]
+def _packed(stages: Sequence[Training]) -> dict[str, Packed]:
+    return {training.stage.name: Packed(training.stage.batch, training.data) for training in stages}
+
+
+def _packed_file(source: Source, lengths: Lengths) -> Packed:
+    """Returns batches of default sizes for the kind of the file."""
+    match source.kind:
+        case "text":
+            return Packed(TextBatch(_FILE_BATCH, lengths.text))
+        case "pair":
+            return Packed(PairBatch(_FILE_BATCH, lengths.document, slots=32))
+        case "triplet":
+            return Packed(TripletBatch(_FILE_BATCH, lengths.document, slots=32, negatives=source.negatives))
+        case "contextual":
+            document = lengths.chunks * (lengths.chunk + 1)  # a separator after each chunk
+            return Packed(ContextualBatch(_FILE_BATCH, document, slots=64, chunks=lengths.chunks))

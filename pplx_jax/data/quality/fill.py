@@ -1,11 +1,12 @@
 """How full the packed sequences of a stage are."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.batches.batch_spec import BatchSpec
 from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.quality.report_text import shortened
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
@@ -15,15 +16,24 @@ from pplx_jax.data.tokens.vocabulary import Vocabulary
 _BATCHES = 20
 
 
-def measure_fill(
-    stage: Any, data: Mixture | Curriculum | None, tables: Tables, vocabulary: Vocabulary, segments: int
-) -> dict[str, Any]:
+class Packed(NamedTuple):
+    """What a stage packs.
+
+    Attributes:
+        spec: its batches.
+        mixture: the sources that it reads; all if None.
+    """
+
+    spec: BatchSpec
+    mixture: Mixture | Curriculum | None = None
+
+
+def measure_fill(packed: Packed, tables: Tables, vocabulary: Vocabulary, segments: int) -> dict[str, Any]:
     """Packs batches as training does. The batch size is halved until there are enough examples for a batch.
 
     Args:
-        stage: a training stage.
-        data: what the stage reads; all tables if None.
-        tables: the token tables of its kind.
+        packed: the batches.
+        tables: token tables of their kind.
         vocabulary: decodes the sample.
         segments: number of segments to show of one sequence.
 
@@ -33,26 +43,28 @@ def measure_fill(
     """
     tables = {name: found for name, found in tables.items() if sum(table.count for table in found)}
     count = sum(table.count for found in tables.values() for table in found)
-    batch_size, stream = stage.batch_size, None
+    spec, mixture = packed
+    batch_size, stream = spec.batch_size, None
     while stream is None and batch_size:
         try:
-            stage = dataclasses.replace(stage, batch_size=batch_size)
-            stream = Examples(tables, data, batch_size, seed=0) if count >= batch_size else None
+            spec = dataclasses.replace(spec, batch_size=batch_size)
+            stream = Examples(tables, mixture, batch_size, seed=0) if count >= batch_size else None
         except BadInput:
             pass
         if stream is None:
             batch_size //= 2
     if stream is None:
         return {"batch_size": 0, "fill": 0.0, "tokens": 0, "cut_tokens": 0, "cells": 0, "sample": ""}
-    rows = stream.rows(stage, multiple_of=1)
+    sequences = stream.sequences(spec, multiple_of=1)
     cells = tokens = cut = 0
     sample = ""
     for batch in range(min(_BATCHES, max(count // batch_size, 1))):
-        packed = stream.batch(stage, stream.select(batch * batch_size + np.arange(batch_size)), rows)
-        tokens, cut = tokens + packed.metrics["tokens"], cut + packed.metrics["cut_tokens"]
-        cells += packed.arrays["tokens"].size
+        selection = stream.select(batch * batch_size + np.arange(batch_size))
+        arrays, metrics = stream.pack(spec, selection, sequences[selection.group])
+        tokens, cut = tokens + metrics["tokens"], cut + metrics["cut_tokens"]
+        cells += arrays["tokens"].size
         if not sample:
-            sample = _sequence_text(packed.arrays["tokens"][0], packed.arrays["segment_ids"][0], vocabulary, segments)
+            sample = _sequence_text(arrays["tokens"][0], arrays["segment_ids"][0], vocabulary, segments)
     return {
         "batch_size": batch_size,
         "fill": tokens / cells,

@@ -6,28 +6,17 @@ import collections
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from pplx_jax.data.quality.fill import measure_fill
+from pplx_jax.data.quality.fill import Packed, measure_fill
 from pplx_jax.data.quality.source_report import SourceReport
 from pplx_jax.data.quality.word_vocabulary import WordVocabulary
-from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source
-from pplx_jax.data.tokens.kinds import KINDS
+from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.vocabulary import Vocabulary
-
-
-class StageData(Protocol):
-    """A stage and what it reads; `training.trainer.Training` is one."""
-
-    @property
-    def stage(self) -> Any: ...
-
-    @property
-    def data(self) -> Mixture | Curriculum | None: ...
 
 
 def report_sources(
@@ -36,7 +25,7 @@ def report_sources(
     lengths: Lengths,
     overlap: Overlap | None,
     *,
-    stages: Sequence[StageData] = (),
+    stages: Mapping[str, Packed] | None = None,
     drop_overlap: bool = False,
     examples: int = 100_000,
     samples: int = 3,
@@ -48,7 +37,7 @@ def report_sources(
         vocabulary: the vocabulary of the model. If None, words are counted instead of tokens.
         lengths: token limits.
         overlap: detects evaluation texts; None if there is no evaluation set.
-        stages: stages whose batches are packed, to measure their fill.
+        stages: stage -> batches to pack, to measure their fill.
         drop_overlap: whether training leaves out rows that overlap with evaluation texts.
         examples: number of examples to look at, of each part of a source.
         samples: number of examples to show, of each part of a source.
@@ -68,15 +57,16 @@ def report_sources(
             folder = part.table_folder
             found.setdefault(folder, {})[part.name] = report.read(tokens / folder / part.name, examples)
         fills = {}
-        for training in stages:
-            folder = KINDS[training.stage.reads].folder
+        for stage, packed in (stages or {}).items():
+            folder = FOLDERS[packed.spec.kind]
             if folder not in found:
                 continue
             tables = open_tables(tokens / folder)
-            fills[training.stage.name] = measure_fill(training.stage, training.data, tables, counted, samples)
+            fills[stage] = measure_fill(packed, tables, counted, samples)
             for name, one in found[folder].items():
                 if "fill" not in one:
-                    one["fill"] = measure_fill(training.stage, None, {name: tables[name]}, counted, samples)["fill"]
+                    alone = measure_fill(Packed(packed.spec), {name: tables[name]}, counted, samples)
+                    one["fill"] = alone["fill"]
     unit = "tokens" if vocabulary else "words"
     totals = _totals(found, fills)
     if overlap is None:

@@ -5,7 +5,8 @@ from collections.abc import Collection
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.sources.file_formats import Row, Unreadable, list_shards, read_rows
-from pplx_jax.data.sources.source import Kind, Source
+from pplx_jax.data.sources.source import Source
+from pplx_jax.data.tokens.kinds import Kind
 
 _ROWS_TRIED = 100  # rows that may be unreadable before the first good one
 _SYNONYMS = {"positive": "document", "document_id": "id"}  # field -> another common name of its column

@@ -16,16 +16,13 @@ pair per query.
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io import storage
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.examples import BadRow, Example, ExampleReader, split_documents, texts_of
 from pplx_jax.data.sources.file_formats import Format, Row, Unreadable, list_shards, read_rows
-from pplx_jax.data.tokens.kinds import KINDS
-
-Kind = Literal["text", "pair", "triplet", "contextual"]
+from pplx_jax.data.tokens.kinds import FOLDERS, Kind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Source:
 
     Attributes:
         name: a unique name. It is the folder of the token tables, and the `source` of rows that have none.
-        kind: the kind of example, a key of `data.tokens.kinds.KINDS`.
+        kind: the kind of example, a key of `data.tokens.kinds.FOLDERS`.
         path: a file, a pattern of files, a TFDS folder or name, or a BEIR folder; also as a URL. `{language}` in the
             path is replaced by each of `languages`.
         root: the folder or URL that a relative path starts from.
@@ -66,8 +63,8 @@ class Source:
     def __post_init__(self):
         if not self.name or set(self.name) & set("/ \\"):
             raise BadInput(f"Source.name {self.name!r}: give a name without slashes and spaces; it names a folder")
-        if self.kind not in KINDS:
-            raise BadInput(f"Source.kind {self.kind!r}: one of {', '.join(KINDS)}")
+        if self.kind not in FOLDERS:
+            raise BadInput(f"Source.kind {self.kind!r}: one of {', '.join(FOLDERS)}")
         if not 0 <= self.max_bad_share < 1:
             raise BadInput(f"Source.max_bad_share={self.max_bad_share}: a share from 0 to below 1")
         if bool(self.languages) != ("{language}" in self.path):
@@ -79,7 +76,7 @@ class Source:
     @property
     def table_folder(self) -> str:
         """The folder below `data/tokens` that holds the tables of its kind."""
-        return KINDS[self.kind].folder
+        return FOLDERS[self.kind]
 
     def parts(self) -> "dict[str, Source]":
         """Returns table name -> source of one language; {name: self} if the source has no `languages`."""

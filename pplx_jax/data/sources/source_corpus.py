@@ -14,7 +14,7 @@ from pplx_jax.data.sources.corpus import Corpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source
-from pplx_jax.data.tokens.kinds import KINDS
+from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.open_tables import open_tables
 
 
@@ -91,8 +91,8 @@ class SourceCorpus(Corpus):
         """Makes sure that `tokens` holds every kind, without the texts that must be left out."""
         overlap = self.excluded_texts()
         kinds = {source.kind for source in self.sources}
-        for kind in (kind for kind in KINDS if kind in kinds):
-            opened = open_tables(pathlib.Path(self.tokens) / KINDS[kind].folder, kind=kind)
+        for kind in (kind for kind in FOLDERS if kind in kinds):
+            opened = open_tables(pathlib.Path(self.tokens) / FOLDERS[kind], kind=kind)
             for table in itertools.chain.from_iterable(opened.values()):
                 if overlap is not None and table.manifest.get("evaluation") != overlap.fingerprint:
                     raise BadInput(

@@ -19,7 +19,7 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.memory_map import map_array
 from pplx_jax.core.output_folder import describes, require_free
-from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER, KINDS
+from pplx_jax.data.tokens.kinds import FEATURES, FOLDERS, KIND_OF_FOLDER, SIDE_FEATURES
 from pplx_jax.data.tokens.ragged import Ragged
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ class TokenTable:
         features = {name: _read_feature(folder, name, spec) for name, spec in manifest["features"].items()}
         table = cls(features, manifest, folder)
         if kind is not None:
-            wanted = KINDS[kind]
-            missing = [name for name in (*wanted.features, *wanted.side_features) if name not in features]
+            missing = [name for name in (*FEATURES[kind], *SIDE_FEATURES[kind]) if name not in features]
             if missing:
                 raise BadInput(
                     f"{folder}: a table of kind {table.kind} without {', '.join(missing)}, which kind {kind} has; "
@@ -107,7 +106,7 @@ class TokenTable:
 
     @property
     def kind(self) -> str:
-        """The kind of the examples, a key of `KINDS`."""
+        """The kind of the examples, a key of `kinds.FOLDERS`."""
         return KIND_OF_FOLDER[self.manifest["stage"]]
 
     @property
@@ -128,7 +127,7 @@ def holds_tables(folder: pathlib.Path) -> bool:
 def holds_triplets(folder: pathlib.Path) -> bool:
     """Returns whether a folder is a token table of triplets."""
     path = folder / MANIFEST
-    return path.exists() and _read_manifest(path)["stage"] == KINDS["triplet"].folder
+    return path.exists() and _read_manifest(path)["stage"] == FOLDERS["triplet"]
 
 
 def require_free_of_others(folder: pathlib.Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pplx_jax.core.output_folder import take_place
-from pplx_jax.data.tokens.kinds import KINDS
+from pplx_jax.data.tokens.kinds import FEATURES, FOLDERS, SIDE_FEATURES
 from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_table import FORMAT, MANIFEST, PARTIAL, PathLike, require_free_of_others
 
@@ -35,7 +35,7 @@ class TokenWriter:
     def __init__(self, folder: PathLike, kind: str, vocabulary: Vocabulary):
         self.folder = pathlib.Path(folder)
         self.notes: dict[str, Any] = {}
-        self._kind = KINDS[kind]
+        self._kind = kind
         self._vocabulary = {
             name: getattr(vocabulary, name) for name in ("fingerprint", "size", "pad_id", "mask_id", "separator_id")
         }
@@ -71,13 +71,13 @@ class TokenWriter:
         return self._columns[name].rows if name in self._columns else 0
 
     def _write_manifest(self) -> None:
-        counts = {name: self.rows(name) for name in self._kind.features}
-        missing = [name for name in (*self._kind.features, *self._kind.side_features) if name not in self._columns]
+        counts = {name: self.rows(name) for name in FEATURES[self._kind]}
+        missing = [name for name in (*FEATURES[self._kind], *SIDE_FEATURES[self._kind]) if name not in self._columns]
         if missing or len(set(counts.values())) != 1:
             raise ValueError(f"{self.folder}: features missing {missing} or of different lengths {counts}")
         manifest = {
             "format": FORMAT,
-            "stage": self._kind.folder,
+            "stage": FOLDERS[self._kind],
             "count": next(iter(counts.values())),
             "features": {name: column.spec() for name, column in self._columns.items()},
             "vocabulary": self._vocabulary,
