@@ -1,4 +1,4 @@
-"""The first model of a recipe from scratch whose tokens are weighted by how rare they are in its training text."""
+"""The initial model of a recipe without pretrained weights: token embeddings weighted by their rarity in the text."""
 
 import pathlib
 from collections.abc import Iterable
@@ -20,20 +20,20 @@ _TEXTS = ("tokens", "query", "document")
 
 
 def start_folder(workdir: pathlib.Path, term_weights: TermWeights | None, initial: str | None) -> str | None:
-    """Where a recipe's first model lies: `initial`, or where `write_weighted_start` puts it; None of random weights.
+    """Returns the folder of the first model: `initial`, or the output of `write_weighted_start`; None if random.
 
     Raises:
-      BadInput: both are asked for.
+      BadInput: both are set.
     """
     if term_weights is None:
         return initial
     if initial:
-        raise BadInput("run.term_weights is for a model from scratch, and run.initial names one; bind one of the two")
+        raise BadInput("run.term_weights is for a model with random weights, but run.initial is set; bind one")
     return str(workdir / NAME)
 
 
 def token_counts(tables: Iterable[TokenTable], size: int) -> np.ndarray:
-    """How often each of `size` tokens stands in the texts, queries and documents of the tables: int64 [V]."""
+    """Counts each of `size` tokens in the texts, queries and documents of the tables: int64 [V]."""
     counts = np.zeros(size, np.int64)
     for table in tables:
         for values in (table[name].values for name in _TEXTS if name in table):
@@ -50,10 +50,10 @@ def write_weighted_start(
     term_weights: TermWeights,
     seed: int,
 ) -> dict[str, Any]:
-    """Writes the model folder WORKDIR/initial: random weights of the seed, `weighted` by the tables' tokens.
+    """Writes the model folder WORKDIR/initial: random weights of the seed, `weighted` by token counts of the tables.
 
     Returns:
-      How many tokens were counted, and how many of the vocabulary's never came.
+      `tokens`, the number of counted tokens, and `unseen`, the number of vocabulary entries that do not occur.
     """
     counts = token_counts(tables, config.vocab_size)
     params = weighted(jax.device_get(initial_params(config, seed)), term_weights.of(counts))

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +23,6 @@ from pplx_jax.data.batches.schedule import Turns
 from pplx_jax.data.sources.mixture import Batches, Curriculum, Mixture, phases
 from pplx_jax.data.tokens.open_tables import Tables
 from pplx_jax.data.tokens.token_table import TokenTable
-from pplx_jax.data.tokens.vocabulary import Vocabulary
 
 _WINDOW_EXAMPLES, _WINDOW_BATCHES = 1 << 15, 64  # dealt out together, at most
 _LOOK_AHEAD, _LOOKED_AT = 1000, 12  # batches whose rows are counted: so many of the first so many

@@ -1,8 +1,7 @@
-"""Texts that are nearly the same: MinHash over runs of words, and only texts that share a band are compared.
+"""Finds texts that are nearly equal, with MinHash over runs of words.
 
-Broder ("On the resemblance and containment of documents", 1997): the share of equal minima of two texts is an estimate
-of the share of runs they have in common. Indyk and Motwani (1998): bands of minima find likely pairs without comparing
-all.
+The share of equal minima of two texts estimates the share of runs that they have in common (Broder, "On the resemblance
+and containment of documents", 1997). Only texts that share a band of minima are compared (Indyk and Motwani, 1998).
 """
 
 import zlib
@@ -12,17 +11,20 @@ import numpy as np
 
 from pplx_jax.data.sources.overlap import words_of
 
-_WORDS = 5  # of a run
-_BANDS, _ROWS = 16, 4  # pairs that have half of their runs in common meet with 64%, with 0.8 of them in 99.98%
+_WORDS = 5  # words of a run
+_BANDS, _ROWS = (
+    16,
+    4,
+)  # texts that share 50% of their runs meet with probability 64%, 80%: 99.98%
 _PRIME = np.uint64((1 << 31) - 1)
 
 
 class NearDuplicates:
-    """Counts texts that an earlier one nearly equals.
+    """Texts so far, by MinHash signature.
 
     Args:
-        threshold: least share of runs in common.
-        seed: of the hash functions.
+        threshold: the smallest share of common runs that makes two texts nearly equal.
+        seed: seed of the hash functions.
     """
 
     def __init__(self, threshold: float = 0.8, seed: int = 0):
@@ -33,7 +35,7 @@ class NearDuplicates:
         self._bands: list[dict[bytes, int]] = [{} for _ in range(_BANDS)]
 
     def add(self, texts: Iterable[str]) -> int | None:
-        """Adds the texts of one example, and returns the number of an earlier one that they nearly equal, if any."""
+        """Adds the texts of one example, and returns the number of an earlier nearly equal one, or None."""
         signature = self._signature(" ".join(texts))
         keys = [part.tobytes() for part in signature.reshape(_BANDS, _ROWS)]
         candidates = {band[key] for band, key in zip(self._bands, keys, strict=True) if key in band}
@@ -48,5 +50,5 @@ class NearDuplicates:
         words = words_of(text)
         runs = {" ".join(words[place : place + _WORDS]) for place in range(max(1, len(words) - _WORDS + 1))}
         hashes = np.array([zlib.crc32(run.encode()) for run in runs], np.uint64) % _PRIME
-        # Products of numbers below 2^31 stay below 2^62.
+        # Products of numbers below 2^31 are below 2^62.
         return ((self._factors * hashes + self._offsets) % _PRIME).min(axis=1).astype(np.uint32)

@@ -1,5 +1,7 @@
-"""Token files of a corpus past one machine: SeqIO's Beam caching preprocesses each shard of each source somewhere, and
-a token table comes out for every shard. Training reads them as they are, without TensorFlow or Beam.
+"""Tokenises a corpus that is too large for one machine.
+
+SeqIO's Beam caching preprocesses every shard of every source on some worker, and writes one token table per shard.
+Training reads these tables without TensorFlow or Beam.
 """
 
 from __future__ import annotations
@@ -46,22 +48,22 @@ def cache_sources(
     options: Any,
     seqio_records: bool = False,
 ) -> dict[str, Any]:
-    """Writes token tables of every source: OUTPUT/STAGE/SOURCE/shard-I-of-N.
+    """Writes the token tables of every source: OUTPUT/KIND/SOURCE/shard-I-of-N.
 
     Args:
         sources: declared sources.
-        vocabulary: of the model.
+        vocabulary: the vocabulary of the model.
         lengths: token limits.
-        overlap: evaluation texts whose rows are left out; None keeps all rows.
-        output: a folder or a URL that all workers reach.
-        options: of the pipeline, from `pipeline_options`.
-        seqio_records: keep SeqIO's own cache too, in OUTPUT/seqio.
+        overlap: rows that overlap with its evaluation texts are left out; None keeps all rows.
+        output: a folder or a URL that all workers can reach.
+        options: options of the pipeline, from `pipeline_options`.
+        seqio_records: whether to write SeqIO's own cache too, in OUTPUT/seqio.
 
     Returns:
-        `output`, and by source `examples`, `shards`, and `rows` as `BadRows.summary` gives them.
+        `output`, and by kind and source `examples`, `shards`, and `rows` as `BadRows.summary` returns them.
 
     Raises:
-        BadInput: no files, too many bad rows; the output holds something else.
+        BadInput: there are no files, too many rows are bad, or the output holds something else.
     """
     import apache_beam
 
@@ -133,10 +135,10 @@ def _cache_part(pipeline, label: str, source: Source, setup, write, shards: int,
 
 
 def pipeline_options(runner: str, beam_options: str) -> Any:
-    """Beam's options.
+    """Returns the options of Beam.
 
     Raises:
-        BadInput: Beam is not installed, it has no such runner, or an option has no such value.
+        BadInput: Beam is not installed, or the runner or an option does not exist.
     """
     try:
         with silent_native_stderr():
@@ -148,8 +150,8 @@ def pipeline_options(runner: str, beam_options: str) -> Any:
     try:
         create_runner(runner)
     except (ValueError, ImportError, AttributeError) as error:
-        raise BadInput(f"--runner={runner}: {str(error).splitlines()[0].rstrip('.')}; name such a runner") from None
-    complaint = io.StringIO()  # argparse's, at the end of its page of usage
+        raise BadInput(f"--runner={runner}: {str(error).splitlines()[0].rstrip('.')}; name another runner") from None
+    complaint = io.StringIO()  # argparse prints the error after its usage
     try:
         with contextlib.redirect_stderr(complaint):
             options = PipelineOptions([f"--runner={runner}", *shlex.split(beam_options)])
@@ -162,16 +164,16 @@ def pipeline_options(runner: str, beam_options: str) -> Any:
 
 @contextlib.contextmanager
 def _new_stages(target: str, stages: Iterable[str]) -> Iterator[str]:
-    """Gives an empty folder, whose folders take their places in `target` when the block ends without an error.
+    """Yields an empty folder, whose folders are moved into `target` when the block ends without an error.
 
     Raises:
-        BadInput: the target, or one of its stages, holds files and no token table.
+        BadInput: the target, or the folder of a kind in it, holds files that are not token tables.
     """
     output = pathlib.Path(target).resolve()
     for folder in (output, *(output / stage for stage in stages)):
         require_free_of_others(folder)
     partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed run
     partial.mkdir(parents=True)
     try:
         yield str(partial)
@@ -183,18 +185,18 @@ def _new_stages(target: str, stages: Iterable[str]) -> Iterator[str]:
 
 
 def _refuse_written(url: str, stages: Iterable[str]) -> None:
-    """A URL has no renames, so tables of an earlier run would be mixed with those of this one.
+    """Refuses a URL that has tables. It has no renames, so old tables would be mixed with new ones.
 
     Raises:
-        BadInput: there is such a stage.
+        BadInput: the folder of a kind exists.
     """
     if there := [stage for stage in sorted(stages) if storage.exists(f"{url}/{stage}")]:
-        raise BadInput(f"{url}/{there[0]} exists, of an earlier run; delete it, or give another --output")
+        raise BadInput(f"{url}/{there[0]} exists already; delete it, or give another --output")
 
 
 @contextlib.contextmanager
 def _bad_input() -> Iterator[None]:
-    """BadInput as it was raised, out of what TensorFlow and Beam wrap it in: text alone crosses their borders."""
+    """Raises the original BadInput. TensorFlow and Beam wrap exceptions and keep only their text."""
     try:
         yield
     except Exception as error:
@@ -209,7 +211,7 @@ def _never(_: Any) -> bool:
 
 @contextlib.contextmanager
 def _shipped(overlap: Overlap | None, path: str) -> Iterator[str]:
-    """Writes what the workers, which have no evaluation set, must leave out; "" where that is nothing."""
+    """Writes the overlap test for the workers, which have no evaluation set, and yields its path; "" for None."""
     if overlap is None:
         yield ""
         return
@@ -229,7 +231,7 @@ def _received(path: str) -> Overlap:
 def _register(
     source: Source, vocabulary: Vocabulary, max_chunks: int, shards: Sequence[str], shipped: str, again: bool = False
 ) -> None:
-    """Makes the task known to SeqIO, on whichever machine this runs."""
+    """Registers the task with SeqIO on this worker."""
     import seqio
 
     name = tasks.task_name(source)
@@ -247,7 +249,7 @@ def _numpy(example: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_shard(example: Mapping[str, Any]) -> tuple[int, tuple[int, dict[str, np.ndarray]]]:
-    """(shard, (place within it, block))."""
+    """Returns (shard, (index within it, block))."""
     from seqio import beam_utils
 
     block = {name: value for name, value in example.items() if name not in beam_utils.PROVENANCE_KEYS}
@@ -266,9 +268,9 @@ def _write_shard(
     notes: Mapping[str, Any],
     shards: int,
 ) -> str:
-    """The token table of one shard, at its place only once it is whole; `notes` go into its manifest."""
+    """Writes the token table of one shard, and returns its place. `notes` are entries of its manifest."""
     place = f"{folder}/{_shard_name(shard, shards)}"
-    bad = BadRows(source.name, 1.0)  # judged over all shards
+    bad = BadRows(source.name, 1.0)  # the share is checked over all shards
     with tempfile.TemporaryDirectory() as temporary:
         local = pathlib.Path(temporary) / "table" if storage.is_url(place) else pathlib.Path(place)
         with table_maker(local, source.kind, vocabulary, lengths, allow_empty=True) as maker:
@@ -288,10 +290,10 @@ def _shard_name(shard: int, shards: int) -> str:
 
 
 def _summary(folder: str, source: Source, shards: int) -> dict[str, Any]:
-    """What the tables of all shards of a source say together.
+    """Sums the manifests of all shards of a source.
 
     Raises:
-        BadInput: too many rows of the source were bad, or no example is left.
+        BadInput: too many rows of the source are bad, or no example is left.
     """
     bad, examples = BadRows(source.name, source.max_bad_share), 0
     for shard in range(shards):
@@ -308,16 +310,16 @@ def _summary(folder: str, source: Source, shards: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _shard_progress(folder: str, shards: int) -> Iterator[None]:
-    """Shows how many tables there are, looked at now and then: Beam itself says nothing."""
+    """Shows the number of complete tables, counted every two seconds. Beam itself shows nothing."""
     done = threading.Event()
     with Progress("data cache", total=shards, unit="shard") as progress:
 
-        def look() -> None:
+        def count_tables() -> None:
             while not done.wait(2.0):
                 if not storage.is_url(folder):
                     progress.update(sum(1 for _ in pathlib.Path(folder).glob(f"*/*/shard-*/{MANIFEST}")))
 
-        thread = threading.Thread(target=look, name="pplx_jax-cache-progress", daemon=True)
+        thread = threading.Thread(target=count_tables, name="pplx_jax-cache-progress", daemon=True)
         thread.start()
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a stage reads: a mixture of sources, or a curriculum of mixtures over its steps."""
+"""Which sources a stage reads, and when."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,15 @@ Batches = Literal["mixed", "one_source"]
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Which sources a stage reads and how often.
+    """Which sources a stage reads, and how often.
 
     Attributes:
-        weights: source -> how often, in any unit; a source with `languages` shares its weight among them by theirs,
-            and one of them is called SOURCE.LANGUAGE.
-            A source that is not named is not read. Empty: all there are, in proportion to their examples.
-        temperature: T; shares become proportional to weight^(1/T), so above 1 rare sources are read more often.
-        batches: "mixed", or "one_source": every batch is of one source, and the shares are those of batches.
+        weights: source -> relative weight. A source with `languages` divides its weight by theirs; SOURCE.LANGUAGE
+            names one of them. Sources without a weight are not read. If empty, all sources are read, in proportion to
+            their examples.
+        temperature: T. Shares are proportional to weight^(1/T), so with T above 1 rare sources are read more often.
+        batches: "mixed" mixes the sources in every batch; in "one_source" every batch comes from one source, and the
+            shares are those of batches.
     """
 
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -29,19 +30,19 @@ class Mixture:
         if self.temperature <= 0:
             raise BadInput(f"Mixture.temperature={self.temperature} is not above 0")
         if self.batches not in ("mixed", "one_source"):
-            raise BadInput(f"Mixture.batches={self.batches!r}: mixed or one_source")
+            raise BadInput(f"Mixture.batches={self.batches!r}: set it to mixed or one_source")
         if any(weight < 0 for weight in self.weights.values()) or (self.weights and not any(self.weights.values())):
             raise BadInput(f"Mixture.weights={self.weights}: give 0 or more each, and one above 0")
 
     def shares(self, examples: Mapping[str, int], table_weights: Mapping[str, float]) -> dict[str, float]:
-        """Share of every table that is read, by name; they sum to 1.
+        """Returns the share of every table that is read, by name. Shares sum to 1.
 
         Args:
-            examples: table -> its examples.
-            table_weights: table SOURCE.LANGUAGE -> weight among the tables of its source.
+            examples: table -> number of examples.
+            table_weights: table SOURCE.LANGUAGE -> its weight among the tables of the source.
 
         Raises:
-            BadInput: a weight names no table.
+            BadInput: a weight names an unknown table.
         """
         weights: dict[str, float] = {}
         for name, weight in (self.weights or dict(examples)).items():
@@ -51,21 +52,21 @@ class Mixture:
                 parts = {table: table_weights[table] for table in examples if table.startswith(f"{name}.")}
             if not parts:
                 raise BadInput(f"Mixture.weights: no token files of {name!r}; there are {', '.join(sorted(examples))}")
-            whole = sum(parts.values())
+            total = sum(parts.values())
             for table, part in parts.items():
-                weights[table] = weights.get(table, 0.0) + weight * part / whole
-        heated = {table: weight ** (1 / self.temperature) for table, weight in weights.items() if weight > 0}
-        whole = sum(heated.values())
-        return {table: heat / whole for table, heat in sorted(heated.items())}
+                weights[table] = weights.get(table, 0.0) + weight * part / total
+        tempered = {table: weight ** (1 / self.temperature) for table, weight in weights.items() if weight > 0}
+        total = sum(tempered.values())
+        return {table: value / total for table, value in sorted(tempered.items())}
 
 
 @dataclasses.dataclass(frozen=True)
 class Curriculum:
-    """Mixtures one after another. A source that several name goes on where it was left.
+    """Several mixtures, one after another. A source that several of them name continues where it stopped.
 
     Attributes:
-        mixtures: in their order.
-        steps: of each but the last, which lasts until the stage ends.
+        mixtures: the mixtures in order.
+        steps: number of steps of each but the last, which lasts until the stage ends.
     """
 
     mixtures: Sequence[Mixture]
@@ -80,7 +81,7 @@ class Curriculum:
 
 
 def phases(data: "Mixture | Curriculum") -> list[tuple[int, Mixture]]:
-    """(first step, mixture) of each part of the schedule."""
+    """Returns (first step, mixture) of each part of a curriculum."""
     if isinstance(data, Mixture):
         return [(0, data)]
     starts = [sum(data.steps[:place]) for place in range(len(data.mixtures))]

@@ -1,9 +1,9 @@
-"""SeqIO tasks and mixtures over declared sources, and the token tables made from them; the room of TensorFlow.
+"""SeqIO tasks and mixtures of declared sources, and the token tables made from them.
 
-Up to the cache one example of a task is a *block* of records (`data.sources.blocks`), flat: a text feature is the token
-ids of all its texts end to end, and NAME_lengths says where each ends. That is several times faster than record by
-record. After it, what a SeqIO mixture reads, an example is one record. Tasks know no lengths: texts are cut where a
-table is written, which counts what it cuts. Training reads the tables alone and never comes here.
+Before SeqIO's cache, one example of a task is a *block* of records (`data.sources.blocks`): a text feature has the
+token ids of all its texts, concatenated, and NAME_lengths has the length of each text. This is several times faster
+than single records. After the cache, an example is one record, which is what a SeqIO mixture reads. Tasks do not cut
+texts; the writer of a table cuts and counts. TensorFlow is imported here only. Training reads the tables alone.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Drop = Callable[[str], bool]
 
 
 def start_tensorflow() -> None:
-    """Imports TensorFlow and starts its runtime without the page of greetings."""
+    """Imports TensorFlow and starts its runtime without its messages."""
     with silent_native_stderr():
         import tensorflow as tf
 
-        tf.constant(0)  # starts the runtime, which greets once more
+        tf.constant(0)  # starts the runtime, which prints more messages
 
 
 def source_task(
@@ -56,13 +56,13 @@ def source_task(
     max_chunks: int = 0,
     drop: Drop | None = None,
 ) -> seqio.Task:
-    """The SeqIO task that reads and tokenises a source. It is not registered; `register` does that.
+    """Returns the SeqIO task that reads and tokenises a source. `register` registers it.
 
     Args:
-        source: of one part (see `Source.parts`).
-        vocabulary: gives the ids.
-        shards: of the source, where they are known.
-        bad: counts the rows read; a fresh count a dataset where None.
+        source: a source of one part (see `Source.parts`).
+        vocabulary: the vocabulary.
+        shards: the shards of the source, if they are known.
+        bad: counts the rows; if None, each dataset has its own count.
         max_chunks, drop: as in `Source.examples`.
 
     Raises:
@@ -92,7 +92,7 @@ def source_task(
             return files
 
         def get_dataset(self, split=SPLIT, shuffle=True, seed=None, shard_info=None, **_):
-            del split, shuffle, seed  # one split in its order; token tables are shuffled where they are read
+            del split, shuffle, seed  # token tables are shuffled when they are read
             own = files[shard_info.index :: shard_info.num_shards] if shard_info else files
             count = bad or BadRows(source.name, source.max_bad_share)
 
@@ -101,7 +101,7 @@ def source_task(
                     read = (source.examples(shard, count, max_chunks=max_chunks, drop=drop) for shard in own)
                     yield from blocks.blocks(source.kind, itertools.chain.from_iterable(read), count)
                 except BaseException as error:
-                    count.failure = error  # TensorFlow hands on its text only
+                    count.failure = error  # TensorFlow passes on its text only
                     raise
 
             return tf.data.Dataset.from_generator(generate, output_signature=signature)
@@ -123,7 +123,7 @@ def source_task(
 
 
 def task_name(source: Source) -> str:
-    """Its name in SeqIO's registry."""
+    """Returns the name of the task of a source in SeqIO's registry."""
     return "pplx_jax." + re.sub(r"\W", "_", f"{source.table_folder}.{source.name}", flags=re.ASCII)
 
 
@@ -136,25 +136,25 @@ def register(
     max_chunks: int = 0,
     drop: Drop | None = None,
 ) -> seqio.Mixture:
-    """Registers a task for every part of a source, and their mixture, with SeqIO; what had these names is replaced.
+    """Registers with SeqIO a task for every part of the sources, and their mixture. Former ones are replaced.
 
     Args:
-        name: of the mixture.
-        sources: of one kind.
-        vocabulary: gives the ids.
-        mixture: whose shares are the rates; it names its sources.
+        name: the name of the mixture.
+        sources: sources of one kind.
+        vocabulary: the vocabulary.
+        mixture: its shares become the rates; it must name its sources.
         max_chunks, drop: as in `Source.examples`.
 
     Returns:
-        The mixture. Its examples are records: texts as token ids, `negatives` and `chunks` ragged.
+        The mixture. Its examples are records, with texts as token ids, and `negatives` and `chunks` ragged.
 
     Raises:
-        BadInput: a source has no files; the mixture names no source, or one that is not there.
+        BadInput: a source has no files; or the mixture names no source, or an unknown one.
     """
     import seqio
 
     if not mixture.weights:
-        raise BadInput(f"Mixture.weights of {name}: name the sources; their sizes are not known before they are read")
+        raise BadInput(f"Mixture.weights of {name}: name the sources; their sizes are unknown before they are read")
     parts = {part.name: (part, weight) for part, weight in weighted_parts(sources)}
     shares = mixture.shares(dict.fromkeys(parts, 0), {name: weight for name, (_, weight) in parts.items()})
     rates = []
@@ -178,13 +178,13 @@ def tokenized_blocks(
     max_chunks: int = 0,
     drop: Drop | None = None,
 ) -> Iterator[Block]:
-    """Blocks that the source's task gives, in order: texts as `Ragged`, other features as arrays.
+    """Yields the blocks of a source's task in order, with texts as `Ragged` and other columns as arrays.
 
     Args:
-        source: of one part.
-        vocabulary: gives the ids.
-        bad: counts the rows read.
-        shard: only this one of the source's shards.
+        source: a source of one part.
+        vocabulary: the vocabulary.
+        bad: counts the rows.
+        shard: the number of the only shard to read; all if None.
         max_chunks, drop: as in `Source.examples`.
 
     Raises:
@@ -209,7 +209,7 @@ def tokenized_blocks(
 
 
 def ragged_block(kind: str, flat: Mapping[str, np.ndarray]) -> Block:
-    """A block of a task, flat as SeqIO has it, as the tables take it: texts `Ragged`, labels str."""
+    """Converts a block from SeqIO's flat form to the form of `TableMaker`: texts `Ragged`, labels str."""
     block: Block = {
         name: Ragged.from_lengths(np.asarray(flat[name], np.int32), np.asarray(flat[name + LENGTHS], np.int64))
         for name in blocks.TEXTS[kind]
@@ -232,16 +232,16 @@ def tokenize_source(
     min_tokens: int = MIN_TOKENS,
     drop: Drop | None = None,
 ) -> dict[str, Any]:
-    """Writes the token table of a source: all its shards, one after another; `beam_cache` does it in parallel.
+    """Writes the token table of a source, shard after shard. `beam_cache` does the same in parallel.
 
-    The manifest says what `TableMaker` counts, under `rows` what was read (`BadRows.summary`), and the `weight` of the
-    table among those of its source.
+    The manifest has the counts of `TableMaker`, `rows` (`BadRows.summary`), and the `weight` of the table within its
+    source.
 
     Returns:
         The manifest of the table.
 
     Raises:
-        BadInput: no file, too many bad rows, no example left.
+        BadInput: there is no file, too many rows are bad, or no example is left.
     """
     bad = BadRows(source.name, source.max_bad_share)
     with table_maker(folder, source.kind, vocabulary, lengths, min_tokens=min_tokens) as maker:
@@ -260,7 +260,10 @@ def tokenize_sources(
     *,
     drop: Drop | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Writes FOLDER/STAGE/NAME for every part of every source, and returns {stage: {name: examples}}."""
+    """Writes FOLDER/KIND/SOURCE for every part of every source, and returns {kind: {source: examples}}.
+
+    Kinds are named by their folders (`data.tokens.kinds.FOLDERS`).
+    """
     counts: dict[str, dict[str, int]] = {}
     for part, weight in weighted_parts(sources):
         table = folder / part.table_folder / part.name
@@ -270,10 +273,10 @@ def tokenize_sources(
 
 
 def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
-    """The vocabulary as SeqIO wants it, with the very ids of `vocabulary` inside tf.data too.
+    """Returns the vocabulary as a SeqIO vocabulary that gives the same ids, also within tf.data.
 
-    TensorFlow Text carries another release of SentencePiece, which breaks ties between equally likely
-    segmentations (of `########`, say) otherwise, so its operation would not give the ids that serving sees.
+    TensorFlow Text contains another release of SentencePiece, which breaks ties between equally likely segmentations
+    (of `########`, for example) differently. Its operation would not give the ids of training and serving.
     """
     import seqio
     import tensorflow as tf
@@ -318,7 +321,7 @@ def _rank(kind: str, name: str) -> int:
 
 
 def _records(dataset, kind: str):
-    """Blocks to records: of the contextual kind one a query, with the chunks of its document."""
+    """Converts blocks to records. A record of the contextual kind is one query with the chunks of its document."""
     import tensorflow as tf
 
     ragged: Any = tf.RaggedTensor
@@ -332,7 +335,7 @@ def _records(dataset, kind: str):
             queries = tf.maximum(tf.shape(texts["query"].row_lengths())[0], 1)
             each = tf.shape(texts["negatives"].row_lengths())[0] // queries
             texts["negatives"] = ragged.from_uniform_row_length(texts["negatives"], tf.cast(each, tf.int64))
-        columns = {name: block[name] for name in blocks.COLUMNS[kind] if name not in ("chunk_counts", "negative_hash")}
+        columns = {name: block[name] for name in blocks.COLUMNS[kind] if name != "chunk_counts"}
         if kind == "contextual":
             counts = tf.cast(block["chunk_counts"], tf.int64)
             documents = ragged.from_row_lengths(texts["chunks"], counts)

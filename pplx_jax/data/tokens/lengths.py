@@ -7,14 +7,14 @@ from pplx_jax.core.errors import require
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Token limits of a recipe's texts; longer ones go on in the next row (text) or are cut (the others), and counted.
+    """Token limits of a recipe. A longer raw text continues in the next row; other texts are cut and counted.
 
     Attributes:
-      text: rows of the diffusion stage, filled with texts end to end.
-      query: of the contrastive stages.
-      document: of the pair and triplet stages.
-      chunk: of the contextual stage.
-      chunks: most chunks of a document.
+      text: tokens of a row of raw text, which is filled with texts end to end.
+      query: tokens of a query.
+      document: tokens of a document of a pair or triplet.
+      chunk: tokens of a chunk of a contextual document.
+      chunks: maximum number of chunks of a contextual document.
     """
 
     text: int

@@ -1,9 +1,12 @@
-"""How the trained vocabulary normalises text: one table of rewrite rules, longest match first.
+"""The normalisation of the trained vocabulary: a table of rewrite rules, applied longest match first.
 
-NFKC with case folding for every character and its canonical decomposition; white space and `_` to a space;
-control characters to nothing; a space between an ASCII lower-case letter and an upper-case one. So
-`read_file`, `readFile` and "Read file" are the same text. `CAMEL_CASE` is the last rule as a regular
-expression, for tokenizers that normalise a character at a time.
+- every character and its canonical decomposition: NFKC with case folding;
+- white space and `_`: a space;
+- control characters: removed;
+- a space is inserted between an ASCII lower-case letter and an upper-case letter.
+
+So `read_file`, `readFile` and "Read file" are the same text. `CAMEL_CASE` is the last rule as a regular expression, for
+tokenizers that normalise one character at a time.
 """
 
 import functools
@@ -11,11 +14,11 @@ import string
 import sys
 import unicodedata
 
-CAMEL_CASE = "(?<=[a-z])(?=[A-Z])"  # where the normaliser puts a space
+CAMEL_CASE = "(?<=[a-z])(?=[A-Z])"  # where a space is inserted
 
 
 def normalization_rules() -> dict[str, str]:
-    """The rewrite rules of the normaliser: what is replaced (one character or more) -> by what."""
+    """Returns the rewrite rules: one character or more -> the replacement."""
     rules = {}
     for code in range(1, sys.maxunicode + 1):
         character = chr(code)
@@ -39,7 +42,7 @@ def normalization_rules() -> dict[str, str]:
 
 @functools.cache
 def rules_table() -> str:
-    """The rules as SentencePiece's trainer reads them: code points, a tab, code points."""
+    """Returns the rules in the format of SentencePiece's trainer: code points, a tab, code points."""
 
     def codes(text: str) -> str:
         return " ".join(f"{ord(character):X}" for character in text)
@@ -48,7 +51,7 @@ def rules_table() -> str:
 
 
 def _fold(text: str) -> str:
-    """NFKC_Casefold: folding can undo NFKC and NFKC can give new capitals, hence twice."""
+    """Applies NFKC_Casefold. Twice, because folding can undo NFKC, and NFKC can give new capitals."""
     for _ in range(2):
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return text

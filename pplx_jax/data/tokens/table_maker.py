@@ -1,4 +1,4 @@
-"""Tokenised blocks to the token table of a stage: texts cut to their lengths, cuts and what is left out counted."""
+"""Makes token tables from tokenised blocks. Texts are cut to their limits; cuts and omissions are counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pplx_jax.data.tokens.vocabulary import Vocabulary
 
 Block = dict[str, Any]  # columns of several examples; `data.sources.blocks` describes them
 
-MIN_TOKENS = 16  # of a window of text
+MIN_TOKENS = 16  # of a piece of raw text
 
 
 @contextlib.contextmanager
@@ -32,15 +32,15 @@ def table_maker(
     min_tokens: int = MIN_TOKENS,
     allow_empty: bool = False,
 ) -> Iterator[TableMaker]:
-    """Gives what takes the blocks; the table gets its name when the `with` block ends without an error.
+    """Yields a `TableMaker` for blocks of one kind. The table is complete when the `with` block succeeds.
 
     Args:
-        folder: of the table.
-        kind: of the blocks.
-        vocabulary: they are tokenised with.
-        lengths: texts are cut to.
-        min_tokens: of a window of text; shorter ones are left out.
-        allow_empty: a table without an example is fine: one shard of many.
+        folder: the folder of the table.
+        kind: the kind of the blocks.
+        vocabulary: the vocabulary that tokenised them.
+        lengths: the limits that texts are cut to.
+        min_tokens: shorter pieces of raw text are left out.
+        allow_empty: whether a table may have no example, as one shard of many may.
 
     Raises:
         BadInput: no example is left.
@@ -54,14 +54,15 @@ def table_maker(
 
 
 class TableMaker:
-    """Takes blocks of one kind; a subclass says how.
+    """Turns blocks into rows of a table; one subclass per kind.
 
-    The manifest counts the texts cut (`truncated`), the tokens lost (`cut_tokens`) and the examples left out because
-    a text of theirs has no token (`empty`), lists the names that `source` counts (`sources`), and says how many
-    examples are in which language (`languages`).
+    The manifest has the number of texts that were cut (`truncated`), of tokens that were cut (`cut_tokens`), of
+    examples that were left out because a text has no token (`empty`), the names that `source` refers to (`sources`),
+    and the number of examples by language (`languages`).
 
     Attributes:
-        examples: rows of the table so far that are examples.
+        examples: number of examples so far.
+        limits: text feature -> its maximum number of tokens.
     """
 
     limits: Mapping[str, int]
@@ -76,7 +77,7 @@ class TableMaker:
         self.limits = self._limits(lengths)
 
     def add(self, block: Block) -> None:
-        """Adds the examples of a block: text features are `Ragged`, other features arrays."""
+        """Adds the examples of a block, whose text columns are `Ragged` and whose other columns are arrays."""
         raise NotImplementedError
 
     def note(self, **notes: Any) -> None:
@@ -84,7 +85,7 @@ class TableMaker:
         self._writer.notes.update(notes)
 
     def finish(self) -> None:
-        """Writes what only the end knows, the notes of the manifest among it."""
+        """Writes what is known only at the end, such as the notes of the manifest."""
         self._writer.notes.update(
             lengths=dict(self.limits),
             truncated={name: self._truncated[name] for name in self.limits},
@@ -108,20 +109,29 @@ class TableMaker:
         return Ragged.from_lengths(texts.values[place < longest], texts.lengths() - over)
 
     def _label(self, block: Block, keep: np.ndarray) -> np.ndarray:
-        """Counts languages of the kept examples, and numbers their sources in the order they are met: int32."""
+        """Counts the languages of the examples to keep, and returns the numbers of their sources, int32."""
         self._empty += int((~keep).sum())
         self._languages.update(str(name) for name in block["language"][keep])
         self.examples += int(keep.sum())
         names = [str(name) for name in block["source"][keep]]
         return np.array([self._sources.setdefault(name, len(self._sources)) for name in names], np.int32)
 
+    def _append_pairs(self, query: Ragged, document: Ragged, keep: np.ndarray, block: Block) -> None:
+        document = select(document, keep)
+        self._writer.append(
+            query=select(query, keep),
+            document=document,
+            document_hash=token_hashes(document),
+            source=self._label(block, keep),
+        )
+
 
 class _Texts(TableMaker):
-    """Rows of `Lengths.text` tokens, full but for the last: texts end to end, one that does not fit going on in the
-    next row. `text_lengths` says where each text of a row ends.
+    """Raw text: rows of `Lengths.text` tokens. Texts follow one another, and a text that does not fit continues in the
+    next row. `text_lengths` has the length of each text of a row.
 
-    A piece of a text shorter than `min_tokens` (a short text, or the rest of a long one) is left out; the manifest
-    counts them and their tokens under `too_short`. Room for less than that is left free.
+    A piece of a text with fewer than `min_tokens` tokens (a short text, or the rest of a long one) is left out; the
+    manifest counts these under `too_short`. A row with less free space than that is complete.
     """
 
     def __init__(self, writer: TokenWriter, lengths: Lengths, min_tokens: int = MIN_TOKENS):
@@ -165,7 +175,7 @@ class _Texts(TableMaker):
 
 
 class _Pairs(TableMaker):
-    """A row a pair."""
+    """One row per pair."""
 
     def __init__(self, writer: TokenWriter, lengths: Lengths, min_tokens: int = MIN_TOKENS):
         super().__init__(writer, lengths, min_tokens)
@@ -177,20 +187,13 @@ class _Pairs(TableMaker):
 
     def add(self, block: Block) -> None:
         query, document = self._cut("query", block["query"]), self._cut("document", block["document"])
-        keep = (query.lengths() > 0) & (document.lengths() > 0)
-        document = select(document, keep)
-        self._writer.append(
-            query=select(query, keep),
-            document=document,
-            document_hash=token_hashes(document),
-            source=self._label(block, keep),
-        )
+        self._append_pairs(query, document, (query.lengths() > 0) & (document.lengths() > 0), block)
 
 
 class _Triplets(TableMaker):
-    """A row a triplet, then a row for every negative: the documents that `negatives` [examples, K] refers to.
+    """One row per triplet, then one row per negative. `negatives` [examples, K] refers to these rows.
 
-    A text that is a negative of several queries has a row for each; features that only examples have are filled up.
+    A text that is a negative of several queries has a row for each. Features that only examples have are padded.
     """
 
     def __init__(self, writer: TokenWriter, lengths: Lengths, min_tokens: int = MIN_TOKENS):
@@ -208,13 +211,7 @@ class _Triplets(TableMaker):
         whole = (negatives.lengths() > 0).reshape(len(query), -1).all(axis=1)
         keep = (query.lengths() > 0) & (document.lengths() > 0) & whole
         self._negatives.append(select(negatives, np.repeat(keep, self._per_example)))
-        document = select(document, keep)
-        self._writer.append(
-            query=select(query, keep),
-            document=document,
-            document_hash=token_hashes(document),
-            source=self._label(block, keep),
-        )
+        self._append_pairs(query, document, keep, block)
 
     def finish(self) -> None:
         super().finish()
@@ -230,10 +227,10 @@ class _Triplets(TableMaker):
 
 
 class _Documents(TableMaker):
-    """A row a query; chunks and documents stand beside them. The manifest counts `documents` too.
+    """One row per query, with chunks and documents as side features. The manifest counts `documents` too.
 
-    `also_positive` has the places of the further chunks of the document that answer the query: gold chunks of its
-    copies, and copies of any of these.
+    `also_positive` has the indices of the other chunks of the document that answer the query: the gold chunks of copies
+    of the query, and copies of any of these chunks.
     """
 
     def __init__(self, writer: TokenWriter, lengths: Lengths, min_tokens: int = MIN_TOKENS):
@@ -272,7 +269,7 @@ class _Documents(TableMaker):
 
 
 def _also_positive(query: Ragged, document: np.ndarray, chunk: np.ndarray, chunk_hash: Ragged) -> Ragged:
-    """Places of further chunks that answer each of Q queries, by its document, its chunk and the documents' hashes."""
+    """Returns the indices of the other chunks that answer each of Q queries; `chunk_hash` is by document."""
     asked = list(zip(document.tolist(), token_hashes(query).tolist(), strict=True))
     answers = collections.defaultdict(set)
     for key, gold in zip(asked, chunk, strict=True):
@@ -287,6 +284,6 @@ _MAKERS = {"text": _Texts, "pair": _Pairs, "triplet": _Triplets, "contextual": _
 
 
 def select(texts: Ragged, keep: np.ndarray) -> Ragged:
-    """The arrays where `keep` [n] is true."""
+    """Returns the arrays for which `keep` [n] is true."""
     lengths = texts.lengths()
     return Ragged.from_lengths(texts.values[np.repeat(keep, lengths)], lengths[keep])

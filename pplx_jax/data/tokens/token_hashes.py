@@ -1,4 +1,4 @@
-"""Hashes by which copies of a text are known once it is cut to its length."""
+"""Hashes that identify copies of a tokenised text."""
 
 import zlib
 from collections.abc import Iterable
@@ -7,6 +7,6 @@ import numpy as np
 
 
 def token_hashes(texts: Iterable[np.ndarray]) -> np.ndarray:
-    """[n] int32: the CRC of each text's tokens; two different texts agree by a chance of one in four billion."""
+    """Returns the CRC-32 of the tokens of each text, int32 [n]. Two different texts agree with probability 2^-32."""
     crcs = [zlib.crc32(np.ascontiguousarray(text, np.int32).tobytes()) for text in texts]
     return np.array(crcs, np.uint32).view(np.int32)

@@ -1,12 +1,12 @@
-"""The vocabulary of a pretrained model: its `tokenizer.json`, read by the `tokenizers` package.
+"""The vocabulary of a pretrained model: its `tokenizer.json`, read with the `tokenizers` package.
 
-Meant for Qwen's byte-level BPE, and right for any tokenizer of that format. Which token masks, separates and
-pads is a matter of names, never of ids: those in `vocabulary.json` beside the tokenizer, else those that
-`tokenizer_config.json` declares, else Qwen's.
+It is made for Qwen's byte-level BPE, and works for any tokenizer of that format. The mask, separator and pad tokens are
+found by name, never by id: in `vocabulary.json` next to the tokenizer, else in `tokenizer_config.json`, else Qwen's.
 
-Text never gives a special token: the name of one in a text is spelled out, as the names of those three are,
-special or not (Qwen's `<|fim_pad|>` is not). Its other added tokens, such as `<think>`, are ordinary content.
-What a tokenizer would cut, pad or append (Qwen3-Embedding appends its end token) is left out.
+No text encodes to a special token: the name of one in a text is encoded as ordinary text. The same holds for the names
+of those three tokens, even if they are not special (Qwen's `<|fim_pad|>` is not). Other added tokens, such as
+`<think>`, are ordinary content. Truncation, padding and appended tokens of the tokenizer are switched off
+(Qwen3-Embedding appends an end token).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ _QWEN = {"mask": "<|fim_pad|>", "separator": "<|endoftext|>", "pad": "<|endoftex
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerVocabulary(Vocabulary):
-    """A `tokenizer.json` held as its bytes, and the names of the three tokens that training needs."""
+    """The bytes of a `tokenizer.json`, and the names of the three tokens that training needs."""
 
     model: bytes = dataclasses.field(repr=False)
     mask: str
@@ -50,13 +50,13 @@ class TokenizerVocabulary(Vocabulary):
         """Reads a `tokenizer.json`, or the one in a folder.
 
         Args:
-            path: of the file or its folder.
-            mask_token: name of an existing token; found as this module says where None, like the next two.
-            separator_token: another.
-            pad_token: another; it may be the separator.
+            path: the file or its folder.
+            mask_token: the name of an existing token; if None, it is found as the module docstring says.
+            separator_token: likewise, another token.
+            pad_token: likewise; it may be the separator.
 
         Raises:
-            BadInput: a file is missing or damaged, a named token does not exist, or text would give it.
+            BadInput: a file is missing or damaged, a token does not exist, or its name encodes to it.
         """
         path = pathlib.Path(path)
         path = path / TOKENIZER if path.is_dir() else path
@@ -72,7 +72,7 @@ class TokenizerVocabulary(Vocabulary):
             raise BadInput(f"{path} needs the package tokenizers; pip install tokenizers") from None
         except Exception as error:  # the package raises the bare class
             reason = " ".join(str(error).split())[:200]
-            raise BadInput(f"{path} is no tokenizer ({reason}); copy it again from where it was published") from None
+            raise BadInput(f"{path} is not a tokenizer ({reason}); copy it again from where it was published") from None
         vocabulary._check()
         return vocabulary
 
@@ -83,7 +83,7 @@ class TokenizerVocabulary(Vocabulary):
         tokenizer = Tokenizer.from_str(self.model.decode())
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        # Added once more as special, under its id: special tokens are what `encode_special_tokens` spells out.
+        # Added again as special, with the same id: `encode_special_tokens` applies to special tokens only.
         tokenizer.add_special_tokens(
             [
                 AddedToken(
@@ -101,7 +101,7 @@ class TokenizerVocabulary(Vocabulary):
         tokenizer.encode_special_tokens = True
         return tokenizer
 
-    def __reduce__(self):  # the tokenizer of another process is parsed there
+    def __reduce__(self):  # another process parses the bytes again
         return type(self), (self.path, self.model, self.mask, self.separator, self.pad)
 
     @property
@@ -130,7 +130,7 @@ class TokenizerVocabulary(Vocabulary):
 
     @functools.cached_property
     def plain_model(self) -> bytes:
-        """The file for other readers: as it came, unless they would cut, pad or append by it."""
+        """The file for other libraries: unchanged, unless it makes them truncate, pad or append."""
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_str(self.model.decode())
@@ -175,12 +175,12 @@ class TokenizerVocabulary(Vocabulary):
 
 
 def _names(folder: pathlib.Path) -> dict[str, str]:
-    """Roles that files beside the tokenizer name."""
+    """Returns role -> token name, from the files next to the tokenizer."""
     if (folder / NAMES).exists():
         content = _read_object(folder / NAMES)
         names = {role: content.get(role) for role in _DECLARED}
         if not all(isinstance(name, str) for name in names.values()):
-            raise BadInput(f"{folder / NAMES} does not name {', '.join(_DECLARED)}; write it again by the import")
+            raise BadInput(f"{folder / NAMES} does not name {', '.join(_DECLARED)}; run the import again")
         return {role: str(name) for role, name in names.items()}
     if not (folder / "tokenizer_config.json").exists():
         return {}
@@ -196,5 +196,5 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         raise BadInput(f"{path} is not valid JSON ({error}); copy it again") from None
     if not isinstance(content, dict):
-        raise BadInput(f"{path} is no JSON object; copy it again")
+        raise BadInput(f"{path} is not a JSON object; copy it again")
     return content

@@ -1,4 +1,4 @@
-"""Text that stands in several languages side by side: news sentences aligned by line, pages aligned by path."""
+"""Parallel text in several languages: news sentences aligned by line, and pages aligned by path."""
 
 import collections
 import dataclasses
@@ -7,17 +7,18 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet
-from pplx_jax.recipes.corpora.corpus_rows import Row, TrainingRows, cropped_pairs, draw, read_rows
 from pplx_jax.recipes.corpora.markdown_sections import Section, sections
+from pplx_jax.recipes.corpora.sampling import draw
+from pplx_jax.recipes.corpora.training_rows import Row, TrainingRows, cropped_pairs, read_rows
 
 PIVOT = "eng"
 PIVOT_PAGES = "en"
-CHUNK_LINES = 2  # sentences of a document's chunk
+CHUNK_LINES = 2  # sentences of a chunk of a document
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentences:
-    """Aligned sentences: language -> line -> text, and the document of every line, in order."""
+    """Aligned sentences: language -> line -> text, and line -> document, in order."""
 
     source: str
     text: Mapping[str, Mapping[int, str]]
@@ -34,16 +35,16 @@ class Sentences:
         return cls(path.name.split(".")[0], dict(text), dict(sorted(document.items())))
 
     def within(self, documents: Collection[str]) -> "Sentences":
-        """Those of some documents."""
+        """Returns the sentences of some documents."""
         lines = {line: name for line, name in self.document.items() if name in documents}
         text = {lang: {line: of[line] for line in lines if line in of} for lang, of in self.text.items()}
         return Sentences(self.source, text, lines)
 
-    def spoken(self, languages: Collection[str]) -> "Sentences":
-        """Those of the pivot and of some languages; of all where none is named.
+    def in_languages(self, languages: Collection[str]) -> "Sentences":
+        """Returns the sentences of English and of some languages; of all languages if none is given.
 
         Raises:
-            BadInput: there is no such language.
+            BadInput: a language does not exist.
         """
         if not languages:
             return self
@@ -54,18 +55,20 @@ class Sentences:
 
     @property
     def documents(self) -> dict[str, list[int]]:
-        """Document -> its lines in their order."""
+        """Document -> its lines in order."""
         found: dict[str, list[int]] = {}
         for line, name in self.document.items():
             found.setdefault(name, []).append(line)
         return found
 
     def rows(self, seed: int, contextual_share: float = 0.3, partners: int = 1) -> TrainingRows:
-        """Pairs across languages, documents in one language asked in others, and each document's text.
+        """Returns pairs across languages, contextual documents with queries in other languages, and plain texts.
 
-        Every sentence of another language meets the pivot's, the pivot's it, or a third language's; so many `partners`
-        it is paired with, where draws do not coincide. Of a document's versions a share becomes documents of chunks,
-        each asked by translations of its sentences.
+        Args:
+            seed: seed of the draws.
+            contextual_share: share of the documents of each language that become contextual documents. Their queries
+                are translations of their sentences.
+            partners: number of translations that each sentence is paired with; equal draws count once.
         """
         found, languages, names = TrainingRows(), sorted(self.text), ("query", "document", "source")
         for language in languages:
@@ -85,7 +88,7 @@ class Sentences:
     def _pair(
         self, language: str, line: int, languages: Sequence[str], seed: int, partner: int
     ) -> tuple[str, str, str]:
-        """A sentence and a translation, one the query and one the document."""
+        """Returns (query, document, source): a sentence and a translation, in English or a third language."""
         chance = draw(seed, "pair", language, line, partner)
         third = languages[int(draw(seed, "third", language, line, partner) * len(languages))]
         other = PIVOT if chance < 0.7 or third == language else third
@@ -109,10 +112,10 @@ class Sentences:
             raise BadInput(f"{self.source} has no {language}; it has {', '.join(sorted(self.text))}")
 
     def retrieval_set(self, language: str) -> RetrievalSet:
-        """Sentences of a language that look for their translations among all sentences of the pivot.
+        """Returns a set whose queries are sentences of a language and whose passages are all English sentences.
 
         Raises:
-            BadInput: there is no such language.
+            BadInput: the language does not exist.
         """
         self._require(language)
         lines = [line for line in self.document if line in self.text[PIVOT] and line in self.text[language]]
@@ -130,7 +133,7 @@ class Sentences:
 
 @dataclasses.dataclass(frozen=True)
 class Pages:
-    """Aligned pages: path -> language -> the page's sections; and each page whole."""
+    """Aligned pages: path -> language -> sections, and (path, language) -> the whole page."""
 
     source: str
     sections: Mapping[str, Mapping[str, list[Section]]]
@@ -147,12 +150,12 @@ class Pages:
         return cls(path.name.split(".")[0], dict(cut), text)
 
     def within(self, paths: Collection[str]) -> "Pages":
-        """Those of some paths."""
+        """Returns the pages of some paths."""
         cut = {path: of for path, of in self.sections.items() if path in paths}
         return Pages(self.source, cut, {key: text for key, text in self.text.items() if key[0] in paths})
 
     def rows(self, seed: int) -> TrainingRows:
-        """Headings and their text, in one language and across two; pages as documents whose headings are asked."""
+        """Returns pairs of heading and text within and across languages, and pages with their headings as queries."""
         found = TrainingRows()
         for path, versions in self.sections.items():
             for language, page in versions.items():
@@ -171,7 +174,7 @@ class Pages:
         return found
 
     def _across(self, path: str, language: str, seed: int) -> Iterable[Row]:
-        """A heading of each section finds the section of the same anchor in another language."""
+        """Yields the heading of each section with the section of the same anchor in another language."""
         others = sorted(self.sections[path].keys() - {language})
         for section in self.sections[path][language]:
             if not others or not section.anchor:
@@ -182,7 +185,7 @@ class Pages:
                 yield {"query": _asked(section), "document": same[0].text, "source": f"{self.source}-across"}
 
     def retrieval_set(self, language: str = PIVOT_PAGES) -> RetrievalSet:
-        """Headings that look for their text among all sections of a language; a page is their parent."""
+        """Returns a set whose queries are headings and whose passages are all sections of a language."""
         found = [
             (path, chunk, section)
             for path, versions in self.sections.items()

@@ -1,11 +1,11 @@
-"""What a docstring says first, as somebody would ask for it: one line, without markup."""
+"""The first sentence of a docstring as a query: one line, without markup."""
 
 import inspect
 import re
 from collections.abc import Iterator
 
 MIN_WORDS, MAX_WORDS = 3, 64
-_LONG = 24  # words; a longer summary ends with its first sentence
+_LONG = 24  # words; a longer summary is cut to its first sentence
 
 _RULE = re.compile(r"[-=~*#\s]*")
 _SECTION = re.compile(
@@ -38,36 +38,36 @@ _SENTENCE_END = re.compile(r"(?<![.\s][a-z])(?<!\be\.g)(?<!\bi\.e)(?<!\betc)(?<!
 
 
 def summary(docstring: str) -> str | None:
-    """The first paragraph on one line, cut to a sentence where long; None where it says too little.
+    """Returns the first paragraph on one line, cut to a sentence if long; None if it says too little.
 
     Rejected: fewer than MIN_WORDS words, pointers to elsewhere ("See base class"), deprecations, text that is
     not ASCII or mostly symbols, lists of parameters.
     """
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(docstring), maxsplit=2)[:2]:
         text = _prose(paragraph)
-        if text and not _SIGNATURE.fullmatch(text):  # numpy style: a signature stands before the summary
+        if text and not _SIGNATURE.fullmatch(text):  # numpy style: a signature precedes the summary
             return _clean(text)
     return None
 
 
 def described(source: str, least: int = 80) -> Iterator[tuple[str, str]]:
-    """(summary, what follows it) of each docstring within Python source, whole or cut, that says more than a summary.
+    """Yields (summary, rest) of each docstring in Python source that has more than a summary. The source may be cut.
 
     Args:
         source: the code.
-        least: characters of what follows.
+        least: the smallest number of characters of the rest.
     """
     for match in _DOCSTRING.finditer(source):
         text = inspect.cleandoc(match[1])
         first, _, rest = text.partition("\n\n")
         rest = rest.strip()
-        # Quotes may be met in the wrong order where the source is cut: code between two docstrings is none.
+        # In a cut source the quotes may be out of step, so that code between two docstrings matches.
         if len(rest) >= least and not _CODE.search(rest) and (says := summary(first)):
             yield says, rest
 
 
 def _prose(paragraph: str) -> str:
-    """The lines before the first section, rule, field or doctest, as one."""
+    """Joins the lines before the first section, rule, field or doctest."""
     lines = [line.strip() for line in paragraph.split("\n")]
     while lines and _RULE.fullmatch(lines[0]):
         lines.pop(0)

@@ -1,4 +1,4 @@
-"""Markdown pages cut at their headings."""
+"""Splits Markdown pages at their headings."""
 
 import dataclasses
 import re
@@ -10,13 +10,13 @@ _MARKUP = re.compile(r"<[^>]*>|\*\*|__|`")
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading with the text under it.
+    """A heading with the text below it.
 
     Attributes:
-        title: of the page.
-        heading: without markup; the title itself above the first other heading.
-        anchor: its name in links, the same in every translation; empty where the page gives none.
-        text: without the heading.
+        title: the title of the page.
+        heading: the heading without markup; the title for the text before the first other heading.
+        anchor: its name in links, equal in all translations; empty if the page has none.
+        text: the text without the heading.
     """
 
     title: str
@@ -26,7 +26,7 @@ class Section:
 
 
 def sections(page: str, *, min_characters: int = 80, max_characters: int = 2400) -> list[Section]:
-    """The sections of a page in their order; shorter ones are left out, longer ones cut at an end of line."""
+    """Returns the sections of a page in order. Shorter ones are left out, longer ones are cut at an end of line."""
     found, title = [], ""
     heading, anchor, lines, fenced = "", "", [], False
 
@@ -39,7 +39,7 @@ def sections(page: str, *, min_characters: int = 80, max_characters: int = 2400)
             found.append(Section(title, heading, anchor, text))
 
     for line in page.splitlines():
-        fenced ^= bool(_FENCE.match(line))  # a comment of a code block is no heading
+        fenced ^= bool(_FENCE.match(line))  # a comment in a code block is not a heading
         match = None if fenced else _HEADING.match(line)
         if match is None:
             lines.append(line)

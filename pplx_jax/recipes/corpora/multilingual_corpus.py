@@ -1,12 +1,12 @@
-"""A multilingual corpus from a folder of retrieval sets and aligned text, and the Python code on this machine.
+"""A multilingual corpus from a folder of retrieval sets and parallel text, and the Python code of this machine.
 
     FOLDER/retrieval/NAME/   BEIR folders (data/io/beir.py), gzipped or not
     FOLDER/text/ntrex.jsonl.gz          {lang, doc, line, text}, aligned by line
     FOLDER/text/fastapi-docs.jsonl.gz   {lang, path, text}, aligned by path
 
-Retrieval sets are trained on or evaluated on, never both. What is written is what `python_corpus` describes, but
-that evaluation/ holds one BEIR folder a set. Nothing of these sets is trained on: rows that overlap with them are
-left out and counted, and every row written is checked once more.
+A retrieval set is used for training or for evaluation, never for both. The output has the files that `python_corpus`
+describes; evaluation/ has one BEIR folder per set. Training rows that overlap with these sets are left out and counted,
+and every written row is checked again.
 """
 
 import collections
@@ -25,22 +25,14 @@ from pplx_jax.data.sources.corpus import WrittenCorpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder, write_beir, write_rows
 from pplx_jax.data.sources.overlap import Overlap, texts_within, words_of
 from pplx_jax.recipes.corpora.aligned_text import Pages, Sentences
-from pplx_jax.recipes.corpora.corpus_rows import (
-    Row,
-    TrainingRows,
-    cropped_pairs,
-    draw,
-    question_rows,
-    read_rows,
-    restricted,
-    sampled,
-)
 from pplx_jax.recipes.corpora.docstrings import described
 from pplx_jax.recipes.corpora.python_corpus import PythonCorpus
+from pplx_jax.recipes.corpora.sampling import draw, restricted, sampled
+from pplx_jax.recipes.corpora.training_rows import Row, TrainingRows, cropped_pairs, question_rows, read_rows
 
 Split = Literal["test", "development"]
 
-# One task stands in several programming languages: their names and what else varies is no part of it.
+# The same task exists in several programming languages; these words differ between them.
 _VARYING = frozenset("python java javascript typescript php cpp c function".split())
 _TASKS = "mbxp-"
 _PAGES = "fastapi-docs"
@@ -48,31 +40,31 @@ _PAGES = "fastapi-docs"
 
 @dataclasses.dataclass(frozen=True)
 class MultilingualCorpus(WrittenCorpus):
-    """What is trained on, and what it is evaluated on.
+    """Which data is trained on, and which is evaluated on.
 
     Attributes:
         path: the folder.
-        python: the Python code; its held-out packages are the set `python`.
-        split: "test" evaluates on the sets that `evaluated` names. "development" never reads those: for choosing
-            settings, it holds out a share of the training data and the whole of some of its sources, and evaluates on
-            those.
-        trained: retrieval sets whose questions and passages are trained on.
-        evaluated: retrieval sets that are evaluated on.
-        unseen: what "development" trains nothing of, to see what a domain costs that training never saw: names in
-            `trained`, and `fastapi-docs`. Of tasks of programming, the tasks held out in the other languages too.
-        unseen_packages: the Python packages of the set `python` in "development", where those that `python` holds
-            out are never read.
-        languages: of the aligned sentences, which look for their English ones as sets `ntrex-LANGUAGE`.
-        trained_languages: of the aligned sentences, trained on beside English; all where none is named.
-        partners: translations that each sentence is paired with.
-        held_out_share: of the documents of aligned sentences, evaluated on.
-        development_share: of the training data, held out in "development".
-        task_share: of the tasks of programming, trained on in the languages that `trained` names; the others are
-            evaluated on in those of `evaluated`, so that no description stands on both sides.
-        most_queries, most_documents: of a set that is evaluated on, a seeded sample; 0 for all.
-        most_pairs: of a source that is trained on, a seeded sample; 0 for all.
-        most_pairs_of: source -> the same of that one, where it differs.
-        seed: of all draws.
+        python: the Python code. Its held-out packages are the evaluation set `python`.
+        split: "test" evaluates on the sets in `evaluated`. "development" is for choosing settings and never reads
+            them: it evaluates on a held-out share of the training data and on the whole of some sources.
+        trained: names of retrieval sets to train on.
+        evaluated: names of retrieval sets to evaluate on.
+        unseen: sources that "development" only evaluates on, to measure domains that training never saw: names in
+            `trained`, and `fastapi-docs`. Programming tasks are held out in the other languages too.
+        unseen_packages: Python packages of the set `python` in "development". The packages that `python` holds out
+            are then never read.
+        languages: languages of the parallel sentences to evaluate on, as sets `ntrex-LANGUAGE` (translation to
+            English).
+        trained_languages: languages of the parallel sentences to train on, besides English; all if empty.
+        partners: number of translations that each sentence is paired with.
+        held_out_share: share of the documents of parallel sentences to evaluate on.
+        development_share: share of the training data to hold out in "development".
+        task_share: share of the programming tasks to train on, in the languages of `trained`. The other tasks are
+            evaluated on in the languages of `evaluated`, so no description is on both sides.
+        most_queries, most_documents: size of a seeded sample of each evaluation set; 0 for all.
+        most_pairs: size of a seeded sample of each training source; 0 for all.
+        most_pairs_of: source -> another value of `most_pairs` for it.
+        seed: seed of all draws.
     """
 
     path: str
@@ -107,7 +99,7 @@ class MultilingualCorpus(WrittenCorpus):
             raise BadInput("MultilingualCorpus.unseen_packages: name the packages that development evaluates on")
 
     def build(self, output: pathlib.Path) -> dict[str, Any]:
-        """Writes the corpus folder, whole or not at all, and returns its counts.
+        """Writes the corpus folder, completely or not at all, and returns its counts.
 
         Raises:
             BadInput: a file is missing or damaged, or a training row overlaps with the evaluation.
@@ -137,7 +129,7 @@ class MultilingualCorpus(WrittenCorpus):
                 evaluation[name] = self._tested(name, read_beir(folder / "retrieval" / name))
 
         held, kept = self._documents_parted(sentences)
-        rows.extend(sentences.within(kept).spoken(self.trained_languages).rows(self.seed, partners=self.partners))
+        rows.extend(sentences.within(kept).in_languages(self.trained_languages).rows(self.seed, partners=self.partners))
         evaluation |= {f"{sentences.source}-{of}": sentences.within(held).retrieval_set(of) for of in self.languages}
         unseen = _PAGES in self.unseen
         developed = {path for path in pages.sections if self._developed("page", path, unseen=unseen)}
@@ -149,7 +141,9 @@ class MultilingualCorpus(WrittenCorpus):
             name: sampled(data, self.most_documents, self.most_queries, self.seed) for name, data in evaluation.items()
         }
         if empty := [name for name, data in evaluation.items() if not data.query_ids]:
-            raise BadInput(f"MultilingualCorpus: nothing is left to evaluate on of {', '.join(empty)}; sample less")
+            raise BadInput(
+                f"MultilingualCorpus: nothing is left to evaluate on in {', '.join(empty)}; raise most_documents"
+            )
         return self._write(output, rows, evaluation, searched)
 
     def _python_rows(self, code: pathlib.Path) -> TrainingRows:
@@ -168,12 +162,12 @@ class MultilingualCorpus(WrittenCorpus):
         return dataclasses.replace(self.python, held_out=self.unseen_packages, excluded_packages=never_read)
 
     def _developed(self, *names: str, unseen: bool = False) -> bool:
-        """Whether development evaluates on it: a share, or all of what it leaves unseen."""
+        """Returns whether development evaluates on it: a drawn share, or everything that is unseen."""
         share = 1.0 if unseen else self.development_share
         return self.split == "development" and draw(self.seed, "development", *names) < share
 
     def _parted(self, name: str, data: RetrievalSet) -> tuple[RetrievalSet, RetrievalSet]:
-        """A set that is trained on: what is, and what development holds out of it, whole parents or whole tasks."""
+        """Splits a training set into (trained on, held out for development), by whole parents or whole tasks."""
         if name.startswith(_TASKS):
             of = {
                 row: task
@@ -194,7 +188,7 @@ class MultilingualCorpus(WrittenCorpus):
         return restricted(data, rows, lambda _: True)
 
     def _task_of(self, data: RetrievalSet) -> dict[int, str]:
-        """Passage -> the description it solves, the same in every programming language."""
+        """Returns passage -> the description that it solves, equal in all programming languages."""
         place = {name: row for row, name in enumerate(data.document_ids)}
         described = zip(data.query_ids, data.queries, strict=True)
         return {
@@ -204,7 +198,7 @@ class MultilingualCorpus(WrittenCorpus):
         }
 
     def _documents_parted(self, sentences: Sentences) -> tuple[set[str], set[str]]:
-        """Documents of the aligned sentences that this split evaluates on, and those that are trained on."""
+        """Returns the documents of parallel sentences to evaluate on, and those to train on."""
         tested = {name for name in sentences.documents if draw(self.seed, "document", name) < self.held_out_share}
         others = sentences.documents.keys() - tested
         developed = {name for name in others if self._developed("document", name)}
@@ -247,7 +241,7 @@ class MultilingualCorpus(WrittenCorpus):
 
 
 def _sampled_pairs(pairs: list[Row], most: int, most_of: Mapping[str, int], seed: int) -> list[Row]:
-    """At most so many of each source, all of one of which 0 are asked for."""
+    """Returns a sample of the pairs of each source; 0 means all."""
     if not most and not most_of:
         return pairs
     taken: collections.Counter[str] = collections.Counter()
@@ -266,7 +260,7 @@ def _written(path: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _passages(evaluation: Mapping[str, RetrievalSet]) -> Iterator[dict[str, Any]]:
-    """Passages of every set but the Python one's, each text once, with ids that no two sets share."""
+    """Yields the passages of every set except `python`, each text once, with unique ids."""
     seen = set()
     for name, data in evaluation.items():
         for document, text, parent, chunk in zip(

@@ -1,11 +1,11 @@
-"""A retrieval corpus from the Python code on this machine: docstring summaries find the code they describe.
+"""A retrieval corpus from the Python code of this machine: docstring summaries are queries for the code they describe.
 
     text.jsonl       {"text", "source"}: windows of modules, docstrings included, for diffusion
     pairs.jsonl      {"query", "document", "source", "path", "line"}: summary, definition without docstrings
     documents.jsonl  {"id", "source", "chunks": [...], "queries": [{"text", "chunk"}]}: modules, by definition
     evaluation/      the held-out packages as a BEIR folder (data/io/beir.py), parent = module
-    search.jsonl     what a search looks through: rows of evaluation/corpus.jsonl, and more of the same kind
-    counts.json      what was kept, what was dropped, and the fingerprint of what it was made from
+    search.jsonl     texts for searching: rows of evaluation/corpus.jsonl, and more of the same kind
+    counts.json      numbers of kept and dropped items, and a fingerprint of the input
 
 The same interpreter with the same packages gives the same bytes.
 """
@@ -29,7 +29,7 @@ from pplx_jax.data.sources.corpus_writer import corpus_folder, write_retrieval_s
 from pplx_jax.recipes.corpora.python_packages import SourceFile, find_files
 from pplx_jax.recipes.corpora.python_pairs import Pair, Parsed, Selection, read_file, select
 
-FORMAT = 2  # raise it when equal files would give other rows
+FORMAT = 2  # to be raised when equal input gives other rows
 _FILES_PER_TASK = 16
 _PARALLEL_FROM = 256  # files; below, starting processes takes longer than parsing
 _REPORT_EVERY = 2000  # files
@@ -37,26 +37,25 @@ _REPORT_EVERY = 2000  # files
 
 @dataclasses.dataclass(frozen=True)
 class PythonCorpus(WrittenCorpus):
-    """Which code is read and how it is cut.
+    """Which code is read, and how it is cut.
 
     Attributes:
-        roots: folders whose entries are top-level packages; none means the standard library and the
-            site-packages of the running interpreter.
-        packages: top-level names to read (`python` is the standard library); none means all.
+        roots: folders whose entries are top-level packages. If empty, the standard library and the site-packages of
+            the running interpreter.
+        packages: top-level names to read (`python` is the standard library). If empty, all.
         held_out: top-level packages that go to the evaluation set and nowhere else.
-        searched: training packages whose definitions go to `search.jsonl` beside those held out.
-        excluded_packages: top-level names never read; ours, so that editing it does not move results.
+        searched: training packages whose definitions also go to `search.jsonl`.
+        excluded_packages: top-level names never read. Ours is one, so that editing it does not change results.
         excluded_folders: names of folders never entered.
         excluded_files: a regular expression on file names: tests and generated code.
-        max_files: files of a training package; a seeded sample of a larger one.
-        max_text_bytes: source of a training package that goes to `text.jsonl`, about; a seeded sample of
-            files.
+        max_files: number of files of a training package; a seeded sample of a larger one.
+        max_text_bytes: approximate bytes of a training package that go to `text.jsonl`; a seeded sample of files.
         window_characters: longest row of `text.jsonl`; rows end at ends of lines.
         min_characters: shorter definitions and windows are dropped.
-        max_characters: longer definitions are cut, at an end of line.
-        min_chunks, max_chunks: definitions in a row of `documents.jsonl`. A larger module is split evenly
-            into consecutive documents, a smaller one stays in `pairs.jsonl` only.
-        seed: of the samples.
+        max_characters: longer definitions are cut at an end of line.
+        min_chunks, max_chunks: number of definitions in a row of `documents.jsonl`. A larger module is split evenly
+            into consecutive documents; a smaller one is in `pairs.jsonl` only.
+        seed: seed of the samples.
     """
 
     roots: tuple[str, ...] = ()
@@ -82,12 +81,12 @@ class PythonCorpus(WrittenCorpus):
         *,
         workers: int = 2,
     ) -> dict[str, Any]:
-        """Writes the corpus folder, whole or not at all, and returns its counts; one up to date is kept.
+        """Writes the corpus folder, completely or not at all, and returns its counts. It is kept if it is up to date.
 
         Args:
-            output: the folder; an older corpus there is replaced.
-            progress: is handed lines to show.
-            workers: processes that parse; the result does not depend on it.
+            output: the folder. An older corpus in it is replaced.
+            progress: called with lines to show.
+            workers: number of processes that parse; the result does not depend on it.
 
         Raises:
             BadInput: no package is found, or none is left to train or to evaluate on.
@@ -121,7 +120,7 @@ class PythonCorpus(WrittenCorpus):
 
 
 def _choose(config: PythonCorpus) -> tuple[list[SourceFile], list[bool]]:
-    """The files to read, large training packages sampled, and for each whether it gives raw text."""
+    """Returns the files to read, and for each whether it gives raw text. Large training packages are sampled."""
     packages = find_files(
         config.roots,
         packages=config.packages,
@@ -170,7 +169,7 @@ def _existing_counts(folder: pathlib.Path) -> dict[str, Any]:
 def _parse(
     config: PythonCorpus, files: Sequence[SourceFile], gives_text: Sequence[bool], workers: int
 ) -> Iterator[Parsed | None]:
-    """Results in the order of the files; None where a file is no Python."""
+    """Yields results in the order of the files; None for a file that is not Python."""
     read = functools.partial(
         read_file,
         min_characters=config.min_characters,
@@ -180,14 +179,14 @@ def _parse(
     if len(files) < _PARALLEL_FROM or workers < 2:
         yield from map(read, files, gives_text)
         return
-    # Not a fork: the threads of JAX and TensorFlow do not survive one.
+    # Not fork: the threads of JAX and TensorFlow do not survive it.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         yield from pool.map(read, files, gives_text, chunksize=_FILES_PER_TASK)
 
 
 def _write(config: PythonCorpus, selection: Selection, folder: pathlib.Path) -> dict[str, int]:
-    """Writes all files but the counts, which it returns."""
+    """Writes all files except the counts, which it returns."""
     pairs = [
         {
             "query": pair.definition.summary,
@@ -228,7 +227,7 @@ def _write(config: PythonCorpus, selection: Selection, folder: pathlib.Path) -> 
 
 
 def _parts(module: str, pairs: list[Pair], limit: int) -> Iterator[tuple[str, list[Pair]]]:
-    """Consecutive runs of at most `limit` pairs, as even as can be, each with its name."""
+    """Splits pairs into consecutive parts of at most `limit`, as even as possible, each with its name."""
     count = -(-len(pairs) // limit)
     for part in range(count):
         start, end = (len(pairs) * step // count for step in (part, part + 1))

@@ -1,4 +1,4 @@
-"""Which Python files there are: the standard library and the installed packages, in a stable order."""
+"""Lists the Python files of the standard library and the installed packages, in a stable order."""
 
 import collections
 import contextlib
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from pplx_jax.core.errors import BadInput
 
-STANDARD_LIBRARY = "python"  # the source name of all its modules
+STANDARD_LIBRARY = "python"  # the source of all its modules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +19,10 @@ class SourceFile:
     """A Python file.
 
     Attributes:
-        root: the folder its top-level package is in.
-        path: below the root, with forward slashes.
-        source: top-level package, or STANDARD_LIBRARY.
-        size: bytes.
+        root: the folder that contains its top-level package.
+        path: the path below the root, with forward slashes.
+        source: the top-level package, or STANDARD_LIBRARY.
+        size: the size in bytes.
     """
 
     root: str
@@ -32,7 +32,7 @@ class SourceFile:
 
     @property
     def module(self) -> str:
-        """Dotted name to import it by."""
+        """The dotted name for import."""
         *packages, name = self.path.removesuffix(".py").split("/")
         return ".".join(packages if packages and name == "__init__" else [*packages, name])
 
@@ -45,10 +45,10 @@ def find_files(
     excluded_folders: Collection[str],
     excluded_files: str,
 ) -> dict[str, list[SourceFile]]:
-    """Files by source, roots in their order and paths sorted; arguments as the fields of `PythonCorpus`.
+    """Returns files by source, with roots in order and paths sorted. Arguments are the fields of `PythonCorpus`.
 
     Raises:
-        BadInput: a root is no folder, or there is no file.
+        BadInput: a root is not a folder, or there is no file.
     """
     standard_library = pathlib.Path(sysconfig.get_path("stdlib"))
     if not roots:
@@ -59,7 +59,7 @@ def find_files(
     found = collections.defaultdict(list)
     for folder in folders:
         if not folder.is_dir():
-            raise BadInput(f"no folder {folder} to read Python packages from; mend the roots of the corpus")
+            raise BadInput(f"no folder {folder} to read Python packages from; fix the roots of the corpus")
         for path, size in _walk(folder, excluded_folders, re.compile(excluded_files)):
             top = path.split("/")[0].removesuffix(".py")
             source = STANDARD_LIBRARY if folder == standard_library else top
@@ -68,14 +68,14 @@ def find_files(
     if not found:
         wanted = f" named {', '.join(packages)}" if packages else ""
         where = ", ".join(map(str, folders))
-        raise BadInput(f"no Python packages{wanted} under {where}; give roots that hold packages")
+        raise BadInput(f"no Python packages{wanted} under {where}; give roots that contain packages")
     return dict(found)
 
 
 def _walk(
     root: pathlib.Path, excluded_folders: Collection[str], excluded_files: re.Pattern[str]
 ) -> Iterator[tuple[str, int]]:
-    """Yields (path below the root, bytes)."""
+    """Yields (path below the root, size in bytes)."""
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(name for name in folders if name not in excluded_folders)
         for name in sorted(names):

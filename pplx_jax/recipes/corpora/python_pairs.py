@@ -1,4 +1,4 @@
-"""What Python files give to a corpus: pairs of summary and definition, raw text; and which of it is kept."""
+"""Makes pairs of summary and definition, and raw text, out of Python files, and removes duplicates."""
 
 import dataclasses
 import hashlib
@@ -6,22 +6,22 @@ import pathlib
 import re
 from collections.abc import Collection, Iterator, Sequence
 
-from pplx_jax.recipes.corpora import python_source
+from pplx_jax.recipes.corpora import python_definitions
 from pplx_jax.recipes.corpora.python_packages import SourceFile
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A definition with what tells duplicates: hashes that white space and case do not change."""
+    """A definition with hashes that ignore white space and case, to find duplicates."""
 
-    definition: python_source.Definition
+    definition: python_definitions.Definition
     query: bytes
     document: bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-    """What a file gives; `found` counts its documented definitions before any is dropped."""
+    """The result of a file. `found` is the number of its documented definitions before any is dropped."""
 
     found: int
     pairs: list[Pair]
@@ -30,7 +30,7 @@ class Parsed:
 
 @dataclasses.dataclass(frozen=True)
 class Selection:
-    """What is written: pairs by file in source order, and rows of text, without duplicates."""
+    """The pairs and rows of text to write, without duplicates. Pairs are by file, in source order."""
 
     training: list[tuple[SourceFile, list[Pair]]]
     evaluation: list[tuple[SourceFile, list[Pair]]]
@@ -46,8 +46,8 @@ def read_file(
     max_characters: int,
     window_characters: int,
 ) -> Parsed | None:
-    """Reads a file, with raw text if `gives_text`; None if it is no Python. Limits as in `PythonCorpus`."""
-    module = python_source.read_module(pathlib.Path(file.root, file.path))
+    """Reads a file, with raw text if `gives_text`. None if it is not Python. Limits are as in `PythonCorpus`."""
+    module = python_definitions.read_module(pathlib.Path(file.root, file.path))
     if module is None:
         return None
     pairs = []
@@ -75,7 +75,7 @@ _LICENCE = re.compile(r"\A(?:[ \t]*(?:#[^\n]*)?\n)+")
 
 
 def _windows(source: str, limit: int) -> Iterator[str]:
-    """A module's text, comments at its head left out, as runs of whole lines; longer lines are cut."""
+    """Yields the text of a module without its first comments, in windows of whole lines; longer lines are cut."""
     window, length = [], 0
     for line in _LICENCE.sub("", source).split("\n"):
         line = line[: limit - 1]
@@ -88,14 +88,14 @@ def _windows(source: str, limit: int) -> Iterator[str]:
 
 
 class _Seen:
-    """The pairs met so far."""
+    """The pairs so far."""
 
     def __init__(self):
         self.queries: set[bytes] = set()
         self.documents: set[bytes] = set()
 
     def add(self, pair: Pair) -> bool:
-        """Whether neither the query nor the document was met; then the pair is."""
+        """Adds a pair if both its query and its document are new, and returns whether they are."""
         if pair in self:
             return False
         self.queries.add(pair.query)
@@ -107,7 +107,7 @@ class _Seen:
 
 
 def select(files: Sequence[SourceFile], parsed: Sequence[Parsed | None], held_out: Collection[str]) -> Selection:
-    """Drops what stands twice; what training shares with the held-out sources is dropped from training."""
+    """Drops duplicates. What occurs in a held-out source too is dropped from training."""
     evaluation, training, texts_seen = _Seen(), _Seen(), set()
     dropped = {f"duplicates_{where}": 0 for where in ("within_training", "within_evaluation", "across")}
     selection = Selection([], [], [], dropped)
@@ -126,7 +126,7 @@ def select(files: Sequence[SourceFile], parsed: Sequence[Parsed | None], held_ou
         dropped["duplicates_within_training"] += len(apart) - len(new)
         selection.training.append((file, new))
         if any(pair.document in evaluation.documents for pair in result.pairs):
-            continue  # a module that copies held-out code gives no raw text either
+            continue  # a module that copies held-out code gives no raw text
         for window in result.windows:
             if (key := _key(window)) not in texts_seen:
                 texts_seen.add(key)

@@ -93,7 +93,7 @@ def test_a_url_takes_no_second_run_and_a_shard_without_a_row_has_a_table(folder,
     corpus = SourceCorpus([source], str(folder / "beir"))
     url = f"memory://bucket{tmp_path}"
     result = cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder, output=url)
-    with pytest.raises(BadInput, match=f"{url}/diffusion exists, of an earlier run; delete it"):
+    with pytest.raises(BadInput, match=f"{url}/diffusion exists already; delete it"):
         cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder, output=url)
     fsspec.filesystem("memory").get(f"/bucket{tmp_path}/diffusion", str(tmp_path / "copy"), recursive=True)
     shards = open_tables(tmp_path / "copy", kind="text")["my_text"]

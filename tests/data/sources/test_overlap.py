@@ -1,5 +1,7 @@
 """Evaluation text in training text: what is found, what is not, and that it is refused."""
 
+import tracemalloc
+
 import pytest
 
 from pplx_jax.core.errors import BadInput
@@ -61,3 +63,15 @@ def test_every_text_of_a_row_is_looked_at():
     row = {"id": "d", "source": "s", "chunks": ["a", "b"], "queries": [{"text": "q", "chunk": 1}]}
     assert list(texts_within(row)) == ["a", "b", "q"]
     assert list(texts_within({"query": "q", "document": "d", "source": "s"})) == ["q", "d"]
+
+
+def test_texts_are_not_held():
+    overlap = Overlap(EVALUATION)
+    tracemalloc.start()
+    try:
+        for number in range(500):
+            overlap.of(f"{number} " + "of a page " * 1000)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 500_000  # the texts are 5 MB

@@ -207,7 +207,7 @@ def test_names_that_cannot_serve(folder, options, message):
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"model": null}'])
 def test_damaged_files(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(BadInput, match="is no tokenizer") as error:
+    with pytest.raises(BadInput, match="is not a tokenizer") as error:
         load_vocabulary(tmp_path)
     assert "\n" not in str(error.value)
 

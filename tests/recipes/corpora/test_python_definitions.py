@@ -7,7 +7,7 @@ import sysconfig
 import pytest
 
 from pplx_jax.recipes.corpora.docstrings import summary
-from pplx_jax.recipes.corpora.python_source import parse_module, read_module
+from pplx_jax.recipes.corpora.python_definitions import parse_module, read_module
 
 # Docstrings out of definitions ---------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A Python file to its documented definitions: the docstring's summary, and the source without docstrings."""
+"""Finds the documented definitions of a Python file: the summary of the docstring, and the code without docstrings."""
 
 import ast
 import dataclasses
@@ -18,10 +18,10 @@ class Definition:
     """A function, method or class with a usable docstring.
 
     Attributes:
-        name: qualified name within the module, as `Class.method`.
-        line: first line in the file, decorators included, from 1.
-        summary: what the docstring's first paragraph says, one line without markup.
-        text: the definition's own source, dedented, without any docstring.
+        name: the qualified name within the module, such as `Class.method`.
+        line: the first line in the file, including decorators, from 1.
+        summary: the first paragraph of the docstring, on one line without markup.
+        text: the source of the definition, dedented, without docstrings.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Definition:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A parsed file: its source, and its documented definitions in source order."""
+    """A parsed file: its source and its documented definitions, in source order."""
 
     source: str
     definitions: tuple[Definition, ...]
 
 
 def read_module(path: str | os.PathLike[str]) -> Module | None:
-    """Parses a file; None where it is not readable as Python of the running interpreter."""
+    """Parses a file. Returns None if the running interpreter cannot read it as Python."""
     try:
         with tokenize.open(path) as file:
             source = file.read()
@@ -55,13 +55,13 @@ def parse_module(source: str) -> Module:
         SyntaxError, ValueError, RecursionError: the text is not Python, holds null bytes, or nests too deep.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes in other people's strings
+        warnings.simplefilter("ignore")  # invalid escapes in strings
         tree = ast.parse(source)
     return Module(source, tuple(_definitions(tree, _Text(source), "")))
 
 
 def _definitions(node: ast.AST, text: "_Text", prefix: str) -> Iterator[Definition]:
-    """Definitions of a module or class, also under `if` and `try`; a function's local ones are part of it."""
+    """Yields the definitions of a module or class, also below `if` and `try`, but not those local to a function."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _Definition):
             name = prefix + child.name
@@ -82,7 +82,7 @@ def _docstring(node: _Definition) -> ast.Expr | None:
 
 
 def _is_stub(node: _Definition) -> bool:
-    """Whether there is a name and a docstring but no code."""
+    """Returns whether a definition has no code except its docstring."""
     return all(
         isinstance(statement, ast.Pass)
         or (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
@@ -94,13 +94,12 @@ def _first_line(node: _Definition) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
 
 
-# What follows a docstring: the end of the statement and, if nothing but a comment does, of the line and the
-# blank lines after it.
+# The end of a docstring's statement and, if only a comment follows, the rest of the line and the blank lines after it.
 _AFTER_DOCSTRING = re.compile(rb"[ \t]*(?:;[ \t]*)?(?P<line>(?:#[^\n]*)?\n(?:[ \t\f]*\n)*)?")
 
 
 class _Text:
-    """Source that is cut at syntax-tree positions, which count UTF-8 bytes within a line."""
+    """Source text, cut at positions of the syntax tree, which count UTF-8 bytes within a line."""
 
     def __init__(self, source: str):
         self._bytes = source.encode()
@@ -109,7 +108,7 @@ class _Text:
             self._line_starts.append(self._line_starts[-1] + len(line) + 1)
 
     def definition(self, node: _Definition) -> str:
-        """Source of the node: a function without docstrings, a class as an outline (see `_cuts`)."""
+        """Returns the source of a node: a function without docstrings, or a class as an outline (see `_cuts`)."""
         start = self._line_starts[_first_line(node) - 1] + node.col_offset
         pieces = []
         for cut, end, filling in self._cuts(node):
@@ -119,12 +118,12 @@ class _Text:
         return _dedent(b"".join(pieces).decode(), node.col_offset).rstrip()
 
     def _cuts(self, node: _Definition) -> Iterator[tuple[int, int, bytes]]:
-        """Yields (start, end, filling) in order: docstrings, and of a class its documented methods' bodies.
+        """Yields (start, end, replacement) in order: docstrings, and in a class the bodies of documented methods.
 
-        Such a method is a definition of its own; within its class only the signature stands for it.
+        Such a method is a separate definition; its class contains only its signature.
         """
         if docstring := _docstring(node):
-            if len(node.body) == 1:  # something must stand there
+            if len(node.body) == 1:  # a body cannot be empty
                 yield self._start(docstring), self._end(docstring), b"..."
             else:
                 yield *self._docstring_range(docstring), b""
@@ -136,7 +135,7 @@ class _Text:
                 yield from self._cuts(child)
 
     def _docstring_range(self, node: ast.Expr) -> tuple[int, int]:
-        """The docstring, by whole lines where it has them for itself."""
+        """Returns the range of the docstring, as whole lines if there is nothing else on them."""
         start, line_start = self._start(node), self._line_starts[node.lineno - 1]
         after = _AFTER_DOCSTRING.match(self._bytes, self._end(node))
         assert after
@@ -152,7 +151,7 @@ class _Text:
 
 
 def _inner_definitions(node: ast.AST) -> Iterator[_Definition]:
-    """The next definitions below a node in source order, whatever statements stand between."""
+    """Yields the nearest definitions below a node in source order, through any statements."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _Definition):
             yield child
@@ -161,7 +160,7 @@ def _inner_definitions(node: ast.AST) -> Iterator[_Definition]:
 
 
 def _dedent(text: str, width: int) -> str:
-    """Takes `width` columns of indentation from every line that has them; lines of strings may not."""
+    """Removes `width` columns of indentation from every line that has them; lines of strings may have fewer."""
     if not width:
         return text
     first, *rest = text.split("\n")
