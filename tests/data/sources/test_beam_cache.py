@@ -119,9 +119,10 @@ def test_workers_need_neither_the_evaluation_set_nor_the_list_of_files(folder, t
         shutil.rmtree(corpus.evaluation)
         return overlap
 
-    monkeypatch.setattr(SourceCorpus, "excluded_texts", only_here)
-    monkeypatch.setattr(Source, "shards", lambda source: looked.append(source.name) or shards_of(source))
-    result = cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
+    with monkeypatch.context() as patched:
+        patched.setattr(SourceCorpus, "excluded_texts", only_here)
+        patched.setattr(Source, "shards", lambda source: looked.append(source.name) or shards_of(source))
+        result = cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
     assert result["diffusion"]["my_text"]["rows"]["dropped"] == 1 and looked == ["my_text"]
     assert [path.name for path in (tmp_path / "data" / "tokens").iterdir()] == ["diffusion"]
     # What was left out is known where the tables are used.
