@@ -1,4 +1,4 @@
-"""Writing safetensors one tensor at a time, so that an export needs no second copy of the model."""
+"""Writes safetensors one tensor at a time, so that an export needs no second copy of the model."""
 
 import json
 import pathlib
@@ -15,10 +15,10 @@ def write_weights(tensors: Mapping[str, np.ndarray], folder: pathlib.Path, *, dt
     """Writes `model.safetensors`, or numbered shards and their index.
 
     Args:
-      tensors: key -> array or view; cast, made contiguous and written one after another.
+      tensors: key -> array or view. Each is cast, made contiguous and written in turn.
       folder: an existing folder.
       dtype: a key of `WRITTEN_DTYPES`.
-      shard_bytes: most bytes of tensors a file; a tensor larger than that has a file of its own.
+      shard_bytes: maximum bytes of tensors per file. A larger tensor has a separate file.
     """
     shards = _shards(tensors, WRITTEN_DTYPES[dtype][0].itemsize, shard_bytes)
     if len(shards) == 1:
@@ -48,7 +48,7 @@ def _shards(tensors: Mapping[str, np.ndarray], itemsize: int, shard_bytes: int) 
 
 
 def _write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray], keys: list[str], dtype: str) -> None:
-    """One file: the header's length in 8 bytes, the header, the tensors (safetensors' documented format)."""
+    """Writes one file: the length of the header in 8 bytes, the header, the tensors (the safetensors format)."""
     numpy_dtype, name = WRITTEN_DTYPES[dtype]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -56,7 +56,7 @@ def _write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray], keys: lis
         start, end = end, end + tensors[key].size * numpy_dtype.itemsize
         header[key] = {"dtype": name, "shape": list(tensors[key].shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the tensors begin aligned
+    encoded += b" " * (-len(encoded) % 8)  # aligns the tensors
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for key in keys:

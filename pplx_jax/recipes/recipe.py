@@ -14,9 +14,9 @@ import numpy as np
 from absl import logging
 
 from pplx_jax.checkpoints.initial_model import copy_vocabulary, model_to_train
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import merge_checkpoints
-from pplx_jax.checkpoints.model_folder import ModelFolder
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import require_free
@@ -25,8 +25,7 @@ from pplx_jax.data.sources.source_corpus import declares_triplets, tokenize_corp
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary
-from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model, score_sets
-from pplx_jax.evaluation.suites.beir_folder import evaluate_bm25
+from pplx_jax.evaluation.scoring.retrieval_sets import evaluate_bm25, read_sets, score_model, score_sets
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.mining.mine import Mining, mine_table
 from pplx_jax.models.parameters import initial_params
@@ -336,7 +335,7 @@ def _mine(
 
 def _score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path):
     params = jax.tree.map(np.asarray, initial_params(model, seed))
-    embedder = Embedder(ModelFolder(model, vocabulary, params, "v1", "random"))
+    embedder = Embedder(LoadedModel(model, vocabulary, params, "v1", "random"))
     return score_model(embedder, read_sets(held_out))
 
 

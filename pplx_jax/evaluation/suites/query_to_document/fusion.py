@@ -1,4 +1,4 @@
-"""Relevance labels from the rankings of several systems, by reciprocal rank fusion (Cormack et al., SIGIR 2009)."""
+"""Relevance labels from several systems' rankings by reciprocal rank fusion (Cormack et al., SIGIR 2009)."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,11 +10,11 @@ DAMPING = 60.0  # k of the paper
 
 
 def reciprocal_rank_fusion(runs: Sequence[Run], damping: float = DAMPING) -> dict[str, dict[str, float]]:
-    """The sum over runs of 1 / (damping + rank), rank from 1; a run that did not find a document adds nothing.
+    """Sums 1 / (damping + rank) over runs, ranks from 1. A run without the document adds nothing.
 
     Args:
-        runs: of different systems; a run is ranked by score, equals by id descending, as trec_eval does.
-        damping: k; the larger, the less the first ranks stand out.
+        runs: of different systems. A run is ranked by score, ties by id descending, as in trec_eval.
+        damping: k of the paper. A larger k gives less weight to the first ranks.
 
     Returns:
         query id -> document id -> fused score, over all queries and documents of any run.
@@ -35,18 +35,18 @@ def fused_labels(
     *,
     counts: Callable[[str, str], bool] = lambda query, document: True,
 ) -> dict[str, dict[str, int]]:
-    """Calls the `relevant` best fused documents of each query relevant, grade 1.
+    """Labels the `relevant` best fused documents of each query with grade 1.
 
     Args:
         runs, damping: see `reciprocal_rank_fusion`.
-        relevant: documents of each query, where that many were found.
-        counts: whether a document may be relevant to a query.
+        relevant: maximum number of relevant documents per query.
+        counts: returns whether a document may be relevant to a query.
 
     Raises:
-        BadInput: fewer than two runs: the labels of one system are its own opinion.
+        BadInput: there are fewer than two runs. One system cannot judge itself.
     """
     if len(runs) < 2:
-        raise BadInput(f"labels are fused from the runs of several systems, not of {len(runs)}; give at least two")
+        raise BadInput(f"fused labels need the runs of at least two systems, got {len(runs)}; add runs")
     fused = reciprocal_rank_fusion(runs, damping)
     ranked = {
         query: [document for document in _ranked(scores) if counts(query, document)] for query, scores in fused.items()
