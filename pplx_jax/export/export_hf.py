@@ -4,9 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
@@ -14,6 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from absl import logging
 
+from pplx_jax.checkpoints.huggingface.config import PPLX_MODEL_TYPE
 from pplx_jax.checkpoints.huggingface.name_map import to_torch_layout
 from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
 from pplx_jax.checkpoints.loaded_model import LoadedModel
@@ -25,6 +24,7 @@ from pplx_jax.export.onnx_graph import write_onnx
 from pplx_jax.export.onnx_parity import check_onnx_parity
 from pplx_jax.export.packages import require_packages
 from pplx_jax.export.parity import check_parity
+from pplx_jax.export.peak_memory import process_peak_bytes
 from pplx_jax.export.run_record import read_run
 from pplx_jax.export.tokenizer import save_tokenizer
 from pplx_jax.export.weights import write_weights
@@ -110,7 +110,7 @@ def export_hf(
             os.replace(output, pathlib.Path(scratch) / "replaced")
         os.replace(partial, output)
     reports = {name: dataclasses.asdict(parity) for name, parity in checked.items()}
-    return {"tensors": len(tensors), **reports, "peak_bytes": _peak_bytes()}
+    return {"tensors": len(tensors), **reports, "peak_bytes": process_peak_bytes()}
 
 
 def hf_config(model: LoadedModel, dtype: str) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def hf_config(model: LoadedModel, dtype: str) -> dict[str, Any]:
         # The configuration class comes from the model's module: transformers finds a model class by its configuration
         # class, so if two kinds shared one, the second would open as the first.
         "auto_map": {"AutoConfig": f"{module}.PPLXQwen3Config", "AutoModel": f"{module}.{class_name}"},
-        "model_type": "bidirectional_pplx_qwen3",
+        "model_type": PPLX_MODEL_TYPE,
         "use_bidirectional_attention": True,
         "is_causal": False,  # transformers' own Qwen3Model uses it since 5.2
         "vocab_size": config.vocab_size,
@@ -187,8 +187,3 @@ def _rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         else value.astype(WRITTEN_DTYPES[dtype][0]).astype(np.float32)
         for name, value in params.items()
     }
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -18,7 +18,7 @@ from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.core.files import read_json
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.export.agreement import hidden_difference, int8_equal_share
-from pplx_jax.export.parity import SENTENCES, Parity
+from pplx_jax.export.parity import SENTENCES, Parity, padded
 from pplx_jax.kernels.quantization import LEVELS, quantize
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ def torch_states(model: "torch.nn.Module", ids: Sequence[np.ndarray], *, causal:
 
     found: dict[int, np.ndarray] = {}
     for batch in _batches(ids):
-        tokens, valid = _padded([ids[place] for place in batch])
+        tokens, valid = padded([ids[place] for place in batch])
         mask = torch.tensor(valid)
         if not causal:
             floor = torch.finfo(torch.float32).min
             mask = torch.zeros(mask.shape).masked_fill(~mask, floor)[:, None, None, :]
         with torch.inference_mode():
-            output = model(input_ids=torch.tensor(tokens).long(), attention_mask=mask, use_cache=False)
+            output = model(input_ids=torch.tensor(tokens), attention_mask=mask, use_cache=False)
         for place, states in zip(batch, output.last_hidden_state.numpy(), strict=True):
             found[place] = states[: len(ids[place])].copy()
     return [found[place] for place in range(len(ids))]
@@ -133,7 +133,7 @@ def jax_states(model: LoadedModel, ids: Sequence[np.ndarray]) -> list[np.ndarray
     forward = jax.jit(lambda encoder, *arrays: encoder(*arrays))
     found: dict[int, np.ndarray] = {}
     for batch in _batches(ids):
-        tokens, valid = _padded([ids[place] for place in batch])
+        tokens, valid = padded([ids[place] for place in batch])
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, valid, positions))
         with jax.set_mesh(Mesh().build()):  # the kernels look up their platform in the mesh
@@ -175,15 +175,6 @@ def _batches(ids: Sequence[np.ndarray]) -> list[list[int]]:
     short = [place for place in order if len(ids[place]) <= _SHORT]
     long = [place for place in order if len(ids[place]) > _SHORT]
     return [batch for batch in (short, long) if batch]
-
-
-def _padded(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns tokens [B, L], padded with id 0, and the mask of real tokens [B, L]."""
-    lengths = np.array([len(text) for text in ids])
-    valid = np.arange(lengths.max()) < lengths[:, None]
-    tokens = np.zeros(valid.shape, np.int32)
-    tokens[valid] = np.concatenate(ids)
-    return tokens, valid
 
 
 def _check_cosine(model: LoadedModel, states: SourceStates) -> None:

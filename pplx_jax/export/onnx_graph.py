@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.checkpoints.huggingface.config import PPLX_MODEL_TYPE
 from pplx_jax.kernels.quantization import LEVELS
 from pplx_jax.models.transformer import Qwen3Config
 
@@ -77,7 +78,7 @@ class _Builder:
         width = self.config.width
         graph = helper.make_graph(
             self.nodes,
-            "bidirectional_pplx_qwen3",
+            PPLX_MODEL_TYPE,
             [declared(name, types.INT64, "batch", "length") for name in ("input_ids", "attention_mask")],
             [
                 declared(OUTPUTS[0], types.FLOAT, "batch", "length", width),

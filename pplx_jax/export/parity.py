@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,15 @@ def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
     ).eval()
     differences = [_hidden_difference(pipeline, reference, texts, folder) for texts in reference.batches()]
     return Parity(max(differences), _int8_equal_share(pipeline, reference, folder), reference.longest)
+
+
+def padded(texts: Sequence[Sequence[int] | np.ndarray], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns token ids int64 and mask bool, both [B, L], padded on the right."""
+    lengths = np.array([len(text) for text in texts])
+    mask = np.arange(lengths.max())[None] < lengths[:, None]
+    tokens = np.full(mask.shape, pad_id, np.int64)
+    tokens[mask] = np.concatenate(texts).astype(np.int64)
+    return tokens, mask
 
 
 def _text(model: LoadedModel, tokens: int, seed: int) -> str:

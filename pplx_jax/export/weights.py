@@ -6,9 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
-
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+from pplx_jax.checkpoints.huggingface.safetensors import INDEX, SINGLE, WRITTEN_DTYPES
 
 
 def write_weights(tensors: Mapping[str, np.ndarray], folder: pathlib.Path, *, dtype: str, shard_bytes: int) -> None:
@@ -22,7 +20,7 @@ def write_weights(tensors: Mapping[str, np.ndarray], folder: pathlib.Path, *, dt
     """
     shards = _shards(tensors, WRITTEN_DTYPES[dtype][0].itemsize, shard_bytes)
     if len(shards) == 1:
-        _write_file(folder / _SINGLE, tensors, shards[0], dtype)
+        _write_file(folder / SINGLE, tensors, shards[0], dtype)
         return
     places = {}
     for number, keys in enumerate(shards, start=1):
@@ -31,7 +29,7 @@ def write_weights(tensors: Mapping[str, np.ndarray], folder: pathlib.Path, *, dt
         places |= dict.fromkeys(keys, name)
     total = sum(tensor.size for tensor in tensors.values()) * WRITTEN_DTYPES[dtype][0].itemsize
     index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _shards(tensors: Mapping[str, np.ndarray], itemsize: int, shard_bytes: int) -> list[list[str]]:

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pplx_jax.checkpoints.huggingface.config import CONFIG
+from pplx_jax.checkpoints.huggingface.config import CONFIG, PPLX_MODEL_TYPE
 from pplx_jax.core.errors import BadInput
 from pplx_jax.inference.encoder import check_quantization
 from pplx_jax.inference.overflow import Overflow, TooLong
 from pplx_jax.kernels.quantization import Quantization, quantize
 
 MODULES = "modules.json"
-_OURS = "bidirectional_pplx_qwen3"
 _NOT_WEIGHTS = {"onnx", "openvino", "coreml"}
 
 
@@ -29,7 +28,7 @@ def is_foreign(folder: str | os.PathLike[str]) -> bool:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return True  # sentence-transformers will report the error
-    return config.get("model_type") != _OURS
+    return config.get("model_type") != PPLX_MODEL_TYPE
 
 
 @dataclasses.dataclass(frozen=True)

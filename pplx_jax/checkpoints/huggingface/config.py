@@ -9,7 +9,8 @@ from pplx_jax.core.files import read_json
 from pplx_jax.models.transformer import Qwen3Config
 
 CONFIG = "config.json"
-_CAUSAL, _BIDIRECTIONAL = "qwen3", "bidirectional_pplx_qwen3"
+_QWEN3 = "qwen3"
+PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
 _SIZES = {
     "vocab_size": "vocab_size",
     "width": "hidden_size",
@@ -48,10 +49,10 @@ def read_source(folder: pathlib.Path) -> Source:
     if not isinstance(content, dict):
         raise BadInput(f"{folder / CONFIG} is not a JSON object; download it again")
     model_type = content.get("model_type")
-    if model_type not in (_CAUSAL, _BIDIRECTIONAL):
+    if model_type not in (_QWEN3, PPLX_MODEL_TYPE):
         raise BadInput(
             f"{folder / CONFIG}: model_type {model_type!r} is not supported; give a Qwen3, a Qwen3-Embedding or a "
-            f"pplx-embed model ({_CAUSAL}, {_BIDIRECTIONAL})"
+            f"pplx-embed model ({_QWEN3}, {PPLX_MODEL_TYPE})"
         )
     problems = _unsupported(content)
     sizes: dict[str, Any] = {field: content.get(key) for field, key in _SIZES.items()}
@@ -72,7 +73,7 @@ def read_source(folder: pathlib.Path) -> Source:
             **sizes,
             rms_norm_eps=float(epsilon),  # type: ignore[arg-type]
             rope_theta=float(theta),
-            causal=model_type == _CAUSAL and not content.get("use_bidirectional_attention"),
+            causal=model_type == _QWEN3 and not content.get("use_bidirectional_attention"),
             embedding_init_std=float(content.get("initializer_range") or Qwen3Config.embedding_init_std),
         ),
         kind="context_v1" if "Context" in architecture else "v1",

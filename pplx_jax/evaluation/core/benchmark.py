@@ -6,8 +6,10 @@ set.
 """
 
 import dataclasses
+import hashlib
+import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -49,6 +51,20 @@ def main_value(parts: Sequence[Part], metric: str) -> float:
     for part in parts:
         splits.setdefault(part.split, []).append(part.metrics[metric])
     return statistics.fmean(statistics.fmean(values) for values in splits.values())
+
+
+def mean_over_tasks(parts: Mapping[str, Sequence[Part]], metric: str) -> float:
+    """Returns the mean of `main_value` over tasks."""
+    return float(np.mean([main_value(of_task, metric) for of_task in parts.values()]))
+
+
+def revision_of_files(paths: Iterable[pathlib.Path]) -> str:
+    """Returns 16 hex digits that change with the content of the files: a revision for a `Task`."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 class Task(Protocol):

@@ -1,12 +1,12 @@
 """Reads tables of benchmark data sets from the Hugging Face hub, or from the same files in a local folder."""
 
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.json_lines import parse_object
+from pplx_jax.evaluation.core.benchmark import revision_of_files
 from pplx_jax.retrieval.embedding_input import raw_rows
 
 
@@ -54,13 +54,7 @@ class Table:
 
     def digest(self, data: pathlib.Path | None) -> str:
         """Returns a string that changes with the rows: a hash of local files, or the revision on the hub."""
-        if data is None:
-            return self.revision or ""
-        digest = hashlib.sha256()
-        for path in self._files(data):
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:16]
+        return self.revision or "" if data is None else revision_of_files(self._files(data))
 
     def _files(self, data: pathlib.Path) -> list[pathlib.Path]:
         folder = data / self.repo.partition("/")[2] / self.config

@@ -2,14 +2,11 @@
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from pplx_jax.data.io.beir import read_beir, set_files, set_folders
-from pplx_jax.evaluation.core.benchmark import Part, main_value
+from pplx_jax.evaluation.core.benchmark import Part, mean_over_tasks, revision_of_files
 from pplx_jax.evaluation.core.retrieval_task import RetrievalTask
 
 
@@ -21,7 +18,7 @@ class FolderBenchmark:
     tasks: Sequence[RetrievalTask]
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
-        return {"ndcg@10": float(np.mean([main_value(of_task, "ndcg@10") for of_task in parts.values()]))}
+        return {"ndcg@10": mean_over_tasks(parts, "ndcg@10")}
 
 
 def open_folder(folder: str | pathlib.Path) -> FolderBenchmark:
@@ -36,17 +33,12 @@ def open_folder(folder: str | pathlib.Path) -> FolderBenchmark:
         RetrievalTask(
             name=path.resolve().name,
             load=functools.partial(read, path),
-            revision_of=functools.partial(_digest, path),
+            revision_of=functools.partial(_revision, path),
         )
         for path in set_folders(folder)
     ]
     return FolderBenchmark(folder.resolve().name, tasks)
 
 
-def _digest(folder: pathlib.Path) -> str:
-    """Returns 16 hex digits of the SHA-256 of a set's files."""
-    digest = hashlib.sha256()
-    for path in set_files(folder):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
+def _revision(folder: pathlib.Path) -> str:
+    return revision_of_files(set_files(folder))

@@ -12,11 +12,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet
-from pplx_jax.evaluation.core.benchmark import Part, main_value
+from pplx_jax.evaluation.core.benchmark import Part, mean_over_tasks
 from pplx_jax.evaluation.core.hub import Table
 from pplx_jax.evaluation.core.retrieval_task import RetrievalTask
 
@@ -44,7 +42,7 @@ class ConTEB:
     name: str = "conteb"
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
-        return {"ndcg@10": float(np.mean([main_value(of_task, "ndcg@10") for of_task in parts.values()]))}
+        return {"ndcg@10": mean_over_tasks(parts, "ndcg@10")}
 
 
 def open_benchmark(name: str, data: pathlib.Path | None = None) -> ConTEB:

@@ -20,7 +20,7 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet
-from pplx_jax.evaluation.core.benchmark import Part, main_value
+from pplx_jax.evaluation.core.benchmark import Part, mean_over_tasks
 from pplx_jax.evaluation.core.hub import Table
 from pplx_jax.evaluation.core.retrieval_task import RetrievalTask
 
@@ -58,8 +58,8 @@ class ToolRet:
         """
 
         def mean(metric: str, category: str | None = None) -> float:
-            values = [main_value(of, metric) for task, of in parts.items() if category in (None, CATEGORY_OF[task])]
-            return float(np.mean(values))
+            chosen = {task: of for task, of in parts.items() if category in (None, CATEGORY_OF[task])}
+            return mean_over_tasks(chosen, metric)
 
         by_category = {name: mean("ndcg@10", name) for name in CATEGORIES if name in map(CATEGORY_OF.get, parts)}
         all_parts = [part for of in parts.values() for part in of]

@@ -18,6 +18,7 @@ from pplx_jax.data.io.json_lines import numbered_lines, parse_object
 
 SYSTEM_PROMPT = "You answer questions from the documents you are given, in as few words as possible."
 USER_PROMPT = "Documents:\n{passages}\nQuestion: {question}"
+_MAX_TOKENS = 128  # of an answer; decoding is greedy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +29,16 @@ class Reader:
         url: the base URL of OpenAI clients, such as http://localhost:8000/v1. The key is read from OPENAI_API_KEY.
         model: its name in the API.
         system_prompt, user_prompt: the latter contains {passages} and {question}.
-        max_tokens: of an answer. Decoding is greedy.
         passage_words: number of words that a passage is cut to.
         connections: number of concurrent requests.
-        retries: of a request that fails temporarily.
     """
 
     url: str
     model: str
     system_prompt: str = SYSTEM_PROMPT
     user_prompt: str = USER_PROMPT
-    max_tokens: int = 128
     passage_words: int = 100
     connections: int = 8
-    retries: int = 8
 
     def request(self, question: str, passages: Sequence[str]) -> dict[str, Any]:
         """Returns the body of a chat completion request."""
@@ -55,7 +52,7 @@ class Reader:
                 {"role": "system", "content": self.system_prompt},
                 {"role": "user", "content": content},
             ],
-            "max_tokens": self.max_tokens,
+            "max_tokens": _MAX_TOKENS,
             "temperature": 0,
         }
 
@@ -74,7 +71,7 @@ class Reader:
         missing = {name: request for name, request in zip(names, requests, strict=True) if name not in known}
         key = os.environ.get("OPENAI_API_KEY")
         headers = {"Authorization": f"Bearer {key}"} if key else None
-        client = HttpClient(self.url, connections=self.connections, retries=self.retries, headers=headers)
+        client = HttpClient(self.url, connections=self.connections, headers=headers)
         pool = concurrent.futures.ThreadPoolExecutor(self.connections)
         with (
             Progress("read", len(names), unit="question", start=len(names) - len(missing)) as progress,

@@ -15,7 +15,6 @@ from pplx_jax.core.progress import Progress
 from pplx_jax.evaluation.core.benchmark import Part
 from pplx_jax.evaluation.scoring.retrieval_sets import REPORTED_METRICS
 from pplx_jax.evaluation.scoring.system import System
-from pplx_jax.evaluation.suites.mteb.encoder import EncoderSearch
 from pplx_jax.evaluation.suites.mteb.results import model_meta, write_result
 from pplx_jax.evaluation.suites.mteb.search import Search
 from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts, document_texts
@@ -78,10 +77,8 @@ class MtebTask:
         return parts
 
     def _search(self, system: System) -> Search:
-        if system.encoder is None:
-            return Search(system, NO_PROMPTS, model_meta(system, NO_PROMPTS, self.model_name))
-        meta = model_meta(system, self.prompts, self.model_name)
-        return EncoderSearch(system, self.prompts, meta, self.scratch)
+        prompts = NO_PROMPTS if system.encoder is None else self.prompts
+        return Search(system, prompts, model_meta(system, prompts, self.model_name), self.scratch)
 
     @contextlib.contextmanager
     def _loaded(self) -> Iterator[None]:

@@ -26,7 +26,6 @@ from pplx_jax.evaluation.scoring.system import Settings, System
 from pplx_jax.evaluation.suites.mteb import embedding_store
 from pplx_jax.evaluation.suites.mteb import search as mteb_search
 from pplx_jax.evaluation.suites.mteb.benchmark import MtebBenchmark, open_benchmark
-from pplx_jax.evaluation.suites.mteb.encoder import EncoderSearch
 from pplx_jax.evaluation.suites.mteb.results import model_meta
 from pplx_jax.evaluation.suites.mteb.search import Search
 from pplx_jax.evaluation.suites.mteb.task import MtebTask
@@ -120,8 +119,7 @@ def system(quantization="int8", **settings):
 
 
 def search_of(one, prompts=NO_PROMPTS):
-    kind = Search if one.encoder is None else EncoderSearch
-    return kind(one, prompts, model_meta(one, prompts))
+    return Search(one, prompts, model_meta(one, prompts))
 
 
 def ours(data, one, subset, split):
