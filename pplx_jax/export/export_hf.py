@@ -7,7 +7,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from absl import logging
@@ -16,7 +16,7 @@ from pplx_jax.checkpoints.huggingface.config import PPLX_MODEL_TYPE
 from pplx_jax.checkpoints.huggingface.name_map import to_torch_layout
 from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
 from pplx_jax.checkpoints.loaded_model import LoadedModel
-from pplx_jax.checkpoints.model_folder import load_model
+from pplx_jax.checkpoints.model_folder import Kind, load_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import require_free
 from pplx_jax.export.model_card import model_card
@@ -29,8 +29,6 @@ from pplx_jax.export.run_record import read_run
 from pplx_jax.export.tokenizer import save_tokenizer
 from pplx_jax.export.weights import write_weights
 from pplx_jax.inference.sentence_transformer import is_foreign
-
-Kind = Literal["v1", "context_v1"]
 
 _TORCH_MODEL = pathlib.Path(__file__).with_name("torch_model")
 _FILES = ("configuration_pplx_qwen3.py", "modeling_pplx_qwen3.py", "st_quantize.py")
