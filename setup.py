@@ -76,13 +76,16 @@ setuptools.setup(
         "clu>=0.0.12,<0.1",
         "flax>=0.12,<0.13",
         "gin-config>=0.5,<0.6",
+        "Jinja2>=3.1.5,<4",
         "jax>=0.10,<0.12",
         "numpy>=2,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "protobuf>=5.29,<8",  # the vocabulary's proto
         "sentencepiece>=0.2.1,<0.2.3",
+        "tabulate>=0.9,<0.11",
         "tensorboard>=2.19,<3",  # clu.metric_writers imports it without declaring it
+        "tqdm>=4.67,<5",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pplx-jax=pplx_jax.cli.main:main"]},

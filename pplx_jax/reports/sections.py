@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from pplx_jax.core.progress import duration
 from pplx_jax.reports import charts
 from pplx_jax.reports.frame import section
 from pplx_jax.reports.run import (
@@ -21,6 +20,21 @@ from pplx_jax.reports.run import (
 )
 
 _HEADLINE_METRIC = "ndcg@10"
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 4.2s, 38s, 3m05s, 2h07m, 5d03h."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest}s"
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h{minutes:02d}m"
+    return f"{hours // 24}d{hours % 24:02d}h"
 
 
 def headline(run: Run) -> str:
