@@ -1,13 +1,13 @@
 """The folder that a command writes: what it may take the place of, and how it does."""
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json_if_valid
 
 
 def require_free(folder: pathlib.Path, what: str, is_former: Callable[[pathlib.Path], bool]) -> None:
@@ -28,11 +28,8 @@ def require_free(folder: pathlib.Path, what: str, is_former: Callable[[pathlib.P
 
 def describes(path: pathlib.Path, *keys: str) -> bool:
     """Whether a file is a JSON object with these keys: others too have an index.json and a manifest.json."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.keys() >= set(keys)
+    content = read_json_if_valid(path)
+    return content is not None and content.keys() >= set(keys)
 
 
 @contextlib.contextmanager

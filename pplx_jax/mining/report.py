@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from pplx_jax.core.files import atomic_path
+from pplx_jax.core.files import write_text
 from pplx_jax.reports.style import STYLE
 
 _SHOWN = 600  # characters of a text
@@ -26,8 +26,7 @@ def write_mining_report(
 ) -> None:
     """Writes report.txt and report.html into the folder."""
     for name, render in (("report.txt", _text), ("report.html", _page)):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(render(settings, counts, samples), encoding="utf-8")
+        write_text(folder / name, render(settings, counts, samples))
 
 
 def _text(settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Sequence[Sample]) -> str:

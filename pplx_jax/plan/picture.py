@@ -5,6 +5,7 @@ import pathlib
 from html import escape
 from typing import Any
 
+from pplx_jax.core.files import write_text
 from pplx_jax.reports.charts import Bar, bars
 from pplx_jax.reports.style import STYLE
 
@@ -38,7 +39,7 @@ def write_picture(path: pathlib.Path, report: dict[str, Any]) -> None:
         "</main></body></html>\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def _card(title: str, chart: str) -> str:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from pplx_jax.checkpoints.merge_folders import merge_checkpoints
 from pplx_jax.checkpoints.model_folder import ModelFolder
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
-from pplx_jax.core.output_folder import require_free
+from pplx_jax.core.output_folder import require_free, take_place
 from pplx_jax.data.batches.examples import Examples, open_tables
 from pplx_jax.data.sources.source_corpus import declares_triplets, tokenize_corpus, vocabulary_texts
 from pplx_jax.data.tokens.lengths import Lengths
@@ -329,8 +328,7 @@ def _mine(
         mined[name] = mine_table(embedder, table, vocabulary, mining, output, among=among)
     if len(tables) == 1:
         return mined.popitem()[1]
-    shutil.rmtree(tokens / "triplet", ignore_errors=True)  # of a run that was killed just before the phase was done
-    (tokens / "triplet.partial").rename(tokens / "triplet")
+    take_place(tokens / "triplet.partial", tokens / "triplet")
     return mined
 
 

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pplx_jax.core.files import atomic_path, write_json
+from pplx_jax.core.files import write_json, write_text
 from pplx_jax.reports import render_page
 from pplx_jax.reports.run import METRICS, PRECISIONS, collect, environment, result_rows, set_rows
 
@@ -38,8 +38,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     """
     workdir = pathlib.Path(workdir)
     page = render_page(collect(workdir))
-    with atomic_path(workdir / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(workdir / "report.html", page)
     return workdir / "report.html"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import atomic_path
+from pplx_jax.core.files import write_text
 from pplx_jax.core.spelling import nearest
 from pplx_jax.recipes.sweep_trials import differing_settings, find_trials
 from pplx_jax.reports.sweep_page import Ranking, TrialRun
@@ -40,8 +40,7 @@ def report_trials(
     ranking = rank(find_trials(folders), metric, best)
     output = pathlib.Path(output or pathlib.Path(folders[0]) / "trials.html")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output) as temporary:
-        temporary.write_text(render_trials(ranking, title=pathlib.Path(folders[0]).resolve().name), encoding="utf-8")
+    write_text(output, render_trials(ranking, title=pathlib.Path(folders[0]).resolve().name))
     rows = [
         {
             "trial": trial.name,

@@ -1,6 +1,5 @@
 """What the runs of a sweep have come to, read from their workdirs; runs that are not finished included."""
 
-import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +7,7 @@ from typing import Any
 
 from pplx_jax.configuration.statements import read
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json
 from pplx_jax.reports.run import STAGES, numbers
 from pplx_jax.reports.sweep_page import TrialRun
 from pplx_jax.training.metrics import read_metrics
@@ -125,9 +125,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, fl
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is damaged ({error}); delete it and launch the trial again") from None
+    return read_json(path, fix="delete it and launch the trial again") if path.exists() else {}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json
 from pplx_jax.training.metrics import read_metrics
 
 UNTRAINED = ("random", "initial")
@@ -176,9 +176,4 @@ def _compile_seconds(stage: pathlib.Path) -> float:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is damaged ({error}); delete it and run again") from None
+    return read_json(path, fix="delete it and run again") if path.exists() else {}

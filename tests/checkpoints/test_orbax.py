@@ -3,7 +3,6 @@
 import datetime
 import errno
 import gc
-import json
 import pathlib
 import shutil
 import types
@@ -18,7 +17,6 @@ from orbax.checkpoint import checkpoint_manager
 from pplx_jax.checkpoints import orbax as checkpointing
 from pplx_jax.checkpoints.orbax import Checkpoints, Keep, load_params, save_params
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json, write_json
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -348,37 +346,3 @@ def test_a_store_that_fails_midway_loses_nothing_already_saved(tmp_path, monkeyp
     assert restore(tmp_path).step == 3 and bits(restore(tmp_path).state) == bits(state(3))
     save(tmp_path, 4)  # once there is room again
     assert restore(tmp_path).step == 4
-
-
-# --- JSON
-
-
-def test_json_replaces_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "finished.json"
-    write_json(path, {"steps": 1, "text": "naïve"})
-    assert read_json(path) == {"steps": 1, "text": "naïve"}
-    with pytest.raises(TypeError):
-        write_json(path, {"steps": 2, "odd": object()})
-    assert read_json(path)["steps"] == 1
-
-    def cut(self, target):
-        raise OSError(errno.ENOSPC, "full")
-
-    with monkeypatch.context() as patched:  # what was written so far does not bear the name
-        patched.setattr(pathlib.Path, "replace", cut)
-        with pytest.raises(OSError):
-            write_json(path, {"steps": 3})
-    assert read_json(path)["steps"] == 1
-    write_json(path, {"steps": 4})
-    assert json.loads(path.read_text())["steps"] == 4
-    assert [entry.name for entry in tmp_path.iterdir()] == ["finished.json"]
-
-
-@pytest.mark.parametrize("content", [None, b"{", b"\xff\xfe{}", b""])
-def test_json_that_is_missing_or_broken_is_bad_input_by_name(tmp_path, content):
-    path = tmp_path / "model.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(BadInput, match=str(path)) as caught:
-        read_json(path)
-    assert "\n" not in str(caught.value)

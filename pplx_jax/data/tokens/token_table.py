@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json
 from pplx_jax.core.output_folder import describes, require_free, take_place
 from pplx_jax.data.tokens.ragged import Ragged
 
@@ -273,14 +274,9 @@ def _whole_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file, so {path.parent} is no token table; {_MEND}") from None
-    except ValueError as error:
-        raise BadInput(f"{path}: not JSON ({error}); {_MEND}") from None
+    manifest = read_json(path, fix=_MEND)
     keys = {"format", "stage", "count", "features", "vocabulary"}
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not keys <= manifest.keys():
+    if manifest.get("format") != FORMAT or not keys <= manifest.keys():
         raise BadInput(f"{path}: not the manifest of a token table of format {FORMAT}; {_MEND}")
     return manifest
 

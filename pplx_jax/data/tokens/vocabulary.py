@@ -20,6 +20,7 @@ import numpy as np
 import sentencepiece
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import atomic_path
 from pplx_jax.data.tokens.normalization import rules_table
 
 FILE_NAME = "vocabulary.model"
@@ -280,10 +281,6 @@ def _portable(model: bytes) -> bytes:
 def write_whole(path: pathlib.Path, content: bytes) -> pathlib.Path:
     """Writes a file under its final name only once it is whole, and returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(path) as temporary:
         temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import write_json
-from pplx_jax.data.io.json_lines import parse_object
+from pplx_jax.core.files import read_json, write_json
 from pplx_jax.evaluation.core.benchmark import Part, Settings
 
 FORMAT = 1
@@ -115,7 +114,7 @@ def read_subject(folder: str | pathlib.Path) -> Subject:
     path = pathlib.Path(folder) / _MODEL
     if not path.is_file():
         raise BadInput(f"{folder} is no results folder (no {_MODEL}); give what eval --output wrote")
-    content = _read_json(path, "score again into a new folder")
+    content = read_json(path, "score again into a new folder")
     if content.pop("format", None) != FORMAT:
         raise BadInput(f"{path} is of another version; score again into a new folder")
     try:
@@ -164,7 +163,7 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
 
 def _from_json(path: pathlib.Path) -> Outcome:
     mend = "delete it, and the task is scored again"
-    content = _read_json(path, mend)
+    content = read_json(path, mend)
     try:
         if content.pop("format") != FORMAT:
             raise ValueError("another version")
@@ -183,10 +182,3 @@ def _part(held: dict[str, Any]) -> Part:
         "lengths": np.array(held["lengths"], np.int64),
     }
     return Part(**{**held, **arrays})
-
-
-def _read_json(path: pathlib.Path, mend: str) -> dict[str, Any]:
-    try:
-        return parse_object(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}); {mend}") from None
