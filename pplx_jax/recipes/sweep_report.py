@@ -4,6 +4,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import tabulate
+
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_text
 from pplx_jax.core.spelling import nearest
@@ -90,23 +92,21 @@ def _order(trial: TrialRun, metric: str, lowest: bool) -> tuple[bool, bool, floa
 
 
 def format_trials(ranking: Ranking) -> str:
-    """A table: rank, trial, the metric, what differs, and of trials that are not finished how far they are."""
-    head = ["", "trial", ranking.metric, *ranking.parameters, ""]
-    body = []
-    for trial in ranking.trials:
-        value = trial.metrics.get(ranking.metric)
-        body.append(
-            [
-                str(ranking.ranks.get(trial.name, "")),
-                trial.name,
-                "" if value is None else f"{value:.4f}",
-                *(trial.settings.get(key, "") for key in ranking.parameters),
-                "" if trial.finished else trial.status,
-            ]
-        )
-    widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *body]]
+    """Returns a table: rank, trial, the metric, the settings that differ, and the progress of unfinished trials."""
+    rows = [
+        [
+            ranking.ranks.get(trial.name),
+            trial.name,
+            trial.metrics.get(ranking.metric),
+            *(trial.settings.get(key, "") for key in ranking.parameters),
+            "" if trial.finished else trial.status,
+        ]
+        for trial in ranking.trials
+    ]
+    headers = ["", "trial", ranking.metric, *ranking.parameters, ""]
+    formats = ["", "", ".4f", *[".12g"] * len(ranking.parameters), ""]
+    table = tabulate.tabulate(rows, headers, floatfmt=formats, disable_numparse=[1])
     unfinished = sum(not trial.finished for trial in ranking.trials)
     if unfinished:
-        lines.append(f"{unfinished} of {len(body)} trials are not finished and have no rank")
-    return "\n".join(line.rstrip() for line in lines)
+        table += f"\n{unfinished} of {len(rows)} trials are not finished and have no rank"
+    return table

@@ -99,15 +99,15 @@ def test_what_cannot_be_reported(tmp_path):
 
 def test_the_table_is_aligned():
     assert report.format_table(RESULTS).splitlines() == [
-        "                                 nDCG@10                  Recall@100",
-        "                           float    int8  binary     float    int8  binary",
-        "--------------------------------------------------------------------------",
-        "BM25                      0.2500                    0.7500",
-        "random                    0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
-        "diffusion                 0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
-        "contextual                0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
-        "contextual, in context            0.4600                    0.8000",
-        "merged                    0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
+        "                          nDCG@10                      Recall@100",
+        "                            float    int8    binary         float    int8    binary",
+        "----------------------  ---------  ------  --------  ------------  ------  --------",
+        "BM25                       0.2500                          0.7500",
+        "random                     0.4000  0.4000    0.3000        0.8000  0.8000    0.7000",
+        "diffusion                  0.4000  0.4000    0.3000        0.8000  0.8000    0.7000",
+        "contextual                 0.4000  0.4000    0.3000        0.8000  0.8000    0.7000",
+        "contextual, in context             0.4600                          0.8000",
+        "merged                     0.4000  0.4000    0.3000        0.8000  0.8000    0.7000",
     ]
 
 
