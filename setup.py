@@ -69,7 +69,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pplx_jax", "pplx_jax.*"]),
-    package_data={"pplx_jax": ["export/torch_model/*"]},
+    package_data={"pplx_jax": ["export/torch_model/*", "reports/templates/*"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
@@ -77,6 +77,7 @@ setuptools.setup(
         "flax>=0.12,<0.13",
         "gin-config>=0.5,<0.6",
         "Jinja2>=3.1.5,<4",
+        "MarkupSafe>=2.1,<4",
         "jax>=0.10,<0.12",
         "numpy>=2,<3",
         "optax>=0.2.6,<0.3",

@@ -7,8 +7,8 @@ from typing import Any
 import tabulate
 
 from pplx_jax.core.files import write_json, write_text
-from pplx_jax.reports import render_page
 from pplx_jax.reports.run import METRICS, PRECISIONS, collect, environment, result_rows, set_rows
+from pplx_jax.reports.run_page import render_run
 
 __all__ = ["environment", "format_sets", "format_table", "write_report", "write_results"]
 
@@ -39,7 +39,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
         BadInput: there is no such folder, or results.json is damaged.
     """
     workdir = pathlib.Path(workdir)
-    page = render_page(collect(workdir))
+    page = render_run(collect(workdir))
     write_text(workdir / "report.html", page)
     return workdir / "report.html"
 

@@ -12,7 +12,7 @@ from pplx_jax.core.spelling import nearest
 from pplx_jax.recipes.sweep_trials import differing_settings, find_trials
 from pplx_jax.reports.sweep_page import Ranking, TrialRun
 
-_DEFAULT_STAGES = ("merged", "triplet", "contextual", "pair", "diffusion")
+_MERGED = "merged"
 _LOWER_IS_BETTER = ("loss", "seconds", "norm")
 
 
@@ -26,8 +26,8 @@ def report_trials(
 
     Args:
       folders: workdirs of runs or of sweeps.
-      metric: dotted name, see `TrialRun.metrics`; where None, int8 nDCG@10 of the last stage that any trial has scored.
-      best: "highest" or "lowest"; where None, lowest for losses, norms and times.
+      metric: dotted name, see `TrialRun.metrics`; by default int8 nDCG@10 of the last stage that any trial has scored.
+      best: "highest" or "lowest"; by default lowest for losses, norms and times.
       output: the page.
 
     Returns:
@@ -35,7 +35,7 @@ def report_trials(
       "finished", "unfinished", "report", "table"}.
 
     Raises:
-      BadInput: no trial in a folder, a damaged file, or a metric that no trial has.
+      BadInput: a folder has no trial, a file is damaged, or no trial has the metric.
     """
     from pplx_jax.reports.sweep_page import render_trials
 
@@ -68,9 +68,9 @@ def report_trials(
 
 
 def rank(trials: Sequence[TrialRun], metric: str | None = None, best: str | None = None) -> Ranking:
-    """Orders trials by a metric; see `report_trials`."""
+    """Returns the trials in order of a metric; see `report_trials`."""
     known = sorted({name for trial in trials for name in trial.metrics})
-    metric = metric or _default_metric(known)
+    metric = metric or _default_metric(trials, known)
     if known and metric not in known:
         hint = nearest(metric, known) or f"; there are {', '.join(known[:12])}"
         raise BadInput(f"--metric {metric}: no trial has it{hint}")
@@ -81,9 +81,12 @@ def rank(trials: Sequence[TrialRun], metric: str | None = None, best: str | None
     return Ranking(metric, lowest, differing_settings(trials), in_order, ranks)
 
 
-def _default_metric(known: Sequence[str]) -> str:
-    wished = [f"{stage}.int8.ndcg@10" for stage in _DEFAULT_STAGES] + [f"{stage}.loss" for stage in _DEFAULT_STAGES]
-    return next((name for name in wished if name in known), wished[0])
+def _default_metric(trials: Sequence[TrialRun], known: Sequence[str]) -> str:
+    """Returns the score of the last stage that any trial has scored, else the loss of the last one that was trained."""
+    stages = list(dict.fromkeys(stage for trial in trials for stage in trial.stages))
+    last_first = sorted(stages, key=lambda stage: stage == _MERGED)[::-1]
+    candidates = [f"{stage}.int8.ndcg@10" for stage in last_first] + [f"{stage}.loss" for stage in last_first]
+    return next((name for name in candidates if name in known), f"{_MERGED}.int8.ndcg@10")
 
 
 def _order(trial: TrialRun, metric: str, lowest: bool) -> tuple[bool, bool, float, str]:

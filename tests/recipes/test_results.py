@@ -7,8 +7,10 @@ import pytest
 from helpers.html_checker import Checker
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json
 from pplx_jax.recipes import results as report
 from pplx_jax.reports import charts
+from pplx_jax.reports.run import collect
 
 SCORES = {"ndcg@10": 0.4, "recall@100": 0.8}
 STAGE = {"float": SCORES, "int8": SCORES, "binary": {"ndcg@10": 0.3, "recall@100": 0.7}}
@@ -75,6 +77,27 @@ def test_a_run_that_has_only_begun(tmp_path):
     text = page_text(tmp_path)
     assert "no stage has been evaluated yet" in text
     assert "Training loss" not in text and "Retrieval by stage" not in text
+
+
+def test_a_stage_of_any_name_is_shown_in_the_order_of_the_recipe(workdir):
+    for name in ("first_of_all", "distill"):
+        (workdir / name).mkdir()
+        (workdir / name / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')
+    (workdir / "config.gin").write_text(
+        "run.stages = [@first_of_all/Training(), @diffusion/Training(),\n  @distill/Training()]\nrun.mesh = @Mesh()\n"
+    )
+    report.write_results(workdir, {"distill": STAGE, "merged": STAGE, "random": STAGE, "diffusion": STAGE})
+    run = collect(workdir)
+    assert run.stages == ["first_of_all", "diffusion", "distill", "merged"]
+    assert list(run.losses) == ["first_of_all", "diffusion", "distill"]
+    text = page_text(workdir)
+    assert "2 logged steps" in text and "nDCG@10, merged, int8" in text
+    assert text.index("first_of_all") < text.index("diffusion") < text.index("distill")
+    recorded = ["distill", "diffusion"]
+    report.write_results(workdir, {"diffusion": STAGE, "distill": STAGE, "stages": recorded})
+    lines = report.format_table(read_json(workdir / "results.json")).splitlines()
+    assert [line.split()[0] for line in lines[3:]] == recorded
+    assert collect(workdir).stages[:2] == recorded
 
 
 @pytest.mark.parametrize("missing", sorted(RESULTS))

@@ -135,7 +135,7 @@ def test_a_whole_recipe_has_ended_when_its_merge_is_scored(sweep):
     (trial / "phases").mkdir()
     for name in (*results, "merged"):
         (trial / "phases" / f"evaluate_{name}.json").write_text(json.dumps({"seconds": 1, "result": scores(0.5)}))
-    assert find_trials([trial])[0].status == "all is scored, the rest under way"
+    assert find_trials([trial])[0].status == "all models are scored, other phases are in progress"
 
 
 def test_a_trial_of_one_stage_has_ended_with_it(sweep):
