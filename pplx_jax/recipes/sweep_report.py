@@ -6,13 +6,13 @@ from typing import Any
 
 import tabulate
 
+from pplx_jax.checkpoints.merge_folders import MERGED
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_text
 from pplx_jax.core.spelling import nearest
 from pplx_jax.recipes.sweep_trials import differing_settings, find_trials
 from pplx_jax.reports.sweep_page import Ranking, TrialRun
 
-_MERGED = "merged"
 _LOWER_IS_BETTER = ("loss", "seconds", "norm")
 
 
@@ -84,9 +84,9 @@ def rank(trials: Sequence[TrialRun], metric: str | None = None, best: str | None
 def _default_metric(trials: Sequence[TrialRun], known: Sequence[str]) -> str:
     """Returns the score of the last stage that any trial has scored, else the loss of the last one that was trained."""
     stages = list(dict.fromkeys(stage for trial in trials for stage in trial.stages))
-    last_first = sorted(stages, key=lambda stage: stage == _MERGED)[::-1]
+    last_first = sorted(stages, key=lambda stage: stage == MERGED)[::-1]
     candidates = [f"{stage}.int8.ndcg@10" for stage in last_first] + [f"{stage}.loss" for stage in last_first]
-    return next((name for name in candidates if name in known), f"{_MERGED}.int8.ndcg@10")
+    return next((name for name in candidates if name in known), f"{MERGED}.int8.ndcg@10")
 
 
 def _order(trial: TrialRun, metric: str, lowest: bool) -> tuple[bool, bool, float, str]:

@@ -1,9 +1,12 @@
 """The runs of a sweep, finished or not, read from their workdirs."""
 
+import ast
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pplx_jax.checkpoints.merge import Merge
+from pplx_jax.checkpoints.merge_folders import MERGED
 from pplx_jax.configuration.statements import read
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
@@ -12,7 +15,6 @@ from pplx_jax.reports.sweep_page import TrialRun
 from pplx_jax.training.metrics import read_metrics
 
 _MARKS = ("trial.json", "recipe.json", "results.json")  # a folder with any of them is a run's
-_MERGED, _MERGED_STAGES = "merged", ("contextual", "triplet")  # the default merge of a recipe
 
 
 def find_trials(folders: Sequence[pathlib.Path]) -> list[TrialRun]:
@@ -108,7 +110,8 @@ def _status(
         return f"{stage} at step {step} of {settings.get(f'{stage}/Training.steps', '?')}"
     if record.get("stage"):
         return "finished"
-    scored = [*requested, *([_MERGED] if {*_MERGED_STAGES} <= {*requested} else [])]
+    merges = ast.literal_eval(settings.get("Merge.stages", repr(Merge().stages)))
+    scored = [*requested, *([MERGED] if {*merges} <= {*requested} else [])]
     missing = [stage for stage in scored if stage not in results]
     if missing:
         return f"{missing[0]} has not been scored"
