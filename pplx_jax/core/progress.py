@@ -6,10 +6,6 @@ from typing import Any, TextIO
 
 import tqdm
 
-_OF_TOTAL = "{unit} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-_NO_TOTAL = "{unit} {n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-_MOVES_UP = "\x1b[A"
-
 
 class Progress:
     """Reports how much of a long task is done, at what rate, and how long the rest takes.
@@ -19,8 +15,8 @@ class Progress:
                 ...
                 progress.update(step, loss=loss, tokens=tokens_so_far)
 
-    An update between two reports costs one reading of the clock; values may be device arrays, which are fetched only
-    when they are shown. The rate starts with the first update, so that compiling the first step does not count.
+    Rate and time start with the first update, so that compiling the first step does not count; the last line has those
+    of all of it. Values may be device arrays: they are fetched only when they are shown.
 
     Args:
         label: the stage or phase.
@@ -44,8 +40,8 @@ class Progress:
         enabled: bool = True,
     ):
         stream = sys.stderr if stream is None else stream
-        self._terminal = terminal = stream.isatty()
-        state = _NO_TOTAL if total is None else _OF_TOTAL
+        terminal = stream.isatty()
+        done, rest = ("{n_fmt}", "") if total is None else ("{n_fmt}/{total_fmt}", "<{remaining}")
         self._bar = _Bar(
             desc=label,
             total=total,
@@ -54,7 +50,8 @@ class Progress:
             file=stream if terminal else _Lines(stream),
             mininterval=interval if interval is not None else (0.2 if terminal else 5.0),
             miniters=1,
-            bar_format=("{l_bar}{bar}| " if terminal and total else "{desc}: ") + state,
+            bar_format=("{l_bar}{bar}| " if terminal and total else "{desc}: ")
+            + f"{{unit}} {done} [{{elapsed}}{rest}, {{rate_fmt}}{{postfix}}]",
             dynamic_ncols=True,
             disable=not enabled,
         )
@@ -64,9 +61,8 @@ class Progress:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
-        if not self._bar.disable:
-            self._bar.start_t, self._bar.initial = self._opened, self._start  # the last line says what all of it took
-            self._bar.close()
+        self._bar.initial, self._bar.start_t = self._start, self._opened
+        self._bar.close()
 
     def update(self, done: int, *, tokens: int = 0, **values: Any) -> None:
         """Sets how much is done.
@@ -76,49 +72,37 @@ class Progress:
             tokens: tokens done so far, counted from anywhere; 0 if tokens are not counted.
             **values: numbers to show by name ("loss").
         """
-        if self._bar.disable:
-            return
-        self._bar.tokens, self._bar.values = tokens, values
-        if self._bar.first is None:
-            self._bar.start_from(done, tokens)
-        else:
-            self._bar.update(done - self._bar.n)
+        bar = self._bar
+        bar.tokens, bar.values = tokens, values
+        if bar.first_tokens is None:
+            bar.first_tokens = tokens
+            bar.initial = bar.n = bar.last_print_n = done
+            bar.unpause()
+            bar.refresh()
+        bar.update(done - bar.n)
 
     def note(self, text: str) -> None:
         """Writes a line that stays, such as "compiling"."""
-        if self._bar.disable:
-            return
-        line = f"{self._bar.desc}: {text}"
-        if self._terminal:
-            self._bar.write(line, file=self._bar.fp)
-        else:
-            self._bar.fp.write(line)
+        if not self._bar.disable:
+            self._bar.write(f"{self._bar.desc}: {text}", file=self._bar.fp)
 
 
 class _Bar(tqdm.tqdm):
     """tqdm, with values that are formatted only when they are shown, and the rate of tokens."""
 
     monitor_interval = 0  # no thread: `miniters` is fixed
-    first: tuple[int, int] | None = None
+    first_tokens: int | None = None
     tokens = 0
     values: dict[str, Any] = {}
 
-    def start_from(self, done: int, tokens: int) -> None:
-        """Shows the first update, and measures the rate and the time from now on."""
-        self.initial = self.n = self.last_print_n = done
-        self.first = (done, tokens)
-        self.unpause()
-        self.refresh()
-
     @property
     def format_dict(self) -> dict[str, Any]:
-        """See tqdm."""
+        """The fields that tqdm formats."""
         fields = super().format_dict
         shown = [f"{name}={float(value):.4g}" for name, value in self.values.items()]
-        if self.first and fields["rate"] and self.n > self.first[0]:
-            tokens_per_unit = (self.tokens - self.first[1]) / (self.n - self.first[0])
-            if tokens_per_unit:
-                shown.append(f"{self.format_sizeof(fields['rate'] * tokens_per_unit)} tokens/s")
+        tokens, units = self.tokens - (self.first_tokens or 0), self.n - self.initial
+        if tokens and units and fields["rate"]:
+            shown.append(f"{self.format_sizeof(fields['rate'] * tokens / units)} tokens/s")
         return {**fields, "postfix": ", ".join(shown)}
 
 
@@ -126,14 +110,13 @@ _Bar.set_lock(threading.RLock())  # by default tqdm also makes a lock between pr
 
 
 class _Lines:
-    """A log file: keeps the text that tqdm writes, one report per line, and drops what moves a terminal's cursor."""
+    """A log file for tqdm: a line per report, without the characters that move a terminal's cursor."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
 
     def write(self, text: str) -> None:
-        text = text.replace(_MOVES_UP, "").strip()
-        if text:
+        if text := text.replace("\x1b[A", "").strip():
             self._stream.write(f"{text}\n")
 
     def flush(self) -> None:
