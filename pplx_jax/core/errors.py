@@ -1,4 +1,4 @@
-"""The exceptions that a user sees without a traceback, each with an exit code of its own (see `cli`)."""
+"""Exceptions that the command line shows without a traceback, each with an exit code (see `cli`)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,17 +7,17 @@ BAD_INPUT, PREEMPTED, PROCESS_LOST = 2, 75, 76  # 75 is sysexits' "temporary fai
 
 
 class BadInput(Exception):
-    """Input the user can mend: the message says what is wrong, where, and how to mend it, in one line. Exit code 2."""
+    """An error in the input. The message says in one line what is wrong, where, and how to fix it. Exit code 2."""
 
 
 def require(holds: bool, owner: object, field: str, allowed: str) -> None:
-    """Raises BadInput that names the field of `owner`, its value and what is allowed, unless that holds."""
+    """Raises BadInput with the field of `owner`, its value and what is allowed, if the condition does not hold."""
     if not holds:
         raise BadInput(f"{type(owner).__name__}.{field}={getattr(owner, field)!r}; set it to {allowed}")
 
 
 class Unmet(Exception):
-    """What a verb was asked to establish does not hold: its report is shown as ever, and the exit code is 1."""
+    """A check that a verb was asked for has failed. Its report is shown as usual, and the exit code is 1."""
 
     def __init__(self, report: Mapping[str, Any]):
         super().__init__("; ".join(map(str, report.get("advice", ()))))
@@ -25,10 +25,10 @@ class Unmet(Exception):
 
 
 class Preempted(BaseException):
-    """The machine was asked back, and what there is to save is saved. Exit code `PREEMPTED`.
+    """The machine is being preempted, and the state has been saved. Exit code `PREEMPTED`.
 
     Attributes:
-      together: all processes of the job stop at the same place.
+      together: whether all processes of the job stop at the same step.
     """
 
     def __init__(self, message: str, together: bool = False):
@@ -37,4 +37,4 @@ class Preempted(BaseException):
 
 
 class ProcessLost(Exception):
-    """Another process of the job did not come or is gone; the message names it. Exit code `PROCESS_LOST`."""
+    """Another process of the job did not start or has exited; the message names it. Exit code `PROCESS_LOST`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import atomic_path, write_json
+from pplx_jax.core.files import write_json, write_text
 from pplx_jax.data.quality.report import StageData, report_sources
 from pplx_jax.data.quality.report_text import render_data_text
 from pplx_jax.data.sources.beam_cache import cache_sources, pipeline_options
@@ -149,8 +149,7 @@ def _write_report(folder: pathlib.Path, report: dict[str, Any], name: str) -> di
     folder.mkdir(parents=True, exist_ok=True)
     text = render_data_text(report, name=name)
     for file, content in {"report.html": render_data_page(report, name=name), "report.txt": text}.items():
-        with atomic_path(folder / file) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_text(folder / file, content)
     write_json(folder / "report.json", report)
     shown = {name: value for name, value in report.items() if name not in ("sources", "fill_by_stage")}
     fill = {stage: one["fill"] for stage, one in report["fill_by_stage"].items()}

@@ -338,7 +338,7 @@ def test_a_damaged_checkpoint_costs_its_steps_alone(setting, whole, tmp_path, mo
         if file.is_file():
             file.write_bytes(b"")
     setting.train(tmp_path / "run", "triplet")
-    assert "checkpoints/3 is damaged" in caplog.text and "going on from step 2" in caplog.text
+    assert "checkpoints/3 is damaged" in caplog.text and "resuming from step 2" in caplog.text
     assert numbers(tmp_path / "run") == numbers(whole["triplet"])
     assert_same_params(tmp_path / "run", whole["triplet"])
 
