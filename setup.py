@@ -82,6 +82,7 @@ setuptools.setup(
         "orbax-checkpoint>=0.11.30,<0.13",
         "protobuf>=5.29,<8",  # the vocabulary's proto
         "sentencepiece>=0.2.1,<0.2.3",
+        "tabulate>=0.9,<0.11",
         "tensorboard>=2.19,<3",  # clu.metric_writers imports it without declaring it
     ],
     extras_require=EXTRAS,

@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pplx_jax.cli.verbs import Verb
+from pplx_jax.cli.verb import Verb
 from pplx_jax.core.errors import BadInput
 
 if TYPE_CHECKING:
