@@ -1,4 +1,4 @@
-"""What `--dry_run` says: the arguments of the call, the stages of a recipe, the files, the resolved gin."""
+"""What `--dry_run` prints: the arguments of the call, the stages of a recipe, the files, the resolved gin."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pplx_jax.configuration import Config
     from pplx_jax.training.trainer import Training
 
-SHOWN_APART = ("config_text", "fingerprint", "settings", "stages")
+_SHOWN_SEPARATELY = ("config_text", "fingerprint", "settings", "stages")
 STAGE_FILES = (
     "checkpoints/",
     "config.gin",
@@ -25,7 +25,7 @@ RUN_FILES = ("results.json", "report.html")
 MERGE_FILES = ("merged/", "export/", "embeddings/", "index/")
 
 
-def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str, Any]:
+def describe(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str, Any]:
     """Describes a call without making it.
 
     Returns:
@@ -33,18 +33,17 @@ def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str
         "examples"}], "writes": [path], "fingerprint", "config": resolved gin}; stages only for a recipe.
 
     Raises:
-        BadInput: a stage that the recipe does not have.
+        BadInput: the recipe does not have the chosen stage.
     """
     described: dict[str, Any] = {
         "verb": verb.name,
-        "arguments": {name: str(value) for name, value in arguments.items() if name not in SHOWN_APART},
+        "arguments": {name: str(value) for name, value in arguments.items() if name not in _SHOWN_SEPARATELY},
     }
     writes = [str(arguments[name]) for name in verb.outputs if name in arguments]
-    if (
-        "stages" in arguments and "workdir" in arguments and not verb.outputs
-    ):  # with an output of its own it trains nothing
+    trains = "stages" in arguments and "workdir" in arguments and not verb.outputs
+    if trains:
         stages = _chosen(arguments["stages"], arguments.get("stage"), arguments.get("until"))
-        described["stages"] = [_describe(training) for training in stages]
+        described["stages"] = [_stage(training) for training in stages]
         workdir, names = pathlib.Path(arguments["workdir"]), [training.stage.name for training in stages]
         files = [f"{name}/{file}" for name in names for file in STAGE_FILES]
         if "stage" not in arguments:
@@ -56,7 +55,7 @@ def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str
 
 
 def _chosen(stages: "Sequence[Training]", name: str | None, until: str | None) -> "list[Training]":
-    """One stage, those up to one (none, where it stops before the first), or all."""
+    """Returns one stage, the stages up to `until` (none if the run stops before the first), or all."""
     if until is not None:
         from pplx_jax.recipes.recipe import check_until
 
@@ -70,7 +69,7 @@ def _chosen(stages: "Sequence[Training]", name: str | None, until: str | None) -
     return chosen
 
 
-def _describe(training: "Training") -> dict[str, Any]:
+def _stage(training: "Training") -> dict[str, Any]:
     stage = training.stage
     return {
         "stage": stage.name,

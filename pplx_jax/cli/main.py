@@ -148,9 +148,9 @@ def _perform(verb: Verb, options: dict[str, Any], table: "Table | None") -> Any:
     function = _import(verb)
     arguments = _arguments(verb, function, config, options)
     if dry_run:
-        from pplx_jax.cli.dry_run import plan
+        from pplx_jax.cli.dry_run import describe
 
-        return plan(verb, arguments, config)
+        return describe(verb, arguments, config)
     return function(**arguments)
 
 
