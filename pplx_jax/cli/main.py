@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
         from pplx_jax.cli.show import show
 
         show(result)
-    if code != DONE and verb.runs_recipe:
+    if code != DONE and verb.runs_recipe(options):
         from pplx_jax.parallel.roll_call import leave
 
         leave(code)
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
 def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tuple[int, Any]:
     """Runs a verb. Returns the exit code, and the result or {"error": message}."""
     try:
-        with _logging(), _stopping(verb) if verb.runs_recipe else contextlib.nullcontext():
+        with _logging(), _stopping(verb) if verb.runs_recipe(options) else contextlib.nullcontext():
             return DONE, _perform(verb, options, table)
     except BadInput as error:
         return BAD_INPUT, _complain(f"error: {error}")
@@ -98,7 +98,7 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
             return BAD_INPUT, _complain(f"error: the disk of {where} is full; free some space and run this again")
         # A job that runs a recipe is started again after a failure, but not after bad input: a file that a running
         # recipe misses may be back by then.
-        if isinstance(error, _WRONG_PATH) and error.filename is not None and not verb.runs_recipe:
+        if isinstance(error, _WRONG_PATH) and error.filename is not None and not verb.runs_recipe(options):
             return BAD_INPUT, _complain(f"error: {error.filename}: {error.strerror}; check this path")
         traceback.print_exc()
         return FAILED, {"error": str(error)}
@@ -155,12 +155,10 @@ def _perform(verb: Verb, options: dict[str, Any], table: "Table | None") -> Any:
 
 
 def _require_recipe(verb: Verb, files: Sequence[str], options: Mapping[str, Any]) -> None:
-    if verb.recipe is None or verb.recipe_unless in options:
-        return
     instead = f", or --{verb.recipe_unless}" if verb.recipe_unless else ""
-    if not files:
+    if verb.recipe and verb.recipe_unless not in options and not files:
         raise BadInput(f"{verb.name} needs a recipe, such as --gin_file=gin/recipes/quickstart.gin{instead}")
-    if verb.runs_recipe and options["workdir"] is None:
+    if verb.runs_recipe(options) and options["workdir"] is None:
         raise BadInput(f"{verb.name} needs --workdir, the folder of the recipe's outputs{instead}")
 
 

@@ -106,9 +106,9 @@ def _add_shared(group: Any, verb: Verb) -> None:
         "--workdir",
         type=pathlib.Path,
         metavar="DIR",
-        required=verb.runs_recipe and verb.recipe_unless is None,
+        required=verb.runs_recipe() and verb.recipe_unless is None,
         help="the folder where the command works: a recipe's outputs are there, and relative paths given by flags "
-        f"start there{'' if verb.runs_recipe else ' (default: the current folder)'}",
+        f"start there{'' if verb.runs_recipe() else ' (default: the current folder)'}",
     )
     group.add_argument("--dry_run", action="store_true", help="print what would be done; write nothing")
     group.add_argument("--json", action="store_true", help="print one JSON object on stdout, logs on stderr")

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import pathlib
+from collections.abc import Container
 from typing import Any
 
 
@@ -111,7 +112,10 @@ class Verb:
         """The parameters that name what the verb writes."""
         return tuple(flag.parameter for flag in self.flags if flag.output)
 
-    @property
-    def runs_recipe(self) -> bool:
-        """Whether the verb runs (a part of) a recipe in a workdir."""
-        return self.recipe is not None and not self.inspects_only
+    def runs_recipe(self, given: Container[str] = ()) -> bool:
+        """Returns whether the verb runs a recipe, or a part of one, in a workdir.
+
+        Args:
+            given: the parameters whose flags are given.
+        """
+        return self.recipe is not None and not self.inspects_only and self.recipe_unless not in given
