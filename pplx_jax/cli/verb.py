@@ -112,7 +112,7 @@ class Verb:
         """The parameters that name what the verb writes."""
         return tuple(flag.parameter for flag in self.flags if flag.output)
 
-    def runs_recipe(self, given: Container[str] = ()) -> bool:
+    def runs_recipe(self, given: Container[Any] = ()) -> bool:
         """Returns whether the verb runs a recipe, or a part of one, in a workdir.
 
         Args:
