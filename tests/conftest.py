@@ -1,7 +1,8 @@
-"""Settings of every test: JAX runs on the CPU unless the caller says otherwise; fast tests start no process."""
+"""Settings of every test: JAX runs on the CPU unless the caller says otherwise; fast tests start no Python process."""
 
 import gc
 import os
+import pathlib
 import shutil
 import sys
 import tempfile
@@ -20,7 +21,15 @@ import pytest  # noqa: E402
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("repeatable")
 
+TESTS = pathlib.Path(__file__).parent
+SLOW_FOLDERS = {"export"}  # compared with PyTorch and transformers
 _fast = False  # whether the test that runs now is not marked `slow`
+
+
+def pytest_itemcollected(item):
+    """Marks the tests of whole folders as slow; other slow tests have the mark in their file."""
+    if item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS:
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -34,12 +43,13 @@ def pytest_runtest_protocol(item):
         _fast = False
 
 
-def _refuse_process(event, arguments):
-    if _fast and event == "subprocess.Popen":
-        raise RuntimeError(f"a fast test starts a process, {arguments[0]}; mark it with @pytest.mark.slow")
+def _refuse_python(event, arguments):
+    # Libraries ask small programs (uname) about the machine; a Python that imports JAX takes seconds.
+    if _fast and event == "subprocess.Popen" and arguments[0] == sys.executable:
+        raise RuntimeError("a fast test starts a Python process; mark it with @pytest.mark.slow")
 
 
-sys.addaudithook(_refuse_process)
+sys.addaudithook(_refuse_python)
 
 
 def pytest_collection_finish(session):
