@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
 
         show(result)
     if code != DONE and verb.runs_recipe(options):
-        from pplx_jax.parallel.roll_call import leave
+        from pplx_jax.parallel.heartbeat import leave
 
         leave(code)
     return code

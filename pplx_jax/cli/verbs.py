@@ -194,7 +194,7 @@ VERBS = (
         heading="evaluate",
         flags=(
             flag("--model", required=True, type=PathOrName, help="a model folder, also of other libraries, or bm25"),
-            flag("--task", required=True, type=PathOrName, help="a benchmark, a BEIR folder, or a folder of those"),
+            flag("--task", type=PathOrName, help="a benchmark, a BEIR folder, a folder of those, or MODULE:NAME"),
             flag("--tasks", type=names, help="only these tasks of the benchmark"),
             flag(
                 "--quantization",
@@ -251,15 +251,18 @@ VERBS = (
         "data report",
         "count and check training data: lengths, languages, duplicates, fill, overlap",
         "pplx_jax.recipes.data_verbs:report_corpus",
-        example=f"{_RECIPE} --workdir=quickstart_run",
+        example="--input=pairs.jsonl",
         heading="data",
         flags=(
+            flag("--input", type=PathOrUrl, help="instead of a recipe: JSON lines or Parquet, a file or a pattern"),
+            flag("--text_field", metavar="COLUMN", help="the column of the text in --input"),
             flag("--output", output=True, **_PATH, help="the folder of the report (default: WORKDIR/data/report)"),
             _VOCABULARY,
             flag("--examples", type=int, help="examples to read of each source"),
             flag("--samples", type=int, help="examples to show of each source, after every step"),
         ),
         recipe="run",
+        recipe_unless="input",
     ),
     Verb(
         "mine",
