@@ -189,7 +189,7 @@ VERBS = (
     Verb(
         "eval",
         "score a model on a benchmark or a BEIR folder",
-        "pplx_jax.evaluation.core.eval_verb:evaluate_task",
+        "pplx_jax.evaluation.evaluate:evaluate_task",
         example="--model=run/merged --task=beir/scifact --quantization=int8,binary --output=scores",
         heading="evaluate",
         flags=(
