@@ -1,19 +1,20 @@
-"""`load`: gin files to a Config, which is plain data: no part of it needs gin again."""
+"""`load`: gin files to a Config, which is plain data."""
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
 
 from pplx_jax.configuration import rules
-from pplx_jax.configuration.instances import Instance, reach, without_macros
-from pplx_jax.configuration.statements import MACRO, REQUIRED, SEARCH_PATHS, Binding, Import, parse_value, read
-from pplx_jax.configuration.table import Table, is_changeable
+from pplx_jax.configuration.changeable import is_changeable
+from pplx_jax.configuration.instances import Instance, reach, winners, without_macros
+from pplx_jax.configuration.names import Names, bind
+from pplx_jax.configuration.statements import MACRO, REQUIRED, SEARCH_PATHS, Binding, leaves, parse_value, read
+from pplx_jax.configuration.table import Table
 from pplx_jax.core.errors import BadInput
 
 
@@ -29,9 +30,9 @@ class Config:
     """A checked recipe.
 
     Attributes:
-        arguments: verb function -> the arguments that the recipe binds for it, built.
-        settings: "pair/Training.steps" -> Setting, for every parameter of every instance the recipe builds,
-            defaults included and macros expanded.
+        arguments: verb function -> the arguments that the recipe binds for it, built by gin.
+        settings: "pair/Training.steps" -> Setting, for every parameter of every instance that the recipe builds,
+            with defaults, macros expanded.
         text: see `resolved`.
     """
 
@@ -40,17 +41,17 @@ class Config:
     text: str
 
     def resolved(self) -> str:
-        """Every effective binding, defaults included, each with a comment that names the line that set it.
+        """Returns every effective binding, defaults included, each with a comment that names the line that set it.
 
-        The text is itself a gin file, and loading it gives a Config of the same fingerprint.
+        The text is a gin file, and loading it gives a Config of the same fingerprint.
         """
         return self.text
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the effective values: equal exactly where two recipes ask for the same thing.
+        """A hash of the effective values. Two recipes have the same one if they compute the same.
 
-        Where it runs, and how often it logs and saves, is no part of it (`table.CHANGEABLE`).
+        Where a recipe runs, and how often it logs and saves, is not part of it (`changeable`).
         """
         lines = sorted(f"{key} = {setting.value}\n" for key, setting in self.settings.items() if not is_changeable(key))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -65,20 +66,22 @@ def load(
     unset: str | None = None,
     defaults: Sequence[str] = (),
 ) -> Config:
-    """Reads, checks and builds a recipe.
+    """Reads and checks a recipe, and has gin build it.
+
+    gin's bindings stay in place until the next call, so that what a recipe hands out uncalled (`@Name`), and what
+    the user's own modules register, takes them when it is called.
 
     Args:
-        gin_files: paths, looked up in `search_paths` in turn, as are the paths of `include`.
-        gin_params: bindings that are applied after the files, as `--gin_param` gives them.
-        search_paths: by default the current folder, then the folders that hold the project's `gin/`.
-        table: what a recipe may name.
-        unset: where given, the value of macros that are required and that nobody sets, for a look at a recipe that
-            nothing is run of.
+        gin_files: paths, looked up in `search_paths` in turn, like the paths of `include`.
+        gin_params: bindings that are applied after the files, from `--gin_param`.
+        search_paths: by default the current folder, then the folders that contain the project's `gin/`.
+        table: the short names that a recipe may use.
+        unset: if given, the value of required macros that nothing sets, to look at a recipe without running it.
         defaults: bindings that are applied before the files.
 
     Raises:
-        BadInput: anything that `rules` refuses, a file that is missing or does not parse, or a value that the
-            dataclass it is bound to refuses; one line, with the file and line at fault.
+        BadInput: anything that `names` and `rules` refuse, a file that is missing or does not parse, or a value that
+            a class refuses; one line, with file and line.
     """
     bindings, imports = read(gin_files, gin_params, search_paths, defaults)
     if unset is not None:
@@ -87,43 +90,76 @@ def load(
             for each in bindings
         ]
     table = table or Table()
-    for statement in imports:
-        table = _with_import(table, statement)
+    gin.clear_config()
+    names = Names(table, imports)
+    bindings = names.resolve(bindings)
     verbs = [verb for verb in table.verbs if any(binding.name == verb for binding in bindings)]
+    roots = [("", verb) for verb in verbs]
 
-    rules.check_names(bindings, table)
     rules.check_macros(bindings)
-    rules.check_reached(bindings, verbs)
-    instances = reach(bindings, verbs)
-    rules.check_params(bindings, instances)
-    rules.check_required(instances, table)
-    rules.check_types(instances, table)
+    rules.check_used(bindings, roots, names)
+    winning = winners(bindings)
+    instances = reach(winning, roots)
+    if decorated := [
+        (each.scope, each.name)
+        for each in winning
+        if each.name != MACRO
+        and names[each.name].decorated
+        and not any(instance.in_scope_of(each) for instance in instances)
+    ]:  # its module may call it at any time
+        instances = reach(winning, [*roots, *decorated])
+    rules.check_params(winning, instances)
+    rules.check_required(instances, names)
+    rules.check_types(instances, names)
 
-    blocks = _effective_blocks(instances, table)
-    header = [f"from {module} import {name}  # {place}" for module, name, place in imports]
+    header = list(dict.fromkeys(f"{statement.format()}  # {place}" for statement, place in imports))
     return Config(
-        arguments=_build(_render(blocks), instances, verbs, table),
-        settings=_settings(instances, table),
-        text="\n".join([*header, *([""] if header else []), _render(blocks)]),
+        arguments=_build(winning, verbs, instances, names),
+        settings=_settings(instances, names),
+        text="\n".join([*header, *([""] if header else []), _render(instances, names)]),
     )
 
 
-def _with_import(table: Table, statement: Import) -> Table:
-    table = table.with_part(f"{statement.module}:{statement.name}")
+def _build(
+    bindings: Sequence[Binding], verbs: Sequence[str], instances: Sequence[Instance], names: Names
+) -> dict[str, dict[str, Any]]:
+    """Has gin build the arguments of the verbs."""
+    # A required value that is still unset is one of a stage that is left out; gin would refuse it.
+    bind((each for each in bindings if REQUIRED not in leaves(each.value)), names)
     try:
-        table.target(statement.name)
-    except BadInput as error:
-        raise BadInput(f"{statement.place}: {error}") from error
-    return table
+        gin.finalize()
+        return {verb: gin.get_bindings(names[verb].configurable.selector) for verb in verbs}
+    except (BadInput, TypeError, ValueError) as error:
+        raise BadInput(_told(str(error).splitlines(), instances, names)) from error
 
 
-def _defaults(instance: Instance, table: Table) -> list[Binding]:
-    """The parameters that nobody bound, as unscoped bindings: a scoped one would still win over them."""
+def _told(lines: Sequence[str], instances: Sequence[Instance], names: Names) -> str:
+    """Returns the message of an exception with the place at fault.
+
+    gin adds a line to an exception for every call that it passes through, the innermost first.
+    """
+    calls = {}
+    for each in instances:
+        if each.name != MACRO:
+            configurable = names[each.name].configurable
+            scope = f" in scope '{each.scope}'" if each.scope else ""
+            calls[f"  In call to configurable '{configurable.name}' ({configurable.wrapped}){scope}"] = each
+    message = lines[0] if lines else ""
+    instance = next((calls[line] for line in lines if line in calls), None)
+    if instance is None:
+        return message
+    words = set(re.findall(r"\w+", message))
+    blamed = [binding.place for parameter, binding in instance.bindings.items() if parameter in words]
+    return f"{blamed[0] if blamed else instance.place}: {instance}: {message}"
+
+
+def _defaults(instance: Instance, names: Names) -> list[Binding]:
+    """Returns the parameters that nothing sets, as unscoped bindings: a scoped one would still override them."""
     if instance.name == MACRO:
         return []
     return [
         Binding("", instance.name, name, parameter.default)
-        for name, parameter in table.parameters(instance.name).items()
+        for name, parameter in names[instance.name].parameters.items()
         if name not in instance.bindings and _is_literal(parameter.default)
     ]
 
@@ -137,29 +173,7 @@ def _is_literal(value: Any) -> bool:
         return False
 
 
-def _effective_blocks(instances: Sequence[Instance], table: Table) -> list[list[Binding]]:
-    """The bindings that have an effect: macros, then one block a (scope, name) in the order of the walk."""
-    blocks: dict[tuple[str, str], dict[str, Binding]] = {("", MACRO): {}}
-    for instance in instances:
-        for binding in [*instance.bindings.values(), *_defaults(instance, table)]:
-            owner = ("", MACRO) if binding.name == MACRO else (binding.scope, binding.name)
-            blocks.setdefault(owner, {})[binding.key] = binding
-    ordered = []
-    for (_, name), block in blocks.items():
-        rank = {} if name == MACRO else {key: place for place, key in enumerate(table.parameters(name))}
-        keyed = {(rank.get(binding.parameter, 0), key): binding for key, binding in block.items()}
-        ordered.append([keyed[position] for position in sorted(keyed)])
-    return [block for block in ordered if block]
-
-
-def _render(blocks: Sequence[Sequence[Binding]]) -> str:
-    return "\n".join(
-        "".join(f"{binding.key} = {binding.value!r}  # {binding.place or 'default'}\n" for binding in block)
-        for block in blocks
-    )
-
-
-def _settings(instances: Sequence[Instance], table: Table) -> dict[str, Setting]:
+def _settings(instances: Sequence[Instance], names: Names) -> dict[str, Setting]:
     macros = {instance.scope: instance for instance in instances if instance.name == MACRO}
     return {
         f"{instance}.{binding.parameter}": Setting(
@@ -167,46 +181,24 @@ def _settings(instances: Sequence[Instance], table: Table) -> dict[str, Setting]
         )
         for instance in instances
         if instance.name != MACRO
-        for binding in [*instance.bindings.values(), *_defaults(instance, table)]
+        for binding in [*instance.bindings.values(), *_defaults(instance, names)]
     }
 
 
-def _build(text: str, instances: Sequence[Instance], verbs: Sequence[str], table: Table) -> dict[str, dict[str, Any]]:
-    """Gives `text` to gin and builds what the verbs are bound to."""
-    by_identity = {(instance.scope, instance.name): instance for instance in instances}
-    gin.clear_config()
-    gin.enter_interactive_mode()  # so that a second load may register the same names
-    try:
-        for name in sorted({instance.name for instance in instances} - {MACRO}):
-            target = table.target(name)
-            builder = target if name in verbs else _builder(name, target, by_identity)
-            gin.external_configurable(builder, name=name, module="pplx_jax")
-    finally:
-        gin.exit_interactive_mode()
-    gin.parse_config(text)
-    gin.finalize()
-    try:
-        return {verb: gin.get_bindings(verb) for verb in verbs}
-    except BadInput as error:
-        # gin appends lines of its own to every exception that passes through it.
-        raise BadInput(str(error).splitlines()[0]) from None
-
-
-def _builder(
-    name: str, target: Callable[..., Any], instances: Mapping[tuple[str, str], Instance]
-) -> Callable[..., Any]:
-    """`target`, with whatever it refuses told as BadInput at the line of the recipe that is at fault."""
-
-    @functools.wraps(target, updated=())
-    def build(*args: Any, **fields: Any) -> Any:
-        try:
-            return target(*args, **fields)
-        except (BadInput, TypeError, ValueError) as error:
-            message = str(error)
-            instance = instances[gin.current_scope_str(), name]
-            words = set(re.findall(r"\w+", message))
-            blamed = [binding.place for key, binding in instance.bindings.items() if key in words]
-            place = blamed[0] if blamed else instance.place
-            raise BadInput(f"{place}: {instance}: {message.splitlines()[0]}") from error
-
-    return build
+def _render(instances: Sequence[Instance], names: Names) -> str:
+    """Returns the bindings that have an effect as gin text: macros, then a block for each scope and name."""
+    blocks: dict[tuple[str, str], dict[str, Binding]] = {("", MACRO): {}}
+    for instance in instances:
+        for binding in [*instance.bindings.values(), *_defaults(instance, names)]:
+            owner = ("", MACRO) if binding.name == MACRO else (binding.scope, binding.name)
+            blocks.setdefault(owner, {})[binding.key] = binding
+    texts = []
+    for (_, name), block in blocks.items():
+        order = [] if name == MACRO else list(names[name].parameters)
+        rank = {parameter: number for number, parameter in enumerate(order)}
+        lines = [
+            f"{each.key} = {each.value!r}  # {each.place or 'default'}\n"
+            for each in sorted(block.values(), key=lambda each: (rank.get(each.parameter, 0), each.key))
+        ]
+        texts.append("".join(lines))
+    return "\n".join(text for text in texts if text)

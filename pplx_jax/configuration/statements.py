@@ -1,4 +1,4 @@
-"""Gin files to a flat list of bindings, each with the file and line it came from."""
+"""Reads gin files into a flat list of statements, each with the file and line it came from."""
 
 import dataclasses
 import io
@@ -13,15 +13,16 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.spelling import nearest
 
 PACKAGE = pathlib.Path(__file__).parents[1]
-# The current folder first, so that a user's own file wins over a shipped one of the same name.
+# The current folder first, so that a user's file wins over a shipped one of the same name. The shipped files are next
+# to the package in a checkout and inside it in a wheel.
 SEARCH_PATHS = (pathlib.Path(), PACKAGE.parent, PACKAGE)
 
 PARAM = "--gin_param"
-MACRO = "macro"  # gin keeps the macro NAME as the parameter `value` of `gin.macro` in the scope NAME
+MACRO = "gin.macro"  # in gin, the macro NAME is the parameter `value` of `gin.macro` in the scope NAME
 
 
 class Place(NamedTuple):
-    """Where a statement stands; `--gin_param:2` is the second such flag."""
+    """File and line of a statement; `--gin_param:2` is the second such flag."""
 
     file: str
     line: int
@@ -31,27 +32,20 @@ class Place(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """`@scope/name()`; without the parentheses it is not `called`."""
+    """`@scope/name()`, or `@scope/name` if it is not `called`. The macro `%X` is `@X/gin.macro()`, as in gin."""
 
     scope: str
     name: str
     called: bool = True
 
     def __repr__(self) -> str:
+        if self.name == MACRO:
+            return f"%{self.scope}"
         scope, call = f"{self.scope}/" if self.scope else "", "()" if self.called else ""
         return f"@{scope}{self.name}{call}"
 
 
-class Macro(NamedTuple):
-    """`%name`."""
-
-    name: str
-
-    def __repr__(self) -> str:
-        return f"%{self.name}"
-
-
-REQUIRED = Macro("gin.REQUIRED")
+REQUIRED = Reference("gin.REQUIRED", MACRO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,36 +56,33 @@ class Binding:
     name: str
     parameter: str
     value: Any
-    place: Place | None = None  # None: the default of the dataclass
+    place: Place | None = None  # None: a default of the class or function
 
     @property
     def key(self) -> str:
-        """The left side, as a gin file spells it."""
+        """The left side, as it is written in a gin file."""
         if self.name == MACRO:
             return self.scope
         return f"{self.scope}/{self.name}.{self.parameter}" if self.scope else f"{self.name}.{self.parameter}"
 
     @property
     def is_param(self) -> bool:
-        """Whether the command line gave it."""
+        """Whether it comes from the command line."""
         return self.place is not None and self.place.file == PARAM
 
 
 class Import(NamedTuple):
-    """`from module import name`."""
+    """An import statement of a gin file and its place."""
 
-    module: str
-    name: str
+    statement: config_parser.ImportStatement
     place: Place
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """Every scalar, reference and macro inside a bound value."""
+    """Yields every scalar and reference inside a bound value."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            yield from leaves(key)
-            yield from leaves(item)
-    elif isinstance(value, list | tuple) and not isinstance(value, Reference | Macro):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple) and not isinstance(value, Reference):
         for item in value:
             yield from leaves(item)
     else:
@@ -99,16 +90,16 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def replace_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`value` with every leaf replaced by `function(leaf)`."""
+    """Returns `value` with every leaf replaced by `function(leaf)`."""
     if isinstance(value, dict):
         return {replace_leaves(k, function): replace_leaves(v, function) for k, v in value.items()}
-    if isinstance(value, list | tuple) and not isinstance(value, Reference | Macro):
+    if isinstance(value, list | tuple) and not isinstance(value, Reference):
         return type(value)(replace_leaves(item, function) for item in value)
     return function(value)
 
 
 class _Delegate(config_parser.ParserDelegate):
-    """Keeps references and macros as data, where gin's own delegate would look them up at once."""
+    """Keeps references as data, so that a file can be read without importing what it names."""
 
     # gin's delegate has no annotations, so its placeholders seem to return None.
     def configurable_reference(  # type: ignore[override]
@@ -117,15 +108,15 @@ class _Delegate(config_parser.ParserDelegate):
         scope, _, name = scoped_configurable_name.rpartition("/")
         return Reference(scope, name, evaluate)
 
-    def macro(self, macro_name: str) -> Macro:  # type: ignore[override]
-        return REQUIRED if macro_name in ("REQUIRED", "gin.REQUIRED") else Macro(macro_name)
+    def macro(self, macro_name: str) -> Reference:  # type: ignore[override]
+        return REQUIRED if macro_name == "REQUIRED" else Reference(macro_name, MACRO)
 
 
 def parse_value(text: str) -> Any:
     """Parses the right side of a binding.
 
     Raises:
-        SyntaxError: `text` is no gin value.
+        SyntaxError: `text` is not a gin value.
     """
     return config_parser.ConfigParser(text, _Delegate()).parse_value()
 
@@ -136,12 +127,12 @@ def read(
     search_paths: Sequence[pathlib.Path] = SEARCH_PATHS,
     defaults: Sequence[str] = (),
 ) -> tuple[list[Binding], list[Import]]:
-    """Reads defaults, files with their includes, and the command line's bindings, in the order gin would apply them.
+    """Reads defaults, then files with their includes, then the bindings of the command line: the order of gin.
 
     Raises:
         BadInput: a file is missing, unreadable or includes itself, or a statement does not parse.
     """
-    reader = _Reader(tuple(pathlib.Path(path) for path in search_paths))
+    reader = _Reader([pathlib.Path(path) for path in search_paths])
     for number, statement in enumerate(defaults, start=1):
         reader.text("default", statement, first_line=number)
     for file in files:
@@ -152,9 +143,9 @@ def read(
 
 
 class _Reader:
-    """Collects statements; `file` recurses into includes."""
+    """Collects statements; `file` calls itself for includes."""
 
-    def __init__(self, search_paths: tuple[pathlib.Path, ...]):
+    def __init__(self, search_paths: Sequence[pathlib.Path]):
         self.search_paths = search_paths
         self.bindings: list[Binding] = []
         self.imports: list[Import] = []
@@ -182,35 +173,28 @@ class _Reader:
                 case config_parser.IncludeStatement():
                     self.file(statement.filename, included_at=place)
                 case config_parser.ImportStatement():
-                    self.imports.append(_import(statement, place))
+                    self.imports.append(Import(statement, place))
                 case config_parser.BindingStatement(scope, selector, "", value):
                     macro = f"{scope}/{selector}" if scope else selector
                     self.bindings.append(Binding(macro, MACRO, "value", value, place))
                 case config_parser.BindingStatement(scope, selector, parameter, value):
                     self.bindings.append(Binding(scope, selector, parameter, value, place))
                 case config_parser.BlockDeclaration():
-                    pass  # its bindings follow as statements of their own
+                    pass  # its bindings follow as separate statements
 
     def _shipped(self) -> list[str]:
         found = ((folder, path) for folder in self.search_paths for path in folder.glob("gin/**/*.gin"))
         return sorted({str(path.relative_to(folder)) for folder, path in found})
 
 
-def _import(statement: config_parser.ImportStatement, place: Place) -> Import:
-    module, _, name = statement.module.rpartition(".")
-    if not statement.is_from or statement.alias or module == "__gin__":
-        raise BadInput(f"{place}: a recipe imports by `from module import Name`, nothing else")
-    return Import(module, name, place)
-
-
 def _statements(label: str, text: str, first_line: int) -> Iterator[Any]:
-    """Yields parsed statements; whatever the parser says against one becomes BadInput."""
+    """Yields parsed statements; an error of the parser becomes BadInput."""
     try:
         parser = config_parser.ConfigParser(io.StringIO(text), _Delegate())
         while statement := parser.parse_statement():
             yield statement
     except SyntaxError as error:
-        # The parser's token errors put Python's complaint first and the token in the last line.
+        # For a bad token, Python's message comes first and the token is in the last line.
         problem, line = str(error.msg).splitlines()[-1].strip(), error.lineno
     except tokenize.TokenError as error:
         problem, line = str(error.args[0]), error.args[1][0]

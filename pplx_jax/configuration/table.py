@@ -1,14 +1,14 @@
-"""What a recipe may name. Adding a bindable class or function is one line here."""
+"""The short names of the project's own classes and functions. A recipe imports everything else (`names`)."""
 
 import dataclasses
 import importlib
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from pplx_jax.configuration.changeable import is_changeable as is_changeable
 from pplx_jax.core.errors import BadInput
 
-# The one top-level function of each verb: where a recipe begins.
+# The function of each verb of the command line. A recipe binds its parameters.
 VERBS = (
     "pplx_jax.recipes.recipe:run",
     "pplx_jax.recipes.recipe:train_stage",
@@ -27,7 +27,7 @@ VERBS = (
     "pplx_jax.recipes.sweep_report:report_trials",
 )
 
-# The dataclasses that those functions are given, directly or inside one another.
+# The classes that a recipe refers to.
 PARTS = (
     "pplx_jax.models.transformer:Qwen3Config",
     "pplx_jax.models.term_weights:TermWeights",
@@ -51,35 +51,6 @@ PARTS = (
     "pplx_jax.data.sources.mixture:Curriculum",
 )
 
-# What may differ between two starts of one run, all of a name where its parameters are None: where it runs, how often
-# it logs and saves, but nothing of what it computes.
-CHANGEABLE: Mapping[str, frozenset[str] | None] = {
-    "run": frozenset({"mesh", "processes"}),
-    "Mesh": None,
-    "Processes": None,
-    "Training": frozenset(
-        {
-            "log_every_steps",
-            "checkpoint_every_seconds",
-            "checkpoint_every_steps",
-            "keep_checkpoints",
-            "keep_every_steps",
-            "keep_every_seconds",
-            "keep_best",
-            "best_metric",
-            "best_is_highest",
-            "profile_steps",
-        }
-    ),
-}
-
-
-def is_changeable(key: str) -> bool:
-    """Whether a setting such as "pair/Training.log_every_steps" is one of `CHANGEABLE`."""
-    name, _, parameter = key.rpartition("/")[2].partition(".")
-    parameters = CHANGEABLE.get(name, frozenset())
-    return parameters is None or parameter in parameters
-
 
 def _by_name(paths: tuple[str, ...]) -> dict[str, str]:
     return {path.partition(":")[2]: path for path in paths}
@@ -87,10 +58,10 @@ def _by_name(paths: tuple[str, ...]) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Names a recipe may use, each with the "module:Name" it stands for; modules are imported when needed.
+    """Short names, each with the "module:Name" it stands for. A module is imported when a recipe mentions the name.
 
     Attributes:
-        verbs: top-level functions, the roots of every recipe.
+        verbs: functions of the command line, where a recipe starts.
         parts: classes (or functions) that bindings refer to.
     """
 
@@ -102,30 +73,28 @@ class Table:
         """Builds a table from "module:Name" strings."""
         return cls(_by_name(verbs), _by_name(parts))
 
-    @property
-    def names(self) -> list[str]:
-        """Every name, verbs first."""
-        return [*self.verbs, *self.parts]
-
-    def with_part(self, path: str) -> "Table":
-        """Adds one "module:Name"."""
-        return dataclasses.replace(self, parts={**self.parts, **_by_name((path,))})
-
-    def target(self, name: str) -> Callable[..., Any]:
+    def target(self, name: str) -> Any:
         """Imports what `name` stands for.
 
         Raises:
-            BadInput: it needs a package that is not installed, or the module has no such name.
+            BadInput: a module is not installed, or has no such name.
         """
         module, _, attribute = (self.verbs.get(name) or self.parts[name]).partition(":")
-        try:
-            imported = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise BadInput(f"{name} needs the module {error.name}, which is not installed") from error
-        if not hasattr(imported, attribute):
-            raise BadInput(f"the module {module} has nothing called {attribute}")
-        return getattr(imported, attribute)
+        return import_name(module, attribute)
 
-    def parameters(self, name: str) -> Mapping[str, inspect.Parameter]:
-        """The parameters of what `name` stands for, in the order of its signature."""
-        return inspect.signature(self.target(name)).parameters
+
+def import_name(module: str, name: str = "") -> Any:
+    """Imports a module, or the class, function or submodule `name` of it.
+
+    Raises:
+        BadInput: a module is not installed, or has no such name.
+    """
+    try:
+        imported = importlib.import_module(module)
+        if not name or hasattr(imported, name):
+            return getattr(imported, name) if name else imported
+        return importlib.import_module(f"{module}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name == f"{module}.{name}":
+            raise BadInput(f"the module {module} has nothing called {name}") from None
+        raise BadInput(f"{name or module} needs the module {error.name}, which is not installed") from error
