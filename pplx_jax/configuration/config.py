@@ -12,8 +12,8 @@ import gin
 from pplx_jax.configuration import rules
 from pplx_jax.configuration.changeable import is_changeable
 from pplx_jax.configuration.instances import Instance, reach, winners, without_macros
-from pplx_jax.configuration.names import Names, bind
-from pplx_jax.configuration.statements import MACRO, REQUIRED, SEARCH_PATHS, Binding, leaves, parse_value, read
+from pplx_jax.configuration.names import MACRO, Names, Target
+from pplx_jax.configuration.statements import SEARCH_PATHS, Binding, read
 from pplx_jax.configuration.table import Table
 from pplx_jax.core.errors import BadInput
 
@@ -83,122 +83,96 @@ def load(
         BadInput: anything that `names` and `rules` refuse, a file that is missing or does not parse, or a value that
             a class refuses; one line, with file and line.
     """
-    bindings, imports = read(gin_files, gin_params, search_paths, defaults)
+    gin.clear_config()
+    names = Names(table or Table())
+    bindings = read(gin_files, gin_params, search_paths, defaults, names)
     if unset is not None:
         bindings = [
-            dataclasses.replace(each, value=unset) if each.name == MACRO and each.value == REQUIRED else each
+            dataclasses.replace(each, value=unset) if each.target.is_macro and each.is_required else each
             for each in bindings
         ]
-    table = table or Table()
-    gin.clear_config()
-    names = Names(table, imports)
-    bindings = names.resolve(bindings)
-    verbs = [verb for verb in table.verbs if any(binding.name == verb for binding in bindings)]
-    roots = [("", verb) for verb in verbs]
-
+    verbs = names.verbs
     rules.check_macros(bindings)
-    rules.check_used(bindings, roots, names)
+    rules.check_used(bindings, verbs)
     winning = winners(bindings)
-    instances = reach(winning, roots)
-    if decorated := [
-        (each.scope, each.name)
-        for each in winning
-        if each.name != MACRO
-        and names[each.name].decorated
-        and not any(instance.in_scope_of(each) for instance in instances)
-    ]:  # its module may call it at any time
-        instances = reach(winning, [*roots, *decorated])
+    instances = reach(winning, verbs)
     rules.check_params(winning, instances)
-    rules.check_required(instances, names)
-    rules.check_types(instances, names)
-
-    header = list(dict.fromkeys(f"{statement.format()}  # {place}" for statement, place in imports))
+    rules.check_required(instances)
+    rules.check_types(instances)
+    _bind(instances)
     return Config(
-        arguments=_build(winning, verbs, instances, names),
-        settings=_settings(instances, names),
-        text="\n".join([*header, *([""] if header else []), _render(instances, names)]),
+        arguments=_build(instances, verbs),
+        settings=_settings(instances),
+        text=_render(names.imports, instances),
     )
 
 
-def _build(
-    bindings: Sequence[Binding], verbs: Sequence[str], instances: Sequence[Instance], names: Names
-) -> dict[str, dict[str, Any]]:
+def _bind(instances: Sequence[Instance]) -> None:
+    """Gives gin the bindings that have an effect; of a stage that is left out it would refuse unset values."""
+    for binding in {binding.key: binding for each in instances for binding in each.bindings.values()}.values():
+        if binding.place is not None:
+            gin.bind_parameter((binding.scope, binding.target.selector, binding.parameter), binding.value)
+
+
+def _build(instances: Sequence[Instance], verbs: Sequence[Target]) -> dict[str, dict[str, Any]]:
     """Has gin build the arguments of the verbs."""
-    # A required value that is still unset is one of a stage that is left out; gin would refuse it.
-    bind((each for each in bindings if REQUIRED not in leaves(each.value)), names)
     try:
         gin.finalize()
-        return {verb: gin.get_bindings(names[verb].configurable.selector) for verb in verbs}
+        return {verb.name: {**verb.defaults, **gin.get_bindings(verb.selector)} for verb in verbs}
     except (BadInput, TypeError, ValueError) as error:
-        raise BadInput(_told(str(error).splitlines(), instances, names)) from error
+        raise BadInput(_with_place(str(error).splitlines() or [repr(error)], instances)) from error
 
 
-def _told(lines: Sequence[str], instances: Sequence[Instance], names: Names) -> str:
-    """Returns the message of an exception with the place at fault.
+def _with_place(lines: Sequence[str], instances: Sequence[Instance]) -> str:
+    """Returns the message of an exception from a class that gin called, with the place at fault.
 
     gin adds a line to an exception for every call that it passes through, the innermost first.
     """
-    calls = {}
-    for each in instances:
-        if each.name != MACRO:
-            configurable = names[each.name].configurable
+    for line in lines:
+        for each in instances:
             scope = f" in scope '{each.scope}'" if each.scope else ""
-            calls[f"  In call to configurable '{configurable.name}' ({configurable.wrapped}){scope}"] = each
-    message = lines[0] if lines else ""
-    instance = next((calls[line] for line in lines if line in calls), None)
-    if instance is None:
-        return message
-    words = set(re.findall(r"\w+", message))
-    blamed = [binding.place for parameter, binding in instance.bindings.items() if parameter in words]
-    return f"{blamed[0] if blamed else instance.place}: {instance}: {message}"
+            if line.startswith("  In call to configurable") and line.endswith(f" ({each.target.call}){scope}"):
+                words = set(re.findall(r"\w+", lines[0]))
+                blamed = [binding.place for parameter, binding in each.bindings.items() if parameter in words]
+                return f"{next(filter(None, blamed), each.place)}: {each}: {lines[0]}"
+    return lines[0]
 
 
-def _defaults(instance: Instance, names: Names) -> list[Binding]:
-    """Returns the parameters that nothing sets, as unscoped bindings: a scoped one would still override them."""
-    if instance.name == MACRO:
-        return []
-    return [
-        Binding("", instance.name, name, parameter.default)
-        for name, parameter in names[instance.name].parameters.items()
-        if name not in instance.bindings and _is_literal(parameter.default)
-    ]
-
-
-def _is_literal(value: Any) -> bool:
-    if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
-        return False
-    try:
-        return parse_value(repr(value)) == value
-    except SyntaxError:  # an infinity, or something else inside a container
-        return False
-
-
-def _settings(instances: Sequence[Instance], names: Names) -> dict[str, Setting]:
-    macros = {instance.scope: instance for instance in instances if instance.name == MACRO}
+def _settings(instances: Sequence[Instance]) -> dict[str, Setting]:
+    macros = {instance.scope: instance for instance in instances if instance.target.is_macro}
     return {
-        f"{instance}.{binding.parameter}": Setting(
-            repr(without_macros(binding.value, macros)), str(binding.place or "default")
-        )
+        f"{instance}.{parameter}": Setting(repr(without_macros(binding.value, macros)), binding.place or "default")
         for instance in instances
-        if instance.name != MACRO
-        for binding in [*instance.bindings.values(), *_defaults(instance, names)]
+        if not instance.target.is_macro
+        for parameter, binding in instance.bindings.items()
     }
 
 
-def _render(instances: Sequence[Instance], names: Names) -> str:
-    """Returns the bindings that have an effect as gin text: macros, then a block for each scope and name."""
-    blocks: dict[tuple[str, str], dict[str, Binding]] = {("", MACRO): {}}
+def _render(imports: Mapping[str, str], instances: Sequence[Instance]) -> str:
+    """Returns what has an effect as gin text: imports, macros, then a block for each scope and name."""
+    blocks: dict[str, dict[str, Binding]] = {MACRO.name: {}}
     for instance in instances:
-        for binding in [*instance.bindings.values(), *_defaults(instance, names)]:
-            owner = ("", MACRO) if binding.name == MACRO else (binding.scope, binding.name)
+        for binding in instance.bindings.values():
+            owner = MACRO.name if binding.target.is_macro else binding.owner
             blocks.setdefault(owner, {})[binding.key] = binding
-    texts = []
-    for (_, name), block in blocks.items():
-        order = [] if name == MACRO else list(names[name].parameters)
-        rank = {parameter: number for number, parameter in enumerate(order)}
-        lines = [
-            f"{each.key} = {each.value!r}  # {each.place or 'default'}\n"
-            for each in sorted(block.values(), key=lambda each: (rank.get(each.parameter, 0), each.key))
-        ]
-        texts.append("".join(lines))
+    texts = ["".join(f"{statement}  # {place}\n" for statement, place in imports.items())]
+    for block in blocks.values():
+        lines = sorted(block.values(), key=lambda each: (_rank(each), each.key))
+        texts.append("".join(f"{each.key} = {each.value!r}  # {each.place or 'default'}\n" for each in lines))
     return "\n".join(text for text in texts if text)
+
+
+def _rank(binding: Binding) -> int:
+    """The position of the parameter in the signature; at the end for one of `**kwargs`."""
+    return [*binding.target.parameters, binding.parameter].index(binding.parameter)
+
+
+def read_resolved(text: str) -> dict[str, str]:
+    """Returns key -> value as gin text of a resolved recipe, and imports nothing that it names."""
+    values = {}
+    for line in text.splitlines():
+        key, equals, rest = line.partition(" = ")
+        if equals and not key.startswith("#"):
+            value, mark, _ = rest.rpartition("  # ")
+            values[key] = value if mark else rest
+    return values

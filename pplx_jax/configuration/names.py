@@ -1,199 +1,198 @@
-"""Finds what the names in a recipe stand for, and registers it with gin. Only what a recipe mentions is imported."""
+"""What the names in a recipe stand for. Only what a recipe mentions is imported and registered with gin."""
 
 import dataclasses
 import functools
 import inspect
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gin
+from gin import config_parser
 
-from pplx_jax.configuration.statements import MACRO, Binding, Import, Reference, leaves, replace_leaves
 from pplx_jax.configuration.table import Table, import_name
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.spelling import nearest
 
-_registered_here: set[str] = set()  # gin cannot forget a name; a later recipe must still import it to use it
+_registered_here: set[str] = set()  # gin cannot forget a name, but another recipe must still import it to use it
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Target:
     """A class or function that a recipe names.
 
     Attributes:
         name: how the recipe spells it first.
-        configurable: gin's record of it.
-        is_verb: whether it is a function of the command line.
-        decorated: whether its module registered it (`@gin.configurable`), so that every call of it takes bindings.
+        record: what gin knows of it.
+        called_anywhere: whether its module registered it (`@gin.configurable`), so that every call takes bindings.
     """
 
     name: str
-    configurable: gin.config.Configurable
-    is_verb: bool = False
-    decorated: bool = False
+    record: gin.config.Configurable
+    called_anywhere: bool = False
+
+    @property
+    def selector(self) -> str:
+        """The complete name in gin."""
+        return self.record.selector
+
+    @property
+    def call(self) -> Any:
+        """The class or function, without gin's wrapper."""
+        return self.record.wrapped
+
+    @property
+    def is_macro(self) -> bool:
+        """In gin, the macro NAME is the parameter `value` of `gin.macro` in the scope NAME."""
+        return self.selector == "gin.macro"
 
     @functools.cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """The parameters in the order of the signature, without `*args` and `**kwargs`."""
-        return {name: each for name, each in self._signature.items() if each.kind not in _VARIADIC}
+        """The parameters that may be bound, in the order of the signature; `**kwargs` is one."""
+        allowed, denied = self.record.allowlist, self.record.denylist or ()
+        return {
+            name: each
+            for name, each in inspect.signature(self.call).parameters.items()
+            if each.kind is not each.VAR_POSITIONAL and name not in denied and (not allowed or name in allowed)
+        }
 
-    @property
-    def takes_any(self) -> bool:
-        """Whether it has `**kwargs`."""
-        return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in self._signature.values())
+    def accepts(self, parameter: str) -> bool:
+        """Whether a recipe may bind a parameter."""
+        takes_any = any(each.kind is each.VAR_KEYWORD for each in self.parameters.values())
+        return parameter in self.parameters or takes_any
 
     @functools.cached_property
-    def _signature(self) -> Mapping[str, inspect.Parameter]:
-        return inspect.signature(self.configurable.wrapped).parameters
+    def defaults(self) -> Mapping[str, Any]:
+        """The parameters whose defaults can be written in a gin file, with these."""
+        return {name: each.default for name, each in self.parameters.items() if _is_literal(each.default)}
+
+    @property
+    def without_default(self) -> list[str]:
+        """The parameters that must be bound."""
+        unset = (inspect.Parameter.empty, gin.REQUIRED)
+        return [
+            name
+            for name, each in self.parameters.items()
+            if each.kind is not each.VAR_KEYWORD and any(each.default is one for one in unset)
+        ]
 
 
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-class Names:
-    """The names that one recipe may use: those of a table, those it imports, those that imported modules register."""
-
-    def __init__(self, table: Table, imports: Iterable[Import]):
-        self._table = table
-        self._imported: dict[str, Any] = {}
-        self._targets: dict[str, Target] = {}  # by gin's complete name
-        self._by_spelling: dict[str, Target] = {}
-        for statement, place in imports:
-            module, _, name = statement.module.rpartition(".") if statement.is_from else (statement.module, "", "")
-            if module == "__gin__":
-                continue  # `dynamic_registration`: here every import registers what the recipe mentions
-            try:
-                imported = import_name(module, name)
-                if not (statement.is_from or statement.alias):
-                    imported = import_name(statement.bound_name())  # `import a.b` binds `a`
-            except BadInput as error:
-                raise BadInput(f"{place}: {error}") from error
-            if self._imported.setdefault(statement.bound_name(), imported) is not imported:
-                raise BadInput(f"{place}: {statement.bound_name()} is imported twice; rename one with `as`")
-
-    def __getitem__(self, name: str) -> Target:
-        """Returns what a name stands for that `resolve` has met."""
-        return self._by_spelling[name]
-
-    def resolve(self, bindings: Sequence[Binding]) -> list[Binding]:
-        """Registers every name in the bindings and returns them with one spelling for each class or function.
-
-        Raises:
-            BadInput: a name is unknown, or has no such parameter.
-        """
-        return [self._resolve(binding) for binding in bindings]
-
-    def _resolve(self, binding: Binding) -> Binding:
-        try:
-            name = binding.name
-            if name != MACRO:
-                target = self._find(name, [*self._table.verbs, *self._table.parts])
-                if binding.parameter not in target.parameters and not target.takes_any:
-                    hint = nearest(binding.parameter, target.parameters) or f"; it has {', '.join(target.parameters)}"
-                    raise BadInput(f"{name} has no parameter {binding.parameter}{hint}")
-                name = target.name
-            return dataclasses.replace(binding, name=name, value=replace_leaves(binding.value, self._resolve_leaf))
-        except BadInput as error:
-            raise BadInput(f"{binding.place}: {error}") from error
-
-    def _resolve_leaf(self, leaf: Any) -> Any:
-        if isinstance(leaf, Reference) and leaf.name != MACRO:
-            return leaf._replace(name=self._find(leaf.name, self._table.parts).name)
-        return leaf
-
-    def _find(self, spelled: str, short_names: Iterable[str]) -> Target:
-        """Returns what `spelled` stands for; `short_names` are those of the table that are allowed here."""
-        first = spelled.partition(".")[0]
-        if first not in self._imported and spelled in self._table.verbs and spelled not in short_names:
-            raise BadInput(f"nothing is called {spelled}")
-        if spelled in self._by_spelling:
-            return self._by_spelling[spelled]
-        is_verb = False
-        if first in self._imported:
-            configurable = self._register(self._attribute(spelled), spelled)
-        elif spelled in short_names:
-            configurable, is_verb = self._register(self._table.target(spelled), spelled), spelled in self._table.verbs
-        else:
-            configurable = _known_to_gin(spelled)
-            if configurable is None or configurable.selector in _registered_here:
-                raise BadInput(f"nothing is called {spelled}{nearest(spelled, [*short_names, *self._imported])}")
-        decorated = configurable.selector not in _registered_here
-        target = self._targets.setdefault(configurable.selector, Target(spelled, configurable, is_verb, decorated))
-        self._by_spelling[spelled] = target
-        return target
-
-    def _attribute(self, spelled: str) -> Any:
-        """Follows the dots of an imported name."""
-        first, *rest = spelled.split(".")
-        found = self._imported[first]
-        for name in rest:
-            if not hasattr(found, name):
-                raise BadInput(f"nothing is called {spelled}{nearest(name, dir(found))}")
-            found = getattr(found, name)
-        return found
-
-    @staticmethod
-    def _register(found: Any, spelled: str) -> "gin.config.Configurable":
-        """Returns gin's record of a class or function, and registers it if its module has not."""
-        if isinstance(found, types.ModuleType) or not callable(found):
-            raise BadInput(f"{spelled} is not a class or function")
-        module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", spelled)
-        if "<" in name:  # defined inside a function
-            name = found.__name__
-        selector = f"{module}.{name}" if module else name
-        known = _known_to_gin(selector)
-        if known is not None and (found is known.wrapped or found is known.wrapper):
-            return known
-        try:
-            with gin.config.interactive_mode():  # another class may have had this name before
-                gin.external_configurable(found, name=selector)
-        except (TypeError, ValueError) as error:
-            raise BadInput(f"gin cannot use {spelled}: {str(error).splitlines()[0]}") from error
-        _registered_here.add(selector)
-        registered = _known_to_gin(selector)
-        assert registered is not None
-        return registered
-
-
-def _known_to_gin(selector: str) -> "gin.config.Configurable | None":
-    """Returns gin's record of a name, complete or not."""
+def _is_literal(value: Any) -> bool:
+    if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
+        return False
     try:
-        return gin.config.ConfigurableReference(selector, False).configurable
+        return gin.config.parse_value(repr(value)) == value
+    except SyntaxError:  # an infinity, or something else inside a container
+        return False
+
+
+def _known_to_gin(name: str) -> "gin.config.Configurable | None":
+    """Returns gin's record of a name, which may lack leading modules."""
+    try:
+        return gin.config.ConfigurableReference(name, False).configurable
     except ValueError:
         return None
     except KeyError as error:
         raise BadInput(str(error.args[0])) from error  # it fits several names
 
 
-def bind(bindings: Iterable[Binding], names: Names) -> None:
-    """Gives bindings to gin.
+_macro = _known_to_gin("gin.macro")
+assert _macro is not None
+MACRO = Target("macro", _macro)
 
-    Raises:
-        BadInput: gin refuses one, such as a parameter that its module has put on the denylist.
+
+class Reference(gin.config.ConfigurableReference):
+    """gin's reference, printed with the name that the recipe uses."""
+
+    def __init__(self, scope: str, target: Target, evaluate: bool):
+        self.target = target
+        super().__init__(f"{scope}/{target.selector}" if scope else target.selector, evaluate)
+
+    @property
+    def selector(self) -> str:
+        """The name that is printed."""
+        return self.target.name
+
+
+class Names:
+    """The names that one recipe may use: those of a table, those it imports, those that imported modules register.
+
+    Attributes:
+        imports: the import statements, each with the place of the first one.
     """
 
-    def to_gin(leaf: Any) -> Any:
-        if not isinstance(leaf, Reference):
-            return leaf
-        if leaf.name == MACRO:
-            return gin.config.ParserDelegate().macro(leaf.scope)
-        selector = names[leaf.name].configurable.selector
-        return gin.config.ConfigurableReference(f"{leaf.scope}/{selector}" if leaf.scope else selector, leaf.called)
+    def __init__(self, table: Table):
+        self.imports: dict[str, str] = {}
+        self._table = table
+        self._verbs, self._parts = ([path.partition(":")[2] for path in paths] for paths in table)
+        self._imported: dict[str, Any] = {}
+        self._targets = {MACRO.selector: MACRO}  # by complete name
 
-    for each in bindings:
-        selector = MACRO if each.name == MACRO else names[each.name].configurable.selector
-        try:
-            gin.bind_parameter((each.scope, selector, each.parameter), replace_leaves(each.value, to_gin))
-        except ValueError as error:
-            raise BadInput(f"{each.place}: {str(error).splitlines()[0]}") from error
+    def add(self, statement: config_parser.ImportStatement, place: str) -> None:
+        """Carries out an import.
 
+        Raises:
+            BadInput: a module is not installed or has no such name, or the name is taken.
+        """
+        module, _, name = statement.module.rpartition(".") if statement.is_from else (statement.module, "", "")
+        if module == "__gin__":
+            return  # `dynamic_registration`: every import already makes its names available
+        imported, bound = import_name(module, name), statement.bound_name()
+        if not (statement.is_from or statement.alias):
+            imported = import_name(bound)  # `import a.b` binds `a`
+        if self._imported.setdefault(bound, imported) is not imported:
+            raise BadInput(f"{bound} is imported twice; rename one with `as`")
+        self.imports.setdefault(statement.format(), place)
 
-def is_constant(macro: str) -> bool:
-    """Returns whether a macro is a constant that a module defines (`gin.constant`), or `gin.REQUIRED`."""
-    return gin.config.ParserDelegate().macro(macro).selector != MACRO
+    @property
+    def verbs(self) -> list[Target]:
+        """The functions of the command line that the recipe binds."""
+        met = {target.name: target for target in self._targets.values()}
+        return [met[name] for name in self._verbs if name in met]
 
+    def target(self, name: str, *, verbs: bool = True) -> Target:
+        """Returns what a name stands for, and registers it with gin.
 
-def references(bindings: Iterable[Binding]) -> list[tuple[Reference, Binding]]:
-    """Returns every reference in the bindings, macros included, each with the binding that holds it."""
-    return [(leaf, each) for each in bindings for leaf in leaves(each.value) if isinstance(leaf, Reference)]
+        Raises:
+            BadInput: there is no such name.
+        """
+        short_names = [*(self._verbs if verbs else ()), *self._parts]
+        if name.partition(".")[0] in self._imported:
+            return self._registered(name, self._attribute(name))
+        if name in short_names:
+            return self._registered(name, self._table.target(name))
+        known = None if name in self._verbs else _known_to_gin(name)
+        if known is None or known.selector in _registered_here:
+            raise BadInput(f"nothing is called {name}{nearest(name, [*short_names, *self._imported])}")
+        return self._remembered(name, known)
+
+    def _attribute(self, dotted: str) -> Any:
+        first, *rest = dotted.split(".")
+        found = self._imported[first]
+        for name in rest:
+            if not hasattr(found, name):
+                module = dotted.rpartition(".")[0]
+                known = [f"{module}.{each}" for each in dir(found)]
+                raise BadInput(f"nothing is called {dotted}{nearest(dotted, known)}")
+            found = getattr(found, name)
+        return found
+
+    def _registered(self, name: str, found: Any) -> Target:
+        if isinstance(found, types.ModuleType) or not callable(found):
+            raise BadInput(f"{name} is not a class or function")
+        qualified = getattr(found, "__qualname__", name).rpartition("<locals>.")[2]
+        module = getattr(found, "__module__", None)
+        selector = f"{module}.{qualified}" if module else qualified
+        known = _known_to_gin(selector)
+        if known is None or (found is not known.wrapped and found is not known.wrapper):
+            try:
+                with gin.config.interactive_mode():  # another class may have had this name before
+                    gin.external_configurable(found, name=selector)
+            except (TypeError, ValueError) as error:
+                raise BadInput(f"gin cannot use {name}: {str(error).splitlines()[0]}") from error
+            _registered_here.add(selector)
+            known = _known_to_gin(selector)
+        return self._remembered(name, known)
+
+    def _remembered(self, name: str, known: Any) -> Target:
+        return self._targets.setdefault(known.selector, Target(name, known, known.selector not in _registered_here))

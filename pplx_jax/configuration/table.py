@@ -1,9 +1,7 @@
 """The short names of the project's own classes and functions. A recipe imports everything else (`names`)."""
 
-import dataclasses
 import importlib
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pplx_jax.configuration.changeable import is_changeable as is_changeable
 from pplx_jax.core.errors import BadInput
@@ -52,35 +50,25 @@ PARTS = (
 )
 
 
-def _by_name(paths: tuple[str, ...]) -> dict[str, str]:
-    return {path.partition(":")[2]: path for path in paths}
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """Short names, each with the "module:Name" it stands for. A module is imported when a recipe mentions the name.
+class Table(NamedTuple):
+    """Short names, each as the "module:Name" it stands for. A module is imported when a recipe mentions the name.
 
     Attributes:
         verbs: functions of the command line, where a recipe starts.
         parts: classes (or functions) that bindings refer to.
     """
 
-    verbs: Mapping[str, str] = dataclasses.field(default_factory=lambda: _by_name(VERBS))
-    parts: Mapping[str, str] = dataclasses.field(default_factory=lambda: _by_name(PARTS))
-
-    @classmethod
-    def of(cls, verbs: tuple[str, ...], parts: tuple[str, ...] = ()) -> "Table":
-        """Builds a table from "module:Name" strings."""
-        return cls(_by_name(verbs), _by_name(parts))
+    verbs: tuple[str, ...] = VERBS
+    parts: tuple[str, ...] = PARTS
 
     def target(self, name: str) -> Any:
-        """Imports what `name` stands for.
+        """Imports what a short name stands for.
 
         Raises:
             BadInput: a module is not installed, or has no such name.
         """
-        module, _, attribute = (self.verbs.get(name) or self.parts[name]).partition(":")
-        return import_name(module, attribute)
+        path = next(path for path in (*self.verbs, *self.parts) if path.endswith(f":{name}"))
+        return import_name(*path.split(":"))
 
 
 def import_name(module: str, name: str = "") -> Any:
@@ -95,6 +83,8 @@ def import_name(module: str, name: str = "") -> Any:
             return getattr(imported, name) if name else imported
         return importlib.import_module(f"{module}.{name}")
     except ModuleNotFoundError as error:
+        if not name and error.name == module:
+            raise BadInput(f"the module {module} is not installed") from error
         if error.name == f"{module}.{name}":
             raise BadInput(f"the module {module} has nothing called {name}") from None
         raise BadInput(f"{name or module} needs the module {error.name}, which is not installed") from error

@@ -6,8 +6,9 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pplx_jax.configuration.names import Names
-from pplx_jax.configuration.statements import MACRO, Reference
+import gin
+
+from pplx_jax.configuration.names import Reference
 
 
 def hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -18,18 +19,18 @@ def hints(target: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
-def suits(hint: Any, value: Any, names: Names) -> bool:
+def suits(hint: Any, value: Any) -> bool:
     """Returns whether a parameter declared as `hint` may be `value`; unfamiliar hints may be anything."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(suits(option, value, names) for option in typing.get_args(hint))
+        return any(suits(option, value) for option in typing.get_args(hint))
     if isinstance(value, Reference):
-        if value.name == MACRO:  # a constant that a module defines
-            return True
-        return _gives(names[value.name].configurable.wrapped, value.called, origin or hint)
+        return _gives(value.target.call, value.evaluate, origin or hint)
+    if isinstance(value, gin.config.ConfigurableReference):  # a constant that a module defines
+        return True
     if origin is Sequence:
         [item] = typing.get_args(hint)
-        return isinstance(value, list | tuple) and all(suits(item, each, names) for each in value)
+        return isinstance(value, list | tuple) and all(suits(item, each) for each in value)
     if origin is typing.Literal:
         return value in typing.get_args(hint)
     if hint is type(None):

@@ -87,7 +87,7 @@ def fail(how):
     }[how]
 
 
-TABLE = Table.of(
+TABLE = Table(
     tuple(f"{__name__}:{function.__name__}" for function in (run, train_stage, look, fail, chat)),
     (f"{__name__}:FakeTraining", f"{__name__}:FakeStage"),
 )
