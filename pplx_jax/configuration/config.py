@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import gin
 
 from pplx_jax.configuration import rules
-from pplx_jax.configuration.changeable import is_changeable
 from pplx_jax.configuration.instances import Instance, reach, winners, without_macros
 from pplx_jax.configuration.names import MACRO, Names, Target
 from pplx_jax.configuration.statements import SEARCH_PATHS, Binding, read
 from pplx_jax.configuration.table import Table
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.resume_check import may_differ
 
 
 class Setting(NamedTuple):
@@ -51,9 +51,9 @@ class Config:
     def fingerprint(self) -> str:
         """A hash of the effective values. Two recipes have the same one if they compute the same.
 
-        Where a recipe runs, and how often it logs and saves, is not part of it (`changeable`).
+        Where a recipe runs, and how often it logs and saves, is not part of it (`core.resume_check`).
         """
-        lines = sorted(f"{key} = {setting.value}\n" for key, setting in self.settings.items() if not is_changeable(key))
+        lines = sorted(f"{key} = {setting.value}\n" for key, setting in self.settings.items() if not may_differ(key))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

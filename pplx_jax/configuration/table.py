@@ -3,7 +3,6 @@
 import importlib
 from typing import Any, NamedTuple
 
-from pplx_jax.configuration.changeable import is_changeable as is_changeable
 from pplx_jax.core.errors import BadInput
 
 # The function of each verb of the command line. A recipe binds its parameters.
@@ -32,7 +31,9 @@ PARTS = (
     "pplx_jax.training.optimizers:Optimizer",
     "pplx_jax.parallel.mesh:Mesh",
     "pplx_jax.parallel.processes:Processes",
-    "pplx_jax.training.trainer:Training",
+    "pplx_jax.training.settings:Training",
+    "pplx_jax.training.settings:Checkpointing",
+    "pplx_jax.training.settings:Logging",
     "pplx_jax.data.tokens.lengths:Lengths",
     "pplx_jax.training.stages.diffusion:DiffusionStage",
     "pplx_jax.training.stages.pair:PairStage",

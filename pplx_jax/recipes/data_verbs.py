@@ -15,7 +15,7 @@ from pplx_jax.data.sources.source_corpus import SourceCorpus, corpus_overlap, co
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.vocabulary import FILE_NAME, TOKENIZER, Vocabulary
 from pplx_jax.reports.data_page import render_data_page
-from pplx_jax.training.trainer import Training
+from pplx_jax.training.settings import Training
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,8 @@ from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.export.import_hf import import_hf
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training.metrics import read_metrics
-from pplx_jax.training.trainer import Training, train
+from pplx_jax.training.settings import Training
+from pplx_jax.training.train_stage import train
 
 STAGES = ("diffusion", "pair")
 SMALL = (
@@ -31,7 +32,7 @@ SMALL = (
     *(f"{stage}/Training.steps=2" for stage in STAGES),
     # At this rate nothing moves, so that what the stage leaves is what it started from.
     "diffusion/Optimizer.peak_learning_rate=0.0",
-    "Training.log_every_steps=1",
+    "Logging.every_steps=1",
     "Optimizer.warmup_steps=0",
     "pair/Optimizer.warmup_steps=0",
     "DiffusionStage.batch_size=8",

@@ -11,22 +11,20 @@ import functools
 import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches.balance import bin_size, deal
+from pplx_jax.data.batches.batch_spec import BatchSpec
 from pplx_jax.data.batches.gather import Gatherer, example_lengths
-from pplx_jax.data.batches.prefetch import shuffled
+from pplx_jax.data.batches.order import shuffled
+from pplx_jax.data.batches.packed_batch import PackedBatch
 from pplx_jax.data.sources.mixture import Batches, Curriculum, Mixture, phases
 from pplx_jax.data.sources.schedule import Turns
 from pplx_jax.data.tokens.token_table import MANIFEST, TokenTable
 from pplx_jax.data.tokens.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from pplx_jax.data.batches.packed_batch import PackedBatch
-    from pplx_jax.training.stages.base import Stage
 
 _WINDOW_EXAMPLES, _WINDOW_BATCHES = 1 << 15, 64  # dealt out together, at most
 _LOOK_AHEAD, _LOOKED_AT = 1000, 12  # batches whose rows are counted: so many of the first so many
@@ -148,10 +146,10 @@ class Examples:
         group = number if source < 0 else len(self._phases) + int(phase.tables[source])
         return Selection(dealt.table[at], dealt.row[at], group)
 
-    def rows(self, stage: Stage, multiple_of: int) -> dict[int, int]:
-        """B of the packed rows, by group: batches of one group fill about as many rows, so one shape serves them.
+    def sequences(self, spec: BatchSpec, multiple_of: int) -> dict[int, int]:
+        """B of the packed sequences, by group: batches of one group fill about as many, so one shape serves them.
 
-        Found by packing some batches of each group: three in four need no more rows, the others are cut by a few
+        Found by packing some batches of each group: three in four need no more sequences, the others are cut by a few
         tokens.
         """
         wanted: dict[int, list[int]] = {}
@@ -164,25 +162,18 @@ class Examples:
                 source = phase.turns.source(np.arange(min(steps, phase.turns.cycle)))
                 batches = np.concatenate([np.flatnonzero(source == own)[:_LOOKED_AT] for own in range(len(groups))])
             for batch in batches.tolist():
-                # of one share, where a stage packs shares of a batch
-                selection = self.select((first + batch) * self._batch_size + np.arange(stage.batch_size))
-                needed = stage.rows(self._table(selection, lengths_only=True), multiple_of)
+                # The spec may be of a part of a batch: then its first part is measured.
+                selection = self.select((first + batch) * self._batch_size + np.arange(spec.batch_size))
+                needed = spec.sequences_needed(self._table(selection, lengths_only=True), multiple_of)
                 wanted.setdefault(selection.group, []).append(needed)
         return {group: sorted(needed)[len(needed) * 3 // 4] for group, needed in wanted.items()}
 
-    def batch(self, stage: Stage, selection: Selection, rows: Mapping[int, int], **place: int) -> PackedBatch:
-        """The packed batch of selected examples.
-
-        Args:
-            stage: packs them.
-            selection: of `select`.
-            rows: of `rows`.
-            place: handed on to `Stage.features`.
-        """
+    def pack(self, spec: BatchSpec, selection: Selection, sequences: int, first_sequence: int = 0) -> PackedBatch:
+        """The packed batch of selected examples; `sequences` and `first_sequence` as in `BatchSpec.pack`."""
         if self._plain:
-            return stage.features(self._shards[0], selection.row, rows[0], **place)
+            return spec.pack(self._shards[0], selection.row, sequences, first_sequence)
         table = self._table(selection)
-        return stage.features(table, np.arange(table.count), rows[selection.group], **place)
+        return spec.pack(table, np.arange(table.count), sequences, first_sequence)
 
     def names(self, selection: Selection) -> list[str]:
         """The table that each selected example is from."""

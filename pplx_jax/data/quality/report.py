@@ -34,7 +34,7 @@ from pplx_jax.data.tokens.vocabulary import Vocabulary
 
 
 class Reading(Protocol):
-    """What a stage of a recipe reads; `training.trainer.Training` is one."""
+    """What a stage of a recipe reads; `training.settings.Training` is one."""
 
     @property
     def stage(self) -> Any: ...
@@ -225,7 +225,7 @@ def _fill(
     batch_size, stream = stage.batch_size, None
     while stream is None and batch_size:
         try:
-            stage = dataclasses.replace(stage, batch_size=batch_size)  # type: ignore[type-var]
+            stage = dataclasses.replace(stage, batch_size=batch_size)
             stream = Examples(tables, data, batch_size, seed=0) if count >= batch_size else None
         except BadInput:
             pass
@@ -233,11 +233,13 @@ def _fill(
             batch_size //= 2
     if stream is None:
         return {"batch_size": 0, "fill": 0.0, "tokens": 0, "cut_tokens": 0, "cells": 0, "sample": ""}
-    rows = stream.rows(stage, multiple_of=1)
+    spec = stage.batch
+    sequences = stream.sequences(spec, multiple_of=1)
     cells = tokens = cut = 0
     sample = ""
     for batch in range(min(_FILL_BATCHES, max(count // batch_size, 1))):
-        packed = stream.batch(stage, stream.select(batch * batch_size + np.arange(batch_size)), rows)
+        selection = stream.select(batch * batch_size + np.arange(batch_size))
+        packed = stream.pack(spec, selection, sequences[selection.group])
         tokens, cut = tokens + packed.metrics["tokens"], cut + packed.metrics["cut_tokens"]
         cells += packed.arrays["tokens"].size
         if not sample:

@@ -29,6 +29,8 @@ PathLike = str | os.PathLike[str]
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+# Where the tables of each kind of examples are, below data/tokens.
+FOLDERS: Mapping[str, str] = {"text": "diffusion", "pair": "pair", "triplet": "triplet", "contextual": "contextual"}
 STAGE_FEATURES: Mapping[str, tuple[str, ...]] = {
     "diffusion": ("tokens",),
     "pair": ("query", "document", "document_hash", "source"),

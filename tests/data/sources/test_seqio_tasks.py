@@ -283,7 +283,7 @@ def test_further_chunks_that_answer_a_query_are_known(vocabulary, tmp_path):
     tasks.tokenize_source(source_of(path, "contextual"), vocabulary, tmp_path / "table", LENGTHS)
     table = TokenTable.open(tmp_path / "table")
     assert [places.tolist() for places in table["also_positive"]] == [[2, 3], [0, 3], [], [0], []]
-    shape = {"rows": 2, "length": 64, "slots": 16, "chunks": 4}
+    shape = {"sequences": 2, "length": 64, "slots": 16, "chunks": 4}
     arrays, _ = contextual_batch(table, np.array([4, 1]), **shape)
     assert arrays["also_positive"].tolist() == [[False] * 4, [True, False, False, True]]
     unknowing = dataclasses.replace(
@@ -340,14 +340,19 @@ def test_training_needs_no_tensorflow(vocabulary, tmp_path):
 import sys
 sys.modules["tensorflow"] = sys.modules["seqio"] = sys.modules["jax"] = None
 from pplx_jax.data.sources import seqio_tasks as tasks# imported lazily there
-from pplx_jax.data.batches.packed_batch import diffusion_batch, rows_needed
-from pplx_jax.data.batches.prefetch import Loader
+from pplx_jax.data.batches.batch_spec import TextBatch
+from pplx_jax.data.batches.examples import Examples
+from pplx_jax.data.batches.prefetch import Prefetch
+import numpy as np
 from pplx_jax.data.tokens.token_table import TokenTable
 table = TokenTable.open({str(tmp_path / "table")!r}, stage="diffusion")
-rows = rows_needed(table, "diffusion", 8, 32)
-with Loader(lambda i: diffusion_batch(table, i, rows=rows, length=32), table.count, 8, seed=0) as loader:
-    batch, position = next(loader)
-print(batch.arrays["tokens"].shape == (rows, 32), position)
+spec = TextBatch(8, 32)
+sequences = spec.sequences_needed(table)
+examples = Examples({{"": [table]}}, None, 8, seed=0)
+read = lambda position: examples.pack(spec, examples.select(np.arange(position, position + 8)), sequences)
+with Prefetch(read, 0, 8) as batches:
+    batch, position = next(batches)
+print(batch.arrays["tokens"].shape == (sequences, 32), position)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["True", "8"]

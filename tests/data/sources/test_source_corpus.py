@@ -14,10 +14,12 @@ from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.sources.source_corpus import SourceCorpus, tokenize_corpus, vocabulary_texts
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.mining.choice import Mining
 from pplx_jax.parallel.mesh import Mesh
-from pplx_jax.recipes import recipe
+from pplx_jax.recipes import phases
 from pplx_jax.training.metrics import read_metrics
-from pplx_jax.training.trainer import Training, train
+from pplx_jax.training.settings import Training
+from pplx_jax.training.train_stage import train
 
 LENGTHS = Lengths(text=24, query=6, document=12, chunk=6, chunks=3)
 EVALUATED = "a passage of the evaluation set that is long enough to be told from all others by its words alone"
@@ -86,8 +88,8 @@ def test_a_stage_trains_by_a_curriculum_of_its_sources(folder, tmp_path):
     tables = open_tables(tmp_path / "run" / "tokens" / "pair", stage="pair", vocabulary=vocabulary)
     assert list(tables) == ["long", "short"]
     data = Curriculum([Mixture({"short": 1.0}), Mixture({"short": 1.0, "long": 1.0})], [2])
-    training = Training(tiny.STAGES["pair"], tiny.OPTIMIZER, steps=4, data=data, log_every_steps=1)
-    rows = Examples(tables, data, training.stage.batch_size, 0).rows(training.stage, 1)
+    training = tiny.training("pair", data=data)
+    rows = Examples(tables, data, training.stage.batch_size, 0).sequences(training.stage.batch, 1)
     assert rows[0] < rows[1]  # so the step is compiled twice
     train(tmp_path / "pair", training, tiny.tiny_config(vocabulary), tables, vocabulary, mesh=Mesh(), seed=0)
     logged = read_metrics(tmp_path / "pair" / "metrics.jsonl")
@@ -107,11 +109,11 @@ def test_mining_takes_of_each_source_what_the_pair_stage_has_not_read(folder, tm
         output.mkdir(parents=True)
         return {"queries": len(among)}
 
-    monkeypatch.setattr(recipe, "mine_table", mine)
-    monkeypatch.setattr(recipe.Embedder, "load", lambda folder: None)
+    monkeypatch.setattr(phases, "mine_table", mine)
+    monkeypatch.setattr(phases.Embedder, "load", lambda folder: None)
     data = Mixture({"short": 0.75, "long": 0.25})
     pair = Training(tiny.STAGES["pair"], tiny.OPTIMIZER, steps=3, data=data)
-    mined_of = lambda corpus: recipe._mine(tmp_path, corpus, vocabulary, recipe.Mining(), [pair], seed=0)  # noqa: E731
+    mined_of = lambda corpus: phases.mine(tmp_path, corpus, vocabulary, Mining(), "pair", [pair], seed=0)  # noqa: E731
     assert mined_of(corpus_of(folder)).keys() == {"short", "long"}
     examples = Examples(open_tables(tokens / "pair"), data, 8, 0)
     read = [examples.select(step * 8 + np.arange(8)) for step in range(3)]
