@@ -111,14 +111,14 @@ def _bind(instances: Sequence[Instance]) -> None:
     """Gives gin the bindings that have an effect; of a stage that is left out it would refuse unset values."""
     for binding in {binding.key: binding for each in instances for binding in each.bindings.values()}.values():
         if binding.place is not None:
-            gin.bind_parameter((binding.scope, binding.target.selector, binding.parameter), binding.value)
+            gin.bind_parameter((binding.scope, binding.target.record.selector, binding.parameter), binding.value)
 
 
 def _build(instances: Sequence[Instance], verbs: Sequence[Target]) -> dict[str, dict[str, Any]]:
     """Has gin build the arguments of the verbs."""
     try:
         gin.finalize()
-        return {verb.name: {**verb.defaults, **gin.get_bindings(verb.selector)} for verb in verbs}
+        return {verb.name: {**verb.defaults, **gin.get_bindings(verb.record.selector)} for verb in verbs}
     except (BadInput, TypeError, ValueError) as error:
         raise BadInput(_with_place(str(error).splitlines() or [repr(error)], instances)) from error
 

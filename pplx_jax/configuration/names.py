@@ -32,11 +32,6 @@ class Target:
     called_anywhere: bool = False
 
     @property
-    def selector(self) -> str:
-        """The complete name in gin."""
-        return self.record.selector
-
-    @property
     def call(self) -> Any:
         """The class or function, without gin's wrapper."""
         return self.record.wrapped
@@ -44,7 +39,7 @@ class Target:
     @property
     def is_macro(self) -> bool:
         """In gin, the macro NAME is the parameter `value` of `gin.macro` in the scope NAME."""
-        return self.selector == "gin.macro"
+        return self.record.selector == "gin.macro"
 
     @functools.cached_property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
@@ -86,8 +81,8 @@ def _is_literal(value: Any) -> bool:
         return False
 
 
-def _known_to_gin(name: str) -> "gin.config.Configurable | None":
-    """Returns gin's record of a name, which may lack leading modules."""
+def _known_to_gin(name: str) -> Any:
+    """Returns gin's record of a name, which may lack leading modules; None if there is none."""
     try:
         return gin.config.ConfigurableReference(name, False).configurable
     except ValueError:
@@ -96,9 +91,7 @@ def _known_to_gin(name: str) -> "gin.config.Configurable | None":
         raise BadInput(str(error.args[0])) from error  # it fits several names
 
 
-_macro = _known_to_gin("gin.macro")
-assert _macro is not None
-MACRO = Target("macro", _macro)
+MACRO = Target("macro", _known_to_gin("gin.macro"))
 
 
 class Reference(gin.config.ConfigurableReference):
@@ -106,12 +99,17 @@ class Reference(gin.config.ConfigurableReference):
 
     def __init__(self, scope: str, target: Target, evaluate: bool):
         self.target = target
-        super().__init__(f"{scope}/{target.selector}" if scope else target.selector, evaluate)
+        selector = target.record.selector
+        super().__init__(f"{scope}/{selector}" if scope else selector, evaluate)
 
     @property
     def selector(self) -> str:
         """The name that is printed."""
         return self.target.name
+
+    def called(self) -> "Reference":
+        """Returns `@Name()` for `@Name`."""
+        return Reference("/".join(self.scopes), self.target, True)
 
 
 class Names:
@@ -126,7 +124,7 @@ class Names:
         self._table = table
         self._verbs, self._parts = ([path.partition(":")[2] for path in paths] for paths in table)
         self._imported: dict[str, Any] = {}
-        self._targets = {MACRO.selector: MACRO}  # by complete name
+        self._targets = {MACRO.record.selector: MACRO}  # by complete name
 
     def add(self, statement: config_parser.ImportStatement, place: str) -> None:
         """Carries out an import.
@@ -194,5 +192,5 @@ class Names:
             known = _known_to_gin(selector)
         return self._remembered(name, known)
 
-    def _remembered(self, name: str, known: Any) -> Target:
+    def _remembered(self, name: str, known: gin.config.Configurable) -> Target:
         return self._targets.setdefault(known.selector, Target(name, known, known.selector not in _registered_here))

@@ -88,6 +88,7 @@ def check_types(instances: Sequence[Instance]) -> None:
             if binding.place is None or suits(hint, value):
                 continue
             wanted = hint.__name__ if isinstance(hint, type) else re.sub(r"\w+\.(?=\w)", "", str(hint))
-            call = isinstance(value, Reference) and not value.evaluate
-            fix = f"; write {value!r}()" if call else ""
+            fix = ""
+            if isinstance(value, Reference) and suits(hint, value.called()):
+                fix = f"; write {value.called()!r}"
             raise BadInput(f"{binding.place}: {binding.key} wants {wanted}, got {value!r}{fix}")

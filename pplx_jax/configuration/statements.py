@@ -109,7 +109,7 @@ class _Reader(gin.config.ParserDelegate):
     def macro(self, name: str) -> gin.config.ConfigurableReference:
         """Called by gin's parser for every `%name`."""
         found = super().macro(name)  # a macro, or a constant that a module defines
-        return Reference(name, MACRO, True) if found.selector == MACRO.selector else found
+        return Reference(name, MACRO, True) if found.selector == MACRO.record.selector else found
 
     def file(self, name: str, where: str) -> None:
         path = next((folder / name for folder in self._search_paths if (folder / name).is_file()), None)

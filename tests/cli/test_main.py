@@ -10,6 +10,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 from typing import ClassVar
 
 import absl.logging
@@ -31,6 +32,10 @@ class FakeStage:
     batch_size: int = 8
     row_length: int = 512
     name: ClassVar[str] = "pair"
+
+    @property
+    def batch(self):
+        return types.SimpleNamespace(batch_size=self.batch_size, length=self.row_length)
 
 
 @dataclasses.dataclass(frozen=True)
