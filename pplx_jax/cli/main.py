@@ -6,7 +6,6 @@ holds exactly one JSON object; everything else goes to standard error.
 
 import contextlib
 import errno
-import importlib
 import inspect
 import json
 import logging
@@ -137,15 +136,16 @@ def _complain(message: str) -> dict[str, str]:
 def _perform(verb: Verb, options: dict[str, Any], table: "Table | None") -> Any:
     """Loads the recipe, imports the function and calls it with flags over bindings over defaults."""
     from pplx_jax.configuration import Table, load
+    from pplx_jax.configuration.table import import_name
 
     files, params, dry_run = options.pop("gin_file"), options.pop("gin_param"), options.pop("dry_run")
     _require_recipe(verb, files, options)
     for flag in verb.flags:
         if flag.gin_file and (given := options.pop(flag.parameter, None)):
             files.append(given if given.endswith(".gin") else flag.gin_file.format(given))
-    table = table or Table()
+    table = table or Table(verbs=tuple(verb.target for verb in VERBS))
     config = load(files, params, table=table, unset="unset" if verb.inspects_only else None, defaults=verb.bindings)
-    function = _import(verb)
+    function = import_name(*verb.target.split(":"))
     arguments = _arguments(verb, function, config, options)
     if dry_run:
         from pplx_jax.cli.dry_run import describe
@@ -160,14 +160,6 @@ def _require_recipe(verb: Verb, files: Sequence[str], options: Mapping[str, Any]
         raise BadInput(f"{verb.name} needs a recipe, such as --gin_file=gin/recipes/quickstart.gin{instead}")
     if verb.runs_recipe(options) and options["workdir"] is None:
         raise BadInput(f"{verb.name} needs --workdir, the folder of the recipe's outputs{instead}")
-
-
-def _import(verb: Verb) -> Callable[..., Any]:
-    module, _, name = verb.target.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        raise BadInput(f"{verb.name} needs the module {error.name}, which is not installed; install it") from error
 
 
 def _arguments(

@@ -96,7 +96,7 @@ def report(workdir=None, *, stages=(), input=None, output=""):
     CALLS.append(("report", workdir, stages, input, output))
 
 
-TABLE = Table.of(
+TABLE = Table(
     tuple(f"{__name__}:{function.__name__}" for function in (run, train_stage, look, fail, chat, report)),
     (f"{__name__}:FakeTraining", f"{__name__}:FakeStage"),
 )
