@@ -1,8 +1,13 @@
-"""What the repository ships: its gin files load, its models have the published sizes, its README names real things."""
+"""The shipped files: gin files load, a wheel contains them, models have the published sizes, the README is true."""
 
 import json
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 
 import pytest
 
@@ -38,12 +43,12 @@ def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys):
     workdir = tmp_path / "run"
     params = [f"--gin_param={param}" for param in REQUIRED.get(recipe.stem, ())]
     assert cli.main(["run", f"--gin_file={recipe}", f"--workdir={workdir}", "--dry_run", *params]) == cli.DONE
-    written = capsys.readouterr().out
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     for name in ("pair/checkpoints", "data", "results.json", "report.html"):
-        assert f"writes  {workdir / name}\n" in written
-    merges = f"writes  {workdir / 'triplet/checkpoints'}\n" in written
+        assert ["writes", str(workdir / name)] in lines
+    merges = ["writes", str(workdir / "triplet/checkpoints")] in lines
     for name in ("merged", "export", "index"):
-        assert (f"writes  {workdir / name}\n" in written) == merges
+        assert (["writes", str(workdir / name)] in lines) == merges
     assert not workdir.exists()
 
 
@@ -168,6 +173,37 @@ def test_a_model_has_as_many_parameters_as_published(name, parameters):
 def test_every_model_file_is_covered():
     named = set(re.findall(r'"(qwen3_\w+)"', pathlib.Path(__file__).read_text(encoding="utf-8"))) | {"nano"}
     assert {path.stem for path in (ROOT / "gin" / "models").glob("*.gin")} == named
+
+
+def test_a_wheel_contains_the_gin_files_and_runs_them_from_any_folder(tmp_path):
+    source, site, empty = tmp_path / "source", tmp_path / "site", tmp_path / "empty"
+    source.mkdir()
+    empty.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source)
+    for name in ("pplx_jax", "gin"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": "", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+    def run(*command, **more) -> str:
+        done = subprocess.run(command, env=environment | more, cwd=empty, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    pip_wheel = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
+    run(*pip_wheel, "--wheel-dir", tmp_path, source)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)  # which is how a wheel of Python files is installed
+        shipped = {name for name in archive.namelist() if name.endswith(".gin")}
+    assert shipped == {f"pplx_jax/{path.relative_to(ROOT)}" for path in (ROOT / "gin").rglob("*.gin")}
+
+    program = "import sys, pplx_jax; from pplx_jax.cli.main import main; print(pplx_jax.__file__); sys.exit(main())"
+    flags = ("--gin_file=gin/recipes/quickstart.gin", "--mesh=fsdp", "--workdir=w", "--dry_run")
+    printed = run(sys.executable, "-c", program, "run", *flags, PYTHONPATH=str(site))
+    assert printed.startswith(str(site / "pplx_jax" / "__init__.py"))
+    assert "Mesh.fsdp = -1  # gin/meshes/fsdp.gin:6" in printed
+    assert not list(empty.iterdir())
 
 
 def test_the_readme_names_files_that_exist():

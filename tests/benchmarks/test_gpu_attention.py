@@ -21,6 +21,7 @@ sys.modules[spec.name] = gpu_attention
 spec.loader.exec_module(gpu_attention)
 
 
+@pytest.mark.slow
 def test_without_a_gpu_it_says_so_and_ends():
     done = subprocess.run([sys.executable, PATH, "--json"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""

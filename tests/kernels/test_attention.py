@@ -435,5 +435,6 @@ with jax.set_mesh(mesh):
 """
 
 
+@pytest.mark.slow
 def test_each_device_of_a_mesh_works_on_its_rows_heads_and_queries():
     simulated.run("-c", ON_A_MESH)

@@ -5,6 +5,8 @@ import functools
 import pytest
 from helpers import tpu_compile
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp

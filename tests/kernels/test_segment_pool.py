@@ -228,6 +228,7 @@ print(compiled.cost_analysis()["bytes accessed"], compiled.as_text().count("tpu_
 """
 
 
+@pytest.mark.slow
 @tpu_compile.needs_libtpu
 @pytest.mark.parametrize("topology", tpu_compile.TOPOLOGIES)
 @pytest.mark.parametrize("width", [1024, 2560])
@@ -263,5 +264,6 @@ for output in ("mean", "tanh_int8"):
 """
 
 
+@pytest.mark.slow
 def test_tokens_of_a_row_on_several_devices():
     simulated.run("-c", ON_A_MESH)

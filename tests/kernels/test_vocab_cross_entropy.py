@@ -382,6 +382,7 @@ for shape, axes in (((2, 4), ("data", "fsdp")), ((2, 2, 2), ("slice", "fsdp", "t
 """
 
 
+@pytest.mark.slow
 def test_over_a_mesh_it_is_one_device_and_no_logits_travel():
     simulated.run("-c", OVER_A_MESH)
 
@@ -405,6 +406,7 @@ with jax.set_mesh(mesh):
 """
 
 
+@pytest.mark.slow
 @tpu_compile.needs_libtpu
 @pytest.mark.parametrize("topology,width", list(zip(tpu_compile.TOPOLOGIES, (1024, 2560, 1024), strict=True)))
 def test_the_kernels_compile_for_tpus(topology, width):

@@ -1,6 +1,9 @@
 """Negatives of all devices: the numbers of one device, no device with all scores, and embeddings all that travels."""
 
+import pytest
 from helpers import simulated
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = r'''
 import re
