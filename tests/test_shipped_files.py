@@ -101,7 +101,7 @@ def test_a_full_recipe_has_the_published_values(name, diffusion_rate, pair_rate,
     assert run["model"].causal is False
     for training in run["stages"]:
         training.optimizer.build(training.steps)  # the schedule fits in the steps
-        assert training.stage.batch_size % 512 == 0  # chips of the largest slices that docs/plan.md has
+        assert training.stage.batch_size % 512 == 0  # chips of the largest slices that docs/appendix-plan.md has
 
 
 DECLARED = ["INITIAL='a_model'", "DATA_ROOT='data'", "EVALUATION='sets'"]

@@ -15,7 +15,7 @@ from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.mining import mine as mining
 from pplx_jax.models.parameters import initial_params
 
-DOCS = pathlib.Path(__file__).parents[2] / "docs" / "contrastive.md"
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "mine.md"
 PAIRS = 120
 
 

@@ -50,7 +50,7 @@ def read_questions(name: str, folder: pathlib.Path) -> list[Question]:
     for path in paths:
         if not path.is_file():
             raise BadInput(
-                f"{name} needs {path}; put the file that its makers publish there (docs/index_benchmarks.md)"
+                f"{name} needs {path}; put the file that its makers publish there (docs/benchmarks.md)"
             )
     try:
         questions = [question for question in _READERS[name](*paths) if question.answers]
