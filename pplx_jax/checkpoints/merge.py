@@ -10,6 +10,8 @@ from pplx_jax.core.errors import BadInput, require
 from pplx_jax.core.parameter_trees import is_finite
 
 Per = Literal["tensor", "whole"]
+# Radians. Below this angle sin(theta) loses precision, and linear interpolation gives the same float32 result.
+PARALLEL_ANGLE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,20 +21,17 @@ class Merge:
     Attributes:
       weight: 0 gives the contextual model, 1 the triplet model.
       per: the angle of each "tensor", or of the "whole" parameter vector.
-      parallel_threshold: angle in radians below which, at no loss, the interpolation is linear.
     """
 
     weight: float = 0.5
     per: Per = "tensor"
-    parallel_threshold: float = 1e-4
 
     def __post_init__(self):
         require(0 <= self.weight <= 1, self, "weight", "0 for the first checkpoint, 1 for the second, or between")
         require(self.per in get_args(Per), self, "per", " or ".join(get_args(Per)))
-        require(self.parallel_threshold >= 0, self, "parallel_threshold", "0 or more radians")
 
 
-def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_threshold: float = 1e-4) -> Any:
+def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor") -> Any:
     """Interpolates parameters along the great circle between them.
 
     slerp(a, b, w) = sin((1 - w) theta) / sin(theta) a + sin(w theta) / sin(theta) b, theta the angle of a and b;
@@ -43,7 +42,6 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
       b: a tree of the same structure and shapes.
       weight: w in [0, 1].
       per: "tensor" takes an angle for each leaf, "whole" one for all.
-      parallel_threshold: below this angle in radians the interpolation is linear.
 
     Returns:
       The tree in float32.
@@ -52,7 +50,7 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
       BadInput: an argument that `Merge` refuses, trees that do not match, values that are not finite, or opposite
         vectors, which have no shortest arc between them; the message names the tensor.
     """
-    Merge(weight, per, parallel_threshold)  # refuses what it does not know
+    Merge(weight, per)  # refuses what it does not know
     leaves_a, structure_a = jax.tree_util.tree_flatten_with_path(a)
     leaves_b, structure_b = jax.tree_util.tree_flatten_with_path(b)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves_a]
@@ -73,13 +71,10 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
 
     if per == "whole":
         whole = [np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1)]
-        share_a, share_b = _shares(whole[0], whole[1], weight, parallel_threshold, "the whole parameter vector")
+        share_a, share_b = _shares(whole[0], whole[1], weight, "the whole parameter vector")
         shares = [(share_a, share_b)] * len(pairs)
     else:
-        shares = [
-            _shares(x.ravel(), y.ravel(), weight, parallel_threshold, name)
-            for name, (x, y) in zip(names, pairs, strict=True)
-        ]
+        shares = [_shares(x.ravel(), y.ravel(), weight, name) for name, (x, y) in zip(names, pairs, strict=True)]
     merged = [
         _mix(x, y, share_a, share_b).astype(np.float32)
         for (x, y), (share_a, share_b) in zip(pairs, shares, strict=True)
@@ -87,7 +82,7 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor", parallel_thr
     return jax.tree_util.tree_unflatten(structure_a, merged)
 
 
-def _shares(a: np.ndarray, b: np.ndarray, weight: float, threshold: float, name: str) -> tuple[float, float]:
+def _shares(a: np.ndarray, b: np.ndarray, weight: float, name: str) -> tuple[float, float]:
     """How much of a and of b goes into the result."""
     if weight in (0.0, 1.0):
         return 1.0 - weight, weight
@@ -97,9 +92,9 @@ def _shares(a: np.ndarray, b: np.ndarray, weight: float, threshold: float, name:
     # The half-angle form keeps full precision where arccos of the cosine loses it, near 0 and pi.
     unit_a, unit_b = a / lengths[0], b / lengths[1]
     theta = 2.0 * np.arctan2(np.linalg.norm(unit_a - unit_b), np.linalg.norm(unit_a + unit_b))
-    if theta < threshold:
+    if theta < PARALLEL_ANGLE:
         return 1.0 - weight, weight
-    if np.pi - theta < threshold:
+    if np.pi - theta < PARALLEL_ANGLE:
         raise BadInput(f"merge: {name} points in opposite directions in the two checkpoints; slerp is undefined there")
     return float(np.sin((1.0 - weight) * theta) / np.sin(theta)), float(np.sin(weight * theta) / np.sin(theta))
 

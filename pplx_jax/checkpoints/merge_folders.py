@@ -19,7 +19,6 @@ def merge_checkpoints(
     output: pathlib.Path,
     weight: float = Merge.weight,
     per: Per = Merge.per,
-    parallel_threshold: float = Merge.parallel_threshold,
 ) -> dict[str, Any]:
     """Writes the SLERP of two model folders as a third, in the place of a former merge where one is there.
 
@@ -27,7 +26,7 @@ def merge_checkpoints(
       BadInput: a folder is no model, the two differ in vocabulary or in a field that embeddings depend on, a weight
         is not finite, `output` is something else, or an argument that `Merge` refuses.
     """
-    output, merge = pathlib.Path(output), Merge(weight, per, parallel_threshold)
+    output, merge = pathlib.Path(output), Merge(weight, per)
     require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)
     first, second = load_model(a), load_model(b)
     if first.vocabulary.fingerprint != second.vocabulary.fingerprint:

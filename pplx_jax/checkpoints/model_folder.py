@@ -159,7 +159,9 @@ def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str]:
         raise BadInput(f"{folder / MODEL} is of format {version!r}, this version reads {FORMAT}; write it again")
     try:
         fields: dict[str, Any] = dict(description["model"])
-        fields["kept"] = tuple(fields.get("kept", ()))
+        saved = fields.pop("kept", ())  # what older folders call `remat_policy`
+        fields["remat_policy"] = tuple(fields.get("remat_policy", saved))
+        fields.pop("unroll", None)  # older folders have it; it never changed a result
         config, kind, stage = Qwen3Config(**fields), description["kind"], description["stage"]
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / MODEL} does not describe a model ({error}); is it of another version?") from error

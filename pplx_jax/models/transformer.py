@@ -19,11 +19,11 @@ from pplx_jax.models.linear import project
 from pplx_jax.models.lookup import lookup
 from pplx_jax.parallel.rules import constrain
 
-# What `Qwen3Config.kept` may name: queries, keys and values as attention takes them (2 (H + 2 K) E bytes a token and
-# layer in bfloat16); what attention returns, with its sums (2 H E); the two products that the MLP multiplies (4 F).
-KEEPABLE = ("projections", "attention", "mlp")
-# Read in training alone; every other field takes part in what an embedding is.
-_OF_TRAINING = ("tied", "embedding_init_std", "residual_init_scale", "remat", "kept", "unroll")
+# Activations that `Qwen3Config.remat_policy` can save, with their bytes per token and layer in bfloat16: queries, keys
+# and values (2 (H + 2 K) E); attention's output and logsumexp (2 H E); the gate and up products of the MLP (4 F).
+SAVEABLE = ("projections", "attention", "mlp")
+# Fields that only training reads. Embeddings depend on all the others.
+_TRAINING_FIELDS = ("tied", "embedding_init_std", "residual_init_scale", "remat", "remat_policy")
 _SIZES = ("vocab_size", "width", "mlp_width", "layers", "query_heads", "kv_heads", "head_dim")
 
 
@@ -48,9 +48,8 @@ class Qwen3Config:
       residual_init_scale: multiplies the random kernels that write to the residual (attention's o, MLP's down); 0
         starts every block as the identity, so that a model from scratch starts as a bag of words.
       dtype: precision of activations; parameters stay float32.
-      remat: recompute each block in the backward pass instead of keeping its activations.
-      kept: of what a block makes, what is kept for the backward pass all the same: any of `KEEPABLE`.
-      unroll: blocks unrolled in the layer scan; compile time against scheduling freedom.
+      remat: recompute each block in the backward pass instead of saving its activations.
+      remat_policy: activations that are saved even so, any of `SAVEABLE`.
     """
 
     vocab_size: int
@@ -69,11 +68,10 @@ class Qwen3Config:
     residual_init_scale: float = 1.0
     dtype: str = "bfloat16"
     remat: bool = True
-    kept: tuple[str, ...] = ()
-    unroll: int = 1
+    remat_policy: tuple[str, ...] = ()
 
     def __post_init__(self):
-        for name in (*_SIZES, "max_length", "unroll"):
+        for name in (*_SIZES, "max_length"):
             require(getattr(self, name) >= 1, self, name, "1 or more")
         if self.query_heads % self.kv_heads:
             raise BadInput(
@@ -82,15 +80,15 @@ class Qwen3Config:
             )
         if self.head_dim % 2:
             raise BadInput(f"Qwen3Config: head_dim={self.head_dim} is odd; RoPE turns pairs of dimensions")
-        if unknown := [name for name in self.kept if name not in KEEPABLE]:
-            raise BadInput(f"Qwen3Config: kept={unknown[0]!r} is not one of {', '.join(KEEPABLE)}")
+        if unknown := [name for name in self.remat_policy if name not in SAVEABLE]:
+            raise BadInput(f"Qwen3Config: remat_policy={unknown[0]!r} is not one of {', '.join(SAVEABLE)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is neither 'float32' nor 'bfloat16'")
 
     @property
     def computing(self) -> dict[str, float | str]:
         """The fields that embeddings depend on, numbers as floats: 1000000 and 1e6 are one theta."""
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _OF_TRAINING}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _TRAINING_FIELDS}
         return {name: value if isinstance(value, str) else float(value) for name, value in fields.items()}
 
     @property
@@ -262,7 +260,7 @@ class Qwen3(nnx.Module):
             return nnx.merge(graph, layer_weights)(x, segment_ids, angles), None
 
         if config.remat:
-            block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names(*config.kept))
+            block = jax.checkpoint(block, policy=jax.checkpoint_policies.save_only_these_names(*config.remat_policy))
         x = self.embed(tokens, config.dtype)
-        x, _ = jax.lax.scan(block, x, weights, unroll=config.unroll)
+        x, _ = jax.lax.scan(block, x, weights)
         return self.final_norm(x)

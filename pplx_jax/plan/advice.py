@@ -19,8 +19,9 @@ def advice(report: dict[str, Any], training: Training) -> list[str]:
         found.append(
             f"parameters and optimizer take {held / _GIB:.1f} GiB of it: move devices from Mesh.data to Mesh.fsdp"
         )
-    if training.kept:
-        found.append(f"keep less for the backward pass: {stage.name}/Training.kept=() (one more product of each)")
+    if training.remat_policy:
+        setting = f"{stage.name}/Training.remat_policy=()"
+        found.append(f"save fewer activations: {setting} (the backward pass recomputes them)")
     if hasattr(stage, "microbatches"):
         name = type(stage).__name__
         found.append(f"encode in more parts: {name}.microbatches={2 * stage.microbatches} (one more forward pass)")

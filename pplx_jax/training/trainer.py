@@ -77,8 +77,8 @@ class Training:
       best_metric: a number that the stage logs; of a step that is saved and not logged, as it was last.
       best_is_highest: whether high is good.
       profile_steps: (first, last) steps to record with JAX's profiler, into the stage's folder; () for none.
-      kept: of what a block makes, what the backward pass does not make again, see `Qwen3Config.kept`: what fits is a
-        matter of the stage's batch. As the model says where None.
+      remat_policy: activations saved for the backward pass, see `Qwen3Config.remat_policy`. What fits depends on the
+        batch of the stage, so a stage can differ from the model. The model's if None.
     """
 
     stage: Stage
@@ -96,7 +96,7 @@ class Training:
     best_metric: str = "loss"
     best_is_highest: bool = False
     profile_steps: tuple[int, ...] = ()
-    kept: tuple[str, ...] | None = None
+    remat_policy: tuple[str, ...] | None = None
 
     def __post_init__(self):
         for name in ("steps", "packing_groups", "log_every_steps", "keep_checkpoints"):
@@ -123,8 +123,9 @@ class Training:
 
     def model(self, config: Qwen3Config) -> Qwen3Config:
         """The encoder as this stage trains it: without a head where the stage predicts nothing."""
-        tied, kept = config.tied or not self.stage.predicts_tokens, config.kept if self.kept is None else self.kept
-        return dataclasses.replace(config, tied=tied, kept=kept)
+        tied = config.tied or not self.stage.predicts_tokens
+        remat_policy = config.remat_policy if self.remat_policy is None else self.remat_policy
+        return dataclasses.replace(config, tied=tied, remat_policy=remat_policy)
 
 
 def train(

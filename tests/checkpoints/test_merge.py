@@ -145,12 +145,14 @@ def test_close_to_parallel_both_sides_agree():
         np.testing.assert_allclose(merged, exact, rtol=2e-3, atol=2e-3 * size)
 
 
-def test_the_threshold_is_an_argument():
+def test_nearly_parallel_tensors_are_interpolated_linearly(monkeypatch):
     a, b = {"x": np.array([1.0, 0.0], np.float32)}, {"x": np.array([1.0, 1.0], np.float32)}
     # 45 degrees are 0.7854: below an angle of 0.8 they count as parallel: the linear middle (1, 0.5).
-    np.testing.assert_allclose(merge.slerp(a, b, 0.5, parallel_threshold=0.8)["x"], [1.0, 0.5], rtol=1e-6)
+    monkeypatch.setattr(merge, "PARALLEL_ANGLE", 0.8)
+    np.testing.assert_allclose(merge.slerp(a, b, 0.5)["x"], [1.0, 0.5], rtol=1e-6)
     # Above one of 0.7 they do not: sin 22.5 / sin 45 = 0.5411961 of each: (1.0823922, 0.5411961).
-    out = merge.slerp(a, b, 0.5, parallel_threshold=0.7)["x"]
+    monkeypatch.setattr(merge, "PARALLEL_ANGLE", 0.7)
+    out = merge.slerp(a, b, 0.5)["x"]
     np.testing.assert_allclose(out, [1.0823922, 0.5411961], rtol=1e-6)
 
 
@@ -213,9 +215,7 @@ def test_values_that_are_not_finite_are_bad_input_by_name(per, value):
             merge.slerp(a, b, weight, per)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"per": "layer"}, {"weight": 5.0}, {"weight": -0.1}, {"parallel_threshold": float("nan")}]
-)
+@pytest.mark.parametrize("fields", [{"per": "layer"}, {"weight": 5.0}, {"weight": -0.1}, {"weight": float("nan")}])
 def test_fields_that_make_no_sense_are_bad_input(fields):
     ((name, value),) = fields.items()
     for made in (merge.Merge, lambda **fields: merge.slerp(random_tree(0), random_tree(1), **fields)):

@@ -66,6 +66,15 @@ def test_all_of_it_comes_back(saved, vocabulary, params):
     assert {path.name for path in saved.iterdir()} == {"model.json", "vocabulary.model", "checkpoints"}
 
 
+def test_older_names_in_the_description_are_read(copy, vocabulary):
+    def older(description):
+        del description["model"]["remat_policy"]
+        description["model"] |= {"kept": ["attention", "mlp"], "unroll": 1}
+
+    rewrite(copy, older)
+    assert load_model(copy).config == tiny.tiny_config(vocabulary, remat_policy=("attention", "mlp"))
+
+
 def test_a_checkpoint_is_a_model_of_its_step(copy, params, monkeypatch):
     save_params(copy, 9, jax.tree.map(np.zeros_like, params))
     for path, first in (
@@ -198,7 +207,7 @@ def test_whatever_changes_embeddings_changes_the_fingerprint(saved):
     changes: list[dict] = [{"causal": True}, {"rope_theta": 10.0}, {"rms_norm_eps": 0.1}, {"dtype": "bfloat16"}]
     changes += [{"query_heads": 4, "head_dim": 8}, {"max_length": 64}]
     assert len({model.fingerprint, *(with_field(**change) for change in changes)}) == 1 + len(changes)
-    for change in ({"remat": False}, {"unroll": 2}, {"kept": ("mlp",)}, {"embedding_init_std": 1.0}):
+    for change in ({"remat": False}, {"remat_policy": ("mlp",)}, {"embedding_init_std": 1.0}):
         assert with_field(**change) == model.fingerprint
     assert with_field(rope_theta=1_000_000) == model.fingerprint  # as some configurations write 1e6
 

@@ -303,28 +303,29 @@ def test_config_is_frozen():
         config(False).causal = True
 
 
-def test_what_is_kept_for_the_backward_pass_changes_no_gradient():
+def test_the_remat_policy_changes_no_gradient():
     tokens, segment_ids, positions = packed()
 
-    def gradient_and_kept(kept):
-        graph, state = nnx.split(qwen3.Qwen3(dataclasses.replace(config(False), kept=kept), rngs=nnx.Rngs(0)))
+    def gradient_and_program(remat_policy):
+        changed = dataclasses.replace(config(False), remat_policy=remat_policy)
+        graph, state = nnx.split(qwen3.Qwen3(changed, rngs=nnx.Rngs(0)))
 
         def loss(state):
             return jnp.square(nnx.merge(graph, state)(tokens, segment_ids, positions)).sum()
 
         return jax.tree.leaves(jax.jit(jax.grad(loss))(state)), str(jax.make_jaxpr(jax.grad(loss))(state))
 
-    nothing, few = gradient_and_kept(())
-    everything, many = gradient_and_kept(qwen3.KEEPABLE)
+    nothing, few = gradient_and_program(())
+    everything, many = gradient_and_program(qwen3.SAVEABLE)
     products = f"f32[{LAYERS},{ROWS},{LENGTH},{MLP}]"  # of every layer, what the MLP multiplies
     assert products in many and products not in few
     for one, other in zip(nothing, everything, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
 
 
-def test_keeping_something_else_is_bad_input():
-    with pytest.raises(BadInput, match="kept='mixed' is not one of projections, attention, mlp"):
-        dataclasses.replace(config(False), kept=("mixed",))
+def test_an_unknown_remat_policy_is_bad_input():
+    with pytest.raises(BadInput, match="remat_policy='mixed' is not one of projections, attention, mlp"):
+        dataclasses.replace(config(False), remat_policy=("mixed",))
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "width", "mlp_width", "layers", "query_heads", "kv_heads", "head_dim"])

@@ -105,5 +105,5 @@ def test_advice_names_the_fields_to_change():
     said = "\n".join(advice(report, run["stages"][1]))
     for part in ("24.00 GiB", "Mesh.data to Mesh.fsdp", "PairStage.microbatches=2", "Mesh.sequence", "Mesh.tensor"):
         assert part in said
-    assert "diffusion/Training.kept=()" in "\n".join(advice(report, run["stages"][0]))
+    assert "diffusion/Training.remat_policy=()" in "\n".join(advice(report, run["stages"][0]))
     assert advice(report | {"fits": True}, run["stages"][0]) == []
