@@ -68,6 +68,7 @@ setuptools.setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=setuptools.find_packages(include=["pplx_jax", "pplx_jax.*"]),
     package_data={"pplx_jax": ["export/torch_model/*"]},
     python_requires=">=3.11",

@@ -49,9 +49,7 @@ def read_questions(name: str, folder: pathlib.Path) -> list[Question]:
     paths = [folder / file for file in FILES[name]]
     for path in paths:
         if not path.is_file():
-            raise BadInput(
-                f"{name} needs {path}; put the file that its makers publish there (docs/benchmarks.md)"
-            )
+            raise BadInput(f"{name} needs {path}; put the file that its makers publish there (docs/benchmarks.md)")
     try:
         questions = [question for question in _READERS[name](*paths) if question.answers]
     except (ValueError, KeyError, TypeError) as error:
