@@ -8,9 +8,12 @@ import re
 import shlex
 
 import pytest
+from helpers import tiny
 
+from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.cli import main as cli
 from pplx_jax.cli.verbs import VERBS
+from pplx_jax.models.parameters import initial_params
 
 ROOT = pathlib.Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -138,3 +141,16 @@ def test_the_readme_lists_packages_in_the_order_of_the_layers():
     mapped = re.findall(r"^\| `pplx_jax/(\w+)/` \|", text_of(ROOT / "README.md"), re.MULTILINE)
     [layers] = re.findall(r"^layers = \[(.+?)\]", text_of(ROOT / "pyproject.toml"), re.MULTILINE | re.DOTALL)
     assert mapped == re.findall(r'"(\w+)"', layers)[::-1]
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    vocabulary = tiny.tiny_vocabulary(tmp_path)
+    config = tiny.tiny_config(vocabulary)
+    save_model(tmp_path / "quickstart_run" / "merged", config, vocabulary, initial_params(config, 0), stage="merged")
+    monkeypatch.chdir(tmp_path)
+    [block] = re.findall(r"```python\n(.*?)```", text_of(ROOT / "README.md"), re.DOTALL)
+    names = {}
+    exec(block, names)
+    assert (names["vectors"].dtype, names["vectors"].shape) == ("int8", (2, tiny.WIDTH))
+    assert (names["bits"].dtype, names["bits"].shape) == ("uint8", (1, tiny.WIDTH // 8))
+    assert len(names["chunks"]) > 1 and names["document"].shape == (len(names["chunks"]), tiny.WIDTH)
