@@ -1,4 +1,4 @@
-"""What the work folder of a run records of a model in it: stages, data, settings and scores, for the model card."""
+"""Reads what the work folder of a run has recorded about a model: stages, data, settings and scores."""
 
 import dataclasses
 import pathlib

@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from absl import logging
 
-from pplx_jax.checkpoints.model_folder import Kind, ModelFolder
+from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.checkpoints.model_folder import Kind
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.corpus import Corpus
@@ -112,7 +113,7 @@ def mine(
 def score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path) -> dict[str, Any]:
     """Scores the same architecture with random weights."""
     params = jax.tree.map(np.asarray, initial_params(model, seed))
-    embedder = Embedder(ModelFolder(model, vocabulary, params, "v1", "random"))
+    embedder = Embedder(LoadedModel(model, vocabulary, params, "v1", "random"))
     return score_model(embedder, read_sets(held_out))
 
 

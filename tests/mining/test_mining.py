@@ -382,22 +382,6 @@ def test_the_margin_is_taken_off_the_positive(tmp_path):
     assert counts["above_ceiling"] > mine(tmp_path, Mining(2, 1, 60, ceiling=1.0))[1]["above_ceiling"]
 
 
-def test_the_lexical_ceiling_refuses_what_bm25_finds_as_good_as_the_positive(tmp_path):
-    # Every document holds the token 5 but those of i % 4 == 0; queries that hold it find it in others too.
-    features = dict(pair_table(tmp_path / "plain").features)
-    features["query"] = Ragged.from_arrays([[10 + i, 5] for i in range(PAIRS)])
-    write_table(tmp_path / "pair", "pair", VOCABULARY, features, notes={"sources": ["a", "b"]})
-    table, window = TokenTable.open(tmp_path / "pair"), Mining(1, 1, 60, ceiling=2.0, lexical_ceiling=0.5)
-    counts = mine_table(Vectors(), table, VOCABULARY, window, tmp_path / "triplet")
-    mined = decoded(TokenTable.open(tmp_path / "triplet"))
-    assert counts["lexical"] > 0
-    assert all(document % 4 == 0 for found in mined.values() for document in found)
-    # Control: without it, documents that hold the token are drawn.
-    free = Mining(1, 1, 60, ceiling=2.0)
-    mine_table(Vectors(), table, VOCABULARY, free, tmp_path / "free")
-    assert any(document % 4 for found in decoded(TokenTable.open(tmp_path / "free")).values() for document in found)
-
-
 def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 

@@ -1,18 +1,18 @@
 """Query-to-document and query-to-query retrieval in pools of growing size (arXiv 2602.11151, internal benchmarks).
 
-The paper's data is not public; its protocol runs here on any:
+The paper's data is not public. This module runs its protocol on your data:
 
-    DATA/ (the one task) or DATA/SET/ (a task each)
+    DATA/ (one task) or DATA/SET/ (one task each)
         queries.jsonl   {"_id", "text"}
-        corpus.jsonl    {"_id", "text", "title"?}; of query-to-query the queries that may be found; or instead
-        embeddings/     the same corpus as `pplx-jax embed` left it, for one that does not fit in memory
-        qrels.tsv       labels by people, if there are any
-        runs/*.trec     rankings of several systems, if labels are fused from them
-    DATA/options.json   what `PoolOptions` names, such as {"sizes": [100000, 1000000]}, if anything
+        corpus.jsonl    {"_id", "text", "title"?}; for query-to-query, the queries that may be found
+        embeddings/     in place of corpus.jsonl: the output of `pplx-jax embed`, for a corpus larger than memory
+        qrels.tsv       human labels, if any
+        runs/*.trec     rankings of several systems, to fuse labels from, if any
+    DATA/options.json   fields of `PoolOptions`, such as {"sizes": [100000, 1000000]}, if any
 
-Every pool holds the relevant documents of all queries and a sample of the others, and lies within the next larger one;
-ranks in all of them come from one pass. Fused labels favour systems like those that they are fused from: keep the
-system under test out of runs/.
+Every pool contains the relevant documents of all queries and a sample of the others, and is part of the next larger
+pool. One pass over the corpus gives the ranks in all pools. Fused labels favour systems similar to those in runs/, so
+keep the system under test out of runs/.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ import numpy as np
 from pplx_jax.core.errors import BadInput, require
 from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.beir import corpus_file
-from pplx_jax.evaluation.core.benchmark import TOO_LONG, Part, System
+from pplx_jax.evaluation.core.benchmark import Part
 from pplx_jax.evaluation.core.data_options import read_options
-from pplx_jax.evaluation.scoring.corpus_embeddings import (
+from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
+from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import (
     Block,
     EmbeddedCorpus,
     EncodedCorpus,
-    encoding,
     joined,
     read_corpus,
 )
-from pplx_jax.evaluation.scoring.labelled_queries import LabelledQueries, read_labelled_queries
-from pplx_jax.evaluation.scoring.nested_pools import NestedPools
-from pplx_jax.evaluation.scoring.pool_ranks import PoolRanks
+from pplx_jax.evaluation.suites.query_to_document.labelled_queries import LabelledQueries, read_labelled_queries
+from pplx_jax.evaluation.suites.query_to_document.nested_pools import NestedPools
+from pplx_jax.evaluation.suites.query_to_document.pool_ranks import PoolRanks
 from pplx_jax.inference.encoder import query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.kernels.quantization import quantize
@@ -46,17 +46,18 @@ from pplx_jax.retrieval.bm25 import BM25
 from pplx_jax.retrieval.search import similarity
 
 PAPER_SIZES = {"query-to-document": (7_500_000, 15_000_000, 30_000_000), "query-to-query": (2_400_000,)}
+NAMES = tuple(PAPER_SIZES)
 CUTOFFS = (10, 100, 1000)
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolOptions:
-    """What a user may choose, in options.json beside the data.
+    """Options, read from options.json in the data folder.
 
     Attributes:
-        sizes: documents of the pools; the paper's that are below the corpus, and the corpus, where None.
-        relevant: documents that are fused to be relevant to a query; ours, the paper gives no number.
-        seed: of the pools.
+        sizes: number of documents in each pool; None for the paper's sizes that are below the corpus, and the corpus.
+        relevant: number of relevant documents per query in fused labels. The paper gives no number.
+        seed: for sampling the pools.
     """
 
     sizes: tuple[int, ...] | None = None
@@ -64,20 +65,20 @@ class PoolOptions:
     seed: int = 0
 
     def __post_init__(self):
-        require(self.sizes is None or min(self.sizes, default=0) > 0, self, "sizes", "one or more numbers from 1 on")
+        require(self.sizes is None or min(self.sizes, default=0) > 0, self, "sizes", "one or more positive numbers")
         require(self.relevant > 0, self, "relevant", "1 or more")
         require(0 <= self.seed < 1 << 64, self, "seed", "0 or more, below 2^64")
 
 
 @dataclasses.dataclass(frozen=True)
 class PoolTask:
-    """One data set of the benchmark (`benchmark.Task`); its parts are kinds of label by sizes of pool.
+    """One data set (`benchmark.Task`), with one part per kind of label and pool size.
 
     Attributes:
         name: of the set.
-        folder: see the module.
-        family: "query-to-document", or "query-to-query", where a query does not find itself.
-        options: the user's.
+        folder: of the set, see the module.
+        family: "query-to-document" or "query-to-query". In the latter a query is not a hit for itself.
+        options: see `PoolOptions`.
         main_metric: of all parts.
     """
 
@@ -89,7 +90,7 @@ class PoolTask:
 
     @property
     def revision(self) -> str:
-        """16 hex digits of the settings and of all files; embeddings/ counts by its manifest, which has their input."""
+        """16 hex digits of the options and all files; of embeddings/ only the manifest, which has the input's hash."""
         digest = hashlib.sha256(repr((self.family, self.options)).encode())
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             name = path.relative_to(self.folder)
@@ -120,7 +121,7 @@ class PoolTask:
         settings, embeddings = system.settings, self.folder / "embeddings"
         encode = query_encoder(system.encoder)
         with too_long_by_name(labelled.ids, TOO_LONG):
-            queries = quantize(encode(labelled.texts, **encoding(system)), settings.quantization)
+            queries = quantize(encode(labelled.texts, **encode_options(settings)), settings.quantization)
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)
         else:
@@ -143,13 +144,13 @@ class PoolTask:
         return pools.sizes, counted.ranks()
 
     def _rank_by_bm25(self, labelled: LabelledQueries, system: System) -> tuple[Sequence[int], np.ndarray]:
-        """A BM25 index of each pool, for the rarity of words is the pool's; all texts are in memory."""
+        """Builds a BM25 index per pool, because document frequencies depend on the pool. All texts are in memory."""
         ids, texts = read_corpus(corpus_file(self.folder))
         pools = self._pools(ids, labelled)
         shells = pools.shells(ids)
         ranks = []
-        for place in range(len(pools.sizes)):
-            pool = np.flatnonzero(shells <= place)
+        for size in range(len(pools.sizes)):
+            pool = np.flatnonzero(shells <= size)
             names, scores = [ids[i] for i in pool], BM25([texts[i] for i in pool]).scores(labelled.texts)
             counted = self._counted(labelled, names, scores, 1)
             counted.add(names, scores, np.zeros(len(names), np.int64))
@@ -161,7 +162,7 @@ class PoolTask:
         return NestedPools(ids, relevant, options.sizes, PAPER_SIZES[self.family], seed=options.seed)
 
     def _counted(self, labelled: LabelledQueries, ids: Sequence[str], scores: np.ndarray, pools: int) -> PoolRanks:
-        column = {name: place for place, name in enumerate(ids)}
+        column = {name: index for index, name in enumerate(ids)}
         own = scores[labelled.query, [column[document] for document in labelled.documents]]
         excluded = [labelled.ids[row] for row in labelled.query] if self._queries_are_corpus else None
         return PoolRanks(labelled.query, labelled.documents, own, pools, excluded)
@@ -169,13 +170,13 @@ class PoolTask:
 
 @dataclasses.dataclass(frozen=True)
 class PoolBenchmark:
-    """The family (`benchmark.Benchmark`)."""
+    """A `benchmark.Benchmark` of pool tasks."""
 
     name: str
     tasks: Sequence[PoolTask]
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
-        """The mean over tasks of each metric, for each kind of label and size of pool: "fused 30000000 recall@10"."""
+        """Returns the mean of each metric over tasks, by kind of label and pool size: "fused 30000000 recall@10"."""
         values: dict[str, list[float]] = {}
         for part in (part for of_task in parts.values() for part in of_task):
             for metric, value in part.metrics.items():
@@ -198,22 +199,22 @@ def _part(labelled: LabelledQueries, kind: str, size: int, ranks: np.ndarray) ->
 
 
 def open_benchmark(name: str, data: pathlib.Path | None, **options: Any) -> PoolBenchmark:
-    """Opens the family on a folder; no set is read yet.
+    """Opens the benchmark on a data folder. No set is read yet.
 
     Args:
-        name: "query-to-document" or "query-to-query".
-        data: see the module; there is none on the hub.
-        **options: of `PoolOptions`.
+        name: one of `NAMES`.
+        data: the data folder, see the module.
+        **options: fields of `PoolOptions`.
 
     Raises:
-        BadInput: there is no folder, it holds no set, or there is no such option.
+        BadInput: `data` is None or has no set, or an option is unknown.
     """
     if data is None:
-        raise BadInput(f"the data of {name} is not public: give --data, a folder of your queries, corpus and labels")
+        raise BadInput(f"the data of {name} is not public; give --data, a folder with your queries, corpus and labels")
     folders = (
         [data] if any(data.glob("queries.jsonl*")) else sorted(path.parent for path in data.glob("*/queries.jsonl*"))
     )
     if not folders:
-        raise BadInput(f"{data} has no queries.jsonl, nor has a folder in it; give a set, or a folder of sets")
+        raise BadInput(f"neither {data} nor a folder in it has queries.jsonl; give a set, or a folder of sets")
     chosen = read_options(PoolOptions, data, options)
     return PoolBenchmark(name, [PoolTask(folder.resolve().name, folder, name, chosen) for folder in folders])

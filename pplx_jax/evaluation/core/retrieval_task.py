@@ -1,32 +1,34 @@
-"""A task that is one retrieval set: every query against every document, judged as trec_eval judges."""
+"""A task with one retrieval set: ranks every document for every query and judges the ranking as trec_eval does."""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 
 from pplx_jax.data.io.beir import RetrievalSet
-from pplx_jax.evaluation.core.benchmark import Part, System
+from pplx_jax.evaluation.core.benchmark import Part
 from pplx_jax.evaluation.scoring.scorers import bm25_scorer, cosine_scorer, means, score
-from pplx_jax.evaluation.scoring.set_embeddings import CONTEXT_CHUNKS, pooled_vectors
+from pplx_jax.evaluation.scoring.set_embeddings import CONTEXT_CHUNKS, embed_set
+from pplx_jax.evaluation.scoring.system import System
 
 METRICS = ("ndcg@10", "recall@10", "recall@100", "recall@1000", "mrr@10", "mrr", "map")
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalTask:
-    """One of `benchmark.Task`.
+    """A `benchmark.Task` with one part.
 
     Attributes:
         name: of the task.
         load: reads the set.
-        revision_of: gives what changes with the set's data, without reading all of it where that can be.
-        split, subset: of its only part.
+        revision_of: returns a str that changes with the set's data, if possible without reading all of it.
+        split, subset: of the part.
         main_metric: one of `metrics`.
         metrics: see `retrieval.metrics`.
-        chunks_per_document: most chunks that are encoded together in context.
-        run_file: where to write the best thousand documents of each query, if anywhere.
+        chunks_per_document: maximum number of chunks encoded together if `context` is set.
+        run_file: the file to write the best 1000 documents of each query to; None for no file.
     """
 
     name: str
@@ -43,13 +45,17 @@ class RetrievalTask:
     def revision(self) -> str:
         return self.revision_of()
 
+    def with_run_file(self, path: pathlib.Path) -> Self:
+        """Returns the task configured to write its ranking to `path`."""
+        return dataclasses.replace(self, run_file=path)
+
     def evaluate(self, system: System) -> Sequence[Part]:
         data = self.load()
         if system.encoder is None:
             scorer = bm25_scorer(data)
         else:
             settings = system.settings
-            queries, documents = pooled_vectors(
+            queries, documents = embed_set(
                 system.encoder,
                 data,
                 context=settings.context and data.has_context,
@@ -73,7 +79,7 @@ class RetrievalTask:
 
 
 def _longest_relevant(data: RetrievalSet) -> np.ndarray:
-    """int64 [queries]: characters of the longest relevant document; 0 where none is."""
+    """Returns int64 [queries], characters of the longest relevant document; 0 if there is none."""
     lengths = dict(zip(data.document_ids, map(len, data.documents), strict=True))
     relevant = ((lengths.get(document, 0) for document, grade in data.qrels[query].items() if grade > 0)
                 for query in data.query_ids)  # fmt: skip

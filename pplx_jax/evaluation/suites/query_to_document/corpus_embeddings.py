@@ -1,4 +1,4 @@
-"""The vectors of a corpus block after block: from the shards that `embed` left, or encoded here and kept in memory."""
+"""The vectors of a corpus in blocks: read from the shards that `embed` wrote, or encoded here and kept in memory."""
 
 import dataclasses
 import itertools
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.io import json_lines as rows
-from pplx_jax.evaluation.core.benchmark import TOO_LONG, System
+from pplx_jax.data.io.json_lines import numbered_lines, parse_object
+from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
 from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
@@ -24,9 +24,9 @@ class Block:
 
     Attributes:
         ids: N ids.
-        vectors: [M, width], M >= N: a document's chunks follow one another.
-        starts: int64 [N], each document's first vector.
-        empty: bool [M], vectors of empty texts, which are not like anything.
+        vectors: [M, width], M >= N. The chunks of a document are consecutive.
+        starts: int64 [N], index of each document's first vector.
+        empty: bool [M], whether a vector belongs to an empty text, which matches nothing.
     """
 
     ids: Sequence[str]
@@ -35,12 +35,12 @@ class Block:
     empty: np.ndarray
 
     def document_scores(self, scores: np.ndarray) -> np.ndarray:
-        """From scores of vectors [Q, M] those of documents [Q, N]: a document is worth its best chunk."""
+        """Returns document scores [Q, N] from vector scores [Q, M]: the maximum over each document's chunks."""
         scores = np.where(self.empty, np.float32(-np.inf), scores)
         return scores if len(self.ids) == len(self.empty) else np.maximum.reduceat(scores, self.starts, axis=1)
 
     def taken(self, documents: Sequence[int]) -> "Block":
-        """Only the documents of these places."""
+        """Returns the block with only the documents at these indices."""
         ends = [*self.starts[1:], len(self.vectors)]
         chosen = [np.arange(self.starts[place], ends[place]) for place in documents]
         places = np.concatenate([np.empty(0, np.int64), *chosen])
@@ -49,7 +49,7 @@ class Block:
 
 
 def joined(blocks: Sequence[Block]) -> Block:
-    """Blocks one after another as one."""
+    """Concatenates blocks."""
     offsets = np.cumsum([0, *(len(block.vectors) for block in blocks)])
     return Block(
         [identity for block in blocks for identity in block.ids],
@@ -60,14 +60,18 @@ def joined(blocks: Sequence[Block]) -> Block:
 
 
 class EncodedCorpus:
-    """Texts encoded by the system's model; all their vectors are in memory."""
+    """Texts encoded by the system's model. All vectors are in memory."""
 
     def __init__(self, ids: Sequence[str], texts: Sequence[str], system: System):
-        """Encodes N texts. Raises BadInput for one past the model's limit, unless it may be cut."""
+        """Encodes N texts.
+
+        Raises:
+            BadInput: a text is over the model's limit, unless the settings allow to cut it.
+        """
         assert system.encoder is not None
         self._ids = ids
         with too_long_by_name(ids, TOO_LONG):
-            pooled = system.encoder.encode(texts, **encoding(system))
+            pooled = system.encoder.encode(texts, **encode_options(system.settings))
         self._vectors = quantize(pooled, system.settings.quantization)
         self._empty = np.array([not text.strip() for text in texts])
 
@@ -82,13 +86,13 @@ class EncodedCorpus:
 
 
 class EmbeddedCorpus:
-    """The shards of an embedding folder, a block each, read again at every pass."""
+    """The shards of an embedding folder, one block each. Every pass reads them again."""
 
     def __init__(self, folder: pathlib.Path, system: System):
         """Opens a finished folder.
 
         Raises:
-            BadInput: it is another model's, or holds vectors that those asked for cannot be made of.
+            BadInput: another model made it, or its vectors cannot be converted to the requested ones.
         """
         assert system.encoder is not None
         self._folder, self._wanted = EmbeddingFolder.read(folder), system.settings.quantization
@@ -102,7 +106,7 @@ class EmbeddedCorpus:
         if not fits:
             raise BadInput(
                 f"{folder} holds {stored.quantization} vectors of {stored.dims} dimensions, "
-                f"asked for are {self._wanted} of {dims}; embed with --quantization {self._wanted} --dims {dims}"
+                f"not {self._wanted} of {dims}; embed with --quantization {self._wanted} --dims {dims}"
             )
 
     def ids(self) -> Iterator[str]:
@@ -127,37 +131,21 @@ def _document_id(described: dict[str, Any]) -> str:
     return described.get("document", described["id"])
 
 
-def encoding(system: System) -> dict[str, Any]:
-    """How a system's texts are encoded, before quantization.
-
-    Raises:
-        BadInput: they are to be encoded in the context of their documents, which these benchmarks have not.
-    """
-    settings = system.settings
-    if settings.context:
-        raise BadInput("documents stand alone here, or in the context they were embedded in; leave --context out")
-    return {
-        "quantization": "none",
-        "dims": settings.dims,
-        "overflow": "truncate" if settings.truncate else "error",
-    }
-
-
 def read_corpus(path: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Ids and texts, a title before its text, of a corpus.jsonl (BEIR).
+    """Reads ids and texts of a corpus.jsonl (BEIR). A title is put before its text.
 
     Raises:
-        BadInput: a line has no "_id" or no text, or there is none; the message names it.
+        BadInput: a line has no "_id" or no "text" (the message names the line), or there is no line.
     """
     ids, texts = [], []
-    for number, line in rows.numbered_lines(path):
+    for number, line in numbered_lines(path):
         try:
-            row = rows.parse_object(line)
+            row = parse_object(line)
             title, text = row.get("title") or "", row["text"]
             ids.append(str(row["_id"]))
             texts.append(f"{title} {text}" if title else text)
         except (ValueError, KeyError) as error:
             raise BadInput(f"{path}, line {number}: {error}; each line is one object with _id and text") from None
     if not ids:
-        raise BadInput(f"{path} holds no document; give lines of one object with _id and text")
+        raise BadInput(f"{path} has no documents; each line is one object with _id and text")
     return ids, texts

@@ -1,6 +1,5 @@
-"""`pplx-jax eval`: a model, or BM25, on a benchmark or a BEIR folder."""
+"""The verb `eval`: scores a model, or BM25, on a benchmark or a BEIR folder."""
 
-import dataclasses
 import itertools
 import pathlib
 from collections.abc import Sequence
@@ -10,15 +9,15 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, write_json
-from pplx_jax.evaluation.core.benchmark import Benchmark, Settings, System
+from pplx_jax.evaluation.core.benchmark import Benchmark, Task
 from pplx_jax.evaluation.core.comparison import compare as compare_outcomes
-from pplx_jax.evaluation.core.registry import open_benchmark
 from pplx_jax.evaluation.core.results import Results, Subject
 from pplx_jax.evaluation.core.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.core.summary import format_table, summarize
-from pplx_jax.evaluation.scoring.retrieval_task import RetrievalTask
-from pplx_jax.evaluation.suites.mteb.task import MtebTask
-from pplx_jax.inference.encoder import Encoder, check_quantization, load_encoder, quantizations
+from pplx_jax.evaluation.registry import open_benchmark
+from pplx_jax.evaluation.scoring.system import Settings, System
+from pplx_jax.inference.encoder import Encoder, check_quantization, quantizations
+from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.kernels.quantization import check_form
 
 Context = Literal["without", "with", "both"]
@@ -28,8 +27,9 @@ _CONTEXTS: dict[str, tuple[bool, ...]] = {"without": (False,), "with": (True,), 
 
 def evaluate_task(
     model: str | pathlib.Path | Encoder,
-    task: str | pathlib.Path,
+    task: str | pathlib.Path | None = None,
     *,
+    benchmark: Benchmark | None = None,
     tasks: Sequence[str] | None = None,
     quantization: Sequence[str] | str | None = None,
     dims: Sequence[int] | int | None = None,
@@ -42,36 +42,42 @@ def evaluate_task(
     compare: str | pathlib.Path | None = None,
     run_file: str | pathlib.Path | None = None,
 ) -> dict[str, Any]:
-    """Scores a model; run again with the same `output`, it goes on from the finished tasks.
+    """Scores a model. A second call with the same `output` skips the finished tasks.
 
     Args:
         model: "bm25", a model folder, a sentence-transformers folder, or a loaded encoder.
-        task: a benchmark's name, a BEIR folder, or a folder of BEIR folders.
-        tasks: only these of the benchmark's.
-        quantization: of the vectors, one or several; int8 where None, "none" for a model that is not ours.
-        dims: only the first so many dimensions, one width or several.
-        context: whether passages are encoded with their neighbours of the same document, or both ways.
-        truncate: cut texts past the model's limit.
-        query_prompt, document_prompt: of models that are trained with them.
-        data: a folder of the benchmark's files, in place of the hub.
+        task: the name of a benchmark, a BEIR folder, a folder of BEIR folders, or MODULE:NAME of a benchmark in your
+            own package; see `evaluation.registry`.
+        benchmark: the benchmark itself, in place of `task`: `evaluate_task.benchmark = @MyBenchmark()` in a gin file.
+        tasks: names of the tasks to run; None for all.
+        quantization: of the vectors, one or several. None for the model's own: "int8", or "none" for a
+            sentence-transformers model.
+        dims: number of leading dimensions, one or several; None for all.
+        context: whether passages are encoded together with their neighbours in the same document, or both ways.
+        truncate: whether texts over the model's limit are cut.
+        query_prompt, document_prompt: for models that were trained with prompts.
+        data: a folder with the benchmark's files; None for the Hugging Face hub.
         output: the results folder to write.
-        compare: another results folder to compare with, under the first setting.
-        run_file: where to write the best thousand documents of each query; of one task and one setting.
+        compare: another results folder; the first setting is compared with it.
+        run_file: the file to write the best 1000 documents of each query to. Needs one task and one setting.
 
     Returns:
-        Of the first setting {"metrics", "queries", "documents"}, with "intervals" where there is one task; where there
-        are more, "metrics" are the benchmark's averages and the means of what all finished tasks measure, the counts
-        are sums, and "averages", "average_intervals", "finished", "of" and "tasks" stand beside them. With
-        "benchmark", "settings" (all of them, as in results.json), "table", and "comparison" where one was asked for.
+        For one task, the first setting's {"metrics", "intervals", "queries", "documents"}. For several tasks, "metrics"
+        holds the benchmark's averages and the mean of each metric that all finished tasks report, "queries" and
+        "documents" are sums, and there are also "averages", "average_intervals", "finished", "of" and "tasks". Always
+        "benchmark", "settings" (all settings, as in results.json) and "table"; with `compare`, "comparison".
 
     Raises:
-        BadInput: something of these is not there, is of another kind or another model, or a text is past the
-            model's limit.
+        BadInput: an argument is wrong, an input is missing, the results folder holds another model or benchmark, or a
+            text is over the model's limit.
     """
     for name, given in {"tasks": tasks, "quantization": quantization, "dims": dims}.items():
         if isinstance(given, Sequence) and not given:
-            raise BadInput(f"--{name} is empty; give one or several with commas between, or leave it out")
-    benchmark = open_benchmark(task, None if data is None else pathlib.Path(data))
+            raise BadInput(f"--{name} is empty; give one or several separated by commas, or leave it out")
+    if (task is None) == (benchmark is None):
+        raise BadInput("give --task, or bind evaluate_task.benchmark in a gin file, and not both")
+    if benchmark is None:
+        benchmark = open_benchmark(str(task), None if data is None else pathlib.Path(data))
     chosen = chosen_tasks(benchmark, tasks)
     if isinstance(model, str | pathlib.Path):
         name = str(model)
@@ -82,15 +88,10 @@ def evaluate_task(
     settings = _settings(encoder, quantization, dims, context, truncate)
     systems = [System(name, encoder, one) for one in settings]
     if run_file is not None:
-        if len(chosen) > 1 or len(systems) > 1 or not isinstance(chosen[0], RetrievalTask):
-            raise BadInput("--run_file is of one retrieval task under one setting; choose one by --tasks")
-        run_file = pathlib.Path(run_file)
-        if not run_file.parent.is_dir() or run_file.is_dir():
-            raise BadInput(f"{run_file}: --run_file is a file in a folder that is there; make that first")
-        chosen = [dataclasses.replace(chosen[0], run_file=run_file)]
+        chosen = [_with_run_file(chosen, systems, pathlib.Path(run_file))]
     results = Results(_subject(benchmark, name, encoder), output)
     if results.folder is not None:
-        chosen = [one.within(results.folder) if isinstance(one, MtebTask) else one for one in chosen]
+        chosen = [one.within(results.folder) if hasattr(one, "within") else one for one in chosen]
     run_tasks(chosen, systems, results, again=run_file is not None)
     summary = summarize(results, benchmark)
     if results.folder is not None:
@@ -102,6 +103,14 @@ def evaluate_task(
         ours = [one for one in results.outcomes if one.setting == first and one.task in names]
         result["comparison"] = compare_outcomes(ours, compare)
     return result
+
+
+def _with_run_file(tasks: Sequence[Task], systems: Sequence[System], path: pathlib.Path) -> Task:
+    if len(tasks) > 1 or len(systems) > 1 or not hasattr(tasks[0], "with_run_file"):
+        raise BadInput("--run_file needs one retrieval task and one setting; choose the task with --tasks")
+    if not path.parent.is_dir() or path.is_dir():
+        raise BadInput(f"{path}: --run_file must name a file in an existing folder; create the folder first")
+    return tasks[0].with_run_file(path)
 
 
 def _settings(
@@ -143,7 +152,7 @@ def _write(folder: pathlib.Path, summary: dict[str, Any], results: Results) -> N
 
 
 def _report(summary: dict[str, Any], setting: str, names: list[str]) -> dict[str, Any]:
-    """What the verb answers: the figures of one setting first."""
+    """Returns the report of the verb: the numbers of one setting first."""
     first = next(one for one in summary["settings"] if one["setting"] == setting)
     tasks = [one for one in first["tasks"] if one["task"] in names]
     rest = {"benchmark": summary["benchmark"], "settings": summary["settings"], "table": "\n" + format_table(summary)}

@@ -1,4 +1,4 @@
-"""An index of passages as a benchmark asks it: many queries, the best k passages of each with their text."""
+"""Searches an index of passages for many queries: the best k passages of each with their text."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -8,8 +8,7 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
-from pplx_jax.evaluation.core.benchmark import TOO_LONG, System
-from pplx_jax.evaluation.scoring.corpus_embeddings import encoding
+from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
 from pplx_jax.inference.encoder import query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.kernels.quantization import quantize
@@ -18,14 +17,13 @@ from pplx_jax.retrieval.vespa import VespaIndex
 
 
 def open_passage_index(folder: pathlib.Path, system: System) -> "PassageIndex":
-    """Opens what `pplx-jax index` wrote, of either engine.
+    """Opens an index that `pplx-jax index` wrote, of any engine.
 
     Raises:
-        BadInput: there is no index, it is another model's or of other vectors than those asked for, or the system is
-            BM25.
+        BadInput: there is no index, it has the vectors of another model or of other settings, or the system is BM25.
     """
     if system.encoder is None:
-        raise BadInput(f"{folder} is an index of vectors, which bm25 has not; give a model")
+        raise BadInput(f"{folder} is an index of vectors, but bm25 has none; give a model")
     if (folder / "vespa.json").is_file():
         index = VespaIndex.load(folder)
     else:
@@ -39,16 +37,16 @@ def open_passage_index(folder: pathlib.Path, system: System) -> "PassageIndex":
     if (index.quantization, index.dims) != (wanted, dims):
         raise BadInput(
             f"{folder} holds {index.quantization} vectors of {index.dims} dimensions, "
-            f"asked for are {wanted} of {dims}; give --quantization {index.quantization}, or embed and index again"
+            f"not {wanted} of {dims}; give --quantization {index.quantization}, or embed and index again"
         )
     return PassageIndex(index, system)
 
 
 class PassageIndex:
-    """See `open_passage_index`.
+    """An opened index; see `open_passage_index`.
 
     Attributes:
-        count: passages.
+        count: number of passages.
     """
 
     def __init__(self, index: Index | VespaIndex, system: System):
@@ -57,18 +55,18 @@ class PassageIndex:
         self._search = _searcher(index)
 
     def search(self, ids: Sequence[str], texts: Sequence[str], k: int, label: str) -> list[list[dict[str, Any]]]:
-        """Hits {"id", "score", "text", ...} of each query, best first.
+        """Returns the hits {"id", "score", "text", ...} of each query, best first.
 
         Args:
             ids, texts: of the queries.
-            k: hits of each.
-            label: of the work, in the progress line.
+            k: number of hits.
+            label: name of the work in the progress line.
         """
         encoder = self._system.encoder
         assert encoder is not None
         encode = query_encoder(encoder)
         with too_long_by_name(ids, TOO_LONG):
-            pooled = encode(list(texts), **encoding(self._system))
+            pooled = encode(list(texts), **encode_options(self._system.settings))
         found = []
         with Progress(label, len(texts), unit="query") as progress:
             for number, vector in enumerate(pooled, start=1):
@@ -78,7 +76,7 @@ class PassageIndex:
 
 
 def _searcher(index: Index | VespaIndex) -> Callable[[np.ndarray, int], list[dict[str, Any]]]:
-    """Takes a pooled vector [dims]."""
+    """Returns a function that searches for a pooled vector [dims]."""
     if isinstance(index, VespaIndex):
         return lambda vector, k: index.search(vector, k)["hits"]
     return lambda vector, k: index.search(quantize(vector[None], index.quantization, index.bit_order)[0], k)

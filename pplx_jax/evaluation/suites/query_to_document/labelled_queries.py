@@ -1,4 +1,4 @@
-"""Queries with the documents that are relevant to them, by people's judgement, by fused rankings, or by both."""
+"""Queries with their relevant documents, from human labels, from fused rankings, or both."""
 
 import dataclasses
 import pathlib
@@ -9,20 +9,20 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import read_qrels, read_queries
 from pplx_jax.data.io.trec_run import read_run
-from pplx_jax.evaluation.scoring.fusion import fused_labels
+from pplx_jax.evaluation.suites.query_to_document.fusion import fused_labels
 
 HUMAN, FUSED = "human", "fused"
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledQueries:
-    """Judged queries and their (query, relevant document) pairs under each kind of label.
+    """Judged queries, and (query, relevant document) pairs for each kind of label.
 
     Attributes:
-        ids, texts: Q judged queries.
-        judged: kind -> int64, the rows of the queries that it judges, those without a relevant document too.
-        kinds: J kinds, "human" or "fused", one a pair.
-        query: int64 [J], the row of each pair's query.
+        ids, texts: of Q judged queries.
+        judged: kind -> int64, indices of the queries with labels of that kind, also if no document is relevant.
+        kinds: [J] kind of each pair, "human" or "fused".
+        query: int64 [J], index of each pair's query.
         documents: J ids.
     """
 
@@ -34,12 +34,12 @@ class LabelledQueries:
     documents: list[str]
 
     def recall(self, kind: str, ranks: np.ndarray, cutoff: int) -> np.ndarray:
-        """float64, a value a query that `kind` judges: the share of its relevant documents that rank within `cutoff`.
+        """Returns float64: for each query that `kind` judges, the share of its relevant documents up to rank `cutoff`.
 
         Args:
             kind: of label.
             ranks: int64 [J], from 1.
-            cutoff: last rank that counts.
+            cutoff: the last rank that counts.
         """
         of_kind = self.kinds == kind
         relevant = np.bincount(self.query[of_kind], minlength=len(self.ids))
@@ -48,15 +48,15 @@ class LabelledQueries:
 
 
 def read_labelled_queries(folder: pathlib.Path, relevant: int, *, queries_are_corpus: bool) -> LabelledQueries:
-    """Reads queries.jsonl, and qrels.tsv and runs/*.trec where they are there.
+    """Reads queries.jsonl, and qrels.tsv and runs/*.trec if they exist.
 
     Args:
         folder: the set.
-        relevant: documents that are fused to be relevant to a query.
-        queries_are_corpus: a query that is labelled relevant to itself is left out.
+        relevant: number of relevant documents per query in fused labels.
+        queries_are_corpus: whether the corpus is the queries; a query is then never relevant to itself.
 
     Raises:
-        BadInput: no labels at all, a file that cannot be read, or labels of an unknown query.
+        BadInput: there are no labels, a file cannot be read, or a label names an unknown query.
     """
 
     def may_be_relevant(query: str, document: str) -> bool:
@@ -71,11 +71,13 @@ def read_labelled_queries(folder: pathlib.Path, relevant: int, *, queries_are_co
         labels[FUSED] = fused_labels([read_run(path) for path in runs], relevant, counts=may_be_relevant)
         unknown = labels[FUSED].keys() - queries.keys()
         if unknown:
-            raise BadInput(f"{folder / 'runs'} ranks for {min(unknown)!r}, which queries.jsonl does not have; add it")
+            raise BadInput(
+                f"{folder / 'runs'} has a ranking for {min(unknown)!r}, which is not in queries.jsonl; add the query"
+            )
     if not labels:
-        raise BadInput(f"{folder} has no labels: put qrels.tsv there, or runs/*.trec of several systems to fuse")
+        raise BadInput(f"{folder} has no labels; add qrels.tsv, or runs/*.trec of several systems to fuse")
     ids = [query for query in queries if any(query in judged for judged in labels.values())]
-    row = {query: place for place, query in enumerate(ids)}
+    row = {query: index for index, query in enumerate(ids)}
     pairs = [
         (kind, row[query], document)
         for kind, judged in labels.items()

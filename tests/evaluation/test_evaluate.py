@@ -14,12 +14,13 @@ from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.sources.corpus_writer import write_beir
+from pplx_jax.evaluation import evaluate as verb
 from pplx_jax.evaluation.core import comparison, results
-from pplx_jax.evaluation.core import eval_verb as verb
-from pplx_jax.evaluation.core.benchmark import Part, Settings, System
-from pplx_jax.evaluation.core.registry import BENCHMARKS
+from pplx_jax.evaluation.core.benchmark import Part
 from pplx_jax.evaluation.core.runner import run_tasks
 from pplx_jax.evaluation.core.summary import summarize
+from pplx_jax.evaluation.registry import benchmark_names
+from pplx_jax.evaluation.scoring.system import Settings, System
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.reports.evaluation_page import render_evaluation
 
@@ -179,7 +180,7 @@ def test_another_model_or_benchmark_is_refused(sets, model, tmp_path, capsys):
     assert sorted((path, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()) == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes").touch()
-    with pytest.raises(BadInput, match="is no results folder"):
+    with pytest.raises(BadInput, match="is not a results folder"):
         verb.evaluate_task(WordEncoder(), sets, output=tmp_path / "other")
 
 
@@ -201,7 +202,7 @@ def test_comparison_of_two_systems(sets, model, tmp_path, capsys):
     _, lexical, _ = run(capsys, *wide, f"--compare={tmp_path / 'bm25'}")
     assert lexical["comparison"]["setting"] == "bm25"
     code, refused, _ = run(capsys, *wide, f"--compare={sets}")
-    assert code == 2 and "is no results folder" in refused["error"]
+    assert code == 2 and "is not a results folder" in refused["error"]
 
 
 def test_parts_weigh_in_comparisons_as_in_figures():
@@ -249,11 +250,11 @@ def test_a_run_file_is_of_one_task_and_one_setting(sets, model, tmp_path, capsys
     assert code == 0 and len(path.read_text().splitlines()) == 15 * 20  # written although the task was finished
     for arguments in (("--tasks=small,large",), ("--tasks=small", "--quantization=int8,none")):
         code, found, _ = run(capsys, "--model=m-32", f"--task={sets}", *arguments, f"--run_file={tmp_path / 'no'}")
-        assert code == 2 and "choose one by --tasks" in found["error"]
+        assert code == 2 and "choose the task with --tasks" in found["error"]
     encoded = model["m-32"].encoded
     for place in (tmp_path / "no" / "out.trec", tmp_path):
         code, found, _ = run(capsys, "--model=m-32", f"--task={sets}", "--tasks=small", f"--run_file={place}")
-        assert code == 2 and "is a file in a folder that is there" in found["error"]
+        assert code == 2 and "must name a file in an existing folder" in found["error"]
     assert model["m-32"].encoded == encoded  # asked before the work
 
 
@@ -262,7 +263,8 @@ def test_a_run_file_is_of_one_task_and_one_setting(sets, model, tmp_path, capsys
     [
         (
             ("--task=nowhere",),
-            f"no benchmark and no folder nowhere; give a BEIR folder, or one of {', '.join(BENCHMARKS)}",
+            "no benchmark and no folder nowhere; give a BEIR folder, MODULE:NAME of your own benchmark, or one of "
+            + ", ".join(benchmark_names()),
         ),
         (("--tasks=small,tiny",), "has no task tiny; it has large, small"),
         (("--quantization=int4",), "quantization 'int4' is not one of int8, binary"),
@@ -272,7 +274,7 @@ def test_a_run_file_is_of_one_task_and_one_setting(sets, model, tmp_path, capsys
         (("--dims=",), "--dims is empty"),
         (("--dims=33",), "dims=33 of a model of 32 dimensions"),
         (("--quantization=ubinary", "--dims=12"), "12 dimensions do not fill whole bytes"),
-        (("--data=.",), "is a folder that holds its own files"),
+        (("--data=.",), "is a folder with its own files"),
     ],
 )
 def test_bad_input_is_one_line(sets, model, capsys, arguments, line):
@@ -292,7 +294,7 @@ def test_a_damaged_file_is_named(sets, tmp_path):
 )
 def test_a_model_file_that_is_none_is_named(sets, tmp_path, content):
     (tmp_path / "model.json").write_text(content)
-    with pytest.raises(BadInput, match="model.json .*; score again into a new folder"):
+    with pytest.raises(BadInput, match="model.json .*; evaluate again into a new folder"):
         verb.evaluate_task(WordEncoder(), sets / "small", output=tmp_path)
 
 
@@ -327,6 +329,6 @@ def test_a_text_past_the_limit_is_named_by_its_id(model, tmp_path, capsys, kind,
     write_beir(tmp_path / "set", data)
     options = ["--model=m-32", f"--task={tmp_path / 'set'}", f"--context={context}"]
     code, found, _ = run(capsys, *options)
-    expected = f"'{kind[0]}4' has 30 tokens, the model takes 20; give --truncate, or a longer model"
+    expected = f"'{kind[0]}4' has 30 tokens, the model takes 20; give --truncate or a model with a larger limit"
     assert (code, found["error"]) == (2, expected)
     assert run(capsys, *options, "--truncate")[0] == 0

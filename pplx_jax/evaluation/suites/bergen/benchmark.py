@@ -1,13 +1,14 @@
-"""BERGEN (arXiv 2407.01102): retrieval judged by the answers that a reader finds in what was retrieved.
+"""BERGEN (arXiv 2407.01102): judges retrieval by the answers that a reader model gives from the retrieved passages.
 
-    DATA/index/         an index of the KILT passages, of either engine (`bergen_data.write_passages` has their texts)
-    DATA/...            files of the question sets, see `bergen_data`; sets without files are no tasks
-    DATA/options.json   what `BergenOptions` names: {"reader_url": "http://localhost:8000/v1", "reader_model": "name"}
-    DATA/runs/          written: TREC runs that BERGEN's own runs folder takes, and the answers of the reader
+    DATA/index/         an index of the KILT passages, of any engine (`data.write_passages` writes their texts)
+    DATA/...            files of the question sets, see `data`; a set without files is not a task
+    DATA/options.json   fields of `BergenOptions`, such as
+                        {"reader_url": "http://localhost:8000/v1", "reader_model": "name"}
+    DATA/runs/          written: TREC runs for BERGEN's own runs folder, and the reader's answers
 
-Metrics: "match", the share of questions whose answer holds a reference answer (naver/bergen, modules/metrics.py); it
-needs a reader. Without one there is "passages_match@5", the same of the passages that the reader would be given.
-A match depends on the reader and its prompt: compare under equal ones, and for published figures give BERGEN the runs.
+Metrics: "match" is the share of questions whose answer contains a reference answer (naver/bergen, modules/metrics.py).
+It needs a reader. "passages_match@5" is the same for the retrieved passages that the reader would get. "match" depends
+on the reader and its prompt: compare scores only with equal ones. For published numbers, give the runs to BERGEN.
 """
 
 import dataclasses
@@ -18,30 +19,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import regex
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path
 from pplx_jax.evaluation.core.benchmark import Part, System
 from pplx_jax.evaluation.core.data_options import read_options
-from pplx_jax.evaluation.scoring.passage_index import open_passage_index
-from pplx_jax.evaluation.scoring.reader import SYSTEM_PROMPT, USER_PROMPT, Reader
-from pplx_jax.evaluation.suites.bergen_data import FILES, Question, read_questions
+from pplx_jax.evaluation.suites.bergen.data import FILES, Question, read_questions
+from pplx_jax.evaluation.suites.bergen.passage_index import open_passage_index
+from pplx_jax.evaluation.suites.bergen.reader import SYSTEM_PROMPT, USER_PROMPT, Reader
 
+NAMES = ("bergen",)
 COLLECTION, SPLIT = "kilt-100w", "dev"  # BERGEN's names
-_ARTICLES = regex.compile(r"\b(a|an|the)\b")  # not re: to it a combining mark ends a word
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 @dataclasses.dataclass(frozen=True)
 class BergenOptions:
-    """What a user may choose, in options.json beside the data.
+    """Options, read from options.json in the data folder.
 
     Attributes:
-        k: passages of a run, BERGEN's retrieve_top_k.
-        passages: read, BERGEN's generation_top_k.
-        reader_url, reader_model: see `reader.Reader`; without both nothing is read.
-        system_prompt, user_prompt: of the reader, the latter with {passages} and {question}.
+        k: number of passages in a run, BERGEN's retrieve_top_k.
+        passages: number of passages that the reader gets, BERGEN's generation_top_k.
+        reader_url, reader_model: see `reader.Reader`; both None for no reader.
+        system_prompt, user_prompt: of the reader; the latter contains {passages} and {question}.
     """
 
     k: int = 50
@@ -53,11 +53,9 @@ class BergenOptions:
 
     def __post_init__(self):
         if not 1 <= self.passages <= self.k:
-            raise BadInput(
-                f"passages={self.passages}, k={self.k}: read at least one passage and at most those of the run"
-            )
+            raise BadInput(f"passages={self.passages}, k={self.k}: set passages to at least 1 and at most k")
         if (self.reader_url is None) != (self.reader_model is None):
-            raise BadInput("a reader is reader_url and reader_model together; give both or neither")
+            raise BadInput("a reader needs both reader_url and reader_model; give both or neither")
 
     @property
     def reader(self) -> Reader | None:
@@ -67,22 +65,24 @@ class BergenOptions:
 
 
 def normalized(text: str) -> str:
-    """Lower case without ASCII punctuation and English articles, words one space apart."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """Returns the text in lower case, without ASCII punctuation and English articles, words separated by one space."""
+    import regex  # unlike re, it treats a combining mark as part of its word
+
+    return " ".join(regex.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def match(text: str, answers: Sequence[str]) -> float:
-    """1.0 where the normalised text holds some normalised answer, else 0.0; as BERGEN's metric "M"."""
-    held = normalized(text)
-    return float(any(normalized(answer) in held for answer in answers))
+    """Returns 1.0 if the normalized text contains a normalized answer, else 0.0: BERGEN's metric "M"."""
+    normal = normalized(text)
+    return float(any(normalized(answer) in normal for answer in answers))
 
 
 def run_name(dataset: str, retriever: str, k: int) -> str:
-    """The file that BERGEN looks for instead of retrieving (naver/bergen, utils.py).
+    """Returns the name of the run file that BERGEN reads instead of retrieving (naver/bergen, utils.py).
 
     Args:
         dataset: one of its query sets.
-        retriever: the `model_name` of its config/retriever/*.yaml; "/" becomes "_".
+        retriever: the `model_name` in its config/retriever/*.yaml; "/" becomes "_".
         k: its retrieve_top_k.
     """
     return f"run.retrieve.top_{k}.{dataset}.{COLLECTION}.{SPLIT}.{retriever.replace('/', '_')}.trec"
@@ -91,18 +91,18 @@ def run_name(dataset: str, retriever: str, k: int) -> str:
 def write_bergen_run(
     path: pathlib.Path, questions: Sequence[Question], hits: Sequence[Sequence[Mapping[str, Any]]]
 ) -> None:
-    """Writes a run as BERGEN reads it: six columns with tabs between, ranks from 1.
+    """Writes a run in BERGEN's format: six columns separated by tabs, ranks from 1.
 
     Raises:
-        BadInput: a question has no hit, which BERGEN cannot express, or an id holds a tab or a line end.
+        BadInput: a question has no hit, which the format cannot express, or an id contains a tab or a line end.
     """
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for question, found in zip(questions, hits, strict=True):
             if not found:
-                raise BadInput(f"nothing was found for question {question.id!r}; is the index whole?")
+                raise BadInput(f"nothing was found for question {question.id!r}; check that the index is complete")
             for rank, hit in enumerate(found, start=1):
                 if any(mark in question.id + hit["id"] for mark in "\t\r\n"):
-                    raise BadInput(f"{path}: an id of {question.id!r}, {hit['id']!r} holds a tab or a line end")
+                    raise BadInput(f"{path}: an id of {question.id!r}, {hit['id']!r} contains a tab or a line end")
                 file.write(f"{question.id}\tq0\t{hit['id']}\t{rank}\t{hit['score']:.9g}\trun\n")
 
 
@@ -112,8 +112,8 @@ class BergenTask:
 
     Attributes:
         name: BERGEN's, such as "kilt_nq".
-        data: see the module.
-        options: the user's.
+        data: the data folder, see the module.
+        options: see `BergenOptions`.
     """
 
     name: str
@@ -126,7 +126,7 @@ class BergenTask:
 
     @property
     def revision(self) -> str:
-        """16 hex digits of the options, of the questions' files and of what describes the index."""
+        """16 hex digits of the options, the question files and the index description."""
         digest = hashlib.sha256(repr(self.options).encode())
         for file in (*FILES[self.name], "index/index.json", "index/vespa.json"):
             if (self.data / file).is_file():
@@ -155,8 +155,8 @@ class BergenTask:
         }
         reader = self.options.reader
         if reader:
-            asked = [reader.request(question.text, texts) for question, texts in zip(questions, read, strict=True)]
-            answers = reader.answers(asked, runs / f"answers.{self.name}.{retriever}.jsonl")
+            requests = [reader.request(question.text, texts) for question, texts in zip(questions, read, strict=True)]
+            answers = reader.answers(requests, runs / f"answers.{self.name}.{retriever}.jsonl")
             values["match"] = [
                 match(answer, question.answers) for answer, question in zip(answers, questions, strict=True)
             ]
@@ -175,13 +175,13 @@ class BergenTask:
 
 @dataclasses.dataclass(frozen=True)
 class Bergen:
-    """The family (`benchmark.Benchmark`)."""
+    """A `benchmark.Benchmark` of question sets."""
 
     name: str
     tasks: Sequence[BergenTask]
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
-        """The mean over the sets of each metric."""
+        """Returns the mean of each metric over the question sets."""
         values: dict[str, list[float]] = {}
         for (part,) in parts.values():
             for name, value in part.metrics.items():
@@ -190,21 +190,21 @@ class Bergen:
 
 
 def open_benchmark(name: str, data: pathlib.Path | None, **options: Any) -> Bergen:
-    """Opens the sets whose files are in a folder.
+    """Opens the question sets whose files are in a folder.
 
     Args:
         name: "bergen".
-        data: see the module.
-        **options: of `BergenOptions`.
+        data: the data folder, see the module.
+        **options: fields of `BergenOptions`.
 
     Raises:
-        BadInput: there is no folder, it holds no set, or there is no such option.
+        BadInput: `data` is None or has no question set, or an option is unknown.
     """
     wanted = "; ".join(f"{file_set}: {', '.join(files)}" for file_set, files in FILES.items())
     if data is None:
-        raise BadInput(f"{name} needs --data, a folder with index/ and files of its sets ({wanted})")
+        raise BadInput(f"{name} needs --data, a folder with index/ and the files of its question sets ({wanted})")
     chosen = read_options(BergenOptions, data, options)
-    there = [file_set for file_set, files in FILES.items() if all((data / file).is_file() for file in files)]
-    if not there:
-        raise BadInput(f"{data} holds no set of {name}; put there {wanted}")
-    return Bergen(name, [BergenTask(file_set, data, chosen) for file_set in there])
+    found = [file_set for file_set, files in FILES.items() if all((data / file).is_file() for file in files)]
+    if not found:
+        raise BadInput(f"{data} has no question set of {name}; put these files there: {wanted}")
+    return Bergen(name, [BergenTask(file_set, data, chosen) for file_set in found])

@@ -1,7 +1,7 @@
-"""Pools of a corpus, each within the next, so that one pass over the corpus gives the figures of every size.
+"""Nested pools of a corpus: each is part of the next larger one, so one pass gives the metrics of all sizes.
 
-Every pool holds all relevant documents; the rest of a pool of n are those with the n least hashes of their ids. So a
-pool depends on the ids and the seed alone, not on the order of the corpus.
+Every pool contains all relevant documents. It is filled with the documents whose ids have the smallest hashes. So a
+pool depends only on the ids and the seed, not on the order of the corpus.
 """
 
 import array
@@ -17,8 +17,8 @@ class NestedPools:
     """Pools of one corpus.
 
     Attributes:
-        sizes: int [S], documents of each pool, ascending.
-        documents: of the corpus.
+        sizes: int [S], number of documents in each pool, ascending.
+        documents: number of documents in the corpus.
     """
 
     def __init__(
@@ -30,18 +30,19 @@ class NestedPools:
         *,
         seed: int = 0,
     ):
-        """Hashes all ids once; 8 bytes of memory a document.
+        """Hashes all ids once. Needs 8 bytes of memory per document.
 
         Args:
             ids: of the corpus.
             relevant: ids that are in every pool.
-            sizes: documents of the pools, in any order; where None
-            usual_sizes: that the corpus exceeds, and the whole corpus.
-            seed: draws other documents.
+            sizes: number of documents in the pools, in any order. None for those of `usual_sizes` that are smaller than
+                the corpus, and the whole corpus.
+            usual_sizes: see `sizes`.
+            seed: of the hash; another seed samples other documents.
 
         Raises:
-            BadInput: an id stands twice, a relevant document is not in the corpus, or a size is larger than the
-                corpus or smaller than the relevant documents alone.
+            BadInput: an id occurs twice, a relevant document is not in the corpus, or a size is larger than the corpus
+                or smaller than the number of relevant documents.
         """
         self._relevant, self._seed = relevant, seed
         found, twice = set(), False
@@ -54,7 +55,7 @@ class NestedPools:
                 hashes.append(self._hash(identity))
         ordered = np.sort(np.array(hashes, np.uint64))
         if twice or (ordered[1:] == ordered[:-1]).any():
-            raise BadInput("an id stands twice in the corpus; make ids unique")
+            raise BadInput("an id occurs twice in the corpus; make ids unique")
         missing = relevant - found
         if missing:
             raise BadInput(
@@ -67,18 +68,18 @@ class NestedPools:
         for size in self.sizes:
             if not len(relevant) <= size <= total:
                 raise BadInput(
-                    f"a pool of {size}: the corpus has {total} documents, {len(relevant)} of them relevant; "
-                    "give a size between the two"
+                    f"pool size {size}: the corpus has {total} documents, {len(relevant)} of them relevant; "
+                    "give a size between these numbers"
                 )
         self._last = np.array(
             [ordered[size - len(relevant) - 1] if size > len(relevant) else 0 for size in self.sizes], np.uint64
         )
 
     def shells(self, ids: Sequence[str]) -> np.ndarray:
-        """int64 [len(ids)]: the smallest pool that each document is in, counted from 0; S for one outside all."""
+        """Returns int64 [len(ids)], the smallest pool of each document, counted from 0; S if it is in none."""
         hashes = np.array([0 if identity in self._relevant else self._hash(identity) for identity in ids], np.uint64)
         return np.searchsorted(self._last, hashes)
 
     def _hash(self, identity: str) -> int:
         digest = hashlib.blake2b(identity.encode(), digest_size=8, key=self._seed.to_bytes(8, "big"))
-        return int.from_bytes(digest.digest(), "big") or 1  # 0 stands for relevant documents
+        return int.from_bytes(digest.digest(), "big") or 1  # 0 is reserved for relevant documents

@@ -1,7 +1,7 @@
 """MTEB(Multilingual, v2), MTEB(Code) and MIRACL as the paper averages them (arXiv 2602.11151, section 4.1).
 
-The tasks, their data, splits, subsets and main metrics are those of the library mteb; of the multilingual benchmark the
-retrieval tasks alone. Main metrics are not all nDCG@10: LEMBPasskey has nDCG@1, Statcan recall@10.
+The package mteb defines the tasks, their data, splits, subsets and main metrics. Of the multilingual benchmark only the
+retrieval tasks are used. Not every main metric is nDCG@10: LEMBPasskey has nDCG@1, Statcan recall@10.
 """
 
 import dataclasses
@@ -16,21 +16,22 @@ from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts
 
 _MTEB_NAMES = {"mteb-multilingual": "MTEB(Multilingual, v2)", "mteb-code": "MTEB(Code, v1)"}
 _MIRACL_TASKS = {"miracl": "MIRACLRetrievalHardNegatives", "miracl-full": "MIRACLRetrieval"}
+NAMES = (*_MTEB_NAMES, *_MIRACL_TASKS)
 
 
 @dataclasses.dataclass(frozen=True)
 class MtebBenchmark:
-    """A `benchmark.Benchmark` of tasks of mteb."""
+    """A `benchmark.Benchmark` of mteb tasks."""
 
     name: str
     tasks: Sequence[MtebTask]
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
-        """Means over tasks of a task's mean over its splits and subsets, in [0, 1].
+        """Returns means over tasks of each task's mean over its splits and subsets, in [0, 1].
 
         Returns:
-            "mean" over all splits, which is what the paper and the leaderboard print; "mean_test_splits", in which a
-            task that has a test split and others counts by the test split alone, where there is such a task.
+            "mean" uses all splits, like the paper and the leaderboard. "mean_test_splits" uses only the test split of
+            tasks that have a test split; it is left out if it would be the same.
         """
         if not parts:
             return {}
@@ -58,17 +59,17 @@ def open_benchmark(
     model_name: str | None = None,
     scratch: pathlib.Path | None = None,
 ) -> MtebBenchmark:
-    """Opens a benchmark; nothing is loaded before a task is evaluated.
+    """Opens a benchmark. Data is loaded when a task is evaluated.
 
     Args:
         name: "mteb-multilingual" (18 tasks), "mteb-code" (12), "miracl" (hard negatives, the published average) or
-            "miracl-full" (all passages of Wikipedia), the last two with a task a language.
-        data: holds the files of each data set OWNER/NAME of the hub as DATA/NAME; None loads them from there.
-        prompts: around the texts, for models that want them.
-        results: where to write mteb's own result files, which its leaderboard takes.
-        model_name: "organization/model" in those.
-        scratch: keeps the vectors of a corpus until it is ranked, so that an interrupted run goes on with them; the
-            largest language of "miracl-full" takes 33 GB as INT8 of 1024 dimensions.
+            "miracl-full" (all passages of Wikipedia). The last two have one task per language.
+        data: folder with the files of each data set OWNER/NAME of the hub as DATA/NAME; None for the hub.
+        prompts: templates around the texts, for models that were trained with them.
+        results: folder for mteb's own result files, which its leaderboard accepts; None for none.
+        model_name: "organization/model" in those files.
+        scratch: folder for the vectors of a corpus until it is ranked, so that an interrupted run resumes. The largest
+            language of "miracl-full" needs 33 GB for INT8 vectors of 1024 dimensions.
 
     Raises:
         BadInput: the name is unknown.
@@ -82,6 +83,6 @@ def open_benchmark(
         languages = mteb.get_task(_MIRACL_TASKS[name]).hf_subsets
         tasks = {each: mteb.get_task(_MIRACL_TASKS[name], hf_subsets=[each]) for each in languages}
     else:
-        raise BadInput(f"no benchmark {name!r}; there are {', '.join([*_MTEB_NAMES, *_MIRACL_TASKS])}")
-    about = {"data": data, "prompts": prompts, "results": results, "model_name": model_name, "scratch": scratch}
-    return MtebBenchmark(name, [MtebTask(each, task, **about) for each, task in tasks.items()])
+        raise BadInput(f"no benchmark {name!r}; give one of {', '.join(NAMES)}")
+    options = {"data": data, "prompts": prompts, "results": results, "model_name": model_name, "scratch": scratch}
+    return MtebBenchmark(name, [MtebTask(each, task, **options) for each, task in tasks.items()])

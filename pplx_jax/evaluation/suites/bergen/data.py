@@ -1,7 +1,7 @@
-"""BERGEN's five question sets and its passages, from the files that their makers publish.
+"""BERGEN's five question sets and its passages, read from the files that their authors publish.
 
-The conventions are those of naver/bergen, modules/dataset_processor.py and modules/processors/: which split, which ids,
-which answers, and Wikipedia in pieces of a hundred words, numbered through.
+Splits, ids, answers and the cutting of Wikipedia into numbered passages of 100 words follow naver/bergen,
+modules/dataset_processor.py and modules/processors/.
 
     kilt_nq        nq-dev-kilt.jsonl                                    (facebookresearch/KILT)
     kilt_hotpotqa  hotpotqa-dev-kilt.jsonl
@@ -21,7 +21,7 @@ from typing import Any
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path
 from pplx_jax.core.progress import Progress
-from pplx_jax.data.io import json_lines as rows
+from pplx_jax.data.io.json_lines import numbered_lines, parse_object
 
 WORDS_PER_PASSAGE = 100
 _LIST_ITEM, _SECTION = "BULLET::::", "Section::::"
@@ -29,7 +29,7 @@ _LIST_ITEM, _SECTION = "BULLET::::", "Section::::"
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question, and the strings of which a right answer holds one."""
+    """A question. A correct answer contains one of `answers`."""
 
     id: str
     text: str
@@ -37,31 +37,31 @@ class Question:
 
 
 def read_questions(name: str, folder: pathlib.Path) -> list[Question]:
-    """One of the five sets, in the order of its file; questions without an answer are left out.
+    """Reads one of the five sets, in file order, without the questions that have no answer.
 
     Args:
         name: a key of `FILES`.
-        folder: holds its files.
+        folder: contains its files.
 
     Raises:
-        BadInput: a file is missing or is not what it should be.
+        BadInput: a file is missing or has another format.
     """
     paths = [folder / file for file in FILES[name]]
     for path in paths:
         if not path.is_file():
-            raise BadInput(f"{name} needs {path}; put the file that its makers publish there (docs/benchmarks.md)")
+            raise BadInput(f"{name} needs {path}; download the published file (docs/benchmarks.md)")
     try:
         questions = [question for question in _READERS[name](*paths) if question.answers]
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{', '.join(map(str, paths))}: not the published file of {name} ({error})") from None
     if not questions:
-        raise BadInput(f"{paths[0]} has no question with an answer; is it the published file of {name}?")
+        raise BadInput(f"{paths[0]} has no question with an answer; check that it is the published file of {name}")
     return questions
 
 
 def _kilt(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], tuple[str, ...]]]:
-    for _, line in rows.numbered_lines(path):
-        row = rows.parse_object(line)
+    for _, line in numbered_lines(path):
+        row = parse_object(line)
         yield row, tuple(found["answer"] for found in row["output"] if found.get("answer"))
 
 
@@ -107,7 +107,7 @@ _READERS: dict[str, Callable[..., Iterator[Question]]] = {
 
 
 def passages_of(page: dict[str, Any]) -> list[str]:
-    """A page of KILT's Wikipedia in pieces of a hundred words, each after the page's title; list items are left out."""
+    """Splits a page of KILT's Wikipedia into passages of 100 words, each after the page's title, without list items."""
     paragraphs = (text.strip() for text in page["text"] if _LIST_ITEM not in text)
     words = " ".join(paragraphs).replace(_SECTION, "Section:").split()
     starts = range(0, len(words), WORDS_PER_PASSAGE)
@@ -117,13 +117,13 @@ def passages_of(page: dict[str, Any]) -> list[str]:
 def write_passages(knowledge_source: pathlib.Path, output: pathlib.Path) -> int:
     """Writes all passages as JSON lines for `pplx-jax embed`: {"id", "text", "source": the page's id}.
 
-    Ids are running numbers from 0, which is how BERGEN's kilt-100w counts. The file appears once it is whole.
+    Ids count from 0, as in BERGEN's kilt-100w. The file is renamed to `output` when it is complete.
 
     Returns:
-        How many passages there are.
+        The number of passages.
 
     Raises:
-        BadInput: the source cannot be read or is not KILT's.
+        BadInput: the source cannot be read or is not KILT's knowledge source.
     """
     count = 0
     with (
@@ -131,12 +131,14 @@ def write_passages(knowledge_source: pathlib.Path, output: pathlib.Path) -> int:
         open(temporary, "w", encoding="utf-8") as file,
         Progress("passages", unit="page") as progress,
     ):
-        for number, line in rows.numbered_lines(knowledge_source):
+        for number, line in numbered_lines(knowledge_source):
             try:
-                page = rows.parse_object(line)
+                page = parse_object(line)
                 source, passages = page["wikipedia_id"], passages_of(page)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise BadInput(f"{knowledge_source}, line {number}: no page of KILT ({error})") from None
+                raise BadInput(
+                    f"{knowledge_source}, line {number}: not a KILT page ({error}); download it again"
+                ) from None
             for text in passages:
                 file.write(json.dumps({"id": str(count), "text": text, "source": source}, ensure_ascii=False) + "\n")
                 count += 1
