@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("*.md")
 GIN = sorted((ROOT / "gin").rglob("*.gin"))
 FOLDERS = "pplx_jax|gin|launch|tests|benchmarks|docs"
 # Flags of other programs that pages name in running text.
-FOREIGN_FLAGS = {"--direct_num_workers", "--direct_running_mode", "--sdk_container_image", "--recursive"}
+FOREIGN_FLAGS = {"--direct_num_workers", "--direct_running_mode", "--sdk_container_image", "--recursive", "--help"}
 TAKES_A_RECIPE = {verb.name for verb in VERBS if verb.recipe}
 
 
