@@ -72,6 +72,7 @@ setuptools.setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=[*PACKAGES, *RECIPES],
     package_dir={"pplx_jax.gin": "gin"},
     package_data={"pplx_jax": ["export/torch_model/*", "reports/templates/*"], **{name: ["*.gin"] for name in RECIPES}},
