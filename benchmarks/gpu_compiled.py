@@ -113,7 +113,8 @@ def worker(device: Device, implementation: str, length: int, heads: int, packed:
     from jax.experimental.pallas.ops.gpu.attention import mha
 
     from pplx_jax.kernels.attention import blockwise, reference, triton
-    from pplx_jax.kernels.attention.visits import stretches
+    from pplx_jax.kernels.attention.mask_info import overlap_ranges
+    from pplx_jax.kernels.attention.triton_blocks import choose_blocks
 
     topology = topologies.get_topology_desc(
         device.name, platform="cuda", target_config=device.config(), topology="1x1x1"
@@ -163,11 +164,13 @@ def worker(device: Device, implementation: str, length: int, heads: int, packed:
     if packed and implementation in ("cudnn", "tokamax_triton", "tokamax_mosaic"):
         pairs = rows * len(lengths) * max(lengths) ** 2
     elif implementation == "ours":
-        blocks = triton.best(HEAD_DIM, 2)[0]
-        padded = np.pad(ids, ((0, 0), (0, -length % blocks.query)))
+        blocks = choose_blocks(HEAD_DIM, 2)[0]
+        block_q, block_kv = blocks.block_q, blocks.block_kv
+        padded = np.pad(ids, ((0, 0), (0, -length % block_q)))
         with jax.default_device(jax.devices("cpu")[0]):
-            start, stop = stretches(jnp.asarray(padded), jnp.asarray(padded), blocks.query, blocks.key, causal=False)
-            pairs = int((stop - start).sum()) * blocks.query * blocks.key
+            padded = jnp.asarray(padded)
+            start, stop = overlap_ranges(padded, padded, block_q, block_kv, causal=False)
+            pairs = int((stop - start).sum()) * block_q * block_kv
     arrays = (array(rows, length, count, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
     function = jax.grad(loss, argnums=(0, 1, 2)) if backward else attend
     with jax.default_device(topology.devices[0]):  # tokamax asks what that is

@@ -164,9 +164,9 @@ def size(stretch: tuple[int, int]) -> int:
 
 def ours_forward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[dict, dict]:
     """Dense and packed (texts of 256 tokens) figures of our forward pass, which runs for some key heads at a time."""
-    from pplx_jax.kernels.attention.tiles import best
+    from pplx_jax.kernels.attention.tiles import choose_tiles
 
-    group, tiles = heads // KV_HEADS, best(length, heads // KV_HEADS, device_kind=DEVICE_KINDS[device])[0]
+    group, tiles = heads // KV_HEADS, choose_tiles(length, heads // KV_HEADS, device_kind=DEVICE_KINDS[device])[0]
     long = [stretch for stretch in kernel.stretches if size(stretch) > 120]
     at = next(place for place, stretch in enumerate(long) if size(stretch) > 1000)
     names = ("side_by_side", "side_by_side_whole_steps", "begin", "full", "begin_sub")
@@ -175,19 +175,19 @@ def ours_forward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[
     # After the steps: zeros where nothing is met, the finish, and zeros of padding, of which these rows have none.
     found["finish"] = max((s for s in long if s[0] >= step[1]), key=lambda s: kernel.filled("exp", *s))
     overhead = kernel.bundles - kernel.entry - sum(map(size, long[at:]))
-    query_tiles, key_tiles = length // tiles.query, length // tiles.key
-    pieces, subs = length // tiles.piece, length // tiles.sub_query
+    query_tiles, key_tiles = length // tiles.block_q, length // tiles.block_kv
+    pieces, subs = length // tiles.block_q_unmasked, length // tiles.block_q_masked
     dense = query_tiles * key_tiles * overhead + subs * tiles.kv_heads * size(found["finish"])
     dense += pieces * (key_tiles * tiles.kv_heads * size(found["full"]) + size(found["begin"]))
     dense /= length * length * group * tiles.kv_heads / TILE
     side, whole = found["side_by_side"], found["side_by_side_whole_steps"]
     idle = sum(size(s) for s in kernel.skipped_with(whole, running=side) if s not in long)
-    packed = query_tiles * (overhead - idle) + subs // tiles.together * size(side)
+    packed = query_tiles * (overhead - idle) + subs // tiles.interleave * size(side)
     packed /= length * 256 * group * tiles.kv_heads / TILE
     return (
         {
             "bundles_per_tile": dense,
-            "body_bundles_per_tile": size(found["full"]) / (tiles.piece * tiles.key * group / TILE),
+            "body_bundles_per_tile": size(found["full"]) / (tiles.block_q_unmasked * tiles.block_kv * group / TILE),
             "matrix_slots_share": kernel.matrix_share(*found["full"]),
             "spills": kernel.spills(*found["full"]),
         },
@@ -196,7 +196,7 @@ def ours_forward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[
             "over_own_tiles": packed / dense,
             "over_dense_row": packed * 256 / length / dense,
             "bundles_per_tile_of_512_tokens": size(whole)
-            / (tiles.bunch * tiles.sub_query * tiles.sub_key * group * tiles.kv_heads / TILE),
+            / (tiles.window_size * tiles.block_q_masked * tiles.block_kv_masked * group * tiles.kv_heads / TILE),
             "matrix_slots_share": kernel.matrix_share(*side),
             "spills": kernel.spills(*side),
         },
@@ -205,9 +205,9 @@ def ours_forward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[
 
 def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple[dict, dict]:
     """Dense and packed figures of our backward pass."""
-    from pplx_jax.kernels.attention.tiles import best
+    from pplx_jax.kernels.attention.tiles import choose_tiles
 
-    group, tiles = heads // KV_HEADS, best(length, heads // KV_HEADS, device_kind=DEVICE_KINDS[device])[1]
+    group, tiles = heads // KV_HEADS, choose_tiles(length, heads // KV_HEADS, device_kind=DEVICE_KINDS[device])[1]
     long = [stretch for stretch in kernel.stretches if size(stretch) > 120]
     at = next(place for place, stretch in enumerate(long) if size(stretch) > 2000)
     found = dict(
@@ -216,25 +216,26 @@ def ours_backward(kernel: Kernel, length: int, heads: int, device: str) -> tuple
     overhead = kernel.bundles - kernel.entry - sum(map(size, long[at - 2 :]))
     side, whole = found["side_by_side"], found["side_by_side_whole_steps"]
     idle = sum(size(s) for s in kernel.skipped_with(whole, running=side) if s not in long)
-    query_tiles, key_tiles = length // tiles.query, length // tiles.key
-    starts, zeros = key_tiles * size(found["first"]), query_tiles * (tiles.query // tiles.sub_query // tiles.bunch)
+    query_tiles, key_tiles = length // tiles.block_q, length // tiles.block_kv
+    starts = key_tiles * size(found["first"])
+    zeros = query_tiles * (tiles.block_q // tiles.block_q_masked // tiles.window_size)
     dense = query_tiles * key_tiles * overhead + starts + zeros * size(found["zero"])
-    dense += length // tiles.piece * key_tiles * tiles.kv_heads * size(found["full"])
+    dense += length // tiles.block_q_unmasked * key_tiles * tiles.kv_heads * size(found["full"])
     dense /= length * length * group * tiles.kv_heads / TILE
     packed = max(query_tiles, key_tiles) * (overhead - idle) + starts
-    packed += length // tiles.sub_query // tiles.together * size(side)
+    packed += length // tiles.block_q_masked // tiles.interleave * size(side)
     packed /= length * 256 * group * tiles.kv_heads / TILE
 
     def figures(price: float, body: tuple[int, int]) -> dict:
         share, spills = kernel.matrix_share(*body), kernel.spills(*body)
         return {"bundles_per_tile": price, "matrix_slots_share": share, "spills": spills}
 
-    body = size(found["full"]) / (tiles.piece * tiles.key * group / TILE)
+    body = size(found["full"]) / (tiles.block_q_unmasked * tiles.block_kv * group / TILE)
     more = {
         "over_own_tiles": packed / dense,
         "over_dense_row": packed * 256 / length / dense,
         "bundles_per_tile_of_512_tokens": size(whole)
-        / (tiles.bunch * tiles.sub_query * tiles.sub_key * group * tiles.kv_heads / TILE),
+        / (tiles.window_size * tiles.block_q_masked * tiles.block_kv_masked * group * tiles.kv_heads / TILE),
     }
     return (
         figures(dense, found["full"]) | {"body_bundles_per_tile": body},

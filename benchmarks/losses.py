@@ -129,20 +129,20 @@ def _contrastive_loss(name: str):
 
 
 def _tiles(device: str, width: int):
-    from pplx_jax.kernels.vocab_cross_entropy.tiles import best
+    from pplx_jax.kernels.vocab_cross_entropy.tiles import choose_tiles
 
     kind = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}[device]
-    return best(TOKENS, width, 2, kind)
+    return choose_tiles(TOKENS, width, 2, kind)
 
 
 def _trips(operation: str, name: str, device: str, width: int) -> int:
     """Trips of the loop over positions, all of which have a weight here, or over candidates."""
     from pplx_jax.kernels.masked_logsumexp import BLOCK as candidates
-    from pplx_jax.kernels.vocab_cross_entropy.chunked import BLOCK as positions
+    from pplx_jax.kernels.vocab_cross_entropy.chunked import CHUNK as positions
 
     if operation == "masked_logsumexp":
         return CANDIDATES // candidates
-    return -(-TOKENS // (positions if name == "xla_chunked" else _tiles(device, width).block))
+    return -(-TOKENS // (positions if name == "xla_chunked" else _tiles(device, width).chunk))
 
 
 def kernel_figures(device: str, width: int, kernels: dict[str, Kernel]) -> dict[str, dict]:

@@ -1,198 +1,154 @@
-"""Which tiles of scores hold anything, as tables that a kernel reads ahead; others are not fetched and not computed.
+"""Tables, prefetched by the kernels, of the blocks of scores that hold an unmasked pair; all others are skipped.
 
-Tiles meet where their ranges of segments do. That is exact where the ids of a row ascend, and elsewhere holds too many
-tiles, never too few: what a kernel masks decides.
+Two blocks overlap if their ranges of segment ids do. This is exact if the ids of a sequence ascend. Otherwise it
+selects too many blocks, never too few; the mask inside the kernel decides about each pair.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
 
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
 
-FIRST, LAST, PADDED = 1, 2, 4  # bits of `Visits.flags`
-WINDOW_BITS = 8  # of `Visits.window`
-MIXED = -1  # the segment of a piece that is not all of one text
+FIRST, LAST, PADDED = 1, 2, 4  # bits of `MaskInfo.flags`
+WINDOW_BITS = 8  # of `MaskInfo.window`, below which it holds a number of lane units
+MIXED = -1  # `q_segment` or `kv_segment` of a block that holds more than one segment, or padding
 
 
-class Visits(NamedTuple):
-    """What a kernel's grid runs down, and what it asks of a visit's parts. All int32.
+class MaskInfo(NamedTuple):
+    """What each step of a kernel's grid works on. All arrays are flat int32; N is the largest possible grid.
 
     Attributes:
-      count: scalar, visits there are.
-      row: [N] the batch's row of each, N as many as there could be.
-      query: [N] its tile of queries.
-      key: [N] its tile of keys.
-      flags: [N] whether it is the FIRST and the LAST of those that share what accumulates: a tile of queries, or of
-        keys where the table is by key; and whether the tile of queries is PADDED.
-      query_segment: [B * Q / piece] of each piece of queries, the segment of all its tokens, or MIXED.
-      key_segment: [B * L / key tile] the same of tiles of keys.
-      start: [B * Q / sub_query] of each sub-tile of queries, the first of the keys that it meets, in units of LANES.
-      stop: [B * Q / sub_query] one past the last; 0 where it meets none.
-      window: [B * Q / (sub_query * bunch)] of a bunch of sub-tiles, where one tile of keys has all that they meet and
-        one step's keys are enough for each: units of LANES, half a step or all of it, and above `WINDOW_BITS` the tile.
-        0 elsewhere.
-      padded: [B * Q / sub_query] whether some queries of a sub-tile are padding, which see nothing.
+      sequence: [N] index of the sequence in the batch.
+      q_index: [N] index of the block of queries.
+      kv_index: [N] index of the block of keys and values.
+      flags: [N] FIRST and LAST step of those that accumulate into one output block (of queries, or of keys if the table
+        is ordered by keys); PADDED if the block of queries contains padding.
+      q_segment: [B * Q / block_q_unmasked] the segment of all queries of an unmasked block, or MIXED.
+      kv_segment: [B * L / block_kv] the segment of all keys of a block, or MIXED.
+      kv_start: [B * Q / block_q_masked] first key that a masked block of queries attends to, in units of LANES.
+      kv_stop: [B * Q / block_q_masked] end of those keys; 0 if there are none.
+      window: [B * Q / (block_q_masked * window_size)] of each window, which is `window_size` masked blocks of queries:
+        the number of keys per masked block in units of LANES, half of `block_kv_masked` or all of it, plus the index of
+        the block of keys shifted by `WINDOW_BITS`. 0 if a masked block of the window needs more keys or another block.
+      padded: [B * Q / block_q_masked] whether a masked block of queries contains padding, which attends to nothing.
     """
 
-    count: jax.Array
-    row: jax.Array
-    query: jax.Array
-    key: jax.Array
+    sequence: jax.Array
+    q_index: jax.Array
+    kv_index: jax.Array
     flags: jax.Array
-    query_segment: jax.Array
-    key_segment: jax.Array
-    start: jax.Array
-    stop: jax.Array
+    q_segment: jax.Array
+    kv_segment: jax.Array
+    kv_start: jax.Array
+    kv_stop: jax.Array
     window: jax.Array
     padded: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
-class _Spans:
-    """Of each tile [B, T]: the smallest and the largest segment, padding apart, and that of all its tokens or MIXED."""
+class _SegmentRanges:
+    """Smallest and largest segment id of each block [B, blocks] without padding, and its only segment or MIXED."""
 
-    tile: int
-    least: jax.Array
-    most: jax.Array
+    block: int
+    smallest: jax.Array
+    largest: jax.Array
     segment: jax.Array
 
     @classmethod
-    def of(cls, ids: jax.Array, tile: int) -> "_Spans":
-        tiles = ids.reshape(ids.shape[0], -1, tile)
-        most = tiles.max(-1)
-        least = jnp.where(tiles > 0, tiles, jnp.iinfo(jnp.int32).max).min(-1)
-        return cls(tile, least, most, jnp.where((tiles.min(-1) == most) & (most > 0), most, MIXED))
+    def of(cls, ids: jax.Array, block: int) -> "_SegmentRanges":
+        blocks = ids.reshape(ids.shape[0], -1, block)
+        largest = blocks.max(-1)
+        smallest = jnp.where(blocks > 0, blocks, jnp.iinfo(jnp.int32).max).min(-1)
+        only = jnp.where((blocks.min(-1) == largest) & (largest > 0), largest, MIXED)
+        return cls(block, smallest, largest, only)
 
-    def meet(self, keys: "_Spans", *, causal: bool, offset: jax.Array | int) -> jax.Array:
-        """[B, T, tiles of keys]."""
-        both = (self.least[:, :, None] <= keys.most[:, None]) & (keys.least[:, None] <= self.most[:, :, None])
+    def overlap(self, keys: "_SegmentRanges", *, causal: bool, offset: jax.Array | int) -> jax.Array:
+        """Returns [B, blocks of queries, blocks of keys] bool."""
+        both = (self.smallest[:, :, None] <= keys.largest[:, None]) & (
+            keys.smallest[:, None] <= self.largest[:, :, None]
+        )
         if causal:
-            last = offset + (jnp.arange(both.shape[1]) + 1) * self.tile - 1
-            both &= jnp.arange(both.shape[2]) * keys.tile <= last[:, None]
+            last = offset + (jnp.arange(both.shape[1]) + 1) * self.block - 1
+            both &= jnp.arange(both.shape[2]) * keys.block <= last[:, None]
         return both
 
 
-def table(
+def make_mask_info(
     query_ids: jax.Array, key_ids: jax.Array, tiles: Tiles, *, causal: bool, by_key: bool = False, offset: int = 0
-) -> Visits:
-    """The visits of a batch.
+) -> tuple[jax.Array, MaskInfo]:
+    """Returns the number of grid steps, an int32 scalar, and the tables of a batch.
 
     Args:
-      query_ids: [B, Q] segments of the queries, 0 under padding; Q a multiple of `tiles.query`.
-      key_ids: [B, L] of the keys, the queries among them; L a multiple of `tiles.key`.
-      tiles: sizes.
-      causal: whether later keys are unseen.
-      by_key: visits of one tile of keys follow each other, rather than those of one of queries.
-      offset: place of the first query among the keys.
+      query_ids: [B, Q] segment ids of the queries, 0 for padding; Q is a multiple of `tiles.block_q`.
+      key_ids: [B, L] segment ids of the keys; L is a multiple of `tiles.block_kv`.
+      tiles: block sizes.
+      causal: whether later keys are masked.
+      by_key: order the steps by blocks of keys instead of blocks of queries.
+      offset: position of the first query among the keys.
     """
-    keys = _Spans.of(key_ids, tiles.key)
-    meet = _Spans.of(query_ids, tiles.query).meet(keys, causal=causal, offset=offset)
+    keys = _SegmentRanges.of(key_ids, tiles.block_kv)
+    overlap = _SegmentRanges.of(query_ids, tiles.block_q).overlap(keys, causal=causal, offset=offset)
     if by_key:
-        meet = meet.swapaxes(1, 2)
-    # What accumulates is visited once at least, so that it is written.
-    visited = meet | (~meet.any(-1, keepdims=True) & (jnp.arange(meet.shape[-1]) == 0))
-    place = visited.cumsum(-1)
-    flags = jnp.where(place == 1, FIRST, 0) | jnp.where(place == place[..., -1:], LAST, 0)
-    order = jnp.argsort(~visited.reshape(-1), stable=True)
-    row, outer, inner = jnp.unravel_index(order, meet.shape)
-    query, key = (inner, outer) if by_key else (outer, inner)
+        overlap = overlap.swapaxes(1, 2)
+    # Each output block needs at least one step, which writes it.
+    chosen = overlap | (~overlap.any(-1, keepdims=True) & (jnp.arange(overlap.shape[-1]) == 0))
+    rank = chosen.cumsum(-1)
+    flags = jnp.where(rank == 1, FIRST, 0) | jnp.where(rank == rank[..., -1:], LAST, 0)
+    order = jnp.argsort(~chosen.reshape(-1), stable=True)
+    sequence, outer, inner = jnp.unravel_index(order, overlap.shape)
+    q_index, kv_index = (inner, outer) if by_key else (outer, inner)
 
-    padded = (query_ids.reshape(query_ids.shape[0], -1, tiles.sub_query) == 0).any(-1)
-    padded_tile = padded.reshape(padded.shape[0], -1, tiles.query // tiles.sub_query).any(-1)
-    flags = flags.reshape(-1)[order] | jnp.where(padded_tile[row, query], PADDED, 0)
+    padded = (query_ids.reshape(query_ids.shape[0], -1, tiles.block_q_masked) == 0).any(-1)
+    padded_block = padded.reshape(padded.shape[0], -1, tiles.block_q // tiles.block_q_masked).any(-1)
+    flags = flags.reshape(-1)[order] | jnp.where(padded_block[sequence, q_index], PADDED, 0)
 
-    start, stop = stretches(query_ids, key_ids, tiles.sub_query, LANES, causal=causal, offset=offset)
-    parts = (row, query, key, flags)
-    parts += (_Spans.of(query_ids, tiles.piece).segment, keys.segment, start, stop)
-    parts += (_window(start, stop, tiles), padded)
-    return Visits(visited.sum(), *(part.reshape(-1).astype(jnp.int32) for part in parts))
+    start, stop = overlap_ranges(query_ids, key_ids, tiles.block_q_masked, LANES, causal=causal, offset=offset)
+    tables = (sequence, q_index, kv_index, flags)
+    tables += (_SegmentRanges.of(query_ids, tiles.block_q_unmasked).segment, keys.segment, start, stop)
+    tables += (_windows(start, stop, tiles), padded)
+    return chosen.sum(), MaskInfo(*(table.reshape(-1).astype(jnp.int32) for table in tables))
 
 
-def stretches(
+def overlap_ranges(
     query_ids: jax.Array,
     key_ids: jax.Array,
-    query_tile: int,
-    key_tile: int,
+    block_q: int,
+    block_kv: int,
     *,
     causal: bool,
     offset: jax.Array | int = 0,
     by_key: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Of each tile of queries, the first tile of keys that it meets and one past the last; both 0 where it meets none.
+    """Returns, for each block of queries, the first block of keys that it overlaps and the end of those blocks.
 
     Args:
-      query_ids, key_ids, causal, offset: as of `table`.
-      query_tile: queries of a tile.
-      key_tile: keys of a tile.
-      by_key: of each tile of keys, the tiles of queries.
+      query_ids, key_ids, causal, offset: as for `make_mask_info`.
+      block_q: queries per block.
+      block_kv: keys per block.
+      by_key: return, for each block of keys, the range of blocks of queries.
 
     Returns:
-      Two of int32 [B, tiles].
+      Two int32 arrays [B, blocks]; both are 0 for a block without overlap.
     """
-    keys = _Spans.of(key_ids, key_tile)
-    meet = _Spans.of(query_ids, query_tile).meet(keys, causal=causal, offset=offset)
+    keys = _SegmentRanges.of(key_ids, block_kv)
+    overlap = _SegmentRanges.of(query_ids, block_q).overlap(keys, causal=causal, offset=offset)
     if by_key:
-        meet = meet.swapaxes(1, 2)
-    some = meet.any(-1)
-    start = jnp.where(some, meet.argmax(-1), 0)
-    stop = jnp.where(some, meet.shape[-1] - meet[..., ::-1].argmax(-1), 0)
+        overlap = overlap.swapaxes(1, 2)
+    some = overlap.any(-1)
+    start = jnp.where(some, overlap.argmax(-1), 0)
+    stop = jnp.where(some, overlap.shape[-1] - overlap[..., ::-1].argmax(-1), 0)
     return start.astype(jnp.int32), stop.astype(jnp.int32)
 
 
-def _window(start: jax.Array, stop: jax.Array, tiles: Tiles) -> jax.Array:
-    """`Visits.window` [B, Q / (sub_query * bunch)] of the stretches [B, Q / sub_query]."""
-    start, stop = (x.reshape(x.shape[0], -1, tiles.bunch) for x in (start, stop))
-    empty, units = start >= stop, tiles.key // LANES
+def _windows(start: jax.Array, stop: jax.Array, tiles: Tiles) -> jax.Array:
+    """Returns `MaskInfo.window` [B, windows] from the ranges of keys [B, Q / block_q_masked]."""
+    start, stop = (x.reshape(x.shape[0], -1, tiles.window_size) for x in (start, stop))
+    empty, units = start >= stop, tiles.block_kv // LANES
     last = jnp.where(empty, -1, (stop - 1) // units).max(-1)
     first = jnp.where(empty, last[..., None], start // units).min(-1)
-    most, step = (stop - start).max(-1), tiles.sub_key // LANES
-    size = jnp.where(most <= step // 2, step // 2, step)
-    return jnp.where((first == last) & (last >= 0) & (most <= step), size | first << WINDOW_BITS, 0)
-
-
-def each_bunch(
-    window_of: Callable[[jax.Array], jax.Array],
-    key_tile: jax.Array,
-    tiles: Tiles,
-    side_by_side: Callable[[jax.Array, int, int], None],
-    work_piece: Callable[[jax.Array], None],
-) -> None:
-    """Within a kernel, works a tile of queries against one of keys, bunch by bunch.
-
-    Args:
-      window_of: `Visits.window` of a bunch of this tile of queries.
-      key_tile: the tile of keys.
-      tiles: sizes.
-      side_by_side: works sub-tiles, from the first of so many, each against so many keys that hold all that it meets.
-      work_piece: works a piece of a bunch that has no window.
-    """
-    bunch, step_units = tiles.bunch, tiles.sub_key // LANES
-    halves, pieces = tiles.together // bunch, bunch * tiles.sub_query // tiles.piece
-
-    def holds(number, units):
-        return window_of(number) == (units | key_tile << WINDOW_BITS)
-
-    @pl.loop(0, tiles.query // tiles.sub_query // tiles.together)
-    def _(several):
-        numbers = [several * halves + half for half in range(halves)]
-        short = functools.reduce(jnp.logical_and, [holds(number, step_units // 2) for number in numbers])
-
-        @pl.when(short)
-        def _():
-            side_by_side(several * tiles.together, tiles.together, tiles.sub_key // 2)
-
-        @pl.loop(several * halves, jnp.where(short, several, several + 1) * halves)
-        def _(number):
-            @pl.when(holds(number, step_units) | holds(number, step_units // 2))
-            def _():
-                side_by_side(number * bunch, bunch, tiles.sub_key)
-
-            @pl.when(window_of(number) == 0)
-            def _():
-                pl.loop(number * pieces, (number + 1) * pieces)(work_piece)
+    longest, step = (stop - start).max(-1), tiles.block_kv_masked // LANES
+    size = jnp.where(longest <= step // 2, step // 2, step)
+    return jnp.where((first == last) & (last >= 0) & (longest <= step), size | first << WINDOW_BITS, 0)
