@@ -23,13 +23,15 @@ from helpers.loss_references import (
     vectors,
 )
 
-from pplx_jax.objectives import contextual, contrastive
+from pplx_jax.objectives import contextual as losses
+from pplx_jax.objectives.contrastive import pair_loss as unjitted_pair_loss
+from pplx_jax.objectives.contrastive import triplet_loss as unjitted_triplet_loss
 
-pair_loss = jax.jit(contrastive.pair_loss)
-triplet_loss = jax.jit(contrastive.triplet_loss)
-sequence_loss = jax.jit(contextual.sequence_loss)
-batch_loss = jax.jit(contextual.batch_loss)
-contextual_loss = jax.jit(contextual.contextual_loss)
+pair_loss = jax.jit(unjitted_pair_loss)
+triplet_loss = jax.jit(unjitted_triplet_loss)
+sequence_loss = jax.jit(losses.sequence_loss)
+batch_loss = jax.jit(losses.batch_loss)
+contextual_loss = jax.jit(losses.contextual_loss)
 
 
 # Contextual losses
@@ -66,7 +68,7 @@ def test_chunk_losses_against_float64(name):
     references = {"sequence_loss": sequence_reference, "batch_loss": batch_reference}
     common = {"chunk_valid": chunk_valid, "chunk": chunk, "temperature": 0.1}
     reference = functools.partial(references.pop(name), **common)
-    value = assert_matches(functools.partial(getattr(contextual, name), **common), reference, (query, chunks))
+    value = assert_matches(functools.partial(getattr(losses, name), **common), reference, (query, chunks))
     (other,) = references.values()
     assert_differs(value, functools.partial(other, **common), (query, chunks))
     everything = dict(common, chunk_valid=np.ones_like(chunk_valid))
@@ -83,7 +85,7 @@ def test_further_positives_are_no_negatives_of_their_query(name):
     common = {"chunk_valid": chunk_valid, "chunk": chunk, "temperature": 0.1}
     reference = {"sequence_loss": sequence_reference, "batch_loss": batch_reference}[name]
     masked = functools.partial(reference, **common, also_positive=also_positive)
-    loss = functools.partial(getattr(contextual, name), **common, also_positive=also_positive)
+    loss = functools.partial(getattr(losses, name), **common, also_positive=also_positive)
     value = assert_matches(loss, masked, (query, chunks))
     assert_differs(value, functools.partial(reference, **common), (query, chunks))
     if name == "batch_loss":  # they stay negatives of the other queries
@@ -98,7 +100,7 @@ def test_the_contextual_loss_leaves_further_positives_out_only_where_duplicates_
 
     def metrics_of(**options):
         hashes = np.arange(N, dtype=np.int32)
-        loss = jax.jit(functools.partial(contextual.contextual_loss, beta=0.3, temperature=0.5, **options))
+        loss = jax.jit(functools.partial(losses.contextual_loss, beta=0.3, temperature=0.5, **options))
         return loss(query, chunks, chunk_valid, chunk, document, hashes)[1]
 
     plain, masked = metrics_of(), metrics_of(also_positive=also_positive, mask_duplicates=True)
@@ -113,7 +115,7 @@ def test_the_contextual_loss_leaves_further_positives_out_only_where_duplicates_
 def test_absent_chunks_have_no_part(name):
     query, chunks, chunk_valid, chunk, _ = contextual_case()
     function = jax.jit(
-        jax.value_and_grad(lambda x: scalar(getattr(contextual, name)(query, x, chunk_valid, chunk, temperature=0.02)))
+        jax.value_and_grad(lambda x: scalar(getattr(losses, name)(query, x, chunk_valid, chunk, temperature=0.02)))
     )
     values = []
     for filler in (0.0, -1.0, 300.0):
@@ -214,7 +216,7 @@ def test_triplet_by_hand():
 def test_triplet_against_float64(temperature):
     arrays = triplet_case()
     reference = functools.partial(triplet_reference, temperature=temperature)
-    value = assert_matches(functools.partial(contrastive.triplet_loss, temperature=temperature), reference, arrays)
+    value = assert_matches(functools.partial(unjitted_triplet_loss, temperature=temperature), reference, arrays)
     assert_differs(value, functools.partial(reference, own_only=True), arrays)
     assert_differs(value, functools.partial(reference, masked=True), arrays)
     assert_differs(value, functools.partial(reference, query_query=True), arrays)
