@@ -2,11 +2,10 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 from pplx_jax.configuration import Config, load
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.sources.source_corpus import declares_triplets
-from pplx_jax.recipes.recipe import STARTS_FROM
 
 _DATA_PHASES = ("corpus", "vocabulary", "tokenize", "evaluate_bm25", "evaluate_random")
 _DATA_FILES = ("data/corpus", "data/vocabulary.model", "data/vocabulary.json", "data/tokenizer.json")
@@ -53,9 +52,11 @@ class SharedPhases:
         redone = {key.split("/")[0] for key in changed if "/" in key} | ({stage} if stage else set())
         if any(key.startswith("Mining.") for key in changed):
             redone.add("triplet")
-        kept = [name for name in STARTS_FROM if not redone & {name, *_earlier(name)}]
+        starts_from = {one.stage.name: one.stage.starts_from for one in trial.arguments["run"]["stages"]}
+        kept = [name for name in starts_from if not redone & {name, *_earlier(name, starts_from)}]
         mined = "pair" in kept and not any(key.startswith("Mining.") for key in changed)
-        declared = declares_triplets(trial.arguments["run"].get("corpus"))
+        corpus = trial.arguments["run"].get("corpus")
+        declared = corpus is not None and corpus.declares_triplets()
         phases = [*_DATA_PHASES, *kept, *(f"evaluate_{name}" for name in kept)]
         links = (
             *_DATA_FILES,
@@ -67,10 +68,10 @@ class SharedPhases:
         return cls(base, links, tuple(kept))
 
 
-def _earlier(stage: str) -> list[str]:
+def _earlier(stage: str, starts_from: Mapping[str, str | None]) -> list[str]:
     """The stages that `stage` starts from, directly or not."""
-    before = STARTS_FROM[stage]
-    return [] if before is None else [before, *_earlier(before)]
+    before = starts_from.get(stage)
+    return [] if before is None else [before, *_earlier(before, starts_from)]
 
 
 def _changed(one: Config, other: Config) -> set[str]:

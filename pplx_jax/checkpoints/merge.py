@@ -16,17 +16,20 @@ PARALLEL_ANGLE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Merge:
-    """How the contextual and the triplet model become v1.
+    """How the models of two stages become one, by default the contextual and the triplet model v1.
 
     Attributes:
-      weight: 0 gives the contextual model, 1 the triplet model.
+      stages: the two stages of a recipe that are merged, if it has both.
+      weight: 0 gives the first, 1 the second.
       per: the angle of each "tensor", or of the "whole" parameter vector.
     """
 
+    stages: tuple[str, str] = ("contextual", "triplet")
     weight: float = 0.5
     per: Per = "tensor"
 
     def __post_init__(self):
+        require(len(set(self.stages)) == 2, self, "stages", "the names of two stages")
         require(0 <= self.weight <= 1, self, "weight", "0 for the first checkpoint, 1 for the second, or between")
         require(self.per in get_args(Per), self, "per", " or ".join(get_args(Per)))
 
@@ -50,7 +53,7 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor") -> Any:
       BadInput: an argument that `Merge` refuses, trees that do not match, values that are not finite, or opposite
         vectors, which have no shortest arc between them; the message names the tensor.
     """
-    Merge(weight, per)  # refuses what it does not know
+    Merge(weight=weight, per=per)  # refuses what it does not know
     leaves_a, structure_a = jax.tree_util.tree_flatten_with_path(a)
     leaves_b, structure_b = jax.tree_util.tree_flatten_with_path(b)
     names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves_a]

@@ -1,6 +1,5 @@
 """Two model folders as a third, their SLERP."""
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -26,15 +25,16 @@ def merge_checkpoints(
       BadInput: a folder is no model, the two differ in vocabulary or in a field that embeddings depend on, a weight
         is not finite, `output` is something else, or an argument that `Merge` refuses.
     """
-    output, merge = pathlib.Path(output), Merge(weight, per)
+    output, merge = pathlib.Path(output), Merge(weight=weight, per=per)
     require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)
     first, second = load_model(a), load_model(b)
     if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
         raise BadInput(f"merge: {a} and {b} have different vocabularies; merge two stages of one run")
     _require_alike(a, first.config, b, second.config)
-    params = slerp(first.params, second.params, **dataclasses.asdict(merge))
+    params = slerp(first.params, second.params, weight=merge.weight, per=merge.per)
     with replaced_folder(output) as folder:
-        save_model(folder, first.config, first.vocabulary, params, stage=MERGED)
+        merged_from = (first.stage, second.stage)
+        save_model(folder, first.config, first.vocabulary, params, stage=MERGED, merged_from=merged_from)
     return {"output": str(output), "weight": weight, "per": per}
 
 

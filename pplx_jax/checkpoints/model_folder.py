@@ -5,18 +5,20 @@ import hashlib
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 from pplx_jax.checkpoints.huggingface.name_map import check_params
 from pplx_jax.checkpoints.orbax import CHECKPOINTS, MODEL, load_params, save_params
 from pplx_jax.core import parameter_trees as parameters
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
 
 FORMAT = 1
-KINDS = {"contextual": "context_v1"}
+Kind = Literal["v1", "context_v1"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +54,27 @@ def describe_model(
     *,
     stage: str,
     kind: str | None = None,
+    merged_from: Sequence[str] = (),
 ) -> None:
-    """Writes all of a model folder but its checkpoints; `kind` follows from the stage where it is None."""
+    """Writes a model folder except its checkpoints.
+
+    Args:
+      folder: of the model.
+      config: the encoder.
+      vocabulary: its tokenizer.
+      stage: which wrote it.
+      kind: of the model; "v1" if None.
+      merged_from: the stages that were merged, if it is a merge.
+    """
     vocabulary.save(folder)
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "stage": stage,
-        "kind": kind or KINDS.get(stage, "v1"),
+        "kind": kind or "v1",
         "model": dataclasses.asdict(config),
     }
+    if merged_from:
+        description["merged_from"] = list(merged_from)
     write_json(folder / MODEL, description)
 
 
@@ -73,11 +87,12 @@ def save_model(
     stage: str,
     step: int = 0,
     kind: str | None = None,
+    merged_from: Sequence[str] = (),
 ) -> None:
     """Writes a whole model folder (merged and imported models); arguments as of `describe_model`."""
     folder.mkdir(parents=True, exist_ok=True)
     save_params(folder, step, params)
-    describe_model(folder, config, vocabulary, stage=stage, kind=kind)
+    describe_model(folder, config, vocabulary, stage=stage, kind=kind, merged_from=merged_from)
 
 
 def load_model(folder: str | pathlib.Path) -> ModelFolder:
@@ -94,7 +109,7 @@ def load_model(folder: str | pathlib.Path) -> ModelFolder:
 
         return read_model(folder)
     config, kind, stage = _read_description(folder)
-    vocabulary, params = Vocabulary.load(folder), load_params(folder, step)
+    vocabulary, params = load_vocabulary(folder), load_params(folder, step)
     check_params(params, config, f"parameters of {folder}")
     parameters.require_finite(params, folder)
     if vocabulary.size > config.vocab_size:
@@ -165,8 +180,6 @@ def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str]:
         config, kind, stage = Qwen3Config(**fields), description["kind"], description["stage"]
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / MODEL} does not describe a model ({error}); is it of another version?") from error
-    if kind not in ("v1", *KINDS.values()):
-        raise BadInput(
-            f"{folder / MODEL}: kind {kind!r} is not one of v1, {', '.join(KINDS.values())}; set one of them"
-        )
+    if kind not in get_args(Kind):
+        raise BadInput(f"{folder / MODEL}: kind {kind!r} is not one of {', '.join(get_args(Kind))}; set one of them")
     return config, kind, stage

@@ -9,7 +9,7 @@ from pplx_jax.core.errors import BadInput
 
 if TYPE_CHECKING:
     from pplx_jax.configuration import Config
-    from pplx_jax.training.trainer import Training
+    from pplx_jax.training.settings import Training
 
 SHOWN_APART = ("config_text", "fingerprint", "settings", "stages")
 STAGE_FILES = (
@@ -75,7 +75,7 @@ def _describe(training: "Training") -> dict[str, Any]:
     return {
         "stage": stage.name,
         "steps": training.steps,
-        "batch_size": stage.batch_size,
-        "row_length": stage.row_length,
-        "examples": training.steps * stage.batch_size,
+        "batch_size": stage.batch.batch_size,
+        "row_length": stage.batch.length,
+        "examples": training.steps * stage.batch.batch_size,
     }

@@ -15,7 +15,8 @@ stage does not set itself it takes from the unscoped bindings:
     run.model = @Qwen3Config()
     run.stages = [@diffusion/Training(), @pair/Training()]
 
-    Training.log_every_steps = 10            # every stage
+    Logging.every_steps = 10                 # every stage
+    Training.logging = @Logging()
     Training.optimizer = @Optimizer()        # no scope: built in the scope of the stage that asks for it
     Optimizer.weight_decay = 0.1
 

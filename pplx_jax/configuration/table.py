@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.resume_check import may_differ as is_changeable
 
 # The one top-level function of each verb: where a recipe begins.
 VERBS = (
@@ -34,7 +35,9 @@ PARTS = (
     "pplx_jax.training.optimizers:Optimizer",
     "pplx_jax.parallel.mesh:Mesh",
     "pplx_jax.parallel.processes:Processes",
-    "pplx_jax.training.trainer:Training",
+    "pplx_jax.training.settings:Training",
+    "pplx_jax.training.settings:Checkpointing",
+    "pplx_jax.training.settings:Logging",
     "pplx_jax.data.tokens.lengths:Lengths",
     "pplx_jax.training.stages.diffusion:DiffusionStage",
     "pplx_jax.training.stages.pair:PairStage",
@@ -51,34 +54,7 @@ PARTS = (
     "pplx_jax.data.sources.mixture:Curriculum",
 )
 
-# What may differ between two starts of one run, all of a name where its parameters are None: where it runs, how often
-# it logs and saves, but nothing of what it computes.
-CHANGEABLE: Mapping[str, frozenset[str] | None] = {
-    "run": frozenset({"mesh", "processes"}),
-    "Mesh": None,
-    "Processes": None,
-    "Training": frozenset(
-        {
-            "log_every_steps",
-            "checkpoint_every_seconds",
-            "checkpoint_every_steps",
-            "keep_checkpoints",
-            "keep_every_steps",
-            "keep_every_seconds",
-            "keep_best",
-            "best_metric",
-            "best_is_highest",
-            "profile_steps",
-        }
-    ),
-}
-
-
-def is_changeable(key: str) -> bool:
-    """Whether a setting such as "pair/Training.log_every_steps" is one of `CHANGEABLE`."""
-    name, _, parameter = key.rpartition("/")[2].partition(".")
-    parameters = CHANGEABLE.get(name, frozenset())
-    return parameters is None or parameter in parameters
+__all__ = ["PARTS", "VERBS", "Table", "is_changeable"]
 
 
 def _by_name(paths: tuple[str, ...]) -> dict[str, str]:

@@ -95,14 +95,6 @@ The outputs are `last_hidden_state`, `pooler_output` (the pooled vector), `poole
 `pooler_output_binary` (-1 and +1; `numpy.packbits(binary > 0, axis=-1)` packs it). Weights are float32.
 """
 
-_STAGES = {
-    "diffusion": "masked diffusion",
-    "pair": "pairs, in-batch negatives",
-    "contextual": "chunks in their documents",
-    "triplet": "pairs with mined hard negatives",
-}
-_MERGED = "\nThe parameters are the spherical interpolation of those of the contextual and the triplet stage.\n"
-
 
 def model_card(config: Qwen3Config, kind: str, stage: str, record: RunRecord, *, onnx: bool = False) -> str:
     """The card's text.
@@ -156,7 +148,7 @@ def _recipe(stage: str, record: RunRecord) -> str:
     if not record.stages:
         return "How the parameters were trained is not recorded beside them.\n"
     rows = [
-        f"| {trained.name} | {_STAGES[trained.name]} | {trained.steps} | {_plain(trained.loss)} "
+        f"| {trained.name} | {trained.summary} | {trained.steps} | {_plain(trained.loss)} "
         f"| {_plain(trained.examples)} | {_plain(trained.tokens)} |"
         for trained in record.stages
     ]
@@ -164,7 +156,14 @@ def _recipe(stage: str, record: RunRecord) -> str:
         "| stage | learns from | steps | last loss | examples there are | tokens in them |\n|---|---|---|---|---|---|\n"
     )
     settings = f"\n<details><summary>Settings</summary>\n\n```\n{record.settings.strip()}\n```\n\n</details>\n"
-    return heading + "\n".join(rows) + "\n" + _MERGED * (stage == "merged") + settings * bool(record.settings)
+    return heading + "\n".join(rows) + "\n" + _merged(record) + settings * bool(record.settings)
+
+
+def _merged(record: RunRecord) -> str:
+    if not record.merged_from:
+        return ""
+    first, second = record.merged_from
+    return f"\nThe parameters are the spherical interpolation of those of the {first} and the {second} stage.\n"
 
 
 def _limits(config: Qwen3Config, record: RunRecord) -> str:

@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pplx_jax.core.files import read_json
+from pplx_jax.data.tokens.kinds import KINDS
 
-# The trainings whose parameters a stage's parameters go back to.
-_LINEAGE = {
-    "diffusion": ("diffusion",),
-    "pair": ("diffusion", "pair"),
-    "contextual": ("diffusion", "pair", "contextual"),
-    "triplet": ("diffusion", "pair", "triplet"),
-    "merged": ("diffusion", "pair", "contextual", "triplet"),
-}
 _PREFIXES = re.compile(r"^(?:(\w+)/)?(\w+)Stage\.prefixes = (.*?)(?:  #.*)?$", re.MULTILINE)
 
 
@@ -25,6 +18,7 @@ class TrainedStage:
 
     Attributes:
       name: of the stage.
+      summary: what it trained on, in words.
       steps: how many it took.
       loss: the last that was logged.
       examples: in its token table, where that is recorded.
@@ -33,6 +27,7 @@ class TrainedStage:
     """
 
     name: str
+    summary: str
     steps: int
     loss: float | None
     examples: int | None
@@ -46,12 +41,14 @@ class RunRecord:
 
     Attributes:
       stages: trainings behind the parameters, in order.
+      merged_from: the two stages that were merged, if they were.
       corpus: counts of the data.
       settings: the resolved recipe.
       scores: nested numbers of this run's evaluation of the model.
     """
 
     stages: tuple[TrainedStage, ...] = ()
+    merged_from: tuple[str, ...] = ()
     corpus: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settings: str = ""
     scores: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -75,26 +72,40 @@ def read_run(model_folder: pathlib.Path, stage: str, kind: str) -> RunRecord:
       BadInput: a record is damaged.
     """
     folder = model_folder.resolve()
-    if folder.name != stage or stage not in _LINEAGE:
-        return RunRecord()
     workdir = folder.parent
+    lineage = _lineage(workdir, stage) if folder.name == stage else []
+    if not lineage:
+        return RunRecord()
     settings = next((path for path in (workdir / "config.gin", folder / "config.gin") if path.exists()), None)
     scores = _read(workdir / "results.json").get(stage, {})
     return RunRecord(
-        stages=tuple(_stage(workdir, name) for name in _LINEAGE[stage] if (workdir / name / "finished.json").exists()),
+        merged_from=tuple(_read(folder / "model.json").get("merged_from", ())),
+        stages=tuple(_stage(workdir, name) for name in lineage),
         corpus=_read(workdir / "data" / "corpus" / "counts.json"),
         settings=settings.read_text(encoding="utf-8") if settings else "",
         scores=scores.get("with_context", scores) if kind == "context_v1" else scores,
     )
 
 
+def _lineage(workdir: pathlib.Path, name: str) -> list[str]:
+    """The finished trainings that the parameters of a stage or a merge come from, the earliest first."""
+    if merged_from := _read(workdir / name / "model.json").get("merged_from"):
+        return list(dict.fromkeys(earlier for one in merged_from for earlier in _lineage(workdir, one)))
+    if not (workdir / name / "finished.json").exists():
+        return []
+    starts_from = read_json(workdir / name / "finished.json").get("starts_from")
+    return [*(_lineage(workdir, starts_from) if starts_from else ()), name]
+
+
 def _stage(workdir: pathlib.Path, name: str) -> TrainedStage:
     finished = read_json(workdir / name / "finished.json")
-    manifest = _read(workdir / "data" / "tokens" / name / "manifest.json")
+    folder = KINDS[finished["reads"]].folder if "reads" in finished else name
+    manifest = _read(workdir / "data" / "tokens" / folder / "manifest.json")
     ragged = [spec["shape"][0] for spec in manifest.get("features", {}).values() if spec["kind"] == "ragged"]
     lengths = manifest.get("lengths") or ({"text": manifest["length"]} if "length" in manifest else {})
     return TrainedStage(
         name=name,
+        summary=finished.get("summary", ""),
         steps=finished["steps"],
         loss=finished.get("metrics", {}).get("loss"),
         examples=manifest.get("examples", manifest.get("count")),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pplx_jax.training.trainer import Training
+from pplx_jax.training.settings import Training
 
 _GIB = 2**30
 

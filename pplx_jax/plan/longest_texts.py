@@ -39,9 +39,9 @@ class LongestTexts:
     def __getitem__(self, name: str) -> Any:
         return self._features[name]
 
-    def of_stage(self, stage: str) -> "LongestTexts":
-        """The table as a stage reads it: a contextual one names documents by their place."""
-        if stage == "contextual":
+    def of_kind(self, kind: str) -> "LongestTexts":
+        """The table of one kind of examples: a contextual one refers to documents by their place."""
+        if kind == "contextual":
             self._features["document"] = self._documents
         return self
 

@@ -24,7 +24,7 @@ from pplx_jax.plan.picture import write_picture
 from pplx_jax.plan.table import as_table
 from pplx_jax.plan.worker import Task
 from pplx_jax.recipes.recipe import Lengths
-from pplx_jax.training.trainer import Training
+from pplx_jax.training.settings import Training
 
 # Of a machine without TPUs: the first four only silence what libtpu would ask the network.
 _SAYS_EVERY = 30.0  # seconds

@@ -28,9 +28,8 @@ from pplx_jax.plan.kernels import visited_share
 from pplx_jax.plan.links import Place
 from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
 from pplx_jax.recipes.recipe import Lengths
-from pplx_jax.training.stages.diffusion import DiffusionStage
+from pplx_jax.training.settings import Training
 from pplx_jax.training.train_state import make_step, state_layout
-from pplx_jax.training.trainer import Training
 
 # What a compiler that ran out of memory says: of a whole program, or of its temporaries alone.
 _WITHOUT_SPARSE_CORE = {
@@ -78,13 +77,13 @@ def compile_step(task: Task) -> dict[str, Any]:
     config = training.model(task.model)
     optimizer = training.optimizer.build(training.steps)
     sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
-    task.mesh.require(devices, batch_size=stage.batch_size, row_length=stage.row_length, **sizes)
+    spec = stage.batch
+    task.mesh.require(devices, batch_size=spec.batch_size, row_length=spec.length, **sizes)
 
-    negatives = getattr(stage, "hard_negatives", None) or 0
-    table: Any = LongestTexts(task.lengths, stage.batch_size, negatives).of_stage(stage.name)
+    table: Any = LongestTexts(task.lengths, spec.batch_size, getattr(spec, "negatives", 0)).of_kind(spec.kind)
     with task.mesh.activate(devices):
-        rows = stage.rows(table, multiple_of=shards("rows", devices))
-        arrays = stage.features(table, np.arange(stage.batch_size), rows).arrays
+        sequences = spec.sequences_needed(table, multiple_of=shards("rows", devices))
+        arrays = spec.pack(table, np.arange(spec.batch_size), sequences).arrays
         texts = text_lengths(arrays["segment_ids"])
         layout = state_layout(config, stage, optimizer, devices)
         placement = batch_sharding(devices)
@@ -95,7 +94,7 @@ def compile_step(task: Task) -> dict[str, Any]:
         found: dict[str, Any] = {
             "chips": devices.size,
             "mesh_sizes": dict(devices.shape),
-            "rows": rows,
+            "rows": sequences,
             "tokens_per_step": sum(texts),
             "hbm": {
                 "parameters": sum(map(bytes_on_chip, jax.tree.leaves(layout.params))),
@@ -103,7 +102,7 @@ def compile_step(task: Task) -> dict[str, Any]:
                 "batch": sum(map(bytes_on_chip, batch.values())),
             },
         }
-        tokens, predicted_share = sum(texts), (1 + stage.min_time) / 2 if isinstance(stage, DiffusionStage) else 0.0
+        tokens, predicted_share = sum(texts), stage.predicted_share()
         predicted = predicted_share * tokens
         pairs = sum(float(length) ** 2 for length in texts)
         found["flops_per_step"] = training_flops(config, tokens=tokens, token_pairs=pairs, predicted=predicted)
@@ -123,7 +122,7 @@ def compile_step(task: Task) -> dict[str, Any]:
         topology,
         branch_share=predicted_share or 1.0,
         predicted_positions=predicted / devices.size,
-        visited_share=visited_share(texts, rows, stage.row_length),
+        visited_share=visited_share(texts, sequences, spec.length),
     )
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes

@@ -1,93 +1,52 @@
-"""A whole recipe: raw text to two trained, scored, exported and searchable models, each phase done once."""
+"""A whole recipe: from raw text to trained, scored, exported and searchable models."""
 
-import dataclasses
 import functools
 import itertools
 import pathlib
-import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
 
 from pplx_jax.checkpoints.initial_model import copy_vocabulary, model_to_train
 from pplx_jax.checkpoints.merge import Merge
-from pplx_jax.checkpoints.merge_folders import merge_checkpoints
-from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.checkpoints.merge_folders import MERGED, merge_checkpoints
+from pplx_jax.checkpoints.model_folder import Kind
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import require_free
-from pplx_jax.data.batches.examples import Examples, open_tables
-from pplx_jax.data.sources.source_corpus import declares_triplets, tokenize_corpus, vocabulary_texts
+from pplx_jax.core.resume_check import may_differ, require_same
+from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.token_table import TokenTable
-from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary
-from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model, score_sets
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
+from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_sets
 from pplx_jax.evaluation.suites.beir_folder import evaluate_bm25
-from pplx_jax.inference.embedder import Embedder
-from pplx_jax.mining.mine import Mining, mine_table
-from pplx_jax.models.parameters import initial_params
+from pplx_jax.mining.choice import Mining
 from pplx_jax.models.term_weights import TermWeights
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
+from pplx_jax.recipes import phases as work
+from pplx_jax.recipes.phases import Phases, tables_folder
 from pplx_jax.recipes.results import environment, format_sets, format_table, write_report, write_results
 from pplx_jax.recipes.weighted_start import NAME as INITIAL
 from pplx_jax.recipes.weighted_start import start_folder, write_weighted_start
-from pplx_jax.training.trainer import FINISHED, Training, train
+from pplx_jax.training.settings import Training
+from pplx_jax.training.train_stage import FINISHED, train
 
-STARTS_FROM = {"diffusion": None, "pair": "diffusion", "contextual": "pair", "triplet": "pair"}
 UNTIL_DATA = "data"
 _DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
-
-
-class Corpus(Protocol):
-    """Where a recipe's text comes from: writes the corpus files, or declares sources (`data.sources.source_corpus`)."""
-
-    def build(self, output: pathlib.Path) -> Mapping[str, Any]:
-        """Writes text.jsonl, pairs.jsonl, documents.jsonl, search.jsonl and evaluation/; returns counts.
-
-        evaluation/ is one BEIR folder, or holds several.
-        """
-        ...
-
-
-class _Phases:
-    """Phases of a run, each done once: what one returned is kept in WORKDIR/phases/NAME.json with its seconds.
-
-    Of several processes the first does a phase and the others wait, but for training, which is everyone's.
-    """
-
-    def __init__(self, workdir: pathlib.Path):
-        self._folder = workdir / "phases"
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self.seconds: dict[str, float] = {}
-
-    def __call__(self, name: str, work: Callable[[], Any], everyone: bool = False) -> Any:
-        marker = self._folder / f"{name}.json"
-        if not marker.exists() and (everyone or is_first()):
-            logging.info("phase: %s", name)
-            started = time.monotonic()
-            result = work()
-            # A stage that was interrupted knows the seconds of its earlier runs; other phases start again.
-            whole = result.get("seconds") if isinstance(result, Mapping) else None
-            if is_first():
-                done = {"seconds": time.monotonic() - started if whole is None else whole, "result": result}
-                write_json(marker, done)
-        barrier(f"phase {name}")
-        done = read_json(marker)
-        self.seconds[name] = done["seconds"]
-        return done["result"]
 
 
 @joins_processes
 def run(
     workdir: pathlib.Path,
     config_text: str,
-    fingerprint: str,
+    settings: Mapping[str, Any],
     *,
     corpus: Corpus,
     lengths: Lengths,
@@ -101,22 +60,22 @@ def run(
     seed: int = 0,
     until: str | None = None,
 ) -> dict[str, Any]:
-    """Every stage in order, then merge, evaluation, export, index and report. Finished phases are skipped.
+    """Runs every stage in order, then merge, evaluation, export, index and report. Finished phases are skipped.
 
     Args:
       workdir: where everything goes; a workdir of another recipe is refused.
-      config_text: the resolved recipe, written beside the results.
-      fingerprint: of the recipe.
+      config_text: the resolved recipe, written next to the results.
+      settings: of the recipe by name, to recognise its workdir.
       corpus: the text.
       lengths: token limits.
-      stages: trainings, by the names of `STARTS_FROM`.
-      model: the encoder; its vocab_size is the vocabulary's size. Where None, that of `initial` made bidirectional.
-      initial: a folder that `import-hf` or a stage wrote, or a Hugging Face folder that could be imported. The first
-        stage starts from its weights, and its vocabulary is used: none is trained. Random weights where None.
-      term_weights: how the tokens of a model from scratch are weighted at first, in WORKDIR/initial; alike where None.
+      stages: trainings; each starts from the stage that it names, if the recipe has it, else from the initial weights.
+      model: the encoder; its vocab_size is the vocabulary's size. If None, that of `initial` made bidirectional.
+      initial: a folder that `import-hf` or a stage wrote, or a Hugging Face folder that can be imported. The run
+        starts from its weights and uses its vocabulary. None trains a vocabulary and starts from random weights.
+      term_weights: weights of the tokens in a model from scratch, in WORKDIR/initial; equal if None.
       mesh: devices.
-      mining: hard negatives of the triplet stage.
-      merge: of the contextual and the triplet model.
+      mining: hard negatives of a stage that reads triplets.
+      merge: of two stages, if the recipe has both.
       seed: of vocabulary, parameters, order and corruption.
       until: where to stop: after a stage is trained and scored, or with "data" before the first, when its token files
         are there. The same call without it does the rest.
@@ -126,20 +85,20 @@ def run(
 
     Raises:
       BadInput: the corpus is empty, the workdir is another recipe's or a file, a mesh larger than the devices,
-        `initial` is no model or one of other sizes than `model`, `initial` and `term_weights` are both there, a
-        stage is shorter than its warm-up, or the recipe has no stage `until`.
+        `initial` is no model or one of other sizes than `model`, `initial` and `term_weights` are both given, two
+        stages of one name or in the wrong order, a stage shorter than its warm-up, or no stage `until`.
     """
     mesh.build()
-    names = [training.stage.name for training in stages]
+    names = _names(stages)
     check_until(until, names)
     for training in stages:
-        training.optimizer.learning_rate(training.steps)  # the last stage's warm-up is refused before the first begins
+        training.optimizer.learning_rate(training.steps)  # refuses a warm-up that is too long before anything runs
     workdir = pathlib.Path(workdir)
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     if is_first():
-        _claim(workdir, fingerprint, config_text)
+        _claim(workdir, settings, config_text)
     barrier("claim")
-    phases = _Phases(workdir)
+    phases = Phases(workdir)
     held_out = workdir / "data" / "corpus" / "evaluation"
     results: dict[str, Any] = {}
 
@@ -150,35 +109,38 @@ def run(
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
     written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
-    examples = phases("tokenize", lambda: tokenize_corpus(corpus, written, vocabulary, tokens, lengths))
+    examples = phases("tokenize", lambda: corpus.tokenize(written, vocabulary, tokens, lengths))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
     results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
-    results["random"] = phases("evaluate_random", lambda: _score_random(model, vocabulary, seed, held_out))
+    results["random"] = phases("evaluate_random", lambda: work.score_random(model, vocabulary, seed, held_out))
 
     if term_weights:
-        tables = [table for name in ("diffusion", "pair") for table in _tables(tokens, name, vocabulary)]
+        tables = [table for kind in ("text", "pair") for table in _tables(workdir, kind, vocabulary)]
         weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
         phases(INITIAL, weigh)
-        results[INITIAL] = phases(f"evaluate_{INITIAL}", lambda: _score(workdir / INITIAL, held_out, lengths))
+        results[INITIAL] = phases(f"evaluate_{INITIAL}", lambda: work.score(workdir / INITIAL, held_out, lengths))
 
     for training in stages:
-        name = training.stage.name
-        if name == "triplet":
-            phases("mine", lambda: _mine(workdir, corpus, vocabulary, mining, stages, seed))
+        name, stage = training.stage.name, training.stage
+        if stage.batch.kind == "triplet" and stage.starts_from in names:
+            miner = stage.starts_from
+            phases("mine", lambda miner=miner: work.mine(workdir, corpus, vocabulary, mining, miner, stages, seed))
 
-        work = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start)
-        phases(name, work, everyone=True)
-        results[name] = phases(f"evaluate_{name}", lambda name=name: _score(workdir / name, held_out, lengths))
+        learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start)
+        phases(name, learn, everyone=True)
+        results[name] = phases(f"evaluate_{name}", lambda name=name: work.score(workdir / name, held_out, lengths))
         if name == until:
             break
 
-    if until is None and {"contextual", "triplet"} <= {*names}:
-        contextual, triplet, merged = (workdir / name for name in ("contextual", "triplet", "merged"))
-        phases("merge", lambda: merge_checkpoints(contextual, triplet, merged, **dataclasses.asdict(merge)))
-        results["merged"] = phases("evaluate_merged", lambda: _score(merged, held_out, lengths))
-        phases("export", lambda: _export(workdir, results))
-        phases("index", lambda: _index(workdir, merged))
+    if until is None and {*merge.stages} <= {*names}:
+        first, second, merged = (workdir / name for name in (*merge.stages, MERGED))
+        phases("merge", lambda: merge_checkpoints(first, second, merged, weight=merge.weight, per=merge.per))
+        results[MERGED] = phases(f"evaluate_{MERGED}", lambda: work.score(merged, held_out, lengths))
+        exported: dict[Kind, str] = {"v1": MERGED}
+        exported |= {one.stage.model_kind: one.stage.name for one in stages if one.stage.model_kind != "v1"}
+        phases("export", lambda: work.export(workdir, exported, results))
+        phases("index", lambda: work.index(workdir, merged))
     results |= {"seconds": phases.seconds, "environment": environment()}
     if is_first():
         write_results(workdir, results)
@@ -189,7 +151,7 @@ def run(
 
 
 def check_until(until: str | None, stages: Sequence[str]) -> None:
-    """Raises BadInput where a recipe of these stages cannot stop there."""
+    """Raises BadInput if a recipe of these stages cannot stop there."""
     if until not in (None, UNTIL_DATA, *stages):
         raise BadInput(f"--until {until}: the recipe has {', '.join((UNTIL_DATA, *stages))}")
 
@@ -207,18 +169,18 @@ def train_stage(
     mesh: Mesh = _DEFAULT_MESH,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """One stage of a recipe on the token files in WORKDIR/data/tokens/STAGE; needs no TensorFlow.
+    """Trains one stage of a recipe on the token tables in WORKDIR/data/tokens; needs no TensorFlow.
 
     Raises:
-      BadInput: no such stage in the recipe, no token files, no vocabulary, the stage before it is not finished, or as
-        `run` of `initial`.
+      BadInput: the recipe has no such stage, no token tables, no vocabulary, the stage before it is not finished, or
+        as `run` of `initial`.
     """
-    chosen = next((training for training in stages if training.stage.name == stage), None)
-    if chosen is None:
-        raise BadInput(f"--stage {stage}: the recipe has {', '.join(t.stage.name for t in stages)}")
-    workdir = pathlib.Path(workdir)
+    names = _names(stages)
+    if stage not in names:
+        raise BadInput(f"--stage {stage}: the recipe has {', '.join(names)}")
+    workdir, chosen = pathlib.Path(workdir), stages[names.index(stage)]
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
-    vocabulary = _initial_vocabulary(workdir, initial) if initial else Vocabulary.load(workdir / "data")
+    vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
     return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start)
 
 
@@ -232,140 +194,82 @@ def _train(
     config_text: str,
     initial: str | None,
 ) -> dict[str, Any]:
-    """One stage, from the stage before it where that was trained, else from the initial weights; see `train`."""
-    name = training.stage.name
+    """Trains one stage, from the stage it starts from if that was trained, else from the initial weights."""
+    stage, kind = training.stage, training.stage.batch.kind
     return train(
-        workdir / name,
+        workdir / stage.name,
         training,
         model,
-        open_tables(workdir / "data" / "tokens" / name, stage=name, vocabulary=vocabulary),
+        open_tables(tables_folder(workdir, kind), kind=kind, vocabulary=vocabulary, verify=is_first()),
         vocabulary,
         mesh=mesh,
         seed=seed,
-        start_from=_earlier(workdir, name),
+        start_from=_earlier(workdir, stage.starts_from),
         initial=pathlib.Path(initial) if initial else None,
         config_text=config_text,
     )
 
 
-def _earlier(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
-    """The folder of the stage before this one, where it was trained."""
-    earlier = STARTS_FROM[name]
-    if earlier is None or not (workdir / earlier).exists():
+def _names(stages: Sequence[Training]) -> list[str]:
+    """The names of the stages, in their order.
+
+    Raises:
+      BadInput: two stages have one name, or a stage comes before the one it starts from.
+    """
+    names = [training.stage.name for training in stages]
+    for place, training in enumerate(stages):
+        name, earlier = training.stage.name, training.stage.starts_from
+        if name in names[:place]:
+            raise BadInput(f"run.stages: two stages are called {name}; give one of them another name")
+        if earlier in names[place:]:
+            raise BadInput(f"run.stages: {name} starts from {earlier}; list {earlier} before it")
+    return names
+
+
+def _earlier(workdir: pathlib.Path, name: str | None) -> pathlib.Path | None:
+    """The folder of the stage that another starts from, if it was trained."""
+    if name is None or not (workdir / name).exists():
         return None
-    if not (workdir / earlier / FINISHED).exists():
-        raise BadInput(f"{workdir / earlier}: {earlier} is not finished; run train --stage {earlier} first")
-    return workdir / earlier
+    if not (workdir / name / FINISHED).exists():
+        raise BadInput(f"{workdir / name}: {name} is not finished; run train --stage {name} first")
+    return workdir / name
 
 
-def _claim(workdir: pathlib.Path, fingerprint: str, config_text: str) -> None:
-    """Marks the workdir as this recipe's, or refuses it."""
+def _claim(workdir: pathlib.Path, settings: Mapping[str, Any], config_text: str) -> None:
+    """Writes the settings into the workdir, or refuses a workdir of other settings."""
     require_free(workdir, "folder", lambda _: True)
     marker = workdir / "recipe.json"
+    wanted = {name: setting.value for name, setting in settings.items() if not may_differ(name)}
     if marker.exists():
-        if read_json(marker)["fingerprint"] != fingerprint:
-            raise BadInput(
-                f"{workdir} belongs to another recipe (see {workdir / 'config.gin'}); "
-                "choose a new --workdir or remove it"
-            )
+        require_same(workdir, "the run in this folder", read_json(marker).get("settings", {}), wanted)
         return
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.gin").write_text(config_text, encoding="utf-8")
-    write_json(marker, {"fingerprint": fingerprint})
+    write_json(marker, {"settings": wanted})
 
 
 def _initial_vocabulary(workdir: pathlib.Path, initial: str) -> Vocabulary:
     if is_first():
         copy_vocabulary(initial, workdir / "data")
     barrier("vocabulary copied")
-    return Vocabulary.load(workdir / "data")
+    return load_vocabulary(workdir / "data")
 
 
-def _vocabulary(workdir: pathlib.Path, phases: _Phases, corpus: Corpus, size: int, seed: int) -> Vocabulary:
+def _vocabulary(workdir: pathlib.Path, phases: Phases, corpus: Corpus, size: int, seed: int) -> Vocabulary:
     folder = workdir / "data"
 
-    def work() -> dict[str, Any]:
+    def make() -> dict[str, Any]:
         texts = vocabulary_texts(corpus, folder / "corpus")
         vocabulary = train_vocabulary(texts, folder / "vocabulary.model", size=size, seed=seed)
         return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 
-    phases("vocabulary", work)
-    return Vocabulary.load(folder)
+    phases("vocabulary", make)
+    return load_vocabulary(folder)
 
 
-def _tables(tokens: pathlib.Path, stage: str, vocabulary: Vocabulary) -> list[TokenTable]:
-    """All tables of a stage's sources; none where the corpus has no text for it."""
-    if not (tokens / stage).exists():
+def _tables(workdir: pathlib.Path, kind: str, vocabulary: Vocabulary) -> list[TokenTable]:
+    """All tables of one kind of examples; none if the corpus has no such examples."""
+    folder = tables_folder(workdir, kind)
+    if not folder.exists():
         return []
-    return list(itertools.chain(*open_tables(tokens / stage, stage=stage, vocabulary=vocabulary).values()))
-
-
-def _mine(
-    workdir: pathlib.Path,
-    corpus: Corpus,
-    vocabulary: Vocabulary,
-    mining: Mining,
-    stages: Sequence[Training],
-    seed: int,
-) -> dict[str, Any]:
-    """Mines the pairs that the pair stage has not come to, all of a source where it has seen each.
-
-    A query's negatives are of its own source. Nothing is mined where triplets are declared.
-    """
-    tokens = workdir / "data" / "tokens"
-    if declares_triplets(corpus):
-        return {"declared": str(tokens / "triplet")}
-    tables = open_tables(tokens / "pair", stage="pair", vocabulary=vocabulary)
-    embedder = Embedder.load(workdir / "pair")
-    pair = next((training for training in stages if training.stage.name == "pair"), None)
-    examples = Examples(tables, pair.data if pair else None, pair.stage.batch_size if pair else 1, seed)
-    mined: dict[str, Any] = {}
-    for name, shards in tables.items():
-        unseen = examples.unread(name, pair.steps if pair else 0)
-        table, among = shards[0], unseen
-        if len(shards) > 1:
-            table, among = examples.table(name, unseen[: mining.examples or None]), None
-        output = tokens / "triplet" if len(tables) == 1 else tokens / "triplet.partial" / name
-        mined[name] = mine_table(embedder, table, vocabulary, mining, output, among=among)
-    if len(tables) == 1:
-        return mined.popitem()[1]
-    shutil.rmtree(tokens / "triplet", ignore_errors=True)  # of a run that was killed just before the phase was done
-    (tokens / "triplet.partial").rename(tokens / "triplet")
-    return mined
-
-
-def _score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path):
-    params = jax.tree.map(np.asarray, initial_params(model, seed))
-    embedder = Embedder(ModelFolder(model, vocabulary, params, "v1", "random"))
-    return score_model(embedder, read_sets(held_out))
-
-
-def _score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
-    """Passages alone; of a context model also each in its document, its own use, cut as the stage was trained."""
-    embedder = Embedder.load(folder)
-    return score_model(
-        embedder,
-        read_sets(held_out),
-        contextual=embedder.kind == "context_v1",
-        chunks_per_document=lengths.chunks,
-        tokens_per_document=lengths.chunks * (lengths.chunk + 1),
-    )
-
-
-def _export(workdir: pathlib.Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    from pplx_jax.export.export_hf import export_hf  # PyTorch, only here
-
-    export, context_scores = workdir / "export", results["contextual"]["with_context"]
-    return {
-        "v1": export_hf(workdir / "merged", export / "v1", "v1", scores=results["merged"]),
-        "context_v1": export_hf(workdir / "contextual", export / "context_v1", "context_v1", scores=context_scores),
-    }
-
-
-def _index(workdir: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
-    from pplx_jax.retrieval.build_index import build_index
-    from pplx_jax.retrieval.embed_file import embed_file
-
-    searched = workdir / "data" / "corpus" / "search.jsonl"
-    embedded = embed_file(model, searched, workdir / "embeddings", overflow="truncate")
-    return {**embedded, **build_index(workdir / "embeddings", workdir / "index")}
+    return list(itertools.chain(*open_tables(folder, kind=kind, vocabulary=vocabulary).values()))

@@ -1,8 +1,6 @@
-"""What a training loop counts between two lines of its log."""
+"""Rates between two logged steps: tokens per second, utilisation, fill, waiting."""
 
 import time
-
-import jax
 
 from pplx_jax.models.model_flops import peak_flops, training_flops
 from pplx_jax.models.transformer import Qwen3Config
@@ -10,19 +8,18 @@ from pplx_jax.parallel.processes import over_processes
 
 
 class Meter:
-    """Tokens, waiting and utilisation; sums are over all processes, waiting is that of the slowest.
+    """Tokens, waiting and utilisation. Sums are over all processes; waiting is that of the slowest process.
 
     Args:
       config: the encoder.
-      shares: parts of a batch that are read apart.
-      devices: of the mesh.
+      devices: number of devices of the mesh.
 
     Attributes:
-      tokens: since the start, as this process reckons them for all.
+      tokens: since the start, of all processes, as this one estimates them.
     """
 
-    def __init__(self, config: Qwen3Config, shares: int, devices: int):
-        self._config, self._shares = config, shares
+    def __init__(self, config: Qwen3Config, devices: int):
+        self._config = config
         peak = peak_flops()
         self._peak = None if peak is None else peak * devices
         self.tokens = 0
@@ -31,24 +28,23 @@ class Meter:
         self._sums = {"tokens": 0.0, "token_pairs": 0.0}
         self._since = time.monotonic()
 
-    def compiled(self, seconds: float) -> None:
-        """Leaves the seconds of a compilation out of what steps are reckoned to take."""
-        self._since += seconds
+    def lost(self, what: str, seconds: float) -> None:
+        """Leaves the seconds of a "compile" out of the rates; counts those that a "checkpoint" made the steps wait."""
+        if what == "compile":
+            self._since += seconds
+        else:
+            self._checkpoint_seconds += seconds
 
-    def read(self, counts: dict[str, float], wait_seconds: float) -> None:
-        """Counts a step's batch, as the reader gave it."""
+    def read(self, counts: dict[str, float], tokens: int, wait_seconds: float) -> None:
+        """Counts the batch of a step: this process's `counts`, and the tokens of all processes."""
         self._batch = counts
-        self.tokens += int(counts["tokens"]) * self._shares
+        self.tokens += tokens
         self._wait_seconds += wait_seconds
         for name in self._sums:
             self._sums[name] += counts[name]
 
-    def saved(self, seconds: float) -> None:
-        """Counts seconds that steps waited for a save."""
-        self._checkpoint_seconds += seconds
-
     def numbers(self, logged: dict[str, float]) -> dict[str, float]:
-        """What to log of the steps since the last call. Collective.
+        """Returns the rates of the steps since the last call. Collective.
 
         Args:
           logged: the step's own numbers; `masked_share` is the share of positions with a loss.
@@ -61,15 +57,14 @@ class Meter:
         elapsed = max(time.monotonic() - self._since, 1e-9)
         own = self._sums | {
             "batch_tokens": self._batch["tokens"],
-            "batch_cells": self._batch["tokens"] / self._batch["fill"] if self._batch["fill"] else 0.0,
+            "batch_cells": self._batch["cells"],
             "cut_tokens": self._batch["cut_tokens"],
             "wait": self._wait_seconds,
         }
         everywhere = over_processes(own)
-        readers = jax.process_count() / self._shares  # processes that read the same part
 
         def total(name: str) -> float:
-            return float(everywhere[name].sum()) / readers
+            return float(everywhere[name].sum())
 
         found = {"tokens_per_second": total("tokens") / elapsed}
         if self._peak is not None:

@@ -9,19 +9,20 @@ from absl import logging
 
 
 class StepProfile:
-    """Records the steps from `first` to `last` of one process into `folder`; nothing where `steps` is empty."""
+    """A hook that records the steps from `first` to `last` into `folder`; none if `steps` is empty."""
 
     def __init__(self, folder: pathlib.Path, steps: Sequence[int]):
         self._folder, self._steps, self._running = folder, steps, False
 
-    def before(self, step: int) -> None:
-        """To be called before each step."""
+    def before_step(self, step: int) -> None:
         if self._steps and step == self._steps[0]:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
-    def after(self, step: int, state: Any) -> None:
-        """To be called after each step, with what it gives."""
+    def on_log(self, step: int, numbers: dict[str, float]) -> None:
+        pass
+
+    def after_step(self, step: int, state: Any) -> None:
         if self._running and step == self._steps[1]:
             jax.block_until_ready(state)
             self._stop()

@@ -7,7 +7,7 @@ import jax
 
 from pplx_jax.checkpoints.initial_model import load_weights
 from pplx_jax.checkpoints.orbax import load_params
-from pplx_jax.core.errors import BadInput
+from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.models.transformer import Qwen3Config
 
@@ -38,7 +38,7 @@ def starting_params(
     """
     if start_from:
         params = _without_head(load_params(start_from), config)
-        _require_shapes(params, wanted, start_from)
+        require_same_shapes(start_from, _shapes(params), _shapes(wanted))
         return params, f"the stage in {start_from}"
     if initial:
         return _without_head(load_weights(initial, model, mesh), config), f"the weights in {initial}"
@@ -50,16 +50,6 @@ def _without_head(params: dict[str, Any], config: Qwen3Config) -> dict[str, Any]
     return {name: leaf for name, leaf in params.items() if name != "head" or not config.tied}
 
 
-def _require_shapes(params: Any, wanted: Any, start_from: pathlib.Path) -> None:
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}
-
-    found, wanted = shapes(params), shapes(wanted)
-    differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-    if differing:
-        name = differing[0]
-        raise BadInput(
-            f"{start_from} holds another model: {name} is {found.get(name, 'missing')} there and "
-            f"{wanted.get(name, 'missing')} in this one; start from a stage of the same model"
-        )
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}

@@ -23,7 +23,8 @@ class TrainState:
     Attributes:
       params: nested dict of float32 arrays, as `trained_params` gives them.
       optimizer: the optax state.
-      step: int32 scalar, steps done; the step's rng is a function of it and of the seed.
+      step: int32 scalar, steps done; negative after a step that was not finite. The rng of a step is a function of
+        it and of the seed.
     """
 
     params: Any
@@ -94,7 +95,8 @@ def make_step(
 ) -> jax.stages.Wrapped:
     """One optimizer step of a stage, jitted: (state, batch) -> (state, metrics).
 
-    A step whose loss or gradient is not finite leaves the state as it was; its metrics say so.
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were, and so do all steps after
+    it: `TrainState.step` becomes negative. So the cause can be found later, with the parameters of the failed step.
     """
 
     loss_of = stage_loss(stage, config, steps=steps, seed=seed, mask_id=mask_id)
@@ -110,10 +112,11 @@ def make_step(
             "parameter_norm": optax.tree.norm(params),
             "update_norm": optax.tree.norm(updates),
         }
-        # A step without a number changes nothing: what went into it stays to be looked at.
-        finite = jnp.isfinite(loss) & jnp.isfinite(gradient_norm)
+        halted = state.step < 0
+        succeeds = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & ~halted
         stepped = TrainState(params, optimizer_state, state.step + 1)
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), stepped, state), metrics
+        stays = dataclasses.replace(state, step=jnp.where(halted, state.step, -1 - state.step))
+        return jax.tree.map(lambda new, old: jnp.where(succeeds, new, old), stepped, stays), metrics
 
     # The state leaves a step as it came: a compiled step takes no other layout, and XLA would choose its own.
     layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, stage, optimizer, mesh))

@@ -329,7 +329,7 @@ class TestResolved:
 
     def test_fingerprint_leaves_out_where_it_runs_and_how_often_it_logs(self):
         recipe = load(["gin/recipes/quickstart.gin"])
-        for changed in ("Mesh.data=8", "pair/Training.log_every_steps=3", "Training.profile_steps=(2, 3)"):
+        for changed in ("Mesh.data=8", "pair/Logging.every_steps=3", "Logging.profile_steps=(2, 3)"):
             assert load(["gin/recipes/quickstart.gin"], [changed]).fingerprint == recipe.fingerprint, changed
         for changed in ("pair/Training.steps=3", "Training.packing_groups=2", "run.seed=4"):
             assert load(["gin/recipes/quickstart.gin"], [changed]).fingerprint != recipe.fingerprint, changed

@@ -17,24 +17,16 @@ from helpers import job
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.training.metrics import read_metrics
 
-# Every batch carries the ids it was made of from where it is read to where a step takes it.
 LEDGER = """
-import numpy as np
-
-class Reader(loop.BatchReader):
-    def __call__(self, selection):
-        batch = super().__call__(selection)
-        return batch._replace(metrics=batch.metrics | {"ids": selection.row.tolist()})
-
-class Loader(loop.Loader):
+class Ledger(train_stage.HostBatches):
     def __next__(self):
-        item = super().__next__()
+        batch = super().__next__()
         with open(output / "ledger.jsonl", "a") as ledger:
-            line = {"pid": os.getpid(), "position": item[1], "ids": item[0].metrics["ids"]}
+            line = {"pid": os.getpid(), "position": batch.position, "ids": batch.rows.tolist()}
             ledger.write(json.dumps(line) + chr(10))
-        return item
+        return batch
 
-loop.BatchReader, loop.Loader = Reader, Loader
+train_stage.HostBatches = Ledger
 require_finite = loop._require_finite
 
 def slowly(stage, step, numbers):

@@ -5,11 +5,15 @@ import pathlib
 
 import numpy as np
 
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
 from pplx_jax.data.tokens.ragged import Ragged
-from pplx_jax.data.tokens.token_table import TokenTable, write_table
-from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
+from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.training.optimizers import Optimizer
+from pplx_jax.training.settings import Checkpointing, Logging, Training
 from pplx_jax.training.stages.contextual import ContextualStage
 from pplx_jax.training.stages.diffusion import DiffusionStage
 from pplx_jax.training.stages.pair import PairStage
@@ -17,12 +21,30 @@ from pplx_jax.training.stages.triplet import TripletStage
 
 WIDTH, LENGTH, EXAMPLES, DOCUMENTS, CHUNKS, NEGATIVES = 16, 32, 24, 10, 3, 2
 OPTIMIZER = Optimizer(peak_learning_rate=0.01, warmup_steps=0)
+_GROUPED = {
+    "log_every_steps": ("logging", "every_steps"),
+    "profile_steps": ("logging", "profile_steps"),
+    "checkpoint_every_seconds": ("checkpointing", "every_seconds"),
+    "checkpoint_every_steps": ("checkpointing", "every_steps"),
+    "keep_checkpoints": ("checkpointing", "keep"),
+}
 STAGES = {
     "diffusion": DiffusionStage(batch_size=8, row_length=LENGTH),
     "pair": PairStage(batch_size=8, row_length=LENGTH, slots=8),
     "contextual": ContextualStage(batch_size=4, row_length=LENGTH, slots=8, chunks=CHUNKS),
     "triplet": TripletStage(batch_size=4, row_length=LENGTH, slots=8, negatives=NEGATIVES),
 }
+
+
+def training(name: str, **fields) -> Training:
+    """A Training of a stage; the fields of its groups are given flat, by the names of `_GROUPED`."""
+    groups: dict[str, dict[str, object]] = {"logging": {"every_steps": 1}, "checkpointing": {}}
+    for field in [field for field in fields if field in _GROUPED]:
+        group, own = _GROUPED[field]
+        groups[group][own] = fields.pop(field)
+    usual = {"stage": STAGES[name], "optimizer": OPTIMIZER, "steps": 4}
+    grouped = {"logging": Logging(**groups["logging"]), "checkpointing": Checkpointing(**groups["checkpointing"])}
+    return Training(**{**usual, **grouped, **fields})
 
 
 def tiny_vocabulary(folder: pathlib.Path) -> Vocabulary:
@@ -68,5 +90,7 @@ def tiny_tables(folder: pathlib.Path, vocabulary: Vocabulary) -> dict[str, Token
         },
     }
     for stage, columns in features.items():
-        write_table(folder / stage, stage, vocabulary, columns)
-    return {stage: TokenTable.open(folder / stage, stage=stage, vocabulary=vocabulary) for stage in features}
+        write_table(folder / stage, KIND_OF_FOLDER[stage], vocabulary, columns)
+    return {
+        stage: TokenTable.open(folder / stage, kind=KIND_OF_FOLDER[stage], vocabulary=vocabulary) for stage in features
+    }

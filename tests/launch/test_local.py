@@ -23,7 +23,7 @@ SMALL = (
     *(f"Qwen3Config.{name}={size}" for name, size in {"width": WIDTH, "mlp_width": 16, "head_dim": 16}.items()),
     "run.stages=[@pair/Training()]",
     "pair/Optimizer.warmup_steps=0",
-    "Training.log_every_steps=1",
+    "Logging.every_steps=1",
     "PairStage.batch_size=8",
     f"PairStage.row_length={LENGTH}",
     "PairStage.slots=8",
@@ -78,7 +78,7 @@ def launched(place):
 
 
 def test_an_interrupted_launch_takes_its_jobs_with_it(place):
-    words = command(place, "interrupted", "pair/Training.log_every_steps=100000", steps=10**6)
+    words = command(place, "interrupted", "pair/Logging.every_steps=100000", steps=10**6)
     quiet = subprocess.DEVNULL
     launcher = subprocess.Popen(words, cwd=place / "tree", env=environment(place), stdout=quiet, stderr=quiet)
     wait_until(lambda: (place / "interrupted" / "000" / "trial.json").exists(), launcher)

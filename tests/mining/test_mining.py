@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.batches.packed_batch import rows_needed, triplet_batch
-from pplx_jax.data.batches.prefetch import Loader
+from pplx_jax.data.batches.batch_spec import TripletBatch
+from pplx_jax.data.batches.order import shuffled
+from pplx_jax.data.batches.packed_batch import triplet_batch
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
+from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_hashes import token_hashes
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable, write_table
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.mining import parts as mining_parts
 from pplx_jax.mining import search as mining_search
 from pplx_jax.mining.mine import Mining, mine_table
@@ -80,7 +84,7 @@ def mine(tmp_path, mining=WINDOW, *, name="triplet", embedder=None, documents=No
     """The mined table and the counts."""
     table = pair_table(tmp_path / "pair", documents)
     counts = mine_table(embedder or Vectors(), table, VOCABULARY, mining, tmp_path / name)
-    return TokenTable.open(tmp_path / name, stage="triplet", vocabulary=VOCABULARY), counts
+    return TokenTable.open(tmp_path / name, kind="triplet", vocabulary=VOCABULARY), counts
 
 
 def decoded(table: TokenTable, copies: int = PAIRS) -> dict[int, list[int]]:
@@ -196,19 +200,19 @@ def test_documents_that_are_only_negatives_are_never_drawn_as_examples(tmp_path)
     only_negatives = {int(text[0]) - FIRST_DOCUMENT for text in table["document"]} - set(decoded(table))
     assert only_negatives & set(UNLIKE_THEIR_DOCUMENT)
     assert table.count == counts["queries"] == table.manifest["count"] - len(only_negatives)
-    with Loader(lambda indices: indices, count=table.count, batch_size=8, seed=0) as loader:
-        drawn = np.concatenate([indices for indices, _ in itertools.islice(loader, 3 * table.count // 8)])
+    drawn = shuffled(np.arange(3 * table.count), table.count, seed=0)
     assert drawn.max() == table.count - 1 < table.manifest["count"] - 1
-    # A batch size is held to the examples, not to the rows.
-    rows_needed(table, "triplet", table.count, 64)
+    # A batch size is limited by the examples, not by the rows.
+    spec = TripletBatch(table.count, 64, negatives=2)
+    spec.sequences_needed(table)
     with pytest.raises(BadInput, match=f"{table.count} examples, a batch wants {table.count + 1}"):
-        rows_needed(table, "triplet", table.count + 1, 64)
+        dataclasses.replace(spec, batch_size=table.count + 1).sequences_needed(table)
 
 
 def test_a_batch_holds_the_negatives_and_no_query_of_theirs(tmp_path):
     table, _ = mine(tmp_path)
     found, indices = decoded(table), np.arange(table.count)
-    arrays, _ = triplet_batch(table, indices, rows=16, length=64, slots=32)
+    arrays, _ = triplet_batch(table, indices, sequences=16, length=64, slots=32)
     tokens = arrays["tokens"][arrays["segment_ids"] > 0]
     assert sorted(tokens[(tokens >= 10) & (tokens < FIRST_DOCUMENT)] - 10) == sorted(found)
     for place, query in enumerate(found):
@@ -251,7 +255,7 @@ def test_only_the_rows_it_is_told_to_mine_among_take_part(tmp_path):
     table = pair_table(tmp_path / "pair")
     mine_table(embedder, table, VOCABULARY, WINDOW, tmp_path / "even", among=among)
     choices = allowed(WINDOW, among=range(0, PAIRS, 2))
-    found = decoded(TokenTable.open(tmp_path / "even", stage="triplet", vocabulary=VOCABULARY))
+    found = decoded(TokenTable.open(tmp_path / "even", kind="triplet", vocabulary=VOCABULARY))
     assert set(found) == {query for query in choices if len(choices[query]) >= 3}
     assert all(set(negatives) <= choices[query] for query, negatives in found.items())
     assert sorted(embedder.asked) == sorted([*(10 + among), *(FIRST_DOCUMENT + among)])
@@ -291,7 +295,7 @@ def test_copies_of_a_document_have_one_rank(tmp_path):
 def test_documents_of_other_tables_are_ranked_too(tmp_path):
     # The pairs are the first half; the other documents stand in four tables, some twice, and cut as the pairs' are.
     def write(stage, **features):
-        write_table(tmp_path / stage, stage, VOCABULARY, features)
+        write_table(tmp_path / stage, KIND_OF_FOLDER[stage], VOCABULARY, features)
         return TokenTable.open(tmp_path / stage)
 
     def numbers(*values):
@@ -343,7 +347,7 @@ def test_documents_of_other_tables_are_ranked_too(tmp_path):
     assert counts["documents"] == PAIRS and counts["positives"] == 30 + 1  # of query 2, another table's answer too
     documents = [token for token in whole.asked if token >= FIRST_DOCUMENT]
     assert sorted(documents) == list(range(FIRST_DOCUMENT, FIRST_DOCUMENT + PAIRS))  # each once
-    table = TokenTable.open(tmp_path / "whole", stage="triplet", vocabulary=VOCABULARY)
+    table = TokenTable.open(tmp_path / "whole", kind="triplet", vocabulary=VOCABULARY)
     found = decoded(table)
     assert set(itertools.chain(*found.values())) == set(range(PAIRS))
     assert max(table["document"].lengths()) == 4
@@ -354,7 +358,7 @@ def test_documents_of_other_tables_are_ranked_too(tmp_path):
     # Rows of documents that no pair has: no query, and hashes that tell them apart.
     others = [row for row in range(table.count, len(table["query"])) if not len(table["query"][row])]
     assert len(others) == 30 and len(set(table["document_hash"][others].tolist())) == 30
-    arrays, _ = triplet_batch(table, np.arange(4), rows=32, length=64, slots=32)
+    arrays, _ = triplet_batch(table, np.arange(4), sequences=32, length=64, slots=32)
     assert arrays["negatives"].shape == (4, 20, 2)
     for shard in range(3):
         mined(Vectors(), "shared", shard=(shard, 3))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from pplx_jax.configuration import load
-from pplx_jax.data.batches.prefetch import shuffled
+from pplx_jax.data.batches.order import shuffled
 from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.kernels import quantization
 from pplx_jax.models.parameters import initial_params
@@ -82,7 +82,7 @@ def batches(stage: str) -> list[dict[str, np.ndarray]]:
     table, found = Table(stage), []
     for step in range(STEPS):
         places = np.arange(step * BATCH, (step + 1) * BATCH)
-        found.append(STAGES[stage].features(table, shuffled(places, EXAMPLES, SEED), ROWS).arrays)
+        found.append(STAGES[stage].batch.pack(table, shuffled(places, EXAMPLES, SEED), ROWS).arrays)
     assert any((batch["segment_ids"][-2:] == 0).all() for batch in found)
     assert all((batch["segment_ids"].max(axis=1) > 1).any() for batch in found)
     return found

@@ -28,12 +28,18 @@ def fields(name):
     stage = tiny.STAGES[name]
 
     @dataclasses.dataclass(frozen=True)
-    class FourRows(type(stage)):
-        def rows(self, table, multiple_of):
+    class FourSequences(type(stage.batch)):
+        def sequences_needed(self, table, multiple_of):
             return 4
 
+    @dataclasses.dataclass(frozen=True)
+    class OfFour(type(stage)):
+        @property
+        def batch(self):
+            return FourSequences(**vars(super().batch))
+
     return dict(
-        stage=FourRows(**{**vars(stage), "batch_size": 8}), optimizer=optimizer, packing_groups=2, seed=3,
+        stage=OfFour(**{**vars(stage), "batch_size": 8}), optimizer=optimizer, packing_groups=2, seed=3,
         checkpoint_every_steps=1,
     )
 
@@ -193,8 +199,9 @@ Processes.startup_seconds = 200
 Mesh.data = 8
 diffusion/Training.stage = @DiffusionStage()
 Training.optimizer = @Optimizer()
+Training.logging = @Logging()
 Training.steps = 1000000
-Training.log_every_steps = 1
+Logging.every_steps = 1
 Training.packing_groups = 2
 Optimizer.peak_learning_rate = 0.01
 DiffusionStage.batch_size = 8

@@ -36,9 +36,9 @@ SMALL = [
 def test_the_longest_texts_need_so_many_rows(stage, rows):
     run = load(["gin/recipes/pplx_embed_4b.gin"], unset="unset").arguments["run"]
     training = next(each for each in run["stages"] if each.stage.name == stage)
-    examples = training.stage.batch_size
-    table = LongestTexts(run["lengths"], examples, getattr(training.stage, "hard_negatives", None) or 0)
-    assert training.stage.rows(table.of_stage(stage), multiple_of=1) == rows
+    spec = training.stage.batch
+    table = LongestTexts(run["lengths"], spec.batch_size, getattr(spec, "negatives", 0))
+    assert spec.sequences_needed(table.of_kind(spec.kind)) == rows
 
 
 def test_lengths_of_packed_texts():

@@ -18,7 +18,8 @@ from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.recipes.recipe import train_stage
 from pplx_jax.training.metrics import read_metrics
-from pplx_jax.training.trainer import FINISHED, Training
+from pplx_jax.training.settings import Training
+from pplx_jax.training.train_stage import FINISHED
 
 STAGES = ("diffusion", "pair", "contextual", "triplet")
 STEPS = 4
@@ -31,8 +32,8 @@ SMALL = (
     "Qwen3Config.query_heads=2",
     "Qwen3Config.head_dim=16",
     *(f"{stage}/Training.steps={STEPS}" for stage in STAGES),
-    "Training.log_every_steps=1",
-    "Training.checkpoint_every_seconds=0.0",
+    "Logging.every_steps=1",
+    "Checkpointing.every_steps=1",
     "Optimizer.warmup_steps=1",
     "pair/Optimizer.warmup_steps=1",
     "DiffusionStage.batch_size=16",

@@ -24,10 +24,13 @@ from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.rules import MESH_AXES
+from pplx_jax.training import train_stage
 from pplx_jax.training import trainer as loop
 from pplx_jax.training.metrics import read_metrics
+from pplx_jax.training.settings import Training
+from pplx_jax.training.train_stage import FINISHED, train
 from pplx_jax.training.train_state import state_layout
-from pplx_jax.training.trainer import FINISHED, NonFiniteLoss, Training, train
+from pplx_jax.training.trainer import NonFiniteLoss
 
 STEPS = 4
 ONE = Mesh()
@@ -46,8 +49,7 @@ class Setting:
     tables: dict[str, TokenTable]
 
     def training(self, name: str, **fields) -> Training:
-        usual = {"stage": tiny.STAGES[name], "optimizer": tiny.OPTIMIZER, "steps": STEPS, "log_every_steps": 1}
-        return Training(**{**usual, **fields})
+        return tiny.training(name, **{"steps": STEPS, **fields})
 
     def train(
         self, folder, name: str, *, seed: int = 3, mesh: Mesh = ONE, start_from=None, config=None, clock=None, **fields
@@ -126,7 +128,9 @@ def test_a_stage_learns_in_finite_numbers_and_says_so(whole, stage):
     expected = 0.01 * np.array([1, 0.8535534, 0.5, 0.1464466])
     np.testing.assert_allclose([row["learning_rate"] for row in rows], expected, rtol=1e-5)
     finished = json.loads((whole[stage] / FINISHED).read_text())
-    assert finished.keys() == {"stage", "steps", "seconds", "compile_seconds", "metrics", "computes"}
+    assert finished.keys() == {
+        *("stage", "starts_from", "summary", "reads", "steps", "seconds", "compile_seconds", "metrics", "computes")
+    }
     assert (finished["stage"], finished["steps"]) == (stage, STEPS)
     assert finished["metrics"]["loss"] == rows[-1]["loss"]
     names = {path.name for path in whole[stage].iterdir()}
@@ -187,7 +191,7 @@ def test_what_is_logged_is_watched(whole):
 def test_a_finished_stage_is_not_trained_again(setting, whole, monkeypatch):
     folder = whole["diffusion"]
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    monkeypatch.setattr(loop, "make_step", None)  # calling it would fail
+    monkeypatch.setattr(train_stage, "make_step", None)  # calling it would fail
     summary = setting.train(folder, "diffusion")
     finished = json.loads((folder / FINISHED).read_text())
     assert {**summary, "computes": finished["computes"]} == finished and "computes" not in summary
@@ -202,9 +206,9 @@ def test_a_finished_stage_is_not_trained_again(setting, whole, monkeypatch):
 def test_an_interrupted_stage_ends_where_an_uninterrupted_one_does(setting, whole, tmp_path, monkeypatch, stage, step):
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         interrupt(patched, step)
-        setting.train(tmp_path / stage, stage, checkpoint_every_seconds=0.0)
+        setting.train(tmp_path / stage, stage, checkpoint_every_steps=1)
     assert not (tmp_path / stage / FINISHED).exists()
-    summary = setting.train(tmp_path / stage, stage, checkpoint_every_seconds=0.0)
+    summary = setting.train(tmp_path / stage, stage, checkpoint_every_steps=1)
     assert numbers(tmp_path / stage) == numbers(whole[stage])
     assert_same_params(tmp_path / stage, whole[stage])
     assert summary["metrics"]["loss"] == numbers(whole[stage])[-1]["loss"]
@@ -212,7 +216,7 @@ def test_an_interrupted_stage_ends_where_an_uninterrupted_one_does(setting, whol
 
 def test_steps_past_the_checkpoint_come_again_once(setting, whole, tmp_path, monkeypatch):
     saved = []
-    save = loop.Checkpoints.save
+    save = train_stage.Checkpoints.save
 
     def only_step_one(self, step, *content):
         if step in (1, STEPS):
@@ -220,9 +224,9 @@ def test_steps_past_the_checkpoint_come_again_once(setting, whole, tmp_path, mon
             save(self, step, *content)
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(loop.Checkpoints, "save", only_step_one)
+        patched.setattr(train_stage.Checkpoints, "save", only_step_one)
         interrupt(patched, 4)
-        setting.train(tmp_path / "run", "diffusion", checkpoint_every_seconds=0.0)
+        setting.train(tmp_path / "run", "diffusion", checkpoint_every_steps=1)
     assert saved == [1]
     assert [row["step"] for row in numbers(tmp_path / "run")] == [1, 2, 3]
     setting.train(tmp_path / "run", "diffusion")
@@ -235,7 +239,7 @@ def test_logging_seldom_a_resumed_run_logs_the_same_steps(setting, tmp_path, mon
     setting.train(tmp_path / "whole", "diffusion", **fields)
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         interrupt(patched, 5)
-        setting.train(tmp_path / "run", "diffusion", checkpoint_every_seconds=0.0, **fields)
+        setting.train(tmp_path / "run", "diffusion", checkpoint_every_steps=1, **fields)
     setting.train(tmp_path / "run", "diffusion", **fields)
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
 
@@ -245,7 +249,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_marker_keeps_the_metrics(set
         raise Interrupted
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(loop, "write_json", full)
+        patched.setattr(train_stage, "write_json", full)
         setting.train(tmp_path / "run", "diffusion")
     summary = setting.train(tmp_path / "run", "diffusion")
     assert summary["metrics"]["loss"] == numbers(whole["diffusion"])[-1]["loss"]
@@ -256,7 +260,7 @@ def test_a_resumed_stage_needs_its_earlier_stage_no_more(setting, whole, tmp_pat
     setting.train(tmp_path / "whole", "pair", start_from=whole["diffusion"])
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         interrupt(patched, 3)
-        setting.train(tmp_path / "run", "pair", start_from=whole["diffusion"], checkpoint_every_seconds=0.0)
+        setting.train(tmp_path / "run", "pair", start_from=whole["diffusion"], checkpoint_every_steps=1)
     setting.train(tmp_path / "run", "pair", start_from=tmp_path / "gone")
     assert_same_params(tmp_path / "run", tmp_path / "whole")
 
@@ -350,15 +354,6 @@ def test_checkpoints_are_due_by_the_clock_and_by_step(setting, tmp_path):
     assert saved(tmp_path / "steps", 0.0, checkpoint_every_seconds=25.0, checkpoint_every_steps=2) == [2, 4, 6, 7]
 
 
-def test_the_best_are_kept_by_any_number_that_is_logged_and_no_other(setting, tmp_path):
-    fields = {"steps": 6, "log_every_steps": 2, "checkpoint_every_steps": 3, "keep_best": 1, "keep_checkpoints": 1}
-    setting.train(tmp_path / "run", "pair", best_metric="fill", **fields)  # step 3 does not log it
-    assert "6" in {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    with pytest.raises(BadInput, match="no number 'gradent_norm' to keep the best by; there are .*gradient_norm.*fill"):
-        setting.train(tmp_path / "wrong", "pair", best_metric="gradent_norm", **fields)
-    assert not read_metrics(tmp_path / "wrong" / "metrics.jsonl")  # it ends with the first step
-
-
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -384,18 +379,20 @@ def test_a_checkpoint_that_other_settings_computed_is_refused(setting, whole, tm
     hotter = dataclasses.replace(tiny.STAGES["pair"], temperature=0.5, row_length=16)
     faster = dataclasses.replace(tiny.OPTIMIZER, peak_learning_rate=0.5)
     changes = [
-        ({"stage": hotter}, r"PairStage.row_length 32, this recipe has 16; PairStage.temperature 0.02, this .* 0.5: "),
-        ({"optimizer": faster}, "Optimizer.peak_learning_rate 0.01, this recipe has 0.5: give back"),
-        ({"packing_groups": 4}, "Training.packing_groups 1, this recipe has 4: give back"),
-        ({"steps": 8}, "Training.steps 4, this recipe has 8: give back what it was or choose a new --workdir"),
+        ({"stage": hotter}, r"PairStage.row_length 32, this recipe has 16; PairStage.temperature 0.02, this .* 0.5. "),
+        ({"optimizer": faster}, "Optimizer.peak_learning_rate 0.01, this recipe has 0.5. Set them back"),
+        ({"packing_groups": 4}, "Training.packing_groups 1, this recipe has 4. Set them back"),
+        ({"steps": 8}, "Training.steps 4, this recipe has 8. Set them back, or choose a new --workdir"),
         ({"config": dataclasses.replace(setting.config, rope_theta=1e4)}, "Qwen3Config.rope_theta 1000000.0, this"),
     ]
     for change, said in changes:
-        with pytest.raises(BadInput, match=f"run: the checkpoint of step 2 is of {said}"):
+        with pytest.raises(BadInput, match=f"run: the checkpoint of step 2 has other settings: {said}"):
             setting.train(tmp_path / "run", "pair", **change)
-        with pytest.raises(BadInput, match=f"pair: the finished stage is of {said}"):
+        with pytest.raises(BadInput, match=f"pair: the finished stage has other settings: {said}"):
             setting.train(whole["pair"], "pair", **change)
-    with pytest.raises(BadInput, match="pair: the finished stage is of seed 3, this recipe has 4: give back"):
+    with pytest.raises(
+        BadInput, match="pair: the finished stage has other settings: seed 3, this recipe has 4. Set them back"
+    ):
         setting.train(whole["pair"], "pair", seed=4)
     setting.train(tmp_path / "run", "pair", log_every_steps=2, keep_checkpoints=1)
     assert_same_params(tmp_path / "run", whole["pair"])
@@ -404,7 +401,7 @@ def test_a_checkpoint_that_other_settings_computed_is_refused(setting, whole, tm
 def test_a_checkpoint_that_does_not_say_what_it_computes_goes_on(setting, whole, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         interrupt(patched, 3)
-        patched.setattr(loop, "computed", lambda *_: {})
+        patched.setattr(train_stage, "settings_of", lambda *_, **__: {})
         setting.train(tmp_path / "run", "pair", checkpoint_every_steps=1)
     setting.train(tmp_path / "run", "pair")
     assert_same_params(tmp_path / "run", whole["pair"])
@@ -433,7 +430,7 @@ loop._require_finite = require
 
 
 def test_a_process_killed_outright_resumes_to_the_same_bits(setting, tmp_path):
-    fields = {"steps": 12, "checkpoint_every_seconds": 0.0}
+    fields = {"steps": 12, "checkpoint_every_steps": 1}
     folder = tmp_path / "killed"
     victim = job.start(WAITING + f"run(setting, output, 'diffusion', **{fields})", setting.folder, folder)
     deadline = time.monotonic() + 300
@@ -468,12 +465,12 @@ def test_a_loss_that_is_no_number_stops_the_stage_before_it_is_kept(setting, tmp
     # The loss itself breaks, in this file; what goes into it is sound.
     found = r"diffusion step 3: loss is nan.*; first array that is not finite: the metric loss \(1 of 1 values\)"
     with pytest.raises(NonFiniteLoss, match=found):
-        setting.train(tmp_path / "run", "diffusion", stage=stage, checkpoint_every_seconds=0.0)
+        setting.train(tmp_path / "run", "diffusion", stage=stage, checkpoint_every_steps=1)
     assert [row["step"] for row in numbers(tmp_path / "run")] == [1, 2]
     assert not (tmp_path / "run" / FINISHED).exists()
     # Logged only at both ends, it is still seen before the checkpoint of step 3 would be written.
     with pytest.raises(NonFiniteLoss, match="diffusion step 3: loss is nan"):
-        setting.train(tmp_path / "seldom", "diffusion", stage=stage, log_every_steps=9, checkpoint_every_seconds=0.0)
+        setting.train(tmp_path / "seldom", "diffusion", stage=stage, log_every_steps=9, checkpoint_every_steps=1)
     assert {path.name for path in (tmp_path / "seldom" / "checkpoints").iterdir()} == {"1", "2"}
     # The mended stage goes on from before it.
     monkeypatch.setattr(Breaking, "sound_until", 2.0)
@@ -490,7 +487,7 @@ def test_the_first_step_without_a_number_is_named_however_seldom_one_looks(setti
             return loss + jax.numpy.log(3.5 - 8 * step.progress), metrics  # below 0 from step 5 of 8
 
     stage = Breaking(**vars(tiny.STAGES["diffusion"]))
-    where = r"the result of `log` in loss \(\S*test_train\.py:\d+\)"
+    where = r"the result of `log` in loss \(\S*test_trainer\.py:\d+\)"
     with pytest.raises(NonFiniteLoss, match=f"diffusion step 5: loss is nan.*first array that is not finite: {where}"):
         setting.train(tmp_path / "run", "diffusion", stage=stage, steps=8, log_every_steps=9)
 
@@ -524,7 +521,7 @@ def test_a_batch_larger_than_the_table_is_refused_before_anything_is_written(set
 
 def test_an_earlier_stage_of_another_model_is_refused_by_name(setting, whole, tmp_path):
     wider = tiny.tiny_config(setting.vocabulary, mlp_width=24)
-    with pytest.raises(BadInput, match=r"diffusion holds another model: layers\.mlp\.down\.kernel is \(1, 16, 16\)"):
+    with pytest.raises(BadInput, match=r"diffusion is of another model: layers\.mlp\.down\.kernel is \(1, 16, 16\)"):
         setting.train(tmp_path / "run", "pair", start_from=whole["diffusion"], config=wider)
     assert not (tmp_path / "run" / "model.json").exists()
 
@@ -532,16 +529,23 @@ def test_an_earlier_stage_of_another_model_is_refused_by_name(setting, whole, tm
 def test_a_checkpoint_of_another_model_is_refused_and_its_folder_left_as_it_was(setting, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         interrupt(patched, 3)
-        setting.train(tmp_path / "run", "diffusion", checkpoint_every_seconds=0.0)
+        setting.train(tmp_path / "run", "diffusion", checkpoint_every_steps=1)
     before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
     with pytest.raises(BadInput, match=f"{tmp_path / 'run'}/checkpoints/2 is of another model: "):
         setting.train(tmp_path / "run", "diffusion", config=tiny.tiny_config(setting.vocabulary, mlp_width=24))
     assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
 
 
-@pytest.mark.parametrize("field", ["steps", "log_every_steps", "keep_checkpoints"])
-def test_counts_below_one_are_refused_by_name(setting, field):
-    with pytest.raises(BadInput, match=f"Training.{field}=0"):
+@pytest.mark.parametrize(
+    "field, name",
+    [
+        ("steps", "Training.steps"),
+        ("log_every_steps", "Logging.every_steps"),
+        ("keep_checkpoints", "Checkpointing.keep"),
+    ],
+)
+def test_counts_below_one_are_refused_by_name(setting, field, name):
+    with pytest.raises(BadInput, match=f"{name}=0"):
         setting.training("pair", **{field: 0})
 
 
@@ -562,13 +566,19 @@ assert len(jax.devices()) == 8
 # unless eps is above them.
 optimizer = dataclasses.replace(tiny.OPTIMIZER, eps=1e-3)
 
-def eight_rows(stage):
-    # A batch is padded to a multiple of the devices, and how it packs depends on its rows: all have eight here.
+def eight_sequences(stage):
+    # A batch is padded to a multiple of the devices, and how it packs depends on its sequences: all have eight here.
     @dataclasses.dataclass(frozen=True)
-    class EightRows(type(stage)):
-        def rows(self, table, multiple_of):
+    class EightSequences(type(stage.batch)):
+        def sequences_needed(self, table, multiple_of):
             return 8
-    return EightRows(**{**vars(stage), "batch_size": 8})
+
+    @dataclasses.dataclass(frozen=True)
+    class OfEight(type(stage)):
+        @property
+        def batch(self):
+            return EightSequences(**vars(super().batch))
+    return OfEight(**{**vars(stage), "batch_size": 8})
 
 def run_until(last, *arguments, **keywords):
     def interrupted(stage, step, numbers):
@@ -582,7 +592,7 @@ def run_until(last, *arguments, **keywords):
     loop._require_finite = require_finite
 
 for name in ("pair", "triplet"):
-    fields = dict(stage=eight_rows(tiny.STAGES[name]), optimizer=optimizer)
+    fields = dict(stage=eight_sequences(tiny.STAGES[name]), optimizer=optimizer)
     run(setting, output / name, name, **fields)
 
 run_until(1, setting, output / "moved", "triplet", **fields)

@@ -8,68 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches.balance import bin_size, deal
+from pplx_jax.data.batches.batch_spec import BatchSpec
 from pplx_jax.data.batches.gather import Gatherer, example_lengths
-from pplx_jax.data.batches.prefetch import shuffled
+from pplx_jax.data.batches.order import shuffled
+from pplx_jax.data.batches.packed_batch import PackedBatch
+from pplx_jax.data.batches.schedule import Turns
 from pplx_jax.data.sources.mixture import Batches, Curriculum, Mixture, phases
-from pplx_jax.data.sources.schedule import Turns
-from pplx_jax.data.tokens.token_table import MANIFEST, TokenTable
-from pplx_jax.data.tokens.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from pplx_jax.data.batches.packed_batch import PackedBatch
-    from pplx_jax.training.stages.base import Stage
+from pplx_jax.data.tokens.open_tables import Tables
+from pplx_jax.data.tokens.token_table import TokenTable
 
 _WINDOW_EXAMPLES, _WINDOW_BATCHES = 1 << 15, 64  # dealt out together, at most
 _LOOK_AHEAD, _LOOKED_AT = 1000, 12  # batches whose rows are counted: so many of the first so many
-
-Tables = Mapping[str, Sequence[TokenTable]]
-
-
-def open_tables(
-    folder: str | pathlib.Path, *, stage: str | None = None, vocabulary: Vocabulary | None = None
-) -> dict[str, list[TokenTable]]:
-    """The tables of a stage by the names of their sources: FOLDER itself, FOLDER/NAME or FOLDER/NAME/SHARD.
-
-    Raises:
-        BadInput: there is none, one is no whole table of this stage and vocabulary, or shards are missing or of
-            several runs.
-    """
-    folder = pathlib.Path(folder)
-
-    def tables(folder: pathlib.Path) -> list[TokenTable]:
-        if (folder / MANIFEST).exists():
-            return [TokenTable.open(folder, stage=stage, vocabulary=vocabulary)]
-        inner = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-        _require_whole(inner)
-        return [TokenTable.open(path, stage=stage, vocabulary=vocabulary) for path in inner]
-
-    if (folder / MANIFEST).exists():
-        return {folder.name: tables(folder)}
-    children = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    found = {path.name: tables(path) for path in children if not path.name.startswith(".")}
-    found = {name: opened for name, opened in found.items() if opened}
-    if not found:
-        return {folder.name: [TokenTable.open(folder, stage=stage, vocabulary=vocabulary)]}  # says what is missing
-    return found
-
-
-def _require_whole(shards: Sequence[pathlib.Path]) -> None:
-    """Makes sure that folders called shard-I-of-N are the N of one run."""
-    counts = {path.name.rpartition("-of-")[2] for path in shards if path.match("shard-*-of-*")}
-    if counts and counts != {f"{len(shards):05d}"}:
-        raise BadInput(
-            f"{shards[0].parent}: {len(shards)} token tables, of sets of {', '.join(sorted(counts))}; "
-            "delete them, and copy the whole set or run data cache again"
-        )
 
 
 class Selection(NamedTuple):
@@ -148,10 +104,10 @@ class Examples:
         group = number if source < 0 else len(self._phases) + int(phase.tables[source])
         return Selection(dealt.table[at], dealt.row[at], group)
 
-    def rows(self, stage: Stage, multiple_of: int) -> dict[int, int]:
-        """B of the packed rows, by group: batches of one group fill about as many rows, so one shape serves them.
+    def sequences(self, spec: BatchSpec, multiple_of: int) -> dict[int, int]:
+        """B of the packed sequences, by group: batches of one group fill about as many, so one shape serves them.
 
-        Found by packing some batches of each group: three in four need no more rows, the others are cut by a few
+        Found by packing some batches of each group: three in four need no more sequences, the others are cut by a few
         tokens.
         """
         wanted: dict[int, list[int]] = {}
@@ -164,25 +120,18 @@ class Examples:
                 source = phase.turns.source(np.arange(min(steps, phase.turns.cycle)))
                 batches = np.concatenate([np.flatnonzero(source == own)[:_LOOKED_AT] for own in range(len(groups))])
             for batch in batches.tolist():
-                # of one share, where a stage packs shares of a batch
-                selection = self.select((first + batch) * self._batch_size + np.arange(stage.batch_size))
-                needed = stage.rows(self._table(selection, lengths_only=True), multiple_of)
+                # The spec may be of a part of a batch: then its first part is measured.
+                selection = self.select((first + batch) * self._batch_size + np.arange(spec.batch_size))
+                needed = spec.sequences_needed(self._table(selection, lengths_only=True), multiple_of)
                 wanted.setdefault(selection.group, []).append(needed)
         return {group: sorted(needed)[len(needed) * 3 // 4] for group, needed in wanted.items()}
 
-    def batch(self, stage: Stage, selection: Selection, rows: Mapping[int, int], **place: int) -> PackedBatch:
-        """The packed batch of selected examples.
-
-        Args:
-            stage: packs them.
-            selection: of `select`.
-            rows: of `rows`.
-            place: handed on to `Stage.features`.
-        """
+    def pack(self, spec: BatchSpec, selection: Selection, sequences: int, first_sequence: int = 0) -> PackedBatch:
+        """The packed batch of selected examples; `sequences` and `first_sequence` as in `BatchSpec.pack`."""
         if self._plain:
-            return stage.features(self._shards[0], selection.row, rows[0], **place)
+            return spec.pack(self._shards[0], selection.row, sequences, first_sequence)
         table = self._table(selection)
-        return stage.features(table, np.arange(table.count), rows[selection.group], **place)
+        return spec.pack(table, np.arange(table.count), sequences, first_sequence)
 
     def names(self, selection: Selection) -> list[str]:
         """The table that each selected example is from."""
@@ -296,7 +245,7 @@ class Examples:
             row[here] = self._order(int(phase.tables[own]), at[here])
         # Within one pass over a table, so that no example comes to meet itself.
         groups = np.unique(np.stack([table, passes]), axis=1, return_inverse=True)[1].reshape(-1)
-        if self._shards[0].stage == "diffusion":  # rows of a table are full as they are
+        if self._shards[0].kind == "text":  # rows of a table are full as they are
             return _Window(table, row)
         lengths, keys = self._lengths_and_documents(table, row)
         dealt = deal(groups, lengths, keys, bin_size(self._batch_size), self._batch_size)

@@ -1,123 +1,207 @@
-"""Which part of every global batch a process reads and packs, and how the parts become one array over all devices.
+"""Complete batches for this process: examples selected, packed, and placed on the devices that this process holds.
 
-A batch is packed in `groups` of equal size, each in rows of its own, so that what is packed together does not depend on
-how many processes share the work: with 8 groups, 1, 2, 4 and 8 processes see the same rows.
+A batch is packed in `groups` of equal size, each into sequences of its own. The groups are the same for any number of
+processes, and so is every batch. A process packs the groups that its devices hold a part of, and fills exactly the
+shards of its devices, whatever their order in the mesh: on real TPU slices they are not neighbours.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.batches.examples import Examples, Selection
+from pplx_jax.data.batches.batch_spec import BatchSpec, multiple_for
+from pplx_jax.data.batches.examples import Examples, Selection, Tables
 from pplx_jax.data.batches.packed_batch import PackedBatch
-from pplx_jax.training.stages.base import Stage
+from pplx_jax.data.batches.prefetch import Prefetch
+from pplx_jax.data.sources.mixture import Curriculum, Mixture
+from pplx_jax.data.tokens.token_table import TokenTable
+
+COUNTS = ("tokens", "cut_tokens", "cells", "token_pairs")
 
 
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """Part `index` of `count` equal parts of every batch; several processes may read the same part, if a part of the
-    mesh that does not divide the rows lies across them."""
+class Batch(NamedTuple):
+    """A global batch.
 
-    index: int
-    count: int
-
-
-def own_share(rows: jax.sharding.Sharding, shape: tuple[int, ...]) -> Share:
-    """The part of the rows that the devices of this process hold.
-
-    Args:
-      rows: sharding of an array of rows.
-      shape: its global shape.
-
-    Raises:
-      BadInput: no device of this process is in the mesh, or they hold rows that do not lie together.
-    """
-    places = [at for at in rows.addressable_devices_indices_map(shape).values() if at is not None]
-    held = {at[0].indices(shape[0])[:2] for at in places}
-    if not held:
-        raise BadInput(
-            f"process {jax.process_index()} has no device in the mesh; make the mesh as large as all devices together"
-        )
-    first, last = min(start for start, _ in held), max(stop for _, stop in held)
-    together = sum(stop - start for start, stop in held) == last - first
-    if not together or shape[0] % (last - first) or first % (last - first):
-        raise BadInput(
-            f"process {jax.process_index()}'s devices hold rows {sorted(held)} of {shape[0]}, which do not lie "
-            "together; let the mesh's outer axes be the ones that go across processes"
-        )
-    return Share(first // (last - first), shape[0] // (last - first))
-
-
-class BatchReader:
-    """Packs this process's share of a batch; call it with what `Examples.select` gives of the share.
-
-    Args:
-      stage: whose features.
-      examples: of the stage.
-      share: of every batch.
-      groups: parts of a batch that are packed apart; more where the shares could not divide them.
-      row_shards: devices that the rows are spread over; all hold equally many.
-
-    Raises:
-      BadInput: the batch does not divide.
+    Attributes:
+        arrays: name -> array on the devices; the first axis is sharded.
+        counts: `tokens`, `cut_tokens`, `cells` (of tokens or padding) and `token_pairs` (sum of squared text lengths).
+            Every group is counted by one process: the sums over all processes are those of the batch.
+        tokens: of the whole batch, as this process estimates them from the groups that it packed.
+        position: examples of the stream consumed so far, over all processes.
+        rows: [n] table rows of the examples that this process packed.
     """
 
-    def __init__(self, stage: Stage, examples: Examples, share: Share, groups: int, row_shards: int):
-        self._stage, self._examples, self._share = stage, examples, share
-        self._groups = math.lcm(groups, share.count)
-        if self._groups != groups:
-            logging.warning(
-                "%s: a batch is packed in %d groups instead of %d, for %d processes share it; set "
-                "Training.packing_groups=%d for the same rows on fewer",
-                stage.name,
-                self._groups,
-                groups,
-                share.count,
-                self._groups,
-            )
-        if stage.batch_size % self._groups:
-            raise BadInput(
-                f"{stage.name}: a batch of {stage.batch_size} cannot be packed in {self._groups} equal groups "
-                f"(Training.packing_groups, shared by {share.count} processes); make batch_size a multiple of it"
-            )
-        grouped = stage
-        if self._groups > 1:
-            grouped = dataclasses.replace(stage, batch_size=stage.batch_size // self._groups)  # type: ignore[type-var]
-        self._rows = examples.rows(grouped, multiple_of=row_shards // math.gcd(row_shards, self._groups))
+    arrays: dict[str, jax.Array]
+    counts: dict[str, float]
+    tokens: int
+    position: int
+    rows: np.ndarray
 
-    def __call__(self, selection: Selection) -> PackedBatch:
-        own = self._groups // self._share.count
-        parts = []
-        for group, part in enumerate(np.split(np.arange(len(selection.row)), own), self._share.index * own):
+
+class HostBatches(Iterator[Batch]):
+    """Endless iterator of batches. A thread selects and packs ahead; placing happens in `next`.
+
+    Args:
+        spec: what a batch contains.
+        tables: token tables by source, or one table.
+        mixture: which sources are read when; None reads all in proportion to their examples.
+        seed: of the order.
+        sharding: of the first axis of every array, over sequences and over examples alike.
+        groups: parts of a batch that are packed separately.
+        position: examples consumed so far; the first batch starts there.
+
+    Attributes:
+        examples: the stream.
+
+    Raises:
+        BadInput: the batch does not divide into the groups, a batch wants more examples than a table has, the
+            mixture names an unknown source, or no device of this process is in the mesh.
+    """
+
+    def __init__(
+        self,
+        spec: BatchSpec,
+        tables: Tables | TokenTable,
+        mixture: Mixture | Curriculum | None,
+        seed: int,
+        sharding: jax.sharding.Sharding,
+        *,
+        groups: int = 1,
+        position: int = 0,
+    ):
+        tables = {"": [tables]} if isinstance(tables, TokenTable) else tables
+        self.examples = Examples(tables, mixture, spec.batch_size, seed)
+        self._batch_size, self._group_spec = spec.batch_size, spec.part(groups)
+        self._groups, self._sharding = groups, sharding
+        packed_by = groups_of_processes(sharding, groups)
+        own = jax.process_index()
+        if not packed_by.get(own):
+            raise BadInput(f"process {own} has no device in the mesh; make the mesh as large as all devices together")
+        self._packed = packed_by[own]
+        self._counted = [group for group in self._packed if min(_packers(packed_by, group)) == own]
+        self._say_if_packed_twice(packed_by)
+        multiple = multiple_for(groups, shard_count(sharding))
+        self._sequences = self.examples.sequences(self._group_spec, multiple_of=multiple)
+        self._start = position
+        self._prefetch: Prefetch | None = None  # the thread starts with the first `next`
+
+    @property
+    def wait_seconds(self) -> float:
+        """Time spent so far in waiting for batches."""
+        return self._prefetch.wait_seconds if self._prefetch else 0.0
+
+    def seek(self, position: int) -> None:
+        """Starts from another position; to be called before the first `next`."""
+        assert self._prefetch is None
+        self._start = position
+
+    def __next__(self) -> Batch:
+        if self._prefetch is None:
+            self._prefetch = Prefetch(self._read, self._start, self._batch_size)
+        read, position = next(self._prefetch)
+        return self._complete(read, position)
+
+    def at(self, position: int) -> Batch:
+        """The batch that starts at `position`, read again; the iteration goes on as if it had not been."""
+        return self._complete(self._read(position), position + self._batch_size)
+
+    def close(self) -> None:
+        """Ends the thread."""
+        if self._prefetch is not None:
+            self._prefetch.close()
+
+    def __enter__(self) -> HostBatches:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read(self, position: int) -> tuple[dict[int, PackedBatch], np.ndarray]:
+        """The packed groups of one batch by number, and the table rows of their examples."""
+        selection = self.examples.select(np.arange(position, position + self._batch_size))
+        sequences, size = self._sequences[selection.group], self._group_spec.batch_size
+        groups, rows = {}, []
+        for group in self._packed:
+            part = slice(group * size, (group + 1) * size)
             chosen = Selection(selection.table[part], selection.row[part], selection.group)
-            first_row = group * self._rows[selection.group]
-            parts.append(self._examples.batch(self._stage, chosen, self._rows, first_row=first_row))
-        arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays}
-        tokens, cut = (sum(part.metrics[name] for part in parts) for name in ("tokens", "cut_tokens"))
-        # 1 + 3 + 5 + ... over the positions of a text is its length squared.
-        pairs = int(np.sum((2 * arrays["positions"].astype(np.int64) + 1)[arrays["segment_ids"] > 0]))
-        return PackedBatch(
-            arrays, {"tokens": tokens, "cut_tokens": cut, "fill": tokens / arrays["tokens"].size, "token_pairs": pairs}
-        )
+            groups[group] = self.examples.pack(self._group_spec, chosen, sequences, group * sequences)
+            rows.append(chosen.row)
+        return groups, np.concatenate(rows)
 
+    def _complete(self, read: tuple[dict[int, PackedBatch], np.ndarray], position: int) -> Batch:
+        groups, rows = read
+        counted = [_counts(groups[group]) for group in self._counted]
+        counts = {name: float(sum(one[name] for one in counted)) for name in COUNTS}
+        tokens = sum(int(packed.metrics["tokens"]) for packed in groups.values()) * self._groups // len(groups)
+        return Batch(self._placed(groups), counts, tokens, position, rows)
 
-def placer(sharding: Any, share: Share) -> Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]:
-    """Puts shares on the devices, as the global arrays that they are parts of."""
-    if jax.process_count() == 1:
-        return lambda arrays: jax.device_put(arrays, sharding)
-
-    def place(arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        return {
-            name: jax.make_array_from_process_local_data(
-                sharding, array, (array.shape[0] * share.count, *array.shape[1:])
+    def _placed(self, groups: Mapping[int, PackedBatch]) -> dict[str, jax.Array]:
+        arrays = {}
+        for name, first in next(iter(groups.values())).arrays.items():
+            parts = {group: packed.arrays[name] for group, packed in groups.items()}
+            if len(groups) == self._groups and jax.process_count() == 1:
+                arrays[name] = jax.device_put(np.concatenate([parts[group] for group in sorted(parts)]), self._sharding)
+                continue
+            shape = (len(first) * self._groups, *first.shape[1:])
+            arrays[name] = jax.make_array_from_callback(
+                shape, self._sharding, lambda index, parts=parts: _rows_of(parts, index)
             )
-            for name, array in arrays.items()
-        }
+        return arrays
 
-    return place
+    def _say_if_packed_twice(self, packed_by: Mapping[int, Sequence[int]]) -> None:
+        packings = sum(map(len, packed_by.values()))
+        if packings > self._groups and jax.process_index() == 0:
+            shards = shard_count(self._sharding)
+            logging.warning(
+                "each batch is packed in %d groups, and the %d processes pack %d: some pack the same group. "
+                "Training.packing_groups=%d shares the work (it also changes how texts share sequences)",
+                self._groups,
+                len(packed_by),
+                packings,
+                shards,
+            )
+
+
+def shard_count(sharding: jax.sharding.Sharding) -> int:
+    """Number of parts that the sharding makes of the first axis."""
+    devices = len(sharding.device_set)
+    return devices // sharding.shard_shape((devices,))[0]
+
+
+def groups_of_processes(sharding: jax.sharding.Sharding, groups: int) -> dict[int, list[int]]:
+    """Which of `groups` equal parts of the first axis each process holds a part of, by process index."""
+    shards = shard_count(sharding)
+    held: dict[int, set[int]] = {}
+    for device, index in sharding.devices_indices_map((shards,)).items():
+        start, stop, _ = index[0].indices(shards)
+        first, last = start * groups // shards, -(-stop * groups // shards)
+        held.setdefault(device.process_index, set()).update(range(first, last))
+    return {process: sorted(own) for process, own in held.items()}
+
+
+def _packers(packed_by: Mapping[int, Sequence[int]], group: int) -> list[int]:
+    return [process for process, own in packed_by.items() if group in own]
+
+
+def _counts(packed: PackedBatch) -> dict[str, float]:
+    positions, segments = packed.arrays["positions"], packed.arrays["segment_ids"]
+    # 1 + 3 + 5 + ... over the positions of a text is its length squared.
+    pairs = int(np.sum((2 * positions.astype(np.int64) + 1)[segments > 0]))
+    return {**packed.metrics, "cells": segments.size, "token_pairs": pairs}
+
+
+def _rows_of(parts: Mapping[int, np.ndarray], index: tuple[slice, ...] | None) -> np.ndarray:
+    """A range of the global first axis, from the groups that it lies in."""
+    size = len(next(iter(parts.values())))
+    start, stop, _ = (index or (slice(None),))[0].indices(size * (1 + max(parts)))
+    pieces = [
+        parts[group][max(start - group * size, 0) : stop - group * size]
+        for group in range(start // size, -(-stop // size))
+    ]
+    return np.concatenate(pieces)

@@ -9,15 +9,15 @@ arguments alone, never on the texts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches import packing
-from pplx_jax.data.tokens.ragged import ranges
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable
+from pplx_jax.data.tokens.ragged import Ragged, ranges
+from pplx_jax.data.tokens.token_table import TokenTable
 
 _DRAWS = 32  # sampled batches behind an estimate: their mean is known to a fifth of a batch's own deviation
 
@@ -35,7 +35,7 @@ class PackedBatch(NamedTuple):
     metrics: dict[str, float]
 
 
-class _Texts(NamedTuple):
+class Texts(NamedTuple):
     """Texts to pack: chunk rows of a ragged feature, and how many of them make each text (None: one)."""
 
     feature: Ragged
@@ -49,16 +49,16 @@ class _Texts(NamedTuple):
         return np.ones(len(self.chunks), np.int64) if self.counts is None else self.counts
 
 
-def diffusion_batch(table: TokenTable, indices: np.ndarray, *, rows: int, length: int) -> PackedBatch:
+def text_batch(table: TokenTable, indices: np.ndarray, *, sequences: int, length: int) -> PackedBatch:
     """Examples of a diffusion table, with as many to a row as fit; each of their texts is a segment of its own.
 
     Args:
         table: a table of stage diffusion.
         indices: [N] examples.
-        rows: B; length: L.
+        sequences: B; length: L.
     """
-    lengths, _ = _measure(_diffusion_texts(table, indices))
-    packed = packing.pack(lengths, rows=rows, length=length, slots=length)
+    lengths, _ = _measure([Texts(table["tokens"], indices)])
+    packed = packing.pack(lengths, rows=sequences, length=length, slots=length)
     first, texts = _texts_in(table, indices, packed.kept)
     text_example = np.repeat(np.arange(len(indices)), texts)
     begins = np.concatenate([first, packed.kept.sum(keepdims=True)])
@@ -71,13 +71,13 @@ def diffusion_batch(table: TokenTable, indices: np.ndarray, *, rows: int, length
     segment[order] = rank + 1
 
     filled = ranges(packed.row * length + packed.column, packed.kept)
-    arrays = {name: np.zeros(rows * length, np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
-    arrays["tokens"] = np.full(rows * length, table.pad_id, np.int32)
+    arrays = {name: np.zeros(sequences * length, np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
+    arrays["tokens"] = np.full(sequences * length, table.pad_id, np.int32)
     arrays["tokens"][filled] = table["tokens"].values[ranges(table["tokens"].offsets[indices], packed.kept)]
     arrays["segment_ids"][filled] = arrays["chunk_ids"][filled] = np.repeat(segment, text_lengths)
     arrays["positions"][filled] = ranges(np.zeros_like(text_lengths), text_lengths)
-    metrics = {"fill": len(filled) / (rows * length), "tokens": len(filled), "cut_tokens": packed.cut_tokens}
-    return PackedBatch({name: array.reshape(rows, length) for name, array in arrays.items()}, metrics)
+    metrics = {"fill": len(filled) / (sequences * length), "tokens": len(filled), "cut_tokens": packed.cut_tokens}
+    return PackedBatch({name: array.reshape(sequences, length) for name, array in arrays.items()}, metrics)
 
 
 def _texts_in(table: TokenTable, indices: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -96,18 +96,18 @@ def _texts_in(table: TokenTable, indices: np.ndarray, kept: np.ndarray) -> tuple
 
 
 def pair_batch(
-    table: TokenTable, indices: np.ndarray, *, rows: int, length: int, slots: int, first_row: int = 0
+    table: TokenTable, indices: np.ndarray, *, sequences: int, length: int, slots: int, first_sequence: int = 0
 ) -> PackedBatch:
     """Queries and their documents; adds `query` [N, 2], `document` [N, 2], `document_hash` [N].
 
     Args:
         table: a table of stage pair (or triplet, whose negatives are then left alone).
         indices: [N] examples.
-        rows: B; length: L; slots: S, texts a row holds.
-        first_row: place of this batch's first row among the rows of all hosts, added to every reference.
+        sequences: B; length: L; slots: S, texts of a sequence.
+        first_sequence: place of this batch's first sequence in a larger batch, added to every reference.
     """
-    shape = {"rows": rows, "length": length, "slots": slots, "first_row": first_row}
-    arrays, (query, document), metrics = _pack_texts(table, _pair_texts(table, indices), **shape)
+    shape = {"sequences": sequences, "length": length, "slots": slots, "first_sequence": first_sequence}
+    arrays, (query, document), metrics = _pack_texts(table, pair_texts(table, indices), **shape)
     arrays |= {"query": query, "document": document, "document_hash": _int32(table["document_hash"][indices])}
     return PackedBatch(arrays, metrics)
 
@@ -116,11 +116,11 @@ def triplet_batch(
     table: TokenTable,
     indices: np.ndarray,
     *,
-    rows: int,
+    sequences: int,
     length: int,
     slots: int,
     negatives: int | None = None,
-    first_row: int = 0,
+    first_sequence: int = 0,
 ) -> PackedBatch:
     """Queries, documents and hard negatives; adds `negatives` [N, K, 2] to what `pair_batch` gives.
 
@@ -130,15 +130,15 @@ def triplet_batch(
     Args:
         table: a table of stage triplet.
         indices: [N] examples.
-        rows: B; length: L; slots: S, texts a row holds.
+        sequences: B; length: L; slots: S, texts of a sequence.
         negatives: K, the first K negatives of each example; None takes all.
-        first_row: as in `pair_batch`.
+        first_sequence: as in `pair_batch`.
 
     Raises:
         BadInput: the table has fewer than K negatives.
     """
-    shape = {"rows": rows, "length": length, "slots": slots, "first_row": first_row}
-    texts = _triplet_texts(table, indices, negatives)
+    shape = {"sequences": sequences, "length": length, "slots": slots, "first_sequence": first_sequence}
+    texts = triplet_texts(table, indices, negatives)
     arrays, (query, unique_documents), metrics = _pack_texts(table, texts, **shape)
     wanted = np.concatenate([indices[:, None], table["negatives"][indices, :negatives]], axis=1)
     documents = unique_documents[np.searchsorted(texts[1].chunks, wanted)]
@@ -151,11 +151,11 @@ def contextual_batch(
     table: TokenTable,
     indices: np.ndarray,
     *,
-    rows: int,
+    sequences: int,
     length: int,
     slots: int,
     chunks: int,
-    first_row: int = 0,
+    first_sequence: int = 0,
 ) -> PackedBatch:
     """Queries and whole documents of several chunks, which the separator joins into one text each.
 
@@ -167,15 +167,15 @@ def contextual_batch(
     Args:
         table: a table of stage contextual.
         indices: [N] examples.
-        rows: B; length: L; slots: S, chunks and queries a row holds.
+        sequences: B; length: L; slots: S, chunks and queries of a sequence.
         chunks: C, the most chunks a document may have.
-        first_row: as in `pair_batch`.
+        first_sequence: as in `pair_batch`.
 
     Raises:
         BadInput: a document has more than C chunks.
     """
-    shape = {"rows": rows, "length": length, "slots": slots, "first_row": first_row}
-    texts = _contextual_texts(table, indices)
+    shape = {"sequences": sequences, "length": length, "slots": slots, "first_sequence": first_sequence}
+    texts = contextual_texts(table, indices)
     counts = texts[1].chunk_counts()
     if counts.max() > chunks:
         raise BadInput(
@@ -199,113 +199,92 @@ def contextual_batch(
     return PackedBatch(arrays, metrics)
 
 
-def rows_needed(
+def sequences_needed(
     table: TokenTable,
-    stage: str,
+    texts: Callable[[TokenTable, np.ndarray], list[Texts]],
     examples: int,
     length: int,
     *,
     slots: int | None = None,
-    negatives: int | None = None,
     deviations: float = 0.5,
     multiple_of: int = 1,
 ) -> int:
-    """Rows for batches of `examples`: what the mean batch packs into, and `deviations` standard deviations
-    more.
+    """Returns the number of sequences for batches of `examples`: the mean batch and `deviations` standard deviations.
 
-    Found by packing sampled batches (always the same ones), so whatever packing costs is in it. With half a
-    deviation a batch of hundreds of texts fills about 98% of its cells, and one batch in four is a little too
-    large: its longest texts are shortened, a few tokens in a thousand overall.
+    Found by packing sampled batches (always the same ones), so it includes what packing wastes. With half a
+    deviation a batch of hundreds of texts fills about 98% of its cells. One batch in four is a little too large: its
+    longest texts are cut, a few tokens in a thousand overall.
 
     Args:
-        table: the table the stage reads.
-        stage: "diffusion", "pair", "triplet" or "contextual".
-        examples: N of one batch (of one host).
+        table: the table that the stage reads.
+        texts: (table, indices) -> the texts of these examples, such as `pair_texts`.
+        examples: N of one batch.
         length: L.
-        slots: S; None where rows may hold any number of texts.
-        negatives: K of the triplet stage; None takes all.
+        slots: S; None if sequences may hold any number of texts.
         deviations: margin above the mean.
-        multiple_of: the answer is a multiple of this, e.g. the data-parallel devices of a host.
+        multiple_of: the result is a multiple of this.
+
+    Raises:
+        BadInput: the table has fewer examples than a batch.
     """
-    used = [1 + packed.row.max() for packed in _sample(table, stage, examples, length, slots or length, negatives)]
+    used = [1 + packed.row.max() for packed in _sample(table, texts, examples, length, slots or length)]
     return math.ceil((np.mean(used) + deviations * np.std(used)) / multiple_of) * multiple_of
 
 
-def slots_needed(
-    table: TokenTable,
-    stage: str,
-    examples: int,
-    length: int,
-    *,
-    negatives: int | None = None,
-    multiple_of: int = 8,
-) -> int:
-    """Slots enough that only the tokens of a row, never its slots, keep a text out; see `rows_needed`."""
-    most = max(1 + packed.slot.max() for packed in _sample(table, stage, examples, length, length, negatives))
-    return math.ceil(most / multiple_of) * multiple_of
+def pair_texts(table: TokenTable, indices: np.ndarray) -> list[Texts]:
+    return [Texts(table["query"], indices), Texts(table["document"], indices)]
 
 
-def _diffusion_texts(table: TokenTable, indices: np.ndarray) -> list[_Texts]:
-    return [_Texts(table["tokens"], indices)]
-
-
-def _pair_texts(table: TokenTable, indices: np.ndarray) -> list[_Texts]:
-    return [_Texts(table["query"], indices), _Texts(table["document"], indices)]
-
-
-def _triplet_texts(table: TokenTable, indices: np.ndarray, negatives: int | None = None) -> list[_Texts]:
+def triplet_texts(table: TokenTable, indices: np.ndarray, negatives: int | None = None) -> list[Texts]:
     available = table["negatives"].shape[1]
     if negatives is not None and negatives > available:
         raise BadInput(f"{table.folder}: {available} negatives an example, the stage wants {negatives}; mine more")
     wanted = np.concatenate([indices, table["negatives"][indices, :negatives].ravel()])
-    return [_Texts(table["query"], indices), _Texts(table["document"], np.unique(wanted))]
+    return [Texts(table["query"], indices), Texts(table["document"], np.unique(wanted))]
 
 
-def _contextual_texts(table: TokenTable, indices: np.ndarray) -> list[_Texts]:
+def contextual_texts(table: TokenTable, indices: np.ndarray) -> list[Texts]:
     documents = np.unique(table["document"][indices])
     first = table["chunks_of_document"][documents]
     counts = table["chunks_of_document"][documents + 1] - first
-    return [_Texts(table["query"], indices), _Texts(table["chunks"], ranges(first, counts), counts)]
+    return [Texts(table["query"], indices), Texts(table["chunks"], ranges(first, counts), counts)]
 
 
 def _sample(
-    table: TokenTable, stage: str, examples: int, length: int, slots: int, negatives: int | None
+    table: TokenTable,
+    texts: Callable[[TokenTable, np.ndarray], list[Texts]],
+    examples: int,
+    length: int,
+    slots: int,
 ) -> list[packing.Packing]:
-    """Packs `_DRAWS` seeded batches of a stage with no bound on the rows."""
+    """Packs `_DRAWS` seeded batches with no bound on the sequences."""
     if examples > table.count:
         raise BadInput(f"{table.folder}: {table.count} examples, a batch wants {examples}; lower the batch size")
     generator = np.random.default_rng(0)
     packed = []
     for _ in range(_DRAWS if examples < table.count else 1):
-        indices = generator.choice(table.count, examples, replace=False)
-        if stage == "triplet":
-            texts = _triplet_texts(table, indices, negatives)
-        else:
-            texts = {"diffusion": _diffusion_texts, "pair": _pair_texts, "contextual": _contextual_texts}[stage](
-                table, indices
-            )
-        lengths, counts = _measure(texts)
+        lengths, counts = _measure(texts(table, generator.choice(table.count, examples, replace=False)))
         packed.append(packing.pack(lengths, counts, rows=len(counts), length=length, slots=slots))
     return packed
 
 
 def _pack_texts(
-    table: TokenTable, texts: Sequence[_Texts], *, rows: int, length: int, slots: int, first_row: int = 0
+    table: TokenTable, texts: Sequence[Texts], *, sequences: int, length: int, slots: int, first_sequence: int = 0
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray], dict[str, float]]:
     """Packs texts into rows; also returns the (row, slot) of the chunks of each group: int32 [C, 2]."""
     lengths, counts = _measure(texts)
-    packed = packing.pack(lengths, counts, rows=rows, length=length, slots=slots)
+    packed = packing.pack(lengths, counts, rows=sequences, length=length, slots=slots)
     cells = packed.row * length + packed.column
     filled = ranges(cells, packed.kept)
     starts = np.concatenate([group.feature.offsets[group.chunks] for group in texts])
-    arrays = {name: np.zeros(rows * length, np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
-    arrays["tokens"] = np.full(rows * length, table.pad_id, np.int32)
+    arrays = {name: np.zeros(sequences * length, np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
+    arrays["tokens"] = np.full(sequences * length, table.pad_id, np.int32)
     arrays["segment_ids"][filled] = np.repeat(packed.segment, packed.kept)
     arrays["positions"][filled] = ranges(packed.position, packed.kept)
     arrays["chunk_ids"][filled] = np.repeat(packed.slot + 1, packed.kept)
 
     references, chunk, cell = [], 0, 0
-    where = np.stack([packed.row + first_row, packed.slot], axis=1).astype(np.int32)
+    where = np.stack([packed.row + first_sequence, packed.slot], axis=1).astype(np.int32)
     for group in texts:
         own = slice(chunk, chunk + len(group.chunks))
         read = ranges(starts[own], packed.kept[own])
@@ -320,11 +299,11 @@ def _pack_texts(
     arrays["positions"][separators] = packed.position[follows] - 1
 
     tokens = len(filled) + len(separators)
-    metrics = {"fill": tokens / (rows * length), "tokens": tokens, "cut_tokens": packed.cut_tokens}
-    return {name: array.reshape(rows, length) for name, array in arrays.items()}, references, metrics
+    metrics = {"fill": tokens / (sequences * length), "tokens": tokens, "cut_tokens": packed.cut_tokens}
+    return {name: array.reshape(sequences, length) for name, array in arrays.items()}, references, metrics
 
 
-def _measure(texts: Sequence[_Texts]) -> tuple[np.ndarray, np.ndarray]:
+def _measure(texts: Sequence[Texts]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of every chunk [C] and chunks of every text [T], over all groups."""
     lengths = np.concatenate([group.chunk_lengths() for group in texts])
     return lengths, np.concatenate([group.chunk_counts() for group in texts])

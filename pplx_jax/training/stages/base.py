@@ -1,26 +1,24 @@
-"""What a stage is to the training loop."""
+"""What a stage is to the trainer."""
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol
+from typing import ClassVar, Literal
 
 import jax
-import numpy as np
 
-from pplx_jax.data.batches.packed_batch import PackedBatch
-from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.batches.batch_spec import BatchSpec
 from pplx_jax.models.transformer import Qwen3
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What a loss may know of the step it is in.
+    """What a loss may know of its step.
 
     Attributes:
-      rng: the step's own key.
+      rng: the key of the step.
       progress: share of the stage's steps done, float32 in [0, 1).
       mask_id: the vocabulary's mask token.
-      learned: what the loss itself learns, by the names of `Stage.learned`.
+      learned: parameters of the loss itself, by the names of `Stage.learned`.
     """
 
     rng: jax.Array
@@ -29,38 +27,44 @@ class Step:
     learned: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
-class Stage(Protocol):
-    """A stage: the features it wants, a loss, what it logs. It has no loop of its own.
+class Stage:
+    """A stage declares its batches and has a loss; the trainer does the rest.
+
+    To add one, write a frozen dataclass that inherits from this class, in any package, set `name`, and define `batch`
+    and `loss`. A recipe lists it by `from my_lab.stages import MyStage` and `my/Training.stage = @MyStage()`.
 
     Attributes:
-      name: also the name of its folder and of its token files.
-      batch_size: examples a step, over all devices.
-      row_length: L of the packed rows.
+      name: of the stage, of its folder in the workdir, and of its row in results and reports.
+      starts_from: the stage whose parameters it starts from, if the recipe has that stage; else the initial weights.
+      summary: what it trains on, in a few words for reports and model cards.
+      model_kind: "context_v1" if it trains chunks that see their document, else "v1".
+      predicts_tokens: whether it trains the output head; the stages after it drop an untied head.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
+    starts_from: ClassVar[str | None] = None
+    summary: ClassVar[str] = ""
+    model_kind: ClassVar[Literal["v1", "context_v1"]] = "v1"
+    predicts_tokens: ClassVar[bool] = False
 
     @property
-    def predicts_tokens(self) -> bool:
-        """Whether it trains a model's head; a stage that does not leaves it behind."""
-        ...
+    def batch(self) -> BatchSpec:
+        """What a batch contains: the kind of examples, how many, and the length of a sequence."""
+        raise NotImplementedError
 
-    batch_size: int
-    row_length: int
+    @property
+    def reads(self) -> str:
+        """The kind of examples, a key of `data.tokens.kinds.KINDS`."""
+        return self.batch.kind
 
     def learned(self) -> dict[str, float]:
-        """First values of scalars that belong to the loss and are trained with the model, such as a temperature."""
-        ...
+        """Initial values of scalars that belong to the loss and are trained with the model, such as a temperature."""
+        return {}
 
-    def rows(self, table: TokenTable, multiple_of: int) -> int:
-        """B, rows that a batch of examples of the table fills."""
-        ...
-
-    def features(self, table: TokenTable, indices: np.ndarray, rows: int, first_row: int = 0) -> PackedBatch:
-        """The packed batch of these examples of the table; `first_row` is its place among the rows of a larger one."""
-        ...
+    def predicted_share(self) -> float:
+        """Expected share of the tokens that the output head predicts, for the cost of a step."""
+        return 0.0
 
     def loss(self, model: Qwen3, batch: dict[str, jax.Array], step: Step) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar loss of a batch, and what to log beside it."""
-        ...
+        """The scalar loss of a batch, and metrics to log beside it."""
+        raise NotImplementedError

@@ -1,12 +1,12 @@
 """Stage 3a: chunks that know their document (arXiv 2602.11151, section 2.4)."""
 
 import dataclasses
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
 from pplx_jax.core.errors import require
-from pplx_jax.data.batches.packed_batch import PackedBatch, contextual_batch
+from pplx_jax.data.batches.batch_spec import ContextualBatch
 from pplx_jax.kernels.quantization import tanh_int8
 from pplx_jax.models.embedding import take_slots
 from pplx_jax.objectives.contextual import contextual_loss
@@ -41,6 +41,9 @@ class ContextualStage(ContrastiveStage):
     beta_end: float = 0.5
 
     name: ClassVar[str] = "contextual"
+    starts_from: ClassVar[str | None] = "pair"
+    summary: ClassVar[str] = "chunks in their documents"
+    model_kind: ClassVar[Literal["v1", "context_v1"]] = "context_v1"
 
     def __post_init__(self):
         super().__post_init__()
@@ -48,10 +51,9 @@ class ContextualStage(ContrastiveStage):
         for name in ("sequence_weight", "beta_start", "beta_end"):
             require(0 <= getattr(self, name) <= 1, self, name, "a number from 0 to 1")
 
-    def features(self, table, indices, rows, first_row=0):
-        shape = {"rows": rows, "length": self.row_length, "slots": self.slots, "chunks": self.chunks}
-        arrays, metrics = contextual_batch(table, indices, **shape, first_row=first_row)
-        return PackedBatch(arrays | self.query_weights(table, indices) | self.query_hashes(table, indices), metrics)
+    @property
+    def batch(self):
+        return ContextualBatch(**self._shape(), chunks=self.chunks)
 
     def loss(self, model, batch, step):
         pooled, counts = self.embed(model, batch)

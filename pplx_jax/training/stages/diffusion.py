@@ -4,13 +4,14 @@ import dataclasses
 from typing import ClassVar, get_args
 
 from pplx_jax.core.errors import require
-from pplx_jax.data.batches.packed_batch import diffusion_batch, rows_needed
+from pplx_jax.data.batches.batch_spec import TextBatch
 from pplx_jax.objectives.corruption import corrupt
 from pplx_jax.objectives.diffusion import Normalizer, diffusion_loss
+from pplx_jax.training.stages.base import Stage
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionStage:
+class DiffusionStage(Stage):
     """Trains on texts alone.
 
     Attributes:
@@ -28,6 +29,7 @@ class DiffusionStage:
     random_length_share: float = 0.01
 
     name: ClassVar[str] = "diffusion"
+    summary: ClassVar[str] = "masked diffusion on text"
     predicts_tokens: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -37,14 +39,12 @@ class DiffusionStage:
         require(0 < self.min_time < 1, self, "min_time", "a number above 0 and below 1")
         require(0 <= self.random_length_share <= 1, self, "random_length_share", "a number from 0 to 1")
 
-    def learned(self):
-        return {}
+    @property
+    def batch(self):
+        return TextBatch(self.batch_size, self.row_length)
 
-    def rows(self, table, multiple_of):
-        return rows_needed(table, self.name, self.batch_size, self.row_length, multiple_of=multiple_of)
-
-    def features(self, table, indices, rows, first_row=0):
-        return diffusion_batch(table, indices, rows=rows, length=self.row_length)
+    def predicted_share(self):
+        return (1 + self.min_time) / 2  # the mean of t, uniform in [min_time, 1)
 
     def loss(self, model, batch, step):
         corruption = corrupt(

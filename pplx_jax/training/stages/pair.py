@@ -3,7 +3,7 @@
 import dataclasses
 from typing import ClassVar
 
-from pplx_jax.data.batches.packed_batch import PackedBatch, pair_batch
+from pplx_jax.data.batches.batch_spec import PairBatch
 from pplx_jax.kernels.quantization import tanh_int8
 from pplx_jax.models.embedding import take_slots
 from pplx_jax.objectives.contrastive import pair_loss
@@ -24,12 +24,12 @@ class PairStage(ContrastiveStage):
     mask_duplicates: bool = True
 
     name: ClassVar[str] = "pair"
+    starts_from: ClassVar[str | None] = "diffusion"
+    summary: ClassVar[str] = "pairs, in-batch negatives"
 
-    def features(self, table, indices, rows, first_row=0):
-        arrays, metrics = pair_batch(
-            table, indices, rows=rows, length=self.row_length, slots=self.slots, first_row=first_row
-        )
-        return PackedBatch(arrays | self.query_weights(table, indices) | self.query_hashes(table, indices), metrics)
+    @property
+    def batch(self):
+        return PairBatch(**self._shape())
 
     def loss(self, model, batch, step):
         pooled, _ = self.embed(model, batch)

@@ -3,10 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-import numpy as np
-
 from pplx_jax.core.errors import require
-from pplx_jax.data.batches.packed_batch import PackedBatch, triplet_batch
+from pplx_jax.data.batches.batch_spec import TripletBatch
 from pplx_jax.kernels.quantization import tanh_int8
 from pplx_jax.models.embedding import take_slots
 from pplx_jax.objectives.contrastive import triplet_loss
@@ -29,21 +27,16 @@ class TripletStage(ContrastiveStage):
     temperature: float = 0.03
 
     name: ClassVar[str] = "triplet"
+    starts_from: ClassVar[str | None] = "pair"
+    summary: ClassVar[str] = "pairs with mined hard negatives"
 
     def __post_init__(self):
         super().__post_init__()
         require(self.negatives >= 1, self, "negatives", "1 or more")
 
     @property
-    def hard_negatives(self):
-        return self.negatives
-
-    def features(self, table, indices, rows, first_row=0):
-        shape = {"rows": rows, "length": self.row_length, "slots": self.slots, "negatives": self.negatives}
-        arrays, metrics = triplet_batch(table, indices, **shape, first_row=first_row)
-        mined = table["negatives"][indices, : self.negatives]
-        arrays["negative_hash"] = np.asarray(table["document_hash"][mined], np.int32)
-        return PackedBatch(arrays | self.query_weights(table, indices) | self.query_hashes(table, indices), metrics)
+    def batch(self):
+        return TripletBatch(**self._shape(), negatives=self.negatives)
 
     def loss(self, model, batch, step):
         pooled, _ = self.embed(model, batch)

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches import packed_batch as features
-from pplx_jax.data.batches.examples import Examples, open_tables
-from pplx_jax.data.batches.prefetch import Loader
+from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.ragged import Ragged
-from pplx_jax.data.tokens.token_table import TokenTable, write_table
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 
 B = 32
 
@@ -113,33 +114,28 @@ def test_unread_rows_are_those_no_batch_held(tables, data):
 
 @given(st.integers(0, 10**6), st.sampled_from([None, MIXED, ONE_SOURCE, CURRICULUM]))
 @settings(max_examples=10)
-def test_resumed_anywhere_on_any_number_of_hosts(tables, step, data):
-    """A fresh stream gives at once what stands at a far place; hosts share it out."""
+def test_resumed_anywhere_and_read_in_parts(tables, step, data):
+    """A fresh stream gives at once what stands at a far place, whole or in parts."""
     whole = ids(Examples(tables, data, B, seed=2), step)
-    for hosts in (2, 4):
-        shares = []
-        for host in range(hosts):
-            loader = Loader(
-                lambda selection: selection, 1000, B, 0, step * B, host_index=host, host_count=hosts, depth=1,
-                order=(stream := Examples(tables, data, B, seed=2)).select,
-            )  # fmt: skip
-            with loader:
-                selection, position = next(loader)
-            assert position == (step + 1) * B
-            shares += zip(stream.names(selection), selection.row.tolist(), strict=True)
-        assert shares == whole
+    for parts in (2, 4):
+        read = []
+        for places in np.split(step * B + np.arange(B), parts):
+            stream = Examples(tables, data, B, seed=2)
+            selection = stream.select(places)
+            read += zip(stream.names(selection), selection.row.tolist(), strict=True)
+        assert read == whole
     assert whole != ids(Examples(tables, data, B, seed=7), step)  # negative control: another seed
 
 
 def test_batches_are_full_of_the_selected_texts(tables):
     size = 128
-    stage = dataclasses.replace(tiny.STAGES["pair"], batch_size=size, row_length=96, slots=64)
+    spec = dataclasses.replace(tiny.STAGES["pair"], batch_size=size, row_length=96, slots=64).batch
     examples = Examples(tables, Mixture({"a": 0.6, "b": 0.4}), size, seed=0)
-    rows = examples.rows(stage, multiple_of=1)
+    sequences = examples.sequences(spec, multiple_of=1)
     fills, cut, tokens = [], 0, 0
     for step in range(12):
         selection = examples.select(step * size + np.arange(size))
-        packed = examples.batch(stage, selection, rows)
+        packed = examples.pack(spec, selection, sequences[selection.group])
         fills.append(packed.metrics["fill"])
         cut, tokens = cut + packed.metrics["cut_tokens"], tokens + packed.metrics["tokens"]
         named = zip(packed.arrays["query"], examples.names(selection), selection.row, strict=True)
@@ -157,8 +153,8 @@ def test_gathered_batches_are_those_of_the_tables(stage, tmp_path_factory):
     size = tiny.STAGES[stage].batch_size
     examples = Examples({"one": [table], "two": [table]}, Mixture({"one": 1.0}), size, seed=0)
     selection = examples.select(np.arange(size))
-    packed = examples.batch(tiny.STAGES[stage], selection, rows := {0: 12})
-    direct = tiny.STAGES[stage].features(table, selection.row, rows[0])
+    packed = examples.pack(tiny.STAGES[stage].batch, selection, 12)
+    direct = tiny.STAGES[stage].batch.pack(table, selection.row, 12)
     for name in ("query", "document", "negatives", "chunks"):
         if name not in direct.arrays:
             continue
@@ -210,7 +206,7 @@ def test_a_diffusion_row_of_several_texts_keeps_them_apart():
     texts = Ragged.from_arrays([[3, 2, 1], [2, 4], [2]])
     manifest = {"stage": "diffusion", "count": 3, "vocabulary": vocabulary}
     table = TokenTable({"tokens": tokens, "text_lengths": texts}, manifest, None)
-    arrays = features.diffusion_batch(table, np.arange(3), rows=2, length=8).arrays
+    arrays = features.text_batch(table, np.arange(3), sequences=2, length=8).arrays
     found = texts_of(arrays)
     assert sorted(found) == [[4, 4], [5, 5, 5], [6, 6], [7], [8, 8], [9, 9, 9, 9]]
     for row in range(2):

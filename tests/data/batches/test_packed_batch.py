@@ -1,21 +1,24 @@
 """Packed batches: every reference leads to the tokens the table holds, and no token is there without one."""
 
+import dataclasses
 import types
 
 import numpy as np
 import pytest
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.batches.batch_spec import ContextualBatch, PairBatch, TextBatch, TripletBatch
 from pplx_jax.data.batches.packed_batch import (
     contextual_batch,
-    diffusion_batch,
     pair_batch,
-    rows_needed,
-    slots_needed,
+    sequences_needed,
+    text_batch,
     triplet_batch,
 )
-from pplx_jax.data.tokens.ragged import ranges
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable, write_table
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
+from pplx_jax.data.tokens.ragged import Ragged, ranges
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 
 ROWS, LENGTH, SLOTS, C = 16, 64, 24, 4
 INDICES = np.array([3, 41, 7, 0, 59, 22, 23, 24, 11, 30])
@@ -62,8 +65,8 @@ def tables(tmp_path_factory) -> dict[str, TokenTable]:
         },
     }
     for stage in features:
-        write_table(folder / stage, stage, VOCABULARY, features[stage])
-    return {stage: TokenTable.open(folder / stage, stage=stage) for stage in features}
+        write_table(folder / stage, KIND_OF_FOLDER[stage], VOCABULARY, features[stage])
+    return {stage: TokenTable.open(folder / stage, kind=KIND_OF_FOLDER[stage]) for stage in features}
 
 
 def pooled_tokens(arrays, reference):
@@ -98,7 +101,7 @@ def check_rows(arrays, rows=ROWS, length=LENGTH):
 
 def test_diffusion_rows_hold_every_text_once(tables):
     table = tables["diffusion"]
-    arrays, metrics = diffusion_batch(table, INDICES, rows=ROWS, length=LENGTH)
+    arrays, metrics = text_batch(table, INDICES, sequences=ROWS, length=LENGTH)
     check_rows(arrays)
     np.testing.assert_array_equal(arrays["chunk_ids"], arrays["segment_ids"])
     found = [
@@ -113,7 +116,7 @@ def test_diffusion_rows_hold_every_text_once(tables):
 
 def test_pair_references_lead_to_query_and_document(tables):
     table = tables["pair"]
-    arrays, metrics = pair_batch(table, INDICES, rows=ROWS, length=LENGTH, slots=SLOTS)
+    arrays, metrics = pair_batch(table, INDICES, sequences=ROWS, length=LENGTH, slots=SLOTS)
     check_rows(arrays)
     np.testing.assert_array_equal(arrays["chunk_ids"], arrays["segment_ids"])
     for place, index in enumerate(INDICES):
@@ -129,9 +132,9 @@ def test_pair_references_lead_to_query_and_document(tables):
 
 
 def test_pair_references_count_rows_from_the_first_row(tables):
-    shape = {"rows": ROWS, "length": LENGTH, "slots": SLOTS}
+    shape = {"sequences": ROWS, "length": LENGTH, "slots": SLOTS}
     here = pair_batch(tables["pair"], INDICES, **shape).arrays
-    there = pair_batch(tables["pair"], INDICES, **shape, first_row=100).arrays
+    there = pair_batch(tables["pair"], INDICES, **shape, first_sequence=100).arrays
     np.testing.assert_array_equal(there["query"] - here["query"], [[100, 0]] * len(INDICES))
     np.testing.assert_array_equal(there["tokens"], here["tokens"])
 
@@ -141,7 +144,7 @@ def test_triplet_references_and_shared_documents(tables, negatives):
     table = tables["triplet"]
     # The negatives of examples stand in the batch with their own queries: many documents have several roles.
     indices = np.unique(np.concatenate([INDICES[:4], table["negatives"][INDICES[:4]].ravel()]))
-    arrays, metrics = triplet_batch(table, indices, rows=80, length=LENGTH, slots=SLOTS, negatives=negatives)
+    arrays, metrics = triplet_batch(table, indices, sequences=80, length=LENGTH, slots=SLOTS, negatives=negatives)
     check_rows(arrays, rows=80)
     width = negatives or 4
     assert arrays["negatives"].shape == (len(indices), width, 2)
@@ -162,7 +165,7 @@ def test_triplet_references_and_shared_documents(tables, negatives):
 
 def test_more_negatives_than_mined_are_refused(tables):
     with pytest.raises(BadInput, match="4 negatives an example, the stage wants 5; mine more"):
-        triplet_batch(tables["triplet"], INDICES, rows=80, length=LENGTH, slots=SLOTS, negatives=5)
+        triplet_batch(tables["triplet"], INDICES, sequences=80, length=LENGTH, slots=SLOTS, negatives=5)
 
 
 def test_contextual_documents_are_chunks_joined_by_separators(tables):
@@ -171,7 +174,7 @@ def test_contextual_documents_are_chunks_joined_by_separators(tables):
     twins = np.flatnonzero(document_of_example == document_of_example[INDICES[0]])
     indices = np.unique(np.concatenate([INDICES, twins, np.flatnonzero(document_of_example == 0)]))
     assert len(np.unique(document_of_example[indices])) < len(indices)  # some documents have several queries
-    arrays, metrics = contextual_batch(table, indices, rows=ROWS, length=LENGTH, slots=SLOTS, chunks=C)
+    arrays, metrics = contextual_batch(table, indices, sequences=ROWS, length=LENGTH, slots=SLOTS, chunks=C)
     check_rows(arrays)
     assert arrays["chunks"].shape == (len(indices), C, 2)
     packed = {}
@@ -204,12 +207,12 @@ def test_contextual_documents_are_chunks_joined_by_separators(tables):
 def test_documents_of_too_many_chunks_are_refused(tables):
     everything = np.arange(tables["contextual"].count)
     with pytest.raises(BadInput, match="document of 4 chunks in a batch of 3"):
-        contextual_batch(tables["contextual"], everything, rows=60, length=LENGTH, slots=SLOTS, chunks=3)
+        contextual_batch(tables["contextual"], everything, sequences=60, length=LENGTH, slots=SLOTS, chunks=3)
 
 
 def test_cut_tokens_are_counted_and_only_tails_are_cut(tables):
     table = tables["pair"]
-    arrays, metrics = pair_batch(table, INDICES, rows=3, length=LENGTH, slots=SLOTS)
+    arrays, metrics = pair_batch(table, INDICES, sequences=3, length=LENGTH, slots=SLOTS)
     check_rows(arrays, rows=3)
     lost = 0
     for place, index in enumerate(INDICES):
@@ -226,7 +229,9 @@ def test_shapes_depend_on_the_arguments_alone(tables):
     shapes = set()
     for _ in range(5):
         indices = generator.choice(60, 10, replace=False)
-        arrays = contextual_batch(tables["contextual"], indices, rows=ROWS, length=LENGTH, slots=SLOTS, chunks=C).arrays
+        arrays = contextual_batch(
+            tables["contextual"], indices, sequences=ROWS, length=LENGTH, slots=SLOTS, chunks=C
+        ).arrays
         shapes.add(tuple((name, array.shape) for name, array in arrays.items()))
     assert len(shapes) == 1
 
@@ -245,33 +250,45 @@ def large():
     return TokenTable(arrays, manifest, "large")
 
 
-def test_rows_needed_fills_rows_and_seldom_cuts(large):
-    slots = slots_needed(large, "pair", 512, 256)
-    rows = rows_needed(large, "pair", 512, 256, slots=slots)
+def test_sequences_needed_fill_up_and_seldom_cut(large):
+    spec = PairBatch(512, 256, slots=64)
+    sequences = spec.sequences_needed(large)
     generator = np.random.default_rng(7)
+    shape = {"length": 256, "slots": 64}
     batches = [
-        pair_batch(large, generator.choice(3000, 512, replace=False), rows=rows, length=256, slots=slots).metrics
+        pair_batch(large, generator.choice(3000, 512, replace=False), sequences=sequences, **shape).metrics
         for _ in range(30)
     ]
     assert 0.97 < np.mean([metrics["fill"] for metrics in batches]) < 0.995
     assert np.mean([metrics["cut_tokens"] > 0 for metrics in batches]) < 0.45
     cut = sum(metrics["cut_tokens"] for metrics in batches) / sum(metrics["tokens"] for metrics in batches)
     assert cut < 0.01
-    # Negative control: a tenth fewer rows cut every batch.
-    fewer = pair_batch(large, np.arange(512), rows=int(rows * 0.9), length=256, slots=slots)
+    # Negative control: a tenth fewer sequences cut every batch.
+    fewer = pair_batch(large, np.arange(512), sequences=int(sequences * 0.9), **shape)
     assert fewer.metrics["cut_tokens"] > 0
 
 
-def test_rows_needed_of_every_stage(tables):
-    for stage, table in tables.items():
-        rows = rows_needed(table, stage, 8, LENGTH, slots=SLOTS, multiple_of=4)
-        assert rows % 4 == 0 and rows == rows_needed(table, stage, 8, LENGTH, slots=SLOTS, multiple_of=4)
-        assert rows <= rows_needed(table, stage, 8, LENGTH, slots=SLOTS, deviations=6, multiple_of=4)
-        # With few slots it is they, not the tokens, that need rows.
-        assert rows_needed(table, stage, 8, 2000, slots=5) > rows_needed(table, stage, 8, 2000)
-        assert slots_needed(table, stage, 8, LENGTH) % 8 == 0
-        with pytest.raises(BadInput, match="lower the batch size"):
-            rows_needed(table, stage, 61, LENGTH)
+SPECS = {
+    "diffusion": TextBatch(8, LENGTH),
+    "pair": PairBatch(8, LENGTH, SLOTS),
+    "triplet": TripletBatch(8, LENGTH, SLOTS, negatives=4),
+    "contextual": ContextualBatch(8, LENGTH, SLOTS, chunks=C),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_sequences_needed_of_every_spec(tables, name):
+    table, spec = tables[name], SPECS[name]
+    needed = spec.sequences_needed(table, multiple_of=4)
+    assert needed % 4 == 0 and needed == spec.sequences_needed(table, multiple_of=4)
+    few = {"length": LENGTH, "slots": SLOTS, "multiple_of": 4}
+    assert needed <= sequences_needed(table, spec.texts, 8, **few, deviations=6)
+    # With few slots the number of texts, not of tokens, sets the number of sequences.
+    long = dataclasses.replace(spec, length=2000, slots=None)
+    assert dataclasses.replace(long, slots=5).sequences_needed(table) > long.sequences_needed(table)
+    assert dataclasses.replace(spec, microbatches=3).sequences_needed(table, multiple_of=2) % 6 == 0
+    with pytest.raises(BadInput, match="lower the batch size"):
+        dataclasses.replace(spec, batch_size=61).sequences_needed(table)
 
 
 def test_ranges():

@@ -12,7 +12,9 @@ from helpers import simulated, tiny
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.configuration import load
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.token_table import TokenTable, write_table
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.models.parameters import bind, initial_params
 from pplx_jax.parallel.mesh import Mesh
@@ -22,7 +24,7 @@ from pplx_jax.training.stages.contextual import ContextualStage
 from pplx_jax.training.stages.diffusion import DiffusionStage
 from pplx_jax.training.stages.pair import PairStage
 from pplx_jax.training.stages.triplet import TripletStage
-from pplx_jax.training.trainer import Training, train
+from pplx_jax.training.train_stage import train
 
 STAGES = ("pair", "contextual", "triplet")
 ROWS = 4
@@ -43,8 +45,8 @@ def tables(tmp_path_factory, vocabulary):
         features = dict(table.features)
         if name in STAGES:
             features["source"] = (np.arange(table.count) % len(SOURCES)).astype(np.int32)
-        write_table(folder / name, name, vocabulary, features, notes={"sources": SOURCES})
-    return {name: TokenTable.open(folder / name, stage=name, vocabulary=vocabulary) for name in STAGES}
+        write_table(folder / name, KIND_OF_FOLDER[name], vocabulary, features, notes={"sources": SOURCES})
+    return {name: TokenTable.open(folder / name, kind=KIND_OF_FOLDER[name], vocabulary=vocabulary) for name in STAGES}
 
 
 def stage_of(name, **fields):
@@ -54,7 +56,7 @@ def stage_of(name, **fields):
 
 def batch_of(stage, table, indices=None, rows=ROWS):
     indices = np.arange(stage.batch_size) if indices is None else np.asarray(indices)
-    return stage.features(table, indices, rows).arrays
+    return stage.batch.pack(table, indices, rows).arrays
 
 
 @functools.cache
@@ -138,8 +140,9 @@ def test_negatives_of_the_microbatch_alone_give_another_gradient(tables, vocabul
 @pytest.mark.parametrize("name", STAGES)
 def test_rows_are_shared_by_devices_and_microbatches(tables, name):
     stage = stage_of(name, microbatches=3)
-    assert stage.rows(tables[name], multiple_of=2) % 6 == 0
-    assert stage_of(name).rows(tables[name], multiple_of=2) <= stage.rows(tables[name], multiple_of=2)
+    needed = stage.batch.sequences_needed(tables[name], multiple_of=2)
+    assert needed % 6 == 0
+    assert stage_of(name).batch.sequences_needed(tables[name], multiple_of=2) <= needed
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -259,7 +262,7 @@ def test_training_with_all_of_it_resumes_and_leaves_a_plain_model(tables, vocabu
     )
 
     def go(folder):
-        training = Training(stage, tiny.OPTIMIZER, steps=3, log_every_steps=1)
+        training = tiny.training("triplet", stage=stage, steps=3)
         config = tiny.tiny_config(vocabulary)
         train(folder, training, config, tables["triplet"], vocabulary, mesh=Mesh(), seed=0)
         return read_metrics(folder / "metrics.jsonl")
@@ -281,13 +284,13 @@ ON_EIGHT_DEVICES = """
 import dataclasses, pathlib, re, sys
 import jax, numpy as np
 from helpers import tiny
-from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.parallel.mesh import Mesh, batch_sharding, shardings
 from pplx_jax.training.stages.base import Step
 from pplx_jax.models.parameters import bind, initial_params
 
 folder = pathlib.Path(sys.argv[1])
-vocabulary = Vocabulary.load(folder)
+vocabulary = load_vocabulary(folder)
 table = tiny.tiny_tables(folder / "tables", vocabulary)["triplet"]
 config = tiny.tiny_config(vocabulary)
 
@@ -296,7 +299,7 @@ def graded(mesh, microbatches, examples):
         tiny.STAGES["triplet"], batch_size=len(examples), temperature=0.3, microbatches=microbatches
     )
     devices = mesh.build()
-    batch = stage.features(table, examples, 32).arrays
+    batch = stage.batch.pack(table, examples, 32).arrays
     def loss(params, batch):
         step = Step(rng=jax.random.key(0), progress=0.25, mask_id=vocabulary.mask_id)
         return stage.loss(bind(config, params), batch, step)

@@ -1,0 +1,152 @@
+"""The phases of a run, each done once; and the work of those that are not training."""
+
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from pplx_jax.checkpoints.model_folder import Kind, ModelFolder
+from pplx_jax.core.files import read_json, write_json
+from pplx_jax.data.batches.examples import Examples
+from pplx_jax.data.sources.corpus import Corpus
+from pplx_jax.data.tokens.kinds import KINDS
+from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model
+from pplx_jax.inference.embedder import Embedder
+from pplx_jax.mining.choice import Mining
+from pplx_jax.mining.mine import mine_table
+from pplx_jax.models.parameters import initial_params
+from pplx_jax.models.transformer import Qwen3Config
+from pplx_jax.parallel.processes import barrier, is_first
+from pplx_jax.training.settings import Training
+
+
+class Phases:
+    """Runs phases by name. The result of each is kept in WORKDIR/phases/NAME.json with its seconds.
+
+    The first process does a phase and the others wait; training is done by all of them.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        self._folder = workdir / "phases"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str, work: Callable[[], Any], everyone: bool = False) -> Any:
+        """Returns the result of `work`, or the result that an earlier start of the run kept."""
+        marker = self._folder / f"{name}.json"
+        if not marker.exists() and (everyone or is_first()):
+            logging.info("phase: %s", name)
+            started = time.monotonic()
+            result = work()
+            # A stage that was interrupted counts the seconds of its earlier starts; other phases start again.
+            total = result.get("seconds") if isinstance(result, Mapping) else None
+            if is_first():
+                seconds = time.monotonic() - started if total is None else total
+                write_json(marker, {"seconds": seconds, "result": result})
+        barrier(f"phase {name}")
+        done = read_json(marker)
+        self.seconds[name] = done["seconds"]
+        return done["result"]
+
+
+def tables_folder(workdir: pathlib.Path, kind: str) -> pathlib.Path:
+    """The folder of the token tables of one kind of examples."""
+    return workdir / "data" / "tokens" / KINDS[kind].folder
+
+
+def mine(
+    workdir: pathlib.Path,
+    corpus: Corpus,
+    vocabulary: Vocabulary,
+    mining: Mining,
+    miner: str,
+    trainings: Sequence[Training],
+    seed: int,
+) -> dict[str, Any]:
+    """Mines hard negatives with the model of the stage `miner`, for the pairs that no stage before has read.
+
+    If the stages before have read every pair of a source, all its pairs are used. The negatives of a query come from
+    its own source. Nothing is mined if the corpus declares triplets.
+
+    Args:
+      workdir: of the run.
+      corpus: of the recipe.
+      vocabulary: of the model.
+      mining: how negatives are chosen.
+      miner: the stage that the triplet stage starts from.
+      trainings: of the recipe.
+      seed: of the recipe.
+    """
+    output = tables_folder(workdir, "triplet")
+    if corpus.declares_triplets():
+        return {"declared": str(output)}
+    tables = open_tables(tables_folder(workdir, "pair"), kind="pair", vocabulary=vocabulary)
+    embedder = Embedder.load(workdir / miner)
+    reader = next((one for one in trainings if one.stage.name == miner and one.stage.batch.kind == "pair"), None)
+    batch_size = reader.stage.batch.batch_size if reader else 1
+    examples = Examples(tables, reader.data if reader else None, batch_size, seed)
+    mined: dict[str, Any] = {}
+    partial = output.with_name(f"{output.name}.partial")
+    for name, shards in tables.items():
+        unseen = examples.unread(name, reader.steps if reader else 0)
+        table, among = shards[0], unseen
+        if len(shards) > 1:
+            table, among = examples.table(name, unseen[: mining.examples or None]), None
+        written = output if len(tables) == 1 else partial / name
+        mined[name] = mine_table(embedder, table, vocabulary, mining, written, among=among)
+    if len(tables) == 1:
+        return mined.popitem()[1]
+    shutil.rmtree(output, ignore_errors=True)  # of a start that was killed just before the phase was done
+    partial.rename(output)
+    return mined
+
+
+def score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path) -> dict[str, Any]:
+    """Scores the same architecture with random weights."""
+    params = jax.tree.map(np.asarray, initial_params(model, seed))
+    embedder = Embedder(ModelFolder(model, vocabulary, params, "v1", "random"))
+    return score_model(embedder, read_sets(held_out))
+
+
+def score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
+    """Scores a model folder on passages alone; a context model also on each passage in its document.
+
+    Documents are cut as in the contextual stage.
+    """
+    embedder = Embedder.load(folder)
+    return score_model(
+        embedder,
+        read_sets(held_out),
+        contextual=embedder.kind == "context_v1",
+        chunks_per_document=lengths.chunks,
+        tokens_per_document=lengths.chunks * (lengths.chunk + 1),
+    )
+
+
+def export(workdir: pathlib.Path, models: Mapping[Kind, str], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Exports one model folder per kind ("v1", "context_v1") to WORKDIR/export/KIND."""
+    from pplx_jax.export.export_hf import export_hf  # imports PyTorch
+
+    exported: dict[str, Any] = {}
+    for kind, name in models.items():
+        scores = results[name].get("with_context", results[name]) if kind == "context_v1" else results[name]
+        exported[kind] = export_hf(workdir / name, workdir / "export" / kind, kind, scores=scores)
+    return exported
+
+
+def index(workdir: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
+    """Embeds and indexes the corpus's search file."""
+    from pplx_jax.retrieval.build_index import build_index
+    from pplx_jax.retrieval.embed_file import embed_file
+
+    searched = workdir / "data" / "corpus" / "search.jsonl"
+    embedded = embed_file(model, searched, workdir / "embeddings", overflow="truncate")
+    return {**embedded, **build_index(workdir / "embeddings", workdir / "index")}

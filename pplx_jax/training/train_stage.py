@@ -1,0 +1,248 @@
+"""Trains one stage: starts it, runs the trainer, finishes it."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from absl import logging
+
+from pplx_jax.checkpoints.model_folder import describe_model
+from pplx_jax.checkpoints.orbax import Checkpoints, Keep, Restored
+from pplx_jax.core.errors import Preempted
+from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.progress import Progress
+from pplx_jax.core.resume_check import require_same, settings_of
+from pplx_jax.data.batches.examples import Tables
+from pplx_jax.data.batches.host_batches import HostBatches
+from pplx_jax.data.sources.mixture import Mixture
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.models.transformer import Qwen3Config
+from pplx_jax.parallel.mesh import Mesh, batch_sharding
+from pplx_jax.parallel.model_info import model_info
+from pplx_jax.parallel.processes import is_first
+from pplx_jax.training.goodput import Goodput
+from pplx_jax.training.meter import Meter
+from pplx_jax.training.metrics import MetricsWriter, memory_numbers
+from pplx_jax.training.profiling import StepProfile
+from pplx_jax.training.settings import Training
+from pplx_jax.training.starting_point import starting_params
+from pplx_jax.training.train_state import (
+    TrainState,
+    make_step,
+    model_params,
+    new_state,
+    stage_loss,
+    state_layout,
+    trained_params,
+)
+from pplx_jax.training.trainer import CompiledStep, Hook, StepClock, Trainer
+
+FINISHED = "finished.json"
+COMPUTES = "computes"  # in it and in the metadata of a checkpoint: the settings that `resume_check` compares
+
+
+def train(
+    folder: pathlib.Path,
+    training: Training,
+    config: Qwen3Config,
+    table: TokenTable | Tables,
+    vocabulary: Vocabulary,
+    *,
+    mesh: Mesh,
+    seed: int,
+    start_from: pathlib.Path | None = None,
+    initial: pathlib.Path | None = None,
+    config_text: str = "",
+    hooks: Sequence[Hook] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Trains one stage to its last step, resuming from its latest checkpoint. Every process of a job calls it.
+
+    Where the parameters come from, the first that applies:
+
+    1. resume: the latest checkpoint in this folder that is not damaged;
+    2. an earlier stage: `start_from`;
+    3. imported weights: `initial`;
+    4. scratch: random weights of the seed.
+
+    Args:
+      folder: where everything of the stage goes; made if missing.
+      training: the stage.
+      config: the encoder.
+      table: the stage's token table, or tables by source as `open_tables` returns them.
+      vocabulary: whose mask token the stage uses.
+      mesh: devices.
+      seed: of parameters, data order and corruption.
+      start_from: folder of an earlier stage.
+      initial: a model folder, or a Hugging Face folder that can be imported.
+      config_text: the resolved configuration, written as `config.gin` and into every checkpoint.
+      hooks: called around each step, before the built-in ones write the log.
+      clock: seconds, by which checkpoints are due.
+
+    Returns:
+      The content of `finished.json`: `stage`, `starts_from`, `summary`, `reads`, `steps`, `seconds`, `compile_seconds`
+      and the last `metrics`.
+
+    Raises:
+      NonFiniteLoss: a logged metric is not finite.
+      Preempted: SIGTERM came; the state is saved, or the stage is finished.
+      BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
+        a damaged checkpoint, or one with other settings; a finished stage with other settings; an earlier stage of
+        another model.
+    """
+    # The order matters. What can fail on bad input comes before anything is written. The checkpoint is restored
+    # before batches are read, because it holds the position in the data. `finished.json` comes last, after the last
+    # checkpoint. Every process does all of it; only single files are written by the first process alone.
+    started = time.monotonic()
+    stage, model, config = training.stage, config, training.model(config)
+    data = {"seed": seed, "data": repr(training.data or Mixture())}
+    computes = settings_of(training, stage, training.optimizer, config, **data)
+    if (folder / FINISHED).exists():
+        summary = read_json(folder / FINISHED)
+        require_same(folder, "the finished stage", summary.pop(COMPUTES, {}), computes)
+        return summary
+    devices = mesh.build()
+    batch = stage.batch
+    sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
+    mesh.require(devices, batch_size=batch.batch_size, row_length=batch.length, **sizes)
+    optimizer = training.optimizer.build(training.steps)
+    learning_rate = training.optimizer.learning_rate(training.steps)
+
+    with contextlib.ExitStack() as opened:  # a step that fails leaves no thread and no half-written checkpoint
+        opened.enter_context(mesh.activate(devices))
+        # 1. The state, and the position in the data that belongs to it.
+        placement, groups = batch_sharding(devices), training.packing_groups
+        batches = opened.enter_context(HostBatches(batch, table, training.data, seed, placement, groups=groups))
+        kept = training.checkpointing
+        keep = Keep(latest=kept.keep, every_steps=kept.keep_every_steps, every_seconds=kept.keep_every_seconds)
+        order = {**data, "examples": batches.examples.count, "batch_size": batch.batch_size}
+        checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep)))
+        restored = checkpoints.restore_latest(vars(state_layout(config, stage, optimizer, devices)))
+        if restored is None:
+            state, source = _first_state(training, optimizer, model, config, devices, seed, start_from, initial)
+            restored = Restored(0, vars(state), {"position": 0, "seconds": 0.0, "useful_seconds": 0.0})
+            info = model_info(state.params, state.optimizer)
+            if is_first():
+                (folder / "model-info.txt").write_text(info, encoding="utf-8")
+        else:
+            what = f"the checkpoint of step {restored.step}"
+            require_same(folder, what, restored.about, order)
+            require_same(folder, what, restored.about.get(COMPUTES, {}), computes)
+            state, source = TrainState(**restored.state), f"its own checkpoint of step {restored.step}"
+            batches.seek(restored.about["position"])
+        logging.info("%s: starting from %s", stage.name, source)
+        seconds_before = restored.about["seconds"]
+
+        # 2. What the folder says about the stage.
+        goodput = Goodput(folder, useful=restored.about["useful_seconds"], write=is_first())
+        goodput.save()  # a start counts, however soon it is killed
+        if is_first():
+            describe_model(folder, config, vocabulary, stage=stage.name, kind=stage.model_kind)
+            (folder / "config.gin").write_text(config_text, encoding="utf-8")
+        writer = opened.enter_context(
+            contextlib.closing(MetricsWriter(folder, resume_step=restored.step, write=is_first()))
+        )
+
+        # 3. The steps.
+        meter = Meter(config, devices.size)
+        times = StepClock(goodput, meter)
+        shape = {"steps": training.steps, "seed": seed, "mask_id": vocabulary.mask_id}
+        compiled = CompiledStep(make_step(stage, config, optimizer, mesh=devices, **shape), times)
+
+        def save(step: int, state: TrainState, position: int) -> None:
+            about = {
+                "stage": stage.name,
+                "position": position,
+                **order,
+                COMPUTES: computes,
+                "seconds": seconds_before + time.monotonic() - started,
+                "useful_seconds": goodput.useful,
+                "processes": jax.process_count(),
+                "mesh": dict(devices.shape),
+                "config": config_text,
+            }
+            checkpoints.save(step, vars(state), about)
+
+        profiled = training.logging.profile_steps if is_first() else ()
+        progress = opened.enter_context(
+            Progress(stage.name, total=training.steps, start=restored.step, unit="step", enabled=is_first())
+        )
+        profile = opened.enter_context(StepProfile(folder / "profile", profiled))
+        log = _Log(learning_rate, meter, goodput, writer, progress, checkpoints)
+        trainer = Trainer(
+            training,
+            compiled,
+            state,
+            restored.step,
+            batches,
+            mesh=devices,
+            save=save,
+            loss_of=stage_loss(stage, config, **shape),
+            hooks=[*hooks, log, profile],
+            clock=times,
+            now=clock,
+        )
+        del state, restored
+        stops = trainer.run()
+
+    # 4. Finished.
+    summary = {
+        "stage": stage.name,
+        "starts_from": start_from.name if start_from else None,
+        "summary": stage.summary,
+        "reads": batch.kind,
+        "steps": training.steps,
+        "seconds": seconds_before + time.monotonic() - started,
+        "compile_seconds": compiled.compile_seconds,
+        "metrics": writer.last,
+    }
+    if is_first():
+        goodput.save()
+        write_json(folder / FINISHED, {**summary, COMPUTES: computes})
+    if stops:
+        raise Preempted(f"{stage.name}: asked to stop at its end; the same command resumes after it", together=True)
+    return summary
+
+
+def _first_state(
+    training: Training,
+    optimizer: optax.GradientTransformation,
+    model: Qwen3Config,
+    config: Qwen3Config,
+    devices: jax.sharding.Mesh,
+    seed: int,
+    start_from: pathlib.Path | None,
+    initial: pathlib.Path | None,
+) -> tuple[TrainState, str]:
+    """The state before the first step, and words for where its parameters come from."""
+    wanted = model_params(state_layout(config, training.stage, optimizer, devices).params)
+    params, source = starting_params(model, config, wanted, devices, seed=seed, start_from=start_from, initial=initial)
+    return new_state(trained_params(params, training.stage), optimizer, devices), source
+
+
+class _Log:
+    """The built-in hook that completes the numbers of a logged step and writes them."""
+
+    def __init__(self, learning_rate, meter: Meter, goodput: Goodput, writer: MetricsWriter, progress, checkpoints):
+        self._learning_rate, self._meter, self._goodput = learning_rate, meter, goodput
+        self._writer, self._progress, self._checkpoints = writer, progress, checkpoints
+
+    def before_step(self, step: int) -> None:
+        pass
+
+    def on_log(self, step: int, numbers: dict[str, float]) -> None:
+        numbers["learning_rate"] = float(np.asarray(self._learning_rate(step - 1)))
+        numbers |= self._meter.numbers(numbers) | memory_numbers() | self._goodput.numbers()
+        self._writer.write(step, numbers)
+        self._goodput.save()
+        self._progress.update(step, loss=numbers["loss"], tokens=self._meter.tokens)
+        self._checkpoints.check()
+
+    def after_step(self, step: int, state: TrainState) -> None:
+        pass
