@@ -114,7 +114,7 @@ def test_of_no_candidates_the_sum_is_absent():
     query, candidate, query_group, candidate_group, *_ = case()
     found = masked_logsumexp(query, candidate[:0], query_group, candidate_group[:0], temperature=TEMPERATURE)
     assert (found.logsumexp == ABSENT).all() and (found.used == 0).all()
-    with pytest.raises(BadInput, match="block=0; 1 or more candidates"):
+    with pytest.raises(BadInput, match="block=0; set it to 1 or more candidates"):
         masked_logsumexp(query, candidate, query_group, candidate_group, temperature=TEMPERATURE, block=0)
 
 
