@@ -23,8 +23,7 @@ from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
-from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_sets
-from pplx_jax.evaluation.suites.beir_folder import evaluate_bm25
+from pplx_jax.evaluation.scoring.retrieval_sets import evaluate_bm25, read_sets, score_sets
 from pplx_jax.mining.choice import Mining
 from pplx_jax.models.term_weights import TermWeights
 from pplx_jax.models.transformer import Qwen3Config

@@ -13,11 +13,9 @@ import dataclasses, json, os, pathlib, signal, sys, time
 for name in ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"):
     sys.modules[name] = None  # importing any of them fails
 from helpers import tiny
-from pplx_jax.training.settings import Training
-from pplx_jax.training.train_stage import train
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
 from pplx_jax.training import train_stage, trainer as loop
 from pplx_jax.training.train_stage import train
-from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.core.errors import Preempted

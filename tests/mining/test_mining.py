@@ -17,7 +17,6 @@ from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_hashes import token_hashes
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.token_writer import write_table
-from pplx_jax.mining import parts as mining_parts
 from pplx_jax.mining import search as mining_search
 from pplx_jax.mining.mine import Mining, mine_table
 
@@ -382,22 +381,6 @@ def test_the_margin_is_taken_off_the_positive(tmp_path):
     assert counts["above_ceiling"] > mine(tmp_path, Mining(2, 1, 60, ceiling=1.0))[1]["above_ceiling"]
 
 
-def test_the_lexical_ceiling_refuses_what_bm25_finds_as_good_as_the_positive(tmp_path):
-    # Every document holds the token 5 but those of i % 4 == 0; queries that hold it find it in others too.
-    features = dict(pair_table(tmp_path / "plain").features)
-    features["query"] = Ragged.from_arrays([[10 + i, 5] for i in range(PAIRS)])
-    write_table(tmp_path / "pair", "pair", VOCABULARY, features, notes={"sources": ["a", "b"]})
-    table, window = TokenTable.open(tmp_path / "pair"), Mining(1, 1, 60, ceiling=2.0, lexical_ceiling=0.5)
-    counts = mine_table(Vectors(), table, VOCABULARY, window, tmp_path / "triplet")
-    mined = decoded(TokenTable.open(tmp_path / "triplet"))
-    assert counts["lexical"] > 0
-    assert all(document % 4 == 0 for found in mined.values() for document in found)
-    # Control: without it, documents that hold the token are drawn.
-    free = Mining(1, 1, 60, ceiling=2.0)
-    mine_table(Vectors(), table, VOCABULARY, free, tmp_path / "free")
-    assert any(document % 4 for found in decoded(TokenTable.open(tmp_path / "free")).values() for document in found)
-
-
 def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -458,20 +441,9 @@ def test_progress_counts_to_what_is_there(tmp_path, capsys):
     table = pair_table(tmp_path / "pair")
     mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared", shard=(2, 3))
     lines = capsys.readouterr().err
-    assert f"mine: encode  document {PAIRS}/{PAIRS}  in" in lines and "mine: rank  query 18/18  in" in lines
+    assert f"mine: encode: document {PAIRS}/{PAIRS} [" in lines and "mine: rank: query 18/18 [" in lines
     mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared")
-    assert "mine: rank  query 42/42  in" in capsys.readouterr().err
-
-
-def test_two_that_write_one_part_do_not_meet(tmp_path):
-    path = tmp_path / "part"
-
-    def write(temporary):
-        temporary.write_text("ours")
-        mining_parts._write_whole(path, lambda other: other.write_text("theirs"))
-
-    mining_parts._write_whole(path, write)
-    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+    assert "mine: rank: query 42/42 [" in capsys.readouterr().err
 
 
 def test_parts_of_other_settings_are_refused(tmp_path):

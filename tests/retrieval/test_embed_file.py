@@ -290,7 +290,7 @@ def test_a_kill_in_the_first_shard_is_gone_on_from(tmp_path):
 SLOW_EMBEDDING = """
 import pathlib, sys, time
 from helpers import tiny
-from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.models.parameters import initial_params
@@ -302,11 +302,12 @@ class Slow(Embedder):
 
 vocabulary = tiny.load_vocabulary(sys.argv[3])
 config = tiny.tiny_config(vocabulary, max_length=64)
-folder = ModelFolder(config, vocabulary, __import__("jax").device_get(initial_params(config, 0)), "v1", "pair")
+folder = LoadedModel(config, vocabulary, __import__("jax").device_get(initial_params(config, 0)), "v1", "pair")
 embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(folder), shard_size=20, chunk_tokens=12, overflow="split")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_kill_9_changes_no_byte(tmp_path, suffix):
     tiny.tiny_vocabulary(tmp_path)
