@@ -10,7 +10,8 @@ from pplx_jax.data.batches.batch_spec import ContextualBatch, PairBatch, TextBat
 from pplx_jax.data.quality.fill import Packed
 from pplx_jax.data.quality.report import report_sources
 from pplx_jax.data.quality.report_text import render_data_text
-from pplx_jax.data.sources.beam_cache import cache_sources, pipeline_options
+from pplx_jax.data.sources.beam_cache import cache_sources
+from pplx_jax.data.sources.beam_options import pipeline_options
 from pplx_jax.data.sources.corpus import Corpus
 from pplx_jax.data.sources.file_source import source_of_file
 from pplx_jax.data.sources.source import Source

@@ -19,7 +19,7 @@ from pplx_jax.data.io.json_lines import escaped
 from pplx_jax.data.quality.near_duplicates import NearDuplicates
 from pplx_jax.data.quality.report_text import shortened
 from pplx_jax.data.sources import blocks
-from pplx_jax.data.sources.examples import Example, texts_of
+from pplx_jax.data.sources.example_reader import Example, texts_of
 from pplx_jax.data.sources.file_formats import Row
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import json
 import pathlib
 import pickle
 import re
-import shlex
 import shutil
 import tempfile
 import threading
@@ -23,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.native_logs import silent_native_stderr
 from pplx_jax.core.output_folder import take_place
 from pplx_jax.core.progress import Progress
 from pplx_jax.data.io import storage
@@ -132,34 +129,6 @@ def _cache_part(pipeline, label: str, source: Source, setup, write, shards: int,
     nothing = written | f"{label}: all" >> apache_beam.Flatten() | f"{label}: none" >> apache_beam.Filter(_never)
     done = apache_beam.io.WriteToText(f"{folder}/COMPLETED", num_shards=1, shard_name_template="")
     _ = nothing | f"{label}: completed" >> done
-
-
-def pipeline_options(runner: str, beam_options: str) -> Any:
-    """Returns the options of Beam.
-
-    Raises:
-        BadInput: Beam is not installed, or the runner or an option does not exist.
-    """
-    try:
-        with silent_native_stderr():
-            from apache_beam.options.pipeline_options import PipelineOptions
-            from apache_beam.runners.runner import create_runner
-    except ImportError:
-        raise BadInput("data cache needs apache_beam, which is not installed: pip install 'pplx-jax[data]'") from None
-
-    try:
-        create_runner(runner)
-    except (ValueError, ImportError, AttributeError) as error:
-        raise BadInput(f"--runner={runner}: {str(error).splitlines()[0].rstrip('.')}; name another runner") from None
-    complaint = io.StringIO()  # argparse prints the error after its usage
-    try:
-        with contextlib.redirect_stderr(complaint):
-            options = PipelineOptions([f"--runner={runner}", *shlex.split(beam_options)])
-            options.get_all_options()
-    except (SystemExit, ValueError) as error:
-        reason = (complaint.getvalue().splitlines() or [str(error)])[-1].rpartition("error: ")[2]
-        raise BadInput(f"--beam_options={beam_options}: {reason}; give options of Beam's {runner}") from None
-    return options
 
 
 @contextlib.contextmanager

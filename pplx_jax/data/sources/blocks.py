@@ -19,7 +19,7 @@ The last block of a shard may have no examples. A shard without rows gives one b
 from collections.abc import Iterable, Iterator, Mapping
 
 from pplx_jax.data.io.bad_rows import BadRows
-from pplx_jax.data.sources.examples import Example, texts_of
+from pplx_jax.data.sources.example_reader import Example, texts_of
 from pplx_jax.data.tokens.table_maker import Block
 
 RECORDS = 1024

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io import storage
 from pplx_jax.data.io.bad_rows import BadRows
-from pplx_jax.data.sources.examples import BadRow, Example, ExampleReader, split_documents, texts_of
+from pplx_jax.data.sources.example_reader import BadRow, Example, ExampleReader, split_documents, texts_of
 from pplx_jax.data.sources.file_formats import Format, Row, Unreadable, list_shards, read_rows
 from pplx_jax.data.tokens.kinds import FOLDERS, Kind
 
