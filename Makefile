@@ -18,7 +18,7 @@ test: .venv/installed .venv/oldest/installed lint
 
 # Starts no process, compiles for no TPU, compares with no PyTorch: what to run while you edit.
 test-fast: .venv/installed
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations=10
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -22,13 +22,13 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 TESTS = pathlib.Path(__file__).parent
-SLOW_FOLDERS = {"export"}  # compared with PyTorch and transformers
+SLOW_FOLDERS = ("export", "evaluation/suites/mteb", "training/stages")  # they import PyTorch or train
 _fast = False  # whether the test that runs now is not marked `slow`
 
 
 def pytest_itemcollected(item):
     """Marks the tests of whole folders as slow; other slow tests have the mark in their file."""
-    if item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS:
+    if any(item.path.is_relative_to(TESTS / folder) for folder in SLOW_FOLDERS):
         item.add_marker(pytest.mark.slow)
 
 

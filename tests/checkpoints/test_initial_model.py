@@ -24,6 +24,8 @@ from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.settings import Training
 from pplx_jax.training.train_stage import train
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("diffusion", "pair")
 SMALL = (
     "run.model=None",

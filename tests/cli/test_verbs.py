@@ -96,6 +96,11 @@ def test_help_lists_every_verb_under_a_heading_and_every_exit_code(capsys):
         assert re.search(rf"^  {code} +{re.escape(meaning)}$", text, re.MULTILINE)
 
 
+def test_the_documentation_lists_every_exit_code():
+    page = (ROOT / "docs" / "train.md").read_text(encoding="utf-8").partition("## Exit codes")[2].partition("\n## ")[0]
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)] == list(EXIT_CODES)
+
+
 def test_help_of_a_group_lists_its_verbs(capsys):
     text = help_of("data", capsys)
     assert text.startswith("usage: pplx-jax data VERB ...\n")

@@ -77,6 +77,8 @@ def my_lab(tmp_path_factory):
     sys.path.insert(0, str(folder))
     yield
     sys.path.remove(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
+        del sys.modules[name]  # other tests have packages of this name
 
 
 @pytest.fixture

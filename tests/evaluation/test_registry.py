@@ -78,6 +78,7 @@ def test_a_benchmark_as_an_object(my_lab):
             evaluate_task(WordEncoder(), **arguments)
 
 
+@pytest.mark.slow
 def test_the_command_line_finds_a_module_of_the_working_directory(my_lab, tmp_path):
     command = [
         sys.executable,

@@ -22,6 +22,8 @@ from pplx_jax.kernels.quantization import unpack_bits
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.retrieval.embed_file import embed_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = ["read the file", "close the index", "write a vector", "open the table"]
 LIMIT = 128
@@ -44,7 +46,6 @@ def with_dtype(folder: LoadedModel, dtype: str) -> LoadedModel:
     return dataclasses.replace(folder, config=dataclasses.replace(folder.config, dtype=dtype))
 
 
-@pytest.mark.slow
 def test_breakage_with_transformers_releases(folder, tmp_path):
     # Encoding needs no transformers of any release ...
     save_model(tmp_path, folder.config, folder.vocabulary, folder.params, stage="pair")

@@ -14,6 +14,8 @@ from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.inference.sentence_transformer import SentenceTransformerEncoder, is_foreign
 from pplx_jax.kernels.quantization import quantize
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["read a file", "write an index line by line", ""]
 PROMPTS = {"query": "query: ", "passage": "passage: "}
 

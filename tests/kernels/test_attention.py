@@ -106,6 +106,7 @@ def _graded(attention, causal):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_each_is_attention_by_hand(name, causal):
@@ -118,6 +119,7 @@ def test_each_is_attention_by_hand(name, causal):
         np.testing.assert_allclose(found[row], expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", [name for name in IMPLEMENTATIONS if name != "reference"])
 def test_each_is_the_reference_and_so_are_its_gradients(name, causal):
@@ -131,6 +133,7 @@ def test_each_is_the_reference_and_so_are_its_gradients(name, causal):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 @settings(max_examples=8, deadline=None)
 @given(
@@ -149,6 +152,7 @@ def test_random_layouts_and_shapes(name, lengths, gap, shape, causal):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_neighbours_and_padding_change_no_bit(name):
     ids = packed(1200, [100, 300, 270], gap=40)
@@ -172,6 +176,7 @@ def test_neighbours_and_padding_change_no_bit(name):
 WIDE = tuple(dataclasses.replace(tiles, wide_matrix_unit=True) for tiles in SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_sums_and_masks_by_product(causal):
     ids = np.stack([LAYOUTS["short"], LAYOUTS["gaps"]])
@@ -185,6 +190,7 @@ def test_sums_and_masks_by_product(causal):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_mask_by_product_hides_every_bit():
     ids = packed(512, [100, 90, 66, 256])
     arguments, _ = inputs(ids, heads=2, kv_heads=1, head_dim=128)
@@ -201,6 +207,7 @@ def test_a_mask_by_product_hides_every_bit():
     assert np.abs(merged - apart)[0, mine].max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wide", [False, True])
 def test_heads_of_a_group_are_interleaved_in_several_products(wide):
     tiles = dataclasses.replace(SMALL[0], block_q_unmasked=256, block_q_masked=256, interleave=1, wide_matrix_unit=wide)
@@ -210,6 +217,7 @@ def test_heads_of_a_group_are_interleaved_in_several_products(wide):
     np.testing.assert_allclose(found, reference.attention(*arguments), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_masked_blocks_are_interleaved_where_each_needs_one_product():
     def windows(lengths, key=512):
         tiles = dataclasses.replace(SMALL[0], block_kv=key)
@@ -224,6 +232,7 @@ def test_masked_blocks_are_interleaved_where_each_needs_one_product():
     assert windows([200] * 5)[:4] == [2, 0, 0, 0]  # 384 keys; a text in two blocks of keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_large_scores_stay_finite(name):
     (query, key, value, ids), weights = inputs(packed(300, [180, 60]))
@@ -232,6 +241,7 @@ def test_large_scores_stay_finite(name):
             assert np.isfinite(out).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_bfloat16_is_as_near_as_its_precision(name):
     arguments, weights = inputs(list(LAYOUTS.values())[:3])
@@ -246,6 +256,7 @@ def test_bfloat16_is_as_near_as_its_precision(name):
         assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.9999
 
 
+@pytest.mark.slow
 def test_a_sequence_in_spans_is_the_sequence_at_once():
     arguments, weights = inputs([LAYOUTS["two"], LAYOUTS["short"]])
     whole = results(IMPLEMENTATIONS["pallas"], arguments, weights, causal=True)
@@ -259,6 +270,7 @@ def test_a_sequence_in_spans_is_the_sequence_at_once():
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_queries_may_be_a_part_of_the_sequence(name):
     (query, key, value, ids), _ = inputs(LAYOUTS["short"])
@@ -343,6 +355,7 @@ def test_memory_is_linear_in_length_both_ways():
     assert temporaries(reference.attention, 4096) > 3.5 * temporaries(reference.attention, 2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [face.MAX_REFERENCE_LENGTH, face.MAX_REFERENCE_LENGTH + 1])
 def test_attention_is_the_same_on_both_sides_of_the_choice_by_length(length):
     arguments, _ = inputs(packed(length, [600, 300]))

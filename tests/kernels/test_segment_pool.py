@@ -76,6 +76,7 @@ def test_by_hand(segment_pool):
     assert not np.allclose(pooled[0, 0], hidden[0].mean(axis=0))
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(flat_ids=st.lists(st.integers(0, SLOTS), min_size=32, max_size=32), seed=st.integers(0, 2**31))
 def test_any_layout_against_loops(pool, flat_ids, seed):

@@ -65,6 +65,7 @@ def test_by_hand():
 
 
 # One token, sizes that divide nothing, more tokens than a small piece, a vocabulary with an odd factor.
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens,width,vocabulary", [(1, 4, 3), (37, 8, 97), (700, 16, 2374)])
 def test_value_and_gradients_against_torch(tokens, width, vocabulary):
     arguments = case(tokens, width, vocabulary)
@@ -78,6 +79,7 @@ def test_value_and_gradients_against_torch(tokens, width, vocabulary):
     np.testing.assert_array_equal(np.asarray(gradients[0])[arguments[3] == 0], 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens,width,vocabulary", [(37, 8, 97), (700, 16, 2374)])
 def test_each_position(tokens, width, vocabulary):
     hidden, embedding, targets, weights = case(tokens, width, vocabulary)
@@ -256,6 +258,7 @@ def losses(hidden, embedding, targets, weights, *, module=pallas):
 
 
 # Sizes that no tile divides, the width included; and one where every tile is full.
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens,width,vocabulary", [(700, 200, 1100), (256, 128, 512)])
 def test_the_kernels_against_torch(tokens, width, vocabulary):
     hidden, embedding, targets, weights = case(tokens, width, vocabulary, scale=0.3)
@@ -273,6 +276,7 @@ def test_the_kernels_against_torch(tokens, width, vocabulary):
     assert abs(float(moved.loss - found.loss)) > 1e-2 and not close(moved.table_gradient, found.table_gradient, 1e-3)
 
 
+@pytest.mark.slow
 def test_the_kernels_at_their_edges():
     hidden, embedding, targets, weights = case(700, 200, 1100)
     nothing = losses(hidden, embedding, targets, np.zeros_like(weights))
@@ -293,6 +297,7 @@ def test_the_kernels_at_their_edges():
     assert close(found.hidden_gradient, expected_gradients[0], 1e-3)
 
 
+@pytest.mark.slow
 def test_the_kernels_in_half_precision():
     hidden, embedding, targets, weights = case(256, 128, 512)
     # A sure prediction: its gradient is a small difference, which rounding must not eat.

@@ -17,6 +17,8 @@ from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.mining import mine as mining
 from pplx_jax.models.parameters import initial_params
 
+pytestmark = pytest.mark.slow
+
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "mine.md"
 PAIRS = 120
 

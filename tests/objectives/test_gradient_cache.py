@@ -47,6 +47,7 @@ def test_embeddings_come_back_in_the_order_of_their_rows(microbatches):
         np.testing.assert_allclose(found[name], value, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microbatches", [1, 2, 4, 16])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gradient_is_that_of_the_whole_batch_in_every_parameter(microbatches, compiled):
@@ -59,6 +60,7 @@ def test_gradient_is_that_of_the_whole_batch_in_every_parameter(microbatches, co
     assert not np.any(gradient["unused"])
 
 
+@pytest.mark.slow
 def test_microbatches_that_are_batches_of_their_own_have_another_gradient():
     # Control: what accumulating gradients would give, every query against the negatives of its own microbatch.
     def accumulated(params):
@@ -70,6 +72,7 @@ def test_microbatches_that_are_batches_of_their_own_have_another_gradient():
     assert np.linalg.norm(wrong - exact) > 0.05 * np.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_gradient_agrees_with_finite_differences():
     direction = jax.tree.map(lambda part: np.random.default_rng(2).normal(size=part.shape), parameters())
     with jax.enable_x64(True):

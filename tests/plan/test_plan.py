@@ -13,6 +13,8 @@ from pplx_jax.plan.advice import advice
 from pplx_jax.plan.kernels import VOCABULARY_SLOTS
 from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
 
+pytestmark = pytest.mark.slow
+
 PROMISED = {
     "fits",
     "hbm_bytes_per_chip",

@@ -21,6 +21,8 @@ from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.settings import Training
 from pplx_jax.training.train_stage import FINISHED
 
+pytestmark = pytest.mark.slow
+
 STAGES = ("diffusion", "pair", "contextual", "triplet")
 STEPS = 4
 SCORES = ("bm25", "random", *STAGES, "merged")
@@ -119,7 +121,6 @@ def test_an_empty_query_is_refused(finished, capsys):
     assert "query" in complaint(["search", f"--index={finished / 'index'}", "  "], capsys)
 
 
-@pytest.mark.slow
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, tmp_path):
     workdir = tmp_path / "run"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

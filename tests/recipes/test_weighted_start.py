@@ -15,6 +15,8 @@ from pplx_jax.models.parameters import initial_params
 from pplx_jax.models.term_weights import TermWeights, weighted
 from pplx_jax.recipes.weighted_start import token_counts
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ("tokens", "query", "document")
 SMALL = (
     "VOCABULARY=370",

@@ -6,6 +6,8 @@ import pytest
 
 from pplx_jax.training.goodput import FILE, Goodput
 
+pytestmark = pytest.mark.slow
+
 
 class Clock:
     now = 1000.0

@@ -6,6 +6,8 @@ import pytest
 
 from pplx_jax.training.nonfinite import first_nonfinite
 
+pytestmark = pytest.mark.slow
+
 PARAMS = {
     "embed": {"embedding": jnp.ones((4, 2))},
     "final_norm": {"scale": jnp.ones(2)},

@@ -32,6 +32,8 @@ from pplx_jax.training.train_stage import FINISHED, train
 from pplx_jax.training.train_state import state_layout
 from pplx_jax.training.trainer import NonFiniteLoss
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 ONE = Mesh()
 CONFIG_TEXT = "Training.steps = 4  # naïve\n"
@@ -429,7 +431,6 @@ loop._require_finite = require
 """
 
 
-@pytest.mark.slow
 def test_a_process_killed_outright_resumes_to_the_same_bits(setting, tmp_path):
     fields = {"steps": 12, "checkpoint_every_steps": 1}
     folder = tmp_path / "killed"
@@ -553,7 +554,6 @@ def test_counts_below_one_are_refused_by_name(setting, field, name):
 # --- Without TensorFlow, and on many devices
 
 
-@pytest.mark.slow
 def test_training_from_token_files_needs_no_tensorflow(setting, whole, tmp_path):
     job.finish([job.start("run(setting, output, 'pair')", setting.folder, tmp_path / "run")])
     assert numbers(tmp_path / "run") == numbers(whole["pair"])
@@ -612,7 +612,6 @@ def assert_close(one: pathlib.Path, two: pathlib.Path) -> None:
     )
 
 
-@pytest.mark.slow
 def test_a_run_of_one_device_goes_on_with_two_then_four_then_eight(setting, tmp_path):
     job.finish([job.start(GROWING, setting.folder, tmp_path, devices=8)])
     assert_close(tmp_path / "triplet", tmp_path / "moved")

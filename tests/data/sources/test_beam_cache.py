@@ -20,6 +20,8 @@ from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.token_table import MANIFEST, TokenTable
 from pplx_jax.recipes.data_verbs import cache_corpus
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = Lengths(text=40, query=6, document=12, chunk=6, chunks=2)
 
 

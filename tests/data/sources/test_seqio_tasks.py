@@ -22,6 +22,8 @@ from pplx_jax.data.tokens.token_hashes import token_hashes
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     f"def {verb}_{noun}(path, flags):\n    # {number} ways to {verb} the {noun} ########\n    return {noun}"
     for number, verb in enumerate(["read", "write", "open", "close", "merge", "split", "rank", "pool"])
@@ -333,7 +335,6 @@ def test_a_missing_corpus_and_a_query_of_no_chunk(vocabulary, tmp_path):
         tasks.tokenize_source(source_of(path, "contextual"), vocabulary, tmp_path / "table", LENGTHS)
 
 
-@pytest.mark.slow
 def test_training_needs_no_tensorflow(vocabulary, tmp_path):
     """From table to batch in a process where TensorFlow and SeqIO cannot be imported."""
     path = write_lines(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS])
