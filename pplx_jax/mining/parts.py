@@ -1,4 +1,4 @@
-"""Pieces of a long piece of work, each a file that is there whole or not at all, so that machines can share them."""
+"""Parts of a long computation, each in one file that appears when it is complete, so that machines can share them."""
 
 import pathlib
 import shutil
@@ -14,13 +14,13 @@ _SETTINGS = "settings.json"
 
 
 class Parts:
-    """Named arrays in a folder beside the result; a part that is there is not worked out again."""
+    """Named arrays in a folder. An existing part is not computed again."""
 
     def __init__(self, folder: pathlib.Path, fingerprint: str):
-        """Opens the folder, or makes it.
+        """Opens or creates the folder.
 
         Raises:
-          BadInput: it holds parts of other work.
+          BadInput: it contains parts of another computation.
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,10 +28,10 @@ class Parts:
         if not settings.exists():
             write_json(settings, {"fingerprint": fingerprint})
         elif read_json(settings, fix=f"remove {folder}").get("fingerprint") != fingerprint:
-            raise BadInput(f"{folder} holds parts of another mining; finish that one or remove the folder")
+            raise BadInput(f"{folder} contains parts of another mining; finish that one or remove the folder")
 
     def __call__(self, name: str, work: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The arrays of a part, from its file or else from `work`."""
+        """Returns the arrays of a part, from its file or else from `work`."""
         path = self.folder / f"{name}.npz"
         if not path.exists():
             arrays: dict[str, Any] = dict(work())
@@ -42,7 +42,7 @@ class Parts:
             return dict(arrays)
 
     def has(self, name: str) -> bool:
-        """Whether the part is there."""
+        """Returns whether the part exists."""
         return (self.folder / f"{name}.npz").exists()
 
     def remove(self) -> None:

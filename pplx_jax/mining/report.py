@@ -1,4 +1,4 @@
-"""What mining found, for a person to judge: counts, and queries with their positive and their negatives."""
+"""A report on mined negatives for people: counts, and sample queries with their positive and negatives."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ _SHOWN = 600  # characters of a text
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A query with (text, cosine) of its positive and (text, rank, cosine) of each negative, best first."""
+    """A query with its positive (text, cosine) and its negatives (text, rank, cosine), best first."""
 
     query: str
     positive: tuple[str, float]
@@ -23,7 +23,7 @@ class Sample:
 def write_mining_report(
     folder: pathlib.Path, settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Sequence[Sample]
 ) -> None:
-    """Writes report.txt and report.html into the folder."""
+    """Writes report.txt and report.html to the folder."""
     write_text(folder / "report.txt", _text(settings, counts, samples))
     write_text(folder / "report.html", _page(settings, counts, samples))
 
@@ -40,7 +40,7 @@ def _text(settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Seque
 
 def _page(settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     values = {
-        "subtitle": "If a negative answers its query, the window starts too early or the ceiling is too high.",
+        "subtitle": "If a negative answers its query, the window begins too early or the ceiling is too high.",
         "facts": {name.replace("_", " "): _number(value) for name, value in (*counts.items(), *settings.items())},
         "samples": [(_shown(sample.query), _rows(sample)) for sample in samples],
     }
