@@ -61,6 +61,10 @@ EXTRAS = {
     ],
 }
 
+PACKAGES = setuptools.find_packages(include=["pplx_jax", "pplx_jax.*"])
+# The recipes are part of the package: the folder gin/ is installed as pplx_jax/gin/.
+RECIPES = ["pplx_jax.gin", *(f"pplx_jax.gin.{name}" for name in setuptools.find_namespace_packages("gin"))]
+
 setuptools.setup(
     name="pplx-jax",
     version="0.1.0",
@@ -68,8 +72,10 @@ setuptools.setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=setuptools.find_packages(include=["pplx_jax", "pplx_jax.*"]),
-    package_data={"pplx_jax": ["export/torch_model/*", "reports/templates/*"]},
+    license_files=["LICENSE"],
+    packages=[*PACKAGES, *RECIPES],
+    package_dir={"pplx_jax.gin": "gin"},
+    package_data={"pplx_jax": ["export/torch_model/*", "reports/templates/*"], **{name: ["*.gin"] for name in RECIPES}},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",

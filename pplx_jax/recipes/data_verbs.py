@@ -109,7 +109,8 @@ def report_corpus(
         stages: stages whose batches are packed, to measure their fill.
         initial: a model folder whose vocabulary is used.
         vocabulary: as in `cache_corpus`; optional for `input`.
-        output: the folder to write; by default WORKDIR/data/report, or NAME-OF-INPUT-report in the current folder.
+        output: the folder to write; by default WORKDIR/data/report. With `input`: NAME-OF-INPUT-report in the
+            workdir, or in the current folder.
         examples: number of examples to look at, of each part of a source.
         samples: number of examples to show, of each part of a source.
 
@@ -130,7 +131,7 @@ def report_corpus(
         found = _known_vocabulary(workdir, initial, vocabulary)
         packed = stages or _stages_of_file(source, lengths)
         report = report_sources([source], found, lengths, None, stages=packed, **limits)
-        folder = pathlib.Path(output or f"{source.name}-report")
+        folder = pathlib.Path(output or pathlib.Path(workdir or ".") / f"{source.name}-report")
     elif corpus is not None and workdir is not None:
         name = pathlib.Path(workdir).name
         found = _vocabulary(workdir, initial, vocabulary)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import MERGED
-from pplx_jax.configuration.statements import read
+from pplx_jax.configuration import read_resolved
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
 from pplx_jax.reports.run import configured_stages, numbers, stages_of
@@ -73,7 +73,7 @@ def _settings(folder: pathlib.Path, record: Mapping[str, Any], stages: Sequence[
     file = next((file for file in files if file.exists()), None)
     if file is None:
         return {key: repr(value) for key, value in record.get("parameters", {}).items()}
-    return {binding.key: repr(binding.value) for binding in read([file.name], (), [file.parent])[0]}
+    return read_resolved(file.read_text(encoding="utf-8"))
 
 
 def _results(folder: pathlib.Path) -> dict[str, Any]:
