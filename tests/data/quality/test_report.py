@@ -91,7 +91,7 @@ def test_it_counts_what_is_there(folder, tmp_path, capsys):
     assert [list(sample) for sample in asked["samples"]] == [["read", "checked", "tokenised", "cut"]] * 3
     assert "document, 20 tokens" in asked["samples"][0]["cut"]
     page = (tmp_path / "data" / "report" / "report.html").read_text()
-    assert "nobody may train on" in page and "A packed row: pair" in page and "<script" not in page
+    assert "nobody may train on" in page and "A packed sequence: pair" in page and "<script" not in page
     assert "Every source was read to its end." in page
     # the same in text, which is printed too
     text = (tmp_path / "data" / "report" / "report.txt").read_text()
