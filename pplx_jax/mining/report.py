@@ -23,7 +23,7 @@ class Sample:
 def write_mining_report(
     folder: pathlib.Path, settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Sequence[Sample]
 ) -> None:
-    """Writes report.txt and report.html into the folder."""
+    """Writes report.txt and report.html to the folder."""
     write_text(folder / "report.txt", _text(settings, counts, samples))
     write_text(folder / "report.html", _page(settings, counts, samples))
 
@@ -40,7 +40,7 @@ def _text(settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Seque
 
 def _page(settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
     values = {
-        "subtitle": "If a negative answers its query, the window starts too early or the ceiling is too high.",
+        "subtitle": "If a negative answers its query, the window begins too early or the ceiling is too high.",
         "facts": {name.replace("_", " "): _number(value) for name, value in (*counts.items(), *settings.items())},
         "samples": [(_shown(sample.query), _rows(sample)) for sample in samples],
     }

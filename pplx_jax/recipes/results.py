@@ -1,4 +1,4 @@
-"""What a run leaves for its reader: `results.json`, a table for the terminal and the page `report.html`."""
+"""The results of a run: `results.json`, tables for the terminal, and the page `report.html`."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ def write_results(workdir: str | pathlib.Path, results: Mapping[str, Any]) -> pa
 
     Args:
         workdir: the run's folder.
-        results: by stage ("bm25", "random", "initial", "diffusion", "pair", "contextual", "triplet", "merged")
-            {"float" | "int8" | "binary": {"ndcg@10", "recall@100"}}, for "bm25" the two numbers alone, and
-            "contextual" also with "with_context" and "without_context"; where several sets are evaluated on, these
-            are means, and "sets" within each has the same figures by set; "seconds": {phase: seconds} in the
-            order they ran. "environment", from `environment()`, is optional.
+        results: for "random", "initial", every stage and "merged", {"float" | "int8" | "binary": {"ndcg@10",
+            "recall@100"}}; for "bm25" only the two numbers. A stage with context also has "with_context" and
+            "without_context". If there are several evaluation sets, these are means, and "sets" in each entry has the
+            numbers by set. "seconds" is {phase: seconds} in the order of the phases; "environment" is that of
+            `environment()`; "stages", the names of the recipe's stages in order, is optional.
     """
     path = pathlib.Path(workdir) / "results.json"
     write_json(path, results)
@@ -30,13 +30,13 @@ def write_results(workdir: str | pathlib.Path, results: Mapping[str, Any]) -> pa
 
 
 def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
-    """Writes WORKDIR/report.html, one file that needs nothing else, from what is there of a run.
+    """Writes WORKDIR/report.html, a self-contained page of a complete or partial run.
 
-    It reads results.json, data/corpus/counts.json and of each stage metrics.jsonl, config.gin and
-    finished.json; a missing one leaves its section out.
+    It reads results.json, data/corpus/counts.json, and metrics.jsonl, config.gin and finished.json of each stage. A
+    section whose file is missing is left out.
 
     Raises:
-        BadInput: there is no such folder, or results.json is damaged.
+        BadInput: there is no such folder, or a file in it is damaged.
     """
     workdir = pathlib.Path(workdir)
     page = render_run(collect(workdir))

@@ -1,4 +1,4 @@
-"""The verb `report`: trials ranked by a metric, as a table, as JSON and as a page with plots."""
+"""The verb `report`: trials ranked by a metric, as a table, as JSON and as a page with charts."""
 
 import pathlib
 from collections.abc import Sequence

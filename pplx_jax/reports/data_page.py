@@ -27,7 +27,7 @@ def render_data_page(report: Mapping[str, Any], *, name: str) -> str:
         "packed": [(stage, one["sample"]) for stage, one in fill.items()],
         "languages": _languages(report["languages"]),
         "stages": {
-            stage: {source: _source(one) for source, one in sources.items()}
+            stage: {source: _source(one, report["unit"]) for source, one in sources.items()}
             for stage, sources in report["sources"].items()
         },
     }
@@ -43,12 +43,12 @@ def _languages(counts: Mapping[str, int]) -> dict[str, str]:
     return shown
 
 
-def _source(one: Mapping[str, Any]) -> dict[str, Any]:
+def _source(one: Mapping[str, Any], unit: str) -> dict[str, Any]:
     lengths = {field: values for field, values in one["token_lengths"].items() if values}
     titles = list(next(iter(lengths.values()), ()))
     return {
-        "counts": report_text.counts(one),
-        "head": ["Tokens of", *titles],
+        "counts": report_text.counts(one, unit),
+        "head": [f"{unit.capitalize()} of", *titles],
         "lengths": [Row([field, *(f"{value:,}" for value in values.values())]) for field, values in lengths.items()],
         "texts": list(report_text.texts(one)),
     }

@@ -7,6 +7,7 @@ from pplx_jax.reports.data_page import render_data_page
 REPORT = {
     "examples": 100,
     "tokens": 2000,
+    "unit": "tokens",
     "fill": 0.9,
     "duplicates": {"exact": 1, "near": 2},
     "overlap": 0,

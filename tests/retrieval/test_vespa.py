@@ -262,7 +262,7 @@ def test_what_is_refused(vectors, tmp_path, server):
         search(tmp_path / "index", "a", 5, candidates=2, encoder=WordEncoder(64))
     with pytest.raises(BadInput, match="configured limit: 10000"):
         search(tmp_path / "index", "a", 10_001, encoder=WordEncoder(64))
-    with pytest.raises(BadInput, match=r"nobody answers at .*:9 \(Failed to .* refused\); start the service"):
+    with pytest.raises(BadInput, match=r"no answer from .*:9 \(Failed to .* refused\); start the service"):
         HttpClient(server.url.rpartition(":")[0] + ":9", retries=0).send("GET", "/")
 
 
