@@ -201,8 +201,8 @@ class TestReferences:
         assert read(text).arguments["run"]["seed"] == 8
 
     def test_inside_containers(self, read):
-        text = "from their_lab.stages import MyStage\nrun.model = {'one': [@a/MyStage()], 'two': (@MyStage(), %N)}\nN = 2\n"
-        model = read(text + "a/MyStage.batch_size = 2\n").arguments["run"]["model"]
+        text = "from their_lab.stages import MyStage\nrun.model = {'one': [@a/MyStage()], 'two': (@MyStage(), %N)}\n"
+        model = read(text + "N = 2\na/MyStage.batch_size = 2\n").arguments["run"]["model"]
         assert (model["one"][0].batch_size, model["two"][0].batch_size, model["two"][1]) == (2, 8, 2)
 
     def test_any_keyword(self, read):
