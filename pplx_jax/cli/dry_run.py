@@ -4,7 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pplx_jax.cli.verbs import Verb
+from pplx_jax.cli.verb import Verb
 from pplx_jax.core.errors import BadInput
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pplx_jax.configuration import Config
     from pplx_jax.training.settings import Training
 
-SHOWN_APART = ("config_text", "fingerprint", "settings", "stages")
+_SHOWN_SEPARATELY = ("config_text", "fingerprint", "settings", "stages")
 STAGE_FILES = (
     "checkpoints/",
     "config.gin",
@@ -26,7 +26,7 @@ RUN_FILES = ("results.json", "report.html")
 MERGE_FILES = ("merged/", "export/", "embeddings/", "index/")
 
 
-def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str, Any]:
+def describe(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str, Any]:
     """Describes a call without making it.
 
     Returns:
@@ -39,13 +39,13 @@ def plan(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict[str
     """
     described: dict[str, Any] = {
         "verb": verb.name,
-        "arguments": {name: str(value) for name, value in arguments.items() if name not in SHOWN_APART},
+        "arguments": {name: str(value) for name, value in arguments.items() if name not in _SHOWN_SEPARATELY},
     }
     writes = [str(arguments[name]) for name in verb.outputs if name in arguments]
     trains = "stages" in arguments and "workdir" in arguments and not verb.outputs  # `plan` has an output
     if trains:
         stages = _chosen(arguments["stages"], arguments.get("stage"), arguments.get("until"))
-        described["stages"] = [_describe(training) for training in stages]
+        described["stages"] = [_stage(training) for training in stages]
         workdir, names = pathlib.Path(arguments["workdir"]), [training.stage.name for training in stages]
         files = [f"{name}/{file}" for name in names for file in STAGE_FILES]
         if "stage" not in arguments:
@@ -78,7 +78,7 @@ def _merges(merge: "Merge | None", stages: Sequence[str]) -> bool:
     return {*(merge or Merge()).stages} <= {*stages}
 
 
-def _describe(training: "Training") -> dict[str, Any]:
+def _stage(training: "Training") -> dict[str, Any]:
     stage = training.stage
     return {
         "stage": stage.name,

@@ -5,24 +5,8 @@ from typing import Any, NamedTuple
 
 from pplx_jax.core.errors import BadInput
 
-# The function of each verb of the command line. A recipe binds its parameters.
-VERBS = (
-    "pplx_jax.recipes.recipe:run",
-    "pplx_jax.recipes.recipe:train_stage",
-    "pplx_jax.checkpoints.merge_folders:merge_checkpoints",
-    "pplx_jax.plan.plan_stage:plan_stage",
-    "pplx_jax.export.import_hf:import_hf",
-    "pplx_jax.export.export_hf:export_hf",
-    "pplx_jax.retrieval.embed_file:embed_file",
-    "pplx_jax.serving.server:serve",
-    "pplx_jax.retrieval.build_index:build_index",
-    "pplx_jax.retrieval.search_verb:search_index",
-    "pplx_jax.evaluation.evaluate:evaluate_task",
-    "pplx_jax.mining.mine:mine_file",
-    "pplx_jax.recipes.data_verbs:cache_corpus",
-    "pplx_jax.recipes.data_verbs:report_corpus",
-    "pplx_jax.recipes.sweep_report:report_trials",
-)
+# Where a recipe starts. The command line adds the functions of its other verbs (`cli.verbs`).
+VERBS = ("pplx_jax.recipes.recipe:run",)
 
 # The classes that a recipe refers to.
 PARTS = (
