@@ -62,8 +62,8 @@ EXTRAS = {
 }
 
 PACKAGES = setuptools.find_packages(include=["pplx_jax", "pplx_jax.*"])
-# The recipes are part of the package: the folder gin/ is installed as pplx_jax/gin/.
-RECIPES = ["pplx_jax.gin", *(f"pplx_jax.gin.{name}" for name in setuptools.find_namespace_packages("gin"))]
+# The recipes are part of the package: gin/ is installed as pplx_jax/gin/. An image installs dependencies without them.
+RECIPES = sorted({"pplx_jax." + ".".join(file.parent.parts) for file in pathlib.Path("gin").rglob("*.gin")})
 
 setuptools.setup(
     name="pplx-jax",

@@ -352,6 +352,7 @@ def test_the_projects_table_names_each_thing_once():
     names = [path.partition(":")[2] for path in (*VERBS, *PARTS)]
     assert len(set(names)) == len(names)
     assert all(path.startswith("pplx_jax.") for path in (*VERBS, *PARTS))
+    assert all(callable(Table().target(name)) for name in names)
 
 
 def test_only_this_package_imports_gin():

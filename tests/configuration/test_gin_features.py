@@ -68,12 +68,12 @@ TABLE = Table((f"{__name__}:run",))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def my_lab(tmp_path_factory):
+def their_lab(tmp_path_factory):
     """A package outside the project."""
     folder = tmp_path_factory.mktemp("packages")
-    (folder / "my_lab").mkdir()
+    (folder / "their_lab").mkdir()
     for name, text in (("__init__", ""), ("stages", STAGES), ("registered", REGISTERED)):
-        (folder / "my_lab" / f"{name}.py").write_text(textwrap.dedent(text))
+        (folder / "their_lab" / f"{name}.py").write_text(textwrap.dedent(text))
     sys.path.insert(0, str(folder))
     yield
     sys.path.remove(str(folder))
@@ -100,13 +100,13 @@ def read(tmp_path):
 @pytest.mark.parametrize(
     ("statement", "name"),
     [
-        ("from my_lab.stages import MyStage", "MyStage"),
-        ("from my_lab.stages import MyStage as Own", "Own"),
-        ("from my_lab import stages", "stages.MyStage"),
-        ("from my_lab import stages as s", "s.MyStage"),
-        ("import my_lab.stages", "my_lab.stages.MyStage"),
-        ("import my_lab.stages as s", "s.MyStage"),
-        ("from __gin__ import dynamic_registration\nimport my_lab.stages", "my_lab.stages.MyStage"),
+        ("from their_lab.stages import MyStage", "MyStage"),
+        ("from their_lab.stages import MyStage as Own", "Own"),
+        ("from their_lab import stages", "stages.MyStage"),
+        ("from their_lab import stages as s", "s.MyStage"),
+        ("import their_lab.stages", "their_lab.stages.MyStage"),
+        ("import their_lab.stages as s", "s.MyStage"),
+        ("from __gin__ import dynamic_registration\nimport their_lab.stages", "their_lab.stages.MyStage"),
     ],
 )
 def test_a_class_of_the_users_package(read, statement, name):
@@ -118,27 +118,26 @@ def test_a_class_of_the_users_package(read, statement, name):
 
 
 def test_two_spellings_are_one_class(read):
-    config = read(
-        "import my_lab.stages as s\nfrom my_lab.stages import MyStage\nrun.model = @s.MyStage()\nMyStage.name = 'x'\n"
-    )
+    imports = "import their_lab.stages as s\nfrom their_lab.stages import MyStage\n"
+    config = read(imports + "run.model = @s.MyStage()\nMyStage.name = 'x'\n")
     assert config.arguments["run"]["model"].name == "x"
 
 
 def test_what_a_class_refuses_is_told_at_the_binding(read):
     with pytest.raises(BadInput, match=r"^recipe.gin:3: a/MyStage: batch_size must be positive, got 0$"):
-        read("from my_lab.stages import MyStage\nrun.model = @a/MyStage()\na/MyStage.batch_size = 0\n")
+        read("from their_lab.stages import MyStage\nrun.model = @a/MyStage()\na/MyStage.batch_size = 0\n")
 
 
 class TestRegisteredByItsModule:
     @pytest.mark.parametrize(
         ("statement", "name"),
         [
-            ("import my_lab.registered", "Decorated"),
-            ("import my_lab.registered", "registered.Decorated"),
-            ("import my_lab.registered", "my_lab.registered.Decorated"),
-            ("from my_lab.registered import Decorated", "Decorated"),
-            ("import my_lab.registered", "Registered"),
-            ("from my_lab.registered import Registered", "Registered"),
+            ("import their_lab.registered", "Decorated"),
+            ("import their_lab.registered", "registered.Decorated"),
+            ("import their_lab.registered", "their_lab.registered.Decorated"),
+            ("from their_lab.registered import Decorated", "Decorated"),
+            ("import their_lab.registered", "Registered"),
+            ("from their_lab.registered import Registered", "Registered"),
         ],
     )
     def test_a_class(self, read, statement, name):
@@ -148,7 +147,7 @@ class TestRegisteredByItsModule:
         assert config.settings[f"a/{name}.width"] == ("7", "recipe.gin:3")
 
     def test_another_name(self, read):
-        assert read("import my_lab.registered\nrun.model = @short_name()\nshort_name.x = 5\n").arguments["run"] == {
+        assert read("import their_lab.registered\nrun.model = @short_name()\nshort_name.x = 5\n").arguments["run"] == {
             "model": 5,
             "seed": 0,
             "other": None,
@@ -164,60 +163,58 @@ class TestRegisteredByItsModule:
     )
     def test_refusals(self, read, line, message):
         with pytest.raises(BadInput, match=message):
-            read(f"import my_lab.registered\n{line}\n")
+            read(f"import their_lab.registered\n{line}\n")
 
     def test_what_its_own_code_calls_takes_bindings(self, read):
         config = read(
-            "import my_lab.registered\nrun.seed = 1\nb/called_by_code.factor = 4\ncalled_by_code.factor = 3\n"
+            "import their_lab.registered\nrun.seed = 1\nb/called_by_code.factor = 4\ncalled_by_code.factor = 3\n"
         )
         assert config.settings["called_by_code.factor"] == ("3", "recipe.gin:4")
-        assert sys.modules["my_lab.registered"].called_by_code() == 3
+        assert sys.modules["their_lab.registered"].called_by_code() == 3
         with gin.config_scope("b"):
-            assert sys.modules["my_lab.registered"].called_by_code() == 4
+            assert sys.modules["their_lab.registered"].called_by_code() == 4
 
     def test_a_constant(self, read):
-        text = "import my_lab.registered\nrun.model = %Colour.RED\n"
-        assert read(text).arguments["run"]["model"] is sys.modules["my_lab.registered"].Colour.RED
+        text = "import their_lab.registered\nrun.model = %Colour.RED\n"
+        assert read(text).arguments["run"]["model"] is sys.modules["their_lab.registered"].Colour.RED
 
 
 class TestReferences:
     def test_uncalled(self, read):
         config = read(
-            "from my_lab.stages import MyStage\nfrom my_lab.stages import Holder\n"
+            "from their_lab.stages import MyStage\nfrom their_lab.stages import Holder\n"
             "run.model = @Holder()\nHolder.inner = @MyStage()\n"
             "Holder.make = @b/MyStage\nb/MyStage.batch_size = 5\nMyStage.name = 'x'\n"
         )
         model = config.arguments["run"]["model"]
         made = model.make(name="y")
         assert (made.batch_size, made.name, model.inner.batch_size) == (5, "y", 8)
-        assert isinstance(made, sys.modules["my_lab.stages"].MyStage)
+        assert isinstance(made, sys.modules["their_lab.stages"].MyStage)
 
     def test_uncalled_where_an_object_is_needed(self, read):
-        text = "from my_lab.stages import MyStage\nfrom my_lab.stages import Holder\nrun.model = @Holder()\n"
+        text = "from their_lab.stages import MyStage\nfrom their_lab.stages import Holder\nrun.model = @Holder()\n"
         with pytest.raises(
             BadInput, match=r"recipe.gin:4: Holder.inner wants MyStage, got @MyStage; write @MyStage\(\)"
         ):
             read(text + "Holder.inner = @MyStage\n")
 
     def test_a_function(self, read):
-        text = "from my_lab.stages import double\nrun.seed = @a/double()\na/double.value = %N\nN = 4\n"
+        text = "from their_lab.stages import double\nrun.seed = @a/double()\na/double.value = %N\nN = 4\n"
         assert read(text).arguments["run"]["seed"] == 8
 
     def test_inside_containers(self, read):
-        text = (
-            "from my_lab.stages import MyStage\nrun.model = {'one': [@a/MyStage()], 'two': (@MyStage(), %N)}\nN = 2\n"
-        )
-        model = read(text + "a/MyStage.batch_size = 2\n").arguments["run"]["model"]
+        text = "from their_lab.stages import MyStage\nrun.model = {'one': [@a/MyStage()], 'two': (@MyStage(), %N)}\n"
+        model = read(text + "N = 2\na/MyStage.batch_size = 2\n").arguments["run"]["model"]
         assert (model["one"][0].batch_size, model["two"][0].batch_size, model["two"][1]) == (2, 8, 2)
 
     def test_any_keyword(self, read):
-        assert read("from my_lab.stages import many\nrun.model = @many()\nmany.b = 2\nmany.a = 1\n").arguments["run"][
-            "model"
-        ] == {"a": 1, "b": 2}
+        assert read("from their_lab.stages import many\nrun.model = @many()\nmany.b = 2\nmany.a = 1\n").arguments[
+            "run"
+        ]["model"] == {"a": 1, "b": 2}
 
     def test_a_singleton_is_built_once(self, read):
         config = read(
-            "from my_lab.stages import MyStage\n"
+            "from their_lab.stages import MyStage\n"
             "run.model = @shared/gin.singleton()\nrun.other = @shared/gin.singleton()\n"
             "shared/gin.singleton.constructor = @MyStage\nMyStage.batch_size = 3\n"
         )
@@ -225,18 +222,18 @@ class TestReferences:
         assert one is other and one.batch_size == 3
 
     def test_each_reference_builds_one_object(self, read):
-        text = "from my_lab.stages import MyStage\nrun.model = @MyStage()\nrun.other = @MyStage()\n"
+        text = "from their_lab.stages import MyStage\nrun.model = @MyStage()\nrun.other = @MyStage()\n"
         arguments = read(text).arguments["run"]
         assert arguments["model"] == arguments["other"] and arguments["model"] is not arguments["other"]
 
     def test_nested_scopes(self, read):
-        text = "from my_lab.stages import MyStage\nrun.model = @a/b/MyStage()\na/MyStage.name = 'x'\n"
+        text = "from their_lab.stages import MyStage\nrun.model = @a/b/MyStage()\na/MyStage.name = 'x'\n"
         model = read(text + "a/b/MyStage.batch_size = 2\n").arguments["run"]["model"]
         assert (model.name, model.batch_size) == ("x", 2)
 
 
 def test_gin_itself_reads_the_resolved_text(read):
-    text = "import my_lab.registered\nshort_name.x = @a/Decorated()\na/Decorated.depth = %N\nN = 4\n"
+    text = "import their_lab.registered\nshort_name.x = @a/Decorated()\na/Decorated.depth = %N\nN = 4\n"
     resolved = read(text).resolved()
     gin.clear_config()
     gin.parse_config(resolved)
@@ -245,6 +242,6 @@ def test_gin_itself_reads_the_resolved_text(read):
 
 
 def test_a_name_of_an_earlier_recipe_is_unknown_in_the_next(read):
-    read("from my_lab.stages import MyStage\nrun.model = @MyStage()\n")
+    read("from their_lab.stages import MyStage\nrun.model = @MyStage()\n")
     with pytest.raises(BadInput, match="recipe.gin:1: nothing is called MyStage"):
         read("run.model = @MyStage()\n")
