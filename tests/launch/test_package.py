@@ -68,7 +68,7 @@ def test_paths_in_bindings_are_whole(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus").mkdir()
     package.require_absolute([f"CORPUS='{tmp_path / 'corpus'}'", "CORPUS='elsewhere'", "SEED=1", "run.initial=None"])
-    with pytest.raises(BadInput, match=f"give the whole path, {re.escape(os.fspath(tmp_path / 'corpus'))}"):
+    with pytest.raises(BadInput, match=f"give the absolute path, {re.escape(os.fspath(tmp_path / 'corpus'))}"):
         package.require_absolute(["SEED=1", "CORPUS='corpus'"])
 
 
