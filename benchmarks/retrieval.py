@@ -18,7 +18,7 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.native_logs import skip_absent_tpu
-from pplx_jax.evaluation.core.eval_verb import BM25, evaluate_task
+from pplx_jax.evaluation.evaluate import BM25, evaluate_task
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -1,6 +1,6 @@
-"""The model that a recipe starts from instead of from scratch: its configuration, its vocabulary, its weights.
+"""The model that a recipe starts from: its configuration, vocabulary and weights.
 
-A folder here is a model folder (an import's, a stage's, a merge's) or a Hugging Face folder that could be imported.
+A folder is a model folder (of an import, a stage or a merge) or a Hugging Face folder that `import-hf` accepts.
 """
 
 import dataclasses
@@ -10,14 +10,16 @@ from typing import Any
 
 import jax
 
+from pplx_jax.checkpoints.huggingface.reader import read_model
 from pplx_jax.checkpoints.model_folder import is_published, load_config
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import leaf_sharding
 
-# The other fields may differ from those the weights came with: the mask, the precision, how gradients are made.
+# Other fields, such as the mask and the precision, may differ from those of the weights.
 ARCHITECTURE = (
     "vocab_size",
     "width",
@@ -35,14 +37,14 @@ Folder = str | os.PathLike[str]
 
 
 def model_to_train(model: Qwen3Config | None, initial: Folder | None) -> Qwen3Config:
-    """The encoder of a recipe: as it binds it, else as found in `initial` and made bidirectional.
+    """Returns the encoder to train: `model` if the recipe binds it, else that of `initial`, made bidirectional.
 
     Raises:
-      BadInput: neither is given, `initial` is no model, or the two differ in a field of `ARCHITECTURE`.
+      BadInput: neither is given, `initial` is not a model, or the two differ in a field of `ARCHITECTURE`.
     """
     if initial is None:
         if model is None:
-            raise BadInput("nothing says what is trained; bind run.model, or run.initial to start from a model")
+            raise BadInput("the recipe has no model; bind run.model, or run.initial to start from a model")
         return model
     found = load_config(initial)
     if model is None:
@@ -52,25 +54,23 @@ def model_to_train(model: Qwen3Config | None, initial: Folder | None) -> Qwen3Co
 
 
 def copy_vocabulary(initial: Folder, output: pathlib.Path) -> Vocabulary:
-    """The vocabulary of `initial`, kept in the folder `output` too."""
-    vocabulary = Vocabulary.load(initial)
+    """Copies the vocabulary of `initial` to the folder `output` and returns it."""
+    vocabulary = load_vocabulary(initial)
     output.mkdir(parents=True, exist_ok=True)
     vocabulary.save(output)
     return vocabulary
 
 
 def load_weights(initial: Folder, config: Qwen3Config, mesh: jax.sharding.Mesh) -> dict[str, Any]:
-    """The float32 parameters of `initial`, to train `config` from.
+    """Reads the float32 parameters of `initial` as the starting point for `config`.
 
-    Those of a Hugging Face folder go to their places on the mesh a leaf at a time: the host never holds all of them.
+    Parameters of a Hugging Face folder are moved to the mesh one by one, so the host never holds all of them.
 
     Raises:
       BadInput: as `model_to_train`, or weights are missing or damaged.
     """
     _check_architecture(config, load_config(initial), initial)
     if is_published(initial):
-        from pplx_jax.checkpoints.huggingface.reader import read_model
-
         return read_model(initial, sharding=lambda path, shape: leaf_sharding(path, shape, mesh)).params
     return load_params(pathlib.Path(initial))
 

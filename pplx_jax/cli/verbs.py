@@ -233,7 +233,7 @@ VERBS = (
         "evaluate_task",
         flags=(
             flag("--model", required=True, type=PathOrName, help="a model folder, another's, or bm25"),
-            flag("--task", required=True, type=PathOrName, help="a benchmark, a BEIR folder, or a folder of those"),
+            flag("--task", type=PathOrName, help="a benchmark, a BEIR folder, a folder of those, or MODULE:NAME"),
             flag("--tasks", type=names, help="only these tasks of it, with commas between"),
             flag("--quantization", type=names, help="int8, binary, ubinary, tanh, none; several with commas between"),
             flag("--dims", type=whole_numbers, help="only the first so many dimensions; several with commas between"),

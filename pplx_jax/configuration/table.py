@@ -21,7 +21,7 @@ VERBS = (
     "pplx_jax.serving.server:serve",
     "pplx_jax.retrieval.build_index:build_index",
     "pplx_jax.retrieval.search_verb:search_index",
-    "pplx_jax.evaluation.core.eval_verb:evaluate_task",
+    "pplx_jax.evaluation.evaluate:evaluate_task",
     "pplx_jax.mining.mine:mine_file",
     "pplx_jax.recipes.data_verbs:cache_corpus",
     "pplx_jax.recipes.data_verbs:report_corpus",

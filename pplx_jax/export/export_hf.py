@@ -1,22 +1,22 @@
-"""Export of a model folder to the published PyTorch layout: transformers, sentence-transformers, servers."""
+"""The verb `export-hf`: writes a model in the published PyTorch layout, for transformers and sentence-transformers."""
 
 import dataclasses
 import json
 import os
 import pathlib
-import resource
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from absl import logging
 
+from pplx_jax.checkpoints.huggingface.config import PPLX_MODEL_TYPE
 from pplx_jax.checkpoints.huggingface.name_map import to_torch_layout
 from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
-from pplx_jax.checkpoints.model_folder import ModelFolder, load_model
+from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.checkpoints.model_folder import Kind, load_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import require_free
 from pplx_jax.export.model_card import model_card
@@ -24,12 +24,11 @@ from pplx_jax.export.onnx_graph import write_onnx
 from pplx_jax.export.onnx_parity import check_onnx_parity
 from pplx_jax.export.packages import require_packages
 from pplx_jax.export.parity import check_parity
+from pplx_jax.export.peak_memory import process_peak_bytes
 from pplx_jax.export.run_record import read_run
 from pplx_jax.export.tokenizer import save_tokenizer
 from pplx_jax.export.weights import write_weights
 from pplx_jax.inference.sentence_transformer import is_foreign
-
-Kind = Literal["v1", "context_v1"]
 
 _TORCH_MODEL = pathlib.Path(__file__).with_name("torch_model")
 _FILES = ("configuration_pplx_qwen3.py", "modeling_pplx_qwen3.py", "st_quantize.py")
@@ -51,26 +50,27 @@ def export_hf(
 ) -> dict[str, Any]:
     """Writes a folder that `SentenceTransformer(output, trust_remote_code=True)` and `AutoModel` open.
 
-    The folder takes its name only after parity holds; a former export there is replaced. The layout knows no causal
-    mask: a causal model (an import that was not trained) is exported as the bidirectional one of the same weights.
+    The folder is renamed to `output` only after the parity check. An earlier export is replaced. The layout has no
+    causal
+    mask: a causal model (an import that was not trained) is exported as a bidirectional model with the same weights.
 
     Args:
-      model_folder: what a stage, a merge or an import left.
+      model_folder: folder of a stage, a merge or an import.
       output: the folder to write.
-      kind: "context_v1" adds late chunking to the model; the model folder's own kind where None.
+      kind: "context_v1" adds late chunking to the model; None for the kind of the model folder.
       dtype: of the weights, "float32" or "bfloat16".
-      shard_bytes: most bytes of weights a file.
-      scores: this run's scores, for the model card; those in `results.json` of the run where None.
-      onnx: also write `onnx/model.onnx`, its weights in float32.
+      shard_bytes: maximum bytes of weights per file.
+      scores: this run's scores for the model card; None for those in `results.json` of the run.
+      onnx: whether to write `onnx/model.onnx` too, with float32 weights.
 
     Returns:
-      `tensors` (how many), `parity` (`max_abs_diff`, `int8_equal_share`, `longest_text` in tokens), with `onnx`
-      the same of the graph as `onnx_parity`, and `peak_bytes` (the most memory this process has held).
+      `tensors` (their number), `parity` (`max_abs_diff`, `int8_equal_share`, `longest_text` in tokens), with `onnx`
+      also `onnx_parity` with the same keys, and `peak_bytes` (peak memory of this process).
 
     Raises:
-      BadInput: the model folder is damaged, an argument is unknown, `output` holds something else, or a
-        package that it takes is not installed.
-      RuntimeError: the export does not compute what the model computes.
+      BadInput: the model folder is damaged, an argument is unknown, `output` contains something else, or a required
+        package is not installed.
+      RuntimeError: the export does not compute the same as the model.
     """
     output = pathlib.Path(output).absolute()
     if dtype not in WRITTEN_DTYPES:
@@ -83,7 +83,7 @@ def export_hf(
     require_free(output, "export", lambda folder: (folder / "modules.json").is_file() and not is_foreign(folder))
     model = load_model(pathlib.Path(model_folder))
     if model.config.causal:
-        logging.warning("%s is causal, the published layout is not: the export sees both ways", model_folder)
+        logging.warning("%s is causal, but the published layout is not: the export is bidirectional", model_folder)
     config = dataclasses.replace(model.config, causal=False)
     model = dataclasses.replace(model, config=config, kind=kind or model.kind, params=_rounded(model.params, dtype))
     record = read_run(pathlib.Path(model_folder), model.stage, model.kind)
@@ -91,7 +91,7 @@ def export_hf(
     tensors = to_torch_layout(model.params, model.config)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{output.name}-partial-", dir=output.parent) as scratch:
-        # transformers names the modules it loads after the folder.
+        # The folder has its final name already, because transformers names the modules that it loads after it.
         partial = pathlib.Path(scratch) / output.name
         partial.mkdir()
         write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
@@ -105,24 +105,24 @@ def export_hf(
             graph = write_onnx(tensors, model.config, partial / "onnx")
             checked["onnx_parity"] = check_onnx_parity(graph, model)
         if output.exists():
-            os.replace(output, pathlib.Path(scratch) / "former")
+            os.replace(output, pathlib.Path(scratch) / "replaced")
         os.replace(partial, output)
     reports = {name: dataclasses.asdict(parity) for name, parity in checked.items()}
-    return {"tensors": len(tensors), **reports, "peak_bytes": _peak_bytes()}
+    return {"tensors": len(tensors), **reports, "peak_bytes": process_peak_bytes()}
 
 
-def hf_config(model: ModelFolder, dtype: str) -> dict[str, Any]:
-    """The content of `config.json`: for transformers from 4.57 to 5.x and for text-embeddings-inference."""
+def hf_config(model: LoadedModel, dtype: str) -> dict[str, Any]:
+    """Returns the content of `config.json` for transformers 4.57 to 5.x and text-embeddings-inference."""
     config = model.config
     module, class_name = _CLASSES[model.kind]
     return {
         "architectures": [class_name],
-        # The configuration comes through the model's module: transformers remembers a model class by its
-        # configuration's, so that one shared by two kinds would open the second as the first.
+        # The configuration class comes from the model's module: transformers finds a model class by its configuration
+        # class, so if two kinds shared one, the second would open as the first.
         "auto_map": {"AutoConfig": f"{module}.PPLXQwen3Config", "AutoModel": f"{module}.{class_name}"},
-        "model_type": "bidirectional_pplx_qwen3",
+        "model_type": PPLX_MODEL_TYPE,
         "use_bidirectional_attention": True,
-        "is_causal": False,  # transformers' own Qwen3Model heeds it from 5.2 on
+        "is_causal": False,  # transformers' own Qwen3Model uses it since 5.2
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
@@ -143,13 +143,13 @@ def hf_config(model: ModelFolder, dtype: str) -> dict[str, Any]:
         "sliding_window": None,
         "max_window_layers": config.layers,
         "pad_token_id": model.vocabulary.pad_id,
-        # No text ends in it; text-embeddings-inference requires one, and pads with it.
+        # Texts do not end with it, but text-embeddings-inference requires it and pads with it.
         "eos_token_id": model.vocabulary.pad_id,
         "dtype": dtype,
     }
 
 
-def _write_description(folder: pathlib.Path, model: ModelFolder, dtype: str) -> None:
+def _write_description(folder: pathlib.Path, model: LoadedModel, dtype: str) -> None:
     def write(name: str, content: Any) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -164,19 +164,19 @@ def _write_description(folder: pathlib.Path, model: ModelFolder, dtype: str) -> 
         {"path": "", "type": "st_quantize.FlexibleQuantizer", "kwargs": ["quantization", "dims"]},
     )
     write("modules.json", [{"idx": i, "name": str(i), **module} for i, module in enumerate(modules)])
-    # The names sentence-transformers has read since version 2, and text-embeddings-inference reads.
+    # The names that sentence-transformers (since version 2) and text-embeddings-inference read.
     write(
         "1_Pooling/config.json",
         {"word_embedding_dimension": model.config.width, "pooling_mode_mean_tokens": True},
     )
-    # One more than the model takes: what is cut to the limit itself would be embedded without its tail and
-    # without a word, what is cut to this raises in the model.
+    # One more than the model's limit: a text cut to the limit would be embedded silently without its end, but a text of
+    # this length raises an error in the model.
     write("sentence_bert_config.json", {"max_seq_length": model.config.max_length + 1})
     write("config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
 
 
 def _rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """Parameters with the values that `dtype` will hold, so that parity judges the conversion alone."""
+    """Returns the parameters rounded to `dtype`, so that parity checks only the conversion."""
     if dtype == "float32":
         return dict(params)
     return {
@@ -185,8 +185,3 @@ def _rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
         else value.astype(WRITTEN_DTYPES[dtype][0]).astype(np.float32)
         for name, value in params.items()
     }
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,4 +1,4 @@
-"""The verb `import-hf`: a Hugging Face folder to a model folder, with a parity report against PyTorch."""
+"""The verb `import-hf`: converts a Hugging Face folder to a model folder, with a parity report against PyTorch."""
 
 import dataclasses
 import gc
@@ -24,27 +24,27 @@ def import_hf(
     separator_token: str | None = None,
     no_parity: bool = False,
 ) -> dict[str, Any]:
-    """Writes a model folder that a recipe starts from, `Embedder.load` opens and `export_hf` turns back.
+    """Writes a model folder from which a recipe can start, and which `Embedder.load` and `export_hf` read.
 
-    The folder takes its name only after parity holds: hidden states and int8 embeddings are those of PyTorch, in
-    the source's own mask and, for a causal source, in the bidirectional one too.
+    The folder is renamed to `output` only after the parity check: hidden states and int8 embeddings equal those of
+    PyTorch, with the source's own mask and, for a causal source, also with the bidirectional mask.
 
     Args:
       source: a folder of safetensors, `config.json` and `tokenizer.json`.
       output: the folder to write; it must not exist, or be empty.
-      dtype: of the weights kept, "float32" or "bfloat16".
-      mask_token: name of the token that diffusion masks with; see `data/tokens/tokenizer_vocabulary.py` where None.
-      separator_token: name of the token between chunks; the same.
-      no_parity: skip the comparison, which needs PyTorch and runs the model twice.
+      dtype: of the written weights, "float32" or "bfloat16".
+      mask_token: name of the mask token for diffusion; None for the default of `data/tokens/tokenizer_vocabulary.py`.
+      separator_token: name of the separator token between chunks; None for the default.
+      no_parity: whether to skip the comparison, which needs PyTorch and runs the model twice.
 
     Returns:
-      `tensors` (how many were read), `parity` (`max_abs_diff`, `int8_equal_share`; None where skipped) and
-      `peak_bytes` (growth of this process's peak resident memory while weights were read and written).
+      `tensors` (their number), `parity` (`max_abs_diff`, `int8_equal_share`; None if skipped) and `peak_bytes` (growth
+      of this process's peak resident memory while weights are read and written).
 
     Raises:
-      BadInput: the source has a feature that is not supported, tensors are missing, left over, damaged or not finite,
-        `output` holds something, or a package that parity takes is not installed.
-      RuntimeError: what was imported does not compute what the source does.
+      BadInput: the source has an unsupported feature, tensors are missing, unexpected, damaged or non-finite, `output`
+        is not empty, or a package for the parity check is not installed.
+      RuntimeError: the import does not compute the same as the source.
     """
     source, output = pathlib.Path(source), pathlib.Path(output).absolute()
     require_free(output, "empty folder", lambda _: False)
@@ -53,7 +53,7 @@ def import_hf(
     plan = ImportPlan.of(source, dtype, mask_token, separator_token)
     states = None
     if not no_parity:
-        # Before our weights are read, and freed by then: the two are never in memory together.
+        # Run PyTorch first and free it, so that both models are never in memory together.
         states = import_parity.source_states(source, plan.described, plan.vocabulary, dtype)
         gc.collect()
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""Does an import compute what PyTorch computes from the very files it came from?
+"""Parity of an import: checks that the imported model computes the same as PyTorch with the original files.
 
-PyTorch's side runs first and leaves its hidden states, so that the two models are never in memory together. The
-folder is opened by transformers' own Qwen3, whatever class it names: no code of the folder is run. transformers
-reads the configuration and the weights by itself, which checks how we read them, too.
+PyTorch runs first and its hidden states are stored, so that both models are never in memory together. The folder is
+opened with transformers' Qwen3, whatever class it names, so no code of the folder is run. transformers reads the
+configuration and the weights itself, which also checks how we read them.
 """
 
 import dataclasses
@@ -14,30 +14,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pplx_jax.checkpoints.huggingface.config import CONFIG, Source
-from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.core.files import read_json
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.export.agreement import hidden_difference, int8_equal_share
-from pplx_jax.export.parity import SENTENCES, Parity
+from pplx_jax.export.parity import SENTENCES, Parity, padded
 from pplx_jax.kernels.quantization import LEVELS, quantize
 
 if TYPE_CHECKING:
     import torch
 
 MIN_COSINE = 0.999  # of embeddings in bfloat16
-LENGTHS = (1, 2, 7, 40, 200, 600, 2048)  # of the long texts, in tokens: an error of RoPE hides in short ones
-_SHORT = 256  # texts up to here share a padded batch, so that the longest does not stretch all others
-_ENCODER_FREE = ("model_type", "architectures", "auto_map")  # of config.json: what names a class, not a computation
+LENGTHS = (1, 2, 7, 40, 200, 600, 2048)  # of the generated texts, in tokens; short texts do not reveal RoPE errors
+_SHORT = 256  # texts up to this length share a batch, so that long texts do not pad all others
+_CLASS_KEYS = ("model_type", "architectures", "auto_map")  # keys of config.json that only name classes
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceStates:
-    """What PyTorch computed.
+    """Hidden states from PyTorch.
 
     Attributes:
-      ids: token ids [L] of each text, none of them empty.
-      hidden: by whether the mask was causal, the final hidden states [L, D] of each text in float32. A causal
-        source is there in both masks: an import of one is mostly made to become bidirectional.
+      ids: token ids [L] of each text. No text is empty.
+      hidden: whether the mask is causal -> final hidden states [L, D] of each text in float32. A causal source has both
+        masks, because most imports become bidirectional.
     """
 
     ids: list[np.ndarray]
@@ -49,12 +49,12 @@ def source_states(source: pathlib.Path, described: Source, vocabulary: Vocabular
 
     Args:
       source: the folder.
-      described: what `read_source` made of it.
-      vocabulary: its tokens.
-      dtype: of the import; the weights are rounded to it first, so that parity judges the conversion alone.
+      described: the result of `read_source`.
+      vocabulary: of the folder.
+      dtype: of the import. The weights are rounded to it first, so that parity checks only the conversion.
 
     Raises:
-      RuntimeError: transformers finds other tensors than the encoder's.
+      RuntimeError: transformers does not find all tensors of the encoder.
     """
     ids = parity_ids(vocabulary, described.config.max_length)
     model = _open(source, described, dtype)
@@ -62,14 +62,14 @@ def source_states(source: pathlib.Path, described: Source, vocabulary: Vocabular
     return SourceStates(ids, {causal: torch_states(model, ids, causal=causal) for causal in masks})
 
 
-def check_import(model: ModelFolder, states: SourceStates) -> Parity:
-    """Holds an imported model against what its source computed.
+def check_import(model: LoadedModel, states: SourceStates) -> Parity:
+    """Compares an imported model with its source.
 
-    In float32 by the rules of `agreement`. A model that runs in bfloat16 is run in it as well: its embeddings'
-    cosines with the source's are over `MIN_COSINE`.
+    In float32 with the tolerances of `agreement`. A bfloat16 model is also run in bfloat16: the cosines between its
+    embeddings and the source's must exceed `MIN_COSINE`.
 
     Raises:
-      RuntimeError: the two are not equal; the message says in what.
+      RuntimeError: the two differ; the message names the difference.
     """
     import jax
 
@@ -79,7 +79,7 @@ def check_import(model: ModelFolder, states: SourceStates) -> Parity:
     differences, shares = [], []
     with jax.default_matmul_precision("highest"):
         for causal, hidden in states.hidden.items():
-            where = f"the import is not its source ({'causal' if causal else 'bidirectional'})"
+            where = f"the import differs from its source ({'causal' if causal else 'bidirectional'})"
             config = dataclasses.replace(model.config, dtype="float32", causal=causal)
             exact = dataclasses.replace(model, config=config, params=params)
             ours = jax_states(exact, states.ids)
@@ -92,7 +92,7 @@ def check_import(model: ModelFolder, states: SourceStates) -> Parity:
 
 
 def parity_ids(vocabulary: Vocabulary, max_length: int) -> list[np.ndarray]:
-    """Token ids of the built-in sentences and of texts of `LENGTHS` tokens, as far as the model takes them."""
+    """Returns token ids of the built-in sentences and of texts of `LENGTHS` tokens, up to the model's limit."""
     texts = [np.array(ids, np.int32) for ids in vocabulary.encode_batch(list(SENTENCES)) if 0 < len(ids) <= max_length]
     words = np.array(vocabulary.encode(" ".join(SENTENCES)), np.int32)
     lengths = sorted({min(length, max_length) for length in LENGTHS})
@@ -100,29 +100,29 @@ def parity_ids(vocabulary: Vocabulary, max_length: int) -> list[np.ndarray]:
 
 
 def torch_states(model: "torch.nn.Module", ids: Sequence[np.ndarray], *, causal: bool) -> list[np.ndarray]:
-    """Final hidden states [L, D] of each text from transformers' Qwen3Model, padded on the right.
+    """Returns the final hidden states [L, D] of each text from transformers' Qwen3Model, padded on the right.
 
-    In the causal mask transformers is given the padding alone and builds the rest; in the bidirectional one it is
-    given the whole of it, [B, 1, 1, L] to be added to the scores, which it passes on as it is.
+    For the causal mask, transformers gets only the padding mask. For the bidirectional mask, it gets the full bias
+    [B, 1, 1, L] that is added to the scores, and uses it unchanged.
     """
     import torch
 
     found: dict[int, np.ndarray] = {}
     for batch in _batches(ids):
-        tokens, valid = _padded([ids[place] for place in batch])
+        tokens, valid = padded([ids[place] for place in batch])
         mask = torch.tensor(valid)
         if not causal:
             floor = torch.finfo(torch.float32).min
             mask = torch.zeros(mask.shape).masked_fill(~mask, floor)[:, None, None, :]
         with torch.inference_mode():
-            output = model(input_ids=torch.tensor(tokens).long(), attention_mask=mask, use_cache=False)
+            output = model(input_ids=torch.tensor(tokens), attention_mask=mask, use_cache=False)
         for place, states in zip(batch, output.last_hidden_state.numpy(), strict=True):
             found[place] = states[: len(ids[place])].copy()
     return [found[place] for place in range(len(ids))]
 
 
-def jax_states(model: ModelFolder, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The same from our encoder, in `model.config`'s mask and precision."""
+def jax_states(model: LoadedModel, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the same from our encoder, with the mask and dtype of `model.config`."""
     import jax
     import jax.numpy as jnp
 
@@ -133,10 +133,10 @@ def jax_states(model: ModelFolder, ids: Sequence[np.ndarray]) -> list[np.ndarray
     forward = jax.jit(lambda encoder, *arrays: encoder(*arrays))
     found: dict[int, np.ndarray] = {}
     for batch in _batches(ids):
-        tokens, valid = _padded([ids[place] for place in batch])
+        tokens, valid = padded([ids[place] for place in batch])
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, valid, positions))
-        with jax.set_mesh(Mesh().build()):  # so that the kernels know what they run on
+        with jax.set_mesh(Mesh().build()):  # the kernels look up their platform in the mesh
             hidden = np.asarray(forward(encoder, *arrays))
         for place, states in zip(batch, hidden, strict=True):
             found[place] = states[: len(ids[place])]
@@ -149,8 +149,8 @@ def _open(source: pathlib.Path, described: Source, dtype: str) -> "torch.nn.Modu
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    content = {key: value for key, value in read_json(source / CONFIG).items() if key not in _ENCODER_FREE}
-    if content.get("rope_theta") is None:  # it is in rope_parameters, which transformers 4 ignores
+    content = {key: value for key, value in read_json(source / CONFIG).items() if key not in _CLASS_KEYS}
+    if content.get("rope_theta") is None:  # transformers 4 ignores rope_parameters
         content["rope_theta"] = described.config.rope_theta
     model, report = Qwen3Model.from_pretrained(  # type: ignore[not-iterable]
         os.fspath(source),
@@ -160,9 +160,9 @@ def _open(source: pathlib.Path, described: Source, dtype: str) -> "torch.nn.Modu
         local_files_only=True,
         output_loading_info=True,
     )
-    strays = {kind: sorted(report[kind]) for kind in ("missing_keys", "mismatched_keys") if report[kind]}
-    if strays:
-        raise RuntimeError(f"{source}: transformers does not find the encoder's tensors: {strays}")
+    problems = {kind: sorted(report[kind]) for kind in ("missing_keys", "mismatched_keys") if report[kind]}
+    if problems:
+        raise RuntimeError(f"{source}: transformers does not find the encoder's tensors: {problems}")
     if dtype != "float32":
         with torch.no_grad():
             for parameter in model.parameters():
@@ -177,25 +177,18 @@ def _batches(ids: Sequence[np.ndarray]) -> list[list[int]]:
     return [batch for batch in (short, long) if batch]
 
 
-def _padded(ids: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [B, L], with id 0 under padding, and which are a text's."""
-    lengths = np.array([len(text) for text in ids])
-    valid = np.arange(lengths.max()) < lengths[:, None]
-    tokens = np.zeros(valid.shape, np.int32)
-    tokens[valid] = np.concatenate(ids)
-    return tokens, valid
-
-
-def _check_cosine(model: ModelFolder, states: SourceStates) -> None:
+def _check_cosine(model: LoadedModel, states: SourceStates) -> None:
     from pplx_jax.inference.embedder import Embedder
 
     ours, theirs = Embedder(model).encode_tokens(states.ids), _pooled(states.hidden[model.config.causal])
     lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     least = float(np.min(np.sum(ours * theirs, axis=1) / lengths))
     if not least > MIN_COSINE:
-        raise RuntimeError(f"the import in bfloat16 is not its source: cosines from {least:.5f}, under {MIN_COSINE}")
+        raise RuntimeError(
+            f"the import in bfloat16 differs from its source: the smallest cosine is {least:.5f}, below {MIN_COSINE}"
+        )
 
 
 def _pooled(hidden: list[np.ndarray]) -> np.ndarray:
-    """Means over each text's tokens [n, D]."""
+    """Returns the mean over each text's tokens [n, D]."""
     return np.stack([states.mean(axis=0, dtype=np.float64) for states in hidden])

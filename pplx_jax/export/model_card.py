@@ -1,4 +1,4 @@
-"""The README.md of an export: how to use it, and what its run records. Nothing in it is made up."""
+"""The README.md of an export: how to use the model, and facts that the run has recorded."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -29,17 +29,17 @@ model.similarity(*embeddings.astype("float32"))  # cosine
 model.encode(["read a file line by line"], quantization="ubinary")  # uint8 [1, {dims} / 8]
 ```
 
-`quantization` is `int8` (the default, real int8), `binary` (int8 of -1 and +1), `ubinary` (packed bits, the
-first dimension in the most significant), `tanh` or `none` (the pooled vector). `dims=256` keeps a prefix of
-the dimensions; use it rather than `truncate_dim`, which would count bytes of `ubinary`.
+`quantization` is `int8` (the default, dtype int8), `binary` (int8 -1 and +1), `ubinary` (packed bits, the first
+dimension in the most significant bit), `tanh` or `none` (the pooled vector). `dims=256` keeps the first 256 dimensions.
+Use it instead of `truncate_dim`, which would count bytes of `ubinary`.
 
-What sentence-transformers computes itself (`similarity`, `semantic_search`, `normalize_embeddings=True`) wants floats,
-not int8: give `quantization="tanh"` or `"none"`, or cast to float32 first, as above.
+The functions of sentence-transformers (`similarity`, `semantic_search`, `normalize_embeddings=True`) need floats, not
+int8: use `quantization="tanh"` or `"none"`, or cast to float32 first, as above.
 """
 
 _USE_CONTEXT = """\
 
-Chunks that see their whole document:
+Chunks in the context of their document (late chunking):
 
 ```python
 from transformers import AutoModel
@@ -48,17 +48,16 @@ model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
 model.encode([["first chunk", "second chunk"], ["a document of one chunk, or a query"]])
 ```
 
-A document is a list of chunks and gives one array of shape [chunks, {dims}]. Queries are encoded by this same
-model, as documents of one chunk; `SentenceTransformer.encode` does the same for them.
+A document is a list of chunks and gives one array of shape [chunks, {dims}]. The same model encodes queries, as
+documents of one chunk. `SentenceTransformer.encode` gives the same vectors for queries.
 """
 
 _USE_PLAIN = """\
 
 ### Without remote code
 
-The weights are those of a Qwen3 without its causal mask. transformers' own class computes the same when the
-mask comes with the call, in every release from 4.51 on; called with `attention_mask` of two dimensions, those
-before 5.2 are causal without a word.
+The model is a Qwen3 without the causal mask. transformers' own class (since 4.51) computes the same if you pass the
+full mask, as below. With a two-dimensional `attention_mask`, releases before 5.2 silently use a causal mask.
 
 ```python
 import torch
@@ -67,7 +66,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Model
 tokenizer = PreTrainedTokenizerFast.from_pretrained(FOLDER)
 model = Qwen3Model.from_pretrained(FOLDER).eval()
 batch = tokenizer(["read a file line by line", "a query"], padding=True, return_tensors="pt")
-visible = batch["attention_mask"].bool()  # [batch, length]; a text without tokens would see nothing: leave it out
+visible = batch["attention_mask"].bool()  # [batch, length]; leave out texts without tokens
 bias = torch.zeros(len(visible), 1, visible.shape[1], visible.shape[1], dtype=model.dtype)
 bias = bias.masked_fill(~visible[:, None, None, :], torch.finfo(model.dtype).min)
 with torch.inference_mode():
@@ -97,13 +96,13 @@ The outputs are `last_hidden_state`, `pooler_output` (the pooled vector), `poole
 
 
 def model_card(config: Qwen3Config, kind: str, stage: str, record: RunRecord, *, onnx: bool = False) -> str:
-    """The card's text.
+    """Returns the text of the card.
 
     Args:
       config: the encoder.
       kind: "v1" or "context_v1".
-      stage: what made the parameters: a stage, or the merge.
-      record: of the run; what it does not hold, the card says is not known.
+      stage: the stage or merge that made the parameters.
+      record: of the run. The card says what is not recorded.
       onnx: whether the export has an ONNX graph.
     """
     use = _USE + (_USE_CONTEXT if kind == "context_v1" else "")
@@ -133,11 +132,11 @@ Made with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Co
 {_recipe(stage, record)}
 ## Data of this run
 
-{_table(record.corpus) or "Not recorded beside the parameters."}
+{_table(record.corpus) or "Not recorded."}
 
 ## Scores of this run
 
-{_table(record.scores) or "None were measured."}
+{_table(record.scores) or "Not measured."}
 
 ## Limits
 
@@ -146,7 +145,7 @@ Made with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Co
 
 def _recipe(stage: str, record: RunRecord) -> str:
     if not record.stages:
-        return "How the parameters were trained is not recorded beside them.\n"
+        return "The training of these parameters is not recorded.\n"
     rows = [
         f"| {trained.name} | {trained.summary} | {trained.steps} | {_plain(trained.loss)} "
         f"| {_plain(trained.examples)} | {_plain(trained.tokens)} |"
@@ -168,12 +167,12 @@ def _merged(record: RunRecord) -> str:
 
 def _limits(config: Qwen3Config, record: RunRecord) -> str:
     limits = [
-        "No instruction prefix and no appended token: encode the bare text.",
+        "No instruction prefix and no appended token: encode the text as it is.",
         f"A text over {config.max_length} tokens is an error, never cut.",
-        "int8, `tanh` and `none` are not normalised; cosine is the similarity they were trained for. Quantizers that\n"
+        "int8, `tanh` and `none` are not normalized; compare them by cosine, as in training. Quantizers that\n"
         '  calibrate ranges, such as sentence-transformers\' `precision="int8"`, are not this quantizer.',
-        "Names of control tokens in a text are text.",
-        "Use sentence-transformers 5.4 or later: earlier ones strip the white space around a text.",
+        "Names of special tokens in a text are encoded as plain text.",
+        "Use sentence-transformers 5.4 or later: earlier versions strip white space around a text.",
     ]
     lengths = [
         f"{trained.name} ({', '.join(f'{name} {most}' for name, most in trained.lengths.items())})"
@@ -182,11 +181,13 @@ def _limits(config: Qwen3Config, record: RunRecord) -> str:
     ]
     if lengths:
         limits.append(
-            f"Texts were trained on up to these lengths, in tokens: {'; '.join(lengths)}. Longer ones are taken, and\n"
-            "  nothing here says how well they do."
+            f"Maximum lengths in training, in tokens: {'; '.join(lengths)}. Longer texts work, but their quality was\n"
+            "  not measured."
         )
     if record.untrained_prefixes:
-        limits.append("Prefixes of the dimensions were not trained (no MRL): `dims` works, its cost is not known.")
+        limits.append(
+            "Prefixes of the dimensions were not trained (no MRL): `dims` works, but its quality was not measured."
+        )
     return "".join(f"- {limit}\n" for limit in limits)
 
 

@@ -1,9 +1,9 @@
-"""The encoder and its quantizer as an ONNX graph of plain operators (opset 17), written without PyTorch.
+"""Writes the encoder and its quantizer as an ONNX graph of standard operators (opset 17), without PyTorch.
 
-Inputs and outputs are named as in the published folder: `input_ids` and `attention_mask`, int64
+Inputs and outputs have the names of the published folder: `input_ids` and `attention_mask`, int64
 [batch, length], give `last_hidden_state` [batch, length, D], `pooler_output` (the mean v over the mask,
 [batch, D]), `pooler_output_int8` (clip(round(127 tanh v), -127, 127), half to even) and
-`pooler_output_binary` (int8, +1 where v >= 0, else -1). Batch and length are free in every call.
+`pooler_output_binary` (int8, +1 where v >= 0, else -1). Batch and length are dynamic.
 """
 
 import pathlib
@@ -12,25 +12,26 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.checkpoints.huggingface.config import PPLX_MODEL_TYPE
 from pplx_jax.kernels.quantization import LEVELS
 from pplx_jax.models.transformer import Qwen3Config
 
 FILE = "model.onnx"
 DATA = "model.onnx_data"
 OUTPUTS = ("last_hidden_state", "pooler_output", "pooler_output_int8", "pooler_output_binary")
-_OPSET, _IR_VERSION = 17, 8  # readable by runtimes from onnxruntime 1.13 on
-_PAGE = 4096  # tensors begin at pages of the file, so that runtimes can map instead of read them
+_OPSET, _IR_VERSION = 17, 8  # onnxruntime 1.13 and later read these
+_PAGE = 4096  # tensors start at page boundaries, so that runtimes can map the file
 _EMBEDDING = "embed_tokens.weight"
 
 
 def write_onnx(tensors: Mapping[str, np.ndarray], config: Qwen3Config, folder: pathlib.Path) -> pathlib.Path:
-    """Writes `model.onnx` and, with all weights in float32, `model.onnx_data`.
+    """Writes `model.onnx`, and `model.onnx_data` with all weights in float32.
 
-    Weights go to their own file one after another: no second copy is held, and the 2 GB that one protobuf
-    message may have are no limit.
+    Weights are written to a separate file one by one. So there is no second copy in memory, and the 2 GB limit of a
+    protobuf message does not apply.
 
     Args:
-      tensors: the PyTorch layout of the encoder (`to_torch_layout`).
+      tensors: the encoder in PyTorch layout (`to_torch_layout`).
       config: the encoder.
       folder: an existing folder.
 
@@ -48,7 +49,7 @@ def write_onnx(tensors: Mapping[str, np.ndarray], config: Qwen3Config, folder: p
 
 
 class _Builder:
-    """Appends nodes in order; every method returns the name of the value it made."""
+    """Appends nodes in order. Every method returns the name of its value."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], config: Qwen3Config, data: Any):
         import onnx
@@ -77,7 +78,7 @@ class _Builder:
         width = self.config.width
         graph = helper.make_graph(
             self.nodes,
-            "bidirectional_pplx_qwen3",
+            PPLX_MODEL_TYPE,
             [declared(name, types.INT64, "batch", "length") for name in ("input_ids", "attention_mask")],
             [
                 declared(OUTPUTS[0], types.FLOAT, "batch", "length", width),
@@ -91,7 +92,7 @@ class _Builder:
         return helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="pplx-jax")
 
     def encoder(self) -> str:
-        """Hidden states [B, L, D] after the final norm."""
+        """Adds the encoder: hidden states [B, L, D] after the final norm."""
         bias, angles = self.bias(), self.angles()
         x = self.op("Gather", self.weight(_EMBEDDING), "input_ids")
         for layer in range(self.config.layers):
@@ -106,7 +107,7 @@ class _Builder:
         return self.norm(x, "norm.weight")
 
     def attention(self, y: str, prefix: str, bias: str, angles: tuple[str, str]) -> str:
-        """[B, L, D] -> [B, L, D]. K key heads, each with its group of G query heads: [B, K, G, L, E]."""
+        """Adds attention, [B, L, D] -> [B, L, D]. K key heads, each with a group of G query heads: [B, K, G, L, E]."""
         config = self.config
         group = config.query_heads // config.kv_heads
 
@@ -126,14 +127,14 @@ class _Builder:
         return self.project(self.op("Reshape", mixed, flat), f"{prefix}.o_proj.weight")
 
     def bias(self) -> str:
-        """[B, 1, 1, 1, L]: 0 under tokens, and under padding what leaves nothing of a score, yet is finite."""
+        """Adds the attention bias [B, 1, 1, 1, L]: 0 for tokens, the lowest finite float32 for padding."""
         visible = self.op("Cast", "attention_mask", to=self.types.BOOL)
         lowest = float(np.finfo(np.float32).min)
         bias = self.op("Where", visible, self.constant(0.0), self.constant(lowest))
         return self.op("Unsqueeze", bias, self.constant([1, 2, 3], np.int64))
 
     def angles(self) -> tuple[str, str]:
-        """Cosines and sines [L, 1, 1, E / 2] of positions 0, 1, ..."""
+        """Adds cosines and sines [L, 1, 1, E / 2] of positions 0, 1, ..."""
         half = np.arange(0, self.config.head_dim, 2, dtype=np.float32)
         frequencies = np.float32(self.config.rope_theta) ** (-half / self.config.head_dim)
         length = self.op("Gather", self.op("Shape", "input_ids"), self.constant(1, np.int64))
@@ -145,7 +146,7 @@ class _Builder:
         return self.op("Cos", angles), self.op("Sin", angles)
 
     def rotated(self, x: str, angles: tuple[str, str]) -> str:
-        """RoPE on the halves of the last axis."""
+        """Adds RoPE on the halves of the last axis."""
         cosine, sine = angles
         first, second = self.op("Split", x, axis=-1, outputs=2)
         left = self.op("Sub", self.op("Mul", first, cosine), self.op("Mul", second, sine))
@@ -153,13 +154,13 @@ class _Builder:
         return self.op("Concat", left, right, axis=-1)
 
     def norm(self, x: str, key: str) -> str:
-        """RMSNorm over the last axis."""
+        """Adds RMSNorm over the last axis."""
         mean = self.op("ReduceMean", self.op("Mul", x, x), axes=[-1], keepdims=1)
         root = self.op("Sqrt", self.op("Add", mean, self.constant(self.config.rms_norm_eps)))
         return self.op("Mul", self.op("Div", x, root), self.weight(key))
 
     def pooled(self, hidden: str) -> str:
-        """Mean [B, D] over the mask; zero where it is empty."""
+        """Adds the mean [B, D] over the mask; zero if the mask is empty."""
         mask = self.op("Cast", "attention_mask", to=self.types.FLOAT)
         axis = self.constant([1], np.int64)
         total = self.op("Squeeze", self.op("MatMul", self.op("Unsqueeze", mask, axis), hidden), axis)
@@ -170,7 +171,7 @@ class _Builder:
         return self.op("MatMul", x, self.weight(key))
 
     def weight(self, key: str) -> str:
-        """Adds a tensor to the data file; kernels as [in, out], which is how they lie in memory."""
+        """Adds a tensor to the data file. Kernels are [in, out], their layout in memory."""
         tensor = self.tensors[key]
         tensor = tensor.T if tensor.ndim == 2 and key != _EMBEDDING else tensor
         self.data.write(b"\0" * (-self.data.tell() % _PAGE))
@@ -184,7 +185,7 @@ class _Builder:
         return key
 
     def constant(self, value: Any, dtype: Any = np.float32) -> str:
-        """A small tensor within the graph, one for all who ask for the same."""
+        """Adds a small tensor to the graph, once per value."""
         array = np.asarray(value, dtype)
         identity = (array.dtype.str, array.shape, array.tobytes())
         if identity not in self.constants:
@@ -193,8 +194,8 @@ class _Builder:
         return self.constants[identity]
 
     def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Adds a node; returns the name of its value, or the names of several."""
+        """Adds a node and returns the name of its value, or the names of its values."""
         name = f"{kind}_{len(self.nodes)}"
-        names = [name] if outputs == 1 else [f"{name}_{place}" for place in range(outputs)]
+        names = [name] if outputs == 1 else [f"{name}_{index}" for index in range(outputs)]
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, names, name=name, **attributes))
         return name if outputs == 1 else names

@@ -1,26 +1,26 @@
-"""Does the ONNX graph of an export compute what our model computes? By the rules of `agreement`."""
+"""Parity of an ONNX graph: checks that it computes the same as our model, with the tolerances of `agreement`."""
 
 import os
 import pathlib
 
 import numpy as np
 
-from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.export.agreement import MAX_ABS_DIFF, hidden_difference, int8_equal_share
 from pplx_jax.export.onnx_graph import OUTPUTS
-from pplx_jax.export.parity import Parity, Reference
+from pplx_jax.export.parity import Parity, Reference, padded
 from pplx_jax.kernels.quantization import LEVELS
 
 
-def check_onnx_parity(path: pathlib.Path, model: ModelFolder) -> Parity:
-    """Runs the graph in onnxruntime on two batches of other sizes and lengths, and compares every output.
+def check_onnx_parity(path: pathlib.Path, model: LoadedModel) -> Parity:
+    """Runs the graph in onnxruntime on two batches of different sizes and lengths, and compares every output.
 
     Args:
       path: `model.onnx`.
-      model: ours, with the parameters as exported.
+      model: our model with the exported parameters.
 
     Raises:
-      RuntimeError: the graph is not equal; the message says in what.
+      RuntimeError: the graph differs; the message names the difference.
     """
     import jax
     import onnxruntime
@@ -31,7 +31,7 @@ def check_onnx_parity(path: pathlib.Path, model: ModelFolder) -> Parity:
     session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
     differences, outputs = [], []
     for texts in reference.batches():
-        tokens, mask = _padded([model.vocabulary.encode(text) for text in texts], model.vocabulary.pad_id)
+        tokens, mask = padded([model.vocabulary.encode(text) for text in texts], model.vocabulary.pad_id)
         inputs = {"input_ids": tokens, "attention_mask": mask.astype(np.int64)}
         hidden, *embeddings = map(np.asarray, session.run(list(OUTPUTS), inputs))
         differences.append(hidden_difference(hidden[mask], reference.hidden(tokens, mask)[mask], path))
@@ -44,12 +44,3 @@ def check_onnx_parity(path: pathlib.Path, model: ModelFolder) -> Parity:
     if binary.dtype != np.int8 or np.any((binary != np.where(v >= 0, 1, -1)) & (np.abs(v) > MAX_ABS_DIFF)):
         raise RuntimeError(f"{path}: binary values ({binary.dtype}) are not the signs")
     return Parity(difference, int8_equal_share(int8, LEVELS * np.tanh(v), path), reference.longest)
-
-
-def _padded(rows: list[list[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens int64 and mask bool, both [B, L], padded on the right."""
-    lengths = np.array([len(row) for row in rows])
-    mask = np.arange(lengths.max())[None] < lengths[:, None]
-    tokens = np.full(mask.shape, pad_id, np.int64)
-    tokens[mask] = np.concatenate(rows).astype(np.int64)
-    return tokens, mask

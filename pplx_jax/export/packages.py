@@ -1,4 +1,4 @@
-"""The packages of the extra `convert`, which are looked for before the work that needs them."""
+"""Checks for the packages of the extra `convert` before they are needed."""
 
 import importlib.util
 
@@ -6,15 +6,15 @@ from pplx_jax.core.errors import BadInput
 
 
 def require_packages(purpose: str, *modules: str, otherwise: str = "") -> None:
-    """Refuses what cannot be done here.
+    """Checks that modules are installed.
 
     Args:
-      purpose: what needs the modules.
+      purpose: what needs the modules, for the message.
       modules: their names.
-      otherwise: how to do without, as the end of the line.
+      otherwise: an alternative for the end of the message.
 
     Raises:
-      BadInput: one of them is not installed.
+      BadInput: a module is not installed.
     """
     for module in modules:
         if importlib.util.find_spec(module) is None:

@@ -1,18 +1,19 @@
-"""Does an export compute what our model computes? Both are run, in float32, on texts of mixed lengths."""
+"""Parity of an export: checks that it computes the same as our model, in float32, on texts of mixed lengths."""
 
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.export.agreement import hidden_difference, int8_equal_share
 from pplx_jax.kernels.quantization import LEVELS
 
-_LENGTHS = (16, 128, 512, 2048)  # tokens of the texts made up: an error of RoPE hides in short ones
-_LONG = 300  # tokens; texts over that are padded among themselves
+_LENGTHS = (16, 128, 512, 2048)  # of the generated texts, in tokens; short texts do not reveal RoPE errors
+_LONG = 300  # tokens; longer texts have a separate batch
 
 SENTENCES = (
     "",
@@ -27,12 +28,12 @@ SENTENCES = (
 
 @dataclasses.dataclass(frozen=True)
 class Parity:
-    """What was measured.
+    """The result of a comparison.
 
     Attributes:
-      max_abs_diff: largest difference of a hidden state, over all texts.
-      int8_equal_share: share of the int8 values of all embeddings that are equal.
-      longest_text: tokens of the longest text that was compared.
+      max_abs_diff: largest difference of hidden states over all texts.
+      int8_equal_share: share of equal int8 values of all embeddings.
+      longest_text: tokens of the longest compared text.
     """
 
     max_abs_diff: float
@@ -42,38 +43,38 @@ class Parity:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Our side of a comparison.
+    """Our model and the texts of a comparison.
 
     Attributes:
-      model: in float32, its parameters on the device.
-      texts: shortest first; the longest has `longest` tokens, up to 2,048 as far as the model takes them.
-      longest: see there.
+      model: in float32, with its parameters on the device.
+      texts: shortest first.
+      longest: tokens of the longest text: 2048, or the model's limit.
     """
 
-    model: ModelFolder
+    model: LoadedModel
     texts: list[str]
     longest: int
 
     @classmethod
-    def of(cls, model: ModelFolder) -> "Reference":
-        """Makes up the texts; the parameters are placed once for all comparisons."""
+    def of(cls, model: LoadedModel) -> "Reference":
+        """Generates the texts and moves the parameters to the device, once for all comparisons."""
         import jax
 
         config = dataclasses.replace(model.config, dtype="float32")
         model = dataclasses.replace(model, config=config, params=jax.device_put(model.params))
         limits = sorted({min(length, config.max_length) for length in _LENGTHS})
-        made_up = [_text(model, limit, seed) for seed, limit in enumerate(limits)]
-        lengths = {text: len(model.vocabulary.encode(text)) for text in (*SENTENCES, *made_up)}
+        generated = [_text(model, limit, seed) for seed, limit in enumerate(limits)]
+        lengths = {text: len(model.vocabulary.encode(text)) for text in (*SENTENCES, *generated)}
         texts = sorted((text for text in lengths if lengths[text] <= config.max_length), key=lengths.__getitem__)
         return cls(model, texts, lengths[texts[-1]])
 
     def batches(self) -> list[list[str]]:
-        """The texts in two batches, so that the long ones do not stretch all others."""
+        """Returns the texts in two batches, so that long texts do not pad all others."""
         long = [text for text in self.texts if len(self.model.vocabulary.encode(text)) > _LONG]
         return [batch for batch in ([text for text in self.texts if text not in long], long) if batch]
 
     def hidden(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """Our hidden states [B, L, D] of tokens and mask [B, L]."""
+        """Returns our hidden states [B, L, D] for tokens and mask [B, L]."""
         import jax
         import jax.numpy as jnp
 
@@ -85,36 +86,36 @@ class Reference:
             return np.asarray(bind(self.model.config, self.model.params)(*arrays))
 
     def documents(self) -> list[list[str]]:
-        """Documents of one to several chunks, empty chunks first, amid and last, and as long as the model takes."""
-        several, room = [], self.model.config.max_length
+        """Returns documents with one or more chunks, up to the model's limit, and one with empty chunks."""
+        several, free = [], self.model.config.max_length
         for text in self.texts[1:]:
-            room -= len(self.model.vocabulary.encode(text)) + 1
-            if room < 0:
+            free -= len(self.model.vocabulary.encode(text)) + 1
+            if free < 0:
                 break
             several.append(text)
         empty = ["", *(chunk for text in several[:2] for chunk in (text, ""))]
         return [self.texts[-1:], several, *([empty] if len(several) > 1 else [])]
 
 
-def check_parity(folder: pathlib.Path, model: ModelFolder) -> Parity:
-    """Opens the export as a user would and compares it with `model`.
+def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
+    """Opens the export like a user and compares it with `model`.
 
-    Tokens must be the same; hidden states of padded batches, int8 embeddings of `SentenceTransformer` and those of
-    the context model's `encode` must agree with ours by the rules of `agreement`.
+    Tokens must be equal. Hidden states of padded batches, and int8 embeddings of `SentenceTransformer` and of the
+    context model's `encode`, must agree within the tolerances of `agreement`.
 
     Args:
       folder: the export.
-      model: ours, with the parameters as exported (rounded, where the export is bfloat16).
+      model: our model with the exported parameters (rounded, if the export is bfloat16).
 
     Raises:
-      RuntimeError: the export is not equal; the message says in what.
+      RuntimeError: the export differs; the message names the difference.
     """
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    # Placed once, and PyTorch's model opened once: three copies of the parameters in all.
+    # Parameters are placed once and PyTorch's model is opened once: three copies of the parameters in total.
     reference = Reference.of(model)
     pipeline = SentenceTransformer(
         os.fspath(folder), device="cpu", trust_remote_code=True, model_kwargs={"dtype": torch.float32}
@@ -123,8 +124,17 @@ def check_parity(folder: pathlib.Path, model: ModelFolder) -> Parity:
     return Parity(max(differences), _int8_equal_share(pipeline, reference, folder), reference.longest)
 
 
-def _text(model: ModelFolder, tokens: int, seed: int) -> str:
-    """Words in random order, as many as make up to so many tokens."""
+def padded(texts: Sequence[Sequence[int] | np.ndarray], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Returns token ids int64 and mask bool, both [B, L], padded on the right."""
+    lengths = np.array([len(text) for text in texts])
+    mask = np.arange(lengths.max())[None] < lengths[:, None]
+    tokens = np.full(mask.shape, pad_id, np.int64)
+    tokens[mask] = np.concatenate(texts).astype(np.int64)
+    return tokens, mask
+
+
+def _text(model: LoadedModel, tokens: int, seed: int) -> str:
+    """Returns words in random order, as many as fit into `tokens` tokens."""
     words = [word for sentence in SENTENCES for word in sentence.split()]
     chosen = np.random.default_rng(seed).choice(words, tokens)
     fits, over = 0, tokens + 1

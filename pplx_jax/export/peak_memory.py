@@ -1,4 +1,4 @@
-"""How much memory a piece of work took, as the kernel counts it."""
+"""Measures peak memory with the counters of the kernel."""
 
 import pathlib
 import resource
@@ -10,8 +10,8 @@ _STATUS, _CLEAR = pathlib.Path("/proc/self/status"), pathlib.Path("/proc/self/cl
 class PeakMemory:
     """Growth of this process's peak resident memory since the object was made.
 
-    On Linux the peak is set back at the start, so that what came before does not count. Elsewhere, or where that
-    is not allowed, it is the peak of the process over its peak at the start.
+    On Linux the counter is reset at the start, so that earlier peaks do not count. If that is not possible, the result
+    is the growth of the process's peak.
     """
 
     def __init__(self):
@@ -24,7 +24,7 @@ class PeakMemory:
 
     @property
     def growth(self) -> int:
-        """Bytes."""
+        """Growth in bytes."""
         return _peak_bytes() - self._start
 
 
@@ -33,5 +33,10 @@ def _peak_bytes() -> int:
         lines = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     except (OSError, KeyError):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return process_peak_bytes()
+
+
+def process_peak_bytes() -> int:
+    """Returns the peak resident memory of this process."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

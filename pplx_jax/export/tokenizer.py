@@ -1,18 +1,18 @@
-"""Our SentencePiece vocabulary as a Hugging Face tokenizer that gives the same ids.
+"""Converts our SentencePiece vocabulary to a Hugging Face tokenizer that gives the same ids.
 
-Four things keep the two apart unless they are looked after:
+Four differences need care:
 
-- SentencePiece rewrites by longest match, while `Precompiled` looks at one grapheme at a time and replaces it
-  by the rewriting of its shortest prefix. Sequences are therefore composed before (`NFC`, held back where
-  SentencePiece would not compose), and graphemes taken apart, so that it meets single characters only.
-- Control symbols and byte pieces are never produced from text, but the Unigram model has no piece types: here
-  their score is so low that spelling the same text with other pieces always wins.
-- A special token that the tokenizer knows as *added* is cut out of the text: `tokenizer.json` adds none, and
-  transformers, which adds those of its configuration, is told to split them.
+- SentencePiece normalizes by longest match. `Precompiled` looks at one grapheme at a time and normalizes its shortest
+  prefix. So sequences are composed first (`NFC`, except where SentencePiece does not compose) and graphemes are split
+  into single characters.
+- Text never gives control symbols and byte pieces, but the Unigram model has no piece types. Here their score is so low
+  that any spelling with other pieces wins.
+- A special token that is registered as *added* is cut out of the text. `tokenizer.json` adds none, and transformers,
+  which adds those of its configuration, is configured to split them.
 - No token is appended.
 
-What is left is a tie: SentencePiece adds float32 scores, so that rounding chooses between spellings by the
-same pieces in another order (a run of dashes). Scores that are multiples of 2^-8 add exactly, and both agree.
+One difference remains, ties: SentencePiece adds float32 scores, so rounding decides between spellings with the same
+pieces in another order (a run of dashes). Scores that are multiples of 2^-8 add exactly, and both agree.
 """
 
 import json
@@ -24,38 +24,31 @@ from typing import TYPE_CHECKING
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.normalization import CAMEL_CASE
+from pplx_jax.data.tokens.sentencepiece_vocabulary import MASK, PAD, SEPARATOR, UNKNOWN, SentencePieceVocabulary
 from pplx_jax.data.tokens.tokenizer_vocabulary import TokenizerVocabulary
-from pplx_jax.data.tokens.vocabulary import (
-    MASK,
-    PAD,
-    SEPARATOR,
-    TOKENIZER,
-    UNKNOWN,
-    SentencePieceVocabulary,
-    Vocabulary,
-)
+from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers
 
-_NEVER = -1e6  # score of a piece that text must not give
-_BREAK = "\x01"  # parts characters, and every normalization rule set of SentencePiece deletes it
+_NEVER = -1e6  # score of a piece that text must never give
+_BREAK = "\x01"  # separates characters; every normalization rule set of SentencePiece deletes it
 _NON_ASCII = r"[^\x00-\x7F]"
 _SPACE = "\u2581"
 
 
 def convert_tokenizer(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
-    """A `tokenizers.Tokenizer` with the ids of `vocabulary`, which is a SentencePiece one.
+    """Returns a `tokenizers.Tokenizer` with the ids of a SentencePiece vocabulary.
 
     Raises:
-      BadInput: the vocabulary is no unigram model with byte fallback and SentencePiece's usual white-space
-        rules, or cannot spell the names of its own control symbols.
+      BadInput: the vocabulary is not a unigram model with byte fallback and the default white-space rules of
+        SentencePiece, or cannot spell the names of its control symbols.
     """
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     if not isinstance(vocabulary, SentencePieceVocabulary):
-        raise BadInput(f"vocabulary {vocabulary.path} is no SentencePiece model; it needs no conversion")
+        raise BadInput(f"vocabulary {vocabulary.path} is not a SentencePiece model and needs no conversion")
     proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.model)  # type: ignore[attr-defined]
     _check(proto, vocabulary)
     normal = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
@@ -63,7 +56,7 @@ def convert_tokenizer(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
     tokenizer = Tokenizer(models.Unigram(scores, unk_id=vocabulary.unknown_id, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence(
         [
-            normalizers.Prepend(" "),  # a deleted first character has nothing to be aligned with, and stays
+            normalizers.Prepend(" "),  # a deleted first character would stay, because it has nothing to be aligned with
             normalizers.Replace(Regex(_uncomposed()), _BREAK),
             normalizers.Replace(Regex(CAMEL_CASE), " "),
             normalizers.NFC(),
@@ -84,12 +77,12 @@ def save_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path, max_length: int
     """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` for `AutoTokenizer`.
 
     Args:
-      vocabulary: a SentencePiece one, which is converted, or a pretrained model's, which goes out as it came.
+      vocabulary: a SentencePiece vocabulary, which is converted, or that of a pretrained model, which is copied.
       folder: an existing folder.
-      max_length: tokens the model takes; transformers warns above it.
+      max_length: the model's limit; transformers warns about longer texts.
 
     Raises:
-      BadInput: as `convert_tokenizer`.
+      BadInput: as in `convert_tokenizer`.
     """
     if isinstance(vocabulary, TokenizerVocabulary):
         (folder / TOKENIZER).write_bytes(vocabulary.plain_model)
@@ -124,24 +117,24 @@ def _check(proto, vocabulary: SentencePieceVocabulary) -> None:
     missing = [name for name, holds in expected.items() if not holds]
     normal = {piece.piece for piece in proto.pieces if piece.type == piece.NORMAL}
     names = "".join(piece.piece for piece in proto.pieces if piece.piece not in normal)
-    # With every character a piece of its own, no choice hangs on the score of unknowns, which _NEVER lowers.
+    # If every character is a piece, no choice depends on the score of unknown characters, which _NEVER lowers.
     characters = set("".join(normal)) | set(names) - set("ABCDEF")
     if unspelled := sorted(characters - normal):
         missing.append(f"single-character pieces for {' '.join(unspelled)}")
     if missing:
         raise BadInput(
-            f"vocabulary {vocabulary.path} has no equal tokenizer.json: it lacks {', '.join(missing)}; "
-            "train it with train_vocabulary on text that holds these characters"
+            f"vocabulary {vocabulary.path} cannot be converted to tokenizer.json: it lacks {', '.join(missing)}; "
+            "train it with train_vocabulary on text that contains these characters"
         )
 
 
 def _uncomposed() -> str:
-    """Where a character must not be composed with what stands before it.
+    """Returns a pattern of the places where a character must not be composed with the characters before it.
 
-    SentencePiece composes exactly the full canonical decompositions of single characters. NFC goes further:
-    it sorts marks, adds marks to characters composed already, and skips over marks in between.
+    SentencePiece composes exactly the full canonical decompositions of single characters. NFC does more: it sorts
+    marks, adds marks to composed characters, and skips marks in between.
     """
-    bases = defaultdict(set)  # what follows a base in a decomposition, or begins that -> the bases
+    bases = defaultdict(set)  # prefix of the marks in a decomposition -> its bases
     for code in range(0x80, sys.maxunicode + 1):
         character = chr(code)
         if unicodedata.decomposition(character)[:1] not in ("", "<"):
@@ -152,10 +145,10 @@ def _uncomposed() -> str:
     composed = [f"(?<={_class(found)}{marks[:-1]}){marks[-1]}" for marks, found in sorted(bases.items())]
     composed += [f"(?<=[\u1100-\u1112]){vowel}", f"(?<=[\u1100-\u1112]{vowel}){final}"]
     marks = f"[{''.join(sorted(set(''.join(bases))))}\u1161-\u1175\u11a8-\u11c2\\p{{M}}]"
-    # The rule that parts camel case has taken its capital before a mark could join it.
+    # The camel case rule has already separated a capital letter from a mark after it.
     return f"(?<=[a-z][A-Z])(?={marks})|(?={marks})(?!{'|'.join(composed)})"
 
 
 def _class(characters: set[str]) -> str:
-    # Hexadecimal, for bases that mean something within a character class.
+    # Hexadecimal, because some bases are special in a character class.
     return "[" + "".join(f"\\x{{{ord(character):X}}}" for character in sorted(characters)) + "]"

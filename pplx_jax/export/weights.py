@@ -1,4 +1,4 @@
-"""Writing safetensors one tensor at a time, so that an export needs no second copy of the model."""
+"""Writes safetensors one tensor at a time, so that an export needs no second copy of the model."""
 
 import json
 import pathlib
@@ -6,23 +6,21 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
-
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+from pplx_jax.checkpoints.huggingface.safetensors import INDEX, SINGLE, WRITTEN_DTYPES
 
 
 def write_weights(tensors: Mapping[str, np.ndarray], folder: pathlib.Path, *, dtype: str, shard_bytes: int) -> None:
     """Writes `model.safetensors`, or numbered shards and their index.
 
     Args:
-      tensors: key -> array or view; cast, made contiguous and written one after another.
+      tensors: key -> array or view. Each is cast, made contiguous and written in turn.
       folder: an existing folder.
       dtype: a key of `WRITTEN_DTYPES`.
-      shard_bytes: most bytes of tensors a file; a tensor larger than that has a file of its own.
+      shard_bytes: maximum bytes of tensors per file. A larger tensor has a separate file.
     """
     shards = _shards(tensors, WRITTEN_DTYPES[dtype][0].itemsize, shard_bytes)
     if len(shards) == 1:
-        _write_file(folder / _SINGLE, tensors, shards[0], dtype)
+        _write_file(folder / SINGLE, tensors, shards[0], dtype)
         return
     places = {}
     for number, keys in enumerate(shards, start=1):
@@ -31,7 +29,7 @@ def write_weights(tensors: Mapping[str, np.ndarray], folder: pathlib.Path, *, dt
         places |= dict.fromkeys(keys, name)
     total = sum(tensor.size for tensor in tensors.values()) * WRITTEN_DTYPES[dtype][0].itemsize
     index = {"metadata": {"total_size": total}, "weight_map": places}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _shards(tensors: Mapping[str, np.ndarray], itemsize: int, shard_bytes: int) -> list[list[str]]:
@@ -48,7 +46,7 @@ def _shards(tensors: Mapping[str, np.ndarray], itemsize: int, shard_bytes: int) 
 
 
 def _write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray], keys: list[str], dtype: str) -> None:
-    """One file: the header's length in 8 bytes, the header, the tensors (safetensors' documented format)."""
+    """Writes one file: the length of the header in 8 bytes, the header, the tensors (the safetensors format)."""
     numpy_dtype, name = WRITTEN_DTYPES[dtype]
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -56,7 +54,7 @@ def _write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray], keys: lis
         start, end = end, end + tensors[key].size * numpy_dtype.itemsize
         header[key] = {"dtype": name, "shape": list(tensors[key].shape), "data_offsets": [start, end]}
     encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the tensors begin aligned
+    encoded += b" " * (-len(encoded) % 8)  # aligns the tensors
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for key in keys:

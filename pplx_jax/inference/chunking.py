@@ -1,7 +1,7 @@
-"""Cutting a text in chunks for late chunking: at sentence ends where it can be, and without losing a character.
+"""Splits a text into chunks for late chunking, at sentence ends if possible, without losing a character.
 
-Cuts are looked for in this order, each only where the one before leaves a piece too long: ends of sentences and
-paragraphs, line ends (code, lists), spaces, and between any two characters that a reader tells apart.
+Split points are tried in this order, each only for pieces that are still too long: ends of sentences and paragraphs,
+line ends (code, lists), spaces, and between any two user-perceived characters.
 """
 
 import re
@@ -14,15 +14,15 @@ from pplx_jax.core.errors import BadInput
 
 CountTokens = Callable[[Sequence[str]], Sequence[int] | np.ndarray]
 
-# A full stop after one of these ends no sentence, nor after a single letter (an initial, "e.g.").
+# A full stop after one of these, or after a single letter (an initial, "e.g."), does not end a sentence.
 _ABBREVIATIONS = frozenset(
     "al approx bzw ca cf co corp dr ed eq etc ex fig figs hr inc jr ltd mr mrs ms nr op pp prof ref resp sec "
     "sr st tab usw vol vs".split()
 )
 _CLOSING = "\"'”’»›）)\\]」』】》〉"
-_AFTER = r"(?:[^\S\r\n]*(?:\r?\n)+|[^\S\r\n]+)"  # indentation belongs to the line it opens
-# Marks that white space follows (Latin, Cyrillic, Greek, Arabic, Urdu, Indic, Armenian, Ethiopic, Burmese, Khmer),
-# marks of scripts without it (Chinese, Japanese, Tibetan), and blank lines.
+_AFTER = r"(?:[^\S\r\n]*(?:\r?\n)+|[^\S\r\n]+)"  # indentation belongs to the next line
+# Marks followed by white space (Latin, Cyrillic, Greek, Arabic, Urdu, Indic, Armenian, Ethiopic, Burmese, Khmer),
+# marks of scripts without white space (Chinese, Japanese, Tibetan), and blank lines.
 _SENTENCE_END = re.compile(
     rf"[.!?…؟۔।॥։።፧፨။។៕]+[{_CLOSING}]*{_AFTER}|[。！？｡．⁇⁈⁉།༎]+[{_CLOSING}]*{_AFTER}?|\r?\n(?:[^\S\n]*\r?\n)+"
 )
@@ -34,15 +34,15 @@ _LONGEST_ABBREVIATION = 16
 
 
 def chunk(text: str, tokens: int = 256, *, count_tokens: CountTokens) -> list[str]:
-    """Cuts `text` in chunks of at most `tokens` tokens, each as full as the sentences allow.
+    """Splits a text into chunks of at most `tokens` tokens. Each chunk takes as many sentences as fit.
 
     Args:
-        text: anything; its chunks joined are the text again, white space included.
-        tokens: most tokens of a chunk. Only a single character that has more of its own exceeds it.
-        count_tokens: tokens of each of a list of texts, such as `Embedder.count_tokens`.
+        text: any text. Its chunks concatenated are the text, including white space.
+        tokens: maximum tokens of a chunk. Only a single character with more tokens exceeds it.
+        count_tokens: returns the number of tokens of each text in a list, such as `Embedder.count_tokens`.
 
     Returns:
-        The chunks in order; none of the empty text.
+        The chunks in order; none for an empty text.
 
     Raises:
         BadInput: `tokens` is less than 1.
@@ -60,26 +60,26 @@ def chunk(text: str, tokens: int = 256, *, count_tokens: CountTokens) -> list[st
 
 
 def _stop(pieces: list[str], sizes: list[int], first: int, tokens: int, count_tokens: CountTokens) -> int:
-    """Where a chunk from piece `first` on ends. Joined pieces may have more tokens than their sum, or fewer."""
-    whole, stop, room = first + 1, first + 1, tokens - sizes[first]
+    """Returns the end of the chunk that starts at piece `first`. Tokens of joined pieces can differ from their sum."""
+    fits, stop, free = first + 1, first + 1, tokens - sizes[first]
     while True:
-        while stop < len(pieces) and sizes[stop] <= room:
-            room -= sizes[stop]
+        while stop < len(pieces) and sizes[stop] <= free:
+            free -= sizes[stop]
             stop += 1
-        if stop == whole:
-            return whole
+        if stop == fits:
+            return fits
         size = int(count_tokens(["".join(pieces[first:stop])])[0])
         if size <= tokens:
-            whole, room = stop, tokens - size
+            fits, free = stop, tokens - size
         else:
-            while stop > whole + 1 and size > tokens:
+            while stop > fits + 1 and size > tokens:
                 stop -= 1
                 size = int(count_tokens(["".join(pieces[first:stop])])[0])
-            return stop if size <= tokens else whole
+            return stop if size <= tokens else fits
 
 
 def _pieces(text: str, tokens: int, count_tokens: CountTokens) -> tuple[list[str], list[int]]:
-    """The smallest units that need not be cut, and their tokens."""
+    """Returns the largest pieces within the limit, and their numbers of tokens."""
     pieces, sizes = [text] if text else [], [tokens + 1] if text else []
     for cut in (_sentences, _lines, _words):
         pieces, sizes = _cut_long(pieces, sizes, tokens, cut, count_tokens)
@@ -114,7 +114,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _ends_sentence(text: str, mark: re.Match[str]) -> bool:
-    """Tells a full stop that ends a sentence from one that shortens a word or numbers an item."""
+    """Returns whether a mark ends a sentence, and not an abbreviation or an item number."""
     if mark.group().rstrip() != "." or "\n\n" in mark.group():
         return True
     if text[mark.end() : mark.end() + 1].islower():
@@ -136,7 +136,7 @@ def _words(text: str) -> list[str]:
 
 
 def _halves(text: str) -> list[str]:
-    """Two parts about as long as each other, cut between characters as a reader sees them; else one."""
+    """Returns two parts of similar length, split between user-perceived characters; one part if that is impossible."""
     middle = len(text) // 2
     for distance in range(middle + 1):
         for place in (middle + distance, middle - distance):

@@ -1,4 +1,4 @@
-"""`Embedder`: texts in, embeddings out, in any mix of lengths; the face of a trained model."""
+"""`Embedder`: embeds texts of any mix of lengths. It is the public API of a trained model."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -6,35 +6,37 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from absl import logging
 
-from pplx_jax.checkpoints.model_folder import ModelFolder, load_model
+from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.checkpoints.model_folder import load_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
+from pplx_jax.inference.chunking import chunk
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.inference.packed_encoder import PackedEncoder, Tokens
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
 
 
 class Embedder:
-    """Embeds texts, and documents of chunks by late chunking, through the same path as training.
+    """Embeds texts, and documents of chunks by late chunking, with the same code path as training.
 
-    Texts are packed in rows, shortest rows first, so a list of any mix of lengths costs about its tokens; order is
-    kept outside, and number out equals number in.
+    Texts are packed into sequences, so the cost of a list depends on its number of tokens, not on its longest text.
+    Results are in the order of the input.
 
-    Every method that encodes takes:
-      quantization: "int8" (int8), "binary" (int8 of -1 and +1), "ubinary" (packed bits), "tanh" or "none"
-        (float32). Embeddings are not normalised: compare them by cosine, "ubinary" by Hamming distance.
-      dims: a prefix of the dimensions, for models trained with MRL; all where None.
-      bit_order: of "ubinary": "big" or "little", which bit of a byte the first dimension is.
-      overflow: what happens to a text or document over the model's length (`config.max_length` tokens). "error"
-        raises and names it; "split" encodes overlapping windows of it and pools every token once, none lost;
-        "truncate" cuts its longest chunks.
-      overlap: tokens that the windows of "split" share at least; an eighth of the model's length where None.
-      progress: whether to report on standard error how far it is.
+    All encoding methods take:
+      quantization: "int8" (int8), "binary" (int8 -1 and +1), "ubinary" (packed bits), "tanh" or "none" (float32).
+        Embeddings are not normalized: compare them by cosine, "ubinary" by Hamming distance.
+      dims: number of leading dimensions, for models trained with MRL; None for all.
+      bit_order: of "ubinary": whether the first dimension is the most ("big") or least ("little") significant bit.
+      overflow: what happens to a text or document over the model's limit (`config.max_length` tokens). "error" raises
+        and names it. "split" encodes overlapping windows and pools every token once. "truncate" cuts the longest
+        chunks.
+      overlap: minimum tokens shared by the windows of "split"; None for an eighth of the model's limit.
+      progress: whether to report progress on standard error.
 
     Args:
       folder: a loaded model.
-      batch_tokens: tokens of one forward pass.
-      slots: most texts (or chunks) of a row.
+      batch_tokens: tokens per forward pass.
+      slots: maximum number of texts or chunks in a sequence.
 
     Example:
       >>> model = Embedder.load("quickstart_run/merged")
@@ -42,7 +44,7 @@ class Embedder:
       dtype('int8')
     """
 
-    def __init__(self, folder: ModelFolder, *, batch_tokens: int = 8192, slots: int = 64):
+    def __init__(self, folder: LoadedModel, *, batch_tokens: int = 8192, slots: int = 64):
         self.config = folder.config
         self.vocabulary = folder.vocabulary
         self.kind = folder.kind
@@ -58,8 +60,8 @@ class Embedder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **arguments) -> "Embedder":
-        """Loads a model folder (a stage's, a merge's, an import's), one of its Orbax checkpoints, or a Hugging Face
-        folder that could be imported.
+        """Loads a model folder (of a stage, merge or import), one of its Orbax checkpoints, or a Hugging Face folder
+        that `import-hf` accepts.
 
         Raises:
           BadInput: the folder or a file in it is missing or damaged.
@@ -68,7 +70,7 @@ class Embedder:
 
     @property
     def dims(self) -> int:
-        """Dimensions of an embedding."""
+        """Number of dimensions of an embedding."""
         return self.config.width
 
     def encode(
@@ -82,29 +84,29 @@ class Embedder:
         overlap: int | None = None,
         progress: bool = False,
     ) -> np.ndarray:
-        """One embedding a text, each encoded alone.
+        """Returns one embedding per text. Each text is encoded alone.
 
-        The empty text gives a zero vector ("binary" and "ubinary", which have no zero: all +1) and a warning;
-        `is_empty` tells which texts are.
+        An empty text gives a zero vector (all +1 for "binary" and "ubinary", which have no zero) and a warning.
+        `is_empty` finds such texts.
 
         Returns:
           [n, dims], or [n, dims / 8] for "ubinary".
 
         Raises:
-          BadInput: a text over the model's length, or no str of whole characters, named by its place; a str in place
-            of a list; bad dims; weights that give a vector that is not finite.
+          BadInput: a text is over the model's limit or not a valid str (the message has its index), `texts` is a str,
+            `dims` is invalid, or the weights give a non-finite vector.
         """
         texts = _as_list(texts, "texts")
         check_form(quantization, dims, self.dims, bit_order)
         ids = self.vocabulary.encode_batch(texts)
-        empty = [f"text {place}" for place, chunk in enumerate(ids) if not len(chunk)]
+        empty = [f"text {index}" for index, chunk in enumerate(ids) if not len(chunk)]
         pooled = self._pool(ids, np.ones(len(ids), np.int64), "text", empty, overflow, overlap, progress)
         return quantize(pooled[:, :dims], quantization, bit_order)
 
     def encode_queries(self, queries: Iterable[str], **options) -> np.ndarray:
-        """Embeddings of queries, for texts and for chunks alike: `encode`, under the name that searchers look for.
+        """Returns embeddings of queries: the same as `encode`.
 
-        No prefix, no other model: a context model's query is a document of one chunk, which this is.
+        Queries need no prefix and no other model. For a context model, a query is a document of one chunk.
         """
         return self.encode(queries, **options)
 
@@ -119,61 +121,61 @@ class Embedder:
         overlap: int | None = None,
         progress: bool = False,
     ) -> list[np.ndarray]:
-        """One embedding a chunk, each chunk seeing its whole document (late chunking).
+        """Returns one embedding per chunk, computed in the context of the whole document (late chunking).
 
         Args:
-          documents: each a list of chunks in order; they are joined by the separator token, and only there: a
-            chunk that holds the separator's name stays one chunk. `chunk` makes chunks of a text.
+          documents: each a list of chunks in order. They are joined by the separator token. A chunk that contains the
+            name of the separator stays one chunk. `chunk` splits a text into chunks.
 
         Returns:
-          For each document [n_chunks, dims]; an empty chunk is a zero vector, as in `encode`.
+          [n_chunks, dims] for each document; an empty chunk gives a zero vector, as in `encode`.
 
         Raises:
-          BadInput: a document over the model's length, named by its place.
+          BadInput: a document is over the model's limit; the message has its index.
         """
         documents = [_as_list(document, f"document {i}") for i, document in enumerate(documents)]
         check_form(quantization, dims, self.dims, bit_order)
         counts = np.array([len(document) for document in documents], np.int64)
         ids = self.vocabulary.encode_batch([chunk for document in documents for chunk in document])
-        names = ((document, place) for document, count in enumerate(counts) for place in range(count))
+        names = ((document, index) for document, count in enumerate(counts) for index in range(count))
         empty = [f"document {d}, chunk {c}" for (d, c), chunk in zip(names, ids, strict=True) if not len(chunk)]
         pooled = self._pool(ids, counts, "document", empty, overflow, overlap, progress)
         flat = quantize(pooled[:, :dims], quantization, bit_order)
         return np.split(flat, np.cumsum(counts)[:-1]) if documents else []
 
     def encode_tokens(self, ids: Sequence[Tokens], counts: np.ndarray | None = None) -> np.ndarray:
-        """Pooled vectors v [n, D] float32 of texts that are token ids already.
+        """Returns pooled vectors [n, D] float32 of texts given as token ids.
 
         Args:
-          ids: token ids of each text, or of each chunk, document after document.
-          counts: int64, chunks of each document; None where every text stands alone.
+          ids: token ids of each text, or of each chunk of all documents.
+          counts: int64, number of chunks of each document; None if every text is encoded alone.
 
         Raises:
-          BadInput: a text over the model's length.
+          BadInput: a text is over the model's limit.
         """
         return self._encoder.pool(ids, np.ones(len(ids), np.int64) if counts is None else counts)
 
     def count_tokens(self, texts: Iterable[str]) -> np.ndarray:
-        """Tokens of each text [n].
+        """Returns the number of tokens of each text [n].
 
         Raises:
-          BadInput: a text is no str of whole characters; a str in place of a list.
+          BadInput: a text is not a valid str, or `texts` is a str.
         """
         return np.array([len(ids) for ids in self.vocabulary.encode_batch(_as_list(texts, "texts"))], np.int64)
 
     def is_empty(self, texts: Iterable[str]) -> np.ndarray:
-        """Which texts have no tokens, bool [n]: their embedding says nothing and is a zero vector."""
+        """Returns bool [n], whether a text has no tokens. The embedding of such a text is a zero vector."""
         return self.count_tokens(texts) == 0
 
     def chunk(self, text: str, tokens: int = 256) -> list[str]:
-        """Cuts a text in chunks of at most `tokens` tokens, at sentence ends: see `pplx_jax.inference.chunking`."""
-        from pplx_jax.inference.chunking import chunk  # `models` otherwise stands under `retrieval`
-
+        """Splits a text into chunks of at most `tokens` tokens, at sentence ends; see `inference.chunking`."""
         return chunk(text, tokens, count_tokens=self.count_tokens)
 
     def _pool(self, ids, counts, noun: str, empty: list[str], overflow, overlap, progress: bool) -> np.ndarray:
         if empty:
-            logging.warning("%d of %d texts have no tokens: zero vectors, from %s on", len(empty), len(ids), empty[0])
+            logging.warning(
+                "%d of %d texts have no tokens and give zero vectors; the first is %s", len(empty), len(ids), empty[0]
+            )
         with Progress("encode", len(counts), noun, enabled=progress) as report:
             texts_done, tokens_done = 0, 0
 
@@ -189,13 +191,13 @@ class Embedder:
 
 def _as_list(texts: Iterable[str], what: str) -> list[str]:
     if isinstance(texts, str):
-        raise BadInput(f"{what} is a single str; pass a list of str")
+        raise BadInput(f"{what} is a single str; give a list of str")
     listed = list(texts)
-    for place, text in enumerate(listed):
+    for index, text in enumerate(listed):
         if not isinstance(text, str):
-            raise BadInput(f"{what}: entry {place} is a {type(text).__name__}, not a str")
+            raise BadInput(f"{what}: entry {index} is a {type(text).__name__}, not a str")
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise BadInput(f"{what}: entry {place} holds half of a surrogate pair, which is no character") from None
+            raise BadInput(f"{what}: entry {index} contains half of a surrogate pair") from None
     return listed

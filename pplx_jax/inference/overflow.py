@@ -1,4 +1,4 @@
-"""Where a document over the model's limit is cut in overlapping windows, so that no token is lost (numpy only)."""
+"""Texts over the model's limit: the error that names them, and the split into overlapping windows."""
 
 import contextlib
 import dataclasses
@@ -16,29 +16,29 @@ class TooLong(BadInput):
     """A text or document over the model's limit.
 
     Args:
-      place: which of those that were given, from 0.
-      tokens: it has.
+      place: its index in the input, from 0.
+      tokens: its number of tokens.
       limit: of the model.
-      noun: what it is.
-      mend: what to do about it.
+      noun: "text" or "document".
+      fix: what the user can do.
     """
 
-    def __init__(self, place: int, tokens: int, limit: int, *, noun: str = "text", mend: str):
-        super().__init__(f"{noun} {place} has {tokens} tokens, the model takes {limit}; {mend}")
-        self.place, self.tokens, self.limit, self.noun, self.mend = place, tokens, limit, noun, mend
+    def __init__(self, place: int, tokens: int, limit: int, *, noun: str = "text", fix: str):
+        super().__init__(f"{noun} {place} has {tokens} tokens, the model takes {limit}; {fix}")
+        self.place, self.tokens, self.limit, self.noun, self.fix = place, tokens, limit, noun, fix
 
     def at(self, place: int) -> "TooLong":
-        """The same of another list of texts, where it stands at `place`."""
-        return TooLong(place, self.tokens, self.limit, noun=self.noun, mend=self.mend)
+        """Returns the same error with another index."""
+        return TooLong(place, self.tokens, self.limit, noun=self.noun, fix=self.fix)
 
 
 @contextlib.contextmanager
-def too_long_by_name(names: Sequence[str], mend: str) -> Iterator[None]:
-    """Names the text that is too long by what the user calls it.
+def too_long_by_name(names: Sequence[str], fix: str) -> Iterator[None]:
+    """Replaces a `TooLong` error of the block by one with the name of the text.
 
     Args:
       names: of the texts that are encoded in the block, in order.
-      mend: what the user can do about it.
+      fix: what the user can do.
 
     Raises:
       BadInput: a text is over the model's limit.
@@ -47,12 +47,12 @@ def too_long_by_name(names: Sequence[str], mend: str) -> Iterator[None]:
         yield
     except TooLong as error:
         name, size = names[error.place], f"{error.tokens} tokens, the model takes {error.limit}"
-        raise BadInput(f"{name!r} has {size}; {mend}") from None
+        raise BadInput(f"{name!r} has {size}; {fix}") from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Columns `start` to `stop` of a document are encoded together; those from `own` to `own_stop` are pooled."""
+    """Tokens `start` to `stop` of a document are encoded together. Those from `own` to `own_stop` are pooled."""
 
     start: int
     stop: int
@@ -61,25 +61,25 @@ class Window:
 
 
 def windows(size: int, limit: int, overlap: int, boundaries: np.ndarray) -> list[Window]:
-    """Cuts a document into the fewest windows of `limit` tokens that share `overlap` tokens or more.
+    """Splits a document into the fewest windows of `limit` tokens that share at least `overlap` tokens.
 
-    Every column is pooled in exactly one window. Two windows hand over in the middle of what they share, where a
-    token has as much context on either side as it can have, or at the chunk boundary in there that is nearest to
-    the middle: a chunk no longer than half of the overlap is so pooled from one window.
+    Every token is pooled in exactly one window. The boundary between two windows is the middle of their overlap, where
+    tokens have the most context on both sides, or the chunk boundary in the overlap that is closest to the middle. So a
+    chunk of up to half of the overlap is pooled from one window.
 
     Args:
-      size: tokens of the document, separators included; more than `limit`.
-      limit: tokens the model takes.
-      overlap: least tokens that neighbouring windows share, under `limit`.
-      boundaries: ascending first columns of the chunks.
+      size: tokens of the document, including separators; more than `limit`.
+      limit: maximum tokens of the model.
+      overlap: minimum tokens shared by adjacent windows, less than `limit`.
+      boundaries: first token of each chunk, ascending.
 
     Raises:
-      BadInput: an overlap that leaves no room.
+      BadInput: the overlap is negative or not less than `limit`.
     """
     if not 0 <= overlap < limit:
         raise BadInput(f"overlap={overlap} with a model of {limit} tokens; give 0 to {limit - 1}")
     count = -(-(size - overlap) // (limit - overlap))
-    starts = [round(place * (size - limit) / (count - 1)) for place in range(count)]
+    starts = [round(window * (size - limit) / (count - 1)) for window in range(count)]
     cuts = [0]
     for start, next_start in zip(starts, starts[1:], strict=False):
         lowest, highest = max(next_start, cuts[-1]), start + limit

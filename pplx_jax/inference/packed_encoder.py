@@ -1,4 +1,4 @@
-"""Token ids of any mix of lengths to pooled vectors: packs, batches and runs the encoder, keeps the order."""
+"""Encodes token ids of any mix of lengths as pooled vectors: packs them into sequences, batches, runs the encoder."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches.packing import Packing, lay_out, shorten
 from pplx_jax.inference.overflow import Overflow, TooLong, windows
-from pplx_jax.inference.row_plan import plan_rows, power_of_two
+from pplx_jax.inference.sequence_plan import plan_sequences, power_of_two
 from pplx_jax.models.embedding import embed
 from pplx_jax.models.parameters import bind
 from pplx_jax.models.transformer import Qwen3, Qwen3Config
@@ -26,9 +26,9 @@ def _embed(model: Qwen3, batch: dict[str, jax.Array], slots: int) -> tuple[jax.A
 
 
 def in_compute_precision(params: Any, dtype: str) -> Any:
-    """The matrices in the precision that products use them in: half the memory in bfloat16, the same result.
+    """Casts the matrices to the dtype of matrix products, which halves memory in bfloat16 without changing results.
 
-    Norm scales stay float32, as they are multiplied in it.
+    Norm scales stay float32, because they are multiplied in float32.
     """
 
     def cast(path, leaf):
@@ -38,14 +38,14 @@ def in_compute_precision(params: Any, dtype: str) -> Any:
 
 
 class PackedEncoder:
-    """Pools chunks of token ids.
+    """Encodes and pools chunks of token ids.
 
     Args:
       config: the encoder.
-      params: its parameters, nested dict of arrays, of this machine's memory or of one device's.
+      params: its parameters, nested dict of arrays on the host or on one device.
       pad_id, separator_id: token ids.
-      batch_tokens: tokens of one forward pass (a row of more tokens passes alone).
-      slots: most chunks of a row; a document of more raises it for its rows.
+      batch_tokens: tokens per forward pass. A longer sequence is passed alone.
+      slots: maximum chunks in a sequence. Documents with more chunks get sequences with more slots.
     """
 
     def __init__(
@@ -69,22 +69,22 @@ class PackedEncoder:
         noun: str = "text",
         done: Callable[[int, int], None] = lambda texts, tokens: None,
     ) -> np.ndarray:
-        """Pooled vectors of chunks, each encoded in its document.
+        """Returns the pooled vectors of chunks, each encoded in its document.
 
         Args:
-          ids: token ids of each chunk, document after document.
-          counts: chunks of each document, int64.
+          ids: token ids of each chunk of all documents.
+          counts: int64, number of chunks of each document.
           overflow: what happens to a document over the model's limit, see `Embedder`.
-          overlap: of "split", in tokens; an eighth of the limit where None.
-          noun: what the error calls a document.
-          done: called with the documents and tokens of each forward pass.
+          overlap: of "split", in tokens; None for an eighth of the limit.
+          noun: the word for a document in error messages.
+          done: called with the numbers of documents and tokens of each forward pass.
 
         Returns:
-          [C, D] float32; a chunk without tokens is a zero vector.
+          [C, D] float32; a chunk without tokens gives a zero vector.
 
         Raises:
-          BadInput: a document over the limit under "error", named by its place; bad `overflow` or `overlap`; a
-            vector that is not finite, so that quantized it would look like one that is.
+          BadInput: a document is over the limit with overflow="error" (the message has its index), `overflow` or
+            `overlap` is invalid, or a vector is non-finite, which quantization would hide.
         """
         if overflow not in get_args(Overflow):
             raise BadInput(f"overflow={overflow!r} is not one of {', '.join(get_args(Overflow))}")
@@ -96,12 +96,12 @@ class PackedEncoder:
         too_long = sizes > limit
         if overflow == "error" and too_long.any():
             first = int(np.flatnonzero(too_long)[0])
-            mend = 'shorten it, or pass overflow="split" or "truncate"'
-            raise TooLong(first, int(sizes[first]), limit, noun=noun, mend=mend)
+            fix = 'shorten it, or pass overflow="split" or "truncate"'
+            raise TooLong(first, int(sizes[first]), limit, noun=noun, fix=fix)
         if overflow == "truncate":
-            short_of_room = np.flatnonzero(too_long & (counts - 1 >= limit))
-            if len(short_of_room):
-                first = int(short_of_room[0])
+            too_many_chunks = np.flatnonzero(too_long & (counts - 1 >= limit))
+            if len(too_many_chunks):
+                first = int(too_many_chunks[0])
                 raise BadInput(f"{noun} {first} has {counts[first]} chunks, the model takes {limit} tokens; split it")
             for text in np.flatnonzero(too_long):
                 chunks = slice(first_chunk[text], first_chunk[text] + counts[text])
@@ -110,27 +110,27 @@ class PackedEncoder:
         packed = ~too_long if overflow == "split" else np.ones(len(counts), bool)
         pooled = np.zeros((len(ids), self._config.width), np.float32)
         chosen = np.flatnonzero(packed & (counts > 0))
-        for rows in plan_rows(chosen, sizes, counts, limit=limit, slots=self._slots):
-            chunks = np.concatenate([np.arange(first_chunk[t], first_chunk[t] + counts[t]) for t in rows.texts])
-            placed = lay_out(lengths[chunks], counts[rows.texts], rows.row, np.arange(len(rows.texts)))
-            self._pool_rows(ids, chunks, placed, rows.length, rows.slots, pooled, done)
+        for plan in plan_sequences(chosen, sizes, counts, limit=limit, slots=self._slots):
+            chunks = np.concatenate([np.arange(first_chunk[t], first_chunk[t] + counts[t]) for t in plan.texts])
+            placed = lay_out(lengths[chunks], counts[plan.texts], plan.sequence, np.arange(len(plan.texts)))
+            self._pool_sequences(ids, chunks, placed, plan.length, plan.slots, pooled, done)
         for text in np.flatnonzero(~packed):
             chunks = slice(first_chunk[text], first_chunk[text] + counts[text])
             pooled[chunks] = self._pool_windows(ids[chunks], limit // 8 if overlap is None else overlap)
             done(1, int(sizes[text]))
-        damaged = np.flatnonzero(~np.isfinite(pooled).all(axis=1))
-        if len(damaged):
-            text = int(np.searchsorted(np.cumsum(counts), damaged[0], side="right"))
+        non_finite = np.flatnonzero(~np.isfinite(pooled).all(axis=1))
+        if len(non_finite):
+            text = int(np.searchsorted(np.cumsum(counts), non_finite[0], side="right"))
             why = f"the model's weights are damaged, or too large for {self._config.dtype}"
-            raise BadInput(f"{noun} {text} has a vector that is not finite: {why}; take another checkpoint")
+            raise BadInput(f"{noun} {text} has a non-finite vector: {why}; use another checkpoint")
         return pooled
 
-    def _pool_rows(
-        self, ids, chunks: np.ndarray, placed: Packing, row_length: int, slots: int, pooled: np.ndarray, done
+    def _pool_sequences(
+        self, ids, chunks: np.ndarray, placed: Packing, length: int, slots: int, pooled: np.ndarray, done
     ) -> None:
-        for first_row, rows in self._forward_passes(int(placed.row.max()) + 1, row_length):
+        for first_row, rows in self._forward_passes(int(placed.row.max()) + 1, length):
             inside = np.flatnonzero((placed.row >= first_row) & (placed.row < first_row + rows))
-            batch = self._empty_batch(rows, row_length)
+            batch = self._empty_batch(rows, length)
             for place in inside:
                 row, column, kept = placed.row[place] - first_row, placed.column[place], placed.kept[place]
                 cells = slice(column, column + kept)
@@ -138,7 +138,7 @@ class PackedEncoder:
                 batch["segment_ids"][row, cells] = placed.segment[place]
                 batch["positions"][row, cells] = np.arange(placed.position[place], placed.position[place] + kept)
                 batch["chunk_ids"][row, cells] = placed.slot[place] + 1
-                if placed.position[place] > 0:  # a chunk after another: the separator stands between them
+                if placed.position[place] > 0:  # not the first chunk: a separator comes before it
                     batch["tokens"][row, column - 1] = self._separator_id
                     batch["segment_ids"][row, column - 1] = placed.segment[place]
                     batch["positions"][row, column - 1] = placed.position[place] - 1
@@ -147,7 +147,7 @@ class PackedEncoder:
             done(int(batch["segment_ids"].max(axis=1).sum()), int((batch["segment_ids"] > 0).sum()))
 
     def _pool_windows(self, ids: Sequence[Tokens], overlap: int) -> np.ndarray:
-        """One document over the limit: windows a row each, every token pooled once, chunks put together again."""
+        """Pools a document over the limit: one window per sequence, and chunk means over the windows."""
         lengths = np.array([len(chunk) for chunk in ids])
         first = np.cumsum(lengths) - lengths + np.arange(len(ids))
         size = int(first[-1] + lengths[-1])
@@ -175,17 +175,17 @@ class PackedEncoder:
                 weights[chunks] += counts[row, : len(chunks)]
         return (totals / np.maximum(weights, 1)[:, None]).astype(np.float32)
 
-    def _forward_passes(self, rows: int, row_length: int) -> Iterator[tuple[int, int]]:
-        """(first row, rows) of every pass; the last takes just as many as a power of two leaves it."""
-        most = max(self._batch_tokens // row_length, 1)
+    def _forward_passes(self, rows: int, length: int) -> Iterator[tuple[int, int]]:
+        """Yields (first row, number of rows) of every pass. The last is padded to a power of two."""
+        most = max(self._batch_tokens // length, 1)
         for first_row in range(0, rows, most):
             yield first_row, min(most, power_of_two(rows - first_row))
 
-    def _empty_batch(self, rows: int, row_length: int) -> dict[str, np.ndarray]:
-        batch = {name: np.zeros((rows, row_length), np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
-        return batch | {"tokens": np.full((rows, row_length), self._pad_id, np.int32)}
+    def _empty_batch(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        batch = {name: np.zeros((rows, length), np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
+        return batch | {"tokens": np.full((rows, length), self._pad_id, np.int32)}
 
     def _run(self, batch: dict[str, np.ndarray], slots: int) -> tuple[np.ndarray, np.ndarray]:
-        with jax.set_mesh(self._mesh):  # so that the kernels know what they run on
+        with jax.set_mesh(self._mesh):  # the kernels look up their platform in the mesh
             vectors, counts = _embed(self._model, jax.tree.map(jnp.asarray, batch), slots)
         return np.asarray(vectors), np.asarray(counts)

@@ -1,4 +1,4 @@
-"""Embedding models of others, as sentence-transformers opens them, to be scored beside ours (BGE, E5, GTE, ...)."""
+"""Other embedding models in sentence-transformers folders (BGE, E5, GTE, ...), to compare ours with them."""
 
 import dataclasses
 import hashlib
@@ -9,50 +9,49 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pplx_jax.checkpoints.huggingface.config import CONFIG
+from pplx_jax.checkpoints.huggingface.config import CONFIG, PPLX_MODEL_TYPE
 from pplx_jax.core.errors import BadInput
 from pplx_jax.inference.encoder import check_quantization
 from pplx_jax.inference.overflow import Overflow, TooLong
 from pplx_jax.kernels.quantization import Quantization, quantize
 
 MODULES = "modules.json"
-_OURS = "bidirectional_pplx_qwen3"
 _NOT_WEIGHTS = {"onnx", "openvino", "coreml"}
 
 
 def is_foreign(folder: str | os.PathLike[str]) -> bool:
-    """Whether this is a sentence-transformers folder of a model that is no pplx-embed."""
+    """Returns whether this is a sentence-transformers folder of a model other than pplx-embed."""
     folder = pathlib.Path(folder)
     if not (folder / MODULES).is_file():
         return False
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return True  # sentence-transformers will say what it is
-    return config.get("model_type") != _OURS
+        return True  # sentence-transformers will report the error
+    return config.get("model_type") != PPLX_MODEL_TYPE
 
 
 @dataclasses.dataclass(frozen=True)
 class ForeignLimits:
-    """What is known of such a model: tokens of the longest input, those of its prompt included, and its precision."""
+    """The limits of such a model: maximum tokens of an input, including its prompt, and the dtype of its weights."""
 
     max_length: int
     dtype: str
 
 
 class SentenceTransformerEncoder:
-    """A `inference.encoder.Encoder` over a sentence-transformers folder; no code of the folder is run.
+    """An `inference.encoder.Encoder` for a sentence-transformers folder. No code of the folder is run.
 
-    Its vectors were not trained to be rounded by tanh, so "int8" and "tanh" are refused; "none" is what its
-    publishers compare by cosine, and "binary" keeps the signs.
+    Its vectors were not trained with tanh, so "int8" and "tanh" are refused. "none" is what its authors compare by
+    cosine, and "binary" keeps the signs.
 
     Args:
         folder: the folder.
-        query_prompt, document_prompt: what stands before every query and document; what the folder names "query",
-            and "document" or "passage", where empty.
+        query_prompt, document_prompt: texts before every query and document. If empty, the folder's prompts "query",
+            and "document" or "passage", are used.
 
     Raises:
-        BadInput: the library is missing, or it cannot open the folder.
+        BadInput: sentence-transformers is not installed, or cannot open the folder.
     """
 
     quantizations: tuple[Quantization, ...] = ("none", "binary", "ubinary")
@@ -67,7 +66,7 @@ class SentenceTransformerEncoder:
             model = SentenceTransformer(os.fspath(folder), local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = str(error).splitlines()[0]
-            raise BadInput(f"sentence-transformers cannot open {folder}: {reason}; is the folder whole?") from None
+            raise BadInput(f"sentence-transformers cannot open {folder}: {reason}; download it again") from None
         self._model = model
         found = model.prompts or {}
         self._prompts = {
@@ -80,22 +79,22 @@ class SentenceTransformerEncoder:
         self.fingerprint = _fingerprint(pathlib.Path(folder), self._prompts)
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
-        """Tokens of each text [n], without prompt and special tokens."""
+        """Returns the number of tokens of each text [n], without prompt and special tokens."""
         texts = list(texts)
         encoded = self._model.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         return np.array([len(ids) for ids in encoded], np.int64)
 
     def encode(self, texts: Sequence[str], **options) -> np.ndarray:
-        """Vectors of documents [n, dims]; see `Encoder`."""
+        """Returns vectors of documents [n, dims]; see `Encoder`."""
         return self._encode(list(texts), "document", **options)
 
     def encode_queries(self, texts: Sequence[str], **options) -> np.ndarray:
-        """Vectors of queries [n, dims]: with the query's prompt."""
+        """Returns vectors of queries [n, dims], with the query prompt."""
         return self._encode(list(texts), "query", **options)
 
     def encode_documents(self, documents: Sequence[Sequence[str]], **options) -> list[np.ndarray]:
-        """Refused: such a model embeds a chunk alone."""
-        raise BadInput("this model embeds no chunks in their document (late chunking); score it without --context")
+        """Raises BadInput: such a model cannot embed chunks in their document."""
+        raise BadInput("this model cannot embed chunks in their document (late chunking); leave --context out")
 
     def _encode(
         self,
@@ -109,7 +108,7 @@ class SentenceTransformerEncoder:
     ) -> np.ndarray:
         check_quantization(self, quantization)
         if overflow == "split":
-            raise BadInput("overflow='split' is of pplx-embed models; give 'truncate' to cut texts past the limit")
+            raise BadInput("overflow='split' needs a pplx-embed model; give 'truncate' to cut texts over the limit")
         prompt = self._prompts[kind]
         if overflow == "error":
             self._check_lengths(texts, prompt)
@@ -122,12 +121,12 @@ class SentenceTransformerEncoder:
         counts += self._model.tokenizer.num_special_tokens_to_add(pair=False)
         if len(counts) and counts.max() > self.config.max_length:
             place = int(counts.argmax())
-            mend = "cut it, or truncate texts past the limit (--truncate)"
-            raise TooLong(place, int(counts[place]), self.config.max_length, mend=mend)
+            fix = "shorten it, or truncate texts over the limit (--truncate)"
+            raise TooLong(place, int(counts[place]), self.config.max_length, fix=fix)
 
 
 def _fingerprint(folder: pathlib.Path, prompts: dict[str, str]) -> str:
-    """16 hex digits of the files sentence-transformers reads and the prompts."""
+    """Returns 16 hex digits of the prompts and the files that sentence-transformers reads."""
     digest = hashlib.sha256(json.dumps(prompts, sort_keys=True).encode())
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts

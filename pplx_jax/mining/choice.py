@@ -1,4 +1,4 @@
-"""Which of the documents that rank high for a query become its hard negatives."""
+"""Chooses a query's hard negatives among the documents that rank high for it."""
 
 import dataclasses
 from collections.abc import Collection
@@ -8,25 +8,24 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput, require
 
-REASONS = ("positives", "above_ceiling", "lexical")  # why a document of the window is no negative
+REASONS = ("positives", "above_ceiling")  # why a document in the window is not a negative
 
 
 @dataclasses.dataclass(frozen=True)
 class Mining:
-    """Which documents become the hard negatives of a query. The paper publishes none of this; see the README.
+    """The rule for hard negatives. The paper does not publish these values.
 
     Attributes:
-      negatives: K, of each query.
-      first_rank: documents ranked before it (from 1) are left alone: many answer the query as well.
-      last_rank: the end of the window, this rank included. Copies of a document have one rank.
-      ceiling: a negative's cosine is at most this share of the positive's.
-      margin: and at most the positive's less this.
-      lexical_ceiling: a negative's BM25 score is at most this share of the positive's; 0 asks no BM25.
-      search: "exact", or "approximate" by faiss.
-      probes: cells that the approximate search looks in.
-      examples: pairs that are mined, a seeded sample; 0 for all.
-      part_size: queries, and documents, of one piece of work that is kept when the work is cut off.
-      samples: queries that the report shows.
+      negatives: K, number of negatives per query.
+      first_rank: first rank of the window, from 1. Documents before it are not used, because many answer the query too.
+      last_rank: last rank of the window. Copies of a document share one rank.
+      ceiling: a negative's cosine is at most this fraction of the positive's.
+      margin: a negative's cosine is at most the positive's minus this; 0 for no margin.
+      search: "exact", or "approximate" with faiss.
+      probes: number of cells that the approximate search reads.
+      examples: number of pairs to mine, a seeded sample; 0 for all.
+      part_size: number of queries or documents in one part of the work. Finished parts survive an interruption.
+      samples: number of queries in the report.
       seed: of the sample and of the choice within the window.
     """
 
@@ -35,7 +34,6 @@ class Mining:
     last_rank: int = 100
     ceiling: float = 0.95
     margin: float = 0.0
-    lexical_ceiling: float = 0.0
     search: Literal["exact", "approximate"] = "exact"
     probes: int = 32
     examples: int = 0
@@ -45,11 +43,13 @@ class Mining:
 
     def __post_init__(self):
         if not 1 <= self.first_rank <= self.last_rank:
-            raise BadInput(f"Mining: ranks {self.first_rank} to {self.last_rank} are no window; count from 1")
+            raise BadInput(
+                f"Mining: first_rank={self.first_rank}, last_rank={self.last_rank}; set 1 <= first_rank <= last_rank"
+            )
         if self.search not in ("exact", "approximate"):
-            raise BadInput(f"Mining.search={self.search!r}; choose 'exact' or 'approximate'")
+            raise BadInput(f"Mining.search={self.search!r}; set it to 'exact' or 'approximate'")
         if min(self.negatives, self.part_size, self.probes) < 1:
-            raise BadInput("Mining: negatives, part_size and probes are 1 or more")
+            raise BadInput("Mining: set negatives, part_size and probes to 1 or more")
         ranks = self.last_rank - self.first_rank + 1
         require(self.negatives <= ranks, self, "negatives", f"at most the {ranks} ranks of the window")
 
@@ -61,25 +61,21 @@ def choose(
     *,
     answers: Collection[int],
     positive: float,
-    own: int,
-    lexical: np.ndarray | None,
     pair: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws the negatives of one query.
 
     Args:
-      mining: the choice.
-      ranked: [R] documents, best first; -1 where the search found no more.
-      scores: [R] cosines of the ranked.
+      mining: the rule.
+      ranked: [R] documents, best first; -1 if the search found fewer.
+      scores: [R] cosines of the ranked documents.
       answers: documents that answer the query.
       positive: cosine of the query's own document.
-      own: the query's own document.
-      lexical: [N] BM25 scores of all documents; None where none is asked.
-      pair: the query's row, by which the draw is seeded: parts of the work may be done anywhere.
+      pair: index of the query. It seeds the draw, so the result does not depend on the order of the parts.
 
     Returns:
-      [K] places among the ranked, none where fewer than K are left; and how many of the window's documents were
-      refused for each of `REASONS`, each counted by its first.
+      Positions [K] of the negatives in `ranked`, or [0] if fewer than K documents are left; and for each of `REASONS`
+      the number of documents in the window that were refused. A document counts for its first reason only.
     """
     window = np.arange(mining.first_rank - 1, len(ranked))
     window = window[ranked[window] >= 0]
@@ -87,8 +83,6 @@ def choose(
     allowed = np.ones((len(REASONS), len(window)), bool)
     allowed[0] = ~np.isin(candidates, list(answers))
     allowed[1] = scores[window] <= _ceiling(positive, mining)
-    if lexical is not None:
-        allowed[2] = lexical[candidates] <= mining.lexical_ceiling * lexical[own]
     passed = np.cumprod(np.vstack([np.ones(len(window), bool), allowed]), axis=0).astype(bool)
     refused = (passed[:-1] & ~passed[1:]).sum(axis=1)
     window = window[passed[-1]]
@@ -99,6 +93,6 @@ def choose(
 
 
 def _ceiling(positive: float, mining: Mining) -> float:
-    # Below zero the share is turned over: the ceiling stays under the positive.
+    # For a negative cosine, divide instead of multiply, so that the ceiling stays below the positive.
     share = positive * mining.ceiling if positive >= 0 else positive / mining.ceiling
     return min(share, positive - mining.margin) if mining.margin else share

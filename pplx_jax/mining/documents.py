@@ -1,4 +1,4 @@
-"""What mining ranks: the documents of the pairs, then those of further token tables, each text once."""
+"""The documents that mining ranks: those of the pairs, then those of other token tables, each text once."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from pplx_jax.data.tokens.token_table import TokenTable
 
 
 class Candidates(NamedTuple):
-    """Texts of a table that may be ranked: the `rows` [n] of `texts`."""
+    """Texts of a table to rank: the `rows` [n] of `texts`."""
 
     texts: Ragged
     rows: np.ndarray
 
 
 class Documents:
-    """Texts of several tables end to end. Those of equal tokens are one document, which is the first of them.
+    """The texts of several tables, concatenated. Texts with equal tokens are one document.
 
     Args:
       candidates: of each table.
-      longest: tokens of a text that count; all where None.
+      longest: number of tokens that texts are cut to; None for all.
 
     Attributes:
-      places: [N] where each document stands among all texts.
-      numbers: [texts] the document of every text; -1 of a text without a token.
+      places: [N] index of each document's first text among all texts.
+      numbers: [texts] the document of every text; -1 for a text without tokens.
       fingerprint: of all tokens.
     """
 
@@ -49,17 +49,17 @@ class Documents:
         return len(self.places)
 
     def text(self, place: int) -> np.ndarray:
-        """Tokens of one of all texts, int32."""
+        """Returns the tokens of a text, int32."""
         table = int(np.searchsorted(self._ends, place, side="right"))
         texts, rows = self._candidates[table]
-        tokens = texts[rows[place - self._ends[table]]]  # counted from the end
+        tokens = texts[rows[place - self._ends[table]]]  # a negative index, from the end
         return np.asarray(tokens[: self._longest], np.int32)
 
 
 def candidates_of(table: TokenTable) -> Candidates:
-    """Documents of a pair or triplet table, chunks of a contextual one, pieces of texts of a diffusion one."""
-    match table.stage:
-        case "diffusion":
+    """Returns documents of a pair or triplet table, chunks of a contextual table, texts of a diffusion table."""
+    match table.kind:
+        case "text":
             pieces = table["text_lengths"].values if "text_lengths" in table else table["tokens"].lengths()
             texts = Ragged.from_lengths(table["tokens"].values, pieces)
         case "contextual":
@@ -70,9 +70,9 @@ def candidates_of(table: TokenTable) -> Candidates:
 
 
 def answers_of(table: TokenTable) -> np.ndarray:
-    """Of every query of a table, which of its candidates answers it: int [Q]."""
-    match table.stage:
-        case "diffusion":
+    """Returns int [Q], the index of the candidate that answers each query of a table."""
+    match table.kind:
+        case "text":
             return np.zeros(0, np.int64)
         case "contextual":
             return table["chunks_of_document"][table["document"]] + table["chunk"]

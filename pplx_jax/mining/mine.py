@@ -1,4 +1,4 @@
-"""Hard negatives: documents a model ranks high for a query, yet below its positive (arXiv 2602.11151, section 2.5)."""
+"""Hard negatives: documents that a model ranks high, but below the positive (arXiv 2602.11151, section 2.5)."""
 
 import dataclasses
 import itertools
@@ -10,10 +10,12 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import require_free
-from pplx_jax.data.batches.examples import open_tables
 from pplx_jax.data.batches.gather import Gatherer
+from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_hashes import token_hashes
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable, holds_triplets, write_table
+from pplx_jax.data.tokens.token_table import TokenTable, holds_triplets
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.mining.choice import REASONS, Mining
@@ -36,47 +38,46 @@ def mine_table(
     among: np.ndarray | None = None,
     shard: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Writes the triplet table of a pair table, and `report.txt` and `report.html` in it.
+    """Writes the triplet table of a pair table, with `report.txt` and `report.html` in its folder.
 
-    The queries are the sampled pairs', and ranked are the pairs' documents and those of further tables, each text once:
-    INT8 embeddings, cosine. Of the window's documents under the ceilings, K are drawn; a query that has fewer than K is
-    left out, and counted. The documents of all pairs that share a query's tokens are its positives and never its
-    negatives, nor are texts of the same tokens, cut as they are.
+    For each query of the sampled pairs, the documents of the pairs and of other tables are ranked by the cosine of INT8
+    embeddings, each text once. K negatives are drawn from the documents in the window and under the ceiling. Queries
+    with fewer than K such documents are left out and counted. The documents of all pairs with the same query tokens are
+    positives and never negatives. So are texts with the same tokens after cutting.
 
-    The work goes in parts beside `output`, which are kept when it is cut off and taken up by the next call; the result
-    depends on neither.
+    The work is divided into parts in a folder next to `output`. After an interruption, the next call resumes with them.
+    The result does not depend on this.
 
     Args:
-      embedder: the model whose ranking is used.
+      embedder: the model that ranks.
       table: a pair table.
-      vocabulary: the table's.
-      mining: the choice.
+      vocabulary: of the table.
+      mining: the rule.
       output: folder of the triplet table.
-      documents: tables of any stage and the same vocabulary whose texts are ranked too (`candidates_of`), cut as the
-        pairs' documents are. What answers a query in them is a positive of it.
-      among: [n] rows of the table that the sample is drawn from; all where None.
-      shard: (i, n) does the i-th of n shares of the parts and writes no table, so that machines that see the same
-        folder share the work; a last call without it puts them together.
+      documents: tables of any stage with the same vocabulary whose texts are ranked too (see `candidates_of`), cut like
+        the documents of the pairs. Their answers to a query are positives.
+      among: [n] rows of the table to sample from; None for all.
+      shard: (i, n) computes only the i-th of n shares of the parts and writes no table. So machines with a shared
+        folder can divide the work. A last call without it collects the parts.
 
     Returns:
-      Counts: `queries`, `left_out`, the `documents` ranked, `mean_positive_similarity`, `mean_negative_similarity`, and
-      of the window's documents how many were refused, as `positives`, `above_ceiling` and `lexical`; of a shard,
-      `parts`.
+      `queries`, `left_out`, number of ranked `documents`, `mean_positive_similarity`, `mean_negative_similarity`, and
+      the numbers of refused documents in the window, `positives` and `above_ceiling`. For a shard, `parts`.
 
     Raises:
-      BadInput: `output` holds something else than mined triplets; fewer documents than the window is deep, or no
-        query with K negatives.
+      BadInput: `output` contains something other than mined triplets, there are fewer documents than `last_rank`, or no
+        query has K negatives.
     """
     require_free(output, "token table of stage triplet", holds_triplets)
     if shard is not None and not 0 <= shard[0] < shard[1]:
-        raise BadInput(f"mining: shard {shard[0]} of {shard[1]}; count shards from 0")
+        raise BadInput(f"mining: shard {shard[0]} of {shard[1]} does not exist; count shards from 0")
     rows = np.arange(table.count) if among is None else among
     chosen = _sample(rows, mining)
     work = Work(embedder, table, vocabulary, mining, chosen, documents)
     if len(work.documents) < mining.last_rank:
         raise BadInput(
-            f"mining: ranks to {mining.last_rank} among {len(work.documents)} documents; mine more examples, rank "
-            "more documents or lower last_rank"
+            f"mining: last_rank={mining.last_rank} exceeds the {len(work.documents)} documents; mine more examples, "
+            "rank more documents or lower last_rank"
         )
     parts = Parts(output.with_name(output.name + ".mining"), work.fingerprint())
     if shard is not None:
@@ -88,8 +89,8 @@ def mine_table(
     if not len(kept):
         parts.remove()
         raise BadInput(
-            f"mining: no query has {mining.negatives} documents of rank {mining.first_rank} to {mining.last_rank} "
-            f"under {mining.ceiling} of its positive; raise the ceiling or widen the window"
+            f"mining: no query has {mining.negatives} documents in ranks {mining.first_rank} to {mining.last_rank} "
+            f"below {mining.ceiling} of its positive; raise the ceiling or widen the window"
         )
     counts: dict[str, Any] = {
         "queries": len(kept),
@@ -115,10 +116,10 @@ def _write(
     kept: np.ndarray,
     negatives: np.ndarray,
 ) -> None:
-    """Rows of the new table: those with negatives first, then rows that only serve as negatives.
+    """Writes the rows of the new table: first those with negatives, then those that are only negatives.
 
-    `negatives` refers to rows of the table, so a document that is only a negative needs one too; `examples` in the
-    manifest says how many rows are examples. Documents of other tables come last, and have no query.
+    The column `negatives` has row numbers, so a document that is only a negative needs a row too. `examples` in the
+    manifest is the number of rows with negatives. Documents of other tables come last and have no query.
     """
     only_negative = np.setdiff1d(negatives, kept)
     places = np.concatenate([kept, only_negative])
@@ -145,7 +146,7 @@ def _sample(rows: np.ndarray, mining: Mining) -> np.ndarray:
 
 
 def _sampled(tables: Sequence[TokenTable], mining: Mining) -> TokenTable:
-    """The sampled pairs of several tables as one in memory."""
+    """Returns the sampled pairs of several tables as one table in memory."""
     counts = [table.count for table in tables]
     chosen = _sample(np.arange(sum(counts)), mining)
     ends = np.cumsum(counts)
@@ -162,26 +163,26 @@ def mine_file(
     shard: int | None = None,
     shards: int | None = None,
 ) -> dict[str, Any]:
-    """Mines the token files of a pair stage with a model folder; see `mine_table`.
+    """The verb `mine`: mines the token files of a pair stage with a model folder; see `mine_table`.
 
     Args:
       model: a model folder.
-      pairs: one pair table, or a folder of them by source and shard, whose pairs are then mined together.
+      pairs: a pair table, or a folder of pair tables by source and shard, which are mined together.
       output: folder of the triplet table.
-      mining: the choice.
-      documents: tables, or folders of them as of `pairs`, of any stage, whose texts are ranked too.
-      shard: the share of the work that is done, of `shards`; all of it where None.
-      shards: how many shares there are.
+      mining: the rule.
+      documents: tables of any stage, or folders of them, whose texts are ranked too.
+      shard: the share of the work to do, from 0; None for all.
+      shards: the number of shares.
 
     Returns:
-      As `mine_table`.
+      See `mine_table`.
 
     Raises:
-      BadInput: as `mine_table`; one of `shard` and `shards` without the other; no pair tables, or no
-        tables of documents, of the model's vocabulary.
+      BadInput: as in `mine_table`; only one of `shard` and `shards` is given; or there are no pair tables or no
+        document tables with the model's vocabulary.
     """
     if (shard is None) != (shards is None):
-        raise BadInput("--shard and --shards go together: --shard=0 --shards=4 does the first of four shares")
+        raise BadInput("give --shard and --shards together: --shard=0 --shards=4 does the first of four shares")
     embedder = Embedder.load(model)
     vocabulary = embedder.vocabulary
     tables = _open(pairs, vocabulary, "pair")
@@ -191,5 +192,5 @@ def mine_file(
     return mine_table(embedder, table, vocabulary, mining, pathlib.Path(output), documents=others, shard=share)
 
 
-def _open(folder: pathlib.Path, vocabulary: Vocabulary, stage: str | None = None) -> list[TokenTable]:
-    return list(itertools.chain(*open_tables(folder, stage=stage, vocabulary=vocabulary).values()))
+def _open(folder: pathlib.Path, vocabulary: Vocabulary, kind: str | None = None) -> list[TokenTable]:
+    return list(itertools.chain(*open_tables(folder, kind=kind, vocabulary=vocabulary).values()))

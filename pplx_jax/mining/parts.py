@@ -1,4 +1,4 @@
-"""Pieces of a long piece of work, each a file that is there whole or not at all, so that machines can share them."""
+"""Parts of a long computation, each in one file that appears when it is complete, so that machines can share them."""
 
 import json
 import os
@@ -16,24 +16,24 @@ _SETTINGS = "settings.json"
 
 
 class Parts:
-    """Named arrays in a folder beside the result; a part that is there is not worked out again."""
+    """Named arrays in a folder. An existing part is not computed again."""
 
     def __init__(self, folder: pathlib.Path, fingerprint: str):
-        """Opens the folder, or makes it.
+        """Opens or creates the folder.
 
         Raises:
-          BadInput: it holds parts of other work.
+          BadInput: it contains parts of another computation.
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / _SETTINGS
         if not settings.exists():
-            _write_whole(settings, lambda path: path.write_text(json.dumps({"fingerprint": fingerprint})))
+            _write_atomically(settings, lambda path: path.write_text(json.dumps({"fingerprint": fingerprint})))
         elif json.loads(settings.read_text())["fingerprint"] != fingerprint:
-            raise BadInput(f"{folder} holds parts of another mining; finish that one or remove the folder")
+            raise BadInput(f"{folder} contains parts of another mining; finish that one or remove the folder")
 
     def __call__(self, name: str, work: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """The arrays of a part, from its file or else from `work`."""
+        """Returns the arrays of a part, from its file or else from `work`."""
         path = self.folder / f"{name}.npz"
         if not path.exists():
             arrays: dict[str, Any] = dict(work())
@@ -42,13 +42,13 @@ class Parts:
                 with temporary.open("wb") as file:
                     np.savez(file, **arrays)
 
-            _write_whole(path, write)
+            _write_atomically(path, write)
             return arrays
         with np.load(path) as arrays:
             return dict(arrays)
 
     def has(self, name: str) -> bool:
-        """Whether the part is there."""
+        """Returns whether the part exists."""
         return (self.folder / f"{name}.npz").exists()
 
     def remove(self) -> None:
@@ -56,8 +56,8 @@ class Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _write_whole(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # machines may share a name and process numbers
+def _write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # process ids are not unique across machines
     try:
         write(temporary)
         os.replace(temporary, path)

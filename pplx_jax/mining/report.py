@@ -1,4 +1,4 @@
-"""What mining found, for a person to judge: counts, and queries with their positive and their negatives."""
+"""A report on mined negatives for people: counts, and sample queries with their positive and negatives."""
 
 import dataclasses
 import pathlib
@@ -14,7 +14,7 @@ _SHOWN = 600  # characters of a text
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A query with (text, cosine) of its positive and (text, rank, cosine) of each negative, best first."""
+    """A query with its positive (text, cosine) and its negatives (text, rank, cosine), best first."""
 
     query: str
     positive: tuple[str, float]
@@ -24,7 +24,7 @@ class Sample:
 def write_mining_report(
     folder: pathlib.Path, settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Sequence[Sample]
 ) -> None:
-    """Writes report.txt and report.html into the folder."""
+    """Writes report.txt and report.html to the folder."""
     for name, render in (("report.txt", _text), ("report.html", _page)):
         with atomic_path(folder / name) as temporary:
             temporary.write_text(render(settings, counts, samples), encoding="utf-8")
@@ -50,10 +50,10 @@ def _page(settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Seque
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>Hard negatives · pplx_jax</title><style>{STYLE}</style></head><body><main>"
-        "<header><h1>Hard negatives</h1><p>Does a negative answer its query? Then the window begins too early, or the "
+        "<header><h1>Hard negatives</h1><p>If a negative answers its query, the window begins too early or the "
         "ceiling is too high.</p></header>"
         f'<section><h2>Counts and settings</h2><div class="card"><dl class="pairs">{facts}</dl></div></section>'
-        f"<section><h2>Samples</h2><p>Drawn by the seed. Cosine of INT8 embeddings, and the rank among all documents."
+        f"<section><h2>Samples</h2><p>A seeded sample. Cosine of INT8 embeddings, and rank among all documents."
         f"</p>{cards}</section></main></body></html>\n"
     )
 

@@ -1,4 +1,4 @@
-"""The documents nearest to each query: all of them compared, or those of the nearest cells only."""
+"""Finds the nearest documents of each query: exact search over all, or approximate search in the nearest cells."""
 
 import functools
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from pplx_jax.retrieval.sign_search import import_faiss
 _DOCUMENTS_PER_BLOCK = 65536
 _ITERATIONS_SEED = 1234
 
-# Queries [Q, D] int8 and how many documents -> cosines [Q, k] falling, places [Q, k]; place -1 where none was found.
+# (queries [Q, D] int8, k) -> (cosines [Q, k] descending, document indices [Q, k], -1 for none).
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
 def exact_search(documents: np.ndarray) -> Search:
-    """Compares every query with every document, a block of documents at a time; ties fall to the earlier document.
+    """Returns a search that compares every query with every document, in blocks. The earlier document wins ties.
 
     Args:
       documents: [N, D] int8.
@@ -40,7 +40,7 @@ def exact_search(documents: np.ndarray) -> Search:
 
 @functools.partial(jax.jit, static_argnums=5)
 def _best(queries, block, start, scores, places, most):
-    """The best so far and those of a block, merged: the earlier stand first, and win ties."""
+    """Merges the best so far with a block. Earlier documents win ties."""
     found = jnp.einsum("qd,nd->qn", normalize(queries), normalize(block), precision=jax.lax.Precision.HIGHEST)
     here = jnp.broadcast_to(start + jnp.arange(block.shape[0], dtype=jnp.int32), found.shape)
     scores, places = jnp.concatenate([scores, found], axis=1), jnp.concatenate([places, here], axis=1)
@@ -49,18 +49,18 @@ def _best(queries, block, start, scores, places, most):
 
 
 def approximate_search(documents: np.ndarray, probes: int) -> Search:
-    """Looks in the `probes` cells nearest to the query, of about 4 sqrt(N) (faiss's IVF index; arXiv 1702.08734).
+    """Returns a search in the `probes` nearest of about 4 sqrt(N) cells (faiss's IVF index; arXiv 1702.08734).
 
     Args:
       documents: [N, D] int8.
-      probes: cells; more find more of what `exact_search` does, in more time.
+      probes: number of cells. More cells increase recall and time.
 
     Raises:
       BadInput: faiss is not installed.
     """
     faiss = import_faiss()
     units, width = _units(documents), documents.shape[1]
-    cells = max(1, min(int(4 * len(units) ** 0.5), len(units) // 39))  # faiss asks for 39 documents a cell
+    cells = max(1, min(int(4 * len(units) ** 0.5), len(units) // 39))  # faiss warns below 39 documents per cell
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = _ITERATIONS_SEED
     index.train(units)

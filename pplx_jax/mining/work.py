@@ -1,4 +1,4 @@
-"""The work of mining, in parts that are kept when it is cut off and that machines share."""
+"""The computation of mining, in parts that survive interruptions and that machines can share."""
 
 import dataclasses
 import functools
@@ -19,20 +19,19 @@ from pplx_jax.mining.documents import Candidates, Documents, answers_of, candida
 from pplx_jax.mining.parts import Parts
 from pplx_jax.mining.report import Sample
 from pplx_jax.mining.search import Search, approximate_search, exact_search
-from pplx_jax.retrieval.bm25 import BM25
 
 _QUERIES_PER_BLOCK = 512
 
 
 class Work:
-    """The pairs that are mined, and the parts that mining them consists of.
+    """The pairs to mine, and the parts of the computation.
 
     Args:
       embedder: ranks the documents.
       table: of pairs.
-      vocabulary: the table's.
-      mining: the choice.
-      chosen: [n] rows of the table that are mined.
+      vocabulary: of the table.
+      mining: the rule.
+      chosen: [n] rows of the table to mine.
       others: tables whose texts are ranked too.
     """
 
@@ -62,7 +61,7 @@ class Work:
             first += len(rows)
 
     def fingerprint(self) -> str:
-        """Of all that the parts depend on."""
+        """Returns a hash of everything that the parts depend on."""
         facts = [self._embedder.fingerprint, dataclasses.asdict(self._mining), self.documents.fingerprint]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         digest.update(self._chosen.tobytes())
@@ -73,12 +72,12 @@ class Work:
         return digest.hexdigest()
 
     def run(self, parts: Parts, index: int, shards: int) -> int:
-        """Does what is not there yet of one of several shares of the work, and returns its parts of queries."""
+        """Computes the missing parts of one share, and returns the number of its query parts."""
         queries, documents = self._in_parts(len(self._chosen)), self._in_parts(len(self.documents))
         share = range(index, len(queries), shards)
         missing = [part for part in share if not parts.has(negatives_of(part))]
         if missing or not all(parts.has(_vectors(part)) for part in range(index, len(documents), shards)):
-            # Others are at work on the parts of their shares, so one's own come first.
+            # Other machines compute the parts of their shares, so start with the own share.
             order = sorted(range(len(documents)), key=lambda part: (part - index) % shards)
             vectors = self._encode_documents(parts, documents, order)
             if missing:
@@ -119,14 +118,10 @@ class Work:
     def _encode(self, texts: list[np.ndarray]) -> np.ndarray:
         return np.asarray(to_int8(jnp.asarray(self._embedder.encode_tokens(texts))))
 
-    @functools.cached_property
-    def _lexical(self) -> BM25:
-        return BM25([self._vocabulary.decode(self._document(row)) for row in range(len(self.documents))])
-
     def _choose(
         self, places: range, search: Search, documents: np.ndarray, progress: Progress, done: int
     ) -> dict[str, np.ndarray]:
-        """The negatives of a part's queries."""
+        """Returns the negatives of the queries of a part."""
         mining = self._mining
         vectors = self._encode([self._query(place) for place in places])
         kept, negatives, ranks, scores, positives = [], [], [], [], []
@@ -137,9 +132,6 @@ class Work:
             found, near = search(of_block, mining.last_rank)
             own = self._document_of[list(block)]
             positive = _cosines(of_block, documents[own])
-            lexical = None
-            if mining.lexical_ceiling:
-                lexical = self._lexical.scores([self._vocabulary.decode(self._query(place)) for place in block])
             for row, place in enumerate(block):
                 drawn, reasons = choose(
                     mining,
@@ -147,8 +139,6 @@ class Work:
                     found[row],
                     answers=self._positives[self._query(place).tobytes()],
                     positive=positive[row],
-                    own=own[row],
-                    lexical=None if lexical is None else lexical[row],
                     pair=int(self._chosen[place]),
                 )
                 refused += reasons
@@ -170,7 +160,7 @@ class Work:
         }
 
     def samples(self, kept, negatives, ranks, scores, positive) -> list[Sample]:
-        """Queries for the report, as text."""
+        """Returns sample queries for the report, as text."""
         generator = np.random.default_rng(self._mining.seed)
         shown = np.sort(generator.choice(len(kept), min(self._mining.samples, len(kept)), replace=False))
         decode, text = self._vocabulary.decode, self.documents.text
@@ -190,7 +180,7 @@ class Work:
 
 
 def negatives_of(part: int) -> str:
-    """Name of a part of `Work.run`."""
+    """Returns the name of a query part of `Work.run`."""
     return f"negatives-{part:05d}"
 
 

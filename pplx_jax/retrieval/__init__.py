@@ -1,1 +1,1 @@
-"""Encoding files, indexes with exact search, retrieval metrics and the BM25 baseline."""
+"""Embedding files, indexes and search engines, BM25 and retrieval metrics."""

@@ -15,9 +15,9 @@ _UNSPACED = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+"
 def tokenize(text: str) -> list[str]:
     """Splits text or code into lower-case terms.
 
-    Words break at everything that is not a letter or digit, at underscores and where camelCase turns, so that
-    `readFile`, `read_file` and "read file" share their terms. Runs of Han and Kana, which have no spaces,
-    give their characters and pairs of neighbours, as Lucene's CJKBigramFilter with unigrams does.
+    Splits at every character that is not a letter or digit, and at camelCase boundaries, so that `readFile`,
+    `read_file` and "read file" have the same terms. Han and Kana have no spaces; they are split into characters and
+    pairs of adjacent characters, like Lucene's CJKBigramFilter with unigrams.
     """
     return [
         term
@@ -39,33 +39,33 @@ def _split_unspaced(word: str) -> list[str]:
 
 
 class BM25:
-    """A lexical index of a collection.
+    """A lexical index of documents.
 
-    The parameters k1 = 0.9, b = 0.4 are those of Anserini's baselines on BEIR.
+    k1 = 0.9 and b = 0.4 are the parameters of Anserini's BEIR baselines.
     """
 
     def __init__(self, documents: Sequence[str], k1: float = 0.9, b: float = 0.4) -> None:
         """Indexes the texts.
 
         Raises:
-            BadInput: the library bm25s is not installed, or no document has a single term.
+            BadInput: the package bm25s is not installed, or no document has a term.
         """
         try:
             import bm25s
         except ImportError:
-            raise BadInput("the BM25 baseline needs the library bm25s: pip install 'pplx-jax[eval]'") from None
+            raise BadInput("the BM25 baseline needs the package bm25s: pip install 'pplx-jax[eval]'") from None
         self._vocabulary: dict[str, int] = {}
         terms = [
             [self._vocabulary.setdefault(term, len(self._vocabulary)) for term in tokenize(text)] for text in documents
         ]
         if not self._vocabulary:
-            raise BadInput("BM25 found no word in any document: check the text column of the corpus")
+            raise BadInput("BM25 found no word in any document; check the text column of the corpus")
         self._documents = len(documents)
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
         self._index.index((terms, self._vocabulary), show_progress=False)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """Returns float32 [len(queries), N]; 0 where a document shares no term with the query."""
+        """Returns float32 [len(queries), N]. The score is 0 if a document has no term of the query."""
         block = np.zeros((len(queries), self._documents), np.float32)
         for row, query in enumerate(queries):
             terms = [self._vocabulary[term] for term in tokenize(query) if term in self._vocabulary]

@@ -1,4 +1,4 @@
-"""Making an index of the folder that `embed` leaves; what is in it stands in `index`."""
+"""The verb `index`: builds an index from the folder that `embed` wrote. See `index` for its files."""
 
 import os
 import pathlib
@@ -29,27 +29,27 @@ def build_index(
     vespa_url: str | None = None,
     vespa_config_url: str | None = None,
 ) -> dict[str, Any]:
-    """Makes an index of a finished embedding folder.
+    """Builds an index from a finished embedding folder.
 
     Args:
-        embeddings: what `embed_file` left.
-        output: the folder to write; an index already there is replaced once the new one is whole.
-        engine: "faiss" adds the signs of int8 embeddings for a first stage; "numpy" adds nothing, each query is
-            compared with every vector; "vespa" feeds a Vespa instead. None: faiss for int8 embeddings whose signs
-            fill whole bytes, else numpy.
-        lists: of faiss, inverted lists; 0 for none. None: none under `sign_search.LISTS_FROM` vectors, from there
-            on the square root of their number.
+        embeddings: the folder that `embed_file` wrote.
+        output: the folder to write. An existing index is replaced when the new one is complete.
+        engine: "faiss" stores the signs of int8 embeddings for a first search stage. "numpy" stores nothing more; each
+            query is compared with every vector. "vespa" feeds a Vespa instance instead. None for faiss if the
+            embeddings are int8 and their number of dimensions is a multiple of 8, else numpy.
+        lists: number of inverted lists of faiss, 0 for none. None for none below `sign_search.LISTS_FROM` vectors, and
+            the square root of their number above.
         vespa_url, vespa_config_url: `url` and `config_url` of `pplx_jax.retrieval.vespa.build`.
 
     Returns:
         {"count", "dims", "quantization", "engine", "lists"}.
 
     Raises:
-        BadInput: the embeddings are missing, damaged, unfinished or none, do not suit the engine, or `output` is
-            something else.
+        BadInput: the embeddings are missing, damaged, unfinished, empty or unsuitable for the engine, or `output`
+            contains something else.
     """
     if engine == "vespa":
-        from pplx_jax.retrieval import vespa  # its HTTP client is of no use to the others
+        from pplx_jax.retrieval import vespa  # needs an HTTP client
 
         return vespa.build(embeddings, output, url=vespa_url, config_url=vespa_config_url)
     source, output = EmbeddingFolder.read(pathlib.Path(embeddings)), pathlib.Path(output)
@@ -87,7 +87,7 @@ def _is_index(folder: pathlib.Path) -> bool:
 
 def _open_vectors(source: EmbeddingFolder) -> ShardedVectors:
     if source.totals()["count"] == 0:
-        raise BadInput(f"{source.path} holds no vectors: its input had no row that could be embedded")
+        raise BadInput(f"{source.path} holds no vectors; its input had no row that could be embedded")
     try:
         return ShardedVectors(source.vector_paths())
     except (FileNotFoundError, ValueError) as error:
@@ -97,27 +97,27 @@ def _open_vectors(source: EmbeddingFolder) -> ShardedVectors:
 def _chosen(
     source: EmbeddingFolder, engine: BuiltEngine | None, lists: int | None, count: int
 ) -> tuple[BuiltEngine, int]:
-    """The engine and its inverted lists."""
+    """Returns the engine and its number of inverted lists."""
     settings = source.settings
-    suits = settings.quantization == "int8" and settings.dims % 8 == 0
-    if engine == "faiss" and not suits:
+    suitable = settings.quantization == "int8" and settings.dims % 8 == 0
+    if engine == "faiss" and not suitable:
         raise BadInput(
             f"{source.path} holds {settings.quantization} embeddings of {settings.dims} dimensions; the engine faiss "
-            "takes int8 of a multiple of 8, give --engine numpy"
+            "needs int8 and a multiple of 8; give --engine numpy"
         )
-    engine = engine or ("faiss" if suits else "numpy")
+    engine = engine or ("faiss" if suitable else "numpy")
     if engine == "numpy":
         if lists:
-            raise BadInput(f"lists={lists}: the engine numpy has none; leave them out, or give --engine faiss")
+            raise BadInput(f"lists={lists}: the engine numpy has no lists; leave --lists out, or give --engine faiss")
         return engine, 0
     lists = default_lists(count) if lists is None else lists
     if not 0 <= lists <= count:
-        raise BadInput(f"lists={lists} for {count} vectors: give 0 for none, and no more than there are vectors")
+        raise BadInput(f"lists={lists} for {count} vectors: give 0 to {count}")
     return engine, lists
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-    """A second name of a file that is never changed, only replaced; a copy where the file system has no such thing."""
+    """Makes a hard link, which is safe because the file is only ever replaced; a copy if links are not supported."""
     try:
         os.link(source, target)
     except OSError:
@@ -125,7 +125,7 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:
-    """What is known of each vector beside its text: where that stands, its document, its place among equals."""
+    """Writes, for each vector: the offset of its line, its document, whether it is empty, and its position in ties."""
     count = source.totals()["count"]
     offsets, documents = np.empty(count, np.int64), np.empty(count, np.int64)
     empty = np.zeros(count, bool)
@@ -148,7 +148,7 @@ def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:
                     progress.update(number)
         progress.update(count)
         if repeated:
-            progress.note(f"{len(repeated)} documents have the id of an earlier one, the first {repeated[0]!r}")
+            progress.note(f"{len(repeated)} documents have the id of an earlier document, the first is {repeated[0]!r}")
     np.save(folder / "offsets.npy", offsets)
     np.save(folder / "empty.npy", empty)
     np.save(folder / "places.npy", tie_places(ids))

@@ -1,9 +1,9 @@
-"""Exact search on all of JAX's devices: INT8 products with INT32 sums, a top k a device, and one merge.
+"""Exact search on all JAX devices: INT8 products with INT32 sums, a top k on each device, and one merge.
 
-A device ranks by a float32 cosine, a few units in the last place off. It therefore returns more than k documents, which
-are ranked again from their exact integers as `search.top_k` does; a query for which a document beyond those could
-still belong to the first k, by rounding or by a tie, is asked again for more. So the answer is that of `top_k`, ties
-included, on any device.
+A device ranks by a float32 cosine with rounding errors. It therefore returns more than k documents, which are ranked
+again by exact integer arithmetic, as in `search.top_k`. If a document that was not returned could still be among the
+first k, by rounding or by a tie, the query is repeated with more documents. So the result equals that of `top_k`,
+including ties, on any device.
 """
 
 import functools
@@ -22,13 +22,13 @@ _AXIS = "documents"
 _ROWS_PER_DEVICE = 1 << 17
 _RESIDENT_SHARE = 0.5
 _SPARE, _GROWTH = 32, 4
-_ROUNDING = 2.0**-16  # of a float32 cosine, generously: the sums are exact, one root and two products are not
+_ROUNDING = 2.0**-16  # upper bound for a float32 cosine: the sums are exact, one root and two products are not
 
 
 class DeviceSearch:
-    """Vectors spread over the devices, block by block.
+    """Searches vectors in blocks that are sharded over the devices.
 
-    Blocks stay on the devices where half of their memory holds all; else each search streams them from disk.
+    Blocks stay on the devices if all fit in half of their memory. Else every search streams them from disk.
     """
 
     def __init__(
@@ -40,21 +40,21 @@ class DeviceSearch:
         rows_per_device: int = _ROWS_PER_DEVICE,
         resident_bytes: int | None = None,
     ):
-        """Prepares the devices of this process; nothing is read yet.
+        """Prepares the devices of this process. Nothing is read yet.
 
         Args:
             vectors: int8 [N, d].
             places: int64 [N], the order of ties; see `search.top_k`.
-            excluded: bool [N], documents that are no candidates.
-            rows_per_device: documents of a block on each device.
-            resident_bytes: how many bytes of vectors may stay on all devices together; half of their memory where
-                None, nothing where a device does not tell.
+            excluded: bool [N], documents that are never hits.
+            rows_per_device: number of documents in a block on each device.
+            resident_bytes: bytes of vectors that may stay on all devices together. None for half of their memory, or 0
+                if a device does not report its memory.
 
         Raises:
-            BadInput: N is past the range of int32.
+            BadInput: N exceeds int32.
         """
         if len(vectors) >= 2**31:
-            raise BadInput(f"{len(vectors)} vectors are more than one index can hold on devices; split the embeddings")
+            raise BadInput(f"{len(vectors)} vectors exceed the limit of 2^31 for the engine jax; split the embeddings")
         self._vectors, self._places, self._excluded = vectors, places, excluded
         devices = jax.local_devices()
         self._mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
@@ -63,16 +63,16 @@ class DeviceSearch:
             memory = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in devices]
             resident_bytes = int(_RESIDENT_SHARE * len(devices) * min(memory))
         self._keep = len(vectors) * vectors.shape[1] <= resident_bytes
-        self._kept: list[tuple[jax.Array, jax.Array]] = []
+        self._resident: list[tuple[jax.Array, jax.Array]] = []
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k best documents of int8 queries [Q, d]: what `search.top_k` returns, bit for bit."""
+        """Returns the k best documents of int8 queries [Q, d], bit for bit as `search.top_k` does."""
         count = int((~self._excluded).sum())
         k = min(k, count)
         documents, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
         waiting, width = np.arange(len(queries)), min(2 * k + _SPARE, count)
         while k and len(waiting):
-            # Always as many queries, so that the devices' program is compiled once a width.
+            # The number of queries stays constant, so the program is compiled once per width.
             found, cosines = self._approximate(queries[np.resize(waiting, len(queries))], width)
             found, cosines = found[: len(waiting)], cosines[: len(waiting)]
             documents[waiting], scores[waiting] = rescore(queries[waiting], found, self._vectors.take, self._places, k)
@@ -82,25 +82,25 @@ class DeviceSearch:
         return documents, scores
 
     def _approximate(self, queries: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """Documents int64 [Q, width] and their cosines, about; best first."""
+        """Returns documents int64 [Q, width] and their approximate cosines, best first."""
         norms = np.sqrt(squared_norms(queries))[:, None]
         on_devices = jax.device_put(queries, NamedSharding(self._mesh, PartitionSpec()))
         shape = (len(queries), width)
         best = previous = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
         for number, (block, excluded) in enumerate(self._blocks()):
-            jax.block_until_ready(previous)  # at most two blocks are on their way
+            jax.block_until_ready(previous)  # at most two blocks are in transfer
             previous = best
             best = _merge_block(best, on_devices, block, excluded, number * self._rows, mesh=self._mesh)
         scores, documents = (np.asarray(array) for array in best)
         return documents.astype(np.int64), np.divide(scores, norms, out=np.zeros(shape), where=norms > 0)
 
     def _blocks(self) -> Iterator[tuple[jax.Array, jax.Array]]:
-        """Vectors int8 [rows, d] and whether each is no candidate, the last block filled up with such."""
-        if self._kept:
-            yield from self._kept
+        """Yields vectors int8 [rows, d] and whether each is excluded. The last block is padded with excluded rows."""
+        if self._resident:
+            yield from self._resident
             return
         sharding = NamedSharding(self._mesh, PartitionSpec(_AXIS))
-        kept = []
+        resident = []
         for begin in range(0, len(self._vectors), self._rows):
             vectors = self._vectors[begin : begin + self._rows]
             missing = self._rows - len(vectors)
@@ -108,9 +108,9 @@ class DeviceSearch:
             vectors = np.pad(vectors, ((0, missing), (0, 0))) if missing else np.ascontiguousarray(vectors)
             block = jax.device_put(vectors, sharding), jax.device_put(excluded, sharding)
             if self._keep:
-                kept.append(block)
+                resident.append(block)
             yield block
-        self._kept = kept
+        self._resident = resident
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -123,7 +123,7 @@ def _merge_block(
     *,
     mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array]:
-    """The best of `best` (scores and documents [Q, K]) and of a block whose first document has number `begin`.
+    """Merges `best` (scores and documents [Q, K]) with a block whose first document has number `begin`.
 
     A score is the cosine times the query's norm.
     """

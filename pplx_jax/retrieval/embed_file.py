@@ -1,4 +1,4 @@
-"""Embedding a file of texts or of documents with chunks: in order, resumable, no row lost without a word."""
+"""The verb `embed`: embeds a file of texts or documents. Keeps the order, resumes, and reports every skipped row."""
 
 import dataclasses
 import hashlib
@@ -12,7 +12,8 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
 from pplx_jax.inference.chunking import chunk
-from pplx_jax.inference.encoder import Encoder, check_quantization, document_tokens, load_encoder
+from pplx_jax.inference.encoder import Encoder, check_quantization, document_tokens
+from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
@@ -37,34 +38,35 @@ def embed_file(
     overlap: int | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
-    """Embeds every row of a file; run again after an interruption, it goes on from the finished shards.
+    """Embeds every row of a file. A second call after an interruption resumes after the finished shards.
 
-    A row with `chunks_field` is a document: its chunks are encoded together and give one vector each. An
-    empty text gives a zero vector, flagged in its description. Rows that cannot be embedded (no JSON, no such
-    column) are left out, named on standard error and listed in the manifest; so are rows past the model's limit, which
-    the call fails for when all others are embedded, unless `overflow` says what becomes of them.
+    A row with `chunks_field` is a document: its chunks are encoded together and give one vector each. An empty text
+    gives a zero vector, which is marked as empty. Rows that cannot be embedded (not JSON, no such column) are skipped,
+    reported on standard error and listed in the manifest. So are rows over the model's limit with overflow="error"; the
+    call then fails after all other rows are embedded.
 
     Args:
         model_path: a model folder.
         input: .jsonl, .jsonl.gz or .parquet.
-        output: a folder, see `embedding_folder`.
-        text_field, chunks_field: the columns.
+        output: the folder to write, see `embedding_folder`.
+        text_field, chunks_field: names of the columns.
         quantization: "int8", "binary" (-1/+1), "ubinary" (packed), "tanh" or "none".
         bit_order: of "ubinary".
-        dims: only the first dimensions.
-        shard_size: input rows a shard; an interruption loses at most one shard's work.
-        chunk_tokens: cut every text in chunks of so many tokens and embed it as a document of them.
-        overflow: of what is past the model's limit: "error" raises in the end, "split" encodes overlapping windows of
-            it, "truncate" cuts it.
-        overlap: of "split", in tokens.
-        encoder: the loaded model, where the caller has it already.
+        dims: number of leading dimensions; None for all.
+        shard_size: input rows per shard. An interruption loses the work of at most one shard.
+        chunk_tokens: split every text into chunks of at most this many tokens and embed it as a document of chunks.
+        overflow: what happens to a text or document over the model's limit: "error" fails at the end, "split" encodes
+            overlapping windows, "truncate" cuts it.
+        overlap: tokens shared by the windows of "split".
+        encoder: the loaded model, if the caller has it.
 
     Returns:
-        {"count": vectors, "shards", "tokens", "seconds", "skipped": rows left out}, earlier runs included.
+        {"count": number of vectors, "shards", "tokens", "seconds", "skipped": number of skipped rows}, including
+        earlier runs.
 
     Raises:
-        BadInput: the input or the model cannot be read, the output holds something else or embeddings under other
-            settings, the vectors asked for are none of the model's, a row is past the model's limit under
+        BadInput: the input or the model cannot be read, the output contains something else or embeddings with other
+            settings, the model does not support the quantization or dims, a row is over the model's limit with
             overflow="error", or no row could be embedded.
     """
     source, folder_path, model_path = pathlib.Path(input), pathlib.Path(output), pathlib.Path(model_path)
@@ -98,7 +100,7 @@ def embed_file(
             while batch := list(itertools.islice(remaining, shard_size)):
                 started = time.monotonic()
                 vectors, described, tokens, skipped = _embed_rows(encoder, batch, settings)
-                _name_skipped(progress, folder, source, skipped)
+                _report_skipped(progress, folder, source, skipped)
                 seconds = round(time.monotonic() - started, 3)
                 folder.add(vectors, described, Shard(len(batch), len(vectors), tokens, seconds, _listed(skipped)))
                 done += len(batch)
@@ -115,7 +117,7 @@ def embed_file(
 def _embed_rows(
     encoder: Encoder, batch: list[InputRow | BadRow], settings: Settings
 ) -> tuple[np.ndarray, list[dict[str, Any]], int, list[BadRow]]:
-    """Vectors [n, width], their descriptions, tokens read and rows left out."""
+    """Returns vectors [n, width], their descriptions, the number of tokens and the skipped rows."""
     skipped = [row for row in batch if isinstance(row, BadRow)]
     good: list[InputRow] = []
     tokens = 0
@@ -151,7 +153,7 @@ def _embed_rows(
 
 
 def _chunked(row: InputRow, encoder: Encoder, tokens: int | None) -> InputRow:
-    """A text as a document of chunks, where that is asked for; a document stays as it came."""
+    """Splits a text into a document of chunks if `tokens` is set. Documents stay unchanged."""
     if tokens is None or row.is_document:
         return row
     (text,) = row.chunks
@@ -164,7 +166,7 @@ def _describe(row: InputRow, place: int, *, empty: bool) -> dict[str, Any]:
     described: dict[str, Any] = {"id": row.id, "text": text, "row": row.number, **row.metadata}
     if row.is_document:
         described |= {"id": f"{row.id}#{place}", "document": row.id, "chunk": place}
-    if row.was_cut:  # its chunks joined are the text
+    if row.was_cut:  # the chunks concatenated are the text
         start = sum(map(len, row.chunks[:place]))
         described |= {"start": start, "end": start + len(text)}
     if empty:
@@ -172,16 +174,16 @@ def _describe(row: InputRow, place: int, *, empty: bool) -> dict[str, Any]:
     return described
 
 
-def _name_skipped(progress: Progress, folder: EmbeddingFolder, source: pathlib.Path, skipped: list[BadRow]) -> None:
-    room = max(_NAMED_ROWS - folder.totals()["skipped"], 0)
-    for row in skipped[:room]:
+def _report_skipped(progress: Progress, folder: EmbeddingFolder, source: pathlib.Path, skipped: list[BadRow]) -> None:
+    remaining = max(_NAMED_ROWS - folder.totals()["skipped"], 0)
+    for row in skipped[:remaining]:
         progress.note(f"skipped {source}, line {row.number}: {row.reason}")
-    if len(skipped) > room:
-        progress.note(f"skipped {len(skipped) - room} more rows, listed in {folder.path / 'manifest.json'}")
+    if len(skipped) > remaining:
+        progress.note(f"skipped {len(skipped) - remaining} more rows, listed in {folder.path / 'manifest.json'}")
 
 
 def _listed(skipped: list[BadRow]) -> list[dict[str, Any]]:
-    """As the manifest lists them."""
+    """Returns the skipped rows for the manifest."""
     return [
         {"row": row.number, "reason": row.reason, **({"too_long": row.id} if isinstance(row, TooLongRow) else {})}
         for row in skipped
@@ -193,9 +195,9 @@ def _refuse_too_long(folder: EmbeddingFolder, source: pathlib.Path) -> None:
     too_long = [row for shard in folder.shards for row in shard.skipped if "too_long" in row]
     if too_long:
         first = too_long[0]
-        told = f"the first {first['too_long']!r} in line {first['row']} ({first['reason']})"
+        example = f"the first is {first['too_long']!r} in line {first['row']} ({first['reason']})"
         raise BadInput(
-            f"{source}: too long: {len(too_long)} of {rows} rows, {told}; all others are in {folder.path}; "
+            f"{source}: too long: {len(too_long)} of {rows} rows, {example}; all others are in {folder.path}; "
             "give --overflow truncate or split, and another --output"
         )
 

@@ -1,13 +1,13 @@
-"""The folder that `embed` leaves: shards of vectors, what each vector belongs to, and a manifest.
+"""The folder that `embed` writes: shards of vectors, a description of each vector, and a manifest.
 
     00000.npy      [n, width] vectors in input order; int8, uint8 (packed signs) or float32
-    00000.jsonl    one object a vector: {"id", "text", "row", "document"?, "chunk"?, "start"?, "end"?, "path"?,
-                   "line"?, "empty"?}; start and end are characters of the text that the chunk was cut from
-    progress.json  while it grows, from the first: the settings and the finished shards
-    manifest.json  the same, once all shards are there
+    00000.jsonl    one object per vector: {"id", "text", "row", "document"?, "chunk"?, "start"?, "end"?, "path"?,
+                   "line"?, "empty"?}; start and end are character offsets of the chunk in its text
+    progress.json  during the run: the settings and the finished shards
+    manifest.json  the same, when all shards are finished
 
-A shard counts only when progress.json lists it, and that file is replaced after the shard is whole, so a kill
-at any moment costs at most the shard at work.
+A shard counts only when progress.json lists it. That file is replaced after the shard is complete, so an interruption
+loses at most the current shard.
 """
 
 import dataclasses
@@ -23,29 +23,29 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, write_json
 from pplx_jax.core.output_folder import describes, require_free
-from pplx_jax.data.io import json_lines as rows
+from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import BitOrder, Quantization
 
 FORMAT = 2
-_MEND = "delete the folder and embed again"
+_FIX = "delete the folder and embed again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides every byte of the shards; a folder grows only under equal settings.
+    """Everything that the bytes of the shards depend on. A run resumes only with equal settings.
 
     Attributes:
-        model_fingerprint: the model that encoded.
+        model_fingerprint: of the model.
         input_sha256: of the input file.
-        dims: width of the vectors before packing.
+        dims: number of dimensions before packing.
         quantization: "int8", "binary", "ubinary", "tanh" or "none".
         bit_order: of "ubinary", "big" or "little".
-        text_field, chunks_field: the columns read.
-        shard_size: input rows a shard.
-        chunk_tokens: tokens of the chunks that texts were cut in; None where they were not.
-        overflow: what happened to texts past the limit: "error" left them out.
-        overlap: tokens that the windows of "split" share; None for the model's own choice.
+        text_field, chunks_field: names of the columns.
+        shard_size: input rows per shard.
+        chunk_tokens: maximum tokens of the chunks that texts were split into; None if they were not split.
+        overflow: what happened to texts over the limit; "error" skipped them.
+        overlap: tokens shared by the windows of "split"; None for the model's default.
     """
 
     model_fingerprint: str
@@ -63,7 +63,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A finished shard: rows taken, vectors made, tokens read, seconds spent, rows left out and why."""
+    """A finished shard: numbers of input rows, vectors and tokens, seconds, and the skipped rows with reasons."""
 
     rows: int
     count: int
@@ -73,10 +73,10 @@ class Shard:
 
 
 class EmbeddingFolder:
-    """The shards under one folder."""
+    """The shards of one folder."""
 
     def __init__(self, path: pathlib.Path, settings: Settings, model: str, shards: list[Shard], complete: bool):
-        """Use `open_for_writing` or `read`. `model` is the model folder relative to `path`."""
+        """Use `open_for_writing` or `read` instead. `model` is the path of the model folder, relative to `path`."""
         self.path = path
         self.settings = settings
         self.model = model
@@ -85,18 +85,18 @@ class EmbeddingFolder:
 
     @classmethod
     def open_for_writing(cls, path: pathlib.Path, settings: Settings, model: pathlib.Path) -> "EmbeddingFolder":
-        """Starts a folder, or goes on with one whose settings are equal.
+        """Starts a folder, or opens an unfinished one with equal settings to resume.
 
         Raises:
-            BadInput: the folder holds something else, embeddings under other settings, where the message names the
-            first that differs, or a shard that is not whole any more.
+            BadInput: the folder contains something else, embeddings with other settings (the message names the first
+                difference), or a damaged shard.
         """
         require_free(path, "embeddings", _is_begun)
         path.mkdir(parents=True, exist_ok=True)
-        for half_written in _half_written(path):  # a kill's
-            half_written.unlink(missing_ok=True)
+        for temporary in _temporary_files(path):  # of an interrupted run
+            temporary.unlink(missing_ok=True)
         if not any(path.iterdir()):
-            # ".." behind a link is of what it points to.
+            # Resolve links first: ".." after a link means the parent of its target.
             relative = os.path.relpath(os.path.realpath(model), os.path.realpath(path))
             folder = cls(path, settings, relative, [], complete=False)
             folder._write("progress.json")
@@ -109,7 +109,7 @@ class EmbeddingFolder:
                     f"{path} holds embeddings with {field.name}={old!r}, not {new!r}; "
                     "give another --output or delete that folder"
                 )
-        folder._require_whole()
+        folder._require_complete()
         return folder
 
     @classmethod
@@ -117,12 +117,14 @@ class EmbeddingFolder:
         """Opens a finished folder.
 
         Raises:
-            BadInput: there are no embeddings, or they are not finished or not whole.
+            BadInput: there are no embeddings, or they are unfinished or damaged.
         """
         folder = cls._read(path)
         if not folder.complete:
-            raise BadInput(f"{path} is unfinished ({len(folder.shards)} shards); run the same `embed` again to end it")
-        folder._require_whole()
+            raise BadInput(
+                f"{path} is unfinished ({len(folder.shards)} shards); run the same `embed` again to finish it"
+            )
+        folder._require_complete()
         return folder
 
     @classmethod
@@ -140,26 +142,26 @@ class EmbeddingFolder:
             settings = Settings(**content["settings"])
             return cls(path, settings, content["model"], shards, complete=name == "manifest.json")
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path / name} cannot be used ({error}); {_MEND}") from None
+            raise BadInput(f"{path / name} cannot be used ({error}); {_FIX}") from None
 
-    def _require_whole(self) -> None:
-        """Raises BadInput that names a shard which is missing, cut short or longer than it was written."""
+    def _require_complete(self) -> None:
+        """Raises BadInput if a shard is missing or has another size than when it was written."""
         for vectors, lines, shard in zip(self.vector_paths(), self._line_paths(), self.shards, strict=True):
             try:
                 count = len(np.load(vectors, mmap_mode="r"))
                 with open(lines, "rb") as file:
                     described = sum(line.endswith(b"\n") for line in file)
             except FileNotFoundError as error:
-                raise BadInput(f"{error.filename} is missing; {_MEND}") from None
+                raise BadInput(f"{error.filename} is missing; {_FIX}") from None
             except (OSError, ValueError, TypeError, EOFError) as error:
-                raise BadInput(f"{vectors} is damaged ({error}); {_MEND}") from None
+                raise BadInput(f"{vectors} is damaged ({error}); {_FIX}") from None
             if count != shard.count:
-                raise BadInput(f"{vectors}: {count} vectors of {shard.count}; {_MEND}")
+                raise BadInput(f"{vectors}: {count} vectors of {shard.count}; {_FIX}")
             if described != shard.count:
-                raise BadInput(f"{lines}: {described} lines of {shard.count} vectors; {_MEND}")
+                raise BadInput(f"{lines}: {described} lines of {shard.count} vectors; {_FIX}")
 
     def add(self, vectors: np.ndarray, described: list[dict[str, Any]], shard: Shard) -> None:
-        """Writes the next shard: vectors [n, width] and one object a vector."""
+        """Writes the next shard: vectors [n, width] and one object per vector."""
         stem = f"{len(self.shards):05d}"
         with atomic_path(self.path / f"{stem}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, vectors)
@@ -170,7 +172,7 @@ class EmbeddingFolder:
         self._write("progress.json")
 
     def finish(self) -> None:
-        """Puts the manifest in the place of the progress file."""
+        """Renames the progress file to the manifest."""
         self._write("progress.json")
         os.replace(self.path / "progress.json", self.path / "manifest.json")
         self.complete = True
@@ -186,7 +188,7 @@ class EmbeddingFolder:
         write_json(self.path / name, content)
 
     def totals(self) -> dict[str, Any]:
-        """Sums over the finished shards."""
+        """Returns sums over the finished shards."""
         return {
             "count": sum(shard.count for shard in self.shards),
             "tokens": sum(shard.tokens for shard in self.shards),
@@ -195,7 +197,7 @@ class EmbeddingFolder:
         }
 
     def vector_paths(self) -> list[pathlib.Path]:
-        """The file of each shard's vectors, in order."""
+        """Returns the file of each shard's vectors, in order."""
         return [self.path / f"{place:05d}.npy" for place in range(len(self.shards))]
 
     def vectors(self) -> Iterator[np.ndarray]:
@@ -207,12 +209,12 @@ class EmbeddingFolder:
         return [self.path / f"{place:05d}.jsonl" for place in range(len(self.shards))]
 
     def described(self) -> Iterator[dict[str, Any]]:
-        """Yields what is known of each vector, in order. Raises BadInput as `described_of`."""
+        """Yields the description of each vector, in order. Raises BadInput like `described_of`."""
         for place in range(len(self.shards)):
             yield from (row for _, row in self.described_of(place))
 
     def described_of(self, place: int) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields of each vector of a shard where its line begins, in bytes, and what is known of it.
+        """Yields, for each vector of a shard, the byte offset of its line and its description.
 
         Raises:
             BadInput: a line is damaged; the message names it.
@@ -223,18 +225,18 @@ class EmbeddingFolder:
                 try:
                     row = parse_described(line)
                 except ValueError as error:
-                    raise BadInput(f"{path}, line {number}: {error}; {_MEND}") from None
+                    raise BadInput(f"{path}, line {number}: {error}; {_FIX}") from None
                 yield offset, row
                 offset += len(line)
 
 
 def parse_described(line: bytes) -> dict[str, Any]:
-    """Parses a line that `embed` wrote of a vector.
+    """Parses the description of a vector.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the line is not a description.
     """
-    described = rows.parse_object(line)
+    described = parse_object(line)
     for name, kind in {"id": str, "text": str, "row": int}.items():
         if not isinstance(described.get(name), kind):
             raise ValueError(f'"{name}" is {described.get(name)!r}')
@@ -242,12 +244,12 @@ def parse_described(line: bytes) -> dict[str, Any]:
 
 
 def _is_begun(path: pathlib.Path) -> bool:
-    """Whether `embed` was here, if only for the moment before its first file had its name."""
+    """Returns whether `embed` started here, also if it was interrupted before it finished its first file."""
     described = (describes(path / name, "format", "settings", "shards") for name in ("manifest.json", "progress.json"))
-    return any(described) or len(list(path.iterdir())) == len(_half_written(path))
+    return any(described) or len(list(path.iterdir())) == len(_temporary_files(path))
 
 
-def _half_written(path: pathlib.Path) -> list[pathlib.Path]:
-    """What a kill left of `atomic_path`, and nothing that somebody else named so."""
+def _temporary_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the temporary files of `atomic_path` that an interrupted `embed` left, and no other files."""
     name = re.compile(r"\.(\d{5}\.(npy|jsonl)|progress\.json|manifest\.json)\.\d+\.tmp")
     return [entry for entry in path.iterdir() if name.fullmatch(entry.name)]

@@ -1,4 +1,4 @@
-"""Rows to embed, from JSON lines or Parquet: a text each, or a document with its chunks."""
+"""Reads rows to embed from JSON lines or Parquet. A row has a text, or a document's chunks."""
 
 import dataclasses
 import pathlib
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.io import json_lines as rows
+from pplx_jax.data.io.json_lines import escaped, is_unicode, numbered_lines, parse_object
 from pplx_jax.data.io.parquet import decoded, open_parquet, parquet_rows
 
 _METADATA = ("path", "line", "source", "parent", "chunk")
@@ -14,15 +14,15 @@ _METADATA = ("path", "line", "source", "parent", "chunk")
 
 @dataclasses.dataclass(frozen=True)
 class InputRow:
-    """One good row.
+    """A row that can be embedded.
 
     Attributes:
         number: its line in the file, from 1 (Parquet: its row).
-        id: its `id` or `_id`; the number where it has neither.
+        id: its `id` or `_id`, or else its number.
         chunks: one text, or the chunks of a document.
-        is_document: whether the row came as chunks.
-        metadata: what stands beside the text and is kept for showing hits.
-        was_cut: whether the chunks are one text, cut; joined they are that text again.
+        is_document: whether the chunks are those of a document.
+        metadata: other columns that are shown with hits.
+        was_cut: whether the chunks were split from one text. Concatenated, they are that text.
     """
 
     number: int
@@ -35,7 +35,7 @@ class InputRow:
 
 @dataclasses.dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be embedded, and why."""
+    """A row that cannot be embedded, and the reason."""
 
     number: int
     reason: str
@@ -43,52 +43,52 @@ class BadRow:
 
 @dataclasses.dataclass(frozen=True)
 class TooLongRow(BadRow):
-    """A row past the model's limit."""
+    """A row over the model's limit."""
 
     id: str
 
 
 def read_rows(path: pathlib.Path, text_field: str, chunks_field: str, start: int = 0) -> Iterator[InputRow | BadRow]:
-    """Yields the rows in order, without the first `start` of them, never raising for a single bad one.
+    """Yields the rows in order, from row `start` on. A bad row does not raise an error.
 
     Args:
         path: .jsonl, .jsonl.gz or .parquet.
-        text_field, chunks_field: the columns; a row that has `chunks_field` is a document.
-        start: rows to pass over, good and bad ones counted.
+        text_field, chunks_field: names of the columns. A row with `chunks_field` is a document.
+        start: number of rows to skip, good or bad.
 
     Raises:
-        BadInput: the file cannot be read at all.
+        BadInput: the file cannot be read.
     """
     for place, (number, source) in enumerate(raw_rows(path)):
         if place < start:
             continue
         try:
-            row = rows.parse_object(source) if isinstance(source, bytes) else source
+            row = parse_object(source) if isinstance(source, bytes) else source
             yield _check(number, row, text_field, chunks_field)
         except ValueError as error:
-            yield BadRow(number, rows.escaped(str(error)))
+            yield BadRow(number, escaped(str(error)))
         except RecursionError:
-            yield BadRow(number, "nested too deep")
+            yield BadRow(number, "nested too deeply")
 
 
 def count_rows(path: pathlib.Path) -> int:
-    """How many rows `read_rows` will yield."""
+    """Returns the number of rows that `read_rows` yields."""
     if path.suffix == ".parquet":
         with _opened(path) as file:
             return open_parquet(file, str(path)).metadata.num_rows
-    return sum(1 for _ in rows.numbered_lines(path))
+    return sum(1 for _ in numbered_lines(path))
 
 
 def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
-    """Yields (number from 1, a line of JSON or a row of Parquet without its nulls).
+    """Yields (number from 1, a line of JSON or a row of Parquet without null values).
 
-    A value of Parquet that is bytes is a text that is not UTF-8.
+    A value of type bytes in a Parquet row is a string that is not UTF-8.
 
     Raises:
         BadInput: the file cannot be read.
     """
     if path.suffix != ".parquet":
-        yield from rows.numbered_lines(path)
+        yield from numbered_lines(path)
         return
     with _opened(path) as file:
         for number, row in enumerate(parquet_rows(file, str(path)), start=1):
@@ -126,20 +126,20 @@ def _check(number: int, row: dict[str, Any], text_field: str, chunks_field: str)
 def _require_unicode(name: str, text: str | bytes) -> None:
     if isinstance(text, bytes):
         raise ValueError(f"{name} is not UTF-8")
-    if not rows.is_unicode(text):
-        raise ValueError(f"{name} holds half of a surrogate pair, which is no character")
+    if not is_unicode(text):
+        raise ValueError(f"{name} contains half of a surrogate pair")
 
 
 def _shown(value: Any) -> Any:
-    """The value, and as text what JSON has no word for, such as times and bytes that are not UTF-8."""
+    """Returns the value for JSON. Types without a JSON form, such as times, become strings."""
     match value:
         case None | bool() | int() | float():
             return value
         case dict():
-            return {rows.escaped(name): _shown(item) for name, item in value.items()}
+            return {escaped(name): _shown(item) for name, item in value.items()}
         case list():
             return [_shown(item) for item in value]
         case bytes():
             return value.decode(errors="backslashreplace")
         case _:
-            return rows.escaped(str(value))
+            return escaped(str(value))

@@ -1,15 +1,16 @@
-"""An index: the shards of an embedding folder, how to search them fast, and the model that queries need.
+"""An index on disk: the shards of an embedding folder, data for fast search, and the path of the query model.
 
     index.json       {format, model (relative to the folder), model_fingerprint, bit_order, shards, count, dims,
                      quantization, engine, lists}
-    00000.npy, ...   the embedding folder's vectors [n, width], the same bytes on disk where hard links are possible
-    00000.jsonl, ... one object a vector, and offsets.npy int64 [N], where each begins in its file
-    places.npy       int64 [N], the order of ties: ids descending
+    00000.npy, ...   the embedding folder's vectors [n, width], as hard links if possible
+    00000.jsonl, ... one object per vector
+    offsets.npy      int64 [N], byte offset of each object in its file
+    places.npy       int64 [N], position of each vector in the order of ties: ids descending
     empty.npy        bool [N], vectors of empty texts, which are never hits
-    documents.npy    int64 [N], the document of each vector, ascending; only where some are chunks of one
-    signs.*          the first stage of the engine "faiss", see `sign_search`
+    documents.npy    int64 [N], the document of each vector, ascending; only if there are chunks
+    signs.*          the first search stage of the engine "faiss", see `sign_search`
 
-Loading maps the files and reads few of them whole, so it takes no time at any size.
+Loading is fast at any size: it reads file headers and `empty.npy`, and maps the other arrays.
 """
 
 import contextlib
@@ -24,8 +25,10 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.inference.encoder import Encoder
-from pplx_jax.kernels.quantization import BitOrder, Quantization, quantize
+from pplx_jax.kernels.quantization import quantize
+from pplx_jax.retrieval.base_index import BaseIndex
 from pplx_jax.retrieval.embedding_folder import parse_described
+from pplx_jax.retrieval.grouping import best_of_documents
 from pplx_jax.retrieval.search import rescore, similarity, top_k
 from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 from pplx_jax.retrieval.sign_search import SignSearch
@@ -33,19 +36,21 @@ from pplx_jax.retrieval.sign_search import SignSearch
 FORMAT = 2
 BuiltEngine = Literal["faiss", "numpy", "vespa"]
 Engine = Literal["faiss", "numpy", "jax"]
+CHUNKS_SHOWN = 3
 _HIT_FIELDS = ("id", "text", "path", "line", "document", "chunk", "start", "end")
+_CHUNK_FIELDS = ("id", "score", "text", "chunk", "start", "end")
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchOptions:
-    """How vectors are found.
+    """How to search.
 
     Attributes:
-        engine: "faiss": candidates by the signs of the vectors, ranked again by exact cosine. "numpy": exact, on the
-            processor. "jax": exact and the same, on all of JAX's devices. None: as the index was built.
-        candidates: of faiss, how many a hit wanted, and
-        least_candidates: how many at least: a few hits are more easily missed than many.
-        probes: of faiss with inverted lists, how many of them a query reads; a quarter where None.
+        engine: "faiss" finds candidates by the signs of the vectors and ranks them by exact cosine. "numpy" is exact,
+            on the CPU. "jax" is exact with equal results, on all JAX devices. None for the engine of the index.
+        candidates: of faiss, number of candidates per requested hit.
+        least_candidates: of faiss, minimum number of candidates, because a small number misses more hits.
+        probes: of faiss, number of inverted lists that a query reads; None for a quarter.
     """
 
     engine: Engine | None = None
@@ -57,31 +62,21 @@ class SearchOptions:
         if self.engine not in (None, *get_args(Engine)):
             raise BadInput(f"engine={self.engine!r}: give one of {', '.join(get_args(Engine))}")
         if self.candidates < 1:
-            raise BadInput(f"candidates={self.candidates}: give at least one candidate a hit")
+            raise BadInput(f"candidates={self.candidates}: give at least 1")
 
 
-class Index:
-    """An index on disk, opened for searching.
+class Index(BaseIndex):
+    """An index on disk, opened for searching; more attributes in `BaseIndex`.
 
     Attributes:
-        path: its folder.
-        model: the model folder that encodes queries.
-        model_fingerprint: names the model; vectors of another are refused.
-        dims, quantization, bit_order, count: of the vectors.
-        engine, lists: what it was built for.
-        has_chunks: whether some vectors are chunks of one document, and
-        documents: then int64 [N], the document of each vector.
+        engine, lists: the engine it was built for, and the number of inverted lists.
+        has_chunks: whether some vectors are chunks of a document.
+        documents: int64 [N], the document of each vector; only if `has_chunks`.
     """
 
     def __init__(self, path: pathlib.Path, description: dict[str, Any]):
-        """Use `Index.load`."""
-        self.path = path
-        self.model = (path / description["model"]).resolve()
-        self.model_fingerprint: str = description["model_fingerprint"]
-        self.dims: int = description["dims"]
-        self.quantization: Quantization = description["quantization"]
-        self.bit_order: BitOrder = description["bit_order"]
-        self.count: int = description["count"]
+        """Use `Index.load` instead."""
+        super().__init__(path, description)
         self.engine: Engine = description["engine"]
         self.lists: int = description["lists"]
         self._vectors = ShardedVectors([path / f"{shard:05d}.npy" for shard in range(description["shards"])])
@@ -95,7 +90,7 @@ class Index:
             self.documents = self._column("documents", np.int64)
 
     def _column(self, name: str, dtype: type[np.generic]) -> np.ndarray:
-        """A value a vector. Raises ValueError where the file holds anything else."""
+        """Maps an array with one value per vector. Raises ValueError if the file holds anything else."""
         found = np.load(self.path / f"{name}.npy", mmap_mode="r")
         if found.shape != (self.count,) or found.dtype != dtype:
             raise ValueError(f"{name}.npy holds {found.dtype}{list(found.shape)} for {self.count} vectors")
@@ -106,7 +101,7 @@ class Index:
         """Opens an index.
 
         Raises:
-            BadInput: there is none, or it is damaged or of another version.
+            BadInput: there is no index, or it is damaged or of another version.
         """
         path = pathlib.Path(path)
         with _usable(path):
@@ -118,20 +113,20 @@ class Index:
     def nearest(
         self, queries: np.ndarray, k: int, options: SearchOptions = SearchOptions()
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The k best vectors of each query, best first, ties by id descending.
+        """Returns the k best vectors of each query, best first, ties by id descending.
 
         Args:
-            queries: [Q, width], quantized as the index is.
+            queries: [Q, width], quantized like the index.
             k: at least 1.
-            options: how.
+            options: how to search.
 
         Returns:
-            (numbers of vectors int64 [Q, K], scores float32 [Q, K]: cosines; of signs 1 - 2 Hamming / dims), K being
-            k or less in a smaller index; -1 and -inf at the end where a query found fewer.
+            (numbers of vectors int64 [Q, K], scores float32 [Q, K]). Scores are cosines; for packed signs
+            1 - 2 Hamming / dims. K is k, or less in a smaller index. Unused entries at the end are -1 and -inf.
 
         Raises:
-            BadInput: the queries are of another width or quantization, k is less than 1, or the engine is none of
-                this index's.
+            BadInput: the queries have another width or quantization, k is less than 1, or the index does not support
+                the engine.
         """
         queries = np.asarray(queries)
         if queries.shape[1:] != self._vectors.shape[1:] or queries.dtype != self._vectors.dtype:
@@ -141,7 +136,7 @@ class Index:
                 f"quantization={self.quantization!r}, dims={self.dims}"
             )
         if k < 1:
-            raise BadInput(f"k={k}: ask for at least one hit")
+            raise BadInput(f"k={k}: request at least one hit")
         match options.engine or self.engine:
             case "faiss":
                 count = min(max(k * options.candidates, options.least_candidates), self.count)
@@ -166,10 +161,12 @@ class Index:
 
     @functools.cached_property
     def _on_devices(self):
-        from pplx_jax.retrieval.device_search import DeviceSearch  # compiles for the devices
+        from pplx_jax.retrieval.device_search import DeviceSearch  # imports JAX
 
         if self._vectors.dtype != np.int8:
-            raise BadInput(f"the engine jax compares int8 and binary embeddings, not {self.quantization}; take numpy")
+            raise BadInput(
+                f"the engine jax compares int8 and binary embeddings, not {self.quantization}; use --engine numpy"
+            )
         return DeviceSearch(self._vectors, self._places, self._empty)
 
     def search(
@@ -180,7 +177,7 @@ class Index:
         model_fingerprint: str | None = None,
         options: SearchOptions = SearchOptions(),
     ) -> list[dict[str, Any]]:
-        """Hits of one query [width]; see `search_batch`."""
+        """Returns the hits of one query [width]; see `search_batch`."""
         return self.search_batch(np.asarray(query)[None], k, model_fingerprint=model_fingerprint, options=options)[0]
 
     def search_batch(
@@ -191,35 +188,39 @@ class Index:
         model_fingerprint: str | None = None,
         options: SearchOptions = SearchOptions(),
     ) -> list[list[dict[str, Any]]]:
-        """The k best texts of each query; of an index of chunks, the k best documents, each by its best chunk.
+        """Returns the k best texts of each query. In an index of chunks, the k best documents, each by its best chunk.
 
         Args:
-            queries: [Q, width], quantized as the index is.
-            k: hits wanted; fewer come back from a smaller index.
-            model_fingerprint: the model that made the queries, checked where given.
-            options: how.
+            queries: [Q, width], quantized like the index.
+            k: maximum number of hits.
+            model_fingerprint: of the model that encoded the queries; None skips the check.
+            options: how to search.
 
         Returns:
-            For each query its hits, best first: {"id", "score", "text", "path", "line", ...}, see `grouping.hits` for
-            those of chunks; path and line are None where the input had none.
+            For each query its hits, best first: {"id", "score", "text", "path", "line", ...}; path and line are None if
+            the input had none. The hit of a chunk also has "document", "chunk" (its position), "start" and "end"
+            (character offsets, if `embed` split the text) and "chunks": the document's `CHUNKS_SHOWN` best chunks.
 
         Raises:
-            BadInput: the queries are of another model, or see `nearest`.
+            BadInput: another model encoded the queries, or see `nearest`.
         """
         if model_fingerprint not in (None, self.model_fingerprint):
             raise BadInput(
                 f"the query was encoded by model {model_fingerprint}, the index {self.path} by "
                 f"{self.model_fingerprint}; encode it with {self.model}"
             )
-        if self.has_chunks:
-            from pplx_jax.retrieval.grouping import grouped_hits
-
-            return grouped_hits(self, queries, k, options)
-        found = zip(*self.nearest(queries, k, options), strict=True)
-        return [self.hits(numbers, scores) for numbers, scores in found]
+        if not self.has_chunks:
+            found = zip(*self.nearest(queries, k, options), strict=True)
+            return [self.hits(numbers, scores) for numbers, scores in found]
+        nearest = functools.partial(self.nearest, options=options)
+        best = best_of_documents(nearest, self.documents, queries, k)
+        return [
+            [self._with_chunks(hit, number, query) for hit, number in zip(self.hits(*found), found[0], strict=True)]
+            for query, found in zip(queries, best, strict=True)
+        ]
 
     def hits(self, numbers: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-        """What is known of vectors [K] with their scores [K], without those of number -1."""
+        """Returns the hits of vectors [K] with their scores [K], without those of number -1."""
         return [
             {"id": row["id"], "score": float(score), "text": row["text"], "path": None, "line": None}
             | {name: row[name] for name in _HIT_FIELDS if name in row}
@@ -227,7 +228,7 @@ class Index:
         ]
 
     def rows(self, numbers: np.ndarray) -> list[dict[str, Any]]:
-        """What `embed` wrote of each vector int64 [n]. Raises BadInput where a line is damaged."""
+        """Returns the descriptions of vectors int64 [n]. Raises BadInput if a line is damaged."""
         found: list[dict[str, Any]] = [{}] * len(numbers)
         shards = self._vectors.shard_of(numbers)
         for shard in np.unique(shards):
@@ -240,8 +241,16 @@ class Index:
                         raise ValueError(f"{shard:05d}.jsonl, vector {numbers[place]}: {error}") from None
         return found
 
-    def chunks_of(self, document: int, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers and scores of a document's chunks for a query [width], best first, those of empty texts left out."""
+    def _with_chunks(self, hit: dict[str, Any], number: int, query: np.ndarray) -> dict[str, Any]:
+        """Adds the best chunks of the document to a hit, which is vector `number`."""
+        if "chunk" not in hit or "document" not in hit:
+            return hit
+        numbers, scores = self._chunks_of(self.documents[number], query)
+        chunks = self.hits(numbers[:CHUNKS_SHOWN], scores[:CHUNKS_SHOWN])
+        return hit | {"chunks": [{name: chunk[name] for name in _CHUNK_FIELDS if name in chunk} for chunk in chunks]}
+
+    def _chunks_of(self, document: int, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns numbers and scores of a document's chunks for a query [width], best first, without empty texts."""
         begin, end = np.searchsorted(self.documents, [document, document + 1])
         numbers = np.arange(begin, end)[~self._empty[begin:end]]
         scores = similarity(query[None], self._vectors.take(numbers), self.quantization == "ubinary")[0]
@@ -249,30 +258,17 @@ class Index:
         return numbers[order], scores[order]
 
     def encode_queries(self, texts: Sequence[str], encoder: Encoder) -> np.ndarray:
-        """Vectors [Q, width] of queries, quantized as the index is.
-
-        Raises:
-            BadInput: a text is empty, or the model is not the one of the index.
-        """
-        for text in texts:
-            if not text.strip():
-                raise BadInput("the query is empty; give some text to search for")
-        if encoder.fingerprint != self.model_fingerprint:
-            raise BadInput(
-                f"the index {self.path} was made by model {self.model_fingerprint}, {self.model} is now "
-                f"{encoder.fingerprint}; embed and index again"
-            )
-        pooled = encoder.encode(texts, quantization="none", dims=self.dims)
-        return quantize(pooled, self.quantization, self.bit_order)
+        """Returns vectors [Q, width] of queries, quantized like the index. Raises BadInput like `pool_queries`."""
+        return quantize(self.pool_queries(texts, encoder), self.quantization, self.bit_order)
 
     def encode_query(self, text: str, encoder: Encoder) -> np.ndarray:
-        """The vector [width] of one query; see `encode_queries`."""
+        """Returns the vector [width] of one query; see `encode_queries`."""
         return self.encode_queries([text], encoder)[0]
 
 
 @contextlib.contextmanager
 def _usable(path: pathlib.Path):
-    """Turns what is wrong with the files of an index into BadInput."""
+    """Turns errors in the files of an index into BadInput."""
     try:
         yield
     except FileNotFoundError as error:

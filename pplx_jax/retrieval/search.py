@@ -1,10 +1,9 @@
-"""Exact search over quantized embeddings: similarities without rounding surprises, and a top k with a total
-order.
+"""Exact search over quantized embeddings: reproducible similarities, and a top k with a total order.
 
-Scores of int8 and binary embeddings are computed from exact integers, so two documents that deserve the same score get
-the same bits whatever block they are in and whatever the machine; such ties are broken by id, descending, as trec_eval
-does. Those of float embeddings are computed in float64 and then rounded to float32, after which copies of a document
-score alike but for one chance in some hundred million.
+Scores of int8 and binary embeddings are computed from exact integers. So equal documents get bit-identical scores, on
+any machine and in any block. Ties are broken by id, descending, as in trec_eval. Scores of float embeddings are
+computed in float64 and rounded to float32, so copies of a document get equal scores except with a probability of about
+1e-8.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-# A float32 product of int8 vectors is exact while its sums stay under 2**24: 127 * 127 * 1024 does.
+# A float32 product of int8 vectors is exact if all sums are below 2**24, like 127 * 127 * 1024.
 _EXACT_WIDTH = 1024
 _SIGN_BIT = np.uint32(1 << 31)
 _LOWER_HALF = np.uint64((1 << 32) - 1)
@@ -21,7 +20,7 @@ _ROWS_IN_CACHE = 1024  # as float32
 
 
 class Vectors(Protocol):
-    """Documents [N, d] read in ranges: an array, a memory map, or `shards.ShardedVectors`."""
+    """Documents [N, d] that are read in ranges: an array, a memory map, or `ShardedVectors`."""
 
     def __len__(self) -> int: ...
 
@@ -29,14 +28,14 @@ class Vectors(Protocol):
 
 
 def similarity(queries: np.ndarray, documents: np.ndarray, packed: bool = False) -> np.ndarray:
-    """Cosine of every query with every document.
+    """Returns the cosine of every query with every document.
 
     Args:
         queries: [Q, d] float, or int8 from the quantizers "int8" and "binary"; of the same dtype as
             `documents`.
         documents: [N, d]. A zero vector has cosine 0 with everything.
-        packed: both are uint8 [., d/8], eight signs a byte; the result is 1 - 2 * Hamming distance / d, which
-            is the cosine of the +1/-1 vectors.
+        packed: whether both are uint8 [., d/8] with eight signs per byte. The result is then 1 - 2 * Hamming distance /
+            d, which is the cosine of the +1/-1 vectors.
 
     Returns:
         float32 [Q, N].
@@ -51,24 +50,24 @@ def similarity(queries: np.ndarray, documents: np.ndarray, packed: bool = False)
         raise ValueError(f"packed signs are uint8, other embeddings are not; got {documents.dtype}, packed={packed}")
     if packed:
         return _packed_similarity(queries, documents)
-    # Squares and products of integers are exact in float64, so that equal cosines come out equal.
+    # Squares and products of integers are exact in float64, so equal cosines are bit-identical.
     squares = np.outer(squared_norms(queries), squared_norms(documents))
     if documents.dtype == np.int8:
         products = _int8_products(queries, documents)
     else:
-        # In float32 a column's last bits depend on where it stands in the matrix, and equal documents would differ.
+        # In float32, the last bits depend on the column's position in the matrix, and equal documents would differ.
         products = queries.astype(np.float64) @ documents.astype(np.float64).T
     return np.divide(products, np.sqrt(squares), out=np.zeros_like(squares), where=squares > 0).astype(np.float32)
 
 
 def squared_norms(vectors: np.ndarray) -> np.ndarray:
-    """Returns float64 [N], exact for int8 [N, d] of d under 2**17."""
+    """Returns float64 [N]; exact for int8 [N, d] with d < 2**17."""
     sums = np.int32 if vectors.dtype == np.int8 else np.float64
     return np.einsum("nd,nd->n", vectors, vectors, dtype=sums).astype(np.float64)
 
 
 def _int8_products(queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-    """float64 [Q, N] of exact integers, by float32 products of widths that cannot round."""
+    """Returns float64 [Q, N], exact integers, by float32 products of widths that cannot round."""
     products = np.zeros((len(queries), len(documents)))
     for begin in range(0, queries.shape[1], _EXACT_WIDTH):
         part = slice(begin, begin + _EXACT_WIDTH)
@@ -98,18 +97,18 @@ def top_k(
     excluded: np.ndarray | None = None,
     rows_per_block: int = _ROWS_PER_BLOCK,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best documents of each query, best first, ties by `places` ascending.
+    """Returns the k best documents of each query, best first, ties by `places` ascending.
 
-    The documents are read in blocks, so they may be a memory map larger than memory.
+    Documents are read in blocks, so they may be larger than memory.
 
     Args:
         queries: [Q, d]; see `similarity`.
         documents: [N, d].
-        places: int64 [N], each of 0..N-1 once; `metrics.tie_places(ids)` gives trec_eval's order.
-        k: at least 1; fewer come back where fewer are left.
+        places: int64 [N], a permutation of 0..N-1; `metrics.tie_places(ids)` returns trec_eval's order.
+        k: at least 1.
         packed: whether both are packed signs.
-        excluded: bool [N], documents that are no candidates.
-        rows_per_block: documents compared at once.
+        excluded: bool [N], documents that are never hits.
+        rows_per_block: number of documents compared at once.
 
     Returns:
         (documents int64 [Q, K], scores float32 [Q, K]) with K = min(k, candidates).
@@ -130,31 +129,30 @@ def top_k(
 
 
 def rank_scores(scores: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of scores [Q, N] that are at hand; see `top_k` for the rest."""
+    """Returns the k best of given scores [Q, N]; see `top_k` for arguments and result."""
     return _from_keys(_greatest(ranking_keys(scores, places), k), places)
 
 
 def rescore(
     queries: np.ndarray, candidates: np.ndarray, take: Callable[[np.ndarray], np.ndarray], places: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best among the candidates of each query, by exact similarity; see `top_k` for the order.
+    """Returns the k best among the candidates of each query, by exact similarity, in the order of `top_k`.
 
     Args:
         queries: [Q, d] int8 or float.
         candidates: int64 [Q, C], documents of each query in any order, -1 for none.
-        take: the vectors [n, d] of documents int64 [n].
+        take: returns the vectors [n, d] of documents int64 [n].
         places: int64 [N].
         k: at least 1.
 
     Returns:
-        (documents int64 [Q, K], scores float32 [Q, K]) with K = min(k, C); -1 and -inf at the end of the rows of
-        queries that have fewer candidates.
+        (documents int64 [Q, K], scores float32 [Q, K]) with K = min(k, C). Unused entries at the end are -1 and -inf.
     """
     width = min(k, candidates.shape[1])
     documents = np.full((len(queries), width), -1, np.int64)
     scores = np.full((len(queries), width), -np.inf, np.float32)
     for query, row in enumerate(candidates):
-        found = np.sort(row[row >= 0])  # in the order of the disk
+        found = np.sort(row[row >= 0])  # in disk order
         values = similarity(queries[query : query + 1], take(found))[0]
         best = np.lexsort((places[found], -values))[:width]
         documents[query, : len(best)], scores[query, : len(best)] = found[best], values[best]
@@ -162,10 +160,10 @@ def rescore(
 
 
 def ranking_keys(scores: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """uint64, of the shape of `scores`, that sort as (score, then place descending) do.
+    """Returns uint64 keys of the shape of `scores` that sort by score, then by place descending.
 
-    The upper half is the float32 score in a form that sorts as an integer, the lower half the place. No two
-    keys of a query are equal, so a partial sort is exact.
+    The upper half is the float32 score in a form that sorts like an integer, the lower half the place. The keys of a
+    query are distinct, so a partial sort is exact.
     """
     bits = np.ascontiguousarray(scores + np.float32(0), np.float32).view(np.uint32)  # + 0 turns -0 into 0
     ordered = np.where(bits & _SIGN_BIT, ~bits, bits | _SIGN_BIT)
@@ -177,7 +175,7 @@ def _greatest(keys: np.ndarray, k: int) -> np.ndarray:
 
 
 def _from_keys(keys: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Documents and scores, best first."""
+    """Returns documents and scores, best first."""
     keys = np.sort(keys, axis=1)[:, ::-1]
     document_at = np.empty(len(places), np.int64)
     document_at[places] = np.arange(len(places))

@@ -1,15 +1,16 @@
-"""The first stage of searching INT8 embeddings: candidates by their signs, one bit a dimension.
+"""The first stage of search in INT8 embeddings: finds candidates by their signs, one bit per dimension.
 
     signs.npy     uint8 [N, d/8]
-    signs.faiss   an IndexBinaryIVF, of which a query reads only the nearest inverted lists; without it FAISS compares
-                  a query with all signs
+    signs.faiss   an IndexBinaryIVF; a query reads only the nearest inverted lists. Without it FAISS compares a query
+                  with all signs.
 
-FAISS finds several times the candidates wanted by the Hamming distance of the signs. Those whose signs have the
-greatest product with the query's own INT8 values are taken: it need not be cut to bits (asymmetric distance: Gordo,
-Perronnin, Gong & Lazebnik, "Asymmetric Distances for Binary Embeddings", 2014), and no vector is read for it.
+FAISS finds several times the requested number of candidates by the Hamming distance of the signs. Of those, the vectors
+are chosen whose signs have the largest product with the query's INT8 values. The query does not have to be binary
+(asymmetric distance: Gordo, Perronnin, Gong & Lazebnik, "Asymmetric Distances for Binary Embeddings", 2014), and no
+INT8 vector is read.
 
-An INT8 value's sign bit is 1 from 0 on, as the quantizer's is; the values between -1/254 and 0, which INT8 rounds to
-0, are the only ones whose bit differs from that of the unrounded vector.
+The sign bit of an INT8 value is 1 if the value is at least 0, as in the quantizer. Only values between -1/254 and 0,
+which INT8 rounds to 0, have another bit than the unrounded vector.
 """
 
 import os
@@ -23,37 +24,38 @@ from pplx_jax.core.progress import Progress
 from pplx_jax.kernels.quantization import pack_bits
 from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 
-# From so many vectors on lists are made unasked; an exhaustive query then reads 1.3 GB of 1,024 signs each.
+# Above this number of vectors, inverted lists are the default: an exhaustive query of 1,024 bits reads 1.3 GB.
 LISTS_FROM = 10_000_000
 _BLOCK = 65_536
 _TRAINING_SIGNS_PER_LIST = 64
 _TRAINING_ITERATIONS = 10
-_PROBED_SHARE = 1 / 4  # what fewer miss: benchmarks/results/search_scale.json
-_ROWS_IN_CACHE = 256  # of unpacked signs, as float32
+_PROBED_SHARE = 1 / 4  # benchmarks/results/search_scale.json has the recall of smaller shares
+_ROWS_IN_CACHE = 256  # rows of unpacked signs, as float32
 _COUNTING_BYTES = 1 << 29
-_WIDENING = 4  # candidates by Hamming distance, of each that is wanted
+_WIDENING = 4  # candidates by Hamming distance per requested candidate
 
 
 def default_lists(count: int) -> int:
-    """Inverted lists of an index of `count` vectors: none, or about a square root."""
+    """Returns the default number of inverted lists for `count` vectors: 0, or about the square root."""
     return round(count**0.5) if count >= LISTS_FROM else 0
 
 
 def write_signs(folder: pathlib.Path, vectors: ShardedVectors, lists: int) -> None:
-    """Writes signs.npy, and signs.faiss where `lists` is not 0.
+    """Writes signs.npy, and signs.faiss if `lists` is not 0.
 
-    Memory: a block of vectors; with lists also all signs and their numbers, N (d/8 + 8) bytes, and their growth.
+    Needs memory for one block of vectors. With lists also for all signs and their numbers, N (d/8 + 8) bytes, and for
+    the growth of the lists.
 
     Args:
-        folder: where to.
+        folder: the folder to write to.
         vectors: int8 [N, d], d a multiple of 8.
-        lists: inverted lists of `signs.faiss`.
+        lists: number of inverted lists of `signs.faiss`.
 
     Raises:
         BadInput: faiss is not installed, or there are more lists than vectors.
     """
     if not 0 <= lists <= len(vectors):
-        raise BadInput(f"lists={lists} for {len(vectors)} vectors: give 0 for none, or fewer than there are vectors")
+        raise BadInput(f"lists={lists} for {len(vectors)} vectors: give 0 to {len(vectors)}")
     faiss = import_faiss()
     width = vectors.shape[1]
     signs = np.lib.format.open_memmap(folder / "signs.npy", "w+", dtype=np.uint8, shape=(len(vectors), width // 8))
@@ -65,10 +67,10 @@ def write_signs(folder: pathlib.Path, vectors: ShardedVectors, lists: int) -> No
         if not lists:
             return
         coarse = faiss.IndexBinaryFlat(width)
-        coarse.query_batch_size = _BLOCK  # its threads meet after each batch; 32 is the library's default
+        coarse.query_batch_size = _BLOCK  # threads synchronize after each batch; the default is 32
         index = faiss.IndexBinaryIVF(coarse, width, lists)
         index.cp.niter = _TRAINING_ITERATIONS
-        index.cp.min_points_per_centroid = 1  # no warning for a small index of many lists
+        index.cp.min_points_per_centroid = 1  # avoids a warning for a small index with many lists
         progress.note(f"finding {lists} inverted lists")
         index.train(_sample(signs, lists * _TRAINING_SIGNS_PER_LIST))
         for begin in range(0, len(vectors), _BLOCK):
@@ -77,25 +79,25 @@ def write_signs(folder: pathlib.Path, vectors: ShardedVectors, lists: int) -> No
 
 
 def _sample(signs: np.ndarray, size: int) -> np.ndarray:
-    """Up to `size` of the signs, the same every time."""
+    """Returns a seeded sample of up to `size` signs."""
     return signs[np.sort(np.random.default_rng(0).choice(len(signs), min(size, len(signs)), replace=False))]
 
 
 class SignSearch:
-    """Opened signs, mapped from disk.
+    """Signs of an index, mapped from disk.
 
     Attributes:
-        lists: inverted lists; 0 where every query is compared with all signs.
+        lists: number of inverted lists; 0 if every query is compared with all signs.
         shape: (N, d/8).
     """
 
     def __init__(self, folder: pathlib.Path, lists: int):
-        """Opens what `write_signs` wrote.
+        """Opens the files of `write_signs`.
 
         Raises:
             BadInput: faiss is not installed.
             FileNotFoundError: the signs are missing.
-            ValueError: they are damaged.
+            ValueError: the signs are damaged.
         """
         faiss = import_faiss()
         self.lists = lists
@@ -117,15 +119,15 @@ class SignSearch:
             raise ValueError(f"{path.name} holds {self._inverted.ntotal} vectors of {self._inverted.d} bits")
 
     def candidates(self, queries: np.ndarray, count: int, probes: int | None = None) -> np.ndarray:
-        """Vectors whose signs are near to int8 queries [Q, d].
+        """Returns vectors whose signs are close to those of int8 queries [Q, d].
 
         Args:
             queries: int8.
-            count: wanted of each query, at most N.
-            probes: inverted lists that a query reads; a quarter of them where None. Ignored without lists.
+            count: number of candidates per query, at most N.
+            probes: number of inverted lists that a query reads; None for a quarter of them. Ignored without lists.
 
         Returns:
-            int64 [Q, count] in no order; -1 where the lists that were read hold fewer.
+            int64 [Q, count], unordered; -1 if the lists that were read hold fewer vectors.
 
         Raises:
             BadInput: `probes` is less than 1.
@@ -144,7 +146,7 @@ class SignSearch:
         return np.stack([self._greatest_products(*pair, count) for pair in zip(queries, near, strict=True)])
 
     def _nearest_signs(self, signs: np.ndarray, wide: int) -> np.ndarray:
-        """int64 [Q, wide] by Hamming distance, few queries at a time: FAISS counts each's finds by their distance."""
+        """Returns int64 [Q, wide] by Hamming distance. Queries are grouped, because FAISS needs memory for each."""
         bytes_a_query = 8 * wide * (8 * signs.shape[1] + 1)
         at_once = max(1, _COUNTING_BYTES // bytes_a_query)
         search = import_faiss().knn_hamming
@@ -152,30 +154,30 @@ class SignSearch:
         return np.concatenate([search(part, self._signs, wide, variant="mc")[1] for part in parts])
 
     def _greatest_products(self, query: np.ndarray, near: np.ndarray, count: int) -> np.ndarray:
-        """Of the vectors int64 [n] those `count` whose signs have the greatest product with the query [d]."""
-        found = np.sort(near[near >= 0])  # in the order of the disk
+        """Returns the `count` of the vectors int64 [n] whose signs have the largest product with the query [d]."""
+        found = np.sort(near[near >= 0])  # in disk order
         if len(found) <= count:
             return np.pad(found, (0, count - len(found)), constant_values=-1)
         products, values = np.empty(len(found), np.float32), query.astype(np.float32)
         for begin in range(0, len(found), _ROWS_IN_CACHE):
             rows = slice(begin, begin + _ROWS_IN_CACHE)
             positive = np.unpackbits(self._signs[found[rows]], axis=1).astype(np.float32)
-            products[rows] = positive @ values  # half of what +1 and -1 give, and a constant
+            products[rows] = positive @ values  # half of the product with +1 and -1, plus a constant
         return found[np.argpartition(-products, count - 1)[:count]]
 
 
 def import_faiss() -> Any:
-    """The library.
+    """Imports FAISS.
 
     Raises:
         BadInput: it is not installed.
     """
-    # Its threads would spin after each search, on the cores that the second step then wants; read once, at the import.
+    # Otherwise FAISS's threads keep spinning after a search, on cores that the next step needs. Read only at import.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         import faiss
     except ImportError:
         raise BadInput(
-            "faiss is not installed: pip install 'pplx-jax[search]', or take another engine or an exact search"
+            "faiss is not installed: pip install 'pplx-jax[search]', or use another engine or an exact search"
         ) from None
     return faiss

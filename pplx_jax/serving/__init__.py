@@ -1,21 +1,23 @@
-"""A model behind HTTP in OpenAI's manner: `server` runs it, `app` routes, `wire` reads and writes, `batching` batches.
+"""Serves a model over HTTP with an API like OpenAI's.
+
+`server` runs it, `app` has the routes, `wire` parses requests and writes replies, `batching` batches requests.
 
     POST /v1/embeddings               input: a text or a list of texts
     POST /v1/contextualizedembeddings input: a list of documents, each a list of chunks (late chunking)
     GET  /v1/models, /health
 
-Both take `model`, `dimensions` (a prefix), `encoding_format` and `bit_order`. A query of the context model is a
-text at the first, or a document of one chunk at the second: the same vector.
+Both POST routes take `model`, `dimensions` (number of leading dimensions), `encoding_format` and `bit_order`. A query
+for the context model is a text in the first route, or a document of one chunk in the second. Both give the same vector.
 
-| encoding_format | an embedding is |
+| encoding_format | format of an embedding |
 |---|---|
 | float (default) | the INT8 integers, -127 to 127, as JSON numbers |
-| base64 | the same numbers as little-endian float32 (what the `openai` package asks for on its own) |
-| base64_int8 | the same numbers, a signed byte each |
-| base64_binary | a bit a dimension; `bit_order` "little" (default, as the hosted API) or "big" |
+| base64 | the same numbers as little-endian float32 (the default of the `openai` package) |
+| base64_int8 | the same numbers, one signed byte each |
+| base64_binary | one bit per dimension; `bit_order` "little" (default, as in the hosted API) or "big" |
 
-They are not normalised: compare by cosine, bits by Hamming distance.
+Embeddings are not normalized. Compare them by cosine, bits by Hamming distance.
 
-Errors have OpenAI's shape. 400: no JSON, or a text over the model's length (never cut silently). 404: another model.
-413: a request over a limit. 422: a field that is wrong. 503: too much is waiting, or the server is stopping; try again.
+Errors have OpenAI's format. 400: not JSON, or a text over the model's limit (texts are never cut). 404: another model.
+413: the request exceeds a limit. 422: a field is invalid. 503: the queue is full or the server is stopping; try again.
 """

@@ -1,4 +1,4 @@
-"""The HTTP routes around one model."""
+"""The HTTP routes for one model."""
 
 import asyncio
 import contextlib
@@ -23,11 +23,12 @@ from pplx_jax.serving import wire
 from pplx_jax.serving.batching import Batcher
 from pplx_jax.serving.errors import RequestError
 
-_DRAINED = 4  # times the limit: read to the end before refusing, or a client that still sends never sees why
+# Read up to 4 times the limit before refusing: a client that is still sending would not see the reply.
+_DRAINED = 4
 
 
 class Model(Protocol):
-    """What is served; `pplx_jax.inference.embedder.Embedder` is one."""
+    """The protocol of a served model. `inference.embedder.Embedder` implements it."""
 
     config: Qwen3Config
     vocabulary: Vocabulary
@@ -36,16 +37,16 @@ class Model(Protocol):
 
     @property
     def dims(self) -> int:
-        """Dimensions of an embedding."""
+        """Number of dimensions of an embedding."""
         ...
 
     def encode_tokens(self, ids: Sequence[Tokens], counts: np.ndarray | None = None) -> np.ndarray:
-        """Pooled vectors of chunks of token ids."""
+        """Returns pooled vectors of chunks of token ids."""
         ...
 
 
 class App:
-    """One model, its queue and its routes; `asgi` is what a server runs."""
+    """One model with its queue and routes. `asgi` is the application for a server."""
 
     def __init__(
         self,
@@ -95,22 +96,22 @@ class App:
         return Response(answer, media_type="application/json")
 
     def _prepare(self, body: bytes, contextual: bool) -> tuple[wire.Request, Sequence[Tokens], np.ndarray, int]:
-        """The request, token ids of its chunks, chunks of each document, and tokens over all."""
+        """Returns the request, token ids of its chunks, number of chunks of each document, and total tokens."""
         request = wire.parse(body, contextual=contextual, model=self._name, dims=self._model.dims, limits=self._limits)
         ids = self._model.vocabulary.encode_batch([chunk for document in request.documents for chunk in document])
         counts = np.array([len(document) for document in request.documents], np.int64)
         lengths = np.array([len(chunk) for chunk in ids], np.int64)
         limit = self._model.config.max_length
         tokens = 0
-        for place, part in enumerate(np.split(lengths, np.cumsum(counts)[:-1])):
+        for index, part in enumerate(np.split(lengths, np.cumsum(counts)[:-1])):
             size = document_tokens(part)
             if size > limit:
                 noun = "document" if contextual else "text"
-                message = f"{noun} {place} has {size} tokens, the model takes {limit}; split it"
+                message = f"{noun} {index} has {size} tokens, the model takes {limit}; split it"
                 raise RequestError(400, message, param="input", code="context_length_exceeded")
             tokens += size
         if tokens > self._limits.tokens:
-            message = f"{tokens} tokens in one request, at most {self._limits.tokens} are taken; send fewer texts"
+            message = f"{tokens} tokens in one request exceed the limit of {self._limits.tokens}; send fewer texts"
             raise RequestError(413, message, param="input", code="too_large")
         return request, ids, counts, tokens
 
@@ -148,7 +149,7 @@ async def _read(http: HttpRequest, limit: int) -> bytes:
             elif size > _DRAINED * limit:
                 break
     except ClientDisconnect:
-        raise RequestError(400, "the client went away before the body was whole") from None
+        raise RequestError(400, "the client disconnected before the body was complete") from None
     if size > limit:
         raise RequestError(413, f"the body has more than {limit} bytes; send fewer texts", code="too_large")
     return b"".join(parts)
@@ -168,9 +169,9 @@ async def _refuse_http(request: HttpRequest, error: Exception) -> Response:
 
 async def _fail(_: HttpRequest, error: Exception) -> Response:
     logging.error("a request failed: %s: %s", type(error).__name__, error)
-    return JSONResponse(RequestError(500, "the request failed; the server's log says more").body(), 500)
+    return JSONResponse(RequestError(500, "the request failed; see the server's log").body(), 500)
 
 
 def served_name(model_path: str | os.PathLike[str]) -> str:
-    """The name that clients ask for where none is given: the folder's."""
+    """Returns the default name of a model for clients: the name of its folder."""
     return os.path.basename(os.path.abspath(model_path))

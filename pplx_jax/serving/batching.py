@@ -1,4 +1,4 @@
-"""Puts concurrent requests together, so that many small ones cost one pass of the encoder."""
+"""Batches concurrent requests, so that many small ones need one forward pass."""
 
 import asyncio
 import concurrent.futures
@@ -23,17 +23,17 @@ class _Job:
 
 
 class Batcher:
-    """A queue before an encoder that works on one batch at a time, in a thread of its own.
+    """A queue for an encoder that processes one batch at a time, in a separate thread.
 
-    A batch is what waits when the encoder is free, first come first served: up to `max_tokens`, and where that is
-    little, what comes within `max_wait` more. So an idle server answers after `max_wait` at the latest, and a busy
-    one batches without waiting at all. All on one event loop.
+    When the encoder is free, a batch takes the waiting requests in order of arrival, up to `max_tokens`. If there are
+    fewer tokens, it waits up to `max_wait` for more requests. So an idle server starts after at most `max_wait`, and a
+    busy server batches without waiting. Everything runs on one event loop.
 
     Args:
-        encode: pooled vectors [C, D] of chunks of token ids and the chunks of each document.
-        max_tokens: tokens of a batch, unless a single request has more.
-        max_wait: seconds.
-        max_queued_tokens: above this, requests are refused (503) instead of kept waiting.
+        encode: returns pooled vectors [C, D] for token ids of chunks and the number of chunks of each document.
+        max_tokens: maximum tokens of a batch, unless a single request has more.
+        max_wait: in seconds.
+        max_queued_tokens: above this number of waiting tokens, requests are refused with status 503.
     """
 
     def __init__(self, encode: Encode, *, max_tokens: int, max_wait: float, max_queued_tokens: int):
@@ -48,19 +48,19 @@ class Batcher:
 
     @property
     def queued_tokens(self) -> int:
-        """Tokens that wait."""
+        """Number of waiting tokens."""
         return self._queued_tokens
 
     async def submit(self, ids: Sequence[Tokens], counts: np.ndarray, tokens: int) -> np.ndarray:
-        """Pooled vectors [C, D] of one request.
+        """Returns the pooled vectors [C, D] of one request.
 
         Raises:
-            RequestError: 503, too much is waiting or the server is stopping.
+            RequestError: 503, the queue is full or the server is stopping.
         """
         if self._closing:
             raise RequestError(503, "the server is stopping", code="stopping")
         if self._jobs and self._queued_tokens + tokens > self._max_queued:
-            raise RequestError(503, f"{self._queued_tokens} tokens are waiting already; try again later", code="busy")
+            raise RequestError(503, f"{self._queued_tokens} tokens are waiting; try again later", code="busy")
         job = _Job(ids, counts, tokens, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._queued_tokens += tokens
@@ -68,7 +68,7 @@ class Batcher:
         return await job.result
 
     async def run(self) -> None:
-        """Works until `close`; what is queued by then is still done."""
+        """Processes requests until `close`, then finishes the queued ones."""
         while True:
             while not self._jobs:
                 if self._closing:
@@ -82,7 +82,7 @@ class Batcher:
                 await self._work(batch)
 
     def close(self) -> None:
-        """Lets `run` end."""
+        """Makes `run` return."""
         self._closing = True
         self._arrived.set()
 
@@ -96,7 +96,7 @@ class Batcher:
                 return
 
     def _take(self) -> list[_Job]:
-        """The jobs of the next batch, at least one; without those whose client has gone."""
+        """Removes the next batch from the queue and returns its jobs, without those whose client disconnected."""
         taken, tokens = 0, 0
         while taken < len(self._jobs) and (not taken or tokens + self._jobs[taken].tokens <= self._max_tokens):
             tokens += self._jobs[taken].tokens
@@ -112,7 +112,7 @@ class Batcher:
             loop = asyncio.get_running_loop()
             vectors = await loop.run_in_executor(self._thread, self._encode, ids, counts)
         except Exception as error:
-            if len(batch) > 1:  # one request's trouble is not the others'
+            if len(batch) > 1:  # the error may belong to one request: encode each alone
                 for job in batch:
                     await self._work([job])
             elif not batch[0].result.done():

@@ -1,15 +1,15 @@
-"""What a request is refused with, in the shape of OpenAI's errors."""
+"""The error of a refused request, in OpenAI's format."""
 
 from typing import Any
 
 
 class RequestError(Exception):
-    """A refusal.
+    """A refused request.
 
     Attributes:
         status: HTTP status.
-        param: the field at fault, if it is one.
-        code: a word for programs, if there is one.
+        param: the invalid field, if any.
+        code: machine-readable reason, if any.
     """
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
@@ -17,6 +17,6 @@ class RequestError(Exception):
         self.status, self.param, self.code = status, param, code
 
     def body(self) -> dict[str, Any]:
-        """The JSON of the reply."""
+        """Returns the JSON of the reply."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}

@@ -1,4 +1,4 @@
-"""`pplx-jax serve`: loads a model and answers HTTP until it is told to stop."""
+"""The verb `serve`: loads a model and serves it over HTTP until a signal."""
 
 import contextlib
 import pathlib
@@ -31,26 +31,26 @@ def serve(
     max_queued_tokens: int = 1 << 20,
     stop_seconds: int = 30,
 ) -> dict[str, Any]:
-    """Serves a model; Ctrl-C or SIGTERM lets what is running end, then returns.
+    """Serves a model. After Ctrl-C or SIGTERM, finishes the running requests and returns.
 
-    There is no authentication: keep it on loopback or behind a proxy that has it.
+    There is no authentication: listen on loopback, or use a proxy with authentication.
 
     Args:
         model_path: a model folder.
-        host, port: where to listen; port 0 takes a free one. The address is printed on standard error.
-        name: what clients call the model; the folder's name where None.
-        max_batch_tokens: tokens of concurrent requests encoded together.
-        max_wait_ms: how long the first request of a batch waits for others while the encoder is free.
-        max_inputs: texts or documents of one request.
-        max_body_bytes: bytes of one request.
-        max_queued_tokens: tokens that may wait before requests are refused.
-        stop_seconds: how long requests may take to end after the signal.
+        host, port: the address to listen on; port 0 for a free port. The address is printed on standard error.
+        name: the model's name for clients; None for the folder's name.
+        max_batch_tokens: maximum tokens of concurrent requests in one batch.
+        max_wait_ms: how long an idle server waits for more requests.
+        max_inputs: maximum texts or documents in a request.
+        max_body_bytes: maximum bytes of a request.
+        max_queued_tokens: maximum waiting tokens; more requests are refused.
+        stop_seconds: how long running requests may take after the signal.
 
     Returns:
         {"requests", "batches", "tokens", "seconds"}.
 
     Raises:
-        BadInput: there is no readable model, or the address cannot be listened on.
+        BadInput: there is no readable model, or the server cannot listen on the address.
     """
     with _listening(host, port) as listener:
         from pplx_jax.inference.embedder import Embedder
@@ -78,7 +78,7 @@ def serve(
 
 
 def make_server(app: "App", *, stop_seconds: int = 30) -> "uvicorn.Server":
-    """A server that is not running yet: `run(sockets=[...])`, and `should_exit = True` to stop it."""
+    """Returns a server to start with `run(sockets=[...])` and stop with `should_exit = True`."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -93,7 +93,7 @@ def make_server(app: "App", *, stop_seconds: int = 30) -> "uvicorn.Server":
 
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Iterator[socket.socket]:
-    """Takes the address before the model is loaded, so that a port in use is known at once."""
+    """Binds the address before the model is loaded, so that a used port is reported at once."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
@@ -105,13 +105,13 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _signals_only_stop() -> Iterator[None]:
-    """uvicorn stops by a signal and then raises it again, which here would end the process before its report."""
+    """Ignores signals outside uvicorn, which raises a handled signal again and would so prevent the report."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    kept = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in kept.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

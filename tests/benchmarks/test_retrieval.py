@@ -10,7 +10,7 @@ from helpers.word_encoder import WordEncoder
 
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.sources.corpus_writer import write_beir
-from pplx_jax.evaluation.core import eval_verb as verb
+from pplx_jax.evaluation import evaluate as verb
 
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "retrieval.py"
 spec = importlib.util.spec_from_file_location("retrieval_benchmark", PATH)

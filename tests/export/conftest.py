@@ -15,8 +15,10 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-from pplx_jax.checkpoints.model_folder import ModelFolder, load_model, save_model  # noqa: E402
-from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary  # noqa: E402
+from pplx_jax.checkpoints.loaded_model import LoadedModel  # noqa: E402
+from pplx_jax.checkpoints.model_folder import load_model, save_model  # noqa: E402
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary  # noqa: E402
+from pplx_jax.data.tokens.vocabulary import Vocabulary  # noqa: E402
 from pplx_jax.models.parameters import initial_params  # noqa: E402
 from pplx_jax.models.transformer import Qwen3Config  # noqa: E402
 
@@ -67,7 +69,7 @@ def model_folder(tmp_path_factory, config, vocabulary, params) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def model(model_folder) -> ModelFolder:
+def model(model_folder) -> LoadedModel:
     loaded = load_model(model_folder)
     return dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, dtype="float32"))
 

@@ -101,7 +101,7 @@ def test_what_is_not_recorded_is_not_claimed(workdir, config):
     for record in (read_run(workdir / "mine", "merged", "v1"), read_run(workdir / "x" / "imported", "imported", "v1")):
         assert record == RunRecord()
     card = model_card(config, "v1", "imported", RunRecord())
-    assert "is not recorded beside them" in card and "None were measured." in card
+    assert "The training of these parameters is not recorded" in card and "Not measured." in card
     assert "diffusion" not in card.split("## Use")[1].lower()
 
 

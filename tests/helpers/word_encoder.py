@@ -25,7 +25,7 @@ class WordEncoder:
         for row, text in enumerate(texts):
             words = text.split()
             if len(words) > self.config.max_length and overflow == "error":
-                raise TooLong(row, len(words), self.config.max_length, mend="shorten it")
+                raise TooLong(row, len(words), self.config.max_length, fix="shorten it")
             for word in words[: self.config.max_length]:
                 vectors[row] += np.random.default_rng(zlib.crc32(word.encode())).normal(size=self.dims)
         self.encoded += len(texts)
@@ -37,7 +37,7 @@ class WordEncoder:
         for place, chunks in enumerate(documents):
             tokens = self.count_tokens(chunks).sum() + len(chunks) - 1
             if tokens > self.config.max_length and overflow == "error":
-                raise TooLong(place, tokens, self.config.max_length, noun="document", mend="shorten it")
+                raise TooLong(place, tokens, self.config.max_length, noun="document", fix="shorten it")
             alone = self.encode(chunks, quantization="none", dims=dims, overflow=overflow)
             result.append(quantize(alone + alone.mean(axis=0), quantization))
         return result

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.vocabulary import train_vocabulary
-from pplx_jax.inference import packed_encoder, row_plan
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
+from pplx_jax.inference import packed_encoder, sequence_plan
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.overflow import windows
 from pplx_jax.kernels import attention as attention_face
@@ -32,7 +32,7 @@ MIXED = [" ".join(TEXTS[i : i + i % 17]) for i in range(40)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> ModelFolder:
+def folder(tmp_path_factory) -> LoadedModel:
     vocabulary = train_vocabulary(TEXTS, tmp_path_factory.mktemp("vocabulary") / "vocabulary.model", 340)
     config = Qwen3Config(
         vocab_size=vocabulary.size,
@@ -47,7 +47,7 @@ def folder(tmp_path_factory) -> ModelFolder:
         dtype="float32",
     )
     params = jax.tree.map(np.asarray, initial_params(config, 0))
-    return ModelFolder(config=config, vocabulary=vocabulary, params=params, kind="v1", stage="pair")
+    return LoadedModel(config=config, vocabulary=vocabulary, params=params, kind="v1", stage="pair")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_a_text_gets_the_vector_it_has_alone_whatever_the_list(model, reference)
 
 def test_lists_longer_than_a_block_keep_their_order(model, monkeypatch):
     whole = floats(model, MIXED)
-    monkeypatch.setattr(row_plan, "_TEXTS_AT_ONCE", 7)
+    monkeypatch.setattr(sequence_plan, "_TEXTS_AT_ONCE", 7)
     np.testing.assert_allclose(floats(model, MIXED), whole, rtol=0, atol=1e-6)
 
 

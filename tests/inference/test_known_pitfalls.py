@@ -14,7 +14,8 @@ import pytest
 from helpers import tiny
 from serving.conftest import running
 
-from pplx_jax.checkpoints.model_folder import ModelFolder, save_model
+from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.kernels.quantization import unpack_bits
@@ -27,11 +28,11 @@ LIMIT = 128
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> ModelFolder:
+def folder(tmp_path_factory) -> LoadedModel:
     vocabulary = tiny.tiny_vocabulary(tmp_path_factory.mktemp("pitfalls"))
     config = tiny.tiny_config(vocabulary, max_length=LIMIT)
     params = jax.tree.map(np.asarray, initial_params(config, 0))
-    return ModelFolder(config=config, vocabulary=vocabulary, params=params, kind="context_v1", stage="contextual")
+    return LoadedModel(config=config, vocabulary=vocabulary, params=params, kind="context_v1", stage="contextual")
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def model(folder) -> Embedder:
     return Embedder(folder)
 
 
-def with_dtype(folder: ModelFolder, dtype: str) -> ModelFolder:
+def with_dtype(folder: LoadedModel, dtype: str) -> LoadedModel:
     return dataclasses.replace(folder, config=dataclasses.replace(folder.config, dtype=dtype))
 
 

@@ -10,7 +10,7 @@ from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.sources.corpus_writer import write_beir
-from pplx_jax.inference.encoder import load_encoder
+from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.inference.sentence_transformer import SentenceTransformerEncoder, is_foreign
 from pplx_jax.kernels.quantization import quantize
 

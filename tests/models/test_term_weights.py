@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import tiny
 
-from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.core.errors import BadInput
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.kernels.quantization import tanh_int8
@@ -62,7 +62,7 @@ def test_the_state_of_a_token_is_as_long_as_its_weight(config, params, weights):
 
 def test_a_text_is_the_weighted_mean_of_its_tokens(config, params, weights, vocabulary):
     def pooled(params):
-        return Embedder(ModelFolder(config, vocabulary, params, "v1", "initial")).encode_tokens(TEXTS)[:, :-1]
+        return Embedder(LoadedModel(config, vocabulary, params, "v1", "initial")).encode_tokens(TEXTS)[:, :-1]
 
     vectors = unit_vectors(params)
     expected = np.stack([(weights[ids, None] * vectors[ids]).mean(axis=0) for ids in TEXTS])

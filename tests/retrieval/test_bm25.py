@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.evaluation.suites.beir_folder import evaluate_bm25
+from pplx_jax.evaluation.scoring.retrieval_sets import evaluate_bm25
 from pplx_jax.retrieval.bm25 import BM25, tokenize
 
 

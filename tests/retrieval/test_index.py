@@ -124,7 +124,7 @@ def test_what_cannot_be_built(tmp_path):
     path = make_index(tmp_path)
     with pytest.raises(BadInput, match="lists=7 for 6 vectors"):
         build_index(tmp_path / "vectors", path, lists=7)
-    with pytest.raises(BadInput, match="the engine numpy has none"):
+    with pytest.raises(BadInput, match="the engine numpy has no lists"):
         build_index(tmp_path / "vectors", path, engine="numpy", lists=2)
     with open(tmp_path / "vectors" / "00001.jsonl", "ab") as file:
         file.write(b'{"id": "more", "text": "", "row": 9}\n')

@@ -11,7 +11,7 @@ import openai
 import pytest
 from helpers import tiny
 
-from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.serving.app import App
@@ -45,7 +45,7 @@ def model(tmp_path_factory) -> Embedder:
     vocabulary = tiny.tiny_vocabulary(tmp_path_factory.mktemp("serving"))
     config = tiny.tiny_config(vocabulary, max_length=256)
     params = jax.tree.map(np.asarray, initial_params(config, 0))
-    return Embedder(ModelFolder(config=config, vocabulary=vocabulary, params=params, kind="context_v1", stage="pair"))
+    return Embedder(LoadedModel(config=config, vocabulary=vocabulary, params=params, kind="context_v1", stage="pair"))
 
 
 @contextlib.contextmanager

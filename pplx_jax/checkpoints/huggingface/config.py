@@ -1,4 +1,4 @@
-"""What a Hugging Face folder's `config.json` says, held against what our encoder computes."""
+"""Reads `config.json` of a Hugging Face folder and checks that our encoder implements its features."""
 
 import dataclasses
 import pathlib
@@ -9,7 +9,8 @@ from pplx_jax.core.files import read_json
 from pplx_jax.models.transformer import Qwen3Config
 
 CONFIG = "config.json"
-_CAUSAL, _BIDIRECTIONAL = "qwen3", "bidirectional_pplx_qwen3"
+_QWEN3 = "qwen3"
+PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
 _SIZES = {
     "vocab_size": "vocab_size",
     "width": "hidden_size",
@@ -24,12 +25,12 @@ _SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A model as its publisher describes it.
+    """A model as its `config.json` describes it.
 
     Attributes:
-      config: the encoder; `causal` where the model is.
+      config: the encoder; `causal` if the model is.
       kind: "v1", or "context_v1" for a model that embeds chunks in their documents.
-      tied: whether the embedding table is the head, where there is one.
+      tied: whether the embedding table is also the head, if there is a head.
     """
 
     config: Qwen3Config
@@ -38,20 +39,20 @@ class Source:
 
 
 def read_source(folder: pathlib.Path) -> Source:
-    """Reads `config.json`, of transformers 4 or 5.
+    """Reads a `config.json` of transformers 4 or 5.
 
     Raises:
-      BadInput: the file is missing or no JSON, a size is missing, or the model has a feature that ours does
-        not implement; one line names all of them.
+      BadInput: the file is missing or not JSON, a size is missing, or the model has features that ours does not
+        implement. One line names all problems.
     """
     content = read_json(folder / CONFIG)
     if not isinstance(content, dict):
-        raise BadInput(f"{folder / CONFIG} is no JSON object; copy it again from where it was published")
+        raise BadInput(f"{folder / CONFIG} is not a JSON object; download it again")
     model_type = content.get("model_type")
-    if model_type not in (_CAUSAL, _BIDIRECTIONAL):
+    if model_type not in (_QWEN3, PPLX_MODEL_TYPE):
         raise BadInput(
             f"{folder / CONFIG}: model_type {model_type!r} is not supported; give a Qwen3, a Qwen3-Embedding or a "
-            f"pplx-embed model ({_CAUSAL}, {_BIDIRECTIONAL})"
+            f"pplx-embed model ({_QWEN3}, {PPLX_MODEL_TYPE})"
         )
     problems = _unsupported(content)
     sizes: dict[str, Any] = {field: content.get(key) for field, key in _SIZES.items()}
@@ -65,14 +66,14 @@ def read_source(folder: pathlib.Path) -> Source:
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             problems.append(f"{name} is {value!r}, not a positive number")
     if problems:
-        raise BadInput(f"{folder / CONFIG}: {'; '.join(problems)}; ours has no such feature, or the file is damaged")
+        raise BadInput(f"{folder / CONFIG}: {'; '.join(problems)}; these are not supported, or the file is damaged")
     architecture = "".join(map(str, content.get("architectures") or ()))
     return Source(
         config=Qwen3Config(
             **sizes,
             rms_norm_eps=float(epsilon),  # type: ignore[arg-type]
             rope_theta=float(theta),
-            causal=model_type == _CAUSAL and not content.get("use_bidirectional_attention"),
+            causal=model_type == _QWEN3 and not content.get("use_bidirectional_attention"),
             embedding_init_std=float(content.get("initializer_range") or Qwen3Config.embedding_init_std),
         ),
         kind="context_v1" if "Context" in architecture else "v1",
@@ -81,7 +82,7 @@ def read_source(folder: pathlib.Path) -> Source:
 
 
 def _unsupported(content: dict[str, Any]) -> list[str]:
-    """Features of Qwen3's configuration that change what it computes, where they are in use."""
+    """Returns the features in use that change what Qwen3 computes and that our encoder does not implement."""
     layer_types = set(content.get("layer_types") or ())
     scaling = content.get("rope_scaling")
     in_use = {
@@ -96,7 +97,7 @@ def _unsupported(content: dict[str, Any]) -> list[str]:
 
 
 def _rope_theta(content: dict[str, Any], problems: list[str]) -> Any:
-    """The base of the rotary frequencies: a key of its own, or one of `rope_parameters` (transformers 5)."""
+    """Returns the base of the rotary frequencies: a top-level key, or in `rope_parameters` (transformers 5)."""
     parameters = content.get("rope_parameters")
     if parameters is None:
         return content.get("rope_theta")
@@ -110,7 +111,7 @@ def _rope_theta(content: dict[str, Any], problems: list[str]) -> Any:
 
 
 def _plain_rope(scaling: Any) -> bool:
-    """Whether this says no more than that the frequencies are not scaled."""
+    """Returns whether the rotary frequencies are not scaled."""
     if not scaling:
         return True
     if not isinstance(scaling, dict):

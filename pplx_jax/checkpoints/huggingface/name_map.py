@@ -1,8 +1,8 @@
-"""One table between our parameter tree and the keys of the published PyTorch layout, read in both directions.
+"""The name map: one table between our parameter tree and the Hugging Face (PyTorch) keys, used in both directions.
 
-Layers are stacked on a leading axis in ours and numbered in PyTorch's; a kernel is the transpose of a
-Linear's weight. The keys are those of the released weights: `embed_tokens.*`, `layers.N.*`, `norm.*`;
-`lm_head` only where a head of its own is still there, before the contrastive stages.
+Our layers are stacked on a leading axis, PyTorch's are numbered. A kernel is the transpose of a Linear's weight. The
+keys are those of the released weights: `embed_tokens.*`, `layers.N.*`, `norm.*`. `lm_head` exists only for a model with
+a separate head, before the contrastive stages.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ class Entry:
 
     Attributes:
       path: dotted path in our tree.
-      key: PyTorch's key; `{}` stands for the layer's number where the parameter is stacked.
-      axes: our axes without the layer axis, letters of `_sizes`.
+      key: PyTorch's key; `{}` stands for the layer number of a stacked parameter.
+      axes: our axes without the layer axis, letters of `_our_shape`.
     """
 
     path: str
@@ -58,22 +58,22 @@ HEAD = Entry("head.embedding", "lm_head.weight", "VD")
 
 
 def entries(config: Qwen3Config) -> tuple[Entry, ...]:
-    """The table of a model."""
+    """Returns the table for a model."""
     return TABLE if config.tied else (*TABLE, HEAD)
 
 
 def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str, np.ndarray]:
-    """Our tree as PyTorch's flat dict, in the table's order.
+    """Converts our tree to PyTorch's flat dict, in the order of the table.
 
     Args:
-      params: nested dict, paths of `entries`.
-      config: the encoder the parameters belong to.
+      params: nested dict with the paths of `entries`.
+      config: the encoder of the parameters.
 
     Returns:
-      key -> array of the same dtype. Every array is a view of `params`: nothing is copied.
+      key -> array of the same dtype. Every array is a view of `params`; nothing is copied.
 
     Raises:
-      BadInput: a parameter is missing, left over or of another shape; one line names all of them.
+      BadInput: parameters are missing, unexpected or of another shape. One line names all of them.
     """
     check_params(params, config)
     flat = dict(_flatten(params))
@@ -86,7 +86,11 @@ def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str,
 
 
 def check_params(params: Mapping[str, Any], config: Qwen3Config, what: str = "parameters") -> None:
-    """Raises BadInput that names every parameter that is missing, left over or of another shape than `config` has."""
+    """Checks names and shapes against `config`.
+
+    Raises:
+      BadInput: parameters are missing, unexpected or of another shape. One line names all of them.
+    """
     _check(dict(_flatten(params)), {entry.path: _our_shape(entry, config) for entry in entries(config)}, what)
 
 
@@ -97,21 +101,20 @@ def from_torch_layout(
     dtype: Any = None,
     place: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf,
 ) -> dict[str, Any]:
-    """PyTorch's flat dict as our tree: the inverse of `to_torch_layout`, bit for bit.
+    """Converts PyTorch's flat dict to our tree: the exact inverse of `to_torch_layout`.
 
     Args:
-      tensors: key -> an array, or anything with a shape and a dtype that NumPy reads as one when it is due
-        (`StoredTensor`): then a single tensor is in memory at a time beside the result.
-      config: the encoder the tensors belong to.
-      dtype: of the result; that of the tensors where None.
-      place: (path, leaf) -> what stands in the tree for the leaf; moves it to where it belongs.
+      tensors: key -> an array or a `StoredTensor`. The latter is read when needed, so that besides the result only one
+        tensor is in memory at a time.
+      config: the encoder of the tensors.
+      dtype: of the result; None for that of the tensors.
+      place: maps (path, array) to the tree's leaf. It can move the array to devices.
 
     Returns:
-      Nested dict of contiguous arrays, or of what `place` made of them.
+      Nested dict of contiguous arrays, or of what `place` returned.
 
     Raises:
-      BadInput: a tensor is missing, left over or of another shape, where one line names all of them; or one holds
-        values that are not finite.
+      BadInput: tensors are missing, unexpected or of another shape (one line names all of them), or one is non-finite.
     """
     _check(tensors, torch_shapes(config), "tensors")
     params: dict[str, Any] = {}
@@ -121,7 +124,7 @@ def from_torch_layout(
         for layer, key in enumerate(keys):
             tensor = np.asarray(tensors[key])
             if not is_finite(tensor):
-                raise BadInput(f"tensor {key} holds NaN or infinity; download the weights again, or mend them")
+                raise BadInput(f"tensor {key} is non-finite (NaN or infinity); download the weights again")
             leaf[layer if entry.stacked else ...] = tensor.T if entry.transposed else tensor
             del tensor  # before the next one is read
         *parents, name = entry.path.split(".")
@@ -134,7 +137,7 @@ def from_torch_layout(
 
 
 def torch_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of the PyTorch layout, by key."""
+    """Returns PyTorch key -> shape."""
     shapes = {}
     for entry in entries(config):
         shape = _our_shape(entry, config)[entry.stacked :]
@@ -143,7 +146,7 @@ def torch_shapes(config: Qwen3Config) -> dict[str, tuple[int, ...]]:
 
 
 def mismatches(found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What is missing in `found`, left over there, or of another shape than `wanted`: one phrase each."""
+    """Returns one phrase for each name that is missing in `found`, is not in `wanted`, or has another shape."""
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is left over" for name in found if name not in wanted]
     problems += [

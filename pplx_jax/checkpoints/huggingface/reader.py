@@ -1,7 +1,6 @@
-"""Import of Qwen3, Qwen3-Embedding and pplx-embed folders: the model as it computes, bit for bit as it is stored.
+"""Reads Hugging Face folders of Qwen3, Qwen3-Embedding and pplx-embed models. The weights keep every bit.
 
-One tensor is in memory at a time beside the result, whatever the number of shards. No code of the folder is run,
-and no pickle is opened.
+Besides the result, only one tensor is in memory at a time. No code of the folder is run, and no pickle is opened.
 """
 
 import dataclasses
@@ -17,7 +16,7 @@ from absl import logging
 from pplx_jax.checkpoints.huggingface.config import CONFIG, Source, read_source
 from pplx_jax.checkpoints.huggingface.name_map import HEAD, from_torch_layout, mismatches, torch_shapes
 from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES, StoredTensor, stored_tensors
-from pplx_jax.checkpoints.model_folder import ModelFolder
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.tokenizer_vocabulary import TokenizerVocabulary
 from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary
@@ -25,7 +24,7 @@ from pplx_jax.models.transformer import Qwen3Config
 
 _PREFIX = "model."
 _MOST_PROBLEMS = 40
-IMPORTED = "imported"  # the stage of such a model folder
+IMPORTED = "imported"  # the stage of the model folder that an import writes
 
 
 def read_model(
@@ -33,41 +32,41 @@ def read_model(
     *,
     dtype: str = "float32",
     sharding: Any = None,
-) -> ModelFolder:
-    """A Hugging Face folder as a model, without importing it first.
+) -> LoadedModel:
+    """Reads a Hugging Face folder as a model, without importing it first.
 
     Args:
-      folder: as `import_hf`'s source.
+      folder: like the source of `import_hf`.
       dtype: of the parameters.
-      sharding: (path of a parameter, its shape) -> the `jax.sharding.Sharding` it is moved to as soon as it is
-        read, a leaf at a time; on the host as NumPy arrays where None.
+      sharding: maps (path of a parameter, its shape) to the `jax.sharding.Sharding` that it is moved to as soon as it
+        is read; None for NumPy arrays on the host.
 
     Raises:
-      BadInput: as `import_hf`.
+      BadInput: as in `import_hf`.
     """
     plan = ImportPlan.of(pathlib.Path(folder), dtype)
     if sharding is None:
         return plan.load()
 
     def place(path: str, leaf: np.ndarray) -> jax.Array:
-        # Each process hands over the parts that its own devices hold.
+        # Each process supplies the shards of its own devices.
         return jax.make_array_from_callback(leaf.shape, sharding(path, leaf.shape), leaf.__getitem__)
 
     return plan.load(place)
 
 
 def read_config(folder: str | os.PathLike[str]) -> Qwen3Config:
-    """The encoder that `read_model` gives; everything is checked and no weight is read.
+    """Returns the configuration that `read_model` would return. All checks run, but no weights are read.
 
     Raises:
-      BadInput: as `import_hf`.
+      BadInput: as in `import_hf`.
     """
     return ImportPlan.of(pathlib.Path(folder), "float32").described.config
 
 
 @dataclasses.dataclass(frozen=True)
 class ImportPlan:
-    """A source whose every file was checked, and no tensor read."""
+    """A folder whose files are all checked, before any tensor is read."""
 
     described: Source
     vocabulary: Vocabulary
@@ -94,21 +93,21 @@ class ImportPlan:
         if vocabulary.size > described.config.vocab_size:
             raise BadInput(
                 f"{folder}: {TOKENIZER} has ids up to {vocabulary.size - 1}, the embedding table only "
-                f"{described.config.vocab_size} rows; are the two of one model?"
+                f"{described.config.vocab_size} rows; use the tokenizer of the same model"
             )
         half = "bfloat16" in (dtype, *{tensor.dtype.name for tensor in tensors.values()})
         precision = "bfloat16" if half else "float32"
         config = dataclasses.replace(described.config, dtype=precision, tied=HEAD.key not in tensors)
         return cls(dataclasses.replace(described, config=config), vocabulary, tensors, dtype)
 
-    def load(self, place: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf) -> ModelFolder:
+    def load(self, place: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf) -> LoadedModel:
         config = self.described.config
         params = from_torch_layout(self.tensors, config, dtype=WRITTEN_DTYPES[self.dtype][0], place=place)
-        return ModelFolder(config, self.vocabulary, params, self.described.kind, IMPORTED)
+        return LoadedModel(config, self.vocabulary, params, self.described.kind, IMPORTED)
 
 
 def _tensors(folder: pathlib.Path, described: Source) -> dict[str, StoredTensor]:
-    """Every tensor under the keys of `param_map`; all that is wrong with them in one error."""
+    """Returns the tensors by the keys of `name_map.TABLE`. One error names all problems."""
     stored, problems = stored_tensors(folder)
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in stored) else ""
     tensors = {key.removeprefix(prefix): tensor for key, tensor in stored.items() if key.startswith(prefix)}
@@ -121,15 +120,15 @@ def _tensors(folder: pathlib.Path, described: Source) -> dict[str, StoredTensor]
         logging.warning("%s: weights of several dtypes", folder)
     table = tensors.get("embed_tokens.weight")
     if head is None:
-        logging.info("%s has no head of its own; the embedding table serves as one in diffusion", folder)
+        logging.info("%s has no separate head; the embedding table is the head in diffusion training", folder)
     elif table is None or head.shape != table.shape:
-        problems.append(f"{HEAD.key} has shape {head.shape}, not the embedding table's")
+        problems.append(f"{HEAD.key} has shape {head.shape}, not that of the embedding table")
     elif not head.equals(table):
         if described.tied:
-            problems.append(f"{HEAD.key} is not the embedding table, though {CONFIG} has tie_word_embeddings")
+            problems.append(f"{HEAD.key} differs from the embedding table, but {CONFIG} sets tie_word_embeddings")
         tensors[HEAD.key] = head
     if problems:
         shown = problems[:_MOST_PROBLEMS]
         more = [f"and {len(problems) - len(shown)} more"] if len(problems) > len(shown) else []
-        raise BadInput(f"weights of {folder}: {'; '.join(shown + more)}; download the folder again, or mend it")
+        raise BadInput(f"weights of {folder}: {'; '.join(shown + more)}; download the folder again")
     return tensors

@@ -1,7 +1,8 @@
-"""Reading safetensors: headers at once, each tensor only when it is asked for, nothing memory-mapped.
+"""Reads safetensors: all headers first, each tensor only when it is used, without memory maps.
 
-Pages of a mapped file count as the process's memory for as long as the mapping lives; a read of one tensor
-is that tensor and no more. The format: https://huggingface.co/docs/safetensors.
+Pages of a mapped file count as memory of the process as long as the map exists. A read needs memory for one tensor
+only.
+Format: https://huggingface.co/docs/safetensors.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import numpy as np
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
-# The dtypes that imports keep and exports write: ours -> (NumPy's, the format's name).
+# The dtypes that imports and exports write: our name -> (NumPy's dtype, the format's name).
 WRITTEN_DTYPES = {"float32": (np.dtype(np.float32), "F32"), "bfloat16": (np.dtype(ml_dtypes.bfloat16), "BF16")}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -24,13 +25,13 @@ _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file; `numpy.asarray` of it reads it.
+    """A tensor in a file. `numpy.asarray` reads it.
 
     Attributes:
       path: the file.
-      shape: its sizes.
-      dtype: as stored.
-      offset: bytes of the file before it.
+      shape: of the tensor.
+      dtype: of the stored values.
+      offset: position in the file, in bytes.
     """
 
     path: pathlib.Path
@@ -42,11 +43,11 @@ class StoredTensor:
         return self.read().astype(dtype or self.dtype, copy=False)
 
     def read(self) -> np.ndarray:
-        """The whole tensor."""
+        """Reads the whole tensor."""
         return self._values(0, math.prod(self.shape)).reshape(self.shape)
 
     def equals(self, other: "StoredTensor", values_at_once: int = 1 << 22) -> bool:
-        """Whether shapes and bytes are those of `other`; reads a part at a time."""
+        """Returns whether shapes, dtypes and bytes are equal. Reads a part at a time."""
         if (self.shape, self.dtype) != (other.shape, other.dtype):
             return False
         size = math.prod(self.shape)
@@ -65,20 +66,20 @@ class StoredTensor:
 
 
 def stored_tensors(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Every tensor of a folder's safetensors, by key, and what is wrong with the files: one phrase each."""
+    """Returns the tensors in a folder's safetensors files by key, and one phrase for each problem with the files."""
     if (folder / SINGLE).is_file():
         return _read_header(folder / SINGLE)
     if (folder / INDEX).is_file():
         return _read_shards(folder)
     names = sorted(path.name for path in folder.iterdir())
     if shards := [name for name in names if name.endswith(".safetensors")]:
-        return {}, [f"{INDEX} is missing, which says what {', '.join(shards)} hold"]
+        return {}, [f"{INDEX} is missing, the index of {', '.join(shards)}"]
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         return {}, [
             f"weights are pickles ({', '.join(pickles)}), which run code when they are read; "
-            "save them as safetensors where you trust them"
+            "convert them to safetensors on a machine where you trust them"
         ]
-    return {}, [f"neither {SINGLE} nor {INDEX} is there"]
+    return {}, [f"neither {SINGLE} nor {INDEX} exists"]
 
 
 def _read_shards(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[str]]:
@@ -86,12 +87,12 @@ def _read_shards(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[st
         places = json.loads((folder / INDEX).read_bytes())["weight_map"]
         names = sorted(set(places.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return {}, [f"{INDEX} is no index ({type(error).__name__}: {error})"]
+        return {}, [f"{INDEX} is not a valid index ({type(error).__name__}: {error})"]
     tensors, problems = {}, []
     readable = set()
     for name in names:
         if not isinstance(name, str) or pathlib.PurePath(name).name != name:
-            problems.append(f"{INDEX} names {name!r}, which is no file of the folder")
+            problems.append(f"{INDEX} names {name!r}, which is not a file in the folder")
         elif not (folder / name).is_file():
             problems.append(f"{INDEX} names {name}, which is missing")
         else:
@@ -103,7 +104,7 @@ def _read_shards(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[st
             if not wrong:
                 readable.add(name)
     problems += [
-        f"{key} is not in {name}, where {INDEX} has it"
+        f"{key} is not in {name}, where {INDEX} expects it"
         for key, name in places.items()
         if name in readable and key not in tensors
     ]
@@ -111,12 +112,12 @@ def _read_shards(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[st
 
 
 def _read_header(path: pathlib.Path) -> tuple[dict[str, StoredTensor], list[str]]:
-    """Tensors of one file; every offset is held against the file's length and the tensor's size."""
+    """Returns the tensors of one file. Every offset is checked against the file's length and the tensor's size."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, _MOST_HEADER_BYTES):
-            return {}, [f"{path.name} is cut short or no safetensors file"]
+            return {}, [f"{path.name} is truncated or not a safetensors file"]
         try:
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
@@ -147,5 +148,5 @@ def _read_entry(
     if name not in DTYPES:
         return None, f"{key} of {path.name} has dtype {name}, not one of {', '.join(DTYPES)}"
     if last - first != math.prod(shape) * DTYPES[name].itemsize or start + last > size:
-        return None, f"{key} of {path.name} reaches past its bytes: the file is cut short or damaged"
+        return None, f"{key} of {path.name} has wrong offsets: the file is truncated or damaged"
     return StoredTensor(path, shape, DTYPES[name], start + first), None

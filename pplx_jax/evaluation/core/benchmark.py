@@ -1,75 +1,36 @@
-"""What a benchmark is to the runner: tasks that score one system each, and the averages that its paper prints."""
+"""The protocol of a benchmark: tasks that score one system each, and the averages that its paper reports.
+
+To add a benchmark, write one class with `name`, `tasks` and `averages` in your own package; see `evaluation.registry`
+for how the command line and gin find it. `core.retrieval_task.RetrievalTask` is a ready-made task for one retrieval
+set.
+"""
 
 import dataclasses
+import hashlib
+import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from pplx_jax.inference.encoder import Encoder
-from pplx_jax.kernels.quantization import Quantization
-
-TOO_LONG = "give --truncate, or a longer model"  # what to do about a text past the model's limit
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a system represents texts; the same system under equal settings gives equal scores.
-
-    Attributes:
-        quantization: of the vectors that are compared: by cosine, "ubinary" by Hamming distance.
-        dims: only the first dimensions; None for all.
-        context: passages are encoded together with their neighbours of the same document (late chunking).
-        truncate: cut texts past the model's limit instead of raising.
-    """
-
-    quantization: Quantization = "int8"
-    dims: int | None = None
-    context: bool = False
-    truncate: bool = False
-
-    @property
-    def name(self) -> str:
-        """What they are called in results: "int8", "binary-256-context"."""
-        parts = (self.quantization, self.dims, "context" if self.context else None)
-        return "-".join(str(part) for part in parts if part is not None)
-
-
-@dataclasses.dataclass(frozen=True)
-class System:
-    """What is scored.
-
-    Attributes:
-        name: as the user named it: a model folder or "bm25".
-        encoder: the model; None for BM25.
-        settings: of the model's vectors; BM25 has none.
-    """
-
-    name: str
-    encoder: Encoder | None
-    settings: Settings = Settings()
-
-    @property
-    def setting(self) -> str:
-        """The name of its settings; BM25 has one only."""
-        return self.name if self.encoder is None else self.settings.name
+from pplx_jax.evaluation.scoring.system import System
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The figures of one split and subset of a task.
+    """The metrics of one split and subset of a task.
 
     Attributes:
         split: such as "test".
-        subset: a language, a length, a data set; "default" where the task has one only.
-        metrics: name -> mean over all judged queries, in [0, 1].
-        queries: judged.
-        documents: ranked.
-        query_ids: one a query, and
-        per_query: name -> float [queries], what `metrics` are the means of; intervals and paired tests are made of it.
-            Empty where a benchmark's own code keeps only the means.
-        lengths: int64 [queries], characters of each query's longest relevant document; empty where not known.
+        subset: a language, a length or a data set; "default" if the task has only one.
+        metrics: metric name -> mean over all judged queries, in [0, 1].
+        queries: number of judged queries.
+        documents: number of ranked documents.
+        query_ids: ids of the judged queries.
+        per_query: metric name -> float [queries], the values that `metrics` averages. Confidence intervals and paired
+            tests need them. Empty if the benchmark's own code keeps only means.
+        lengths: int64 [queries], characters of each query's longest relevant document; empty if unknown.
         shares_queries: whether other parts of the task have the same queries under the same ids.
     """
 
@@ -85,22 +46,39 @@ class Part:
 
 
 def main_value(parts: Sequence[Part], metric: str) -> float:
-    """A task's figure: the mean over its splits of the mean over a split's subsets."""
+    """Returns a task's value of a metric: the mean over splits of each split's mean over subsets."""
     splits: dict[str, list[float]] = {}
     for part in parts:
         splits.setdefault(part.split, []).append(part.metrics[metric])
     return statistics.fmean(statistics.fmean(values) for values in splits.values())
 
 
+def mean_over_tasks(parts: Mapping[str, Sequence[Part]], metric: str) -> float:
+    """Returns the mean of `main_value` over tasks."""
+    return float(np.mean([main_value(of_task, metric) for of_task in parts.values()]))
+
+
+def revision_of_files(paths: Iterable[pathlib.Path]) -> str:
+    """Returns 16 hex digits that change with the content of the files: a revision for a `Task`."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
 class Task(Protocol):
     """One data set of a benchmark.
 
-    Attributes:
-        name: unlike any other in the benchmark.
-        main_metric: the one that averages are made of.
+    A task may define more:
+        revision: str that changes when the data or the protocol changes. Stored results of another revision are not
+            reused.
+        within(folder): returns the task configured to keep its own files in the results folder.
+        with_run_file(path): returns the task configured to write its ranking there (`--run_file`).
 
-    A task may also have `revision`, a str that changes with its data or its protocol: results of another revision
-    are not taken for its own.
+    Attributes:
+        name: unique within the benchmark.
+        main_metric: the metric used in averages.
     """
 
     @property
@@ -110,17 +88,17 @@ class Task(Protocol):
     def main_metric(self) -> str: ...
 
     def evaluate(self, system: System) -> Sequence[Part]:
-        """Loads the data, encodes, ranks, judges.
+        """Loads the data, encodes it, ranks the documents and computes the metrics.
 
         Raises:
-            BadInput: the data is not there (the message says which files to put where), or a text is past the
-                model's limit.
+            BadInput: the data is missing (the message says which files to put where), or a text is over the model's
+                limit.
         """
         ...
 
 
 class Benchmark(Protocol):
-    """A family's tasks, in the order in which they are shown."""
+    """A named list of tasks, in display order."""
 
     @property
     def name(self) -> str: ...
@@ -129,10 +107,10 @@ class Benchmark(Protocol):
     def tasks(self) -> Sequence[Task]: ...
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
-        """The benchmark's headline figures by name.
+        """Returns the headline numbers by name.
 
         Args:
-            parts: task -> its parts, of the tasks that are finished; the averages of an unfinished benchmark are over
-                those, and the runner says that it is unfinished.
+            parts: task name -> its parts, for the finished tasks. If some tasks are unfinished, the averages are over
+                the finished ones, and the summary says that the benchmark is incomplete.
         """
         ...

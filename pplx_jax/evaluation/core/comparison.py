@@ -1,4 +1,4 @@
-"""Two systems on the same queries: differences, their intervals, and whether chance would do."""
+"""Compares two systems on the same queries: differences, confidence intervals and p values."""
 
 import collections
 import dataclasses
@@ -15,7 +15,7 @@ from pplx_jax.evaluation.core.significance import paired_test
 
 @dataclasses.dataclass(frozen=True)
 class _Pair:
-    """Values [queries] of this system and of the other in one part of a task, and the part's weight in the task."""
+    """Values [queries] of both systems in one part of a task, and the part's weight in the mean."""
 
     this: np.ndarray
     other: np.ndarray
@@ -23,18 +23,18 @@ class _Pair:
 
 
 def compare(ours: Sequence[Outcome], other: str | pathlib.Path) -> dict[str, Any]:
-    """Compares outcomes of one setting with those of a results folder, by each task's main metric.
+    """Compares the outcomes of one setting with a results folder, by each task's main metric.
 
     Args:
-        ours: of one setting.
-        other: a results folder; of its settings the one of the same name is taken, or its only one.
+        ours: outcomes of one setting.
+        other: a results folder. Its setting of the same name is used, or else its only setting.
 
     Returns:
-        {"against": model, "setting": the other's, "tasks": [{"task", "metric", "this", "other", "difference", "low",
-        "high", "p"}], "mean": the same over the means of those tasks}; differences are this minus the other.
+        {"against": the other model, "setting": its setting, "tasks": [{"task", "metric", "this", "other", "difference",
+        "low", "high", "p"}], "mean": the same keys for the mean over these tasks}. A difference is this minus other.
 
     Raises:
-        BadInput: there is no such folder, no setting or no task to compare, or a task's queries differ.
+        BadInput: the folder does not exist, has no setting or task in common with `ours`, or has other queries.
     """
     theirs = read_outcomes(other)
     subject = read_subject(other)
@@ -42,17 +42,19 @@ def compare(ours: Sequence[Outcome], other: str | pathlib.Path) -> dict[str, Any
     setting = ours[0].setting if ours[0].setting in settings else settings[0] if len(settings) == 1 else None
     if setting is None:
         found = ", ".join(settings) or "no finished task"
-        raise BadInput(f"{other} has {found}, nothing to compare {ours[0].setting} with; score it under that setting")
+        raise BadInput(f"{other} has {found}, not {ours[0].setting}; evaluate that model under {ours[0].setting}")
     counterparts = {outcome.task: outcome for outcome in theirs if outcome.setting == setting}
     pairs = {one.task: _pairs(one, counterparts[one.task], other) for one in ours if one.task in counterparts}
     if not pairs:
-        raise BadInput(f"{other} has none of the tasks {', '.join(one.task for one in ours)}; score it on one of them")
+        raise BadInput(
+            f"{other} has none of the tasks {', '.join(one.task for one in ours)}; evaluate it on one of them"
+        )
     metrics = {one.task: one.main_metric for one in ours}
     rows = [{"task": task, "metric": metrics[task], **_row(of_task)} for task, of_task in pairs.items()]
-    everything = [
+    all_pairs = [
         dataclasses.replace(pair, weight=pair.weight / len(pairs)) for of_task in pairs.values() for pair in of_task
     ]
-    return {"against": subject.model, "setting": setting, "tasks": rows, "mean": _row(everything)}
+    return {"against": subject.model, "setting": setting, "tasks": rows, "mean": _row(all_pairs)}
 
 
 def _row(pairs: Sequence[_Pair]) -> dict[str, float]:
@@ -65,21 +67,21 @@ def _row(pairs: Sequence[_Pair]) -> dict[str, float]:
 
 
 def _pairs(ours: Outcome, theirs: Outcome, folder: str | pathlib.Path) -> list[_Pair]:
-    """A task's values by query, of every part, in one order."""
+    """Returns both systems' values of every part of a task, in the same query order."""
     task, metric = ours.task, ours.main_metric
     if ours.revision != theirs.revision:
-        raise BadInput(f"{task} has other data in {folder} ({theirs.revision}, not {ours.revision}); score it again")
+        raise BadInput(f"{task} has other data in {folder} ({theirs.revision}, not {ours.revision}); evaluate it again")
     others = {(part.split, part.subset): part for part in theirs.parts}
     subsets = collections.Counter(part.split for part in ours.parts)
     pairs = []
     for part in ours.parts:
         other = others.get((part.split, part.subset))
         if other is None or set(other.query_ids) != set(part.query_ids):
-            raise BadInput(f"{task} has other queries in {folder}; score it again")
+            raise BadInput(f"{task} has other queries in {folder}; evaluate it again")
         if metric not in part.per_query or metric not in other.per_query:
-            raise BadInput(f"{task} keeps no {metric} by query, so nothing says whether a difference is chance")
-        place = {query: row for row, query in enumerate(other.query_ids)}
-        order = [place[query] for query in part.query_ids]
-        weight = 1 / (len(subsets) * subsets[part.split])  # as `main_value` weighs it
+            raise BadInput(f"{task} has no {metric} per query, which a paired test needs; leave --compare out")
+        row_of = {query: row for row, query in enumerate(other.query_ids)}
+        order = [row_of[query] for query in part.query_ids]
+        weight = 1 / (len(subsets) * subsets[part.split])  # as in `main_value`
         pairs.append(_Pair(part.per_query[metric], other.per_query[metric][order], weight))
     return pairs

@@ -1,12 +1,12 @@
-"""Tables of a benchmark's data sets, from the Hugging Face hub or from the same files in a local folder."""
+"""Reads tables of benchmark data sets from the Hugging Face hub, or from the same files in a local folder."""
 
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.json_lines import parse_object
+from pplx_jax.evaluation.core.benchmark import revision_of_files
 from pplx_jax.retrieval.embedding_input import raw_rows
 
 
@@ -15,10 +15,10 @@ class Table:
     """One split of one configuration of a data set.
 
     Attributes:
-        repo: OWNER/NAME on the hub; in a local folder its files lie in NAME/CONFIG/SPLIT*, as the hub has them.
-        config, split: as the hub calls them.
-        columns: texts that it must have; a row without a value of one has "" there.
-        revision: a commit of the hub, so that a score can be made again; its newest where None.
+        repo: OWNER/NAME on the hub. A local folder has its files under NAME/CONFIG/SPLIT*, like the hub.
+        config, split: their names on the hub.
+        columns: required columns of strings. A missing value becomes "".
+        revision: a commit of the hub, so that scores can be reproduced; None for the newest.
     """
 
     repo: str
@@ -28,39 +28,33 @@ class Table:
     revision: str | None = None
 
     def read(self, data: pathlib.Path | None) -> list[dict[str, Any]]:
-        """The rows, in their order.
+        """Returns the rows, in file order.
 
         Args:
-            data: a local folder; None reads from the hub (or its cache).
+            data: a local folder; None for the hub (or its cache).
 
         Raises:
-            BadInput: the data is not there, the message says which files to put where; or a row lacks a column, or has
-                something else than a text in one.
+            BadInput: the data is missing (the message says which files to put where), a column is missing, or a value
+                is not a string.
         """
         rows = self._fetch() if data is None else self._read_files(data)
         found = dict.fromkeys(column for row in rows for column in row)
         missing = [column for column in self.columns if column not in found]
         if missing:
             line = f"no column {', '.join(missing)}, only {', '.join(found) or 'no rows'}"
-            raise BadInput(f"{self.repo}, {self.config}: {line}; is it that data?")
+            raise BadInput(f"{self.repo}, {self.config}: {line}; check that these are its files")
         empty = dict.fromkeys(self.columns, "")
         filled = [{**empty, **{name: value for name, value in row.items() if value is not None}} for row in rows]
         for number, row in enumerate(filled, start=1):
             for column in self.columns:
                 if not isinstance(row[column], str):
-                    line = f"{column} of row {number} is {type(row[column]).__name__}, not a text"
-                    raise BadInput(f"{self.repo}, {self.config}: {line}; copy its files again")
+                    line = f"{column} of row {number} is {type(row[column]).__name__}, not a string"
+                    raise BadInput(f"{self.repo}, {self.config}: {line}; download its files again")
         return filled
 
     def digest(self, data: pathlib.Path | None) -> str:
-        """What changes with the rows: of local files their content, of the hub the revision."""
-        if data is None:
-            return self.revision or ""
-        digest = hashlib.sha256()
-        for path in self._files(data):
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:16]
+        """Returns a string that changes with the rows: a hash of local files, or the revision on the hub."""
+        return self.revision or "" if data is None else revision_of_files(self._files(data))
 
     def _files(self, data: pathlib.Path) -> list[pathlib.Path]:
         folder = data / self.repo.partition("/")[2] / self.config
@@ -83,7 +77,7 @@ class Table:
                 try:
                     rows.append(parse_object(row) if isinstance(row, bytes) else row)
                 except ValueError as error:
-                    raise BadInput(f"{path}, line {number}: {error}; copy the file again") from None
+                    raise BadInput(f"{path}, line {number}: {error}; download the file again") from None
         return rows
 
     def _fetch(self) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""A results folder: one model on one benchmark under any number of settings, a file a finished task and setting.
+"""A results folder: one model on one benchmark under several settings.
 
-RESULTS/model.json                     what was scored on what: another model or benchmark is refused
-RESULTS/tasks/TASK/SETTING.json        figures of every split and subset, query by query
-RESULTS/results.json, results.md, report.html      made of those
+RESULTS/model.json                             the model and the benchmark; others are refused
+RESULTS/tasks/TASK/SETTING.json                one finished task: metrics of every split and subset, per query
+RESULTS/results.json, results.md, report.html  written from those
 """
 
 import dataclasses
@@ -16,7 +16,8 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json
 from pplx_jax.data.io.json_lines import parse_object
-from pplx_jax.evaluation.core.benchmark import Part, Settings
+from pplx_jax.evaluation.core.benchmark import Part
+from pplx_jax.evaluation.scoring.system import Settings
 
 FORMAT = 1
 _MODEL, _TASKS = "model.json", "tasks"
@@ -24,13 +25,13 @@ _MODEL, _TASKS = "model.json", "tasks"
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a results folder is about.
+    """The model and the benchmark of a results folder.
 
     Attributes:
         benchmark: its name.
-        model: as the user named it.
-        fingerprint: of the model; BM25's is its name.
-        dims, max_length, dtype: of the model; None where it has none.
+        model: the user's name for the model.
+        fingerprint: of the model; for BM25 its name.
+        dims, max_length, dtype: of the model; None for BM25.
     """
 
     benchmark: str
@@ -43,14 +44,14 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A task that is finished under one setting.
+    """A finished task under one setting.
 
     Attributes:
         task, main_metric, revision: of the task.
-        setting: the settings' name.
-        settings: themselves.
-        parts: the figures.
-        seconds: it took.
+        setting: name of the settings.
+        settings: the settings.
+        parts: the metrics.
+        seconds: wall-clock time.
     """
 
     task: str
@@ -63,14 +64,14 @@ class Outcome:
 
 
 class Results:
-    """The outcomes of one subject, in memory and, where a folder is given, on disk as each is finished.
+    """The outcomes of one subject, in memory and optionally in a folder. Each is written as soon as it is finished.
 
     Args:
-        subject: what is scored.
-        folder: of the results; None keeps them in memory alone.
+        subject: the model and the benchmark.
+        folder: of the results; None keeps them in memory only.
 
     Raises:
-        BadInput: the folder holds results of another model or another benchmark.
+        BadInput: the folder holds something else, or results of another model or benchmark.
     """
 
     def __init__(self, subject: Subject, folder: str | pathlib.Path | None = None):
@@ -82,23 +83,23 @@ class Results:
             _check_same(read_subject(self.folder), subject, self.folder)
         else:
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise BadInput(f"{self.folder} is there and is no results folder; give an empty or a new one")
+                raise BadInput(f"{self.folder} exists and is not a results folder; give an empty or a new folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / _MODEL, {"format": FORMAT, **dataclasses.asdict(subject)})
         self._outcomes = {(found.task, found.setting): found for found in read_outcomes(self.folder)}
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """All of them, in the order in which they were finished or read."""
+        """All outcomes, in the order in which they were finished or read."""
         return list(self._outcomes.values())
 
     def finished(self, task: str, setting: str, settings: Settings, revision: str) -> bool:
-        """Whether this very thing has been scored."""
+        """Returns whether this task has an outcome under equal settings and with equal data."""
         found = self._outcomes.get((task, setting))
         return found is not None and (found.settings, found.revision) == (settings, revision)
 
     def add(self, outcome: Outcome) -> None:
-        """Keeps an outcome, in place of an earlier one of that task and setting."""
+        """Stores an outcome. It replaces an earlier one of the same task and setting."""
         self._outcomes[outcome.task, outcome.setting] = outcome
         if self.folder is not None:
             path = self.folder / _TASKS / _file_name(outcome.task) / f"{_file_name(outcome.setting)}.json"
@@ -107,25 +108,25 @@ class Results:
 
 
 def read_subject(folder: str | pathlib.Path) -> Subject:
-    """What a results folder is about.
+    """Reads the model and the benchmark of a results folder.
 
     Raises:
-        BadInput: it is none, or of another version.
+        BadInput: it is not a results folder, is damaged or of another version.
     """
     path = pathlib.Path(folder) / _MODEL
     if not path.is_file():
-        raise BadInput(f"{folder} is no results folder (no {_MODEL}); give what eval --output wrote")
-    content = _read_json(path, "score again into a new folder")
+        raise BadInput(f"{folder} is not a results folder (no {_MODEL}); give a folder that eval --output wrote")
+    content = _read_json(path, "evaluate again into a new folder")
     if content.pop("format", None) != FORMAT:
-        raise BadInput(f"{path} is of another version; score again into a new folder")
+        raise BadInput(f"{path} is of another version; evaluate again into a new folder")
     try:
         return Subject(**content)
     except TypeError as error:
-        raise BadInput(f"{path} is damaged ({error}); score again into a new folder") from None
+        raise BadInput(f"{path} is damaged ({error}); evaluate again into a new folder") from None
 
 
 def read_outcomes(folder: str | pathlib.Path) -> list[Outcome]:
-    """The finished tasks of a results folder.
+    """Reads the finished tasks of a results folder.
 
     Raises:
         BadInput: a file is damaged.
@@ -133,13 +134,15 @@ def read_outcomes(folder: str | pathlib.Path) -> list[Outcome]:
     return [_from_json(path) for path in sorted((pathlib.Path(folder) / _TASKS).glob("*/*.json"))]
 
 
-def _check_same(held: Subject, asked: Subject, folder: pathlib.Path) -> None:
-    if held.benchmark != asked.benchmark:
-        raise BadInput(f"{folder} holds results of {held.benchmark}, not of {asked.benchmark}; give another --output")
-    if held.fingerprint != asked.fingerprint:
+def _check_same(held: Subject, requested: Subject, folder: pathlib.Path) -> None:
+    if held.benchmark != requested.benchmark:
         raise BadInput(
-            f"{folder} holds results of another model, {held.model} ({held.fingerprint}), not of {asked.model} "
-            f"({asked.fingerprint}); give another --output"
+            f"{folder} holds results of {held.benchmark}, not of {requested.benchmark}; give another --output"
+        )
+    if held.fingerprint != requested.fingerprint:
+        raise BadInput(
+            f"{folder} holds results of another model, {held.model} ({held.fingerprint}), not of {requested.model} "
+            f"({requested.fingerprint}); give another --output"
         )
 
 
@@ -163,8 +166,8 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def _from_json(path: pathlib.Path) -> Outcome:
-    mend = "delete it, and the task is scored again"
-    content = _read_json(path, mend)
+    fix = "delete it, then the task is evaluated again"
+    content = _read_json(path, fix)
     try:
         if content.pop("format") != FORMAT:
             raise ValueError("another version")
@@ -174,7 +177,7 @@ def _from_json(path: pathlib.Path) -> Outcome:
         }
         return Outcome(**{**content, **fields})
     except (KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{path} is damaged ({error}); {mend}") from None
+        raise BadInput(f"{path} is damaged ({error}); {fix}") from None
 
 
 def _part(held: dict[str, Any]) -> Part:
@@ -185,8 +188,8 @@ def _part(held: dict[str, Any]) -> Part:
     return Part(**{**held, **arrays})
 
 
-def _read_json(path: pathlib.Path, mend: str) -> dict[str, Any]:
+def _read_json(path: pathlib.Path, fix: str) -> dict[str, Any]:
     try:
         return parse_object(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}); {mend}") from None
+        raise BadInput(f"{path} cannot be read ({error}); {fix}") from None

@@ -1,4 +1,4 @@
-"""Scoring one model under several settings on the tasks of one benchmark, from where an earlier run stopped."""
+"""Scores one model under several settings on the tasks of one benchmark, and skips what an earlier run finished."""
 
 import dataclasses
 import time
@@ -6,16 +6,17 @@ from collections.abc import Sequence
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
-from pplx_jax.evaluation.core.benchmark import Benchmark, System, Task
+from pplx_jax.evaluation.core.benchmark import Benchmark, Task
 from pplx_jax.evaluation.core.results import Outcome, Results
-from pplx_jax.evaluation.scoring.caching_encoder import Remembering
+from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
+from pplx_jax.evaluation.scoring.system import System
 
 
 def chosen_tasks(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:
-    """The tasks of these names, in the benchmark's order; all where no names are given.
+    """Returns the tasks with these names, in the benchmark's order; all tasks if `names` is None.
 
     Raises:
-        BadInput: a name that the benchmark does not have.
+        BadInput: the benchmark has no task of that name.
     """
     known = [task.name for task in benchmark.tasks]
     unknown = [name for name in names or () if name not in known]
@@ -25,21 +26,21 @@ def chosen_tasks(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task
 
 
 def run_tasks(tasks: Sequence[Task], systems: Sequence[System], results: Results, *, again: bool = False) -> None:
-    """Evaluates what `results` does not have yet, one task after another, its settings from the same vectors.
+    """Evaluates what `results` lacks, task after task. All settings of a task share one encoding of its texts.
 
     Args:
         tasks: of the benchmark.
         systems: one model under different settings.
-        results: where outcomes go.
-        again: evaluate also what is finished.
+        results: where outcomes are stored.
+        again: whether to evaluate finished tasks again.
 
     Raises:
-        BadInput: a task's data is not there, or a text is past the model's limit; what was finished is kept.
+        BadInput: a task's data is missing, or a text is over the model's limit. Finished outcomes stay stored.
     """
     if not systems:
         return
     encoder = systems[0].encoder
-    shared = Remembering(encoder, progress=True) if encoder else None
+    shared = CachingEncoder(encoder, progress=True) if encoder else None
     systems = [dataclasses.replace(system, encoder=shared) for system in systems]
     with Progress("eval", len(tasks), "task") as progress:
         for done, task in enumerate(tasks, 1):
@@ -48,11 +49,11 @@ def run_tasks(tasks: Sequence[Task], systems: Sequence[System], results: Results
                 if not again and results.finished(task.name, system.setting, system.settings, revision):
                     continue
                 progress.note(f"{task.name}, {system.setting}")
-                begun = time.monotonic()
+                started = time.monotonic()
                 parts = list(task.evaluate(system))
-                seconds = round(time.monotonic() - begun, 3)
-                about = (task.name, task.main_metric, revision, system.setting, system.settings)
-                results.add(Outcome(*about, parts, seconds))
+                seconds = round(time.monotonic() - started, 3)
+                identity = (task.name, task.main_metric, revision, system.setting, system.settings)
+                results.add(Outcome(*identity, parts, seconds))
             if shared:
-                shared.forget()
+                shared.drop_unused()
             progress.update(done)

@@ -1,8 +1,8 @@
-"""How far a mean over queries can be trusted: bootstrap intervals, and paired tests between two systems.
+"""Statistical significance of means over queries: bootstrap intervals, and paired tests between two systems.
 
-Intervals are percentiles of means over queries drawn with replacement (Efron and Tibshirani, 1993); p values are those
-of Fisher's randomisation test, which asks how often a difference as large appears where each query's two values
-change sides at random (Smucker, Allan and Carterette, CIKM 2007). Both are seeded: equal values give equal digits.
+Intervals are percentiles of means over queries drawn with replacement (Efron and Tibshirani, 1993). P values come from
+Fisher's randomisation test: how often a difference is at least as large if the two values of each query are swapped at
+random (Smucker, Allan and Carterette, CIKM 2007). Both are seeded, so equal values give equal digits.
 """
 
 import dataclasses
@@ -14,18 +14,18 @@ SEED = 0
 LEVEL = 0.95
 INTERVAL_RESAMPLES = 1000
 TEST_RESAMPLES = 10_000
-_MOST_ENUMERATED = 16  # queries that differ; 2 ** 16 assignments are looked at one by one
+_MOST_ENUMERATED = 16  # queries with a difference; up to here all assignments are enumerated
 _ASSIGNMENTS_PER_BLOCK = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A system against another on the same queries.
+    """The difference between two systems on the same queries.
 
     Attributes:
         difference: of the means, first minus second.
         low, high: its 95% bootstrap interval.
-        p: two-sided; the chance of a difference as large between systems that do not differ.
+        p: two-sided; the probability of a difference at least as large if the systems were equal.
     """
 
     difference: float
@@ -37,11 +37,11 @@ class Difference:
 def resampled_means(
     values: np.ndarray, *, resamples: int = INTERVAL_RESAMPLES, seed: int | Sequence[int] = SEED
 ) -> np.ndarray:
-    """Means over queries drawn with replacement, the same queries for every column.
+    """Returns means over queries drawn with replacement. All columns use the same draws.
 
     Args:
-        values: [n] or [n, M], a row a query.
-        resamples: how many means.
+        values: [n] or [n, M], one row per query.
+        resamples: number of means.
         seed: of the draws.
 
     Returns:
@@ -55,7 +55,7 @@ def resampled_means(
 
 
 def interval(means: np.ndarray) -> tuple[float, float]:
-    """The bounds that the middle 95% of resampled means [resamples] lie within."""
+    """Returns the bounds of the middle 95% of resampled means [resamples]."""
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -67,20 +67,20 @@ def paired_test(
     resamples: int = TEST_RESAMPLES,
     seed: int = SEED,
 ) -> Difference:
-    """Compares two systems by the weighted mean, over sets of queries, of each set's mean.
+    """Compares two systems by the weighted mean of their means over several sets of queries.
 
     Args:
-        pairs: of every set the values [n] of the first system and of the second, query by query.
-        weights: of the sets, with sum 1; equal where None.
-        resamples: assignments drawn where there are too many to look at each.
+        pairs: for each set, the values [n] of the first and of the second system, in the same query order.
+        weights: of the sets, with sum 1; None for equal weights.
+        resamples: number of random assignments, if there are too many to enumerate.
         seed: of the draws.
 
     Raises:
-        ValueError: two arrays of a set differ in length.
+        ValueError: the two arrays of a set differ in length.
     """
     for first, second in pairs:
         if len(first) != len(second):
-            raise ValueError(f"{len(first)} values against {len(second)}: pairs are of the same queries")
+            raise ValueError(f"{len(first)} values against {len(second)}: both systems need the same queries")
     differences = [np.asarray(first, np.float64) - np.asarray(second, np.float64) for first, second in pairs]
     weights = [1 / len(pairs)] * len(pairs) if weights is None else weights
     weighted = list(zip(weights, differences, strict=True))
@@ -103,10 +103,10 @@ def _sampled(shares: np.ndarray, resamples: int, seed: int) -> float:
         block = min(left, max(_ASSIGNMENTS_PER_BLOCK // len(shares), 1))
         hits += int(_as_large(generator.integers(2, size=(block, len(shares)), dtype=np.int8), shares).sum())
         left -= block
-    return (hits + 1) / (resamples + 1)  # what was observed is one of the assignments
+    return (hits + 1) / (resamples + 1)  # the observed assignment counts as one
 
 
 def _as_large(assignments: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """bool [assignments]: whether the sum with these signs (0 or 1 each) is as far from 0 as the one observed."""
+    """Returns bool [assignments]: whether the sum with these signs (0 or 1) is at least as far from 0 as observed."""
     sums = (2.0 * assignments - 1.0) @ shares
     return np.abs(sums) >= abs(shares.sum()) * (1 - 1e-9)

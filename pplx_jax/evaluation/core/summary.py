@@ -1,4 +1,4 @@
-"""What a results folder says in the end: figures by setting and task with their intervals, averages, and by what."""
+"""Summarizes outcomes: metrics with intervals by setting and task, averages, and the software versions."""
 
 import dataclasses
 import datetime
@@ -10,26 +10,27 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.evaluation.core import significance
-from pplx_jax.evaluation.core.benchmark import Benchmark, Part, Settings, main_value
+from pplx_jax.evaluation.core.benchmark import Benchmark, Part, main_value
 from pplx_jax.evaluation.core.results import Outcome, Results
+from pplx_jax.evaluation.scoring.system import Settings
 
 _PACKAGES = ("pplx-jax", "jax", "numpy", "mteb", "datasets", "bm25s", "sentence-transformers", "transformers", "torch")
 
 
 def summarize(results: Results, benchmark: Benchmark) -> dict[str, Any]:
-    """The content of results.json.
+    """Returns the content of results.json.
 
     Returns:
-        {"benchmark", "model": what `results.Subject` has, "date", "packages": {name: version},
-        "tasks_of_benchmark": how many it has,
-        "settings": [{"setting", "quantization", "dims", "context", "truncate", "width": the dimensions compared,
+        {"benchmark", "model": the fields of `results.Subject`, "date", "packages": {name: version},
+        "tasks_of_benchmark": number of tasks,
+        "settings": [{"setting", "quantization", "dims", "context", "truncate", "width": number of compared dimensions,
             "complete": whether every task is finished, "averages": {name: value},
             "average_intervals": {name: (low, high)},
             "tasks": [{"task", "main_metric", "main", "interval", "seconds", "metrics", "intervals", "queries",
                 "documents", "parts": [{"split", "subset", "metrics", "queries", "documents"}]}]}]}.
-        Metrics of a task are means over its parts; an interval is missing where a task keeps no values by query.
+        The metrics of a task are means over its parts. A task without values per query has no intervals.
     """
-    order = {task.name: place for place, task in enumerate(benchmark.tasks)}
+    order = {task.name: position for position, task in enumerate(benchmark.tasks)}
     settings = []
     for name in dict.fromkeys(outcome.setting for outcome in results.outcomes):
         outcomes = [one for one in results.outcomes if one.setting == name and one.task in order]
@@ -94,7 +95,7 @@ def _distinct_queries(parts: Sequence[Part]) -> int:
 
 
 def _resampled(outcome: Outcome) -> list[list[Part]]:
-    """The parts as they would be with other queries of the same kind, many times; none where a part kept only means."""
+    """Returns the parts with bootstrapped metrics, once per resample; [] if a part has no values per query."""
     if not all(part.per_query for part in outcome.parts):
         return []
     drawn = []
@@ -129,7 +130,7 @@ def _versions() -> dict[str, str]:
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
-    """Main metrics as a Markdown table: tasks down, settings across, averages last; intervals where there are any."""
+    """Formats the main metrics as a Markdown table: one row per task, one column per setting, averages last."""
     settings = summary["settings"]
     tasks = {one["task"]: one["main_metric"] for setting in settings for one in setting["tasks"]}
     by_task = [{one["task"]: one for one in setting["tasks"]} for setting in settings]

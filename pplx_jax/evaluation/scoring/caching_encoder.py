@@ -1,4 +1,4 @@
-"""An encoder that encodes no text twice: sets share passages, and quantizations and widths share vectors."""
+"""An encoder with a cache: sets share passages, and settings share pooled vectors, so no text is encoded twice."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
@@ -10,23 +10,23 @@ from pplx_jax.inference.encoder import Encoder, Limits, quantizations, query_enc
 from pplx_jax.inference.overflow import Overflow, TooLong
 from pplx_jax.kernels.quantization import BitOrder, Quantization, quantize
 
-_BLOCK = 4096  # texts encoded at once: enough to sort by length, and to tell how far it is
-_MOST_BYTES = 8 << 30  # of vectors that are kept; the texts of Wikipedia are not remembered
+_BLOCK = 4096  # texts encoded at once: enough to sort by length, and to report progress
+_MOST_BYTES = 8 << 30  # of cached vectors; a corpus like Wikipedia does not fit and is encoded again
 
 
-class Remembering:
-    """The `Encoder` it wraps, with the pooled vectors of the texts and documents asked for so far, 8 GiB at most.
+class CachingEncoder:
+    """Wraps an `Encoder` and caches up to 8 GiB of pooled vectors of texts and documents.
 
     Args:
         model: the encoder.
-        progress: whether to report on standard error how far it is.
+        progress: whether to report progress on standard error.
     """
 
     def __init__(self, model: Encoder, *, progress: bool = False):
         self._model, self._progress = model, progress
-        self._known: dict[Hashable, np.ndarray] = {}
+        self._cached: dict[Hashable, np.ndarray] = {}
         self._bytes = 0
-        self._asked: set[Hashable] = set()
+        self._requested: set[Hashable] = set()
         self.fingerprint = model.fingerprint
         self.quantizations = quantizations(model)
 
@@ -42,10 +42,10 @@ class Remembering:
         return self._model.count_tokens(texts)
 
     def encode(self, texts: Iterable[str], **options: Any) -> np.ndarray:
-        return self._stacked("text", self._model.encode, texts, **options)
+        return self._encode("text", self._model.encode, texts, **options)
 
     def encode_queries(self, texts: Iterable[str], **options: Any) -> np.ndarray:
-        return self._stacked("query", query_encoder(self._model), texts, **options)
+        return self._encode("query", query_encoder(self._model), texts, **options)
 
     def encode_documents(
         self,
@@ -57,19 +57,19 @@ class Remembering:
         **limits: Any,
     ) -> list[np.ndarray]:
         items = [tuple(chunks) for chunks in documents]
-        pooled = self._recall("document", self._model.encode_documents, items, **limits)
+        pooled = self._pooled("document", self._model.encode_documents, items, **limits)
         if not pooled:
             return []
         flat = quantize(np.concatenate(pooled)[:, :dims], quantization, bit_order)
         return np.split(flat, np.cumsum([len(chunks) for chunks in items])[:-1])
 
-    def forget(self) -> None:
-        """Drops what has not been asked for since the last call: the texts of the set before, not those shared."""
-        self._known = {key: vector for key, vector in self._known.items() if key in self._asked}
-        self._bytes = sum(vector.nbytes for vector in self._known.values())
-        self._asked = set()
+    def drop_unused(self) -> None:
+        """Drops the vectors that were not requested since the last call, such as the texts of the set before."""
+        self._cached = {key: vector for key, vector in self._cached.items() if key in self._requested}
+        self._bytes = sum(vector.nbytes for vector in self._cached.values())
+        self._requested = set()
 
-    def _stacked(
+    def _encode(
         self,
         kind: str,
         encode: Callable,
@@ -80,16 +80,16 @@ class Remembering:
         bit_order: BitOrder = "big",
         **limits: Any,
     ) -> np.ndarray:
-        pooled = self._recall(kind, encode, list(texts), **limits)
+        pooled = self._pooled(kind, encode, list(texts), **limits)
         vectors = np.stack(pooled) if pooled else np.zeros((0, self.dims), np.float32)
         return quantize(vectors[:, :dims], quantization, bit_order)
 
-    def _recall(
+    def _pooled(
         self, kind: str, encode: Callable, items: list, *, overflow: Overflow = "error", overlap: int | None = None
     ) -> list[np.ndarray]:
-        """The pooled vectors of the items, at full width and without quantization."""
+        """Returns the pooled vectors of the items, at full width and without quantization."""
         keys = [(kind, overflow, overlap, item) for item in items]
-        missing = [key for key in dict.fromkeys(keys) if key not in self._known]
+        missing = [key for key in dict.fromkeys(keys) if key not in self._cached]
         new: dict[Hashable, np.ndarray] = {}
         with Progress("encode", len(missing), kind, enabled=self._progress and bool(missing)) as progress:
             for begin in range(0, len(missing), _BLOCK):
@@ -103,7 +103,7 @@ class Remembering:
                 progress.update(begin + len(block))
         for key, vector in new.items():
             if self._bytes + vector.nbytes <= _MOST_BYTES:
-                self._known[key] = vector
+                self._cached[key] = vector
                 self._bytes += vector.nbytes
-        self._asked.update(key for key in keys if key in self._known)
-        return [new[key] if key in new else self._known[key] for key in keys]
+        self._requested.update(key for key in keys if key in self._cached)
+        return [new[key] if key in new else self._cached[key] for key in keys]

@@ -1,4 +1,4 @@
-"""From a retrieval set to its metrics query by query: what scores, and how scores are ranked and judged."""
+"""Scores the documents of a retrieval set for every query, ranks them and computes metrics per query."""
 
 import contextlib
 import functools
@@ -18,12 +18,12 @@ RUN_DEPTH = 1000
 _SCORES_PER_BLOCK = 1 << 24
 _QUERIES_PER_BLOCK = 256
 
-# Scores [Q, N] of the queries in a slice.
+# Maps a slice of the queries to their scores [Q, N].
 Scorer = Callable[[slice], np.ndarray]
 
 
 def cosine_scorer(queries: np.ndarray, documents: np.ndarray, quantization: Quantization) -> Scorer:
-    """Scores quantized vectors; the arguments are pooled vectors [Q, d] and [N, d]."""
+    """Returns a scorer that quantizes pooled vectors [Q, d] and [N, d] and compares them."""
     quantized_queries, quantized_documents = (
         quantize(queries, quantization),
         quantize(documents, quantization),
@@ -33,12 +33,12 @@ def cosine_scorer(queries: np.ndarray, documents: np.ndarray, quantization: Quan
 
 
 def bm25_scorer(data: RetrievalSet) -> Scorer:
-    """Scores by BM25."""
+    """Returns a BM25 scorer."""
     index = _bm25(tuple(data.documents))
     return lambda block: index.scores(data.queries[block])
 
 
-@functools.lru_cache(maxsize=1)  # sets that follow one another may share their documents
+@functools.lru_cache(maxsize=1)  # consecutive sets may share their documents
 def _bm25(documents: tuple[str, ...]) -> BM25:
     return BM25(documents)
 
@@ -46,16 +46,16 @@ def _bm25(documents: tuple[str, ...]) -> BM25:
 def score(
     data: RetrievalSet, scorer: Scorer, metrics: Iterable[str], run_file: str | pathlib.Path | None = None
 ) -> dict[str, np.ndarray]:
-    """Metrics of a scorer, block of queries after block, so that memory stays bounded.
+    """Returns the metrics of a scorer. Queries are scored in blocks, so memory stays bounded.
 
     Args:
         data: the set.
-        scorer: gives the scores of a slice of its queries.
+        scorer: returns the scores of a slice of the queries.
         metrics: see `retrieval.metrics`.
-        run_file: where to write the ranking, if anywhere.
+        run_file: the TREC run file to write; None for no file.
 
     Returns:
-        name -> float64 [queries], in the order of `data.query_ids`.
+        metric name -> float64 [queries], in the order of `data.query_ids`.
     """
     judgements = judge(data.qrels, data.query_ids, data.document_ids)
     places = tie_places(data.document_ids)
@@ -73,5 +73,5 @@ def score(
 
 
 def means(values: dict[str, np.ndarray]) -> dict[str, float]:
-    """The mean over queries of every metric."""
+    """Returns the mean over queries of every metric."""
     return {name: float(np.mean(of_queries)) for name, of_queries in values.items()}

@@ -1,4 +1,4 @@
-"""The pooled vectors of a retrieval set, passages alone or in the context of their document."""
+"""Encodes a retrieval set: each passage alone, or in the context of its document (late chunking)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.data.io.beir import RetrievalSet
-from pplx_jax.evaluation.core.benchmark import TOO_LONG
+from pplx_jax.evaluation.scoring.system import TOO_LONG
 from pplx_jax.inference.encoder import Encoder, document_tokens, query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
 
-CONTEXT_CHUNKS = 16  # chunks of a document in contextual training
+CONTEXT_CHUNKS = 16  # chunks per document in contextual training
 
 
-def pooled_vectors(
+def embed_set(
     model: Encoder,
     data: RetrievalSet,
     *,
@@ -23,23 +23,23 @@ def pooled_vectors(
     chunks_per_document: int = CONTEXT_CHUNKS,
     tokens_per_document: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes queries and passages once, without quantization.
+    """Encodes queries and passages, without quantization.
 
     Args:
         model: the encoder.
         data: the set.
-        context: encode each passage together with its neighbours of the same parent, in chunk order. A query
-            is a document of one chunk either way.
-        dims: only the first dimensions.
-        truncate: cut texts past the model's limit instead of raising.
-        chunks_per_document, tokens_per_document: longer parents are split into consecutive documents; where
-            no number of tokens is given, the model's limit is one.
+        context: whether each passage is encoded together with its neighbours in the same parent, in chunk order. A
+            query is a document of one chunk in both cases.
+        dims: number of leading dimensions; None for all.
+        truncate: whether texts over the model's limit are cut instead of raising an error.
+        chunks_per_document, tokens_per_document: longer parents are split into consecutive documents. The token limit
+            is never above the model's, which is the default.
 
     Returns:
         queries [Q, dims] and passages [N, dims], float32, in the order of `data`.
 
     Raises:
-        BadInput: a text is past the model's limit and `truncate` is off; the message names its id.
+        BadInput: a text is over the model's limit and `truncate` is off; the message names its id.
     """
     options: dict[str, Any] = {"quantization": "none", "dims": dims, "overflow": "truncate" if truncate else "error"}
     with too_long_by_name(data.query_ids, TOO_LONG):
@@ -50,7 +50,9 @@ def pooled_vectors(
     limit = min(tokens_per_document or model.config.max_length, model.config.max_length)
     groups = list(context_groups(data, model.count_tokens(data.documents), chunks_per_document, limit))
     chunks = [[data.documents[passage] for passage in group] for group in groups]
-    with too_long_by_name([data.document_ids[group[0]] for group in groups], TOO_LONG):  # such a group is one passage
+    with too_long_by_name(
+        [data.document_ids[group[0]] for group in groups], TOO_LONG
+    ):  # a group over the limit has one passage
         encoded = np.concatenate(model.encode_documents(chunks, **options))
     documents = np.empty_like(encoded)
     documents[np.concatenate(groups)] = encoded
@@ -58,15 +60,15 @@ def pooled_vectors(
 
 
 def context_groups(data: RetrievalSet, tokens: np.ndarray, most_chunks: int, most_tokens: int) -> Iterator[list[int]]:
-    """Splits the passages into documents that a model takes whole.
+    """Splits the passages into documents within a model's limits.
 
     Args:
         data: the set.
         tokens: [N] tokens of each passage.
-        most_chunks, most_tokens: limits of a document; a single passage over `most_tokens` stands alone.
+        most_chunks, most_tokens: limits of a document. A passage over `most_tokens` is a document by itself.
 
     Yields:
-        Rows of passages of one parent, in chunk order; each row once over all.
+        Indices of passages of one parent, in chunk order. Each passage is in exactly one group.
     """
     members: dict[str, list[int]] = {}
     for passage, parent in enumerate(data.parents):

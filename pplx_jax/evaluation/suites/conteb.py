@@ -1,9 +1,8 @@
-"""ConTEB: finding a chunk that only its document makes plain (arXiv 2505.24782; cde_benchmark/ of illuin-tech/conteb).
+"""ConTEB: retrieval of chunks that need their document's context (arXiv 2505.24782; repository illuin-tech/conteb).
 
-Eight data sets of documents cut in chunks. A query is ranked against the chunks of all documents together; the chunks
-of a document are in the order of their rows, and with `context` they are encoded together (late chunking), as many as
-the model takes. A query's relevant chunks have grade 1. Vectors
-are compared by cosine.
+Eight data sets of documents split into chunks. A query is ranked against the chunks of all documents. With `context`,
+the chunks of a document are encoded together in row order (late chunking), up to the model's limit. Relevant chunks
+have grade 1. Vectors are compared by cosine.
 """
 
 import collections
@@ -13,15 +12,14 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet
-from pplx_jax.evaluation.core.benchmark import Part, main_value
+from pplx_jax.evaluation.core.benchmark import Part, mean_over_tasks
 from pplx_jax.evaluation.core.hub import Table
-from pplx_jax.evaluation.scoring.retrieval_task import RetrievalTask
+from pplx_jax.evaluation.core.retrieval_task import RetrievalTask
 
-# Data set of the owner illuin-conteb -> the split that is evaluated on (scripts/evaluation/eval_conteb.py).
+NAMES = ("conteb",)
+# Data set of illuin-conteb -> the evaluated split (scripts/evaluation/eval_conteb.py).
 SPLITS = {
     "mldr-conteb-eval": "test",
     "squad-conteb-eval": "validation",
@@ -33,26 +31,26 @@ SPLITS = {
     "insurance": "train",
 }
 OWNER = "illuin-conteb"
-_WHOLE_DOCUMENT = 1_000_000  # chunks; what bounds a document is the model's length
+_WHOLE_DOCUMENT = 1_000_000  # chunks; only the model's token limit bounds a document
 
 
 @dataclasses.dataclass(frozen=True)
 class ConTEB:
-    """One of `benchmark.Benchmark`: its average is the mean nDCG@10 of the eight."""
+    """A `benchmark.Benchmark`; its average is the mean nDCG@10 of the eight data sets."""
 
     tasks: Sequence[RetrievalTask]
     name: str = "conteb"
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
-        return {"ndcg@10": float(np.mean([main_value(of_task, "ndcg@10") for of_task in parts.values()]))}
+        return {"ndcg@10": mean_over_tasks(parts, "ndcg@10")}
 
 
 def open_benchmark(name: str, data: pathlib.Path | None = None) -> ConTEB:
-    """ConTEB.
+    """Opens ConTEB.
 
     Args:
         name: "conteb".
-        data: a folder with NAME/documents/SPLIT-*.parquet and NAME/queries/SPLIT-*.parquet of each data set; None
+        data: a folder with NAME/documents/SPLIT-*.parquet and NAME/queries/SPLIT-*.parquet for each data set NAME; None
             for the hub.
     """
     load = functools.lru_cache(maxsize=1)(_load)
@@ -86,27 +84,27 @@ def _revision(task: str, data: pathlib.Path | None) -> str:
 def _load(task: str, data: pathlib.Path | None) -> RetrievalSet:
     documents, queries = (table.read(data) for table in _tables(task))
     texts: dict[str, str] = {}
-    parents, places = [], []
+    parents, positions = [], []
     seen: collections.Counter[str] = collections.Counter()
     for row in documents:
         parent = _document_of(row["chunk_id"], task)
         if row["chunk_id"] in texts:
-            raise BadInput(f"{OWNER}/{task}: the chunk {row['chunk_id']!r} stands twice; copy its files again")
+            raise BadInput(f"{OWNER}/{task}: the chunk {row['chunk_id']!r} occurs twice; download its files again")
         texts[row["chunk_id"]] = row["chunk"]
         parents.append(parent)
-        places.append(seen[parent])
+        positions.append(seen[parent])
         seen[parent] += 1
     qrels = {str(number): dict.fromkeys(_relevant(row, task), 1) for number, row in enumerate(queries)}
     unknown = next((chunk for grades in qrels.values() for chunk in grades if chunk not in texts), None)
     if unknown is not None:
         raise BadInput(
-            f"{OWNER}/{task}: a query asks for the chunk {unknown!r}, which is not there; copy its files again"
+            f"{OWNER}/{task}: a query refers to the chunk {unknown!r}, which does not exist; download its files again"
         )
     return RetrievalSet(
         document_ids=list(texts),
         documents=list(texts.values()),
         parents=parents,
-        chunks=places,
+        chunks=positions,
         query_ids=list(qrels),
         queries=[row["query"] for row in queries],
         qrels=qrels,
@@ -114,19 +112,19 @@ def _load(task: str, data: pathlib.Path | None) -> RetrievalSet:
 
 
 def _document_of(chunk: str, task: str) -> str:
-    """The document of chunk "DOCUMENT_NUMBER"."""
+    """Returns DOCUMENT of the chunk id "DOCUMENT_NUMBER"."""
     document, _, number = chunk.rpartition("_")
     if not document or not number.isdigit():
-        raise BadInput(f"{OWNER}/{task}: chunk_id {chunk!r} is not DOCUMENT_NUMBER; copy its files again")
+        raise BadInput(f"{OWNER}/{task}: chunk_id {chunk!r} is not DOCUMENT_NUMBER; download its files again")
     return document
 
 
 def _relevant(row: Mapping[str, Any], task: str) -> list[str]:
-    """One chunk, or a list of them, under either name."""
+    """Returns the relevant chunks of a query. Some data sets have one id, others a list."""
     found = row.get("chunk_ids") or row.get("chunk_id")
     if not found:
-        raise BadInput(f"{OWNER}/{task}: a query has no chunk_id, only {', '.join(row)}; copy its files again")
+        raise BadInput(f"{OWNER}/{task}: a query has no chunk_id, only {', '.join(row)}; download its files again")
     chunks = [found] if isinstance(found, str) else found
     if not isinstance(chunks, list) or not all(isinstance(chunk, str) for chunk in chunks):
-        raise BadInput(f"{OWNER}/{task}: a query asks for the chunk {found!r}, which is no text; copy its files again")
+        raise BadInput(f"{OWNER}/{task}: a query has the chunk_id {found!r}, not a string; download its files again")
     return chunks

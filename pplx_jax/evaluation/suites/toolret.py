@@ -1,12 +1,12 @@
-"""ToolRet: finding the tools that a request needs (arXiv 2503.01763; toolret/ of mangopy/tool-retrieval-benchmark).
+"""ToolRet: retrieval of the tools that a request needs (arXiv 2503.01763; mangopy/tool-retrieval-benchmark, toolret/).
 
-35 tasks of 7,961 requests over 44,453 tools. As published every task ranks all tools together; "by category" ranks
-the tools of the task's own category (web, code, customized) alone, the `category` argument of ToolRet's code. With
-instructions a request is `Instruct: INSTRUCTION`, a line break, `Query: REQUEST`; without them it is the request
-(ToolRet's code, for a model it does not know, then still writes the two words with nothing between them).
+35 tasks with 7,961 requests over 44,453 tools. As published, every task ranks all tools. "by-category" ranks only the
+tools of the task's category (web, code or customized), like the `category` argument of ToolRet's code. With
+instructions a query is `Instruct: INSTRUCTION`, a line break, `Query: REQUEST`. Without, it is the request. (For a
+model that it does not know, ToolRet's code then still writes the words "Instruct:" and "Query:".)
 
-Differences from ToolRet's code: the ranking is whole where it is cut at 100, which no metric here can see; ties go
-by id, as trec_eval breaks them; vectors are compared by cosine where it takes inner products.
+Differences from ToolRet's code: rankings are not cut at 100, which changes none of these metrics; ties are broken by
+id, like trec_eval; vectors are compared by cosine instead of the inner product.
 """
 
 import dataclasses
@@ -20,10 +20,11 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet
-from pplx_jax.evaluation.core.benchmark import Part, main_value
+from pplx_jax.evaluation.core.benchmark import Part, mean_over_tasks
 from pplx_jax.evaluation.core.hub import Table
-from pplx_jax.evaluation.scoring.retrieval_task import RetrievalTask
+from pplx_jax.evaluation.core.retrieval_task import RetrievalTask
 
+NAMES = ("toolret", "toolret-instructions", "toolret-by-category", "toolret-by-category-instructions")
 QUERIES = ("mangopy/ToolRet-Queries", "b8c76ad3349ff17497b6bdb28bb5b8f61a0f6445")
 TOOLS = ("mangopy/ToolRet-Tools", "e06c38c75612b6536bd959e08cdd345894aba6a7")
 METRICS = ("ndcg@10", "recall@10", "precision@10", "completeness@10", "map@10", "ndcg@5", "recall@5", "recall@100")
@@ -43,41 +44,41 @@ CATEGORY_OF = {task: category for category, tasks in CATEGORIES.items() for task
 
 @dataclasses.dataclass(frozen=True)
 class ToolRet:
-    """One of `benchmark.Benchmark`."""
+    """A `benchmark.Benchmark`."""
 
     name: str
     tasks: Sequence[RetrievalTask]
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
-        """nDCG@10 over tasks, categories and requests, and all tasks' recall@10 and completeness@10.
+        """Returns nDCG@10 averaged in several ways, and the mean recall@10 and completeness@10 over tasks.
 
-        "ndcg@10" is the mean over tasks, "ndcg@10 of queries" the mean over all requests (the average that ToolRet's
-        `print_results` prints), "ndcg@10 of categories" the mean of the categories' means, each of which is there too.
+        "ndcg@10" is the mean over tasks. "ndcg@10 of queries" is the mean over all requests, which ToolRet's
+        `print_results` prints. "ndcg@10 CATEGORY" is the mean over the tasks of a category, and "ndcg@10 of categories"
+        the mean of those.
         """
 
         def mean(metric: str, category: str | None = None) -> float:
-            values = [main_value(of, metric) for task, of in parts.items() if category in (None, CATEGORY_OF[task])]
-            return float(np.mean(values))
+            chosen = {task: of for task, of in parts.items() if category in (None, CATEGORY_OF[task])}
+            return mean_over_tasks(chosen, metric)
 
         by_category = {name: mean("ndcg@10", name) for name in CATEGORIES if name in map(CATEGORY_OF.get, parts)}
-        everything = [part for of in parts.values() for part in of]
-        queries = [part.metrics["ndcg@10"] * part.queries for part in everything]
+        all_parts = [part for of in parts.values() for part in of]
+        queries = [part.metrics["ndcg@10"] * part.queries for part in all_parts]
         return {
             "ndcg@10": mean("ndcg@10"),
             **{f"ndcg@10 {category}": value for category, value in by_category.items()},
             "ndcg@10 of categories": float(np.mean(list(by_category.values()))),
-            "ndcg@10 of queries": sum(queries) / sum(part.queries for part in everything),
+            "ndcg@10 of queries": sum(queries) / sum(part.queries for part in all_parts),
             "recall@10": mean("recall@10"),
             "completeness@10": mean("completeness@10"),
         }
 
 
 def open_benchmark(name: str, data: pathlib.Path | None = None) -> ToolRet:
-    """ToolRet by one of its four names.
+    """Opens ToolRet.
 
     Args:
-        name: "toolret", with "-by-category" for the tools of a task's category alone, and with "-instructions" for
-            requests with their instructions.
+        name: one of `NAMES`; see the module.
         data: a folder with ToolRet-Queries/TASK/queries-*.parquet and ToolRet-Tools/CATEGORY/tools-*.parquet; None
             for the hub.
     """
@@ -97,7 +98,7 @@ def open_benchmark(name: str, data: pathlib.Path | None = None) -> ToolRet:
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """Where the files are; tools are read once for the tasks that share them."""
+    """Where the files are. Tools are read once for all tasks that share them."""
 
     data: pathlib.Path | None
     tools: Any = dataclasses.field(default_factory=lambda: functools.lru_cache(maxsize=1)(_read_tools))
@@ -122,22 +123,22 @@ def _revision(source: _Source, task: str, category: str | None) -> str:
 
 
 def _read_tools(data: pathlib.Path | None, category: str | None) -> dict[str, str]:
-    """Documentation by id."""
+    """Returns tool id -> documentation."""
     tools: dict[str, str] = {}
     for table in _tool_tables(category):
         for row in table.read(data):
             if tools.setdefault(row["id"], row["documentation"]) != row["documentation"]:
-                raise BadInput(f"{table.repo}: two tools are called {row['id']!r}; copy its files again")
+                raise BadInput(f"{table.repo}: two tools have the id {row['id']!r}; download its files again")
     return tools
 
 
 def _grades(row: Mapping[str, str], task: str) -> dict[str, int]:
-    """Relevance by tool; labels hold the tools again, with NaN here and there, which Python's parser takes."""
+    """Returns tool id -> relevance. Labels repeat the tools and may contain NaN, which Python's JSON parser accepts."""
     try:
         return {str(label["id"]): int(label["relevance"]) for label in json.loads(row["labels"])}
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        line = f"{task}: labels of {row['id']!r} are no JSON list of objects with id and relevance"
-        raise BadInput(f"{line}; copy the files again") from None
+        line = f"{task}: labels of {row['id']!r} are not a JSON list of objects with id and relevance"
+        raise BadInput(f"{line}; download the files again") from None
 
 
 def _load(source: _Source, task: str, category: str | None, instructions: bool) -> RetrievalSet:
@@ -149,9 +150,11 @@ def _load(source: _Source, task: str, category: str | None, instructions: bool) 
         grades = _grades(row, task)
         unknown = next((tool for tool in grades if tool not in tools), None)
         if unknown is not None:
-            raise BadInput(f"{task}: {row['id']} needs the tool {unknown!r}, which is not there; copy the files again")
+            raise BadInput(
+                f"{task}: {row['id']} needs the tool {unknown!r}, which is missing; download the files again"
+            )
         if row["id"] in texts:
-            raise BadInput(f"{task}: two requests are called {row['id']!r}; copy the files again")
+            raise BadInput(f"{task}: two requests have the id {row['id']!r}; download the files again")
         qrels[row["id"]] = grades
         texts[row["id"]] = f"Instruct: {row['instruction']}\nQuery: {row['query']}" if instructions else row["query"]
     return RetrievalSet(

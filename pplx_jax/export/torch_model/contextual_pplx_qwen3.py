@@ -1,4 +1,4 @@
-"""The context model: documents in, one embedding a chunk out, each chunk seeing its whole document."""
+"""The context model: one embedding per chunk, computed in the context of the whole document."""
 
 from collections.abc import Sequence
 
@@ -26,21 +26,21 @@ class PPLXQwen3ContextualModel(PPLXQwen3Model):
     ) -> list[np.ndarray]:
         """Embeds chunks in the context of their document.
 
-        Chunks are joined by the separator token, encoded in one pass, and each is the mean of its own tokens.
-        A query is a document of one chunk. A chunk that contains the separator's name stays one chunk.
+        Chunks are joined by the separator token and encoded in one pass. The embedding of a chunk is the mean over its
+        tokens. A query is a document of one chunk. A chunk that contains the separator's name stays one chunk.
 
         Args:
           documents: each a list of chunks in order.
           quantization: "int8", "binary", "ubinary", "tanh" or "none".
-          dims: a prefix of the dimensions, for models trained with MRL.
-          batch_size: documents of one forward pass.
+          dims: number of leading dimensions, for models trained with MRL.
+          batch_size: documents per forward pass.
 
         Returns:
-          For each document an array [chunks, dims]; an empty chunk is the embedding of a zero vector.
+          An array [chunks, dims] for each document; an empty chunk gives the embedding of a zero vector.
 
         Raises:
-          TypeError: a str where a list of chunks is due.
-          ValueError: a document longer than the model takes, named by its place.
+          TypeError: a document is a str instead of a list of chunks.
+          ValueError: a document is over the model's limit; the message has its index.
         """
         for place, document in enumerate(documents):
             if isinstance(document, str):
@@ -57,7 +57,7 @@ class PPLXQwen3ContextualModel(PPLXQwen3Model):
                         f"document {place} has {len(ids)} tokens, the model takes "
                         f"{self.config.max_position_embeddings}: shorten or split it"
                     )
-            # Neighbours in length share a batch, so little of it is padding.
+            # Documents of similar length share a batch, to reduce padding.
             order = sorted(range(len(documents)), key=lambda place: len(tokens[place]))
             embeddings: list[np.ndarray] = [np.empty(0)] * len(documents)
             for start in range(0, len(order), batch_size):
@@ -72,7 +72,7 @@ class PPLXQwen3ContextualModel(PPLXQwen3Model):
             self.train(was_training)
 
     def _tokenize(self, chunks: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Token ids of a document, and for each the place of its chunk (-1 for separators)."""
+        """Returns the token ids of a document, and the index of each token's chunk (-1 for separators)."""
         tokens, chunk_ids = [], []
         for place, chunk in enumerate(chunks):
             if place:
@@ -99,6 +99,6 @@ class PPLXQwen3ContextualModel(PPLXQwen3Model):
 
 
 def _mean_by_chunk(hidden: torch.Tensor, chunk_ids: torch.Tensor, chunks: int) -> torch.Tensor:
-    """Means [chunks, D] float32 of the rows of hidden [L, D] by chunk id; zero for a chunk without tokens."""
+    """Returns means [chunks, D] float32 of hidden [L, D] by chunk id; zero for a chunk without tokens."""
     member = (chunk_ids[None] == torch.arange(chunks, device=hidden.device)[:, None]).float()
     return (member @ hidden.float()) / member.sum(-1, keepdim=True).clamp(min=1)

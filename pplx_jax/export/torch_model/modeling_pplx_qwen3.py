@@ -1,7 +1,7 @@
-"""Qwen3 as a bidirectional encoder: every token sees every token of its text, and no padding.
+"""Qwen3 as a bidirectional encoder: every token attends to all tokens of its text, and to no padding.
 
-The mask is built here, from the padding alone. Of Qwen3's implementation only the layers, the norm and the
-rotary embedding are used, through arguments that are the same from transformers 4.57 to 5.x.
+The mask is built here from the padding. Only the layers, the norm and the rotary embedding of transformers' Qwen3 are
+used, with arguments that are the same from transformers 4.57 to 5.x.
 """
 
 import torch
@@ -12,11 +12,10 @@ from .configuration_pplx_qwen3 import PPLXQwen3Config
 
 
 def attention_bias(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """What is added to attention scores: [B, L] with 0 under padding -> [B, 1, 1, L] of `dtype`.
+    """Returns the bias of attention scores: mask [B, L], 0 for padding -> [B, 1, 1, L] of `dtype`.
 
-    A row of padding alone (an empty text) sees everything instead of nothing: a softmax over no column is
-    NaN, in half precision even with a finite bias, since score + bias overflows. What such a row yields is
-    never pooled.
+    A row with only padding (an empty text) attends to everything: a softmax over no column is NaN, in half precision
+    even with a finite bias, because score + bias overflows. The result of such a row is never pooled.
     """
     visible = attention_mask.bool()
     visible = visible | ~visible.any(dim=-1, keepdim=True)
@@ -25,11 +24,11 @@ def attention_bias(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Te
 
 
 class PPLXQwen3Model(Qwen3Model):
-    """The encoder; weights are keyed as Qwen3Model's."""
+    """The encoder. Its weights have the keys of Qwen3Model."""
 
     config_class = PPLXQwen3Config
-    _supports_flex_attn = False  # it takes a mask of its own kind
-    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # of a model that was not trained to embed
+    _supports_flex_attn = False  # it needs another kind of mask
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # of a model before the contrastive stages
 
     def __init__(self, config: PPLXQwen3Config):
         super().__init__(config)
@@ -46,27 +45,27 @@ class PPLXQwen3Model(Qwen3Model):
         return_dict: bool | None = None,
         **kwargs,
     ) -> BaseModelOutput | tuple:
-        """Hidden states after the final norm.
+        """Returns the hidden states after the final norm.
 
         Args:
           input_ids: [B, L]; or `inputs_embeds` [B, L, D].
-          attention_mask: [B, L], 0 under padding; None where nothing is padded.
-          position_ids: [B, L]; 0, 1, ... where None.
-          output_hidden_states: also return the states before each layer, and the normed ones.
+          attention_mask: [B, L], 0 for padding; None without padding.
+          position_ids: [B, L]; None for 0, 1, ...
+          output_hidden_states: whether to also return the states before each layer and after the final norm.
           return_dict: False for a tuple.
 
         Returns:
           `last_hidden_state` [B, L, D].
 
         Raises:
-          ValueError: both inputs or none, a mask that is not [B, L], or a text longer than the model takes.
+          ValueError: both inputs or none are given, the mask is not [B, L], or a text is over the model's limit.
         """
         if attention_mask is not None and attention_mask.dim() != 2:
             raise ValueError(f"attention_mask has shape {tuple(attention_mask.shape)}; give [batch, length]")
         for unused in ("use_cache", "past_key_values", "cache_position", "output_attentions"):
             kwargs.pop(unused, None)
         if input_ids is not None and inputs_embeds is None:
-            hidden = self.embed_tokens(input_ids.long())  # a batch of empty texts comes as floats
+            hidden = self.embed_tokens(input_ids.long())  # the ids of a batch of empty texts are floats
         elif inputs_embeds is not None and input_ids is None:
             hidden = inputs_embeds
         else:
@@ -83,7 +82,7 @@ class PPLXQwen3Model(Qwen3Model):
             mask = attention_bias(mask, hidden.dtype)
         position_embeddings = self.rotary_emb(hidden, position_ids)
         states = []
-        for layer in self.layers if length else ():  # attention kernels refuse a batch of no tokens
+        for layer in self.layers if length else ():  # attention kernels refuse a batch without tokens
             states.append(hidden)
             hidden = layer(
                 hidden,

@@ -1,7 +1,7 @@
-"""From pooled vectors to embeddings: the last module of the sentence-transformers pipeline.
+"""Converts pooled vectors to embeddings: the last module of the sentence-transformers pipeline.
 
-Three float conventions circulate for these models; each has one name: "none" is the pooled vector v, "tanh"
-is tanh(v), and "int8" holds the integers clip(round(127 tanh v)), half to even. Compare by cosine.
+"none" is the pooled vector v, "tanh" is tanh(v), and "int8" holds the integers clip(round(127 tanh v)), rounded half to
+even. Compare them by cosine.
 """
 
 import pathlib
@@ -14,24 +14,24 @@ LEVELS = 127
 
 
 def quantize(v: torch.Tensor, quantization: str = "int8", dims: int | None = None) -> torch.Tensor:
-    """Embeddings of pooled vectors.
+    """Returns the embeddings of pooled vectors.
 
     Args:
       v: [..., D].
       quantization: one of `QUANTIZATIONS`.
-      dims: a prefix of the dimensions, for models trained with MRL; all where None.
+      dims: number of leading dimensions, for models trained with MRL; None for all.
 
     Returns:
-      "int8": int8; "binary": int8 -1 or +1, with v >= 0 giving +1; "ubinary": the same as uint8 bits, eight
-      dimensions to a byte, the first in the most significant bit; "tanh" and "none": float32.
+      "int8": int8. "binary": int8 -1 or +1; v >= 0 gives +1. "ubinary": these signs as uint8 bits, eight dimensions per
+      byte, the first in the most significant bit. "tanh" and "none": float32.
 
     Raises:
-      ValueError: an unknown quantization, or dims that do not fit.
+      ValueError: the quantization is unknown, or dims is invalid.
     """
     width = v.shape[-1]
     dims = width if dims is None else dims
     if not 0 < dims <= width:
-        raise ValueError(f"dims={dims} of a model of {width} dimensions; ask for 1 to {width}")
+        raise ValueError(f"dims={dims} of a model of {width} dimensions; give 1 to {width}")
     v = v[..., :dims].float()
     if quantization == "none":
         return v
@@ -43,16 +43,16 @@ def quantize(v: torch.Tensor, quantization: str = "int8", dims: int | None = Non
         return torch.where(v >= 0, 1, -1).to(torch.int8)
     if quantization == "ubinary":
         if dims % 8:
-            raise ValueError(f"{dims} dimensions do not fill whole bytes; take a multiple of 8")
+            raise ValueError(f"{dims} dimensions do not fill whole bytes; give a multiple of 8")
         weights = 2 ** torch.arange(7, -1, -1, device=v.device)
         return ((v >= 0).unflatten(-1, (-1, 8)) * weights).sum(-1).to(torch.uint8)
     raise ValueError(f"quantization={quantization!r} is not one of {', '.join(QUANTIZATIONS)}")
 
 
 class FlexibleQuantizer(torch.nn.Module):
-    """Quantizes `sentence_embedding`; `SentenceTransformer.encode` passes `quantization` and `dims` on to it.
+    """Quantizes `sentence_embedding`. `SentenceTransformer.encode` passes `quantization` and `dims` to it.
 
-    While training the integers of "int8" come as floats with a straight-through gradient.
+    In training mode, "int8" gives the integers as floats with a straight-through gradient.
     """
 
     forward_kwargs = {"quantization", "dims"}
@@ -69,11 +69,11 @@ class FlexibleQuantizer(torch.nn.Module):
 
     @classmethod
     def load(cls, *_, **__) -> "FlexibleQuantizer":
-        """A quantizer has neither weights nor settings to read."""
+        """Returns a quantizer. It has no weights or settings to read."""
         return cls()
 
     def save(self, output_path: str, *_, **__) -> None:
-        """Writes this file beside `modules.json`, where sentence-transformers looks for it when loading."""
+        """Copies this file next to `modules.json`, where sentence-transformers looks for it."""
         shutil.copy(__file__, pathlib.Path(output_path).parent)
 
     def get_config_dict(self) -> dict:

@@ -1,7 +1,7 @@
-"""Vespa as the distributed engine: an application of packed signs and INT8 vectors, fed and queried over HTTP.
+"""Vespa as a distributed search engine: an application with packed signs and INT8 vectors, used over HTTP.
 
-`index --engine vespa` calls `build`, `search --engine vespa` calls `search`; docs/vespa.md is the way from nothing to
-hits. Nothing here needs a Vespa package: what is written and sent is text.
+`index --engine vespa` calls `build`, `search --engine vespa` calls `search`. docs/vespa.md describes the set-up. No
+Vespa package is needed: all files and requests are text.
 """
 
 from pplx_jax.retrieval.vespa.index import VespaIndex, build, search

@@ -1,19 +1,19 @@
-"""The application package: what Vespa stores of a document, how it finds candidates, and how it ranks them.
+"""The application package: Vespa's schema for documents, candidate search and ranking.
 
-A document is a row of the embedded file with all its chunks. Its tensors have one mapped dimension, `chunk`, whose
-labels are places in the arrays `chunks` and `chunk_ids`:
+A document is a row of the embedded file with all its chunks. Its tensors have one mapped dimension, `chunk`, with
+indices into the arrays `chunks` and `chunk_ids` as labels:
 
-    signs    tensor<int8>(chunk{}, x[dims / 8])   packed signs, dimension 0 in the most significant bit, as Vespa's
-                                                  own pack_bits and unpack_bits have it; found by Hamming distance
-    vectors  tensor<int8>(chunk{}, x[dims])       the INT8 embeddings, where the folder has them
+    signs    tensor<int8>(chunk{}, x[dims / 8])   packed signs, dimension 0 in the most significant bit, like Vespa's
+                                                  pack_bits and unpack_bits; searched by Hamming distance
+    vectors  tensor<int8>(chunk{}, x[dims])       the INT8 embeddings, if the folder has them
 
-Each rank profile takes its candidates by `signs`, then ranks them by the best chunk's similarity to the query:
+Each rank profile finds candidates by `signs` and ranks them by the best chunk's similarity to the query:
 
     signs        cosine of signs with signs, 1 - 2 Hamming / dims
     asymmetric   cosine of the INT8 query with the signs of the document
     int8         cosine of INT8 with INT8
 
-(arXiv 2602.11151, section 2.3, has the embeddings; Vespa's schema, hosts.xml and services.xml references the syntax.)
+Embeddings: arXiv 2602.11151, section 2.3. Syntax: Vespa's references of schemas, hosts.xml and services.xml.
 """
 
 import dataclasses
@@ -28,21 +28,21 @@ from pplx_jax.core.files import atomic_path
 DOCUMENT_TYPE = "passage"
 CLUSTER = "passages"
 NAMESPACE = "pplx"
-SIMILARITY = "chunk_similarity"  # the function whose value a hit brings along, one cell a chunk
+SIMILARITY = "chunk_similarity"  # the function whose value is returned with a hit, one cell per chunk
 
 
 @dataclasses.dataclass(frozen=True)
 class VespaApplication:
-    """What a deployment decides.
+    """Options of a deployment.
 
     Attributes:
-        hnsw: build a graph over the signs; without, every query is compared with every chunk.
-        links_per_node, explored_at_insert: of the graph: more find more, and take memory and time of feeding.
-        paged: let the INT8 vectors be paged out to disk; only candidates are read.
-        hosts: names of the machines, the first of which also administers; none for a single local node.
+        hnsw: whether to build an HNSW graph over the signs. Without, every query is compared with every chunk.
+        links_per_node, explored_at_insert: of the graph. Larger values increase recall, memory and feeding time.
+        paged: whether the INT8 vectors may be paged out to disk. Only candidates are read.
+        hosts: names of the machines, the first one is also the admin server; empty for a single local node.
         redundancy: copies of each document.
-        max_hits: most hits a query may ask for.
-        rerank_count: candidates a node ranks again where a query does not say.
+        max_hits: maximum number of hits that a query may request.
+        rerank_count: default number of candidates that a node ranks again.
     """
 
     hnsw: bool = True
@@ -56,14 +56,16 @@ class VespaApplication:
 
     def __post_init__(self):
         if not 1 <= self.redundancy <= max(len(self.hosts), 1):
-            raise BadInput(f"redundancy={self.redundancy} on {max(len(self.hosts), 1)} hosts: give more hosts or less")
+            raise BadInput(
+                f"redundancy={self.redundancy} on {max(len(self.hosts), 1)} hosts; add hosts or lower redundancy"
+            )
 
     def files(self, dims: int, *, int8: bool) -> dict[str, str]:
-        """Path within the package -> its text.
+        """Returns path within the package -> content.
 
         Args:
-            dims: of the embeddings, a multiple of 8.
-            int8: whether INT8 vectors are stored beside the signs.
+            dims: number of dimensions, a multiple of 8.
+            int8: whether INT8 vectors are stored in addition to the signs.
         """
         hosts = {"hosts.xml": _hosts(self.hosts)} if self.hosts else {}
         return {
@@ -77,12 +79,12 @@ class VespaApplication:
 
 
 def profiles(*, int8: bool) -> tuple[str, ...]:
-    """The rank profiles of an application, what an index of the same embeddings on this machine scores by first."""
+    """Returns the rank profiles of an application. The first scores like a local index of the same embeddings."""
     return ("int8", "asymmetric", "signs") if int8 else ("signs", "asymmetric")
 
 
 def write_application(folder: pathlib.Path, files: dict[str, str]) -> None:
-    """Writes the package's files, each at once whole; a hosts.xml of before goes."""
+    """Writes the files of the package atomically. Removes an earlier hosts.xml if there are no hosts."""
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,7 @@ def write_application(folder: pathlib.Path, files: dict[str, str]) -> None:
 
 
 def zipped(files: dict[str, str]) -> bytes:
-    """The package as the deploy API takes it."""
+    """Returns the package as a zip file for the deploy API."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():

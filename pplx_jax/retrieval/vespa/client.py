@@ -1,4 +1,4 @@
-"""What is asked of a running Vespa: deploy an application, put documents, count them, answer queries."""
+"""Client of a running Vespa: deploys an application, puts documents, counts them, sends queries."""
 
 import time
 import urllib.parse
@@ -17,7 +17,7 @@ def deploy(config: HttpClient, package: bytes) -> None:
     """Deploys a zipped application package.
 
     Raises:
-        BadInput: the configuration server refuses it; the message is its own.
+        BadInput: the configuration server refuses it; its message is included.
     """
     path = "/application/v2/tenant/default/prepareandactivate"
     status, answer = config.send("POST", path, body=package, kind="application/zip")
@@ -42,7 +42,7 @@ class Vespa:
         """Waits for the container after a deployment.
 
         Raises:
-            BadInput: it is not up in time.
+            BadInput: the container is not up in time.
         """
         end = clock() + seconds
         probe = HttpClient(self.url, retries=0, seconds=10)
@@ -59,10 +59,10 @@ class Vespa:
             pause(1.0)
 
     def put(self, document: Document) -> None:
-        """Writes a document, in the place of one of the same id; too many requests and passing faults are retried.
+        """Writes a document. It replaces one with the same id. Temporary errors are retried.
 
         Raises:
-            BadInput: Vespa refuses it, is full or does not answer.
+            BadInput: Vespa refuses the document, is full or does not answer.
         """
         identity = urllib.parse.quote(document.id, safe="")
         path = f"/document/v1/{NAMESPACE}/{DOCUMENT_TYPE}/docid/{identity}"
@@ -71,27 +71,29 @@ class Vespa:
             return
         reason = _reason(status, answer)
         if status == FULL:
-            raise BadInput(f"{self.url} has no room for more ({reason}); add nodes or disk, then run this again")
-        raise BadInput(f"{self.url} refuses document {document.id!r} ({reason}); is this application deployed there?")
+            raise BadInput(f"{self.url} has no space left ({reason}); add nodes or disk, then run this again")
+        raise BadInput(
+            f"{self.url} refuses document {document.id!r} ({reason}); check that this application is deployed there"
+        )
 
     def count(self) -> int:
-        """How many documents there are."""
+        """Returns the number of documents."""
         every = f"select * from {DOCUMENT_TYPE} where true"
-        patient = {"ranking.profile": "unranked", "ranking.softtimeout.enable": False, "timeout": "120s"}
-        answer = self.query({"yql": every, "hits": 0, **patient})
+        options = {"ranking.profile": "unranked", "ranking.softtimeout.enable": False, "timeout": "120s"}
+        answer = self.query({"yql": every, "hits": 0, **options})
         return int(answer["root"]["fields"]["totalCount"])
 
     def query(self, request: dict[str, Any]) -> dict[str, Any]:
         """Sends a query.
 
         Raises:
-            BadInput: Vespa refuses it or reports errors.
+            BadInput: Vespa refuses the query or reports errors.
         """
         status, answer = self._http.send("POST", "/search/", request)
         errors = answer.get("root", {}).get("errors", [])
         if status != OK or errors:
             reason = _reason(status, answer) if not errors else "; ".join(map(_describe, errors))
-            raise BadInput(f"{self.url} cannot answer ({reason}); is this application deployed there?")
+            raise BadInput(f"{self.url} cannot answer ({reason}); check that this application is deployed there")
         return answer
 
 

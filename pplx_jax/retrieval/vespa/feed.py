@@ -1,7 +1,7 @@
-"""Feeding: documents to a running Vespa, many at once, from the shard where an earlier call stopped; or to files.
+"""Feeds documents to a running Vespa, or writes them to feed files. Feeding resumes after the last complete shard.
 
-fed.json     {"url", "settings", "shards", "documents"}: whole shards that Vespa has acknowledged
-feed/*.jsonl one put a line, for `vespa feed`, whose HTTP/2 client is the fast way for hundreds of millions
+fed.json     {"url", "settings", "shards", "documents"}: the shards that Vespa has acknowledged completely
+feed/*.jsonl one put operation per line, for `vespa feed`, whose HTTP/2 client is faster for hundreds of millions
 """
 
 import concurrent.futures
@@ -20,23 +20,22 @@ from pplx_jax.retrieval.vespa.documents import documents_by_shard
 
 
 def feed(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path, connections: int) -> int:
-    """Puts every document, going on from the shards that `state` lists for the same vectors and address, if Vespa still
-    has their documents.
+    """Puts every document. Shards that `state` lists for the same vectors and URL are skipped if Vespa still has them.
 
     Args:
         source: a finished folder.
-        vespa: where to.
-        state: the file that remembers what is done.
-        connections: documents on their way at once.
+        vespa: the Vespa instance.
+        state: the file that stores the progress.
+        connections: number of concurrent requests.
 
     Returns:
-        How many documents Vespa holds, all of them from `source`.
+        The number of documents in Vespa, all from `source`.
 
     Raises:
-        BadInput: a document is refused, or Vespa ends up with another number of documents than were put.
+        BadInput: a document is refused, or Vespa has another number of documents at the end.
     """
-    done = _finished(state, source, vespa)
-    if done["documents"] and vespa.count() < done["documents"]:  # they were removed since
+    done = _read_state(state, source, vespa)
+    if done["documents"] and vespa.count() < done["documents"]:  # documents were removed since then
         done = {**done, "shards": 0, "documents": 0}
     shards, documents = done["shards"], done["documents"]
     pool = concurrent.futures.ThreadPoolExecutor(connections)
@@ -52,15 +51,15 @@ def feed(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path, connections
         pool.shutdown(cancel_futures=True)
     held = vespa.count()
     if held != documents:
-        why = "ids that stand twice replaced each other" if held < documents else "those of an earlier feed are there"
+        why = "documents with equal ids replaced each other" if held < documents else "it has those of an earlier feed"
         raise BadInput(
             f"{vespa.url} holds {held} documents, {documents} were put: {why}; "
-            "make ids unique, or remove what is there (docs/vespa.md) and run this again"
+            "make ids unique, or remove the old documents (docs/vespa.md) and run this again"
         )
     return documents
 
 
-def _finished(state: pathlib.Path, source: EmbeddingFolder, vespa: Vespa) -> dict[str, Any]:
+def _read_state(state: pathlib.Path, source: EmbeddingFolder, vespa: Vespa) -> dict[str, Any]:
     fresh = {"url": vespa.url, "settings": dataclasses.asdict(source.settings), "shards": 0, "documents": 0}
     try:
         done = json.loads(state.read_text(encoding="utf-8"))
@@ -71,15 +70,15 @@ def _finished(state: pathlib.Path, source: EmbeddingFolder, vespa: Vespa) -> dic
 
 
 def write_feed_files(source: EmbeddingFolder, folder: pathlib.Path) -> int:
-    """Writes a file of puts a shard, in the place of all that were there; returns how many documents there are."""
+    """Writes one feed file per shard and removes earlier ones. Returns the number of documents."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     documents = 0
     with Progress("feed files", len(source.shards), unit="shard") as progress:
-        for place, batch in enumerate(documents_by_shard(source)):
-            with atomic_path(folder / f"{place:05d}.jsonl") as temporary, open(temporary, "wb") as file:
+        for shard, batch in enumerate(documents_by_shard(source)):
+            with atomic_path(folder / f"{shard:05d}.jsonl") as temporary, open(temporary, "wb") as file:
                 for document in batch:
                     file.write(json.dumps(document.operation, ensure_ascii=False).encode() + b"\n")
             documents += len(batch)
-            progress.update(place + 1)
+            progress.update(shard + 1)
     return documents

@@ -1,4 +1,4 @@
-"""An index in Vespa: the folder that describes it here, building it from embeddings, and searching it.
+"""An index in Vespa: builds it from embeddings and searches it. A local folder describes it:
 
 application/   the application package, see `application`
 vespa.json     {format, url, model (relative to the folder), model_fingerprint, dims, quantization, bit_order, count}
@@ -17,8 +17,10 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json
 from pplx_jax.core.http_client import HttpClient
 from pplx_jax.core.output_folder import describes, require_free
-from pplx_jax.inference.encoder import Encoder, load_encoder
-from pplx_jax.kernels.quantization import BitOrder, Quantization, quantize
+from pplx_jax.inference.encoder import Encoder
+from pplx_jax.inference.load_encoder import load_encoder
+from pplx_jax.kernels.quantization import quantize
+from pplx_jax.retrieval.base_index import BaseIndex
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.vespa.application import (
     DOCUMENT_TYPE,
@@ -49,25 +51,25 @@ def build(
     retries: int = 8,
     startup_seconds: float = 300.0,
 ) -> dict[str, Any]:
-    """Writes the application package of an embedding folder; with addresses, also deploys it and feeds the documents.
+    """Writes the application package for an embedding folder. With URLs, also deploys it and feeds the documents.
 
-    Run again after an interruption, feeding goes on after the last whole shard.
+    A second call after an interruption resumes feeding after the last complete shard.
 
     Args:
-        embeddings: what `embed_file` left, of quantization "int8", "binary" or "ubinary".
+        embeddings: the folder that `embed_file` wrote, with quantization "int8", "binary" or "ubinary".
         output: the folder to write.
-        url: of Vespa's container, such as http://localhost:8080. Without it feed files are written instead.
-        config_url: of the configuration server, such as http://localhost:19071: the package is deployed first.
-        application: see `VespaApplication`; its defaults where None.
-        connections, retries: of feeding.
-        startup_seconds: how long the container may take after the deployment.
+        url: of Vespa's container, such as http://localhost:8080. None writes feed files instead.
+        config_url: of the configuration server, such as http://localhost:19071, to deploy the package first.
+        application: options of the application; None for the defaults.
+        connections, retries: of the feeding client.
+        startup_seconds: maximum time until the container is up after the deployment.
 
     Returns:
-        {"count": vectors, "documents", "dims", "quantization", "fed": whether Vespa has them}.
+        {"count": number of vectors, "documents", "dims", "quantization", "fed": whether Vespa has the documents}.
 
     Raises:
-        BadInput: the embeddings are missing, unfinished, none or in floats, `output` is something else,
-            or Vespa refuses or does not answer.
+        BadInput: the embeddings are missing, unfinished, empty or floats, `output` contains something else, or Vespa
+            refuses a request or does not answer.
     """
     source, output = EmbeddingFolder.read(pathlib.Path(embeddings)), pathlib.Path(output)
     settings = source.settings
@@ -77,7 +79,7 @@ def build(
         raise BadInput(f"{source.path} has {settings.dims} dimensions; packed signs need a multiple of 8")
     count = source.totals()["count"]
     if count == 0:
-        raise BadInput(f"{source.path} holds no vectors: its input had no row that could be embedded")
+        raise BadInput(f"{source.path} holds no vectors; its input had no row that could be embedded")
     require_free(output, "Vespa index", _is_index)
     files = (application or VespaApplication()).files(settings.dims, int8=settings.quantization == "int8")
     output.mkdir(parents=True, exist_ok=True)
@@ -103,7 +105,7 @@ def build(
     if config_url:
         vespa.wait_until_up(startup_seconds)
     documents = feed(source, vespa, output / "fed.json", connections)
-    shutil.rmtree(output / "feed", ignore_errors=True)  # files of a call without an address
+    shutil.rmtree(output / "feed", ignore_errors=True)  # of a call without a URL
     return {**description, "documents": documents, "fed": True}
 
 
@@ -111,34 +113,25 @@ def _is_index(folder: pathlib.Path) -> bool:
     return describes(folder / "vespa.json", "format", "url", "model_fingerprint", "count")
 
 
-class VespaIndex:
-    """An index in Vespa, opened for searching.
+class VespaIndex(BaseIndex):
+    """An index in Vespa, opened for searching; more attributes in `BaseIndex`.
 
     Attributes:
-        path: the folder that `build` wrote.
-        model: the model folder that encodes queries; model_fingerprint names it.
-        dims, quantization, bit_order, count: of the vectors.
-        profiles: rank profiles that a query may name, the default one first.
+        profiles: the available rank profiles, the default first.
     """
 
     def __init__(self, path: pathlib.Path, description: dict[str, Any], url: str | None = None):
-        """Use `VespaIndex.load`."""
-        self.path = path
-        self.model = (path / description["model"]).resolve()
-        self.model_fingerprint: str = description["model_fingerprint"]
-        self.dims: int = description["dims"]
-        self.quantization: Quantization = description["quantization"]
-        self.bit_order: BitOrder = description["bit_order"]
-        self.count: int = description["count"]
+        """Use `VespaIndex.load` instead."""
+        super().__init__(path, description)
         self.profiles = profiles(int8=self.quantization == "int8")
         self._vespa = Vespa(HttpClient(url or description["url"]))
 
     @classmethod
     def load(cls, path: str | pathlib.Path, url: str | None = None) -> "VespaIndex":
-        """Opens an index; `url` is where its Vespa is, if not where it was built.
+        """Opens an index. `url` is needed if Vespa has another URL than when the index was built.
 
         Raises:
-            BadInput: there is none, or it is damaged or of another version.
+            BadInput: there is no index, or it is damaged or of another version.
         """
         path = pathlib.Path(path)
         try:
@@ -152,24 +145,13 @@ class VespaIndex:
             raise BadInput(f"{path / 'vespa.json'} cannot be used ({error}); make the index again") from None
 
     def encode_query(self, text: str, encoder: Encoder) -> np.ndarray:
-        """The query's pooled vector, float32 [dims].
-
-        Raises:
-            BadInput: the text is empty, or the model is not the one of the index.
-        """
-        if not text.strip():
-            raise BadInput("the query is empty; give some text to search for")
-        if encoder.fingerprint != self.model_fingerprint:
-            raise BadInput(
-                f"the index {self.path} was made by model {self.model_fingerprint}, {self.model} is now "
-                f"{encoder.fingerprint}; embed and index again"
-            )
-        return encoder.encode([text], quantization="none", dims=self.dims)[0]
+        """Returns the query's pooled vector, float32 [dims]. Raises BadInput like `pool_queries`."""
+        return self.pool_queries([text], encoder)[0]
 
     def request(
         self, query: np.ndarray, k: int, *, candidates: int, ranking: str | None = None, exact: bool = False
     ) -> dict[str, Any]:
-        """The body of /search for a pooled query [dims]; see `search` for the rest."""
+        """Returns the body of a /search request for a pooled query [dims]; see `search` for the arguments."""
         stored = quantize(query[None], self.quantization, self.bit_order)
         signs = packed_signs(stored, self.quantization, self.bit_order)[0]
         operator = f"{{targetHits: {candidates}, approximate: {str(not exact).lower()}}}nearestNeighbor(signs, q_signs)"
@@ -193,29 +175,31 @@ class VespaIndex:
         ranking: str | None = None,
         exact: bool = False,
     ) -> dict[str, Any]:
-        """The k best documents, each by its best chunk.
+        """Returns the k best documents, each by its best chunk.
 
         Args:
             query: pooled, float [dims].
-            k: hits wanted.
-            candidates: found by their signs on every content node and ranked again; 40 a hit where None.
+            k: number of hits.
+            candidates: number of documents that every content node finds by their signs and ranks again; None for 40
+                per hit.
             ranking: one of `profiles`.
-            exact: compare the signs with those of all documents instead of walking the graph.
+            exact: whether to compare the signs of all documents instead of searching the graph.
 
         Returns:
-            {"hits": best first, equals by id descending: {"id": of the chunk, "score": cosine, "text", "path", "line"},
-            and {"document", "chunk"} where the row had chunks; "coverage": share of the documents that answered in
-            time, in percent}.
+            {"hits": best first, ties by id descending: {"id": of the chunk, "score": cosine, "text", "path", "line"},
+            and {"document", "chunk"} if the row had chunks; "coverage": percentage of the documents that were searched
+            in time}.
 
         Raises:
-            BadInput: k or `candidates` is too small, the profile is unknown, or Vespa refuses or does not answer.
+            BadInput: k or `candidates` is too small, the profile is unknown, or Vespa refuses the query or does not
+                answer.
         """
         candidates = CANDIDATES_PER_HIT * k if candidates is None else candidates
         if not 1 <= k <= candidates:
-            raise BadInput(f"k={k}, candidates={candidates}: ask for at least one hit, and as many candidates as hits")
+            raise BadInput(f"k={k}, candidates={candidates}: request at least one hit, and as many candidates as hits")
         if ranking not in (None, *self.profiles):
             raise BadInput(
-                f"no rank profile {ranking!r} for {self.quantization}; take one of {', '.join(self.profiles)}"
+                f"no rank profile {ranking!r} for {self.quantization}; use one of {', '.join(self.profiles)}"
             )
         answer = self._vespa.query(self.request(query, k, candidates=candidates, ranking=ranking, exact=exact))
         root = answer["root"]
@@ -250,10 +234,10 @@ def search(
     exact: bool = False,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
-    """Searches for a text; loads the model that the index points at unless `encoder` is given. See `VespaIndex.search`.
+    """Searches for a text. Loads the model of the index unless `encoder` is given. See `VespaIndex.search`.
 
     Raises:
-        BadInput: an empty query, or an index, model or Vespa that cannot be used.
+        BadInput: the query is empty, or the index, the model or Vespa cannot be used.
     """
     opened = VespaIndex.load(index, url)
     if not query.strip():

@@ -8,10 +8,9 @@ from helpers.word_encoder import WordEncoder
 
 from pplx_jax.data.io.beir import RetrievalSet, read_beir
 from pplx_jax.data.sources.corpus_writer import write_beir
-from pplx_jax.evaluation.scoring import caching_encoder as remembering
-from pplx_jax.evaluation.scoring.caching_encoder import Remembering
-from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model, score_sets
-from pplx_jax.evaluation.suites.beir_folder import evaluate
+from pplx_jax.evaluation.scoring import caching_encoder
+from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
+from pplx_jax.evaluation.scoring.retrieval_sets import evaluate, read_sets, score_model, score_sets
 from pplx_jax.recipes.results import format_sets
 
 ALONE = RetrievalSet(
@@ -67,7 +66,7 @@ def test_no_text_is_encoded_twice(monkeypatch):
             Counting.asked += len(texts)
             return super().encode(texts, **options)
 
-    plain, model = WordEncoder(), Remembering(Counting())
+    plain, model = WordEncoder(), CachingEncoder(Counting())
     texts = ["red apple", "sky", "red apple"]
     for _ in range(2):
         found = model.encode(texts, quantization="none")
@@ -75,12 +74,12 @@ def test_no_text_is_encoded_twice(monkeypatch):
     assert Counting.asked == 2
     np.testing.assert_array_equal(model.encode(["sky"], dims=8), plain.encode(["sky"], dims=8))
     assert Counting.asked == 2  # other forms and widths come from the same vectors
-    model.forget()
+    model.drop_unused()
     model.encode(["sky"])
-    model.forget()
+    model.drop_unused()
     model.encode(["red apple", "sky"])
     assert Counting.asked == 3  # what one set did not ask for is dropped after it
-    monkeypatch.setattr(remembering, "_MOST_BYTES", 2 * 4 * plain.dims)
+    monkeypatch.setattr(caching_encoder, "_MOST_BYTES", 2 * 4 * plain.dims)
     Counting.asked = 0
     for _ in range(2):
         found = model.encode(["red apple", "sky", "green pear", "red apple"], quantization="none")

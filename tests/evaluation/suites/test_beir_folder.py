@@ -8,9 +8,9 @@ from helpers.word_encoder import WordEncoder
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import read_beir
-from pplx_jax.evaluation.core.eval_verb import evaluate_task
-from pplx_jax.evaluation.scoring.set_embeddings import context_groups, pooled_vectors
-from pplx_jax.evaluation.suites.beir_folder import evaluate, evaluate_bm25
+from pplx_jax.evaluation.evaluate import evaluate_task
+from pplx_jax.evaluation.scoring.retrieval_sets import evaluate, evaluate_bm25
+from pplx_jax.evaluation.scoring.set_embeddings import context_groups, embed_set
 from pplx_jax.retrieval.metrics import run_metrics
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
@@ -57,7 +57,7 @@ def test_packed_and_unpacked_signs_score_alike(folder):
 
 def test_vectors_in_context_come_back_in_the_order_of_the_set(folder):
     model, data = WordEncoder(), read_beir(folder)
-    _, documents = pooled_vectors(model, data, context=True)
+    _, documents = embed_set(model, data, context=True)
     chunks = ["the ant lives here", "its food is hay", "its home is a nest"]
     expected = model.encode_documents([chunks], quantization="none")[0]
     np.testing.assert_array_equal(documents[:3], expected[::-1])

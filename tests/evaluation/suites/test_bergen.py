@@ -10,10 +10,10 @@ from helpers.vespa_stand_in import running as running_vespa
 from helpers.word_encoder import WordEncoder
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.evaluation.core.benchmark import Settings, System
-from pplx_jax.evaluation.scoring.reader import Reader
-from pplx_jax.evaluation.suites.bergen import BergenOptions, match, normalized, open_benchmark, run_name
-from pplx_jax.evaluation.suites.bergen_data import FILES, passages_of, read_questions, write_passages
+from pplx_jax.evaluation.scoring.system import Settings, System
+from pplx_jax.evaluation.suites.bergen.benchmark import BergenOptions, match, normalized, open_benchmark, run_name
+from pplx_jax.evaluation.suites.bergen.data import FILES, passages_of, read_questions, write_passages
+from pplx_jax.evaluation.suites.bergen.reader import Reader
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.retrieval.vespa import build
@@ -229,11 +229,13 @@ def test_an_index_in_vespa_gives_the_same_run(data, embedded, tmp_path):
 def test_what_is_refused(data, tmp_path):
     with pytest.raises(BadInput, match="needs --data"):
         open_benchmark("bergen", None)
-    with pytest.raises(BadInput, match="holds no set of bergen; put there kilt_nq: nq-dev-kilt.jsonl"):
+    with pytest.raises(
+        BadInput, match="has no question set of bergen; put these files there: kilt_nq: nq-dev-kilt.jsonl"
+    ):
         open_benchmark("bergen", data / "index")
     with pytest.raises(BadInput, match="passages=5, k=2"):
         BergenOptions(k=2)
-    with pytest.raises(BadInput, match="reader_url and reader_model together"):
+    with pytest.raises(BadInput, match="needs both reader_url and reader_model"):
         BergenOptions(reader_url="http://x")
     (task,) = open_benchmark("bergen", data).tasks
     with pytest.raises(BadInput, match="which bm25 has not"):

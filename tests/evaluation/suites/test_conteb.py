@@ -11,9 +11,9 @@ from helpers.word_encoder import WordEncoder
 
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
-from pplx_jax.evaluation.core import eval_verb as verb
-from pplx_jax.evaluation.core.benchmark import System
-from pplx_jax.evaluation.core.registry import open_benchmark
+from pplx_jax.evaluation import evaluate as verb
+from pplx_jax.evaluation.registry import open_benchmark
+from pplx_jax.evaluation.scoring.system import System
 from pplx_jax.evaluation.suites import conteb
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
@@ -117,10 +117,10 @@ def test_damaged_data_is_named(tmp_path):
         return str(caught.value)
 
     good, query = {"chunk_id": "a_0", "chunk": "x"}, {"query": "q", "chunk_id": "a_0"}
-    assert "the chunk 'a_0' stands twice" in attempt([good, good], [query])
+    assert "the chunk 'a_0' occurs twice" in attempt([good, good], [query])
     assert "'a' is not DOCUMENT_NUMBER" in attempt([{"chunk_id": "a", "chunk": "x"}], [query])
-    assert "asks for the chunk 'b_1', which is not there" in attempt([good], [{"query": "q", "chunk_id": "b_1"}])
-    assert "chunk of row 1 is int, not a text" in attempt([{"chunk_id": "a_0", "chunk": 7}], [query])
+    assert "refers to the chunk 'b_1', which does not exist" in attempt([good], [{"query": "q", "chunk_id": "b_1"}])
+    assert "chunk of row 1 is int, not a string" in attempt([{"chunk_id": "a_0", "chunk": 7}], [query])
     assert "chunk_id of row 1 is int, not a text" in attempt([{"chunk_id": 7, "chunk": "x"}], [query])
     for asked in (7, [7]):
         assert f"asks for the chunk {asked}, which is no text" in attempt([good], [{"query": "q", "chunk_id": asked}])

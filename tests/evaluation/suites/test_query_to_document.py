@@ -12,14 +12,14 @@ from helpers.word_encoder import WordEncoder
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.trec_run import read_run
-from pplx_jax.evaluation.core.benchmark import Settings, System
-from pplx_jax.evaluation.core.eval_verb import evaluate_task
-from pplx_jax.evaluation.scoring.corpus_embeddings import EmbeddedCorpus, joined
-from pplx_jax.evaluation.scoring.fusion import fused_labels, reciprocal_rank_fusion
-from pplx_jax.evaluation.scoring.labelled_queries import read_labelled_queries
-from pplx_jax.evaluation.scoring.nested_pools import NestedPools
-from pplx_jax.evaluation.scoring.pool_ranks import PoolRanks
+from pplx_jax.evaluation.evaluate import evaluate_task
+from pplx_jax.evaluation.scoring.system import Settings, System
 from pplx_jax.evaluation.suites.query_to_document import open_benchmark
+from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import EmbeddedCorpus, joined
+from pplx_jax.evaluation.suites.query_to_document.fusion import fused_labels, reciprocal_rank_fusion
+from pplx_jax.evaluation.suites.query_to_document.labelled_queries import read_labelled_queries
+from pplx_jax.evaluation.suites.query_to_document.nested_pools import NestedPools
+from pplx_jax.evaluation.suites.query_to_document.pool_ranks import PoolRanks
 from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.retrieval.metrics import judge, relevant_ranks, run_metrics, tie_places
 
@@ -134,7 +134,7 @@ def test_pools_are_nested_whatever_the_order():
     assert (other.shells(ids) != shells).any()
     assert NestedPools(ids, relevant, None, (100, 10_000)).sizes == (100, 1000)
     for size in (1, 1001):
-        with pytest.raises(BadInput, match=f"a pool of {size}: the corpus has 1000 documents, 2 of them relevant"):
+        with pytest.raises(BadInput, match=f"pool size {size}: the corpus has 1000 documents, 2 of them relevant"):
             NestedPools(ids, relevant, (size,))
     with pytest.raises(BadInput, match="1 relevant documents are not in the corpus, such as 'lost'"):
         NestedPools(ids, frozenset(["lost"]), (10,))
@@ -295,12 +295,12 @@ def test_changed_data_is_another_revision(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"sizes": 5}, "options.json: sizes=5; set it to a list of a whole number each or null"),
+        ({"sizes": 5}, "options.json: sizes=5; set it to a list of integers or null"),
         ({"sizes": ["a"]}, "options.json: sizes=['a']; set it to a list"),
         ({"sizes": []}, "PoolOptions.sizes=(); set it to one or more"),
         ({"sizes": [0]}, "PoolOptions.sizes=(0,); set it to one or more"),
-        ({"relevant": "x"}, "options.json: relevant='x'; set it to a whole number"),
-        ({"relevant": True}, "options.json: relevant=True; set it to a whole number"),
+        ({"relevant": "x"}, "options.json: relevant='x'; set it to an integer"),
+        ({"relevant": True}, "options.json: relevant=True; set it to an integer"),
         ({"relevant": 0}, "PoolOptions.relevant=0; set it to 1 or more"),
         ({"seed": -1}, "PoolOptions.seed=-1; set it to 0 or more"),
     ],
@@ -313,9 +313,9 @@ def test_options_that_mean_nothing_are_refused(big, tmp_path, options, message):
 
 
 def test_what_is_refused(big, tmp_path):
-    with pytest.raises(BadInput, match="not public: give --data"):
+    with pytest.raises(BadInput, match="not public; give --data"):
         open_benchmark("query-to-document", None)
-    with pytest.raises(BadInput, match="the call: no option 'size'; there are sizes, relevant, seed"):
+    with pytest.raises(BadInput, match="arguments: no option 'size'; the options are sizes, relevant, seed"):
         open_benchmark("query-to-document", big, size=3)
     with pytest.raises(BadInput, match="has no queries.jsonl"):
         open_benchmark("query-to-document", tmp_path)
@@ -329,7 +329,7 @@ def test_what_is_refused(big, tmp_path):
     with pytest.raises(BadInput, match="0.trec, line 2: not"):
         evaluate(bare, words())
     (bare / "runs" / "0.trec").write_text("q Q0 d 1 0.5 tag\nq Q0 d 2 0.4 tag\n")
-    with pytest.raises(BadInput, match="line 2: 'd' stands twice"):
+    with pytest.raises(BadInput, match="line 2: 'd' occurs twice"):
         evaluate(bare, words())
     with pytest.raises(BadInput, match="leave --context out"):
         evaluate(big, System("words", WordEncoder(64), Settings(context=True)))

@@ -13,9 +13,9 @@ from helpers.word_encoder import WordEncoder
 
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
-from pplx_jax.evaluation.core import eval_verb as verb
-from pplx_jax.evaluation.core.benchmark import System
-from pplx_jax.evaluation.core.registry import open_benchmark
+from pplx_jax.evaluation import evaluate as verb
+from pplx_jax.evaluation.registry import open_benchmark
+from pplx_jax.evaluation.scoring.system import System
 from pplx_jax.evaluation.suites import toolret
 
 TOOLS = {
@@ -157,13 +157,13 @@ def test_what_is_missing_is_said_in_one_line(data, tmp_path):
     "labels", [None, "{", "[7]", '{"id": "code_tool_0"}', '[{"id": "code_tool_0"}]', "[" * 100_000]
 )
 def test_labels_that_are_none_are_named(data, tmp_path, labels):
-    with pytest.raises(BadInput, match="toolink: labels of 'q0' are no JSON list of objects with id and relevance"):
+    with pytest.raises(BadInput, match="toolink: labels of 'q0' are not a JSON list of objects with id and relevance"):
         load_requests(data, tmp_path, [{"id": "q0", "query": "plot it", "instruction": "find", "labels": labels}])
 
 
 def test_two_requests_of_one_id_are_refused(data, tmp_path):
     row = {"id": "q0", "query": "plot it", "instruction": "find", "labels": "[]"}
-    with pytest.raises(BadInput, match="toolink: two requests are called 'q0'"):
+    with pytest.raises(BadInput, match="toolink: two requests have the id 'q0'"):
         load_requests(data, tmp_path, [row, {**row, "query": "sort it"}])
 
 

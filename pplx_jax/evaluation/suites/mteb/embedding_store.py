@@ -1,4 +1,4 @@
-"""Room for a corpus's vectors: memory, a file that the system drops, or one that an interrupted run goes on with."""
+"""Storage for the vectors of a corpus: memory, a temporary file, or a folder from which an interrupted run resumes."""
 
 import hashlib
 import json
@@ -15,16 +15,16 @@ _BYTES_IN_MEMORY = 4 << 30
 _VECTORS, _PROGRESS = "vectors.npy", "progress.json"
 
 
-class CorpusVectors:
-    """Vectors that are added in order, block after block. Leaving the `with` block without an error deletes the folder.
+class EmbeddingStore:
+    """Stores vectors that are added in order, in blocks. Leaving the `with` block without an error deletes the folder.
 
     Args:
-        total: of the vectors that will be added.
-        folder: of an earlier, interrupted run of the very same vectors, or new; None keeps nothing for a later run.
+        total: number of vectors that will be added.
+        folder: new, or of an interrupted run with the same vectors; None if a later run cannot resume.
 
     Attributes:
-        done: vectors that are there.
-        vectors: [total, width], of which `done` are filled; a memory map where they would not fit in memory.
+        done: number of vectors added so far.
+        vectors: [total, width], of which `done` are filled; a memory map if they are larger than 4 GiB.
     """
 
     def __init__(self, total: int, folder: pathlib.Path | None = None):
@@ -42,16 +42,16 @@ class CorpusVectors:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def add(self, block: np.ndarray) -> None:
-        """Adds the next vectors [n, width], and to a folder such that they are on disk before they count."""
+        """Adds the next vectors [n, width]. In a folder, they are on disk before `done` includes them."""
         if not self.done:
-            self.vectors = self._room((self._total, block.shape[1]), block.dtype)
+            self.vectors = self._allocate((self._total, block.shape[1]), block.dtype)
         self.vectors[self.done : self.done + len(block)] = block
         self.done += len(block)
         if self._folder is not None and isinstance(self.vectors, np.memmap):
             self.vectors.flush()
             write_json(self._folder / _PROGRESS, {"done": self.done})
 
-    def _room(self, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    def _allocate(self, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             return np.lib.format.open_memmap(self._folder / _VECTORS, "w+", dtype, shape)
@@ -60,8 +60,8 @@ class CorpusVectors:
         return np.memmap(tempfile.TemporaryFile(prefix="pplx-jax-vectors-"), dtype, "w+", shape=shape)
 
 
-def folder_of(scratch: pathlib.Path | None, **identity: Any) -> pathlib.Path | None:
-    """A folder in `scratch` for all that makes vectors what they are, and for nothing else; None without `scratch`."""
+def store_folder(scratch: pathlib.Path | None, **identity: Any) -> pathlib.Path | None:
+    """Returns a folder in `scratch` that is unique to `identity`; None if `scratch` is None."""
     if scratch is None:
         return None
     return scratch / hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,10 +1,10 @@
-"""Results in the form of mteb's leaderboard: `FOLDER/results/MODEL/REVISION/TASK.json` and a `model_meta.json`."""
+"""Writes results in the format of mteb's leaderboard: `FOLDER/results/MODEL/REVISION/TASK.json`, `model_meta.json`."""
 
 import dataclasses
 import pathlib
 from typing import Any
 
-from pplx_jax.evaluation.core.benchmark import Settings, System
+from pplx_jax.evaluation.scoring.system import Settings, System
 from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts
 from pplx_jax.inference.encoder import quantizations
 from pplx_jax.kernels.quantization import Quantization
@@ -13,15 +13,16 @@ _OUTPUT_TYPES = {"int8": "int8", "binary": "binary", "ubinary": "binary"}
 
 
 def model_meta(system: System, prompts: Prompts, name: str | None = None) -> Any:
-    """mteb's `ModelMeta`, of what is known: who trained a model on what, its languages and its licence are not.
+    """Returns mteb's `ModelMeta` with what is known. Training data, languages and licence stay unknown.
 
-    Settings that make other vectors than the model's own (of ours INT8, all dimensions, no prompts) are an experiment
-    to mteb, which keeps its results in a folder of their own. Cutting long texts is not: mteb's models all do.
+    mteb treats settings other than the model's native ones (for our models INT8, all dimensions, no prompts) as an
+    experiment, and keeps its results in a separate folder. Cutting long texts is not an experiment, because all models
+    of mteb do it.
 
     Args:
         system: the model, or BM25.
-        prompts: around its texts.
-        name: "organization/model"; by default the system's, under "local" where it names no organization.
+        prompts: templates around its texts.
+        name: "organization/model"; None for the system's name, under "local" if it has no organization.
     """
     from mteb.models.model_meta import ModelMeta, ScoringFunction
     from mteb.types import OutputDType
@@ -46,7 +47,7 @@ def model_meta(system: System, prompts: Prompts, name: str | None = None) -> Any
             "output_dtypes": OutputDType(output),
             "experiment_kwargs": _experiment(settings, native, prompts) or None,
             "framework": ["JAX"] if ours else ["Sentence Transformers", "PyTorch"],
-            # A model of others may have prompts in its folder.
+            # The folder of a sentence-transformers model may define prompts.
             "use_instructions": prompts != NO_PROMPTS if ours else None,
         }
     return ModelMeta(**fields)
@@ -58,14 +59,14 @@ def _name(name: str) -> str:
 
 
 def _experiment(settings: Settings, native: Quantization, prompts: Prompts) -> dict[str, Any]:
-    usual = dataclasses.asdict(Settings(native, truncate=settings.truncate))
-    differing = {field: value for field, value in dataclasses.asdict(settings).items() if value != usual[field]}
+    default = dataclasses.asdict(Settings(native, truncate=settings.truncate))
+    differing = {field: value for field, value in dataclasses.asdict(settings).items() if value != default[field]}
     templates = dataclasses.asdict(prompts) if prompts != NO_PROMPTS else {}
     return differing | {f"{kind}_prompt": template for kind, template in templates.items()}
 
 
 def write_result(folder: pathlib.Path, result: Any, meta: Any) -> pathlib.Path:
-    """Writes a `TaskResult`; languages that an earlier run of the same model and data scored stay beside the new ones.
+    """Writes a `TaskResult`. It is merged with languages that an earlier run of the same model and data evaluated.
 
     Returns:
         The JSON file.
@@ -75,7 +76,7 @@ def write_result(folder: pathlib.Path, result: Any, meta: Any) -> pathlib.Path:
     results = ResultCache(folder)
     try:
         earlier = results.load_task_result(result.task_name, meta)
-    except ValueError:  # mteb was killed while it wrote
+    except ValueError:  # an interrupted run left a damaged file
         earlier = None
     if earlier is not None and earlier.is_mergeable(result):
         result = earlier.merge(result)

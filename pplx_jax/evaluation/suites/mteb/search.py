@@ -1,7 +1,7 @@
-"""Exact search behind mteb's `SearchProtocol`: integers stay integers, packed bits go by Hamming distance.
+"""Exact search that implements mteb's `SearchProtocol`: int8 products of integers, Hamming distance of packed bits.
 
-mteb's own search hands every embedding to a float cosine of torch and lets `torch.topk` settle ties. Here ties go by
-document id, descending, as in trec_eval, also where they straddle the last rank.
+mteb's own search computes a float cosine in torch and leaves ties to `torch.topk`. Here ties are broken by document id,
+descending, as in trec_eval, also at the last rank.
 """
 
 import dataclasses
@@ -14,9 +14,9 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.beir import RetrievalSet
-from pplx_jax.evaluation.core.benchmark import TOO_LONG, Settings, System
-from pplx_jax.evaluation.scoring.set_embeddings import pooled_vectors
-from pplx_jax.evaluation.suites.mteb.embedding_store import CorpusVectors, folder_of
+from pplx_jax.evaluation.scoring.set_embeddings import embed_set
+from pplx_jax.evaluation.scoring.system import TOO_LONG, Settings, System
+from pplx_jax.evaluation.suites.mteb.embedding_store import EmbeddingStore, store_folder
 from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts, document_texts, query_texts, task_instruction
 from pplx_jax.inference.encoder import Encoder, query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
@@ -30,16 +30,16 @@ _QUERIES_PER_BLOCK = 256
 
 
 class Search:
-    """A system as mteb searches with it.
+    """A system with the search interface of mteb.
 
     Args:
         system: a model, or BM25.
-        prompts: around its texts.
+        prompts: templates around its texts.
         meta: mteb's `ModelMeta`.
-        scratch: where the vectors of a corpus are kept until it is ranked, so that an interrupted run goes on.
+        scratch: folder for the vectors of a corpus until it is ranked, so that an interrupted run resumes.
 
     Attributes:
-        mteb_model_meta: what mteb writes beside results.
+        mteb_model_meta: the metadata that mteb writes with results.
     """
 
     def __init__(self, system: System, prompts: Prompts, meta: Any, scratch: pathlib.Path | None = None):
@@ -47,7 +47,7 @@ class Search:
         self._corpus: Any = None
 
     def index(self, corpus: Any, **_: Any) -> None:
-        """Keeps the corpus, mteb's `Dataset` of id, text, title?, parent?, chunk?; encoding waits for the queries."""
+        """Stores the corpus, a `Dataset` of id, text, title?, parent?, chunk?. `search` encodes it."""
         self._corpus = corpus
 
     def search(
@@ -61,13 +61,13 @@ class Search:
         top_ranked: Mapping[str, Sequence[str]] | None = None,
         **_: Any,
     ) -> dict[str, dict[str, float]]:
-        """Ranks the indexed corpus, or of it the candidates `top_ranked` of each query.
+        """Ranks the indexed corpus, or only the candidates `top_ranked` of each query.
 
         Returns:
-            query id -> document id -> score, of the `top_k` best documents.
+            query id -> document id -> score, for the `top_k` best documents.
 
         Raises:
-            BadInput: a text is past the model's limit, or a row has none.
+            BadInput: a text is over the model's limit, or a row has no text.
         """
         where = f"{task_metadata.name}, {hf_subset}, {hf_split}"
         ids, query_ids = list(self._corpus["id"]), list(queries["id"])
@@ -75,11 +75,11 @@ class Search:
         folder = self._folder(where, task_metadata.revision, len(ids))
         try:
             texts = self.prompts.queries(query_texts(queries[:]), instruct["query"])
-            with CorpusVectors(len(ids), folder) as vectors:
-                scores = self._scores(texts, query_ids, vectors, instruct["document"], where)
+            with EmbeddingStore(len(ids), folder) as store:
+                scores = self._scores(texts, query_ids, store, instruct["document"], where)
                 if top_ranked is None:
                     return dict(zip(query_ids, _best(scores, ids, len(query_ids), top_k), strict=True))
-                row = {document: place for place, document in enumerate(ids)}
+                row = {document: index for index, document in enumerate(ids)}
                 return {
                     query: _among(scores, place, np.array([row[one] for one in top_ranked[query]]), ids, top_k)
                     for place, query in enumerate(query_ids)
@@ -89,7 +89,7 @@ class Search:
             raise BadInput(f"{where}: {error}") from None
 
     def _scores(
-        self, queries: list[str], query_ids: list[str], vectors: CorpusVectors, instruction: str, where: str
+        self, queries: list[str], query_ids: list[str], store: EmbeddingStore, instruction: str, where: str
     ) -> "_Scores":
         encoder, settings, corpus = self.system.encoder, self.system.settings, self._corpus
         packed = settings.quantization == "ubinary"
@@ -99,28 +99,28 @@ class Search:
             data = _with_parents(
                 corpus, self.prompts.documents(document_texts(corpus[:]), instruction), query_ids, queries
             )
-            pooled = pooled_vectors(encoder, data, context=True, dims=settings.dims, truncate=settings.truncate)
+            pooled = embed_set(encoder, data, context=True, dims=settings.dims, truncate=settings.truncate)
             query_vectors, document_vectors = (quantize(part, settings.quantization) for part in pooled)
             return _VectorScores(query_vectors, document_vectors, packed)
-        # A query's template stands in place of the prompt that the model has for queries.
+        # A query template replaces the query prompt of the model.
         encode_queries = query_encoder(encoder) if self.prompts.query == NO_PROMPTS.query else encoder.encode
         query_vectors = encode(encoder, queries, query_ids, settings, encode_queries)
         total = len(corpus)
         with Progress(
-            f"encode {where}", total, "document", start=vectors.done, enabled=total > DOCUMENTS_PER_BLOCK
+            f"encode {where}", total, "document", start=store.done, enabled=total > DOCUMENTS_PER_BLOCK
         ) as progress:
-            for begin in range(vectors.done, total, DOCUMENTS_PER_BLOCK):
+            for begin in range(store.done, total, DOCUMENTS_PER_BLOCK):
                 columns = corpus[begin : begin + DOCUMENTS_PER_BLOCK]
                 texts = self.prompts.documents(document_texts(columns), instruction)
-                vectors.add(encode(encoder, texts, columns["id"], settings))
-                progress.update(vectors.done)
-        return _VectorScores(query_vectors, vectors.vectors, packed)
+                store.add(encode(encoder, texts, columns["id"], settings))
+                progress.update(store.done)
+        return _VectorScores(query_vectors, store.vectors, packed)
 
     def _folder(self, where: str, revision: str, documents: int) -> pathlib.Path | None:
         encoder, settings = self.system.encoder, self.system.settings
         if encoder is None:
             return None
-        return folder_of(
+        return store_folder(
             self._scratch,
             corpus=[where, revision, documents],
             model=encoder.fingerprint,
@@ -134,28 +134,28 @@ def encode(
     texts: Sequence[str],
     ids: Sequence[str],
     settings: Settings,
-    how: Callable[..., np.ndarray] | None = None,
+    method: Callable[..., np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Vectors of texts [n, width] under `settings`.
+    """Returns the vectors of texts [n, width] under `settings`.
 
     Args:
         encoder: the model.
-        texts, ids: n of them.
+        texts, ids: n each.
         settings: of the vectors.
-        how: the method of `encoder`, `encode` by default.
+        method: the method of `encoder` to call; None for `encode`.
 
     Raises:
-        BadInput: a text is past the model's limit; the message names its id.
+        BadInput: a text is over the model's limit; the message names its id.
     """
     overflow = "truncate" if settings.truncate else "error"
-    how = how or encoder.encode
+    method = method or encoder.encode
     with too_long_by_name(ids, TOO_LONG):
-        return how(texts, quantization=settings.quantization, dims=settings.dims, overflow=overflow)
+        return method(texts, quantization=settings.quantization, dims=settings.dims, overflow=overflow)
 
 
 @dataclasses.dataclass(frozen=True)
 class _VectorScores:
-    """Of vectors [Q, width] and [N, width]."""
+    """Scores of query vectors [Q, width] and document vectors [N, width]."""
 
     queries: np.ndarray
     documents: np.ndarray
@@ -184,17 +184,17 @@ _Scores = _VectorScores | _BM25Scores
 
 
 def _best(scores: _Scores, ids: list[str], queries: int, k: int) -> Iterator[dict[str, float]]:
-    """Each query's best documents and their scores."""
+    """Yields each query's best documents and their scores."""
     places = tie_places(ids)
     for begin in range(0, queries, _QUERIES_PER_BLOCK):
         documents, values = scores.best(slice(begin, begin + _QUERIES_PER_BLOCK), places, k)
-        # Worst first: of an id that stands twice in a corpus, the better score stays.
+        # Worst first, so that an id that occurs twice in the corpus keeps its better score.
         for ranked, found in zip(documents[:, ::-1].tolist(), values[:, ::-1].tolist(), strict=True):
             yield {ids[document]: score for document, score in zip(ranked, found, strict=True)}
 
 
 def _among(scores: _Scores, query: int, rows: np.ndarray, ids: list[str], k: int) -> dict[str, float]:
-    """A query's best candidates and their scores."""
+    """Returns a query's best candidates and their scores."""
     if not len(rows):
         return {}
     candidates = [ids[row] for row in rows]
@@ -203,7 +203,7 @@ def _among(scores: _Scores, query: int, rows: np.ndarray, ids: list[str], k: int
 
 
 def _with_parents(corpus: Any, documents: list[str], query_ids: list[str], queries: list[str]) -> RetrievalSet:
-    """The set for late chunking; a place within the parent that the corpus does not give is the order of its rows."""
+    """Returns the set for late chunking. Without a column "chunk", chunks are in row order."""
     columns = corpus[:]
     parents = [str(parent) for parent in columns["parent"]]
     seen: dict[str, int] = {}

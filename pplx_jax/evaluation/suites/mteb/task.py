@@ -1,4 +1,4 @@
-"""A retrieval task of mteb, its splits and subsets, scored by `Search` and judged by mteb itself."""
+"""A retrieval task of mteb with its splits and subsets. `Search` ranks the documents, mteb computes the metrics."""
 
 import contextlib
 import dataclasses
@@ -12,15 +12,15 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
-from pplx_jax.evaluation.core.benchmark import Part, System
-from pplx_jax.evaluation.suites.beir_folder import REPORTED_METRICS
-from pplx_jax.evaluation.suites.mteb.encoder import EncoderSearch
+from pplx_jax.evaluation.core.benchmark import Part
+from pplx_jax.evaluation.scoring.retrieval_sets import REPORTED_METRICS
+from pplx_jax.evaluation.scoring.system import System
 from pplx_jax.evaluation.suites.mteb.results import model_meta, write_result
 from pplx_jax.evaluation.suites.mteb.search import Search
 from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts, document_texts
 
-Measures = Mapping[str, float]  # of a query, by trec_eval's names
-Grades = Mapping[str, int]  # of a query's judged documents
+Measures = Mapping[str, float]  # a query's metrics, by trec_eval's names
+Grades = Mapping[str, int]  # a query's judged documents
 _TREC_NAMES = {"ndcg": "ndcg_cut", "recall": "recall", "map": "map_cut", "precision": "P", "hit_rate": "success"}
 
 
@@ -30,12 +30,12 @@ class MtebTask:
 
     Attributes:
         name: in the benchmark.
-        task: mteb's, with the subsets and splits that count; its data is loaded to evaluate and let go after.
-        data: where the files of its repository lie, as DATA/NAME; None loads them from the hub.
-        prompts: around the texts.
-        results: where mteb's own result files go, if anywhere.
-        model_name: "organization/model" in those.
-        scratch: keeps the vectors of a corpus until it is ranked, so that an interrupted run goes on with them.
+        task: mteb's task with the subsets and splits to evaluate. Its data is loaded only during evaluation.
+        data: folder with the files of its repository as DATA/NAME; None for the hub.
+        prompts: templates around the texts.
+        results: folder for mteb's own result files; None for none.
+        model_name: "organization/model" in those files.
+        scratch: folder for the vectors of a corpus until it is ranked, so that an interrupted run resumes.
     """
 
     name: str
@@ -48,25 +48,25 @@ class MtebTask:
 
     @property
     def main_metric(self) -> str:
-        """Such as "ndcg@10"."""
+        """The main metric, such as "ndcg@10"."""
         return self.task.metadata.main_score.replace("_at_", "@")
 
     def within(self, folder: pathlib.Path) -> Self:
-        """The task with mteb's result files in FOLDER/leaderboard and unfinished vectors in FOLDER/scratch."""
+        """Returns the task with mteb's result files in FOLDER/leaderboard and unfinished vectors in FOLDER/scratch."""
         results, scratch = self.results or folder / "leaderboard", self.scratch or folder / "scratch"
         return dataclasses.replace(self, results=results, scratch=scratch)
 
     @property
     def revision(self) -> str:
-        """Changes with the data set's commit and with the prompts."""
+        """The data set's commit and the prompts."""
         commit = str(self.task.metadata.revision)
         return commit if self.prompts == NO_PROMPTS else f"{commit} {self.prompts}"
 
     def evaluate(self, system: System) -> Sequence[Part]:
-        """A part for every split and subset; `metrics` are mteb's before it rounds them to five digits.
+        """Returns a part for every split and subset. `metrics` are mteb's, before it rounds them to five digits.
 
         Raises:
-            BadInput: the data is not there, or a text is past the model's limit; the message names it.
+            BadInput: the data is missing, or a text is over the model's limit; the message names it.
         """
         started = time.monotonic()
         search = self._search(system)
@@ -77,14 +77,12 @@ class MtebTask:
         return parts
 
     def _search(self, system: System) -> Search:
-        if system.encoder is None:
-            return Search(system, NO_PROMPTS, model_meta(system, NO_PROMPTS, self.model_name))
-        meta = model_meta(system, self.prompts, self.model_name)
-        return EncoderSearch(system, self.prompts, meta, self.scratch)
+        prompts = NO_PROMPTS if system.encoder is None else self.prompts
+        return Search(system, prompts, model_meta(system, prompts, self.model_name), self.scratch)
 
     @contextlib.contextmanager
     def _loaded(self) -> Iterator[None]:
-        """The task with its data, from `data` or the hub."""
+        """Loads the task's data from `data` or the hub for the duration of the block."""
         source = self.task.metadata.dataset
         page = f"https://huggingface.co/datasets/{source['path']} (revision {source.get('revision')})"
         name = source["path"].rpartition("/")[2]
@@ -92,15 +90,15 @@ class MtebTask:
             if self.data is not None:
                 folder = self.data / name
                 if not folder.is_dir():
-                    raise BadInput(f"{self.name}: no folder {folder}; put there the files of {page}")
+                    raise BadInput(f"{self.name}: no folder {folder}; download the files of {page} into it")
                 local = {"dataset": {**source, "path": str(folder.resolve())}}
                 self.task.metadata = self.task.metadata.model_copy(update=local)
             try:
                 self.task.load_data()
                 self.task.convert_v1_dataset_format_to_v2(num_proc=None)
-            except Exception as error:  # what is raised depends on where in three libraries it breaks
+            except Exception as error:  # three libraries raise many types of errors here
                 raise BadInput(
-                    f"{self.name}: its data does not load ({_cause(error)}); put the files of {page} in "
+                    f"{self.name}: its data cannot be loaded ({_cause(error)}); download the files of {page} into "
                     f"FOLDER/{name} and give --data FOLDER"
                 ) from error
             yield
@@ -110,13 +108,13 @@ class MtebTask:
             vars(self.task).pop("metadata", None)
 
     def _score(self, search: Search) -> tuple[list[Part], dict[str, dict[str, Mapping[str, Any]]]]:
-        """The parts, and mteb's own scores by split and subset."""
+        """Returns the parts, and mteb's own scores by split and subset."""
         parts: list[Part] = []
         pairs = [(split, subset) for split in self.task.eval_splits for subset in self.task.hf_subsets]
         scores: dict[str, dict[str, Mapping[str, Any]]] = {split: {} for split in self.task.eval_splits}
         specific = self.task.task_specific_scores
 
-        def keep(
+        def collect(
             per_query: Mapping[str, Mapping[str, float]],
             qrels: Mapping[str, Mapping[str, int]],
             *run: Any,
@@ -125,8 +123,8 @@ class MtebTask:
             parts.append(self._part(per_query, qrels, where["hf_split"], where["hf_subset"]))
             return specific(per_query, qrels, *run, **where)
 
-        # The hook for figures of a task's own is where mteb shows its figures of each query.
-        self.task.task_specific_scores = keep
+        # mteb passes its metrics per query only to this hook, which is meant for task-specific metrics.
+        self.task.task_specific_scores = collect
         try:
             with Progress(self.name, len(pairs), "subset") as progress:
                 for done, (split, subset) in enumerate(pairs, start=1):
@@ -168,7 +166,7 @@ class MtebTask:
 
 
 def _longest_relevant(corpus: Any, grades: Sequence[Grades]) -> np.ndarray:
-    """int64 [queries]: characters of the longest relevant document; 0 where none is."""
+    """Returns int64 [queries], characters of the longest relevant document; 0 if there is none."""
     relevant = [{document for document, grade in of_query.items() if grade > 0} for of_query in grades]
     wanted = set().union(*relevant)
     columns = corpus.select([row for row, document in enumerate(corpus["id"]) if document in wanted])[:]
@@ -177,7 +175,7 @@ def _longest_relevant(corpus: Any, grades: Sequence[Grades]) -> np.ndarray:
 
 
 def _cause(error: BaseException) -> str:
-    """The first error of a chain, in one line."""
+    """Returns the first error of a chain, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

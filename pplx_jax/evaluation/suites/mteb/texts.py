@@ -1,4 +1,4 @@
-"""The texts of mteb's rows as a model reads them (mteb/_create_dataloaders.py), and the prompts some models want."""
+"""Builds the texts of mteb's rows (mteb/_create_dataloaders.py), and the prompts that some models need."""
 
 import dataclasses
 import itertools
@@ -12,10 +12,10 @@ Columns = Mapping[str, Sequence[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Templates around every query and document, for models that were trained with them; ours were not.
+    """Templates for queries and documents, for models that were trained with them. Ours were not.
 
-    `{text}` stands for the text, `{instruction}` for what mteb says of the task, such as "Given a claim, find
-    documents that refute the claim". E5: `Prompts("query: {text}", "passage: {text}")`; Qwen3-Embedding:
+    `{text}` is replaced by the text, `{instruction}` by mteb's instruction for the task, such as "Given a claim, find
+    documents that refute the claim". E5: `Prompts("query: {text}", "passage: {text}")`. Qwen3-Embedding:
     `Prompts("Instruct: {instruction}\\nQuery:{text}")`.
 
     Raises:
@@ -28,14 +28,14 @@ class Prompts:
     def __post_init__(self):
         for name, template in dataclasses.asdict(self).items():
             if "{text}" not in template:
-                raise BadInput(f"the {name} prompt {template!r} has no {{text}}: say where the text goes")
+                raise BadInput(f"the {name} prompt {template!r} has no {{text}}; add {{text}} where the text goes")
 
     def queries(self, texts: Sequence[str], instruction: str) -> list[str]:
-        """Every query in its template."""
+        """Applies the query template to every query."""
         return _fill(self.query, texts, instruction)
 
     def documents(self, texts: Sequence[str], instruction: str) -> list[str]:
-        """Every document in its template."""
+        """Applies the document template to every document."""
         return _fill(self.document, texts, instruction)
 
 
@@ -43,14 +43,14 @@ NO_PROMPTS = Prompts()
 
 
 def _fill(template: str, texts: Sequence[str], instruction: str) -> list[str]:
-    # Not str.format: templates and texts hold braces of their own.
+    # Not str.format: templates and texts may contain other braces.
     before, _, after = template.partition("{text}")
     before, after = (part.replace("{instruction}", instruction) for part in (before, after))
     return [f"{before}{text}{after}" for text in texts]
 
 
 def task_instruction(metadata: Any, kind: str) -> str:
-    """What mteb says of a task in its metadata, else what it says of all tasks of the type.
+    """Returns mteb's instruction for a task, or else for its task type.
 
     Args:
         metadata: mteb's `TaskMetadata`.
@@ -65,10 +65,10 @@ def task_instruction(metadata: Any, kind: str) -> str:
 
 
 def document_texts(columns: Columns) -> list[str]:
-    """Title and text with a blank between, as BEIR joins them; white space around them goes.
+    """Returns "TITLE TEXT" of each document, as in BEIR, without surrounding white space.
 
     Raises:
-        BadInput: there is no column of texts, or a row has none.
+        BadInput: there is no column "text", or a row has no text.
     """
     texts = _texts(columns)
     titles = columns.get("title") or itertools.repeat(None)
@@ -76,10 +76,10 @@ def document_texts(columns: Columns) -> list[str]:
 
 
 def query_texts(columns: Columns) -> list[str]:
-    """The query, its instruction after it where it has one; a conversation becomes one line, its instruction first.
+    """Returns each query followed by its instruction, if any. A conversation becomes one line after its instruction.
 
     Raises:
-        BadInput: there is no column of texts, or a row has none.
+        BadInput: there is no column "text", or a row has no text.
     """
     texts = _texts(columns)
     instructions = columns.get("instruction") or itertools.repeat(None)
@@ -92,10 +92,10 @@ def query_texts(columns: Columns) -> list[str]:
 
 def _texts(columns: Columns) -> Sequence[Any]:
     if "text" not in columns:
-        raise BadInput(f'no column "text", only {", ".join(columns)}: check the files of the data set')
-    for place, text in enumerate(columns["text"]):
+        raise BadInput(f'no column "text", only {", ".join(columns)}: download the files of the data set again')
+    for index, text in enumerate(columns["text"]):
         if text is None:
-            raise BadInput(f"{columns['id'][place]!r} has no text: check the files of the data set")
+            raise BadInput(f"{columns['id'][index]!r} has no text; download the files of the data set again")
     return columns["text"]
 
 

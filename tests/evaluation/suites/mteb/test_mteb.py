@@ -16,16 +16,16 @@ from mteb.models import SearchEncoderWrapper
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet, read_beir
 from pplx_jax.data.sources.corpus_writer import write_beir, write_rows
-from pplx_jax.evaluation.core import eval_verb as verb
-from pplx_jax.evaluation.core.benchmark import Part, Settings, System
+from pplx_jax.evaluation import evaluate as verb
+from pplx_jax.evaluation.core.benchmark import Part
 from pplx_jax.evaluation.core.results import Results, Subject
+from pplx_jax.evaluation.core.retrieval_task import RetrievalTask
 from pplx_jax.evaluation.core.runner import run_tasks
-from pplx_jax.evaluation.scoring.caching_encoder import Remembering
-from pplx_jax.evaluation.scoring.retrieval_task import RetrievalTask
-from pplx_jax.evaluation.suites.mteb import embedding_store as mteb_vectors
+from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
+from pplx_jax.evaluation.scoring.system import Settings, System
+from pplx_jax.evaluation.suites.mteb import embedding_store
 from pplx_jax.evaluation.suites.mteb import search as mteb_search
-from pplx_jax.evaluation.suites.mteb.benchmarks import MtebBenchmark, open_benchmark
-from pplx_jax.evaluation.suites.mteb.encoder import EncoderSearch
+from pplx_jax.evaluation.suites.mteb.benchmark import MtebBenchmark, open_benchmark
 from pplx_jax.evaluation.suites.mteb.results import model_meta
 from pplx_jax.evaluation.suites.mteb.search import Search
 from pplx_jax.evaluation.suites.mteb.task import MtebTask
@@ -119,8 +119,7 @@ def system(quantization="int8", **settings):
 
 
 def search_of(one, prompts=NO_PROMPTS):
-    kind = Search if one.encoder is None else EncoderSearch
-    return kind(one, prompts, model_meta(one, prompts))
+    return Search(one, prompts, model_meta(one, prompts))
 
 
 def ours(data, one, subset, split):
@@ -237,7 +236,7 @@ def test_a_wrong_order_of_ties_or_a_cosine_of_packed_bits_would_show(data, parts
 def test_blocks_of_documents_and_vectors_on_disk_change_nothing(data, parts, monkeypatch):
     monkeypatch.setattr(mteb_search, "DOCUMENTS_PER_BLOCK", 5)
     monkeypatch.setattr(mteb_search, "_QUERIES_PER_BLOCK", 3)
-    monkeypatch.setattr(mteb_vectors, "_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(embedding_store, "_BYTES_IN_MEMORY", 0)
     for name in ("int8", "ubinary", "bm25"):
         found = words_task(data).evaluate(SYSTEMS[name])
         assert [part.metrics for part in found] == [part.metrics for part in parts[name]]
@@ -333,14 +332,16 @@ def test_a_models_own_prompt_of_queries_counts_unless_there_is_a_template(data):
 def test_missing_data_is_told_and_can_be_given_later(data, tmp_path):
     task = words_task(tmp_path)
     page = r"https://huggingface.co/datasets/ours/words \(revision 1\)"
-    with pytest.raises(BadInput, match=rf"words: no folder {tmp_path}/words; put there the files of {page}"):
+    with pytest.raises(BadInput, match=rf"words: no folder {tmp_path}/words; download the files of {page}"):
         task.evaluate(BM25)
     (tmp_path / NAME).mkdir()
     for broken in (task, dataclasses.replace(task, data=None)):
-        with pytest.raises(BadInput, match=rf"its data does not load \(.*put the files of {page} in FOLDER/words"):
+        with pytest.raises(
+            BadInput, match=rf"its data cannot be loaded \(.*download the files of {page} into FOLDER/words"
+        ):
             broken.evaluate(BM25)
     assert len(dataclasses.replace(task, data=data).evaluate(BM25)) == len(PAIRS)
-    with pytest.raises(BadInput, match=r"ar: no folder .*MIRACLRetrievalHardNegatives; put there the files of https"):
+    with pytest.raises(BadInput, match=r"ar: no folder .*MIRACLRetrievalHardNegatives; download the files of https"):
         verb.evaluate_task("bm25", "miracl", tasks=["ar"], data=tmp_path)
 
 
@@ -380,7 +381,7 @@ def test_a_model_of_others_is_described_as_what_it_is():
     class Foreign(WordEncoder):
         quantizations = ("none", "binary")
 
-    for encoder in (Foreign(), Remembering(Foreign())):
+    for encoder in (Foreign(), CachingEncoder(Foreign())):
         meta = model_meta(System("org/model", encoder, Settings("none", truncate=True)), NO_PROMPTS)
         assert (meta.name, meta.experiment_kwargs, meta.use_instructions) == ("org/model", None, None)
         assert meta.framework == ["Sentence Transformers", "PyTorch"]
@@ -487,7 +488,9 @@ def test_subsets_are_those_of_the_leaderboard():
 
 
 def test_an_unknown_benchmark_names_the_known():
-    with pytest.raises(BadInput, match="no benchmark 'mteb'; there are mteb-multilingual, mteb-code, miracl, miracl-f"):
+    with pytest.raises(
+        BadInput, match="no benchmark 'mteb'; give one of mteb-multilingual, mteb-code, miracl, miracl-f"
+    ):
         open_benchmark("mteb")
 
 

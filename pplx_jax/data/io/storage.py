@@ -1,0 +1,110 @@
+"""Files on local disks and in buckets: expanding patterns, reading, writing.
+
+A path that contains "://" is opened with fsspec (gs:// needs gcsfs, s3:// needs s3fs). Any other path is local.
+"""
+
+import glob
+import gzip
+import os
+import pathlib
+from typing import BinaryIO, cast
+
+from pplx_jax.core.errors import BadInput
+
+_PATTERN = "*?["
+
+
+def is_url(path: str) -> bool:
+    """Returns whether a path is a URL."""
+    return "://" in path
+
+
+def join(root: str, path: str) -> str:
+    """Returns `path` below `root`; an absolute path or a URL is returned unchanged."""
+    if not root or is_url(path) or os.path.isabs(path):
+        return path
+    return f"{root.rstrip('/')}/{path}"
+
+
+def expand(pattern: str) -> list[str]:
+    """Returns the files that a path or a pattern names, sorted.
+
+    Raises:
+        BadInput: there are none, or the URL needs a package that is not installed.
+    """
+    if is_url(pattern):
+        filesystem, path = _filesystem(pattern)
+        if any(sign in path for sign in _PATTERN):
+            found = filesystem.glob(path)
+        else:
+            found = [path] if filesystem.exists(path) else []
+        files = [filesystem.unstrip_protocol(name) for name in found]
+    elif any(sign in pattern for sign in _PATTERN):
+        files = glob.glob(pattern, recursive=True)
+    else:
+        files = [pattern] if pathlib.Path(pattern).exists() else []
+    if not files:
+        raise BadInput(f"{pattern}: no such file; check the path of the source")
+    return sorted(str(file) for file in files)
+
+
+def open_bytes(path: str) -> BinaryIO:
+    """Opens a file for reading. A name that ends in .gz is decompressed.
+
+    Raises:
+        BadInput: it cannot be opened.
+    """
+    try:
+        if is_url(path):
+            filesystem, name = _filesystem(path)
+            file = filesystem.open(name, "rb")
+        else:
+            file = open(path, "rb")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror or error}); check the path of the source") from None
+    return cast(BinaryIO, gzip.open(file)) if path.endswith(".gz") else file
+
+
+def exists(path: str) -> bool:
+    """Returns whether a file or folder exists."""
+    if not is_url(path):
+        return pathlib.Path(path).exists()
+    filesystem, name = _filesystem(path)
+    return filesystem.exists(name)
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes a file."""
+    if is_url(path):
+        filesystem, name = _filesystem(path)
+        filesystem.pipe_file(name, content)
+    else:
+        pathlib.Path(path).write_bytes(content)
+
+
+def remove(path: str) -> None:
+    """Deletes a file."""
+    if is_url(path):
+        filesystem, name = _filesystem(path)
+        filesystem.rm_file(name)
+    else:
+        pathlib.Path(path).unlink()
+
+
+def upload(folder: pathlib.Path, url: str) -> None:
+    """Copies the files of a local folder. The manifest is copied last, because it makes the folder a token table."""
+    filesystem, target = _filesystem(url)
+    for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
+        filesystem.makedirs(target, exist_ok=True)
+        filesystem.put_file(str(file), f"{target}/{file.name}")
+
+
+def _filesystem(url: str):
+    try:
+        import fsspec
+
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise BadInput(f"{url}: needs a package that is not installed ({error}); install it") from None
+    except ValueError as error:
+        raise BadInput(f"{url}: {error}; give a path or a URL that fsspec knows") from None

@@ -1,0 +1,86 @@
+"""A task with one retrieval set: ranks every document for every query and judges the ranking as trec_eval does."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import numpy as np
+
+from pplx_jax.data.io.beir import RetrievalSet
+from pplx_jax.evaluation.core.benchmark import Part
+from pplx_jax.evaluation.scoring.scorers import bm25_scorer, cosine_scorer, means, score
+from pplx_jax.evaluation.scoring.set_embeddings import CONTEXT_CHUNKS, embed_set
+from pplx_jax.evaluation.scoring.system import System
+
+METRICS = ("ndcg@10", "recall@10", "recall@100", "recall@1000", "mrr@10", "mrr", "map")
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalTask:
+    """A `benchmark.Task` with one part.
+
+    Attributes:
+        name: of the task.
+        load: reads the set.
+        revision_of: returns a str that changes with the set's data, if possible without reading all of it.
+        split, subset: of the part.
+        main_metric: one of `metrics`.
+        metrics: see `retrieval.metrics`.
+        chunks_per_document: maximum number of chunks encoded together if `context` is set.
+        run_file: the file to write the best 1000 documents of each query to; None for no file.
+    """
+
+    name: str
+    load: Callable[[], RetrievalSet]
+    revision_of: Callable[[], str] = str
+    split: str = "test"
+    subset: str = "default"
+    main_metric: str = "ndcg@10"
+    metrics: tuple[str, ...] = METRICS
+    chunks_per_document: int = CONTEXT_CHUNKS
+    run_file: pathlib.Path | None = None
+
+    @property
+    def revision(self) -> str:
+        return self.revision_of()
+
+    def with_run_file(self, path: pathlib.Path) -> Self:
+        """Returns the task configured to write its ranking to `path`."""
+        return dataclasses.replace(self, run_file=path)
+
+    def evaluate(self, system: System) -> Sequence[Part]:
+        data = self.load()
+        if system.encoder is None:
+            scorer = bm25_scorer(data)
+        else:
+            settings = system.settings
+            queries, documents = embed_set(
+                system.encoder,
+                data,
+                context=settings.context and data.has_context,
+                dims=settings.dims,
+                truncate=settings.truncate,
+                chunks_per_document=self.chunks_per_document,
+            )
+            scorer = cosine_scorer(queries, documents, settings.quantization)
+        values = score(data, scorer, self.metrics, self.run_file)
+        part = Part(
+            split=self.split,
+            subset=self.subset,
+            metrics=means(values),
+            queries=len(data.query_ids),
+            documents=len(data.document_ids),
+            query_ids=data.query_ids,
+            per_query=values,
+            lengths=_longest_relevant(data),
+        )
+        return [part]
+
+
+def _longest_relevant(data: RetrievalSet) -> np.ndarray:
+    """Returns int64 [queries], characters of the longest relevant document; 0 if there is none."""
+    lengths = dict(zip(data.document_ids, map(len, data.documents), strict=True))
+    relevant = ((lengths.get(document, 0) for document, grade in data.qrels[query].items() if grade > 0)
+                for query in data.query_ids)  # fmt: skip
+    return np.array([max(found, default=0) for found in relevant], np.int64)

@@ -1,0 +1,167 @@
+"""The verb `eval`: scores a model, or BM25, on a benchmark or a BEIR folder."""
+
+import itertools
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import atomic_path, write_json
+from pplx_jax.evaluation.core.benchmark import Benchmark, Task
+from pplx_jax.evaluation.core.comparison import compare as compare_outcomes
+from pplx_jax.evaluation.core.results import Results, Subject
+from pplx_jax.evaluation.core.runner import chosen_tasks, run_tasks
+from pplx_jax.evaluation.core.summary import format_table, summarize
+from pplx_jax.evaluation.registry import open_benchmark
+from pplx_jax.evaluation.scoring.system import Settings, System
+from pplx_jax.inference.encoder import Encoder, check_quantization, quantizations
+from pplx_jax.inference.load_encoder import load_encoder
+from pplx_jax.kernels.quantization import check_form
+
+Context = Literal["without", "with", "both"]
+BM25 = "bm25"
+_CONTEXTS: dict[str, tuple[bool, ...]] = {"without": (False,), "with": (True,), "both": (False, True)}
+
+
+def evaluate_task(
+    model: str | pathlib.Path | Encoder,
+    task: str | pathlib.Path | None = None,
+    *,
+    benchmark: Benchmark | None = None,
+    tasks: Sequence[str] | None = None,
+    quantization: Sequence[str] | str | None = None,
+    dims: Sequence[int] | int | None = None,
+    context: Context = "without",
+    truncate: bool = False,
+    query_prompt: str = "",
+    document_prompt: str = "",
+    data: str | pathlib.Path | None = None,
+    output: str | pathlib.Path | None = None,
+    compare: str | pathlib.Path | None = None,
+    run_file: str | pathlib.Path | None = None,
+) -> dict[str, Any]:
+    """Scores a model. A second call with the same `output` skips the finished tasks.
+
+    Args:
+        model: "bm25", a model folder, a sentence-transformers folder, or a loaded encoder.
+        task: the name of a benchmark, a BEIR folder, a folder of BEIR folders, or MODULE:NAME of a benchmark in your
+            own package; see `evaluation.registry`.
+        benchmark: the benchmark itself, in place of `task`: `evaluate_task.benchmark = @MyBenchmark()` in a gin file.
+        tasks: names of the tasks to run; None for all.
+        quantization: of the vectors, one or several. None for the model's own: "int8", or "none" for a
+            sentence-transformers model.
+        dims: number of leading dimensions, one or several; None for all.
+        context: whether passages are encoded together with their neighbours in the same document, or both ways.
+        truncate: whether texts over the model's limit are cut.
+        query_prompt, document_prompt: for models that were trained with prompts.
+        data: a folder with the benchmark's files; None for the Hugging Face hub.
+        output: the results folder to write.
+        compare: another results folder; the first setting is compared with it.
+        run_file: the file to write the best 1000 documents of each query to. Needs one task and one setting.
+
+    Returns:
+        For one task, the first setting's {"metrics", "intervals", "queries", "documents"}. For several tasks, "metrics"
+        holds the benchmark's averages and the mean of each metric that all finished tasks report, "queries" and
+        "documents" are sums, and there are also "averages", "average_intervals", "finished", "of" and "tasks". Always
+        "benchmark", "settings" (all settings, as in results.json) and "table"; with `compare`, "comparison".
+
+    Raises:
+        BadInput: an argument is wrong, an input is missing, the results folder holds another model or benchmark, or a
+            text is over the model's limit.
+    """
+    for name, given in {"tasks": tasks, "quantization": quantization, "dims": dims}.items():
+        if isinstance(given, Sequence) and not given:
+            raise BadInput(f"--{name} is empty; give one or several separated by commas, or leave it out")
+    if (task is None) == (benchmark is None):
+        raise BadInput("give --task, or bind evaluate_task.benchmark in a gin file, and not both")
+    if benchmark is None:
+        benchmark = open_benchmark(str(task), None if data is None else pathlib.Path(data))
+    chosen = chosen_tasks(benchmark, tasks)
+    if isinstance(model, str | pathlib.Path):
+        name = str(model)
+        prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
+        encoder = None if name == BM25 else load_encoder(model, **prompts)
+    else:
+        name, encoder = type(model).__name__, model
+    settings = _settings(encoder, quantization, dims, context, truncate)
+    systems = [System(name, encoder, one) for one in settings]
+    if run_file is not None:
+        chosen = [_with_run_file(chosen, systems, pathlib.Path(run_file))]
+    results = Results(_subject(benchmark, name, encoder), output)
+    if results.folder is not None:
+        chosen = [one.within(results.folder) if hasattr(one, "within") else one for one in chosen]
+    run_tasks(chosen, systems, results, again=run_file is not None)
+    summary = summarize(results, benchmark)
+    if results.folder is not None:
+        _write(results.folder, summary, results)
+    first = systems[0].setting
+    result = _report(summary, first, [one.name for one in chosen])
+    if compare is not None:
+        names = {one.name for one in chosen}
+        ours = [one for one in results.outcomes if one.setting == first and one.task in names]
+        result["comparison"] = compare_outcomes(ours, compare)
+    return result
+
+
+def _with_run_file(tasks: Sequence[Task], systems: Sequence[System], path: pathlib.Path) -> Task:
+    if len(tasks) > 1 or len(systems) > 1 or not hasattr(tasks[0], "with_run_file"):
+        raise BadInput("--run_file needs one retrieval task and one setting; choose the task with --tasks")
+    if not path.parent.is_dir() or path.is_dir():
+        raise BadInput(f"{path}: --run_file must name a file in an existing folder; create the folder first")
+    return tasks[0].with_run_file(path)
+
+
+def _settings(
+    encoder: Encoder | None,
+    quantization: Sequence[str] | str | None,
+    dims: Sequence[int] | int | None,
+    context: Context,
+    truncate: bool,
+) -> list[Settings]:
+    if encoder is None:
+        return [Settings()]
+    forms = [quantization] if isinstance(quantization, str) else list(quantization or quantizations(encoder)[:1])
+    widths = [dims] if dims is None or isinstance(dims, int) else list(dims)
+    for form in forms:
+        check_quantization(encoder, form)
+    for form, width in itertools.product(forms, widths):
+        check_form(form, width, encoder.dims)
+    return [
+        Settings(form, width, with_context, truncate)  # type: ignore[arg-type]
+        for with_context, form, width in itertools.product(_CONTEXTS[context], forms, widths)
+    ]
+
+
+def _subject(benchmark: Benchmark, name: str, encoder: Encoder | None) -> Subject:
+    if encoder is None:
+        return Subject(benchmark.name, name, name)
+    dtype = getattr(encoder.config, "dtype", None)
+    return Subject(benchmark.name, name, encoder.fingerprint, encoder.dims, encoder.config.max_length, dtype)
+
+
+def _write(folder: pathlib.Path, summary: dict[str, Any], results: Results) -> None:
+    from pplx_jax.reports.evaluation_page import render_evaluation
+
+    write_json(folder / "results.json", summary)
+    pages = {"results.md": format_table(summary), "report.html": render_evaluation(summary, results.outcomes)}
+    for name, text in pages.items():
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _report(summary: dict[str, Any], setting: str, names: list[str]) -> dict[str, Any]:
+    """Returns the report of the verb: the numbers of one setting first."""
+    first = next(one for one in summary["settings"] if one["setting"] == setting)
+    tasks = [one for one in first["tasks"] if one["task"] in names]
+    rest = {"benchmark": summary["benchmark"], "settings": summary["settings"], "table": "\n" + format_table(summary)}
+    if len(tasks) == 1:
+        return {**{key: tasks[0][key] for key in ("metrics", "intervals", "queries", "documents")}, **rest}
+    done = first["tasks"]
+    shared = [name for name in done[0]["metrics"] if all(name in one["metrics"] for one in done)]
+    means = {name: float(np.mean([one["metrics"][name] for one in done])) for name in shared}
+    totals = {key: sum(one[key] for one in done) for key in ("queries", "documents")}
+    finished = {"finished": len(done), "of": summary["tasks_of_benchmark"]}
+    averages = {key: first[key] for key in ("averages", "average_intervals")}
+    return {"metrics": means | first["averages"], **totals, **averages, **finished, "tasks": tasks, **rest}

@@ -1,0 +1,68 @@
+"""The system under test: a model with encoding settings, or BM25."""
+
+import dataclasses
+from typing import Any
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.inference.encoder import Encoder
+from pplx_jax.kernels.quantization import Quantization
+
+TOO_LONG = "give --truncate or a model with a larger limit"  # the fix named in errors about texts over the limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a model represents texts. Equal settings of the same model give equal scores.
+
+    Attributes:
+        quantization: of the compared vectors. They are compared by cosine, "ubinary" by Hamming distance.
+        dims: number of leading dimensions to use; None for all.
+        context: whether passages are encoded together with their neighbours in the same document (late chunking).
+        truncate: whether texts over the model's limit are cut instead of raising an error.
+    """
+
+    quantization: Quantization = "int8"
+    dims: int | None = None
+    context: bool = False
+    truncate: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the settings in results, such as "int8" or "binary-256-context"."""
+        parts = (self.quantization, self.dims, "context" if self.context else None)
+        return "-".join(str(part) for part in parts if part is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A system to score.
+
+    Attributes:
+        name: the user's name for it: a model folder or "bm25".
+        encoder: the model; None for BM25.
+        settings: the model's encoding settings; unused for BM25.
+    """
+
+    name: str
+    encoder: Encoder | None
+    settings: Settings = Settings()
+
+    @property
+    def setting(self) -> str:
+        """The name of the settings. BM25 has only one setting, "bm25"."""
+        return self.name if self.encoder is None else self.settings.name
+
+
+def encode_options(settings: Settings) -> dict[str, Any]:
+    """Returns the arguments of `Encoder.encode` for texts without document context, before quantization.
+
+    Raises:
+        BadInput: the settings request document context.
+    """
+    if settings.context:
+        raise BadInput("this benchmark encodes each document alone; leave --context out")
+    return {
+        "quantization": "none",
+        "dims": settings.dims,
+        "overflow": "truncate" if settings.truncate else "error",
+    }

@@ -1,0 +1,82 @@
+"""Searches an index of passages for many queries: the best k passages of each with their text."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.progress import Progress
+from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
+from pplx_jax.inference.encoder import query_encoder
+from pplx_jax.inference.overflow import too_long_by_name
+from pplx_jax.kernels.quantization import quantize
+from pplx_jax.retrieval.index import Index
+from pplx_jax.retrieval.vespa import VespaIndex
+
+
+def open_passage_index(folder: pathlib.Path, system: System) -> "PassageIndex":
+    """Opens an index that `pplx-jax index` wrote, of any engine.
+
+    Raises:
+        BadInput: there is no index, it has the vectors of another model or of other settings, or the system is BM25.
+    """
+    if system.encoder is None:
+        raise BadInput(f"{folder} is an index of vectors, but bm25 has none; give a model")
+    if (folder / "vespa.json").is_file():
+        index = VespaIndex.load(folder)
+    else:
+        index = Index.load(folder)
+    if index.model_fingerprint != system.encoder.fingerprint:
+        raise BadInput(
+            f"{folder} was made by model {index.model_fingerprint}, {system.name} is {system.encoder.fingerprint}; "
+            "embed and index again"
+        )
+    wanted, dims = system.settings.quantization, system.settings.dims or system.encoder.dims
+    if (index.quantization, index.dims) != (wanted, dims):
+        raise BadInput(
+            f"{folder} holds {index.quantization} vectors of {index.dims} dimensions, "
+            f"not {wanted} of {dims}; give --quantization {index.quantization}, or embed and index again"
+        )
+    return PassageIndex(index, system)
+
+
+class PassageIndex:
+    """An opened index; see `open_passage_index`.
+
+    Attributes:
+        count: number of passages.
+    """
+
+    def __init__(self, index: Index | VespaIndex, system: System):
+        self.count = index.count
+        self._system = system
+        self._search = _searcher(index)
+
+    def search(self, ids: Sequence[str], texts: Sequence[str], k: int, label: str) -> list[list[dict[str, Any]]]:
+        """Returns the hits {"id", "score", "text", ...} of each query, best first.
+
+        Args:
+            ids, texts: of the queries.
+            k: number of hits.
+            label: name of the work in the progress line.
+        """
+        encoder = self._system.encoder
+        assert encoder is not None
+        encode = query_encoder(encoder)
+        with too_long_by_name(ids, TOO_LONG):
+            pooled = encode(list(texts), **encode_options(self._system.settings))
+        found = []
+        with Progress(label, len(texts), unit="query") as progress:
+            for number, vector in enumerate(pooled, start=1):
+                found.append(self._search(vector, k))
+                progress.update(number)
+        return found
+
+
+def _searcher(index: Index | VespaIndex) -> Callable[[np.ndarray, int], list[dict[str, Any]]]:
+    """Returns a function that searches for a pooled vector [dims]."""
+    if isinstance(index, VespaIndex):
+        return lambda vector, k: index.search(vector, k)["hits"]
+    return lambda vector, k: index.search(quantize(vector[None], index.quantization, index.bit_order)[0], k)

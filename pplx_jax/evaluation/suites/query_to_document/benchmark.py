@@ -1,0 +1,220 @@
+"""Query-to-document and query-to-query retrieval in pools of growing size (arXiv 2602.11151, internal benchmarks).
+
+The paper's data is not public. This module runs its protocol on your data:
+
+    DATA/ (one task) or DATA/SET/ (one task each)
+        queries.jsonl   {"_id", "text"}
+        corpus.jsonl    {"_id", "text", "title"?}; for query-to-query, the queries that may be found
+        embeddings/     in place of corpus.jsonl: the output of `pplx-jax embed`, for a corpus larger than memory
+        qrels.tsv       human labels, if any
+        runs/*.trec     rankings of several systems, to fuse labels from, if any
+    DATA/options.json   fields of `PoolOptions`, such as {"sizes": [100000, 1000000]}, if any
+
+Every pool contains the relevant documents of all queries and a sample of the others, and is part of the next larger
+pool. One pass over the corpus gives the ranks in all pools. Fused labels favour systems similar to those in runs/, so
+keep the system under test out of runs/.
+"""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput, require
+from pplx_jax.core.progress import Progress
+from pplx_jax.data.io.beir import corpus_file
+from pplx_jax.evaluation.core.benchmark import Part
+from pplx_jax.evaluation.core.data_options import read_options
+from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
+from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import (
+    Block,
+    EmbeddedCorpus,
+    EncodedCorpus,
+    joined,
+    read_corpus,
+)
+from pplx_jax.evaluation.suites.query_to_document.labelled_queries import LabelledQueries, read_labelled_queries
+from pplx_jax.evaluation.suites.query_to_document.nested_pools import NestedPools
+from pplx_jax.evaluation.suites.query_to_document.pool_ranks import PoolRanks
+from pplx_jax.inference.encoder import query_encoder
+from pplx_jax.inference.overflow import too_long_by_name
+from pplx_jax.kernels.quantization import quantize
+from pplx_jax.retrieval.bm25 import BM25
+from pplx_jax.retrieval.search import similarity
+
+PAPER_SIZES = {"query-to-document": (7_500_000, 15_000_000, 30_000_000), "query-to-query": (2_400_000,)}
+NAMES = tuple(PAPER_SIZES)
+CUTOFFS = (10, 100, 1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolOptions:
+    """Options, read from options.json in the data folder.
+
+    Attributes:
+        sizes: number of documents in each pool; None for the paper's sizes that are below the corpus, and the corpus.
+        relevant: number of relevant documents per query in fused labels. The paper gives no number.
+        seed: for sampling the pools.
+    """
+
+    sizes: tuple[int, ...] | None = None
+    relevant: int = 50
+    seed: int = 0
+
+    def __post_init__(self):
+        require(self.sizes is None or min(self.sizes, default=0) > 0, self, "sizes", "one or more positive numbers")
+        require(self.relevant > 0, self, "relevant", "1 or more")
+        require(0 <= self.seed < 1 << 64, self, "seed", "0 or more, below 2^64")
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolTask:
+    """One data set (`benchmark.Task`), with one part per kind of label and pool size.
+
+    Attributes:
+        name: of the set.
+        folder: of the set, see the module.
+        family: "query-to-document" or "query-to-query". In the latter a query is not a hit for itself.
+        options: see `PoolOptions`.
+        main_metric: of all parts.
+    """
+
+    name: str
+    folder: pathlib.Path
+    family: str
+    options: PoolOptions
+    main_metric: str = f"recall@{CUTOFFS[-1]}"
+
+    @property
+    def revision(self) -> str:
+        """16 hex digits of the options and all files; of embeddings/ only the manifest, which has the input's hash."""
+        digest = hashlib.sha256(repr((self.family, self.options)).encode())
+        for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
+            name = path.relative_to(self.folder)
+            digest.update(f"{name} {path.stat().st_size}\n".encode())
+            if name.parts[0] != "embeddings" or name.name == "manifest.json":
+                with open(path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+    @property
+    def _queries_are_corpus(self) -> bool:
+        return self.family == "query-to-query"
+
+    def evaluate(self, system: System) -> Sequence[Part]:
+        labelled = read_labelled_queries(
+            self.folder, self.options.relevant, queries_are_corpus=self._queries_are_corpus
+        )
+        rank = self._rank_by_bm25 if system.encoder is None else self._rank_by_vectors
+        sizes, ranks = rank(labelled, system)
+        return [
+            _part(labelled, kind, size, of_size)
+            for kind in labelled.judged
+            for size, of_size in zip(sizes, ranks, strict=True)
+        ]
+
+    def _rank_by_vectors(self, labelled: LabelledQueries, system: System) -> tuple[Sequence[int], np.ndarray]:
+        assert system.encoder is not None
+        settings, embeddings = system.settings, self.folder / "embeddings"
+        encode = query_encoder(system.encoder)
+        with too_long_by_name(labelled.ids, TOO_LONG):
+            queries = quantize(encode(labelled.texts, **encode_options(settings)), settings.quantization)
+        if embeddings.is_dir():
+            corpus = EmbeddedCorpus(embeddings, system)
+        else:
+            corpus = EncodedCorpus(*read_corpus(corpus_file(self.folder)), system)
+
+        def scores(block: Block) -> np.ndarray:
+            return block.document_scores(similarity(queries, block.vectors, settings.quantization == "ubinary"))
+
+        pools = self._pools(corpus.ids(), labelled)
+        relevant = frozenset(labelled.documents)
+        chosen = joined([block.taken([i for i, name in enumerate(block.ids) if name in relevant])
+                         for block in corpus.blocks()])  # fmt: skip
+        counted = self._counted(labelled, chosen.ids, scores(chosen), len(pools.sizes))
+        done = 0
+        with Progress(f"rank {self.name}", pools.documents, unit="document") as progress:
+            for block in corpus.blocks():
+                counted.add(block.ids, scores(block), pools.shells(block.ids))
+                done += len(block.ids)
+                progress.update(done)
+        return pools.sizes, counted.ranks()
+
+    def _rank_by_bm25(self, labelled: LabelledQueries, system: System) -> tuple[Sequence[int], np.ndarray]:
+        """Builds a BM25 index per pool, because document frequencies depend on the pool. All texts are in memory."""
+        ids, texts = read_corpus(corpus_file(self.folder))
+        pools = self._pools(ids, labelled)
+        shells = pools.shells(ids)
+        ranks = []
+        for size in range(len(pools.sizes)):
+            pool = np.flatnonzero(shells <= size)
+            names, scores = [ids[i] for i in pool], BM25([texts[i] for i in pool]).scores(labelled.texts)
+            counted = self._counted(labelled, names, scores, 1)
+            counted.add(names, scores, np.zeros(len(names), np.int64))
+            ranks.append(counted.ranks()[0])
+        return pools.sizes, np.stack(ranks)
+
+    def _pools(self, ids: Iterable[str], labelled: LabelledQueries) -> NestedPools:
+        relevant, options = frozenset(labelled.documents), self.options
+        return NestedPools(ids, relevant, options.sizes, PAPER_SIZES[self.family], seed=options.seed)
+
+    def _counted(self, labelled: LabelledQueries, ids: Sequence[str], scores: np.ndarray, pools: int) -> PoolRanks:
+        column = {name: index for index, name in enumerate(ids)}
+        own = scores[labelled.query, [column[document] for document in labelled.documents]]
+        excluded = [labelled.ids[row] for row in labelled.query] if self._queries_are_corpus else None
+        return PoolRanks(labelled.query, labelled.documents, own, pools, excluded)
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolBenchmark:
+    """A `benchmark.Benchmark` of pool tasks."""
+
+    name: str
+    tasks: Sequence[PoolTask]
+
+    def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
+        """Returns the mean of each metric over tasks, by kind of label and pool size: "fused 30000000 recall@10"."""
+        values: dict[str, list[float]] = {}
+        for part in (part for of_task in parts.values() for part in of_task):
+            for metric, value in part.metrics.items():
+                values.setdefault(f"{part.subset} {metric}", []).append(value)
+        return {name: float(np.mean(of_tasks)) for name, of_tasks in values.items()}
+
+
+def _part(labelled: LabelledQueries, kind: str, size: int, ranks: np.ndarray) -> Part:
+    recall = {f"recall@{cutoff}": labelled.recall(kind, ranks, cutoff) for cutoff in CUTOFFS}
+    return Part(
+        split="test",
+        subset=f"{kind} {size}",
+        metrics={name: float(np.mean(values)) for name, values in recall.items()},
+        queries=len(labelled.judged[kind]),
+        documents=size,
+        query_ids=[labelled.ids[row] for row in labelled.judged[kind]],
+        per_query=recall,
+        shares_queries=True,
+    )
+
+
+def open_benchmark(name: str, data: pathlib.Path | None, **options: Any) -> PoolBenchmark:
+    """Opens the benchmark on a data folder. No set is read yet.
+
+    Args:
+        name: one of `NAMES`.
+        data: the data folder, see the module.
+        **options: fields of `PoolOptions`.
+
+    Raises:
+        BadInput: `data` is None or has no set, or an option is unknown.
+    """
+    if data is None:
+        raise BadInput(f"the data of {name} is not public; give --data, a folder with your queries, corpus and labels")
+    folders = (
+        [data] if any(data.glob("queries.jsonl*")) else sorted(path.parent for path in data.glob("*/queries.jsonl*"))
+    )
+    if not folders:
+        raise BadInput(f"neither {data} nor a folder in it has queries.jsonl; give a set, or a folder of sets")
+    chosen = read_options(PoolOptions, data, options)
+    return PoolBenchmark(name, [PoolTask(folder.resolve().name, folder, name, chosen) for folder in folders])

@@ -1,0 +1,151 @@
+"""The vectors of a corpus in blocks: read from the shards that `embed` wrote, or encoded here and kept in memory."""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io.json_lines import numbered_lines, parse_object
+from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
+from pplx_jax.inference.overflow import too_long_by_name
+from pplx_jax.kernels.quantization import quantize
+from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+
+_DOCUMENTS_PER_BLOCK = 16_384
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Consecutive documents.
+
+    Attributes:
+        ids: N ids.
+        vectors: [M, width], M >= N. The chunks of a document are consecutive.
+        starts: int64 [N], index of each document's first vector.
+        empty: bool [M], whether a vector belongs to an empty text, which matches nothing.
+    """
+
+    ids: Sequence[str]
+    vectors: np.ndarray
+    starts: np.ndarray
+    empty: np.ndarray
+
+    def document_scores(self, scores: np.ndarray) -> np.ndarray:
+        """Returns document scores [Q, N] from vector scores [Q, M]: the maximum over each document's chunks."""
+        scores = np.where(self.empty, np.float32(-np.inf), scores)
+        return scores if len(self.ids) == len(self.empty) else np.maximum.reduceat(scores, self.starts, axis=1)
+
+    def taken(self, documents: Sequence[int]) -> "Block":
+        """Returns the block with only the documents at these indices."""
+        ends = [*self.starts[1:], len(self.vectors)]
+        chosen = [np.arange(self.starts[place], ends[place]) for place in documents]
+        places = np.concatenate([np.empty(0, np.int64), *chosen])
+        starts = np.cumsum([0, *map(len, chosen)])[: len(chosen)]
+        return Block([self.ids[place] for place in documents], self.vectors[places], starts, self.empty[places])
+
+
+def joined(blocks: Sequence[Block]) -> Block:
+    """Concatenates blocks."""
+    offsets = np.cumsum([0, *(len(block.vectors) for block in blocks)])
+    return Block(
+        [identity for block in blocks for identity in block.ids],
+        np.concatenate([block.vectors for block in blocks]),
+        np.concatenate([block.starts + offset for block, offset in zip(blocks, offsets, strict=False)]),
+        np.concatenate([block.empty for block in blocks]),
+    )
+
+
+class EncodedCorpus:
+    """Texts encoded by the system's model. All vectors are in memory."""
+
+    def __init__(self, ids: Sequence[str], texts: Sequence[str], system: System):
+        """Encodes N texts.
+
+        Raises:
+            BadInput: a text is over the model's limit, unless the settings allow to cut it.
+        """
+        assert system.encoder is not None
+        self._ids = ids
+        with too_long_by_name(ids, TOO_LONG):
+            pooled = system.encoder.encode(texts, **encode_options(system.settings))
+        self._vectors = quantize(pooled, system.settings.quantization)
+        self._empty = np.array([not text.strip() for text in texts])
+
+    def ids(self) -> Iterator[str]:
+        yield from self._ids
+
+    def blocks(self) -> Iterator[Block]:
+        for begin in range(0, len(self._ids), _DOCUMENTS_PER_BLOCK):
+            part = slice(begin, begin + _DOCUMENTS_PER_BLOCK)
+            ids = self._ids[part]
+            yield Block(ids, self._vectors[part], np.arange(len(ids)), self._empty[part])
+
+
+class EmbeddedCorpus:
+    """The shards of an embedding folder, one block each. Every pass reads them again."""
+
+    def __init__(self, folder: pathlib.Path, system: System):
+        """Opens a finished folder.
+
+        Raises:
+            BadInput: another model made it, or its vectors cannot be converted to the requested ones.
+        """
+        assert system.encoder is not None
+        self._folder, self._wanted = EmbeddingFolder.read(folder), system.settings.quantization
+        stored, dims = self._folder.settings, system.settings.dims or system.encoder.dims
+        if stored.model_fingerprint != system.encoder.fingerprint:
+            raise BadInput(
+                f"{folder} was embedded by model {stored.model_fingerprint}, not by {system.name} "
+                f"({system.encoder.fingerprint}); embed the corpus again"
+            )
+        fits = stored.quantization in (self._wanted, "none") and stored.dims == dims and stored.bit_order == "big"
+        if not fits:
+            raise BadInput(
+                f"{folder} holds {stored.quantization} vectors of {stored.dims} dimensions, "
+                f"not {self._wanted} of {dims}; embed with --quantization {self._wanted} --dims {dims}"
+            )
+
+    def ids(self) -> Iterator[str]:
+        for _, chunks in itertools.groupby(self._folder.described(), key=lambda row: row["row"]):
+            yield _document_id(next(chunks))
+
+    def blocks(self) -> Iterator[Block]:
+        described = self._folder.described()
+        for vectors in self._folder.vectors():
+            chunks = list(itertools.islice(described, len(vectors)))
+            if not chunks:
+                continue
+            numbers = np.array([row["row"] for row in chunks])
+            starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+            ids = [_document_id(chunks[start]) for start in starts]
+            same = self._folder.settings.quantization == self._wanted
+            read = np.asarray(vectors) if same else quantize(np.asarray(vectors), self._wanted)
+            yield Block(ids, read, starts, np.array([row.get("empty", False) for row in chunks]))
+
+
+def _document_id(described: dict[str, Any]) -> str:
+    return described.get("document", described["id"])
+
+
+def read_corpus(path: pathlib.Path) -> tuple[list[str], list[str]]:
+    """Reads ids and texts of a corpus.jsonl (BEIR). A title is put before its text.
+
+    Raises:
+        BadInput: a line has no "_id" or no "text" (the message names the line), or there is no line.
+    """
+    ids, texts = [], []
+    for number, line in numbered_lines(path):
+        try:
+            row = parse_object(line)
+            title, text = row.get("title") or "", row["text"]
+            ids.append(str(row["_id"]))
+            texts.append(f"{title} {text}" if title else text)
+        except (ValueError, KeyError) as error:
+            raise BadInput(f"{path}, line {number}: {error}; each line is one object with _id and text") from None
+    if not ids:
+        raise BadInput(f"{path} has no documents; each line is one object with _id and text")
+    return ids, texts

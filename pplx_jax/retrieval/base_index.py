@@ -1,0 +1,46 @@
+"""What every index has: the description of its vectors and model, and the encoding of queries."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pplx_jax.core.errors import BadInput
+from pplx_jax.inference.encoder import Encoder
+from pplx_jax.kernels.quantization import BitOrder, Quantization
+
+
+class BaseIndex:
+    """An opened index.
+
+    Attributes:
+        path: its folder.
+        model: the model folder that encodes queries.
+        model_fingerprint: of the model. Queries of another model are refused.
+        dims, quantization, bit_order, count: of the vectors.
+    """
+
+    def __init__(self, path: pathlib.Path, description: dict[str, Any]):
+        self.path = path
+        self.model = (path / description["model"]).resolve()
+        self.model_fingerprint: str = description["model_fingerprint"]
+        self.dims: int = description["dims"]
+        self.quantization: Quantization = description["quantization"]
+        self.bit_order: BitOrder = description["bit_order"]
+        self.count: int = description["count"]
+
+    def pool_queries(self, texts: Sequence[str], encoder: Encoder) -> np.ndarray:
+        """Returns the pooled vectors of queries, float32 [Q, dims].
+
+        Raises:
+            BadInput: a text is empty, or the model is not the model of the index.
+        """
+        if not all(text.strip() for text in texts):
+            raise BadInput("the query is empty; give some text to search for")
+        if encoder.fingerprint != self.model_fingerprint:
+            raise BadInput(
+                f"the index {self.path} was made by model {self.model_fingerprint}, {self.model} is now "
+                f"{encoder.fingerprint}; embed and index again"
+            )
+        return encoder.encode(texts, quantization="none", dims=self.dims)
