@@ -58,7 +58,7 @@ def test_recipes_are_named_as_in_the_package(monkeypatch, tmp_path):
     assert package.packaged_name(str(inside)) == package.packaged_name("gin/recipes/quickstart.gin")
     assert package.packaged_name(str(inside)) == "gin/recipes/quickstart.gin"
     (tmp_path / "mine.gin").write_text("")
-    with pytest.raises(BadInput, match="put it there"):
+    with pytest.raises(BadInput, match="move it there"):
         package.packaged_name(str(tmp_path / "mine.gin"))
     with pytest.raises(BadInput, match="no gin file"):
         package.packaged_name("gin/recipes/nothing.gin")

@@ -13,7 +13,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.platform import by_platform, device_kind, platform
 from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas
 from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Loss
-from pplx_jax.parallel.collectives import gather, scatter_sum
+from pplx_jax.parallel.collectives import all_gather_parts, scatter_sum
 from pplx_jax.parallel.rules import MESH_AXES, mesh_axes, parameter_axes, spec
 
 Implementation = Literal["chunked", "pallas"]
@@ -92,7 +92,7 @@ def _on_mesh(
     others = tuple(axis for axis in sharing if axis not in spread)
 
     def each(hidden, embedding, targets, weights, *, module, **more) -> Loss:
-        table = gather(embedding.astype(hidden.dtype), partition)
+        table = all_gather_parts(embedding.astype(hidden.dtype), partition)
         flat = (hidden.reshape(-1, hidden.shape[-1]), table, targets.reshape(-1), weights.reshape(-1))
         loss, cross_entropy, of_hidden, of_table = module.losses(*flat, with_gradient=with_gradient, **more)
         if with_gradient:
