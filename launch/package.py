@@ -51,7 +51,7 @@ def pack(folder: pathlib.Path, root: pathlib.Path = ROOT) -> Package:
                     shutil.copy2(source, temporary / part)
             shutil.copy2(
                 temporary / "launch" / "Dockerfile", temporary / "Dockerfile"
-            )  # Cloud Build looks for it there
+            )  # where Cloud Build looks
     return Package(path, digest)
 
 
