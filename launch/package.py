@@ -49,9 +49,7 @@ def pack(folder: pathlib.Path, root: pathlib.Path = ROOT) -> Package:
                     shutil.copytree(source, temporary / part, ignore=_LEFT_OUT)
                 else:
                     shutil.copy2(source, temporary / part)
-            shutil.copy2(
-                temporary / "launch" / "Dockerfile", temporary / "Dockerfile"
-            )  # where Cloud Build looks
+            shutil.copy2(temporary / "launch" / "Dockerfile", temporary / "Dockerfile")  # where Cloud Build looks
     return Package(path, digest)
 
 
