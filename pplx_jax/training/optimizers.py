@@ -7,6 +7,7 @@ import jax
 import optax
 
 from pplx_jax.core.errors import require
+from pplx_jax.models.parameters import is_embedding_table
 from pplx_jax.training.schedules import warmup_cosine, warmup_stable_decay
 
 Schedule = Literal["warmup_stable_decay", "warmup_cosine"]
@@ -14,20 +15,20 @@ Schedule = Literal["warmup_stable_decay", "warmup_cosine"]
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """AdamW (arXiv 1711.05101); decay on matrices only, never on norms or the embedding table.
+    """AdamW (arXiv 1711.05101). Weight decay applies to the kernels of matrix products only, not to norms or tables.
 
     Attributes:
-      peak_learning_rate: at the end of the warm-up.
-      warmup_steps: linear from 0.
-      schedule: after the warm-up: constant with a linear end, or a cosine.
-      decay_share: share of the steps in the linear end of "warmup_stable_decay".
+      peak_learning_rate: learning rate at the end of the warm-up.
+      warmup_steps: steps of the warm-up, which is linear from 0.
+      schedule: after the warm-up: constant with a linear decay at the end, or a cosine.
+      decay_share: share of the steps in the linear decay of "warmup_stable_decay".
       b1: decay of the first moment.
       b2: decay of the second moment.
       eps: added to the denominator.
       weight_decay: decoupled.
-      clip_norm: global norm the gradient is clipped to; 0 for none.
-      embedding_multiplier: learning rate of the embedding table over that of the rest. A table trained from
-        scratch sees each row seldom and wants more; 1 continues a pretrained one.
+      clip_norm: global norm to which the gradient is clipped; 0 for no clipping.
+      embedding_multiplier: learning rate of the input embedding table relative to the rest. In training from scratch
+        each row of the table gets few gradients and needs a higher rate; 1 suits a pretrained table.
     """
 
     peak_learning_rate: float
@@ -72,13 +73,11 @@ class Optimizer:
         return optax.chain(*chain, optax.scale_by_learning_rate(self.learning_rate(steps)))
 
 
-def _leaf_names(tree: Any, test) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: test(jax.tree_util.keystr(path)), tree)
-
-
 def _is_matrix(params: Any) -> Any:
-    return _leaf_names(params, lambda name: "kernel" in name)
+    """A tree of booleans: whether a leaf is the kernel of a matrix product."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def _is_embedding(params: Any) -> Any:
-    return _leaf_names(params, lambda name: "embedding" in name)
+    """A tree of booleans: whether a leaf is the input embedding table; an untied head is not."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: is_embedding_table(path), params)

@@ -91,6 +91,12 @@ def test_the_embedding_table_learns_faster_by_its_multiplier(params):
         np.testing.assert_allclose(value, expected, rtol=1e-6, err_msg=name)
 
 
+def test_an_untied_head_is_not_the_embedding_table():
+    untied = {"embed": {"embedding": jnp.ones(2)}, "head": {"embedding": jnp.ones(2)}}
+    update = updates(constant(embedding_multiplier=8.0, weight_decay=0.1), untied, filled(untied, 1.0))
+    np.testing.assert_allclose(update["embed.embedding"], 8 * update["head.embedding"], rtol=1e-6)
+
+
 def test_gradients_are_clipped_together():
     # With eps = 1 a first step is -0.5 g / (|g| + 1), so that the size of g shows. The norm of (3, 4) is 5:
     # clipped to 1 it is (0.6, 0.8): -0.5 x 0.6 / 1.6 = -0.1875 and -0.5 x 0.8 / 1.8 = -0.2222222.

@@ -1,0 +1,55 @@
+"""Several processes whose devices are not neighbours in the mesh, as on a real slice, train as one process does."""
+
+import numpy as np
+import pytest
+from helpers import job, tiny
+
+from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.training.metrics import read_metrics
+
+# A 4 x 2 torus of four hosts with 2 x 1 chips: along the mesh axis the hosts alternate.
+TORUS = """
+import jax, numpy as np
+from pplx_jax.parallel.mesh import MESH_AXES
+
+ORDER = [0, 2, 1, 3, 4, 6, 5, 7]  # global device numbers; process p holds 2 p and 2 p + 1
+
+def build(self, devices=None):
+    found = jax.devices()
+    sizes = self.sizes(len(found))
+    arranged = np.array([found[place] for place in ORDER]).reshape(tuple(sizes.values()))
+    return jax.sharding.Mesh(arranged, MESH_AXES)
+
+Mesh.build = build
+# Adam divides by the size of the gradient: a larger eps keeps rounding errors from becoming whole steps.
+optimizer = dataclasses.replace(tiny.OPTIMIZER, eps=1e-3)
+
+def train_all(groups):
+    for name in STAGES:
+        stage = dataclasses.replace(tiny.STAGES[name], batch_size=8)
+        run(setting, output / name, name, mesh=Mesh(fsdp=8), stage=stage, optimizer=optimizer, packing_groups=groups,
+            steps=2)
+"""
+STAGES = ("diffusion", "pair", "contextual", "triplet")
+
+
+@pytest.mark.slow
+def test_four_processes_in_the_order_of_a_torus_train_as_one_does(tmp_path):
+    tiny.tiny_tables(tmp_path, tiny.tiny_vocabulary(tmp_path))
+    code = f"STAGES = {STAGES!r}\n{TORUS}"
+    job.finish([job.start(code + "train_all(2)", tmp_path, tmp_path / "one", devices=8)])
+    together = "with joined(Processes()):\n    train_all(2)"
+    job.finish(job.start_job(code + together, tmp_path, tmp_path / "four", count=4, devices=2), timeout=600)
+    for stage in STAGES:
+        one, four = (read_metrics(tmp_path / run / stage / "metrics.jsonl") for run in ("one", "four"))
+        for name in ("loss", "gradient_norm"):
+            np.testing.assert_allclose([row[name] for row in four], [row[name] for row in one], rtol=1e-5)
+        assert [(row["fill"], row["cut_tokens"]) for row in four] == [(row["fill"], row["cut_tokens"]) for row in one]
+        for a, b in zip(*(leaves(tmp_path / run / stage) for run in ("one", "four")), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def leaves(folder):
+    import jax
+
+    return jax.tree.leaves(load_params(folder))
