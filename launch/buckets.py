@@ -1,6 +1,6 @@
-"""Workdirs in a bucket: /gcs/BUCKET/..., a path everywhere, since the bucket is mounted there.
+"""Workdirs in a bucket, which is mounted at /gcs/BUCKET wherever a job runs, so that a path is the same everywhere.
 
-Vertex AI mounts every bucket there by itself, Kubernetes by the CSI driver of Cloud Storage FUSE, a TPU VM by gcsfuse.
+Vertex AI mounts every bucket there, Kubernetes with the CSI driver of Cloud Storage FUSE, a TPU VM with gcsfuse.
 """
 
 import pathlib
@@ -11,10 +11,10 @@ MOUNT = "/gcs"
 
 
 def bucket_of(workdir: str) -> str:
-    """The bucket of a workdir.
+    """Returns the bucket of a workdir.
 
     Raises:
-      BadInput: it is in none.
+      BadInput: the workdir is not in a bucket.
     """
     parts = pathlib.PurePosixPath(workdir).parts
     if parts[:2] != ("/", MOUNT.strip("/")) or len(parts) < 4:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 
-# Arithmetic, comparisons and logic over literals: nothing that could call, subscript or reach into anything.
+# Arithmetic, comparisons and logic over literals; no calls, subscripts or attributes.
 _ALLOWED = (
     ast.Expression,
     ast.BoolOp,
@@ -27,14 +27,14 @@ _ALLOWED = (
 
 
 def holds(condition: str, value_of: Callable[[str], Any]) -> bool:
-    """Whether a trial satisfies `condition`.
+    """Returns whether a trial satisfies `condition`.
 
     Args:
-      condition: a Python expression of comparisons and arithmetic; `{binding}` stands for a value of the trial.
-      value_of: binding -> its value in the trial.
+      condition: a Python expression of comparisons and arithmetic; `{binding}` stands for the value of a binding.
+      value_of: returns the value of a binding in the trial.
 
     Raises:
-      BadInput: no such expression, or one whose values do not go together.
+      BadInput: it is not such an expression, or its values cannot be combined.
     """
     values: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""A job on a TPU slice of Vertex AI: a custom job of one worker pool, whose one replica is all hosts of the slice."""
+"""A job on a TPU slice of Vertex AI: a custom job with one worker pool; its one replica is all hosts of the slice."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,18 +19,18 @@ def custom_job(
     *,
     service_account: str | None,
 ) -> dict[str, Any]:
-    """The job, as `aiplatform_v1.CustomJob` takes it.
+    """Returns the job, in the form of `aiplatform_v1.CustomJob`.
 
     Args:
-      name: shown.
-      image: whose entry point is `launch/entry.py`.
-      args: the words after `pplx-jax`.
-      environment: of every host.
+      name: display name.
+      image: container image; its entry point is `launch/entry.py`.
+      args: the arguments of `pplx-jax`.
+      environment: environment variables of every host.
       slices: one slice of v5e or v6e.
-      service_account: an address with access to the bucket; Vertex AI's own where None.
+      service_account: e-mail address of an account with access to the bucket; None for Vertex AI's own.
 
     Raises:
-      BadInput: hardware that Vertex AI does not have.
+      BadInput: Vertex AI does not have this hardware.
     """
     check_slices(slices)
     spec: dict[str, Any] = {
@@ -45,7 +45,7 @@ def custom_job(
                 },
             }
         ],
-        # All hosts start anew when one did: training goes on from its last checkpoint.
+        # When one host restarts, all do: training resumes from its last checkpoint.
         "scheduling": {"restart_job_on_worker_restart": True, "timeout": {"seconds": LONGEST_SECONDS}},
     }
     if service_account:
@@ -54,7 +54,7 @@ def custom_job(
 
 
 def check_slices(slices: TpuSlices) -> None:
-    """Refuses what Vertex AI does not have, before anything is built."""
+    """Raises BadInput if Vertex AI does not have this hardware, before anything is built."""
     if slices.kind not in KINDS:
         raise BadInput(f"--tpu={slices.kind}: Vertex AI trains on {' and '.join(KINDS)}; use --executor=kubernetes")
     if slices.num_slices > 1:

@@ -1,9 +1,9 @@
-"""What every job runs: leaves the trial's record in its workdir, links what it shares, then becomes `pplx-jax`.
+"""The entry point of every job: writes `trial.json`, links shared files into the workdir, then executes `pplx-jax`.
 
     PPLX_TRIAL='{"workdir": ..., "record": {...}}' python launch/entry.py run --gin_file=...
 
-The same file is the entry point of the container and of a local job, so only the standard library is used. Every host
-of a slice does the same at the same time: each step is harmless when another has done it.
+It is the entry point of the container and of a local job, so it uses only the standard library. Every host of a slice
+runs it at the same time, so each step may already have been done by another host.
 """
 
 import ctypes
@@ -17,12 +17,12 @@ from typing import Any
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 BAD_INPUT = 2
-# The code that runs may be newer than what was recorded; everything else settles what the trial is.
+# The code may be newer than recorded. All other fields identify the trial.
 _MAY_DIFFER = ("package",)
 
 
 def prepare(note: dict[str, Any]) -> str | None:
-    """Readies the workdir of a trial; returns what is wrong with it, if anything."""
+    """Prepares the workdir of a trial. Returns an error message, or None."""
     workdir = pathlib.Path(note["workdir"])
     if not workdir.is_absolute():
         return f"{workdir} is relative, and jobs run elsewhere; give an absolute --workdir"
@@ -49,27 +49,27 @@ def _link(source: pathlib.Path, place: pathlib.Path) -> None:
     try:
         place.symlink_to(source.resolve(), target_is_directory=source.is_dir())
     except FileExistsError:
-        pass  # another host was first
+        pass  # another host made the link
 
 
 def stop_with_parent(parent: int) -> None:
-    """Has Linux send SIGTERM when the parent is gone: XManager stops the shell of a local job, not what it runs."""
+    """Makes Linux send SIGTERM when the parent exits: XManager stops the shell of a local job, not its children."""
     set_parent_death_signal = 1
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-    if os.getppid() != parent:  # gone before Linux was asked
+    if os.getppid() != parent:  # the parent exited before the call
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def main(words: list[str]) -> int:
-    """Does not return where all is well."""
+    """Executes `pplx-jax` in place of this process; returns an exit code only if the trial is refused."""
     parent = os.getppid()
     if os.environ.get("PPLX_STOP_WITH_PARENT"):
-        stop_with_parent(parent)  # before trial.json says that the job is there
+        stop_with_parent(parent)  # before trial.json shows that the job has started
     complaint = prepare(json.loads(os.environ["PPLX_TRIAL"])) if "PPLX_TRIAL" in os.environ else None
     if complaint:
         print(f"pplx-jax: error: {complaint}", file=sys.stderr)
         return BAD_INPUT
-    os.chdir(PACKAGE)  # where recipes are looked up
+    os.chdir(PACKAGE)  # recipes are found relative to it
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
     os.execv(sys.executable, [sys.executable, "-m", "pplx_jax", *words])
 

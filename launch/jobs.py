@@ -1,4 +1,4 @@
-"""Trials to jobs: the words after `pplx-jax`, one job a stage, and what each job is told of its trial."""
+"""Turns trials into jobs, one for each stage: the arguments of `pplx-jax` and the environment of each job."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from launch.tpu_slices import TpuSlices
 from pplx_jax.core.errors import BadInput
 from pplx_jax.parallel.mesh import Mesh
 
-LAST_JOB = "finish"  # what a recipe does after its stages: merge, scores, exports, index, report
+LAST_JOB = "finish"  # after the stages: merge, scores, exports, index, report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Job:
     """One call of `pplx-jax`.
 
     Attributes:
-      name: of its stage.
-      args: the words after the program.
+      name: name of the stage.
+      args: the arguments of `pplx-jax`.
     """
 
     name: str
@@ -32,14 +32,14 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class LaunchedTrial:
-    """A trial in its place.
+    """A trial with its workdir and jobs.
 
     Attributes:
-      name: "" outside a sweep, else its number.
-      workdir: where it runs, on the machine that runs it.
-      jobs: one after another.
-      record: what `trial.json` says of it.
-      shared: what it takes from a run that is there already.
+      name: its number in a sweep, else "".
+      workdir: a path on the machine that runs it.
+      jobs: they run one after another.
+      record: the contents of `trial.json`.
+      shared: what it links from an existing run.
     """
 
     name: str
@@ -49,12 +49,12 @@ class LaunchedTrial:
     shared: SharedPhases | None = None
 
     def cloud_name(self, job: Job) -> str:
-        """Of one of its jobs, for good: another recipe in the same workdir has other names."""
+        """Returns the name of a job in the cloud, a function of the workdir, the recipe and the job."""
         identity = f"{self.workdir}\n{self.record['fingerprint']}"
         return f"pplx-{hashlib.sha256(identity.encode()).hexdigest()[:10]}-{job.name}"
 
     def environment(self) -> dict[str, str]:
-        """What `launch/entry.py` reads."""
+        """Returns the environment variables that `launch/entry.py` reads."""
         note: dict[str, Any] = {"workdir": self.workdir, "record": self.record}
         if self.shared:
             note |= {"base": self.shared.base, "links": list(self.shared.links)}
@@ -62,27 +62,27 @@ class LaunchedTrial:
 
 
 def stage_names(trial: Trial) -> list[str]:
-    """The stages of its recipe, in order."""
+    """Returns the names of the stages of a trial's recipe, in order."""
     arguments = trial.config.arguments.get("run")
     if arguments is None or "stages" not in arguments:
-        raise BadInput(f"{', '.join(trial.gin_files)}: no recipe: nothing binds run.stages")
+        raise BadInput(f"{', '.join(trial.gin_files)}: not a recipe: nothing binds run.stages")
     return [training.stage.name for training in arguments["stages"]]
 
 
 def require_mesh(trial: Trial, slices: TpuSlices) -> None:
-    """Refuses a mesh that is not of all chips asked for.
+    """Checks that the mesh uses all requested chips.
 
     Raises:
-      BadInput: which axis, and the mend.
+      BadInput: it does not.
     """
     mesh = (trial.config.arguments.get("run") or {}).get("mesh") or Mesh()
     sizes = mesh.sizes(slices.all_chips)
     if sizes["slice"] != slices.num_slices:
-        mend = "--gin_file=gin/meshes/multislice.gin and Mesh.slice" if slices.num_slices > 1 else "Mesh.slice=1"
-        raise BadInput(f"mesh {mesh} is of {sizes['slice']} slices, --num_slices={slices.num_slices}; give {mend}")
+        fix = "--gin_file=gin/meshes/multislice.gin and Mesh.slice" if slices.num_slices > 1 else "Mesh.slice=1"
+        raise BadInput(f"mesh {mesh} has {sizes['slice']} slices, --num_slices={slices.num_slices}; give {fix}")
     if (used := math.prod(sizes.values())) != slices.all_chips:
         raise BadInput(
-            f"mesh {mesh} is of {used} chips, --tpu={slices.kind} --topology={slices.topology} of {slices.all_chips}; "
+            f"mesh {mesh} has {used} chips, --tpu={slices.kind} --topology={slices.topology} has {slices.all_chips}; "
             "give --gin_file=gin/meshes/fsdp.gin, or set one size to -1 to take all"
         )
 
@@ -90,17 +90,17 @@ def require_mesh(trial: Trial, slices: TpuSlices) -> None:
 def jobs_of(
     trial: Trial, workdir: str, stage: str | None, done: Sequence[str] = (), words: Sequence[str] = ()
 ) -> tuple[Job, ...]:
-    """One job a stage that is not `done` already, and one for what comes after them; with `stage`, that stage alone.
+    """Returns a job for each stage that is not `done`, and one for what follows them; with `stage`, that stage alone.
 
     Args:
-      trial: whose.
-      workdir: where it runs.
-      stage: the only one, or None.
+      trial: the trial to run.
+      workdir: its workdir.
+      stage: the only stage to train, or None.
       done: stages that another run has trained.
-      words: flags of every job.
+      words: further flags of every job.
 
     Raises:
-      BadInput: the recipe has no such stage.
+      BadInput: the recipe does not have this stage.
     """
     names = stage_names(trial)
     shared = (
@@ -127,16 +127,16 @@ def place_trials(
     base: str | None = None,
     words: Sequence[str] = (),
 ) -> list[LaunchedTrial]:
-    """Gives every trial its workdir: WORKDIR itself, or WORKDIR/000, WORKDIR/001, ... in a sweep.
+    """Returns every trial with its workdir: WORKDIR itself, or WORKDIR/000, WORKDIR/001, ... in a sweep.
 
     Args:
-      trials: of `expand`, or one.
-      workdir: of the whole.
-      stage: where only one is to run.
-      sweep_file: what the trials come from.
-      package: the digest of the code that runs.
-      base: a run whose data and earlier stages the trials take.
-      words: flags of every job.
+      trials: the result of `expand`, or one trial.
+      workdir: workdir of the sweep or the run.
+      stage: the only stage to train, or None.
+      sweep_file: the file that the trials come from, or None.
+      package: digest of the code that runs.
+      base: a run from which the trials take the data and earlier stages.
+      words: further flags of every job.
 
     Raises:
       BadInput: as `jobs_of` and `SharedPhases.of`.

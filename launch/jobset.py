@@ -1,7 +1,10 @@
-"""A job on TPU slices of Google Kubernetes Engine: one JobSet, a slice a child job, a host a pod.
+"""A job on TPU slices of Google Kubernetes Engine: a JobSet with a child job for each slice and a pod for each host.
 
-JobSet (jobset.sigs.k8s.io) starts all hosts of all slices together and, when one fails or is preempted, all of them
-anew: training goes on from its last checkpoint.
+JobSet (jobset.sigs.k8s.io) starts all hosts of all slices together. When one host fails or is preempted, it restarts
+all of them, and training resumes from its last checkpoint.
+
+Google's `xpk` 1.16 does not replace this: it needs a cluster that it created itself, has no Python API for a manifest,
+can list only the exit codes to restart on (here: all but one), and pins urllib3<2.6 and kubernetes==35.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +12,10 @@ from typing import Any
 
 from launch.buckets import MOUNT
 from launch.tpu_slices import TpuSlices
+from pplx_jax.core.errors import BAD_INPUT
 
 GROUP, VERSION, PLURAL, NAMESPACE = "jobset.x-k8s.io", "v1alpha2", "jobsets", "default"
 COORDINATOR_PORT, RUNTIME_PORT = 8482, 8471
-BAD_INPUT = 2  # of `pplx-jax`
 
 
 def jobset(
@@ -26,17 +29,17 @@ def jobset(
     service_account: str,
     max_restarts: int,
 ) -> dict[str, Any]:
-    """The manifest, as Kubernetes takes it.
+    """Returns the manifest of the JobSet.
 
     Args:
-      name: of the JobSet; hosts find each other by it.
-      image: whose entry point is `launch/entry.py`.
-      args: the words after `pplx-jax`.
-      environment: of every host.
-      slices: hardware.
+      name: name of the JobSet, which is also part of the host names.
+      image: container image; its entry point is `launch/entry.py`.
+      args: the arguments of `pplx-jax`.
+      environment: environment variables of every host.
+      slices: the hardware.
       bucket: mounted at /gcs/BUCKET.
-      service_account: of Kubernetes, with access to the bucket.
-      max_restarts: how often all hosts start anew before the job has failed.
+      service_account: name of a Kubernetes account with access to the bucket.
+      max_restarts: number of restarts of all hosts before the job has failed.
     """
     variables = [{"name": key, "value": value} for key, value in environment.items()]
     if slices.num_slices > 1:
@@ -70,11 +73,11 @@ def jobset(
             },
             "containers": [container],
             "volumes": [{"name": "bucket", "csi": volume}],
-            # A preempted host gets this long for a last checkpoint.
+            # Time for a last checkpoint on a preempted host.
             "terminationGracePeriodSeconds": 120,
         },
     }
-    # What is wrong with a recipe will be wrong again: no restart for that.
+    # Bad input stays bad after a restart, so the JobSet fails at once.
     bad_input = {
         "action": "FailJob",
         "onExitCodes": {"containerName": "train", "operator": "In", "values": [BAD_INPUT]},
@@ -94,7 +97,7 @@ def jobset(
         "metadata": {
             "name": name,
             "namespace": NAMESPACE,
-            # A child job has a node pool, which is a slice, to itself.
+            # Each child job gets a node pool (a slice) that it shares with no other.
             "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
         },
         "spec": {

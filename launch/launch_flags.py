@@ -1,4 +1,4 @@
-"""The flags of `xm_launch` and what they stand for: where jobs run, and what XManager is told of it."""
+"""The flags of `xm_launch`, and the requests and XManager objects that they describe."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ from launch.package import pack
 from launch.tpu_slices import TpuSlices
 from pplx_jax.core.errors import BadInput
 
-try:  # its own flags (--xm_...) are parsed with ours, where it is installed
+try:  # if XManager is installed, its flags (--xm_...) are parsed together with ours
     from xmanager import xm as _xm  # noqa: F401
     from xmanager import xm_flags as _xm_flags  # noqa: F401
 except ImportError:
@@ -25,36 +25,38 @@ except ImportError:
 STARTUP_SECONDS = 1800
 EXECUTORS = ("local", "kubernetes", "vertex")
 
-_GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "A recipe (repeatable); default: the sweep's own.")
+_GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "A recipe (repeatable); default: that of the sweep.")
 _GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding of every trial (repeatable).")
-_SWEEP = flags.DEFINE_string("sweep", None, "A file of gin/sweeps/; without it there is one trial.")
-_STAGE = flags.DEFINE_string("stage", None, "Train this stage alone, on token files that are there.")
-_BASE = flags.DEFINE_string("base", None, "A run whose data and earlier stages the trials take as they are.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Absolute; of a sweep, trials are in WORKDIR/000, 001, ...")
+_SWEEP = flags.DEFINE_string("sweep", None, "A file such as those in gin/sweeps/; without it there is one trial.")
+_STAGE = flags.DEFINE_string("stage", None, "Train only this stage, on existing token files.")
+_BASE = flags.DEFINE_string("base", None, "A run from which the trials take the data and earlier stages.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Absolute path; the trials of a sweep are in WORKDIR/000, 001, ...")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print trials, commands and requests; launch nothing.")
-_PARALLEL = flags.DEFINE_integer("parallel", None, "Trials at a time; default: 1 here, else all.", lower_bound=1)
-_TITLE = flags.DEFINE_string("title", None, "Of the experiment; default: the name of the sweep or the recipe.")
-_EXECUTOR = flags.DEFINE_enum("executor", "local", EXECUTORS, "Where jobs run.")
-_TPU = flags.DEFINE_enum("tpu", None, ("v5e", "v5p", "v6e"), "Kind of TPU, in the cloud.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Of a slice: 16x16, or of v5p 4x4x8.")
-_NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Slices of each job.", lower_bound=1)
-_REPOSITORY = flags.DEFINE_string(
-    "repository", None, "Of Artifact Registry, LOCATION-docker.pkg.dev/PROJECT/REPOSITORY: where the image goes."
+_PARALLEL = flags.DEFINE_integer(
+    "parallel", None, "Trials at a time; default: 1 here, all in the cloud.", lower_bound=1
 )
-_IMAGE = flags.DEFINE_string("image", None, "An image that is built already, instead of building one.")
-_PROJECT = flags.DEFINE_string("project", None, "Of Google Cloud, for Vertex AI.")
-_REGION = flags.DEFINE_string("region", "us-central1", "Of Google Cloud, for Vertex AI.")
+_TITLE = flags.DEFINE_string("title", None, "Title of the experiment; default: the name of the sweep or the recipe.")
+_EXECUTOR = flags.DEFINE_enum("executor", "local", EXECUTORS, "Where jobs run.")
+_TPU = flags.DEFINE_enum("tpu", None, ("v5e", "v5p", "v6e"), "Kind of TPU in the cloud.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Topology of a slice: 16x16, or 4x4x8 for v5p.")
+_NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Number of slices of each job.", lower_bound=1)
+_REPOSITORY = flags.DEFINE_string(
+    "repository", None, "Where to push the image in Artifact Registry: LOCATION-docker.pkg.dev/PROJECT/REPOSITORY."
+)
+_IMAGE = flags.DEFINE_string("image", None, "An existing image to use instead of building one.")
+_PROJECT = flags.DEFINE_string("project", None, "Google Cloud value for Vertex AI.")
+_REGION = flags.DEFINE_string("region", "us-central1", "Google Cloud value for Vertex AI.")
 _SERVICE_ACCOUNT = flags.DEFINE_string(
-    "service_account", None, "With access to the bucket: of Kubernetes a name, for Vertex AI an address."
+    "service_account", None, "Account with access to the bucket: a name in Kubernetes, an e-mail address on Vertex AI."
 )
 _MAX_RESTARTS = flags.DEFINE_integer(
-    "max_restarts", 20, "How often all hosts of a Kubernetes job start anew before it has failed.", lower_bound=0
+    "max_restarts", 20, "Number of restarts of a Kubernetes job before it has failed.", lower_bound=0
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The flags, as they were given; see --help for each."""
+    """The values of the flags; see --help."""
 
     gin_files: Sequence[str] = ()
     gin_params: Sequence[str] = ()
@@ -75,10 +77,10 @@ class Options:
     max_restarts: int = 20
 
     def check(self) -> None:
-        """Refuses what does not go together.
+        """Checks that the flags fit together.
 
         Raises:
-          BadInput: which flag is at fault.
+          BadInput: they do not; the message names the flag.
         """
         if not pathlib.PurePosixPath(self.workdir).is_absolute():
             raise BadInput(f"--workdir={self.workdir or '(none)'}; give an absolute path: jobs start elsewhere")
@@ -86,23 +88,23 @@ class Options:
             raise BadInput(f"--base={self.base}; give an absolute path: jobs start elsewhere")
         if self.executor == "local":
             if self.slices:
-                raise BadInput("--tpu goes with --executor=kubernetes or vertex; this machine is used as it is")
+                raise BadInput("--tpu needs --executor=kubernetes or vertex; jobs on this machine use its own devices")
             return
         hardware = self._hardware
         if self.base and bucket_of(self.base) != bucket_of(self.workdir):
-            raise BadInput(f"--base={self.base} is not in the bucket of --workdir, the only one that jobs see")
+            raise BadInput(f"--base={self.base} is not in the bucket of --workdir, the only bucket that jobs can read")
         bucket_of(self.workdir)
         if not self.image and not self.repository:
-            raise BadInput(f"--executor={self.executor} wants --repository, where the image goes, or an --image")
+            raise BadInput(f"--executor={self.executor} needs --repository, to push the image to, or an --image")
         if self.executor == "vertex":
             check_slices(hardware)
             if not self.project:
-                raise BadInput("--executor=vertex wants --project")
+                raise BadInput("--executor=vertex needs --project")
 
     def request(
         self, name: str, image: str, args: Sequence[str], environment: Mapping[str, str]
     ) -> dict[str, Any] | None:
-        """What is asked of the cloud for a job; None where jobs run here."""
+        """Returns the request for a job in the cloud; None if jobs run on this machine."""
         if self.executor == "local":
             return None
         if self.executor == "vertex":
@@ -111,7 +113,7 @@ class Options:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Flags of every job: how several hosts find each other, some of which may still be pulling the image."""
+        """Flags of every job on several hosts. They wait long for each other: some may still be pulling the image."""
         hardware = self.slices
         if self.executor == "local" or hardware is None or hardware.hosts * hardware.num_slices == 1:
             return ()
@@ -120,7 +122,7 @@ class Options:
     @property
     def _hardware(self) -> TpuSlices:
         if self.slices is None:
-            raise BadInput(f"--executor={self.executor} wants hardware, such as --tpu=v5e --topology=16x16")
+            raise BadInput(f"--executor={self.executor} needs hardware, such as --tpu=v5e --topology=16x16")
         return self.slices
 
     @property
@@ -132,7 +134,7 @@ class Options:
         }
 
     def make_executor(self, name: str) -> Any:
-        """An executor of XManager for one job, which the cloud knows by this name."""
+        """Returns an XManager executor for one job; `name` is its name in the cloud."""
         if self.executor == "local":
             from xmanager import xm_local
 
@@ -150,7 +152,7 @@ class Options:
         )
 
     def executable(self, experiment: Any) -> tuple[Any, list[str]]:
-        """Packages the working tree; returns the executable and the words that come before a job's own."""
+        """Packages the working tree; returns the executable and its first arguments."""
         from xmanager import xm, xm_local
         from xmanager.xm_local import executables
 
@@ -172,16 +174,16 @@ class Options:
 
 
 def options() -> Options:
-    """Of this process.
+    """Returns the options of this process.
 
     Raises:
-      BadInput: hardware that does not exist.
+      BadInput: the hardware does not exist.
     """
     tpu, topology, slices = _TPU.value, _TOPOLOGY.value, None
     if tpu and topology:
         slices = TpuSlices(tpu, topology, _NUM_SLICES.value)
     elif tpu or topology:
-        raise BadInput("--tpu and --topology go together, such as --tpu=v5e --topology=16x16")
+        raise BadInput("--tpu and --topology need each other, such as --tpu=v5e --topology=16x16")
     return Options(
         gin_files=_GIN_FILE.value,
         gin_params=_GIN_PARAM.value,

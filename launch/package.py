@@ -1,4 +1,4 @@
-"""The working tree as it is now, copied aside: what runs is not changed by edits made after the launch."""
+"""A copy of the working tree, so that edits after the launch do not change what runs."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ class Package:
 
     Attributes:
       path: the folder.
-      digest: of names and contents; equal trees have equal digests.
+      digest: hash of names and contents; equal trees have equal digests.
     """
 
     path: pathlib.Path
@@ -30,7 +30,7 @@ class Package:
 
 
 def digest_of(root: pathlib.Path = ROOT) -> str:
-    """The digest that a package made now would have."""
+    """Returns the digest of the working tree as it is now."""
     total = hashlib.sha256()
     for path in _files(root):
         total.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
@@ -38,7 +38,7 @@ def digest_of(root: pathlib.Path = ROOT) -> str:
 
 
 def pack(folder: pathlib.Path, root: pathlib.Path = ROOT) -> Package:
-    """Copies the working tree to FOLDER/DIGEST, once for each state of it."""
+    """Copies the working tree to FOLDER/DIGEST, unless that copy exists."""
     digest = digest_of(root)
     path = folder / digest
     if not path.exists():
@@ -54,32 +54,32 @@ def pack(folder: pathlib.Path, root: pathlib.Path = ROOT) -> Package:
 
 
 def packaged_name(gin_file: str, root: pathlib.Path = ROOT) -> str:
-    """What a gin file is called inside the package.
+    """Returns the path of a gin file within the package.
 
     Raises:
-      BadInput: no such file, or one that is not part of what is packaged.
+      BadInput: there is no such file, or it is not part of the package.
     """
     found = next((folder / gin_file for folder in SEARCH_PATHS if (folder / gin_file).is_file()), None)
     if found is None:
         raise BadInput(f"no gin file {gin_file}")
     path = found.resolve()
     if not path.is_relative_to(root) or path.relative_to(root).parts[0] not in PARTS:
-        raise BadInput(f"{gin_file} is not in {root / 'gin'}, which is what jobs take along; put it there")
+        raise BadInput(f"{gin_file} is not in {root / 'gin'}, the folder that jobs get a copy of; move it there")
     return str(path.relative_to(root))
 
 
 def require_absolute(gin_params: Sequence[str]) -> None:
-    """Refuses bindings to paths that exist here and would mean something else where jobs run.
+    """Refuses bindings to relative paths that exist on this machine: where jobs run they would mean something else.
 
     Raises:
-      BadInput: which.
+      BadInput: a binding is such a path.
     """
     for param in gin_params:
         _, _, text = param.partition("=")
         path = text.strip().strip("'\"")
         if path and not os.path.isabs(path) and os.path.exists(path):
             whole = os.path.abspath(path)
-            raise BadInput(f"--gin_param={param}: jobs run elsewhere; give the whole path, {whole}")
+            raise BadInput(f"--gin_param={param}: jobs run elsewhere; give the absolute path, {whole}")
 
 
 def _files(root: pathlib.Path) -> list[pathlib.Path]:

@@ -1,4 +1,4 @@
-"""What the trials of a sweep need not do again: the data, and the stages that are as they were in another run."""
+"""What the trials of a sweep can link from another run: the data, and the stages with the same settings."""
 
 import dataclasses
 import pathlib
@@ -9,20 +9,19 @@ from pplx_jax.core.errors import BadInput
 
 _DATA_PHASES = ("corpus", "vocabulary", "tokenize", "evaluate_bm25", "evaluate_random")
 _DATA_FILES = ("data/corpus", "data/vocabulary.model", "data/vocabulary.json", "data/tokenizer.json")
-_STAGE_TOKENS = ("diffusion", "pair", "contextual")
 _MINED = ("data/tokens/triplet", "phases/mine.json")
-# Bound by no stage, and yet no stage's numbers depend on them.
+# Settings outside the stages that no stage's numbers depend on.
 _WITHOUT_EFFECT = ("Mesh.", "Merge.", "run.mesh", "run.merge", "run.mining", "run.stages")
 
 
 @dataclasses.dataclass(frozen=True)
 class SharedPhases:
-    """Links into a run that is there already.
+    """Links into an existing run.
 
     Attributes:
       base: the workdir of that run.
-      links: paths under it that a trial links to, where they exist.
-      stages: those among them that are trained.
+      links: paths in it that a trial links to, if they exist.
+      stages: trained stages among them.
     """
 
     base: str
@@ -31,23 +30,23 @@ class SharedPhases:
 
     @classmethod
     def of(cls, base: str, trial: Config, stage: str | None = None) -> "SharedPhases":
-        """What a trial may take from the run in `base`.
+        """Returns what a trial may link from the run in `base`.
 
         Args:
-          base: a workdir of `run`, readable here.
+          base: a workdir of `run`, readable on this machine.
           trial: the recipe of the trial.
-          stage: the stage it trains, where that is all it does.
+          stage: the only stage that it trains, or None.
 
         Raises:
-          BadInput: `base` is no run, or differs from the trial in what every stage depends on.
+          BadInput: `base` is not a run, or differs from the trial in a setting that every stage depends on.
         """
         config_file = pathlib.Path(base) / "config.gin"
         if not config_file.exists():
-            raise BadInput(f"--base={base}: no config.gin there; give the workdir of a run, as it is called here")
+            raise BadInput(f"--base={base}: it has no config.gin; give the path of a run's workdir on this machine")
         changed = _changed(load([str(config_file)]), trial)
         for key in sorted(changed):
             if "/" not in key and not key.startswith((*_WITHOUT_EFFECT, "Mining.")):
-                raise BadInput(f"--base={base}: the trials differ from it in {key}, on which every stage depends")
+                raise BadInput(f"--base={base}: the trials differ from it in {key}, which every stage depends on")
 
         redone = {key.split("/")[0] for key in changed if "/" in key} | ({stage} if stage else set())
         if any(key.startswith("Mining.") for key in changed):
@@ -60,7 +59,7 @@ class SharedPhases:
         phases = [*_DATA_PHASES, *kept, *(f"evaluate_{name}" for name in kept)]
         links = (
             *_DATA_FILES,
-            *(f"data/tokens/{name}" for name in _STAGE_TOKENS),
+            *(f"data/tokens/{name}" for name in starts_from if name != "triplet"),
             *kept,
             *(f"phases/{phase}.json" for phase in phases),
             *(_MINED if mined or declared else ()),
@@ -69,12 +68,12 @@ class SharedPhases:
 
 
 def _earlier(stage: str, starts_from: Mapping[str, str | None]) -> list[str]:
-    """The stages that `stage` starts from, directly or not."""
+    """Returns the stages that `stage` starts from, directly or not."""
     before = starts_from.get(stage)
     return [] if before is None else [before, *_earlier(before, starts_from)]
 
 
 def _changed(one: Config, other: Config) -> set[str]:
-    """Settings that differ; of a stage that only one of the two has, all."""
+    """Returns the settings that differ, including all settings of a stage that only one of the two has."""
     a, b = one.settings, other.settings
     return {key for key in a.keys() | b.keys() if key not in a or key not in b or a[key].value != b[key].value}

@@ -1,13 +1,13 @@
-"""A gin file of `gin/sweeps/` to the trials it asks for, each checked against its recipe.
+"""Expands a gin file such as those in `gin/sweeps/` into trials, each checked against its recipe.
 
     sweep.gin_files = ('gin/recipes/quickstart.gin',)    # --gin_file on the command line replaces them
-    sweep.parts = [@rates/Product(), @sizes/Zip()]       # every point of the one with every point of the other
+    sweep.parts = [@rates/Product(), @sizes/Zip()]       # every pair of points
     sweep.constraints = ('{pair/Optimizer.warmup_steps} < {pair/Training.steps}',)
 
     rates/Product.values = {'pair/Optimizer.peak_learning_rate': (1e-3, 2e-3)}
 
-A key is the left side of a binding as `--gin_param` takes it, a macro's name included. A value is a gin literal; a
-string that begins with @, % or [@ is given to gin as it stands: '[@pair/Training()]'.
+A key is the left side of a binding, as in `--gin_param`; it may be the name of a macro. A value is a gin literal. A
+string that begins with @, % or [@ is passed to gin unchanged: '[@pair/Training()]'.
 """
 
 import ast
@@ -36,10 +36,10 @@ class Trial:
     """One run of a sweep.
 
     Attributes:
-      parameters: what the sweep set, binding -> value.
+      parameters: the bindings that the sweep sets, binding -> value.
       gin_files: the recipe.
-      gin_params: its bindings, those of the sweep last.
-      config: the recipe with them.
+      gin_params: all bindings, those of the sweep last.
+      config: the recipe with these bindings.
     """
 
     parameters: Mapping[str, Any]
@@ -49,7 +49,7 @@ class Trial:
 
 
 def sweep(parts: list, gin_files: tuple = (), constraints: tuple = ()) -> tuple[list[Point], tuple, tuple]:
-    """What a sweep file binds: its points before the constraints, its recipe, its constraints."""
+    """Returns what a sweep file binds: all points, before the constraints; the recipe; the constraints."""
     points = [part.points() for part in parts]
     names = [list(of_part[0]) for of_part in points]
     twice = {name for one, other in itertools.combinations(names, 2) for name in {*one} & {*other}}
@@ -60,25 +60,25 @@ def sweep(parts: list, gin_files: tuple = (), constraints: tuple = ()) -> tuple[
 
 
 def expand(sweep_file: str, gin_files: Sequence[str] = (), gin_params: Sequence[str] = ()) -> list[Trial]:
-    """The trials of a sweep, in an order that only its file settles, none twice.
+    """Returns the trials of a sweep without duplicates, in an order that depends only on the file.
 
     Args:
-      sweep_file: a gin file, looked up as recipes are.
-      gin_files: the recipe; where empty, the sweep's own.
+      sweep_file: a gin file, found like a recipe.
+      gin_files: the recipe; if empty, that of the sweep.
       gin_params: bindings of every trial.
 
     Raises:
-      BadInput: the file is no sweep, a trial is no valid recipe (told at the line of the sweep that is at fault), a
-        swept binding is also in `gin_params`, or no trial is left.
+      BadInput: the file is not a sweep, a trial is not a valid recipe (the message gives the line of the sweep), a
+        binding of the sweep is also in `gin_params`, or no trial is left.
     """
     swept = load([sweep_file], table=TABLE)
     if "sweep" not in swept.arguments:
-        raise BadInput(f"{sweep_file} binds no sweep.parts; see gin/sweeps for examples")
+        raise BadInput(f"{sweep_file} does not bind sweep.parts; see gin/sweeps for examples")
     points, own_files, constraints = sweep(**swept.arguments["sweep"])
     places = _Places(swept)
     files = tuple(gin_files) or tuple(own_files)
     if not files:
-        raise BadInput(f"{sweep_file} names no recipe in sweep.gin_files; give one by --gin_file")
+        raise BadInput(f"{sweep_file} has no recipe in sweep.gin_files; give one with --gin_file")
     for param in gin_params:
         key = param.partition("=")[0].strip()
         if points and key in points[0]:
@@ -131,7 +131,7 @@ def _satisfies(config: Config, point: Point, condition: str, places: "_Places") 
 
 
 def _literal(text: str) -> Any:
-    """The value of a setting; the text itself where it is no literal, such as a reference."""
+    """Returns the value of a setting, or the text itself if it is not a literal (a reference)."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
@@ -139,18 +139,18 @@ def _literal(text: str) -> Any:
 
 
 class _Places:
-    """Where the keys of a sweep stand: gin knows the first line of a binding, a key may stand some lines below."""
+    """Lines of the keys of a sweep. gin knows only the first line of a binding; a key may be some lines below."""
 
     def __init__(self, swept: Config):
         self._settings = swept.settings
 
     def of_key(self, key: str) -> str:
-        """file:line of the first dictionary that has the key."""
+        """Returns file:line of the first dictionary with this key."""
         values = {name: _literal(setting.value) for name, setting in self._settings.items()}
         return self.of_text(key, *(name for name, value in values.items() if isinstance(value, dict) and key in value))
 
     def of_text(self, text: str, *names: str) -> str:
-        """file:line of a string inside one of the settings."""
+        """Returns file:line of a string inside one of the settings."""
         place = next((self._settings[name].place for name in names if name in self._settings), None)
         if place is None:
             return "the sweep"

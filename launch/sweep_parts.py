@@ -1,4 +1,4 @@
-"""What a sweep is made of. Each part is a list of points, a point being {binding: value}."""
+"""The parts of a sweep. Each part is a list of points; a point is {binding: value}."""
 
 import dataclasses
 import itertools
@@ -16,13 +16,13 @@ class Part(Protocol):
     """One factor of a sweep."""
 
     def points(self) -> list[Point]:
-        """The choices, in an order that depends on nothing but the fields."""
+        """Returns the points, in an order that depends only on the fields."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """Every combination; the last binding varies fastest.
+    """Every combination of values; the last binding varies fastest.
 
     Attributes:
       values: binding -> its values.
@@ -34,7 +34,7 @@ class Product:
         _require_values(self.values)
 
     def points(self) -> list[Point]:
-        """As many as the product of the lengths."""
+        """Returns every combination once."""
         combinations = itertools.product(*self.values.values())
         return [dict(zip(self.values, combination, strict=True)) for combination in combinations]
 
@@ -44,7 +44,7 @@ class Zip:
     """Values that belong together: the first of each binding, then the second of each.
 
     Attributes:
-      values: binding -> its values, equally many for every binding.
+      values: binding -> its values, the same number for every binding.
     """
 
     values: Mapping[str, Sequence[Any]]
@@ -53,20 +53,20 @@ class Zip:
         _require_values(self.values)
         lengths = {name: len(values) for name, values in self.values.items()}
         if len(set(lengths.values())) > 1:
-            raise BadInput(f"values of a Zip must be equally many, got {lengths}")
+            raise BadInput(f"every binding of a Zip must have the same number of values, got {lengths}")
 
     def points(self) -> list[Point]:
-        """As many as each binding has values."""
+        """Returns one point for each position in the lists of values."""
         return [dict(zip(self.values, row, strict=True)) for row in zip(*self.values.values(), strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Random:
-    """Independent draws. More `draws` of one seed begin with the same points.
+    """Independent random draws. More `draws` with the same seed start with the same points.
 
     Attributes:
-      draws: how many; where choices are few some may coincide, and are then tried once.
-      seed: settles every draw.
+      draws: number of points; equal points become one trial.
+      seed: seed of the random numbers.
       uniform: binding -> (low, high), a float between them.
       log_uniform: binding -> (low, high), a positive float whose logarithm is uniform.
       integer: binding -> (low, high), an integer, both ends included.
@@ -88,15 +88,15 @@ class Random:
             for name, ends in getattr(self, kind).items():
                 lowest = 0.0 if kind == "log_uniform" else -math.inf
                 if len(ends) != 2 or not lowest < ends[0] <= ends[1]:
-                    raise BadInput(f"{kind}: {name} wants (low, high) with {lowest:g} < low <= high, got {ends}")
+                    raise BadInput(f"{kind}: {name} needs (low, high) with {lowest:g} < low <= high, got {ends}")
 
     def points(self) -> list[Point]:
-        """`draws` of them; floats have 3 digits, so that commands can be read."""
+        """Returns `draws` points; floats are rounded to 3 digits to keep commands readable."""
         generator = random.Random(self.seed)
         return [self._draw(generator) for _ in range(self.draws)]
 
     def _draw(self, generator: random.Random) -> Point:
-        # Only random() is drawn from: it alone is promised to stay the same between versions of Python.
+        # Only random() is used: Python promises the same sequence in every version for this method alone.
         point: Point = {}
         for name, (low, high) in self.uniform.items():
             point[name] = _three_digits(low + (high - low) * generator.random(), low, high)
@@ -116,4 +116,4 @@ def _three_digits(value: float, low: float, high: float) -> float:
 def _require_values(values: Mapping[str, Sequence[Any]]) -> None:
     for name, choices in values.items():
         if not isinstance(choices, list | tuple) or not choices:
-            raise BadInput(f"values of {name} must be a list of one or more, got {choices!r}")
+            raise BadInput(f"values of {name} must be a list of one or more values, got {choices!r}")

@@ -1,7 +1,7 @@
-"""TPU slices as executors of XManager: Kubernetes and Vertex AI.
+"""XManager executors for TPU slices on Kubernetes and on Vertex AI.
 
-XManager's own executors for these know the TPUs v2 and v3 and ask for no hosts and no topology, so ours are registered
-beside them. A job has one name for good, by trial and stage: launching again finds the one that is there and waits.
+XManager's own executors support only TPU v2 and v3, without hosts and topologies, so ours are registered in addition.
+The name of a job depends only on its trial and stage: a second launch finds the existing job and waits for it.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from launch.jobset import GROUP, NAMESPACE, PLURAL, VERSION, jobset
 from launch.tpu_slices import TpuSlices
 
 POLL_SECONDS = 30.0
-MOST_MISSED = 20  # looks in a row that the network or the service may leave unanswered
+MOST_MISSED = 20  # failed requests in a row before the wait is given up
 
 
 class JobFailed(RuntimeError):
-    """A job has ended, and not well; the message says which and why."""
+    """A job has failed; the message says which one and why."""
 
 
 class _TpuExecutor(xm.Executor):
-    """What the two have in common: XManager calls `launch` for all jobs of a kind."""
+    """The common part of both executors. XManager calls `launch` for all jobs of a kind."""
 
     def __init__(self, name: str):
         self.name = name
@@ -33,7 +33,7 @@ class _TpuExecutor(xm.Executor):
 
     @classmethod
     async def launch(cls, local_experiment_unit: Any, job_group: xm.JobGroup) -> list[Any]:
-        """Submits every job of the group. XManager keeps the handles of its own executors alone, hence none."""
+        """Submits every job of the group. Returns no handles: XManager keeps only those of its own executors."""
         for job in xm.job_operators.flatten_jobs(job_group):
             image, executor = job.executable, job.executor
             if isinstance(executor, cls):
@@ -42,27 +42,27 @@ class _TpuExecutor(xm.Executor):
                 environment = {**image.env_vars, **job.env_vars}
                 try:
                     await asyncio.to_thread(executor.submit, image.image_path, args, environment)
-                except Exception as error:  # of whichever client; XManager would take the other trials down with it
-                    executor._refused = f"{executor.name} is refused: {error}"
+                except Exception as error:  # from any client library; XManager would stop the other trials too
+                    executor._refused = f"{executor.name} was refused: {error}"
         return []
 
     def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> None:
-        """Creates the job, or finds it."""
+        """Creates the job, or finds an existing one."""
         raise NotImplementedError
 
     def has_ended(self) -> bool:
-        """Whether the job has ended well.
+        """Returns whether the job has succeeded.
 
         Raises:
-          JobFailed: it has ended otherwise.
+          JobFailed: it has failed.
         """
         raise NotImplementedError
 
     async def wait(self) -> None:
-        """Returns when the job has ended well.
+        """Waits until the job has succeeded.
 
         Raises:
-          JobFailed: it never will.
+          JobFailed: it has failed, or its service does not answer.
         """
         if self._refused:
             raise JobFailed(self._refused)
@@ -74,25 +74,25 @@ class _TpuExecutor(xm.Executor):
                 missed = 0
             except JobFailed:
                 raise
-            except Exception as error:  # of whichever client: it may answer the next time
+            except Exception as error:  # from any client library; the next request may succeed
                 missed += 1
                 if missed > MOST_MISSED:
-                    raise JobFailed(f"{self.name} is not heard of: {error}") from error
+                    raise JobFailed(f"{self.name}: no answer about it: {error}") from error
             await asyncio.sleep(POLL_SECONDS)
 
 
 class TpuKubernetes(_TpuExecutor):
-    """A JobSet in the cluster that kubectl is set to.
+    """A JobSet in the current cluster of kubectl.
 
     Args:
-      name: of the JobSet.
-      slices: hardware.
-      options: the keywords of `jobset`.
+      name: name of the JobSet.
+      slices: the hardware.
+      options: further arguments of `jobset`.
     """
 
     @classmethod
     def Spec(cls) -> xm.ExecutorSpec:  # the name is XManager's
-        """What it is packaged for."""
+        """Returns how XManager packages for it."""
         return xm_local.KubernetesSpec()
 
     def __init__(self, name: str, slices: TpuSlices, **options: Any):
@@ -100,7 +100,7 @@ class TpuKubernetes(_TpuExecutor):
         self._slices, self._options = slices, options
 
     def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> None:
-        """Creates the JobSet, or finds the one of that name."""
+        """Creates the JobSet, or finds the one with this name."""
         from kubernetes.client import ApiException
 
         body = jobset(self.name, image, args, environment, self._slices, **self._options)
@@ -109,10 +109,10 @@ class TpuKubernetes(_TpuExecutor):
         except ApiException as error:
             if error.status != 409:
                 raise
-            print(f"JobSet {self.name} is there already; waiting for it")
+            print(f"JobSet {self.name} exists already; waiting for it")
 
     def has_ended(self) -> bool:
-        """As its conditions tell."""
+        """Reads the conditions of the JobSet."""
         found: Any = self._api().get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, self.name)
         conditions = found.get("status", {}).get("conditions", [])
         ended = {one["type"]: one.get("message", "") for one in conditions if one["status"] == "True"}
@@ -134,16 +134,16 @@ class TpuVertex(_TpuExecutor):
     """A custom job of Vertex AI.
 
     Args:
-      name: shown.
-      slices: hardware.
-      project: of Google Cloud.
+      name: display name.
+      slices: the hardware.
+      project: Google Cloud project.
       region: such as "us-central1".
       service_account: see `custom_job`.
     """
 
     @classmethod
     def Spec(cls) -> xm.ExecutorSpec:  # the name is XManager's
-        """What it is packaged for."""
+        """Returns how XManager packages for it."""
         return xm_local.VertexSpec()
 
     def __init__(self, name: str, slices: TpuSlices, *, project: str, region: str, service_account: str | None = None):
@@ -153,7 +153,7 @@ class TpuVertex(_TpuExecutor):
         self._resource = ""
 
     def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> None:
-        """Creates the custom job, or finds one of that name that has not ended."""
+        """Creates the custom job, or finds a running one with this name."""
         running = " OR ".join(f'state="JOB_STATE_{state}"' for state in ("QUEUED", "PENDING", "RUNNING"))
         request = {"parent": self._parent, "filter": f'display_name="{self.name}" AND ({running})'}
         found = next(iter(self._client().list_custom_jobs(request=request)), None)
@@ -165,7 +165,7 @@ class TpuVertex(_TpuExecutor):
         self._resource = found.name
 
     def has_ended(self) -> bool:
-        """As its state tells."""
+        """Reads the state of the custom job."""
         from google.cloud.aiplatform_v1 import JobState
 
         job = self._client().get_custom_job(name=self._resource)

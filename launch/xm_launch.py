@@ -5,9 +5,9 @@ r"""Launches a recipe or one stage of it, once or as a sweep, on this machine or
     python launch/xm_launch.py --gin_file=gin/recipes/pplx_embed_4b.gin --stage=diffusion --workdir=/gcs/BUCKET/run \
         --executor=kubernetes --tpu=v5e --topology=16x16 --repository=us-docker.pkg.dev/PROJECT/REPOSITORY
 
-Each stage is a job, and the next waits for it. This process waits for them all; should it end, call it again: jobs that
-are done return at once, those that still run are waited for, those cut short go on from their last checkpoint.
-`--dry_run` prints trials, commands and requests, and needs no XManager.
+Each stage is a job; the next one starts when it has succeeded. This process waits for all jobs. If it is interrupted,
+run the same command again: finished jobs return at once, running ones are waited for, interrupted ones resume from
+their last checkpoint. `--dry_run` prints trials, commands and requests, and does not need XManager.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ import sys
 
 from absl import app, flags, logging
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for a script, and for `xmanager launch`
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # when run as a script, and by `xmanager launch`
 
 from launch import jobs, launch_flags, package, sweep  # noqa: E402
 from pplx_jax.configuration import load  # noqa: E402
@@ -31,7 +31,7 @@ flags.adopt_module_key_flags(launch_flags)  # so that --help shows them
 
 
 def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
-    """The trials that the flags ask for, checked and in their places.
+    """Returns the requested trials, checked and with their workdirs.
 
     Raises:
       BadInput: a flag, a recipe or a sweep is wrong.
@@ -61,7 +61,7 @@ def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
 
 
 def show(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> None:
-    """Prints the trials; in a dry run also their commands, and for the cloud the first request in full."""
+    """Prints the trials; in a dry run also their commands and, for the cloud, the first request in full."""
     for trial in trials:
         parameters = "  ".join(f"{name}={value!r}" for name, value in trial.record["parameters"].items())
         print(f"{trial.workdir}  {parameters}".rstrip())
@@ -78,7 +78,7 @@ def show(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> Non
 
 
 async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> int:
-    """Runs all trials to their end; returns how many of them failed."""
+    """Runs all trials until they end; returns the number of failed ones."""
     if importlib.util.find_spec("xmanager") is None:
         raise BadInput("XManager is not installed: pip install -c constraints.txt -e '.[launch]'; or give --dry_run")
     from xmanager import xm, xm_local
@@ -110,13 +110,15 @@ async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options
     except RuntimeError:
         if not succeeded:
             raise
-        # Else it is the failure of a job, told above, which XManager tells again when it is left.
+        # Otherwise a job failed, which is reported above; XManager raises it again at the end of the experiment.
     return succeeded.count(False)
 
 
 def _interrupted(*_: object) -> None:
-    """Ends at once; XManager would wait for its jobs. At exit it stops those on this machine."""
-    print("xm_launch: interrupted; jobs in the cloud go on; the same command waits for them again", file=sys.stderr)
+    """Exits at once. XManager would wait for its jobs; at exit it stops those on this machine."""
+    print(
+        "xm_launch: interrupted; jobs in the cloud keep running; run the same command to wait for them", file=sys.stderr
+    )
     sys.exit(INTERRUPTED)
 
 
@@ -125,7 +127,7 @@ def _title(options: launch_flags.Options) -> str:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """The words that are no flags. One that is wrong is told in a line, and ends this with exit code 2."""
+    """Returns the arguments that are not flags. A wrong flag gives one line and exit code 2."""
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -138,10 +140,10 @@ def _complain(message: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code: 0 all done, 1 a trial failed, 2 bad input; 130 is an interruption."""
+    """Returns the exit code: 0 all done, 1 a trial failed, 2 bad input, 130 interrupted."""
     try:
         if argv[1:]:
-            raise BadInput(f"unknown words: {shlex.join(argv[1:])}; everything is a flag, see --help")
+            raise BadInput(f"unknown arguments: {shlex.join(argv[1:])}; use flags only, see --help")
         options = launch_flags.options()
         trials = plan(options)
         show(trials, options)
@@ -149,7 +151,7 @@ def main(argv: list[str]) -> int:
             return DONE
         signal.signal(signal.SIGINT, _interrupted)
         signal.signal(signal.SIGTERM, _interrupted)
-        logging.set_verbosity(logging.WARNING)  # XManager tells of its database at length
+        logging.set_verbosity(logging.WARNING)  # XManager logs much about its database
         return FAILED if asyncio.run(launch(trials, options)) else DONE
     except BadInput as error:
         return _complain(str(error))

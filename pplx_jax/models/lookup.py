@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from pplx_jax.parallel.collectives import gather, scatter_sum
+from pplx_jax.parallel.collectives import all_gather_parts, scatter_sum
 from pplx_jax.parallel.rules import parameter_axes, spec
 
 EMBEDDING_TABLE = "embed.embedding"  # path of the input embeddings among the parameters
@@ -39,7 +39,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _lookup(part: jax.Array, tokens: jax.Array, dtype: str, partition: PartitionSpec) -> jax.Array:
-    return gather(part.astype(dtype), partition)[tokens]
+    return all_gather_parts(part.astype(dtype), partition)[tokens]
 
 
 def _forward(part, tokens, dtype, partition):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -73,9 +74,8 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((_interface(host), port))
     except OSError as error:
-        raise BadInput(
-            f"process 0 cannot listen on port {port} ({error.strerror}); give --coordinator another port"
-        ) from None
+        reason = os.strerror(error.errno or 0)  # without the address, which Python adds
+        raise BadInput(f"process 0 cannot listen on port {port} ({reason}); give --coordinator another port") from None
 
 
 def _interface(host: str) -> str:

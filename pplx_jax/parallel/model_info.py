@@ -1,4 +1,4 @@
-"""What a run says of where its parameters lie: `model-info.txt`."""
+"""`model-info.txt`: the shape and sharding of every parameter of a run."""
 
 import math
 from typing import Any
@@ -9,11 +9,11 @@ from pplx_jax.parallel.rules import parameter_axes
 
 
 def model_info(params: Any, optimizer: Any = ()) -> str:
-    """Each parameter's shape, logical axes, sharding and bytes a chip, then the totals, as text.
+    """Returns each parameter's shape, logical axes, sharding and bytes per chip, then the totals, as text.
 
     Args:
-      params: arrays, or `jax.ShapeDtypeStruct`s, with a `NamedSharding`.
-      optimizer: the optimizer's state, counted in the totals.
+      params: arrays or `jax.ShapeDtypeStruct`s with a `NamedSharding`.
+      optimizer: the state of the optimizer, counted in the totals.
     """
     rows = [("parameter", "shape", "axes", "mesh axes", "bytes a chip")]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -37,7 +37,7 @@ def model_info(params: Any, optimizer: Any = ()) -> str:
 
 
 def bytes_on_chip(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
-    """Bytes of an array that one chip holds, padding of tiles apart."""
+    """Returns the bytes of an array on one chip, without the padding of tiles."""
     shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
     return math.prod(shape) * leaf.dtype.itemsize
 

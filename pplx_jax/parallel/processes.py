@@ -1,8 +1,7 @@
 """Several processes as one job: how they start together, share a batch, and decide things together.
 
-Every process runs the same program. What is collective (a step, a save, a decision) is called by all of them at the
-same step; what writes a file of which there is one is done by process 0 while the others go on or wait at a barrier.
-All of them see the same folders.
+Every process runs the same program and sees the same folders. All of them call a collective operation (a step, a save,
+a decision) at the same step. Process 0 writes the files that exist once; the others continue or wait at a barrier.
 """
 
 import contextlib
@@ -38,15 +37,15 @@ _job: Heartbeat | None = None
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """How many processes there are and how they find each other; one process where nothing says otherwise.
+    """The number of processes and how they find each other; by default a single process.
 
     Attributes:
-      coordinator: HOST:PORT of process 0; the port after it is used too. "auto" leaves all three to what JAX finds out
-        by itself (Cloud TPU, GKE, Slurm). Else the environment's JAX_COORDINATOR_ADDRESS.
-      num_processes: of the job; else the environment's JAX_NUM_PROCESSES.
-      process_id: this one's, from 0; else the environment's JAX_PROCESS_ID.
-      startup_seconds: how long the first wait for the last.
-      silence_seconds: a process not heard of for so long counts as dead, and the others stop.
+      coordinator: HOST:PORT of process 0, the same text for all processes; the next port is used too. "auto": JAX finds
+        all three values itself (Cloud TPU, GKE, Slurm). Default: JAX_COORDINATOR_ADDRESS of the environment.
+      num_processes: number of processes. Default: JAX_NUM_PROCESSES of the environment.
+      process_id: index of this process, from 0. Default: JAX_PROCESS_ID of the environment.
+      startup_seconds: the longest wait until all processes are connected.
+      silence_seconds: a process that sends no heartbeat for this long counts as dead, and the others exit.
     """
 
     coordinator: str | None = None
@@ -56,17 +55,17 @@ class Processes:
     silence_seconds: float = 30.0
 
     def resolved(self, environment: Mapping[str, str] | None = None) -> "Processes":
-        """What is not set, from the environment.
+        """Returns these settings with missing values taken from the environment.
 
         Raises:
-          BadInput: half of it is said, or it makes no sense.
+          BadInput: the settings are incomplete or invalid.
         """
         environment = os.environ if environment is None else environment
 
         def number(name: str) -> int | None:
             value = environment.get(name)
             if value is not None and not value.isdigit():
-                raise BadInput(f"{name}={value} is no number; set it to a number, or give the flag instead")
+                raise BadInput(f"{name}={value} is not a number; set it to a number, or give the flag instead")
             return None if value is None else int(value)
 
         found = dataclasses.replace(
@@ -79,9 +78,9 @@ class Processes:
         if coordinator == "auto" or count == 1 or (coordinator is None and count is None and index is None):
             return found
         if coordinator is None or count is None or index is None:
-            said = {"coordinator": coordinator, "num_processes": count, "process_id": index}
-            given = ", ".join(f"{name} {value}" for name, value in said.items() if value is not None)
-            missing = " and ".join(f"--{name}" for name, value in said.items() if value is None)
+            values = {"coordinator": coordinator, "num_processes": count, "process_id": index}
+            given = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+            missing = " and ".join(f"--{name}" for name, value in values.items() if value is None)
             raise BadInput(f"{given} without {missing}; several processes need all three")
         if not 0 <= index < count:
             raise BadInput(
@@ -94,19 +93,19 @@ class Processes:
 
     @property
     def several(self) -> bool:
-        """Whether there are, or may be, more than this one."""
+        """Whether there may be other processes."""
         return self.coordinator is not None and self.num_processes != 1
 
 
 @contextlib.contextmanager
 def joined(processes: Processes) -> Iterator[None]:
-    """The processes as one job, as long as this is open; nothing where there is but one.
+    """Joins this process to its job within a `with` block; does nothing for a single process.
 
-    To be opened before JAX is first used. A failure inside is told to the other processes, which stop with it.
+    Enter it before the first use of JAX. A failure in the block is sent to the other processes, which then exit.
 
     Raises:
-      BadInput: as `Processes.resolved`.
-      ProcessLost: a process did not come in time.
+      BadInput: as `Processes.resolved`, or process 0 refused this process, or a port of process 0 is taken.
+      ProcessLost: a process did not connect in time.
     """
     global _job
     found = processes.resolved()
@@ -114,7 +113,7 @@ def joined(processes: Processes) -> Iterator[None]:
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    # On CPU, programs that do not wait for each other may run at once, and their collectives would meet.
+    # On CPU, independent programs may run at the same time, and their collectives would be mixed up.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     settings: dict[str, Any] = {
         "initialization_timeout": math.ceil(found.startup_seconds),
@@ -141,7 +140,7 @@ def joined(processes: Processes) -> Iterator[None]:
                 cluster_detection_method="deactivate",
                 **settings,
             )
-        # JAX has taken it; `PreemptionNotice` does that here.
+        # JAX installs a handler of its own; here `PreemptionNotice` handles SIGTERM.
         signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         yield
     except BaseException as error:
@@ -157,9 +156,9 @@ def joined(processes: Processes) -> Iterator[None]:
 
 
 def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a function a parameter `processes`, and runs it as part of the job that it describes.
+    """Adds a parameter `processes` to a function and runs the function within `joined`.
 
-    The flags of `_FLAGS`, as further keywords, win over its fields.
+    The names in `_FLAGS` are accepted as keywords too and win over the fields of `processes`.
     """
 
     @functools.wraps(function)
@@ -168,7 +167,8 @@ def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
         with joined(dataclasses.replace(processes, **given)):
             return function(*arguments, **keywords)
 
-    # What a recipe may bind; the flags are this machine's business. gin would look past it at what is wrapped.
+    # A recipe may bind `processes`, but not the flags, which differ between machines. Without the signature, and with
+    # __wrapped__, gin would use the parameters of `function`.
     signature = inspect.signature(function)
     added = inspect.Parameter("processes", inspect.Parameter.KEYWORD_ONLY, default=Processes(), annotation=Processes)
     vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), added])
@@ -180,12 +180,12 @@ _FLAGS = ("coordinator", "num_processes", "process_id", "startup_seconds")
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which writes what there is one of."""
+    """Returns whether this is process 0, which writes the files that exist once."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is at the barrier of this name, which serves once."""
+    """Waits until every process is at the barrier of this name."""
     if _job is not None:
         _job.barrier(name)
     elif jax.process_count() > 1:
@@ -193,67 +193,71 @@ def barrier(name: str) -> None:
 
 
 class Agreement:
-    """What the processes decide together, without one of them waiting for the devices.
+    """Decisions that all processes take together, without waiting for the devices.
 
-    Each says at every step what it wishes; what any of them wished is known to all at the next step, when the
-    devices are busy with the step after. Where there is one process it is known at once.
+    At every step each process requests some actions. All processes know one step later what any of them requested,
+    while the devices work on the step after that. A single process knows it at once.
 
     Args:
       mesh: the devices in use; every process has some of them.
-      wishes: how many things are decided.
+      requests: number of actions to decide about.
     """
 
-    def __init__(self, mesh: jax.sharding.Mesh, wishes: int):
+    def __init__(self, mesh: jax.sharding.Mesh, requests: int):
         self._alone = jax.process_count() == 1
         if self._alone:
             return
         everywhere = NamedSharding(mesh, PartitionSpec())
         self._spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._shape = (mesh.size, wishes)
-        # It waits for the step's end, so that no two programs with collectives are under way at once.
-        self._any = jax.jit(lambda said, step: said.max(axis=0) + 0 * step, out_shardings=everywhere)
+        self._shape = (mesh.size, requests)
+        # It depends on the step's result, so that two programs with collectives never run at the same time.
+        self._any = jax.jit(lambda asked, step: asked.max(axis=0) + 0 * step, out_shardings=everywhere)
         self._last: jax.Array | None = None
 
-    def __call__(self, step: jax.Array, *wishes: bool) -> tuple[bool, ...]:
-        """What any process wished one step ago.
+    def __call__(self, step: jax.Array, *requests: bool) -> tuple[bool, ...]:
+        """Returns what any process requested one step ago.
 
         Args:
-          step: the state's, after the step that is under way.
-          *wishes: of this process.
+          step: the step counter of the state, after the step that is running.
+          *requests: of this process.
         """
         if self._alone:
-            return wishes
-        said = np.broadcast_to(np.asarray(wishes, np.int32), self._shape)
+            return requests
+        asked = np.broadcast_to(np.asarray(requests, np.int32), self._shape)
         before = self._last
-        self._last = self._any(jax.make_array_from_callback(self._shape, self._spread, lambda at: said[at]), step)
+        self._last = self._any(jax.make_array_from_callback(self._shape, self._spread, lambda at: asked[at]), step)
         if before is None:
-            return (False,) * len(wishes)
+            return (False,) * len(requests)
         return tuple(bool(value) for value in np.asarray(before.addressable_data(0)))
 
 
 class PreemptionNotice:
-    """Takes note of SIGTERM instead of ending the process; for the main thread, as long as this is open."""
+    """Records SIGTERM instead of ending the process, within a `with` block on the main thread.
+
+    Attributes:
+      given: whether SIGTERM came.
+    """
 
     def __init__(self):
         self.given = False
-        self._kept: Any = None
+        self._previous: Any = None
 
     def __enter__(self) -> "PreemptionNotice":
         if threading.current_thread() is threading.main_thread():
-            self._kept = signal.signal(signal.SIGTERM, self._notice) or signal.SIG_DFL
+            self._previous = signal.signal(signal.SIGTERM, self._notice) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._kept is not None:
-            signal.signal(signal.SIGTERM, self._kept)
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
 
     def _notice(self, *_: object) -> None:
         self.given = True
-        logging.warning("SIGTERM: saving at the end of a step, then stopping")
+        logging.warning("SIGTERM: saving at the end of a step, then exiting")
 
 
 def over_processes(numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
-    """Each number as every process has it, float32 [processes]. Collective."""
+    """Returns each number as float32 [processes], one value from every process. Collective."""
     values = np.array(list(numbers.values()), np.float32)
     found = multihost_utils.process_allgather(values) if jax.process_count() > 1 else values[None]
     return dict(zip(numbers, found.T, strict=True))

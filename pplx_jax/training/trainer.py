@@ -202,7 +202,7 @@ class _Decisions:
 
     def __init__(self, training: Training, mesh: jax.sharding.Mesh, now: Callable[[], float]):
         self._checkpointing, self._last_step, self._now = training.checkpointing, training.steps, now
-        self._agreed, self._notice = Agreement(mesh, wishes=2), PreemptionNotice()
+        self._agreed, self._notice = Agreement(mesh, requests=2), PreemptionNotice()
         self._requested, self._saved_at = False, now()
 
     def __enter__(self) -> "_Decisions":

@@ -139,7 +139,7 @@ def test_launching_again_finds_the_job_that_is_there(cluster, capsys):
     for _ in range(2):
         assert launched(executor="kubernetes", stage="pair", slices=TpuSlices("v6e", "8x8"))[0] == 0
     names = [body["metadata"]["name"] for method, _, body in made.requests if method == "POST"]
-    assert len(names) == 2 and names[0] == names[1] and "is there already" in capsys.readouterr().out
+    assert len(names) == 2 and names[0] == names[1] and "exists already" in capsys.readouterr().out
 
 
 def test_a_cluster_that_does_not_answer_for_a_while_is_asked_again(cluster):
@@ -151,7 +151,7 @@ def test_a_cluster_that_does_not_answer_for_a_while_is_asked_again(cluster):
 def test_a_cluster_that_is_silent_for_good_is_given_up(cluster, capsys):
     cluster(unanswered=1000)
     assert launched(executor="kubernetes", stage="pair", slices=TpuSlices("v5e", "4x4"))[0] == 1
-    assert "is not heard of" in capsys.readouterr().err
+    assert "no answer about it" in capsys.readouterr().err
 
 
 def test_a_job_that_is_refused_stops_no_other_trial(cluster, capsys):
@@ -168,10 +168,10 @@ def test_a_job_that_is_refused_stops_no_other_trial(cluster, capsys):
         (
             "Mesh.fsdp=-1",
             TpuSlices("v5e", "4x4", 2),
-            r"of 1 slices, --num_slices=2; give --gin_file",
+            r"has 1 slices, --num_slices=2; give --gin_file",
         ),
-        ("Mesh.slice=2", TpuSlices("v5e", "4x4"), r"is of 2 slices, --num_slices=1; give Mesh.slice=1"),
-        ("Mesh.fsdp=8", TpuSlices("v5e", "4x4"), r"fsdp=8 is of 8 chips, --tpu=v5e --topology=4x4 of 16; give"),
+        ("Mesh.slice=2", TpuSlices("v5e", "4x4"), r"has 2 slices, --num_slices=1; give Mesh.slice=1"),
+        ("Mesh.fsdp=8", TpuSlices("v5e", "4x4"), r"fsdp=8 has 8 chips, --tpu=v5e --topology=4x4 has 16; give"),
         ("Mesh.tensor=3", TpuSlices("v5e", "4x4"), r"3 does not divide 16 devices"),
     ],
 )

@@ -17,18 +17,18 @@ from pplx_jax.core.errors import BadInput
     [
         ({**VERTEX, "slices": TpuSlices("v5p", "4x4x4")}, "trains on v5e and v6e"),
         ({**VERTEX, "slices": TpuSlices("v5e", "4x4", 2)}, "trains on one slice"),
-        ({**VERTEX, "project": None}, "wants --project"),
-        ({**VERTEX, "slices": None}, "wants hardware"),
+        ({**VERTEX, "project": None}, "needs --project"),
+        ({**VERTEX, "slices": None}, "needs hardware"),
         ({**VERTEX, "image": None}, "--repository"),
         ({**VERTEX, "workdir": "/home/me/run"}, "give /gcs/BUCKET/RUN"),
         ({**VERTEX, "workdir": "run"}, "absolute"),
         ({**VERTEX, "base": "run"}, "absolute"),
-        ({**VERTEX, "base": "/gcs/another/run"}, "the only one that jobs see"),
+        ({**VERTEX, "base": "/gcs/another/run"}, "the only bucket that jobs can read"),
         ({**VERTEX, "stage": "merge"}, "the recipe has diffusion, pair"),
-        ({**VERTEX, "gin_params": (*PARAMS[:1], "CORPUS='gin'")}, "give the whole path"),
+        ({**VERTEX, "gin_params": (*PARAMS[:1], "CORPUS='gin'")}, "give the absolute path"),
         ({**VERTEX, "gin_files": ()}, "--gin_file or --sweep"),
         ({**VERTEX, "gin_files": ("/etc/passwd",)}, "is not in .*gin"),
-        ({"executor": "local", "slices": TpuSlices("v5e", "4x4")}, "--tpu goes with"),
+        ({"executor": "local", "slices": TpuSlices("v5e", "4x4")}, "--tpu needs --executor"),
     ],
 )
 def test_flags_that_do_not_go_together(options, words, monkeypatch):

@@ -58,7 +58,7 @@ def test_recipes_are_named_as_in_the_package(monkeypatch, tmp_path):
     assert package.packaged_name(str(inside)) == package.packaged_name("gin/recipes/quickstart.gin")
     assert package.packaged_name(str(inside)) == "gin/recipes/quickstart.gin"
     (tmp_path / "mine.gin").write_text("")
-    with pytest.raises(BadInput, match="put it there"):
+    with pytest.raises(BadInput, match="move it there"):
         package.packaged_name(str(tmp_path / "mine.gin"))
     with pytest.raises(BadInput, match="no gin file"):
         package.packaged_name("gin/recipes/nothing.gin")
@@ -68,7 +68,7 @@ def test_paths_in_bindings_are_whole(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "corpus").mkdir()
     package.require_absolute([f"CORPUS='{tmp_path / 'corpus'}'", "CORPUS='elsewhere'", "SEED=1", "run.initial=None"])
-    with pytest.raises(BadInput, match=f"give the whole path, {re.escape(os.fspath(tmp_path / 'corpus'))}"):
+    with pytest.raises(BadInput, match=f"give the absolute path, {re.escape(os.fspath(tmp_path / 'corpus'))}"):
         package.require_absolute(["SEED=1", "CORPUS='corpus'"])
 
 

@@ -83,7 +83,7 @@ def test_a_condition_is_nothing_else(condition):
 @pytest.mark.parametrize(
     "make, words",
     [
-        (lambda: Zip({"a": (1, 2), "b": (1,)}), "equally many"),
+        (lambda: Zip({"a": (1, 2), "b": (1,)}), "the same number of values"),
         (lambda: Product({"a": ()}), "one or more"),
         (lambda: Product({"a": "text"}), "one or more"),
         (lambda: Random(draws=0), "draws=0"),

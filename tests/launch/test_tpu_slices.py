@@ -37,7 +37,10 @@ def test_hosts_and_names(kind, topology, hosts, chips_per_host, machine, label):
         (("v5p", "4x4"), "v5p has"),
         (("v5p", "4x4x6"), "v5p has"),
         (("v5p", "8x4x4"), "rising order"),
-        (("v5e", "2x2", 2), "slices of one host are not joined"),
+        (("v5p", "2x2x8"), "v5p has 2x2x1, 2x2x2, 2x2x4, 2x4x4, 4x4x4"),
+        (("v5p", "20x20x24"), "up to 8960 chips"),
+        (("v5p", "4x4x260"), "rising order"),
+        (("v5e", "2x2", 2), "slices of one host cannot be joined"),
         (("v5e", "4x4", 0), "--num_slices=0"),
     ],
 )

@@ -273,6 +273,6 @@ def test_half_of_it_is_bad_input(said, message):
         Processes(**said).resolved({})
 
 
-def test_a_number_that_is_none_is_bad_input():
-    with pytest.raises(BadInput, match="JAX_PROCESS_ID=x is no number"):
+def test_a_value_that_is_not_a_number_is_bad_input():
+    with pytest.raises(BadInput, match="JAX_PROCESS_ID=x is not a number"):
         Processes().resolved({"JAX_PROCESS_ID": "x"})

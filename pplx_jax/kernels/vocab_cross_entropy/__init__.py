@@ -14,7 +14,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.platform import by_platform, device_kind, platform
 from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas
 from pplx_jax.kernels.vocab_cross_entropy.compaction import Loss
-from pplx_jax.parallel.collectives import gather, scatter_sum
+from pplx_jax.parallel.collectives import all_gather_parts, scatter_sum
 from pplx_jax.parallel.rules import MESH_AXES, mesh_axes, parameter_axes, spec
 
 Implementation = Literal["chunked", "pallas"]
@@ -95,7 +95,7 @@ def _on_mesh(
     only_positions = tuple(axis for axis in position_axes if axis not in table_axes)
 
     def each(hidden, embedding, targets, weights, *, module, **more) -> Loss:
-        table = gather(embedding.astype(hidden.dtype), partition)
+        table = all_gather_parts(embedding.astype(hidden.dtype), partition)
         flat = (hidden.reshape(-1, hidden.shape[-1]), table, targets.reshape(-1), weights.reshape(-1))
         found = module.losses(*flat, with_gradient=with_gradient, **more)
         hidden_gradient, table_gradient = found.hidden_gradient, found.table_gradient
