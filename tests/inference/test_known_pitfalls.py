@@ -100,7 +100,7 @@ def test_silent_truncation(model, tmp_path, capsys):
         model.encode_documents([["read"], ["write", too_long]])
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("read", too_long)))
-    with pytest.raises(BadInput, match="too long: 1 of 2 rows, the first '2' in line 2"):
+    with pytest.raises(BadInput, match="too long: 1 of 2 rows, the first is '2' in line 2"):
         embed_file("model", source, tmp_path / "out", encoder=model)
     assert "line 2" in capsys.readouterr().err
     # Asked for, it is split: a word at its very end counts.

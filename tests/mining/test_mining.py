@@ -236,7 +236,7 @@ def test_fewer_documents_than_the_window_is_deep(tmp_path):
 
 
 def test_no_query_with_enough_negatives(tmp_path):
-    with pytest.raises(BadInput, match="no query has 16 documents of rank 5 to 20 under 0.1"):
+    with pytest.raises(BadInput, match="no query has 16 documents in ranks 5 to 20 below 0.1"):
         mine(tmp_path, Mining(16, 5, 20, 0.1))
     assert not (tmp_path / "triplet").exists()
 
@@ -367,7 +367,7 @@ def test_documents_of_other_tables_are_ranked_too(tmp_path):
     assert mined(documents, "idle", shard=(5, 6)) == {"parts": 0} and len(documents.asked) == PAIRS
     # Parts of other documents are not taken up.
     mined(Vectors(), "other", shard=(0, 3))
-    with pytest.raises(BadInput, match="holds parts of another mining"):
+    with pytest.raises(BadInput, match="contains parts of another mining"):
         mined(Vectors(), "other", tables=tables[::-1], shard=(1, 3))
 
 
@@ -459,7 +459,7 @@ def test_parts_of_other_settings_are_refused(tmp_path):
     table = pair_table(tmp_path / "pair")
     mine_table(Vectors(), table, VOCABULARY, WINDOW, tmp_path / "triplet", shard=(0, 1))
     other = dataclasses.replace(WINDOW, seed=WINDOW.seed + 1)
-    with pytest.raises(BadInput, match=r"triplet\.mining holds parts of another mining"):
+    with pytest.raises(BadInput, match=r"triplet\.mining contains parts of another mining"):
         mine_table(Vectors(), table, VOCABULARY, other, tmp_path / "triplet")
 
 

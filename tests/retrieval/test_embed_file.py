@@ -95,7 +95,7 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys):
         'line 4: "text" is int',
         'line 6: "chunks" is not a list',
         "line 7: not UTF-8",
-        'line 8: "text" holds half of a surrogate pair',
+        'line 8: "text" contains half of a surrogate pair',
     ):
         assert expected in messages
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -108,7 +108,7 @@ def test_long_texts_end_the_call_when_the_others_are_embedded(tmp_path, capsys):
     source = write_rows(tmp_path / "in.jsonl", rows)
     for _ in range(2):  # also when there is nothing left to do
         expected = (
-            r"too long: 2 of 5 rows, the first 'novel' in line 2 \(21 tokens, the model takes 20\); .* --overflow trunc"
+            r"too long: 2 of 5 rows, the first is 'novel' in line 2 \(21 tokens, the model takes 20\); .* --overflow trunc"
         )
         with pytest.raises(BadInput, match=expected):
             embed(source, tmp_path / "out", shard_size=2)
@@ -365,7 +365,7 @@ def test_an_odd_row_of_json_lines_is_left_out_or_kept_alone(tmp_path):
     assert (described[2]["source"], described[2]["path"]) == (["\\ud800", 1], {"\\ud800": None})
     listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["shards"][0]["skipped"]
     assert [row["reason"] for row in listed] == [
-        '"id" holds half of a surrogate pair, which is no character',
+        '"id" contains half of a surrogate pair',
         'neither "text" nor "chunks", only \\ud800',
         "not JSON (nested too deep)",
     ]

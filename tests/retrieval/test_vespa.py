@@ -209,7 +209,7 @@ def test_feeding_goes_on_after_a_fault_and_retries_passing_ones(vectors, tmp_pat
         return original(path, operation)
 
     server.vespa._put = full_after_ten
-    with pytest.raises(BadInput, match="no room for more"):
+    with pytest.raises(BadInput, match="no space left"):
         built(vectors, tmp_path / "index", server, connections=1)
     finished = json.loads((tmp_path / "index/fed.json").read_text())
     assert 0 < finished["documents"] <= 10
