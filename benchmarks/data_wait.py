@@ -20,11 +20,12 @@ import time
 import numpy as np
 
 from pplx_jax.data.batches import packed_batch as features
-from pplx_jax.data.batches.examples import Examples, open_tables
+from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.batches.prefetch import Loader
 from pplx_jax.data.sources.mixture import Mixture
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.ragged import Ragged
-from pplx_jax.data.tokens.token_table import write_table
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.training.metrics import read_metrics
 
 BATCH, LENGTH, SLOTS, STEPS = 16_384, 512, 32, 20

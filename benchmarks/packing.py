@@ -15,13 +15,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pplx_jax.data.batches.examples import Examples, open_tables
+from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.batches.host_batches import BatchReader, Share
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.seqio_tasks import tokenize_sources
 from pplx_jax.data.sources.source import Source
+from pplx_jax.data.tokens.kinds import KINDS
 from pplx_jax.data.tokens.lengths import Lengths
-from pplx_jax.data.tokens.vocabulary import train_vocabulary
+from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.training.stages.contextual import ContextualStage
 from pplx_jax.training.stages.diffusion import DiffusionStage
 from pplx_jax.training.stages.pair import PairStage
@@ -96,7 +98,9 @@ def write_triplets(folder: pathlib.Path, name: str, path: str) -> str:
 
 
 def measure(stage, tokens: pathlib.Path, hosts: int, devices: int) -> dict[str, float]:
-    examples = Examples(open_tables(tokens / stage.name, stage=stage.name), None, stage.batch_size, seed=0)
+    examples = Examples(
+        open_tables(tokens / KINDS[stage.reads].folder, kind=stage.reads), None, stage.batch_size, seed=0
+    )
     read = BatchReader(stage, examples, Share(0, 1), groups=hosts, row_shards=devices)
     fills, cut, kept = [], 0, 0
     for batch in range(BATCHES):

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from pplx_jax.configuration import Config, load
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.sources.source_corpus import declares_triplets
 
 _DATA_PHASES = ("corpus", "vocabulary", "tokenize", "evaluate_bm25", "evaluate_random")
 _DATA_FILES = ("data/corpus", "data/vocabulary.model", "data/vocabulary.json", "data/tokenizer.json")
@@ -56,7 +55,8 @@ class SharedPhases:
         starts_from = {one.stage.name: one.stage.starts_from for one in trial.arguments["run"]["stages"]}
         kept = [name for name in starts_from if not redone & {name, *_earlier(name, starts_from)}]
         mined = "pair" in kept and not any(key.startswith("Mining.") for key in changed)
-        declared = declares_triplets(trial.arguments["run"].get("corpus"))
+        corpus = trial.arguments["run"].get("corpus")
+        declared = corpus is not None and corpus.declares_triplets()
         phases = [*_DATA_PHASES, *kept, *(f"evaluate_{name}" for name in kept)]
         links = (
             *_DATA_FILES,

@@ -14,6 +14,7 @@ from pplx_jax.checkpoints.huggingface.reader import read_model
 from pplx_jax.checkpoints.model_folder import is_published, load_config
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import leaf_sharding
@@ -54,7 +55,7 @@ def model_to_train(model: Qwen3Config | None, initial: Folder | None) -> Qwen3Co
 
 def copy_vocabulary(initial: Folder, output: pathlib.Path) -> Vocabulary:
     """Copies the vocabulary of `initial` to the folder `output` and returns it."""
-    vocabulary = Vocabulary.load(initial)
+    vocabulary = load_vocabulary(initial)
     output.mkdir(parents=True, exist_ok=True)
     vocabulary.save(output)
     return vocabulary

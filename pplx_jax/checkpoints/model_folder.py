@@ -13,6 +13,7 @@ from pplx_jax.checkpoints.orbax import CHECKPOINTS, MODEL, load_params, save_par
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.parameter_trees import require_finite
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
 
@@ -81,7 +82,7 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
     if is_published(folder):
         return read_model(folder)
     config, kind, stage = _read_description(folder)
-    vocabulary, params = Vocabulary.load(folder), load_params(folder, step)
+    vocabulary, params = load_vocabulary(folder), load_params(folder, step)
     check_params(params, config, f"parameters of {folder}")
     require_finite(params, folder)
     if vocabulary.size > config.vocab_size:

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
     elif result and "error" not in result:
         _show(result)
     if code != DONE and verb.recipe and verb.writes:
-        from pplx_jax.parallel.roll_call import leave
+        from pplx_jax.parallel.heartbeat import leave
 
         leave(code)
     return code

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pplx_jax.core.files import read_json
-from pplx_jax.data.tokens.token_table import FOLDERS
+from pplx_jax.data.tokens.kinds import KINDS
 
 _PREFIXES = re.compile(r"^(?:(\w+)/)?(\w+)Stage\.prefixes = (.*?)(?:  #.*)?$", re.MULTILINE)
 
@@ -99,7 +99,8 @@ def _lineage(workdir: pathlib.Path, name: str) -> list[str]:
 
 def _stage(workdir: pathlib.Path, name: str) -> TrainedStage:
     finished = read_json(workdir / name / "finished.json")
-    manifest = _read(workdir / "data" / "tokens" / FOLDERS.get(finished.get("reads"), name) / "manifest.json")
+    folder = KINDS[finished["reads"]].folder if "reads" in finished else name
+    manifest = _read(workdir / "data" / "tokens" / folder / "manifest.json")
     ragged = [spec["shape"][0] for spec in manifest.get("features", {}).values() if spec["kind"] == "ragged"]
     lengths = manifest.get("lengths") or ({"text": manifest["length"]} if "length" in manifest else {})
     return TrainedStage(

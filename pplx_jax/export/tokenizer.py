@@ -24,16 +24,9 @@ from typing import TYPE_CHECKING
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.normalization import CAMEL_CASE
+from pplx_jax.data.tokens.sentencepiece_vocabulary import MASK, PAD, SEPARATOR, UNKNOWN, SentencePieceVocabulary
 from pplx_jax.data.tokens.tokenizer_vocabulary import TokenizerVocabulary
-from pplx_jax.data.tokens.vocabulary import (
-    MASK,
-    PAD,
-    SEPARATOR,
-    TOKENIZER,
-    UNKNOWN,
-    SentencePieceVocabulary,
-    Vocabulary,
-)
+from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary
 
 if TYPE_CHECKING:
     import tokenizers

@@ -58,8 +58,8 @@ class Documents:
 
 def candidates_of(table: TokenTable) -> Candidates:
     """Returns documents of a pair or triplet table, chunks of a contextual table, texts of a diffusion table."""
-    match table.stage:
-        case "diffusion":
+    match table.kind:
+        case "text":
             pieces = table["text_lengths"].values if "text_lengths" in table else table["tokens"].lengths()
             texts = Ragged.from_lengths(table["tokens"].values, pieces)
         case "contextual":
@@ -71,8 +71,8 @@ def candidates_of(table: TokenTable) -> Candidates:
 
 def answers_of(table: TokenTable) -> np.ndarray:
     """Returns int [Q], the index of the candidate that answers each query of a table."""
-    match table.stage:
-        case "diffusion":
+    match table.kind:
+        case "text":
             return np.zeros(0, np.int64)
         case "contextual":
             return table["chunks_of_document"][table["document"]] + table["chunk"]

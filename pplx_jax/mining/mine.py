@@ -10,10 +10,12 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import require_free
-from pplx_jax.data.batches.examples import open_tables
 from pplx_jax.data.batches.gather import Gatherer
+from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_hashes import token_hashes
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable, holds_triplets, write_table
+from pplx_jax.data.tokens.token_table import TokenTable, holds_triplets
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.mining.choice import REASONS, Mining
@@ -190,5 +192,5 @@ def mine_file(
     return mine_table(embedder, table, vocabulary, mining, pathlib.Path(output), documents=others, shard=share)
 
 
-def _open(folder: pathlib.Path, vocabulary: Vocabulary, stage: str | None = None) -> list[TokenTable]:
-    return list(itertools.chain(*open_tables(folder, stage=stage, vocabulary=vocabulary).values()))
+def _open(folder: pathlib.Path, vocabulary: Vocabulary, kind: str | None = None) -> list[TokenTable]:
+    return list(itertools.chain(*open_tables(folder, kind=kind, vocabulary=vocabulary).values()))

@@ -1,13 +1,15 @@
-"""Devices as a named mesh, and which axis of each parameter lies on which axis of it."""
+"""Devices as a named mesh, and the sharding of each parameter on it."""
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -16,7 +18,9 @@ from pplx_jax.parallel.rules import (
     LOGICAL_AXES,
     MESH_AXES,
     RULES,
+    ParameterAxes,
     Rules,
+    listed_parameter,
     mesh_axes,
     parameter_axes,
     shards,
@@ -29,17 +33,19 @@ REST = -1
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """A mesh preset; `gin/meshes/` has the usual ones.
+    """The sizes of a mesh and the rules for sharding on it. `gin/meshes/` has the usual presets.
 
     Attributes:
-      slice: slices joined by the data-centre network; each has a copy of the parameters.
-      data: copies of the parameters within a slice; each takes a share of the rows.
-      fsdp: devices over which one copy of the parameters is spread; each takes a share of the rows too.
-      tensor: devices that share each matrix product, and the heads of attention.
-      sequence: devices that share the tokens of each row (context parallelism).
+      slice: slices joined by the data-centre network; each one has a copy of the parameters.
+      data: copies of the parameters within a slice; each one takes a share of the sequences.
+      fsdp: devices over which one copy of the parameters is spread; each one takes a share of the sequences too.
+      tensor: devices that share each matrix product and the heads of attention.
+      sequence: devices that share the tokens of each sequence (context parallelism).
       rules: logical axis -> mesh axes, see `parallel.rules`.
+      parameter_axes: end of a parameter's path -> one name for each of its axes, for parameters that
+        `parallel.rules.PARAMETER_AXES` does not list. A name that occurs here may also have a rule.
 
-    One size may be -1: all devices that the others leave.
+    One size may be -1: all devices that the other axes leave.
     """
 
     slice: int = 1
@@ -48,13 +54,18 @@ class Mesh:
     tensor: int = 1
     sequence: int = 1
     rules: Rules = RULES
+    parameter_axes: ParameterAxes = ()
 
     def __post_init__(self):
         sizes = [getattr(self, axis) for axis in MESH_AXES]
         if any(size < 1 and size != REST for size in sizes) or sizes.count(REST) > 1:
-            raise BadInput(f"mesh {self} is none; set each size to 1 or more, one of them to -1 for all that is left")
+            raise BadInput(
+                f"mesh {self}: an axis has no valid size; set each size to 1 or more, one of them to -1 for all "
+                "remaining devices"
+            )
+        logical = dict.fromkeys([*LOGICAL_AXES, *(name for _, names in self.parameter_axes for name in names)])
         for name, axes in self.rules:
-            for known, given in ((LOGICAL_AXES, (name,)), (MESH_AXES, axes)):
+            for known, given in ((logical, (name,)), (MESH_AXES, axes)):
                 if unknown := [axis for axis in given if axis not in known]:
                     raise BadInput(f"Mesh.rules: {unknown[0]!r} is not one of {', '.join(known)}")
 
@@ -63,10 +74,10 @@ class Mesh:
         return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "of one device"
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """Size of each axis on so many devices.
+        """Returns the size of each axis on this number of devices.
 
         Raises:
-          BadInput: what is given does not divide the devices that the rest is to be of.
+          BadInput: the given sizes do not divide the number of devices.
         """
         sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
         given = math.prod(size for size in sizes.values() if size != REST)
@@ -75,46 +86,46 @@ class Mesh:
         return {axis: devices // given if size == REST else size for axis, size in sizes.items()}
 
     def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-        """The mesh over the devices, or over the first of them where it is smaller.
+        """Returns the mesh over the devices, or over the first ones if it needs fewer.
 
-        Neighbours of a TPU's network become neighbours of the mesh; slices are told apart by the devices themselves.
+        Neighbours in a TPU's network become neighbours in the mesh. Devices know the slice that they belong to.
 
         Raises:
-          BadInput: the mesh is larger than the devices at hand, or of other slices.
+          BadInput: the mesh needs more devices than there are, or another number of slices.
         """
         devices = list(jax.devices() if devices is None else devices)
         sizes = self.sizes(len(devices))
-        wanted = math.prod(sizes.values())
-        if wanted > len(devices):
+        needed = math.prod(sizes.values())
+        if needed > len(devices):
             raise BadInput(
-                f"mesh {self} wants {wanted} devices, this machine has {len(devices)} ({devices[0].platform}); "
+                f"mesh {self} needs {needed} devices, this machine has {len(devices)} ({devices[0].platform}); "
                 f"lower Mesh.{_largest(sizes)}"
             )
         return jax.sharding.Mesh(_arranged(devices, tuple(sizes.values())), MESH_AXES)
 
     @contextlib.contextmanager
     def activate(self, devices: jax.sharding.Mesh) -> Iterator[None]:
-        """Within it, arrays are laid out on the built mesh by this preset's rules."""
-        with jax.set_mesh(devices), using(self.rules):
+        """Lays arrays out on the built mesh by the rules of this preset, within a `with` block."""
+        with jax.set_mesh(devices), using(self.rules, self.parameter_axes):
             yield
 
     def require(
         self, devices: jax.sharding.Mesh, *, batch_size: int, row_length: int, kv_heads: int, mlp_width: int
     ) -> None:
-        """Raises BadInput where the built mesh cannot share a batch, its rows, or the model's heads."""
-        with using(self.rules):
+        """Raises BadInput if the built mesh cannot divide the batch, its sequences, or the model's heads or MLP."""
+        with using(self.rules, self.parameter_axes):
             checks = (
                 (batch_size, "a batch of {}", "rows", "make the stage's batch_size a multiple"),
                 (row_length, "rows of {} tokens", "tokens", "make the stage's row_length a multiple, or lower"),
                 (kv_heads, "{} key heads", "kv_heads", "lower"),
                 (mlp_width, "an MLP width of {}", "mlp", "lower"),
             )
-            for size, what, name, mend in checks:
+            for size, what, name, fix in checks:
                 if size % shards(name, devices):
                     axes = " x ".join(f"Mesh.{axis}" for axis in mesh_axes(name, devices))
                     raise BadInput(
-                        f"{what.format(size)} cannot be shared by {shards(name, devices)} devices ({axes}); {mend} "
-                        f"{'of ' if mend.endswith('multiple') else ''}{axes}"
+                        f"{what.format(size)} cannot be shared by {shards(name, devices)} devices ({axes}); {fix} "
+                        f"{'of ' if fix.endswith('multiple') else ''}{axes}"
                     )
 
 
@@ -123,10 +134,10 @@ def _largest(sizes: dict[str, int]) -> str:
 
 
 def _arranged(devices: list, shape: tuple[int, ...]) -> np.ndarray:
-    wanted, slices = math.prod(shape), shape[0]
+    needed, slices = math.prod(shape), shape[0]
     found = len({getattr(device, "slice_index", None) or 0 for device in devices})
-    if devices[0].platform != "tpu" or wanted < len(devices):
-        return np.array(devices[:wanted]).reshape(shape)
+    if devices[0].platform != "tpu" or needed < len(devices):
+        return np.array(devices[:needed]).reshape(shape)
     if found != slices:
         raise BadInput(f"a mesh of {slices} slices on devices of {found}; set Mesh.slice={found}")
     if slices > 1:
@@ -137,26 +148,47 @@ def _arranged(devices: list, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Rows spread over the devices that do not share them."""
+    """Returns the sharding of a batch: its sequences are spread over the devices that hold different ones."""
     return NamedSharding(mesh, PartitionSpec(mesh_axes("rows", mesh) or None))
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The same on every device."""
+    """Returns the sharding of an array that is the same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def leaf_sharding(path: str, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> NamedSharding:
-    """The sharding of the leaf at a dotted path; one that no rule names is replicated.
+    """Returns the sharding of the parameter at a dotted path.
 
-    The leaf is recognised by the end of its path, so moments lie where their parameters do. An axis its mesh axes
-    do not divide is replicated.
+    The end of the path identifies it, so optimizer moments are sharded like their parameters. An axis that its mesh
+    axes do not divide is replicated, with a warning.
+
+    Raises:
+      BadInput: as `parameter_axes`.
     """
-    return NamedSharding(mesh, spec(parameter_axes(path, len(shape)), shape, mesh))
+    axes = parameter_axes(path, len(shape))
+    partition = spec(axes, shape, mesh)
+    used = {axis for entry in partition for axis in ((entry,) if isinstance(entry, str) else entry or ())}
+    for name, size in zip(axes, shape, strict=True):
+        unused = [f"{axis}={mesh.shape[axis]}" for axis in mesh_axes(name, mesh) if axis not in used] if name else []
+        if unused:
+            _warn_replicated(listed_parameter(path)[0], name, size, " x ".join(unused))
+    return NamedSharding(mesh, partition)
+
+
+@functools.cache  # a parameter and its moments give one warning
+def _warn_replicated(end: str, axis: str, size: int, mesh_sizes: str) -> None:
+    logging.warning(
+        "parameter %s: the mesh axes %s do not divide its axis %s of size %d, so each of their devices holds all of it",
+        end,
+        mesh_sizes,
+        axis,
+        size,
+    )
 
 
 def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-    """`leaf_sharding` of each leaf of a parameter tree, or of an optimizer state that mirrors one."""
+    """Returns `leaf_sharding` of each leaf of a parameter tree, or of an optimizer state with the same paths."""
 
     def of(path, leaf) -> NamedSharding:
         return leaf_sharding(jax.tree_util.keystr(path, simple=True, separator="."), np.shape(leaf), mesh)

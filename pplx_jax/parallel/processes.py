@@ -9,8 +9,10 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -24,11 +26,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pplx_jax.core.errors import BAD_INPUT, PROCESS_LOST, BadInput, Preempted, ProcessLost
-from pplx_jax.parallel.roll_call import RollCall, listening, roll_call
+from pplx_jax.parallel.connections import listening
+from pplx_jax.parallel.heartbeat import Heartbeat
 
-_HEARTBEAT_SECONDS = 60  # of JAX's own service, which ends the others where roll_call has no line to them
+_JAX_HEARTBEAT_SECONDS = 60  # JAX's own service ends the others after that, if there is no `Heartbeat`
 
-_job: RollCall | None = None
+_SAID_BYTES = 512  # where process 0 listens, as JSON
+
+_job: Heartbeat | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,20 +118,22 @@ def joined(processes: Processes) -> Iterator[None]:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     settings: dict[str, Any] = {
         "initialization_timeout": math.ceil(found.startup_seconds),
-        "heartbeat_timeout_seconds": _HEARTBEAT_SECONDS,
+        "heartbeat_timeout_seconds": _JAX_HEARTBEAT_SECONDS,
     }
     failure, code = None, PROCESS_LOST
     try:
         if found.coordinator == "auto":
             logging.info("waiting up to %g s for the other processes that JAX finds here", found.startup_seconds)
             jax.distributed.initialize(**settings)
-            _job = _roll_call_of_found(found)
+            _job = _connected_after_jax(found)
         else:
             host, _, port = str(found.coordinator).rpartition(":")
             index, count = int(found.process_id or 0), int(found.num_processes or 1)
             if index == 0:
-                listening(int(port)).close()  # JAX would say it with a stack trace
-            _job = _call(found, host, int(port) + 1, index, count)
+                listening("", int(port)).close()  # JAX would crash if its port were taken
+                _job = _connected(found, host, listening(host, int(port) + 1), index, count, found.coordinator)
+            else:
+                _job = _connected(found, host, int(port) + 1, index, count, found.coordinator)
             jax.distributed.initialize(
                 found.coordinator,
                 count,
@@ -252,39 +259,37 @@ def over_processes(numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
     return dict(zip(numbers, found.T, strict=True))
 
 
-def _call(processes: Processes, host: str, port: int, index: int, count: int) -> RollCall:
-    return roll_call(
+def _connected(
+    processes: Processes, host: str, port: int | socket.socket, index: int, count: int, token: str | None
+) -> Heartbeat:
+    return Heartbeat(
         host,
         port,
         index,
         count,
+        token=str(token),
         startup_seconds=processes.startup_seconds,
         silence_seconds=processes.silence_seconds,
     )
 
 
-def _roll_call_of_found(processes: Processes) -> RollCall | None:
-    """The lines of processes that JAX found by itself; None where they cannot reach one another's ports."""
+def _connected_after_jax(processes: Processes) -> Heartbeat | None:
+    """Returns the heartbeat of processes that JAX found; None if they cannot reach the port of process 0."""
     if jax.process_count() == 1:
         return None
-    host, port = _address_of_first()
+    server, said = None, ""
+    if is_first():
+        host = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")[0] or socket.getfqdn()
+        server = listening(host, 0)
+        said = json.dumps([host, server.getsockname()[1], secrets.token_hex()])
+    letters = np.frombuffer(said.encode().ljust(_SAID_BYTES), np.uint8)
+    host, port, token = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(letters))))
     try:
-        return _call(processes, host, port, jax.process_index(), jax.process_count())
+        return _connected(processes, host, server or port, jax.process_index(), jax.process_count(), token)
     except ProcessLost as error:
         logging.warning(
-            "%s. The job goes on; should a process die, JAX ends the others within %d s, by its number alone",
+            "%s. The job goes on; if a process dies, JAX ends the others within %d s and gives only its number",
             error,
-            _HEARTBEAT_SECONDS,
+            _JAX_HEARTBEAT_SECONDS,
         )
         return None
-
-
-def _address_of_first() -> tuple[str, int]:
-    """Where process 0 is to listen, as it tells the others."""
-    with socket.create_server(("", 0)) as free:
-        port = free.getsockname()[1]
-    said = np.zeros(260, np.int32)
-    said[:2] = port, len(name := os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")[0] or socket.getfqdn())
-    said[2 : 2 + len(name)] = [ord(letter) for letter in name]
-    said = np.asarray(multihost_utils.broadcast_one_to_all(said))
-    return "".join(map(chr, said[2 : 2 + said[1]])), int(said[0])

@@ -1,4 +1,4 @@
-"""Names for the axes of arrays, and the table by which a named axis lies on axes of the mesh."""
+"""Names for the axes of arrays, and the table that maps a named axis to axes of the mesh."""
 
 import contextlib
 import contextvars
@@ -7,34 +7,38 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.sharding import PartitionSpec
 
-# Outermost first. Neighbours along the last axes talk the most and lie closest.
+from pplx_jax.core.errors import BadInput
+
+# Outermost first. Devices that are neighbours along the last axes communicate the most and are closest.
 MESH_AXES = ("slice", "data", "fsdp", "tensor", "sequence")
 
-# Of activations, then of parameters: what `constrain` and `PARAMETER_AXES` may say.
+# Axes of activations, then of parameters: the names that `constrain` and `PARAMETER_AXES` may use.
 ACTIVATION_AXES = ("rows", "tokens")
 LOGICAL_AXES = (*ACTIVATION_AXES, "layers", "vocab", "embed", "heads", "kv_heads", "mlp", "norm")
 
-# The end of a parameter's path -> its axes. Blocks are stacked on a leading "layers".
-PARAMETER_AXES = {
-    "embed.embedding": ("vocab", "embed"),
-    "head.embedding": ("vocab", "embed"),
-    "attention.q.kernel": ("layers", "embed", "heads"),
-    "attention.k.kernel": ("layers", "embed", "kv_heads"),
-    "attention.v.kernel": ("layers", "embed", "kv_heads"),
-    "attention.o.kernel": ("layers", "heads", "embed"),
-    "attention.q_norm.scale": ("layers", "norm"),
-    "attention.k_norm.scale": ("layers", "norm"),
-    "mlp.gate.kernel": ("layers", "embed", "mlp"),
-    "mlp.up.kernel": ("layers", "embed", "mlp"),
-    "mlp.down.kernel": ("layers", "mlp", "embed"),
-    "layers.input_norm.scale": ("layers", "norm"),
-    "layers.post_attention_norm.scale": ("layers", "norm"),
-    "final_norm.scale": ("norm",),
-}
-
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
+ParameterAxes = tuple[tuple[str, tuple[str, ...]], ...]
 
-# gin/meshes/rules.gin says the same, for presets to read and alter; what is not named is replicated.
+# The end of a parameter's path -> its axes. Blocks are stacked on a leading "layers". `Mesh.parameter_axes` adds the
+# parameters of another model family.
+PARAMETER_AXES: ParameterAxes = (
+    ("embed.embedding", ("vocab", "embed")),
+    ("head.embedding", ("vocab", "embed")),
+    ("attention.q.kernel", ("layers", "embed", "heads")),
+    ("attention.k.kernel", ("layers", "embed", "kv_heads")),
+    ("attention.v.kernel", ("layers", "embed", "kv_heads")),
+    ("attention.o.kernel", ("layers", "heads", "embed")),
+    ("attention.q_norm.scale", ("layers", "norm")),
+    ("attention.k_norm.scale", ("layers", "norm")),
+    ("mlp.gate.kernel", ("layers", "embed", "mlp")),
+    ("mlp.up.kernel", ("layers", "embed", "mlp")),
+    ("mlp.down.kernel", ("layers", "mlp", "embed")),
+    ("layers.input_norm.scale", ("layers", "norm")),
+    ("layers.post_attention_norm.scale", ("layers", "norm")),
+    ("final_norm.scale", ("norm",)),
+)
+
+# gin/meshes/rules.gin repeats this table, for presets to include and change. An axis without a rule is replicated.
 RULES: Rules = (
     ("rows", ("slice", "data", "fsdp")),
     ("tokens", ("sequence",)),
@@ -45,32 +49,58 @@ RULES: Rules = (
     ("mlp", ("tensor",)),
 )
 
-_current: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=RULES)
+_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=RULES)
+_parameter_axes: contextvars.ContextVar[ParameterAxes] = contextvars.ContextVar("axes", default=PARAMETER_AXES)
 
 
 @contextlib.contextmanager
-def using(rules: Rules) -> Iterator[None]:
-    """Arrays are laid out by these rules meanwhile."""
-    token = _current.set(rules)
+def using(rules: Rules, more_parameters: ParameterAxes = ()) -> Iterator[None]:
+    """Applies these rules within a `with` block.
+
+    Args:
+      rules: logical axis -> mesh axes.
+      more_parameters: end of a parameter's path -> its logical axes; they win over `PARAMETER_AXES`.
+    """
+    tokens = _rules.set(rules), _parameter_axes.set((*more_parameters, *PARAMETER_AXES))
     try:
         yield
     finally:
-        _current.reset(token)
+        _rules.reset(tokens[0])
+        _parameter_axes.reset(tokens[1])
+
+
+def listed_parameter(path: str) -> tuple[str, tuple[str, ...]]:
+    """Returns the entry of `PARAMETER_AXES` for a dotted path: the end of the path and its axes, both empty if none."""
+    return next((entry for entry in _parameter_axes.get() if path.endswith(entry[0])), ("", ()))
 
 
 def parameter_axes(path: str, rank: int) -> tuple[str | None, ...]:
-    """Logical axes of the leaf at a dotted path, by the end of it; nameless where no entry fits or the rank differs."""
-    found = next((axes for end, axes in PARAMETER_AXES.items() if path.endswith(end)), ())
-    return found if len(found) == rank else (None,) * rank
+    """Returns the logical axes of the parameter at a dotted path, found by the end of the path.
+
+    An unlisted scalar or vector has axes without names and is replicated.
+
+    Raises:
+      BadInput: a parameter of two or more axes is not listed, or is listed with another number of axes.
+    """
+    end, axes = listed_parameter(path)
+    if len(axes) == rank:
+        return axes
+    if rank < 2:
+        return (None,) * rank
+    listed = f"is listed with the {len(axes)} axes {', '.join(axes)} ({end})" if end else "is not listed"
+    raise BadInput(
+        f"the parameter {path} has {rank} axes and {listed}, so it would be copied to every device; name its axes in "
+        f"Mesh.parameter_axes, in a gin file that includes gin/meshes/rules.gin"
+    )
 
 
 def mesh_axes(name: str, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> tuple[str, ...]:
-    """The axes of the mesh, longer than 1, that a logical axis lies on."""
-    return tuple(axis for axis in dict(_current.get()).get(name, ()) if mesh.shape.get(axis, 1) > 1)
+    """Returns the mesh axes, of size 2 or more, over which the rules spread a logical axis."""
+    return tuple(axis for axis in dict(_rules.get()).get(name, ()) if mesh.shape.get(axis, 1) > 1)
 
 
 def shards(name: str, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
-    """Into how many parts the mesh cuts a logical axis."""
+    """Returns the number of parts into which the mesh divides a logical axis."""
     count = 1
     for axis in mesh_axes(name, mesh):
         count *= mesh.shape[axis]
@@ -78,9 +108,10 @@ def shards(name: str, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> in
 
 
 def spec(axes: Sequence[str | None], shape: Sequence[int], mesh) -> PartitionSpec:
-    """How an array of these logical axes lies on the mesh.
+    """Returns the partition on the mesh of an array with these logical axes.
 
-    An axis lies on the longest beginning of its mesh axes that divides it, less those that an axis before it has.
+    An axis is spread over its mesh axes in order, up to the first one that does not divide its size or that an earlier
+    axis of the array uses already.
     """
     entries, used = [], set()
     for name, size in zip(axes, shape, strict=True):
@@ -96,7 +127,7 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], mesh) -> PartitionSpe
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """`x`, an activation of these logical axes, laid out by the rules on the mesh that is set; None is replicated."""
+    """Returns the activation `x` laid out by the rules on the current mesh; an axis that is None is replicated."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

@@ -1,4 +1,4 @@
-"""The verbs `data report` and `data cache`: the sources and the vocabulary of a recipe, without running it."""
+"""The verbs `data report` and `data cache`: they look at, or tokenise, the data of a recipe without running it."""
 
 import dataclasses
 import pathlib
@@ -7,62 +7,39 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, write_json
-from pplx_jax.data.quality.report import look_at_sources
+from pplx_jax.data.quality.report import StageData, report_sources
 from pplx_jax.data.quality.report_text import render_data_text
 from pplx_jax.data.sources.beam_cache import cache_sources, pipeline_options
+from pplx_jax.data.sources.corpus import Corpus
+from pplx_jax.data.sources.file_source import source_of_file
 from pplx_jax.data.sources.source import Source
-from pplx_jax.data.sources.source_corpus import SourceCorpus, corpus_overlap, corpus_sources, overlap_with
+from pplx_jax.data.sources.source_corpus import evaluation_overlap
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import FILE_NAME, TOKENIZER, Vocabulary
 from pplx_jax.reports.data_page import render_data_page
-from pplx_jax.training.settings import Training
+from pplx_jax.training.stages.contextual import ContextualStage
+from pplx_jax.training.stages.diffusion import DiffusionStage
+from pplx_jax.training.stages.pair import PairStage
+from pplx_jax.training.stages.triplet import TripletStage
+
+# How a file without a recipe is cut and packed.
+_FILE_LENGTHS = Lengths(text=512, query=64, document=512, chunk=256, chunks=16)
+_FILE_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class RecipeData:
-    """Sources and vocabulary of a recipe.
+class _StageOfFile:
+    """A stage for a file without a recipe."""
 
-    Attributes:
-        sources: declared, or the files that the corpus wrote.
-        vocabulary: of the model.
-        evaluation: the folder of the evaluation set, or of several.
-    """
-
-    sources: list[Source]
-    vocabulary: Vocabulary
-    evaluation: pathlib.Path
-
-
-def recipe_data(workdir: pathlib.Path, corpus: Any, initial: str | None, vocabulary: pathlib.Path | None) -> RecipeData:
-    """Finds them, and builds the corpus in WORKDIR/data/corpus where that has not been done.
-
-    Args:
-        workdir: of the recipe.
-        corpus: of the recipe.
-        initial: a model folder whose vocabulary is used where `vocabulary` is None.
-        vocabulary: a vocabulary file or a folder that holds one.
-
-    Raises:
-        BadInput: there is no vocabulary.
-    """
-    data = pathlib.Path(workdir) / "data"
-    if vocabulary is None and not initial and not any((data / name).exists() for name in (FILE_NAME, TOKENIZER)):
-        raise BadInput(f"no vocabulary in {data}; run the recipe first, or give --vocabulary")
-    found = Vocabulary.load(vocabulary or initial or data)
-    folder = data / "corpus"
-    if isinstance(corpus, SourceCorpus):
-        evaluation = pathlib.Path(corpus.evaluation)
-    else:
-        evaluation = folder / "evaluation"
-        if not folder.exists():
-            corpus.build(folder)
-    return RecipeData(corpus_sources(corpus, folder), found, evaluation)
+    stage: Any
+    data: None = None
 
 
 def cache_corpus(
     workdir: pathlib.Path,
     *,
-    corpus: Any,
+    corpus: Corpus,
     lengths: Lengths,
     initial: str | None = None,
     vocabulary: pathlib.Path | None = None,
@@ -71,97 +48,105 @@ def cache_corpus(
     beam_options: str = "",
     seqio_records: bool = False,
 ) -> dict[str, Any]:
-    """Writes token files of every source of a recipe: OUTPUT/STAGE/SOURCE/shard-I-of-N.
+    """Writes the token tables of every source of a recipe: OUTPUT/KIND/SOURCE/shard-I-of-N.
 
-    The files are those that the recipe itself would write in one process, but for their division into shards. Stages
-    that a folder had before are replaced once all are whole; others that lie there are left as they are. At a URL there
-    may be none before.
+    The content is that of a run in one process, divided into shards. Tables of the same kinds that OUTPUT had before
+    are replaced when all new ones are complete. Other folders stay. A URL must not have tables before.
 
     Args:
-        workdir: of the recipe.
-        corpus: its sources.
+        workdir: the workdir of the recipe.
+        corpus: the corpus of the recipe.
         lengths: token limits.
         initial: a model folder whose vocabulary is used.
-        vocabulary: a vocabulary or a folder that holds one; that of `initial`, else of the workdir, where None.
-        output: a folder or a URL that all workers reach; WORKDIR/data/tokens where none.
-        runner: of Beam.
+        vocabulary: a vocabulary, or a folder that holds one. If None, that of `initial`, else that of the workdir.
+        output: a folder or a URL that all workers can reach; by default WORKDIR/data/tokens.
+        runner: the Beam runner.
         beam_options: further options of the pipeline, as on a command line.
-        seqio_records: keep SeqIO's own cache too, in OUTPUT/seqio: TFRecords of blocks that its tasks read with
-            `use_cached=True`.
+        seqio_records: whether to write SeqIO's own cache too, in OUTPUT/seqio: TFRecords of blocks, which its tasks
+            read with `use_cached=True`.
 
     Returns:
-        `output`, and by source `examples`, `shards`, and `rows` as `BadRows.summary` gives them.
+        `output`, and by kind and source `examples`, `shards`, and `rows` as `BadRows.summary` returns them.
 
     Raises:
-        BadInput: no files, no vocabulary, too many bad rows, no Beam, no such runner or option of it; the output holds
-            something else.
+        BadInput: there are no files or no vocabulary; too many rows are bad; Beam, the runner or an option does not
+            exist; or the output holds something else.
     """
     options = pipeline_options(runner, beam_options)
-    data = recipe_data(workdir, corpus, initial, vocabulary)
+    found = _vocabulary(workdir, initial, vocabulary)
+    sources = corpus.training_sources(_built(workdir, corpus))
     target = output or str(pathlib.Path(workdir) / "data" / "tokens")
-    return cache_sources(
-        data.sources,
-        data.vocabulary,
-        lengths,
-        corpus_overlap(corpus),
-        target,
-        options=options,
-        seqio_records=seqio_records,
-    )
+    overlap = corpus.excluded_texts()
+    return cache_sources(sources, found, lengths, overlap, target, options=options, seqio_records=seqio_records)
 
 
 def report_corpus(
-    workdir: pathlib.Path,
+    workdir: pathlib.Path | None = None,
     *,
-    corpus: Any,
-    lengths: Lengths,
-    stages: Sequence[Training] = (),
+    input: str | None = None,
+    text_field: str = "text",
+    corpus: Corpus | None = None,
+    lengths: Lengths = _FILE_LENGTHS,
+    stages: Sequence[StageData] = (),
     initial: str | None = None,
     vocabulary: pathlib.Path | None = None,
     output: pathlib.Path | None = None,
     examples: int = 100_000,
     samples: int = 3,
 ) -> dict[str, Any]:
-    """Looks at the first examples of every source of a recipe, and writes OUTPUT/report.json, .html and .txt.
+    """Looks at the first examples of a recipe's sources, or of a file. Writes OUTPUT/report.json, .html and .txt.
 
-    Needs no TensorFlow. Token ids, cuts and packing are those of training.
+    It needs no TensorFlow. Token ids, cuts and packing are those of training. A file needs no recipe: without one, it
+    is packed with default lengths, and without a vocabulary its words are counted instead of tokens.
 
     Args:
-        workdir: of the recipe.
-        corpus: its sources.
+        workdir: the workdir of the recipe.
+        input: a file or a pattern of files to look at instead of the recipe's sources, JSON lines or Parquet. Its
+            columns decide its kind (`source_of_file`).
+        text_field: the column of texts in `input`.
+        corpus: the corpus of the recipe.
         lengths: token limits.
-        stages: whose batches are packed, to see how full they are.
+        stages: stages whose batches are packed, to measure their fill.
         initial: a model folder whose vocabulary is used.
-        vocabulary: as in `recipe_data`.
-        output: the folder to write; WORKDIR/data/report where None.
-        examples: looked at of each part of a source.
-        samples: shown of each, after every step.
+        vocabulary: as in `cache_corpus`; optional for `input`.
+        output: the folder to write; by default WORKDIR/data/report, or NAME-OF-INPUT-report in the current folder.
+        examples: number of examples to look at, of each part of a source.
+        samples: number of examples to show, of each part of a source.
 
     Returns:
-        Over all sources: `examples`, `tokens`, `fill` (share of the cells of packed rows that hold a token),
-        `duplicates` {exact, near}, `languages` {name: examples}, `overlap` (examples that share text with an
-        evaluation set), `bad_rows`; `looked_at` (at most, of each source); `fill_by_stage`; `report`, where the page
-        is; and `text`, what report.txt says: the same of every source, and more.
+        As `report_sources`, except `sources`; also `report`, the path of the page, and `text`, the content of
+        report.txt.
 
     Raises:
-        BadInput: no files, no vocabulary, no evaluation set, too many bad rows; fewer `examples` than one.
+        BadInput: there is neither `input` nor a recipe; no files, no vocabulary or no evaluation set of a recipe; too
+            many rows are bad; or `examples` or `samples` is too small.
     """
     if examples < 1 or samples < 0:
         raise BadInput(f"--examples={examples} --samples={samples}: give 1 or more examples, and 0 or more samples")
-    data = recipe_data(workdir, corpus, initial, vocabulary)
-    report = look_at_sources(
-        data.sources,
-        data.vocabulary,
-        lengths,
-        overlap_with(data.evaluation),
-        stages=stages,
-        drop_overlap=bool(getattr(corpus, "drop_overlap", False)),
-        examples=examples,
-        samples=samples,
-    )
-    folder = pathlib.Path(output or pathlib.Path(workdir) / "data" / "report")
+    limits: dict[str, Any] = {"examples": examples, "samples": samples}
+    if input is not None:
+        name = pathlib.PurePosixPath(input).name
+        source = source_of_file(input, _source_name(name), text_field)
+        found = _known_vocabulary(workdir, initial, vocabulary)
+        packed = stages or _stages_of_file(source, lengths)
+        report = report_sources([source], found, lengths, None, stages=packed, **limits)
+        folder = pathlib.Path(output or f"{source.name}-report")
+    elif corpus is not None and workdir is not None:
+        name = pathlib.Path(workdir).name
+        found = _vocabulary(workdir, initial, vocabulary)
+        built = _built(workdir, corpus)
+        excluded = corpus.excluded_texts()
+        overlap = excluded or evaluation_overlap(corpus.evaluation_folder(built))
+        sources, drop = corpus.training_sources(built), excluded is not None
+        report = report_sources(sources, found, lengths, overlap, stages=stages, drop_overlap=drop, **limits)
+        folder = pathlib.Path(output or pathlib.Path(workdir) / "data" / "report")
+    else:
+        raise BadInput("data report needs --input FILE, or a recipe and its workdir (--gin_file, --workdir)")
+    return _write_report(folder, report, name)
+
+
+def _write_report(folder: pathlib.Path, report: dict[str, Any], name: str) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
-    name = pathlib.Path(workdir).name
     text = render_data_text(report, name=name)
     for file, content in {"report.html": render_data_page(report, name=name), "report.txt": text}.items():
         with atomic_path(folder / file) as temporary:
@@ -170,3 +155,47 @@ def report_corpus(
     shown = {name: value for name, value in report.items() if name not in ("sources", "fill_by_stage")}
     fill = {stage: one["fill"] for stage, one in report["fill_by_stage"].items()}
     return {**shown, "fill_by_stage": fill, "report": str(folder / "report.html"), "text": text}
+
+
+def _built(workdir: pathlib.Path, corpus: Corpus) -> pathlib.Path:
+    """Returns WORKDIR/data/corpus, after building the corpus if its sources need that and it is not there."""
+    folder = pathlib.Path(workdir) / "data" / "corpus"
+    if corpus.sources_need_build and not folder.exists():
+        corpus.build(folder)
+    return folder
+
+
+def _vocabulary(workdir: pathlib.Path, initial: str | None, vocabulary: pathlib.Path | None) -> Vocabulary:
+    found = _known_vocabulary(workdir, initial, vocabulary)
+    if found is None:
+        raise BadInput(f"no vocabulary in {pathlib.Path(workdir) / 'data'}; run the recipe first, or give --vocabulary")
+    return found
+
+
+def _known_vocabulary(
+    workdir: pathlib.Path | None, initial: str | None, vocabulary: pathlib.Path | None
+) -> Vocabulary | None:
+    if vocabulary or initial:
+        return load_vocabulary(vocabulary or initial or "")
+    data = None if workdir is None else pathlib.Path(workdir) / "data"
+    if data is None or not any((data / name).exists() for name in (FILE_NAME, TOKENIZER)):
+        return None
+    return load_vocabulary(data)
+
+
+def _source_name(file: str) -> str:
+    """Returns the name of a file without its endings, as a name that `Source` accepts."""
+    stem = file.partition(".")[0].replace("*", "").strip("-_")
+    return "_".join(stem.split()) or "input"
+
+
+def _stages_of_file(source: Source, lengths: Lengths) -> list[_StageOfFile]:
+    """Returns a stage of default settings that reads the kind of the file."""
+    document = lengths.chunks * (lengths.chunk + 1)
+    stages = {
+        "text": lambda: DiffusionStage(_FILE_BATCH, row_length=lengths.text),
+        "pair": lambda: PairStage(_FILE_BATCH, row_length=lengths.document),
+        "triplet": lambda: TripletStage(_FILE_BATCH, row_length=lengths.document, negatives=source.negatives),
+        "contextual": lambda: ContextualStage(_FILE_BATCH, row_length=document, chunks=lengths.chunks),
+    }
+    return [_StageOfFile(stages[source.kind]())]

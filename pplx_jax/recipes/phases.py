@@ -13,10 +13,11 @@ from absl import logging
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import Kind
 from pplx_jax.core.files import read_json, write_json
-from pplx_jax.data.batches.examples import Examples, open_tables
-from pplx_jax.data.sources.source_corpus import declares_triplets
+from pplx_jax.data.batches.examples import Examples
+from pplx_jax.data.sources.corpus import Corpus
+from pplx_jax.data.tokens.kinds import KINDS
 from pplx_jax.data.tokens.lengths import Lengths
-from pplx_jax.data.tokens.token_table import FOLDERS
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model
 from pplx_jax.inference.embedder import Embedder
@@ -59,12 +60,12 @@ class Phases:
 
 def tables_folder(workdir: pathlib.Path, kind: str) -> pathlib.Path:
     """The folder of the token tables of one kind of examples."""
-    return workdir / "data" / "tokens" / FOLDERS[kind]
+    return workdir / "data" / "tokens" / KINDS[kind].folder
 
 
 def mine(
     workdir: pathlib.Path,
-    corpus: Any,
+    corpus: Corpus,
     vocabulary: Vocabulary,
     mining: Mining,
     miner: str,
@@ -86,9 +87,9 @@ def mine(
       seed: of the recipe.
     """
     output = tables_folder(workdir, "triplet")
-    if declares_triplets(corpus):
+    if corpus.declares_triplets():
         return {"declared": str(output)}
-    tables = open_tables(tables_folder(workdir, "pair"), stage="pair", vocabulary=vocabulary)
+    tables = open_tables(tables_folder(workdir, "pair"), kind="pair", vocabulary=vocabulary)
     embedder = Embedder.load(workdir / miner)
     reader = next((one for one in trainings if one.stage.name == miner and one.stage.batch.kind == "pair"), None)
     batch_size = reader.stage.batch.batch_size if reader else 1

@@ -4,7 +4,7 @@ import functools
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from absl import logging
 
@@ -16,11 +16,13 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import require_free
 from pplx_jax.core.resume_check import may_differ, require_same
-from pplx_jax.data.batches.examples import open_tables
-from pplx_jax.data.sources.source_corpus import tokenize_corpus, vocabulary_texts
+from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
 from pplx_jax.data.tokens.lengths import Lengths
-from pplx_jax.data.tokens.token_table import FOLDERS, TokenTable
-from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
+from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
+from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.evaluation.scoring.retrieval_sets import evaluate_bm25, read_sets, score_sets
 from pplx_jax.mining.choice import Mining
 from pplx_jax.models.term_weights import TermWeights
@@ -37,17 +39,6 @@ from pplx_jax.training.train_stage import FINISHED, train
 
 UNTIL_DATA = "data"
 _DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
-
-
-class Corpus(Protocol):
-    """Where the text of a recipe comes from: writes the corpus files, or declares sources (`SourceCorpus`)."""
-
-    def build(self, output: pathlib.Path) -> Mapping[str, Any]:
-        """Writes text.jsonl, pairs.jsonl, documents.jsonl, search.jsonl and evaluation/; returns counts.
-
-        evaluation/ is one BEIR folder, or holds several.
-        """
-        ...
 
 
 @joins_processes
@@ -117,7 +108,7 @@ def run(
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
     written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
-    examples = phases("tokenize", lambda: tokenize_corpus(corpus, written, vocabulary, tokens, lengths))
+    examples = phases("tokenize", lambda: corpus.tokenize(written, vocabulary, tokens, lengths))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
     results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
@@ -188,7 +179,7 @@ def train_stage(
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(names)}")
     workdir, chosen = pathlib.Path(workdir), stages[names.index(stage)]
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
-    vocabulary = _initial_vocabulary(workdir, initial) if initial else Vocabulary.load(workdir / "data")
+    vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
     return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start)
 
 
@@ -208,7 +199,7 @@ def _train(
         workdir / stage.name,
         training,
         model,
-        open_tables(tables_folder(workdir, kind), stage=FOLDERS[kind], vocabulary=vocabulary),
+        open_tables(tables_folder(workdir, kind), kind=kind, vocabulary=vocabulary, verify=is_first()),
         vocabulary,
         mesh=mesh,
         seed=seed,
@@ -260,7 +251,7 @@ def _initial_vocabulary(workdir: pathlib.Path, initial: str) -> Vocabulary:
     if is_first():
         copy_vocabulary(initial, workdir / "data")
     barrier("vocabulary copied")
-    return Vocabulary.load(workdir / "data")
+    return load_vocabulary(workdir / "data")
 
 
 def _vocabulary(workdir: pathlib.Path, phases: Phases, corpus: Corpus, size: int, seed: int) -> Vocabulary:
@@ -272,7 +263,7 @@ def _vocabulary(workdir: pathlib.Path, phases: Phases, corpus: Corpus, size: int
         return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 
     phases("vocabulary", make)
-    return Vocabulary.load(folder)
+    return load_vocabulary(folder)
 
 
 def _tables(workdir: pathlib.Path, kind: str, vocabulary: Vocabulary) -> list[TokenTable]:
@@ -280,4 +271,4 @@ def _tables(workdir: pathlib.Path, kind: str, vocabulary: Vocabulary) -> list[To
     folder = tables_folder(workdir, kind)
     if not folder.exists():
         return []
-    return list(itertools.chain(*open_tables(folder, stage=FOLDERS[kind], vocabulary=vocabulary).values()))
+    return list(itertools.chain(*open_tables(folder, kind=kind, vocabulary=vocabulary).values()))

@@ -17,7 +17,7 @@ from pplx_jax.checkpoints.model_folder import load_config, load_model
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.export.import_hf import import_hf
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training.metrics import read_metrics
@@ -77,8 +77,8 @@ def test_a_run_from_an_import(imported, packages, tmp_path, capsys):
     assert not load_config(workdir / "diffusion").causal and load_config(imported).causal
     assert not (workdir / "phases" / "vocabulary.json").exists()
     for folder in (workdir / "data", workdir / "diffusion", workdir / "pair"):
-        vocabulary = Vocabulary.load(folder)
-        assert vocabulary.fingerprint == Vocabulary.load(imported).fingerprint
+        vocabulary = load_vocabulary(folder)
+        assert vocabulary.fingerprint == load_vocabulary(imported).fingerprint
         assert vocabulary.mask == "<think>"
     for stage in STAGES:
         assert [row["step"] for row in read_metrics(workdir / stage / "metrics.jsonl")] == [1, 2]
@@ -117,7 +117,7 @@ class TestOrderOfStarts:
     @pytest.fixture
     def start(self, source, tmp_path, monkeypatch):
         """Trains steps that change nothing, with these sources; gives the parameters that are left."""
-        config, vocabulary = model_to_train(None, source), Vocabulary.load(source)
+        config, vocabulary = model_to_train(None, source), load_vocabulary(source)
         table = tiny.tiny_tables(tmp_path / "tokens", vocabulary)["diffusion"]
         still = jax.jit(lambda state, batch: (state, {"loss": jnp.float32(0)}))
         monkeypatch.setattr("pplx_jax.training.trainer.make_step", lambda *_, **__: still)

@@ -13,7 +13,8 @@ from helpers import tiny
 from pplx_jax.checkpoints.model_folder import describe_model, load_model, save_model
 from pplx_jax.checkpoints.orbax import save_params
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.models.parameters import initial_params
 
 
@@ -192,7 +193,7 @@ def test_the_fingerprint_is_of_weights_vocabulary_and_configuration(saved, copy,
     # The order of a dictionary is not.
     backwards = dict(reversed(model.params.items()))
     assert dataclasses.replace(model, params=backwards).fingerprint == model.fingerprint
-    same = Vocabulary.load(copy)
+    same = load_vocabulary(copy)
     assert dataclasses.replace(model, vocabulary=same).fingerprint == model.fingerprint
     other = train_vocabulary(["another corpus of other words"] * 9, tmp_path / "other.model", 330)
     assert dataclasses.replace(model, vocabulary=other).fingerprint != model.fingerprint

@@ -17,7 +17,8 @@ import pytest  # noqa: E402
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel  # noqa: E402
 from pplx_jax.checkpoints.model_folder import load_model, save_model  # noqa: E402
-from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary  # noqa: E402
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary  # noqa: E402
+from pplx_jax.data.tokens.vocabulary import Vocabulary  # noqa: E402
 from pplx_jax.models.parameters import initial_params  # noqa: E402
 from pplx_jax.models.transformer import Qwen3Config  # noqa: E402
 

@@ -5,7 +5,7 @@ from hypothesis import strategies
 from sentencepiece import sentencepiece_model_pb2
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.vocabulary import SentencePieceVocabulary
+from pplx_jax.data.tokens.sentencepiece_vocabulary import SentencePieceVocabulary
 from pplx_jax.export.tokenizer import convert_tokenizer, save_tokenizer
 
 TEXTS = [

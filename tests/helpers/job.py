@@ -13,19 +13,18 @@ import dataclasses, json, os, pathlib, signal, sys, time
 for name in ("tensorflow", "tensorflow_text", "tensorflow_datasets", "seqio"):
     sys.modules[name] = None  # importing any of them fails
 from helpers import tiny
-from pplx_jax.training.settings import Training
-from pplx_jax.training.train_stage import train
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
 from pplx_jax.training import train_stage, trainer as loop
 from pplx_jax.training.train_stage import train
 from pplx_jax.data.tokens.token_table import TokenTable
-from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.core.errors import Preempted
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import Processes, joined
 
 def run(setting, folder, name, *, mesh=Mesh(), seed=3, **fields):
-    vocabulary = Vocabulary.load(setting / "vocabulary.model")
-    table = TokenTable.open(setting / name, stage=name, vocabulary=vocabulary)
+    vocabulary = load_vocabulary(setting / "vocabulary.model")
+    table = TokenTable.open(setting / name, kind=KIND_OF_FOLDER[name], vocabulary=vocabulary)
     train(folder, tiny.training(name, **fields), tiny.tiny_config(vocabulary), table, vocabulary, mesh=mesh, seed=seed)
 
 setting, output = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])

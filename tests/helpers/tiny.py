@@ -5,9 +5,12 @@ import pathlib
 
 import numpy as np
 
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
 from pplx_jax.data.tokens.ragged import Ragged
-from pplx_jax.data.tokens.token_table import TokenTable, write_table
-from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
+from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.training.optimizers import Optimizer
 from pplx_jax.training.settings import Checkpointing, Logging, Training
@@ -87,5 +90,7 @@ def tiny_tables(folder: pathlib.Path, vocabulary: Vocabulary) -> dict[str, Token
         },
     }
     for stage, columns in features.items():
-        write_table(folder / stage, stage, vocabulary, columns)
-    return {stage: TokenTable.open(folder / stage, stage=stage, vocabulary=vocabulary) for stage in features}
+        write_table(folder / stage, KIND_OF_FOLDER[stage], vocabulary, columns)
+    return {
+        stage: TokenTable.open(folder / stage, kind=KIND_OF_FOLDER[stage], vocabulary=vocabulary) for stage in features
+    }

@@ -12,7 +12,7 @@ import pytest
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.vocabulary import train_vocabulary
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.inference import packed_encoder, sequence_plan
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.overflow import windows

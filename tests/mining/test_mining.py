@@ -12,8 +12,11 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches.batch_spec import TripletBatch
 from pplx_jax.data.batches.order import shuffled
 from pplx_jax.data.batches.packed_batch import triplet_batch
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
+from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_hashes import token_hashes
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable, write_table
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.mining import parts as mining_parts
 from pplx_jax.mining import search as mining_search
 from pplx_jax.mining.mine import Mining, mine_table
@@ -81,7 +84,7 @@ def mine(tmp_path, mining=WINDOW, *, name="triplet", embedder=None, documents=No
     """The mined table and the counts."""
     table = pair_table(tmp_path / "pair", documents)
     counts = mine_table(embedder or Vectors(), table, VOCABULARY, mining, tmp_path / name)
-    return TokenTable.open(tmp_path / name, stage="triplet", vocabulary=VOCABULARY), counts
+    return TokenTable.open(tmp_path / name, kind="triplet", vocabulary=VOCABULARY), counts
 
 
 def decoded(table: TokenTable, copies: int = PAIRS) -> dict[int, list[int]]:
@@ -252,7 +255,7 @@ def test_only_the_rows_it_is_told_to_mine_among_take_part(tmp_path):
     table = pair_table(tmp_path / "pair")
     mine_table(embedder, table, VOCABULARY, WINDOW, tmp_path / "even", among=among)
     choices = allowed(WINDOW, among=range(0, PAIRS, 2))
-    found = decoded(TokenTable.open(tmp_path / "even", stage="triplet", vocabulary=VOCABULARY))
+    found = decoded(TokenTable.open(tmp_path / "even", kind="triplet", vocabulary=VOCABULARY))
     assert set(found) == {query for query in choices if len(choices[query]) >= 3}
     assert all(set(negatives) <= choices[query] for query, negatives in found.items())
     assert sorted(embedder.asked) == sorted([*(10 + among), *(FIRST_DOCUMENT + among)])
@@ -292,7 +295,7 @@ def test_copies_of_a_document_have_one_rank(tmp_path):
 def test_documents_of_other_tables_are_ranked_too(tmp_path):
     # The pairs are the first half; the other documents stand in four tables, some twice, and cut as the pairs' are.
     def write(stage, **features):
-        write_table(tmp_path / stage, stage, VOCABULARY, features)
+        write_table(tmp_path / stage, KIND_OF_FOLDER[stage], VOCABULARY, features)
         return TokenTable.open(tmp_path / stage)
 
     def numbers(*values):
@@ -344,7 +347,7 @@ def test_documents_of_other_tables_are_ranked_too(tmp_path):
     assert counts["documents"] == PAIRS and counts["positives"] == 30 + 1  # of query 2, another table's answer too
     documents = [token for token in whole.asked if token >= FIRST_DOCUMENT]
     assert sorted(documents) == list(range(FIRST_DOCUMENT, FIRST_DOCUMENT + PAIRS))  # each once
-    table = TokenTable.open(tmp_path / "whole", stage="triplet", vocabulary=VOCABULARY)
+    table = TokenTable.open(tmp_path / "whole", kind="triplet", vocabulary=VOCABULARY)
     found = decoded(table)
     assert set(itertools.chain(*found.values())) == set(range(PAIRS))
     assert max(table["document"].lengths()) == 4

@@ -10,8 +10,10 @@ from helpers import tiny
 
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.cli import main as cli
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable, write_table
-from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
+from pplx_jax.data.tokens.ragged import Ragged
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.mining import mine as mining
 from pplx_jax.models.parameters import initial_params
 
@@ -52,7 +54,7 @@ def beside(run, monkeypatch):
 def test_the_documented_command_mines(beside, capsys):
     command = re.search(r"^ {4}pplx-jax (mine .+?[^\\])$", DOCS.read_text(), re.MULTILINE | re.DOTALL)[1]
     assert cli.main(shlex.split(command.replace("\\\n", " "))) == cli.DONE
-    assert 0 < TokenTable.open("triplets", stage="triplet").count <= PAIRS
+    assert 0 < TokenTable.open("triplets", kind="triplet").count <= PAIRS
     settings = pathlib.Path("triplets/report.txt").read_text()
     assert "margin=0.05" in settings
 
@@ -87,7 +89,7 @@ class MeanOfTokens:
 @pytest.fixture
 def mine(beside, monkeypatch):
     """Runs the verb on a folder of pairs with `MeanOfTokens`; returns its exit code."""
-    monkeypatch.setattr(mining.Embedder, "load", lambda folder: MeanOfTokens(Vocabulary.load(folder)))
+    monkeypatch.setattr(mining.Embedder, "load", lambda folder: MeanOfTokens(load_vocabulary(folder)))
     bindings = ("negatives=3", "first_rank=2", "last_rank=40")
 
     def verb(pairs, output, *words):
@@ -99,13 +101,13 @@ def mine(beside, monkeypatch):
 
 @pytest.mark.parametrize("words", [(), ("--gin_param=Mining.examples=70",)], ids=["all", "sampled"])
 def test_pairs_in_shards_of_several_sources_are_mined_together(run, mine, tmp_path, words):
-    vocabulary = Vocabulary.load(run / "pair")
+    vocabulary = load_vocabulary(run / "pair")
     shards = {"a/shard-00000-of-00002": (0, 50), "a/shard-00001-of-00002": (50, 80), "b": (80, PAIRS)}
     for name, rows in shards.items():
         write_pairs(tmp_path / "pair" / name, vocabulary, range(*rows))
     assert mine(tmp_path / "pair", tmp_path / "shards", *words) == cli.DONE
     assert mine("run/data/tokens/pair", tmp_path / "whole", *words) == cli.DONE
-    one, other = (TokenTable.open(tmp_path / name, stage="triplet") for name in ("shards", "whole"))
+    one, other = (TokenTable.open(tmp_path / name, kind="triplet") for name in ("shards", "whole"))
     if words:  # which of the window's documents are drawn is another matter
         assert 60 < one.count == other.count <= 70
         np.testing.assert_array_equal(one["document_hash"][: one.count], other["document_hash"][: other.count])
@@ -116,8 +118,8 @@ def test_pairs_in_shards_of_several_sources_are_mined_together(run, mine, tmp_pa
 
 
 def test_what_is_no_pair_table_is_refused_in_one_line(run, mine, tmp_path, capsys):
-    vocabulary = Vocabulary.load(run / "pair")
-    write_table(tmp_path / "text", "diffusion", vocabulary, {"tokens": Ragged.from_arrays([[5, 6]])})
+    vocabulary = load_vocabulary(run / "pair")
+    write_table(tmp_path / "text", "text", vocabulary, {"tokens": Ragged.from_arrays([[5, 6]])})
     for folder, complaint in (("text", "a diffusion table without query"), ("nothing", "is no token table")):
         assert mine(tmp_path / folder, tmp_path / "out") == cli.BAD_INPUT
         assert complaint in capsys.readouterr().err
@@ -126,10 +128,10 @@ def test_what_is_no_pair_table_is_refused_in_one_line(run, mine, tmp_path, capsy
 
 
 def test_documents_of_further_tables_are_ranked(run, mine, tmp_path, capsys):
-    vocabulary = Vocabulary.load(run / "pair")
+    vocabulary = load_vocabulary(run / "pair")
     passages = Ragged.from_arrays([[row, row + 1, row + 2] for row in range(5, 85)])
     for shard in range(2):
-        write_table(tmp_path / "text" / "wiki" / f"shard-{shard}", "diffusion", vocabulary, {"tokens": passages})
+        write_table(tmp_path / "text" / "wiki" / f"shard-{shard}", "text", vocabulary, {"tokens": passages})
     write_pairs(tmp_path / "few", vocabulary, range(20))
     write_pairs(tmp_path / "more", vocabulary, range(15, 30))
     assert mine(tmp_path / "few", tmp_path / "out") == cli.BAD_INPUT

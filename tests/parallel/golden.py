@@ -35,7 +35,7 @@ def dump(size: str, preset: str) -> str:
 
         return jax.tree.map(of, tree, shardings(tree, devices))
 
-    with using(mesh.rules):
+    with using(mesh.rules, mesh.parameter_axes):
         params = jax.eval_shape(lambda: initial_params(training.model(run["model"]), 0))
         optimizer = jax.eval_shape(training.optimizer.build(training.steps).init, params)
         return model_info(laid_out(params), laid_out(optimizer))

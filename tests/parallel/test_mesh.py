@@ -71,7 +71,7 @@ def test_every_parameter_lies_by_rule(mesh, where):
     found = specs(params(width=8), mesh)
     assert found == by_rule(**where)
     # A matrix that no rule names would be copied to every device without a word.
-    assert all(any(name.endswith(suffix) for suffix in PARAMETER_AXES) for name in found)
+    assert all(any(name.endswith(suffix) for suffix, _ in PARAMETER_AXES) for name in found)
 
 
 def test_a_vocabulary_that_divides_lies_on_tensor():
@@ -129,9 +129,49 @@ def test_moments_lie_where_their_parameters_do():
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) and leaf.sharding.mesh == mesh for leaf in layout.values())
 
 
-def test_scalars_and_leaves_of_another_rank_are_on_every_device():
-    tree = {"step": jnp.int32(0), "embed": {"embedding": jnp.zeros(8)}, "other": jnp.zeros((8, 8))}
+def test_scalars_and_vectors_that_are_not_listed_are_on_every_device():
+    tree = {"step": jnp.int32(0), "embed": {"embedding": jnp.zeros(8)}, "other": jnp.zeros(8)}
     assert {axis for found in specs(tree, abstract(1, 4)).values() for axis in found} <= {None}
+
+
+@pytest.mark.parametrize(
+    "tree, message",
+    [
+        ({"other": {"kernel": jnp.zeros((8, 8))}}, "other.kernel has 2 axes and is not listed.*Mesh.parameter_axes"),
+        ({"attention": {"q": {"kernel": jnp.zeros((8, 8))}}}, r"2 axes and is listed with the 3 axes .*q.kernel\)"),
+    ],
+)
+def test_a_matrix_that_is_not_listed_is_bad_input(tree, message):
+    """It would be copied to every device."""
+    with pytest.raises(BadInput, match=message):
+        specs(tree, abstract(1, 4))
+
+
+def test_another_model_family_names_its_parameters_in_the_mesh():
+    tree = {"experts": {"gate": {"kernel": jnp.zeros((4, 8, 6))}}, "attention": {"q": {"kernel": jnp.zeros((8, 6))}}}
+    mesh = Mesh(
+        rules=(("expert", ("tensor",)), ("embed", ("fsdp",))),
+        parameter_axes=(("experts.gate.kernel", ("expert", "embed", "mlp")), ("q.kernel", ("embed", "heads"))),
+    )
+    with using(mesh.rules, mesh.parameter_axes):
+        found = specs(tree, abstract(1, 4, tensor=2))
+    assert found == {
+        "experts.gate.kernel": PartitionSpec("tensor", "fsdp", None),
+        "attention.q.kernel": PartitionSpec("fsdp", None),
+    }
+    with pytest.raises(BadInput, match="Mesh.rules: 'expert' is not one of"):
+        Mesh(rules=mesh.rules)
+
+
+def test_an_axis_that_is_not_divided_gives_one_warning(caplog):
+    tree = {"embed": {"embedding": jnp.zeros((23, 8))}}
+    for _ in range(2):
+        specs({"params": tree, "mu": tree, "nu": tree}, abstract(1, 4, tensor=5))
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "parameter embed.embedding: the mesh axes tensor=5 do not divide its axis vocab of size 23, so each of their "
+        "devices holds all of it"
+    ]
 
 
 def test_rows_are_spread_over_the_devices_that_do_not_share_them():
@@ -146,7 +186,7 @@ def test_a_mesh_larger_than_the_devices_is_bad_input(data, fsdp):
         Mesh(data=data, fsdp=fsdp).build(jax.devices()[:1])
     message = str(caught.value)
     given = [f"{name}={size}" for name, size in (("data", data), ("fsdp", fsdp)) if size > 1]
-    for part in (*given, f"wants {data * fsdp} devices", "has 1 (cpu)", "lower Mesh."):
+    for part in (*given, f"needs {data * fsdp} devices", "has 1 (cpu)", "lower Mesh."):
         assert part in message
 
 
@@ -219,4 +259,4 @@ def test_eight_devices_share_a_table_and_a_batch():
     strips = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
     assert found["columns"] == strips * 2
     assert found["rows"] == [[2 * device, 2 * device + 1] for device in range(8)]
-    assert "wants 9 devices, this machine has 8" in found["refused"]
+    assert "needs 9 devices, this machine has 8" in found["refused"]

@@ -158,7 +158,7 @@ def test_documents_of_parquet_are_those_of_json_lines(tmp_path):
     np.testing.assert_array_equal(vectors, expected)
     assert described == expected_rows
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
-    with pytest.raises(BadInput, match="broken.parquet: no Parquet file"):
+    with pytest.raises(BadInput, match="broken.parquet: not a Parquet file"):
         embed(tmp_path / "broken.parquet", tmp_path / "elsewhere")
 
 
@@ -300,7 +300,7 @@ class Slow(Embedder):
         time.sleep(float(sys.argv[4]))
         return super().encode_documents(documents, **options)
 
-vocabulary = tiny.Vocabulary.load(sys.argv[3])
+vocabulary = tiny.load_vocabulary(sys.argv[3])
 config = tiny.tiny_config(vocabulary, max_length=64)
 folder = LoadedModel(config, vocabulary, __import__("jax").device_get(initial_params(config, 0)), "v1", "pair")
 embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(folder), shard_size=20, chunk_tokens=12, overflow="split")
@@ -367,7 +367,7 @@ def test_an_odd_row_of_json_lines_is_left_out_or_kept_alone(tmp_path):
     assert [row["reason"] for row in listed] == [
         '"id" contains half of a surrogate pair',
         'neither "text" nor "chunks", only \\ud800',
-        "not JSON (nested too deep)",
+        "nested too deep",
     ]
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -24,8 +24,6 @@ from pplx_jax.data.batches import packed_batch
 from pplx_jax.data.batches.packed_batch import PackedBatch, Texts
 from pplx_jax.data.tokens.token_hashes import token_hashes
 from pplx_jax.data.tokens.token_table import TokenTable
-
-Kind = Literal["text", "pair", "triplet", "contextual"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +35,7 @@ class BatchSpec:
         length: L, tokens of a sequence; a longer text is cut.
         slots: S, most texts of a sequence; None for any number.
         microbatches: the number of sequences is a multiple of it.
+        kind: of the examples, a key of `data.tokens.kinds.KINDS`.
     """
 
     batch_size: int
@@ -44,7 +43,7 @@ class BatchSpec:
     slots: int | None = None
     microbatches: int = 1
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[str]
 
     def texts(self, table: TokenTable, indices: np.ndarray) -> list[Texts]:
         """The texts that these examples put into a batch."""
@@ -83,7 +82,7 @@ class BatchSpec:
 class TextBatch(BatchSpec):
     """Raw text: every text of an example is a segment of its own."""
 
-    kind: ClassVar[Kind] = "text"
+    kind: ClassVar[str] = "text"
 
     def texts(self, table, indices):
         return [Texts(table["tokens"], indices)]
@@ -102,7 +101,7 @@ class PairBatch(BatchSpec):
 
     source_weights: tuple[tuple[str, float], ...] = ()
 
-    kind: ClassVar[Kind] = "pair"
+    kind: ClassVar[str] = "pair"
 
     def texts(self, table, indices):
         return packed_batch.pair_texts(table, indices)
@@ -144,7 +143,7 @@ class TripletBatch(PairBatch):
 
     negatives: int = 7
 
-    kind: ClassVar[Kind] = "triplet"
+    kind: ClassVar[str] = "triplet"
 
     def texts(self, table, indices):
         return packed_batch.triplet_texts(table, indices, self.negatives)
@@ -167,7 +166,7 @@ class ContextualBatch(PairBatch):
 
     chunks: int = 16
 
-    kind: ClassVar[Kind] = "contextual"
+    kind: ClassVar[str] = "contextual"
 
     def texts(self, table, indices):
         return packed_batch.contextual_texts(table, indices)

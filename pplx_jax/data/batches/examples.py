@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
 import zlib
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,53 +19,13 @@ from pplx_jax.data.batches.batch_spec import BatchSpec
 from pplx_jax.data.batches.gather import Gatherer, example_lengths
 from pplx_jax.data.batches.order import shuffled
 from pplx_jax.data.batches.packed_batch import PackedBatch
+from pplx_jax.data.batches.schedule import Turns
 from pplx_jax.data.sources.mixture import Batches, Curriculum, Mixture, phases
-from pplx_jax.data.sources.schedule import Turns
-from pplx_jax.data.tokens.token_table import MANIFEST, TokenTable
-from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.data.tokens.open_tables import Tables
+from pplx_jax.data.tokens.token_table import TokenTable
 
 _WINDOW_EXAMPLES, _WINDOW_BATCHES = 1 << 15, 64  # dealt out together, at most
 _LOOK_AHEAD, _LOOKED_AT = 1000, 12  # batches whose rows are counted: so many of the first so many
-
-Tables = Mapping[str, Sequence[TokenTable]]
-
-
-def open_tables(
-    folder: str | pathlib.Path, *, stage: str | None = None, vocabulary: Vocabulary | None = None
-) -> dict[str, list[TokenTable]]:
-    """The tables of a stage by the names of their sources: FOLDER itself, FOLDER/NAME or FOLDER/NAME/SHARD.
-
-    Raises:
-        BadInput: there is none, one is no whole table of this stage and vocabulary, or shards are missing or of
-            several runs.
-    """
-    folder = pathlib.Path(folder)
-
-    def tables(folder: pathlib.Path) -> list[TokenTable]:
-        if (folder / MANIFEST).exists():
-            return [TokenTable.open(folder, stage=stage, vocabulary=vocabulary)]
-        inner = sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-        _require_whole(inner)
-        return [TokenTable.open(path, stage=stage, vocabulary=vocabulary) for path in inner]
-
-    if (folder / MANIFEST).exists():
-        return {folder.name: tables(folder)}
-    children = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    found = {path.name: tables(path) for path in children if not path.name.startswith(".")}
-    found = {name: opened for name, opened in found.items() if opened}
-    if not found:
-        return {folder.name: [TokenTable.open(folder, stage=stage, vocabulary=vocabulary)]}  # says what is missing
-    return found
-
-
-def _require_whole(shards: Sequence[pathlib.Path]) -> None:
-    """Makes sure that folders called shard-I-of-N are the N of one run."""
-    counts = {path.name.rpartition("-of-")[2] for path in shards if path.match("shard-*-of-*")}
-    if counts and counts != {f"{len(shards):05d}"}:
-        raise BadInput(
-            f"{shards[0].parent}: {len(shards)} token tables, of sets of {', '.join(sorted(counts))}; "
-            "delete them, and copy the whole set or run data cache again"
-        )
 
 
 class Selection(NamedTuple):
@@ -287,7 +245,7 @@ class Examples:
             row[here] = self._order(int(phase.tables[own]), at[here])
         # Within one pass over a table, so that no example comes to meet itself.
         groups = np.unique(np.stack([table, passes]), axis=1, return_inverse=True)[1].reshape(-1)
-        if self._shards[0].stage == "diffusion":  # rows of a table are full as they are
+        if self._shards[0].kind == "text":  # rows of a table are full as they are
             return _Window(table, row)
         lengths, keys = self._lengths_and_documents(table, row)
         dealt = deal(groups, lengths, keys, bin_size(self._batch_size), self._batch_size)

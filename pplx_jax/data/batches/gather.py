@@ -23,7 +23,7 @@ class Gatherer:
 
     def __init__(self, tables: Sequence[TokenTable]):
         self._tables = tables
-        self._stage = tables[0].stage
+        self._kind = tables[0].kind
         self.sources = list(dict.fromkeys(name for table in tables for name in table.manifest.get("sources", ())))
         number = {name: place for place, name in enumerate(self.sources)}
         self._renumber = [
@@ -39,11 +39,11 @@ class Gatherer:
         """
         parts = _Parts(self._tables, np.asarray(table), np.asarray(row), lengths_only)
         build: Callable[[_Parts], dict[str, Any]] = {
-            "diffusion": _diffusion,
+            "text": _diffusion,
             "pair": _pairs,
             "triplet": _triplets,
             "contextual": _contextual,
-        }[self._stage]
+        }[self._kind]
         features = build(parts)
         if self.sources and all("source" in one for one in self._tables):
             sources = parts.array(lambda one, rows, number: self._renumber[number][one["source"][rows]])
@@ -59,8 +59,8 @@ def example_lengths(table: TokenTable, rows: np.ndarray) -> np.ndarray:
     def of(name: str, rows: np.ndarray) -> np.ndarray:
         return table[name].offsets[rows + 1] - table[name].offsets[rows]
 
-    match table.stage:
-        case "diffusion":
+    match table.kind:
+        case "text":
             return of("tokens", rows)
         case "pair":
             return of("query", rows) + of("document", rows)

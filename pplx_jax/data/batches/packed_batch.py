@@ -16,8 +16,8 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches import packing
-from pplx_jax.data.tokens.ragged import ranges
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable
+from pplx_jax.data.tokens.ragged import Ragged, ranges
+from pplx_jax.data.tokens.token_table import TokenTable
 
 _DRAWS = 32  # sampled batches behind an estimate: their mean is known to a fifth of a batch's own deviation
 

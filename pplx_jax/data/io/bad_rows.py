@@ -1,4 +1,4 @@
-"""Rows that cannot be used: counted by reason, sampled, skipped, and too many of them end the work."""
+"""Counts rows that cannot be used, by reason, and stops when there are too many."""
 
 import collections
 from collections.abc import Mapping
@@ -7,24 +7,24 @@ from typing import Any, NoReturn
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.json_lines import escaped
 
-_SAMPLES = 20  # kept of each reason
-_GRACE = 1000  # rows before a share above zero means anything
+_SAMPLES = 20  # places listed for each reason
+_GRACE = 1000  # `max_share` is applied to at least this many rows
 
 
 class BadRows:
-    """What was read, and what of it was bad.
+    """Counts of the rows that were read, and of the bad ones.
 
     Args:
-        what: the source, for messages.
-        max_share: of the rows that may be bad; with 0 the first one ends the work.
+        what: the name of the source, for messages.
+        max_share: the largest share of rows that may be bad. With 0 the first bad row is an error.
 
     Attributes:
-        rows: rows read so far, bad ones among them.
-        reasons: reason -> how many.
-        samples: reason -> the places of the first few.
-        dropped: good rows that were left out for what they say.
-        pending: (place, reason) of bad rows that `take` has not given yet.
-        failure: what ended the reading, where something did.
+        rows: number of rows read so far, including bad ones.
+        reasons: reason -> number of bad rows.
+        samples: reason -> places of the first bad rows.
+        dropped: number of good rows that were left out because they overlap with evaluation texts.
+        pending: (place, reason) of bad rows that `take` has not returned yet.
+        failure: the exception that ended the reading, if any.
     """
 
     def __init__(self, what: str, max_share: float = 0.0):
@@ -41,18 +41,18 @@ class BadRows:
         return sum(self.reasons.values())
 
     def good(self) -> None:
-        """Counts a row that is fine."""
+        """Counts a good row."""
         self.rows += 1
 
     def bad(self, place: str, reason: str) -> None:
-        """Counts a row that is skipped.
+        """Counts a bad row, which is skipped.
 
         Args:
             place: "FILE:LINE".
-            reason: what is wrong with it.
+            reason: what is wrong with the row. Details in parentheses are not part of the counted reason.
 
         Raises:
-            BadInput: these are too many bad rows.
+            BadInput: there are too many bad rows.
         """
         self.rows += 1
         reason = escaped(reason)
@@ -60,39 +60,39 @@ class BadRows:
         self.pending.append(self._last)
         kind = reason.partition(" (")[0]
         self.reasons[kind] += 1
-        kept = self.samples.setdefault(kind, [])
-        if len(kept) < _SAMPLES:
-            kept.append(place)
+        places = self.samples.setdefault(kind, [])
+        if len(places) < _SAMPLES:
+            places.append(place)
         if self.count > self._max_share * max(self.rows, _GRACE):
             self._stop(place, reason)
 
     def take(self) -> list[tuple[str, str]]:
-        """The bad rows since it was called before."""
+        """Returns the bad rows since the last call."""
         taken, self.pending = self.pending, []
         return taken
 
     def finish(self) -> None:
-        """Judges the share over all rows.
+        """Checks the share of bad rows at the end.
 
         Raises:
-            BadInput: too many were bad.
+            BadInput: too many rows were bad.
         """
         if self.count > self._max_share * self.rows:
             self._stop(*self._last)
 
     def summary(self) -> dict[str, Any]:
-        """{"rows", "bad", "dropped", "reasons": {reason: count}, "samples": {reason: [place]}}."""
+        """Returns {"rows", "bad", "dropped", "reasons": {reason: count}, "samples": {reason: [place]}}."""
         counts = {"rows": self.rows, "bad": self.count, "dropped": self.dropped}
         return {**counts, "reasons": dict(self.reasons), "samples": dict(self.samples)}
 
     def add(self, summary: Mapping[str, Any]) -> None:
-        """Adds what `summary` says of another part of the same source."""
+        """Adds the `summary` of another part of the same source."""
         self.rows += summary["rows"]
         self.dropped += summary["dropped"]
         self.reasons.update(summary["reasons"])
         for reason, places in summary["samples"].items():
-            kept = self.samples.setdefault(reason, [])
-            kept.extend(places[: _SAMPLES - len(kept)])
+            known = self.samples.setdefault(reason, [])
+            known.extend(places[: _SAMPLES - len(known)])
             self._last = places[-1], reason
 
     def _stop(self, place: str, reason: str) -> NoReturn:
@@ -100,4 +100,4 @@ class BadRows:
             share = f"; {self.count} of {self.rows} rows of {self._what} are bad, more than {self._max_share:g} of them"
         else:
             share = ""
-        raise BadInput(f"{place}: {reason}{share}; mend the rows, or raise max_bad_share of the source to skip them")
+        raise BadInput(f"{place}: {reason}{share}; fix the rows, or raise max_bad_share of the source to skip them")

@@ -1,5 +1,4 @@
-"""Reading a retrieval set in the BEIR layout (arXiv 2104.08663), optionally with the document each passage is
-from.
+"""Reads retrieval sets in the BEIR layout (arXiv 2104.08663). Passages may name the document they belong to.
 
     FOLDER/corpus.jsonl     {"_id", "text", "title"?, "parent"?, "chunk"?, "path"?, "line"?}
     FOLDER/queries.jsonl    {"_id", "text"}
@@ -14,19 +13,19 @@ from collections.abc import Container, Iterator
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.io import json_lines as rows
+from pplx_jax.data.io.json_lines import is_unicode, numbered_lines, parse_object
 
 _HEADER = ("query-id", "corpus-id", "score")
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalSet:
-    """A collection, its judged queries and the judgements.
+    """A collection of passages, the queries with judgements, and the judgements.
 
     Attributes:
-        document_ids, documents: N ids and texts, in file order; a title stands before its text.
-        parents: N ids of the document that each passage belongs to, its own id where the file names none.
-        chunks: N places within the parent, the order in the file where the file gives none.
+        document_ids, documents: N ids and texts, in file order. A title is put before its text.
+        parents: N ids of the document that each passage belongs to; the passage's id if the file has no parent.
+        chunks: N positions within the parent; counted in file order if the file has none.
         query_ids, queries: ids and texts of the judged queries only, in file order.
         qrels: query id -> document id -> grade, over exactly `query_ids`.
     """
@@ -41,7 +40,7 @@ class RetrievalSet:
 
     @property
     def has_context(self) -> bool:
-        """Whether some parent has several passages, so that a context model has anything to see."""
+        """Whether some document has several passages, so that late chunking can make a difference."""
         return len(set(self.parents)) < len(self.parents)
 
 
@@ -50,11 +49,11 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
 
     Args:
         folder: the folder.
-        split: which qrels/SPLIT.tsv to read where there is no qrels.tsv.
+        split: which qrels/SPLIT.tsv to read if there is no qrels.tsv.
 
     Raises:
-        BadInput: a file is missing, a row lacks a column or repeats an id, or a judgement names an unknown
-            id; the message gives the file and the line.
+        BadInput: a file is missing, a row lacks a column or repeats an id, or a judgement names an unknown id. The
+            message gives the file and the line.
     """
     corpus_file, queries_file, qrels_file = set_files(folder, split)
     documents, parents, chunks = {}, [], []
@@ -65,7 +64,7 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
         parent = str(row.get("parent", row["_id"]))
         chunk = row.get("chunk", seen_of_parent.get(parent, 0))
         if isinstance(chunk, bool) or not isinstance(chunk, int):
-            raise BadInput(f'{where}: "chunk" is {chunk!r}; give the place in the parent as a whole number')
+            raise BadInput(f'{where}: "chunk" is {chunk!r}; give the position in the parent as an integer')
         seen_of_parent[parent] = seen_of_parent.get(parent, 0) + 1
         parents.append(parent)
         chunks.append(chunk)
@@ -86,7 +85,7 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
 
 
 def set_files(folder: str | pathlib.Path, split: str = "test") -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
-    """Corpus, queries and judgements of a BEIR folder, as they lie there.
+    """Returns the paths of the corpus, the queries and the judgements of a BEIR folder.
 
     Raises:
         BadInput: the folder or a file is missing.
@@ -102,10 +101,10 @@ def set_files(folder: str | pathlib.Path, split: str = "test") -> tuple[pathlib.
 
 
 def set_folders(folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """A BEIR folder itself, or the BEIR folders in it, by name; none of them is looked into.
+    """Returns a BEIR folder itself, or the folders in it, by name. Their contents are not checked.
 
     Raises:
-        BadInput: there is no such folder.
+        BadInput: the folder does not exist.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -122,15 +121,15 @@ def _find(folder: pathlib.Path, *names: str) -> pathlib.Path:
         if path.is_file():
             return path
     wanted = " or ".join(names)
-    raise BadInput(f"{folder} has no {wanted} (nor .gz); a BEIR folder holds corpus, queries and qrels")
+    raise BadInput(f"{folder} has no {wanted} (nor .gz); a BEIR folder contains corpus, queries and qrels")
 
 
 def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields ("FILE, line N", row) with `_id` as a string not yet in `known` and `text` a string."""
-    for number, line in rows.numbered_lines(path):
+    """Yields ("FILE, line N", row). `_id` is a string that is not in `known`, and `text` is a string."""
+    for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
-            row = rows.parse_object(line)
+            row = parse_object(line)
         except ValueError as error:
             raise BadInput(f"{where}: {error}; each line is one object with _id and text") from None
         for column in ("_id", "text"):
@@ -140,10 +139,10 @@ def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str,
             raise BadInput(f'{where}: "text" is {type(row["text"]).__name__}; give a string')
         row["_id"] = str(row["_id"])
         for column in ("_id", "text", "title"):
-            if not rows.is_unicode(str(row.get(column))):
-                raise BadInput(f'{where}: "{column}" holds half of a surrogate pair, which is no character; mend it')
+            if not is_unicode(str(row.get(column))):
+                raise BadInput(f'{where}: "{column}" holds half of a surrogate pair, which is not a character; fix it')
         if row["_id"] in known:
-            raise BadInput(f'{where}: "_id" {row["_id"]!r} stands twice; make ids unique')
+            raise BadInput(f'{where}: "_id" {row["_id"]!r} occurs twice; make ids unique')
         yield where, row
 
 
@@ -152,7 +151,7 @@ def _read_qrels(
 ) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     first = True
-    for number, line in rows.numbered_lines(path):
+    for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
         cells = line.decode("utf-8-sig", errors="replace").split("\t")
         is_first, first = first, False
@@ -164,20 +163,20 @@ def _read_qrels(
         except ValueError:
             if is_first and (query not in queries or (query, document, grade) == _HEADER):
                 continue
-            raise BadInput(f"{where}: score {grade!r} is no whole number; grades are 0, 1, 2, ...") from None
+            raise BadInput(f"{where}: score {grade!r} is not an integer; grades are 0, 1, 2, ...") from None
         if query not in queries:
             raise BadInput(f"{where}: unknown query-id {query!r}; add it to queries.jsonl or drop the line")
         if documents is not None and document not in documents:
             raise BadInput(f"{where}: unknown corpus-id {document!r}; add it to corpus.jsonl or drop the line")
         if qrels.setdefault(query, {}).setdefault(document, level) != level:
-            raise BadInput(f"{where}: a second, different grade of {query!r}, {document!r}; keep one")
+            raise BadInput(f"{where}: a second, different grade for {query!r}, {document!r}; keep one of them")
     if not qrels:
-        raise BadInput(f"{path} judges nothing; give lines of query-id, corpus-id, score")
+        raise BadInput(f"{path} has no judgements; give lines of query-id, corpus-id, score")
     return qrels
 
 
 def read_queries(folder: pathlib.Path) -> dict[str, str]:
-    """All queries of a BEIR folder, judged or not: id -> text. Raises BadInput as `read_beir`."""
+    """Returns all queries of a BEIR folder, with or without judgements: id -> text. Raises BadInput as `read_beir`."""
     queries: dict[str, str] = {}
     for _, row in _read_rows(_find(folder, "queries.jsonl"), queries):
         queries[row["_id"]] = row["text"]
@@ -185,10 +184,10 @@ def read_queries(folder: pathlib.Path) -> dict[str, str]:
 
 
 def read_qrels(folder: pathlib.Path, queries: Container[str], split: str = "test") -> dict[str, dict[str, int]]:
-    """The judgements of a BEIR folder, whose documents are not looked up. Raises BadInput as `read_beir`."""
+    """Returns the judgements of a BEIR folder, without a check of its documents. Raises BadInput as `read_beir`."""
     return _read_qrels(_find(folder, "qrels.tsv", f"qrels/{split}.tsv"), queries, None)
 
 
 def corpus_file(folder: pathlib.Path) -> pathlib.Path:
-    """The corpus of a BEIR folder. Raises BadInput where there is none."""
+    """Returns the path of the corpus of a BEIR folder. Raises BadInput if there is none."""
     return _find(folder, "corpus.jsonl")

@@ -1,4 +1,4 @@
-"""Reading JSON lines, plain or gzipped, with errors that name the file and the line; atomic writing."""
+"""Reads JSON lines, plain or gzipped. Errors name the file and the line."""
 
 import gzip
 import json
@@ -11,10 +11,10 @@ from pplx_jax.core.errors import BadInput
 
 
 def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
-    """Yields (line number from 1, line without its newline), blank lines left out; a name in .gz is unpacked.
+    """Yields (line number from 1, line without its newline), except blank lines. A name in .gz is decompressed.
 
     Raises:
-        BadInput: the file is missing, cannot be opened or is a broken archive.
+        BadInput: the file cannot be opened, or the archive is damaged.
     """
     number = 0
     try:
@@ -23,7 +23,7 @@ def numbered_lines(path: pathlib.Path) -> Iterator[tuple[int, bytes]]:
                 if line.strip():
                     yield number, line.rstrip(b"\r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(f"{path}, after line {number}: {error}; the archive is broken, write it again") from None
+        raise BadInput(f"{path}, after line {number}: {error}; the archive is damaged; write it again") from None
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror or error}; check the path") from None
 
@@ -32,7 +32,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     """Parses one JSON object in UTF-8.
 
     Raises:
-        ValueError: the line is no JSON object; the message completes "FILE, line N: ...".
+        ValueError: the line is not a JSON object. The message completes "FILE, line N: ...".
     """
     try:
         value = json.loads(line.decode("utf-8-sig"))
@@ -41,14 +41,14 @@ def parse_object(line: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
-        raise ValueError("not JSON (nested too deep)") from None
+        raise ValueError("nested too deep") from None
     if not isinstance(value, dict):
-        raise ValueError(f"not a JSON object but {type(value).__name__}")
+        raise ValueError(f"not a JSON object ({type(value).__name__})")
     return value
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text holds whole characters only; JSON can spell half of a surrogate pair."""
+    """Returns whether a text is valid Unicode. JSON can contain half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -57,5 +57,5 @@ def is_unicode(text: str) -> bool:
 
 
 def escaped(text: str) -> str:
-    """The text with halves of surrogate pairs spelled out, so that it can be written."""
+    """Returns the text with halves of surrogate pairs escaped, so that it can be written as UTF-8."""
     return text.encode(errors="backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Rows of Parquet whose strings are bytes, so that one that is not UTF-8 spoils its row alone."""
+"""Reads Parquet rows with strings as bytes, so that a string that is not UTF-8 makes only its own row bad."""
 
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -9,14 +9,14 @@ _ROWS_AT_ONCE = 1024
 
 
 def parquet_rows(file: BinaryIO, path: str) -> Iterator[dict[str, Any]]:
-    """Yields the rows in order, without their nulls; strings are bytes, within lists and structs too.
+    """Yields the rows in order, without null values. Strings are bytes, also within lists and structs.
 
     Args:
-        file: open for reading.
-        path: what messages call it.
+        file: the open file.
+        path: its name in messages.
 
     Raises:
-        BadInput: it is no Parquet file, or is damaged from some row on; or pyarrow is not installed.
+        BadInput: it is not a Parquet file, it is damaged, or pyarrow is not installed.
     """
     table = open_parquet(file, path)
     import pyarrow
@@ -33,7 +33,7 @@ def parquet_rows(file: BinaryIO, path: str) -> Iterator[dict[str, Any]]:
 
 
 def open_parquet(file: BinaryIO, path: str):
-    """A `pyarrow.parquet.ParquetFile`. Raises BadInput as `parquet_rows`."""
+    """Opens a `pyarrow.parquet.ParquetFile`. Raises BadInput as `parquet_rows`."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -42,11 +42,11 @@ def open_parquet(file: BinaryIO, path: str):
     try:
         return pyarrow.parquet.ParquetFile(file)
     except (OSError, pyarrow.ArrowInvalid) as error:
-        raise BadInput(f"{path}: no Parquet file ({str(error).splitlines()[0]}); copy the file again") from None
+        raise BadInput(f"{path}: not a Parquet file ({str(error).splitlines()[0]}); copy the file again") from None
 
 
 def decoded(value: Any) -> Any:
-    """The value with strings in place of bytes, within lists and structs too; bytes that are not UTF-8 stay."""
+    """Returns the value with bytes decoded, also within lists and structs. Bytes that are not UTF-8 stay bytes."""
     if isinstance(value, dict):
         return {name: decoded(item) for name, item in value.items()}
     if isinstance(value, list):
@@ -58,13 +58,13 @@ def decoded(value: Any) -> Any:
 
 
 def damaged(path: str, line: int, error: Exception) -> BadInput:
-    """Of a file that ends or rots before `line`."""
+    """Returns the error for a file that cannot be read from `line` on."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return BadInput(f"{path}:{line}: cannot be read from here on ({reason}); copy the file again")
 
 
 def _as_bytes(kind):
-    """The Arrow type with bytes in place of strings."""
+    """Returns the Arrow type with strings replaced by bytes."""
     import pyarrow
 
     types = pyarrow.types

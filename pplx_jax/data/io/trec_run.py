@@ -1,4 +1,4 @@
-"""Writing a ranking as a TREC run file, which trec_eval and its relatives read."""
+"""Reads and writes TREC run files, the format of trec_eval."""
 
 import contextlib
 import pathlib
@@ -8,20 +8,20 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path
-from pplx_jax.data.io import json_lines as rows
+from pplx_jax.data.io.json_lines import numbered_lines
 
 _TAG = "pplx-jax"
 
 
 def run_line(query: str, document: str, rank: int, score: float, tag: str = _TAG) -> str:
-    """The line of one hit, `query Q0 document rank score tag`.
+    """Returns the line of one hit, `query Q0 document rank score tag`.
 
     Raises:
-        BadInput: an id is blank or holds white space, which a run file cannot express.
+        BadInput: an id is empty or contains white space, which a run file cannot express.
     """
     if len(query.split()) != 1 or len(document.split()) != 1:
-        raise BadInput(f"a run file cannot hold the id of {query!r}, {document!r}: it is blank or holds white space")
-    # Nine digits give a float32 back exactly, so ties stay ties.
+        raise BadInput(f"a run file cannot hold the id of {query!r}, {document!r}: it is empty or contains white space")
+    # Nine digits represent a float32 exactly, so ties stay ties.
     return f"{query} Q0 {document} {rank} {score:.9g} {tag}\n"
 
 
@@ -29,10 +29,10 @@ def run_line(query: str, document: str, rank: int, score: float, tag: str = _TAG
 def run_writer(
     path: str | pathlib.Path, document_ids: Sequence[str], tag: str = _TAG
 ) -> Iterator[Callable[[Iterable[str], np.ndarray, np.ndarray], None]]:
-    """Writes a run file; it appears when the block ends well.
+    """Writes a run file, which appears when the block ends without an error.
 
     Yields:
-        add(query_ids, documents, scores): adds one ranking a query, from [Q, K] document numbers and scores,
+        add(query_ids, documents, scores): adds one ranking per query, from [Q, K] document indices and scores,
         best first.
 
     Raises:
@@ -49,23 +49,23 @@ def run_writer(
 
 
 def read_run(path: str | pathlib.Path) -> dict[str, dict[str, float]]:
-    """Reads a TREC run file, gzipped where its name ends in .gz.
+    """Reads a TREC run file. A name that ends in .gz is decompressed.
 
     Returns:
         query id -> document id -> score.
 
     Raises:
-        BadInput: the file cannot be read, or a line is no "query Q0 document rank score tag"; the message names it.
+        BadInput: the file cannot be read, or a line is not "query Q0 document rank score tag".
     """
     run: dict[str, dict[str, float]] = {}
-    for number, line in rows.numbered_lines(pathlib.Path(path)):
+    for number, line in numbered_lines(pathlib.Path(path)):
         cells = line.decode("utf-8", errors="replace").split()
         try:
             query, _, document, _, score, _ = cells
             found, value = run.setdefault(query, {}), float(score)
         except ValueError:
-            raise BadInput(f'{path}, line {number}: not "query Q0 document rank score tag"; mend the line') from None
+            raise BadInput(f'{path}, line {number}: not "query Q0 document rank score tag"; fix the line') from None
         if value != value or document in found:
-            raise BadInput(f"{path}, line {number}: {document!r} stands twice for {query!r}, or its score is no number")
+            raise BadInput(f"{path}, line {number}: {document!r} occurs twice for {query!r}, or its score is NaN")
         found[document] = value
     return run

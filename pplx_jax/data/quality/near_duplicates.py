@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from pplx_jax.data.quality.overlap import words_of
+from pplx_jax.data.sources.overlap import words_of
 
 _WORDS = 5  # of a run
 _BANDS, _ROWS = 16, 4  # pairs that have half of their runs in common meet with 64%, with 0.8 of them in 99.98%

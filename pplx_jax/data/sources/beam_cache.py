@@ -24,11 +24,11 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.native_logs import silent_native_stderr
 from pplx_jax.core.output_folder import take_place
 from pplx_jax.core.progress import Progress
-from pplx_jax.data.io import paths
+from pplx_jax.data.io import storage
 from pplx_jax.data.io.bad_rows import BadRows
-from pplx_jax.data.quality.overlap import Overlap
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources import seqio_tasks as tasks
+from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source, weighted_parts
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.table_maker import table_maker
@@ -69,10 +69,10 @@ def cache_sources(
     parts = {part.name: (part, weight) for part, weight in weighted_parts(sources)}
     shards = {name: part.shards() for name, (part, _) in parts.items()}
     evaluation = overlap.fingerprint if overlap else ""
-    stages = {part.stage for part, _ in parts.values()}
+    stages = {part.table_folder for part, _ in parts.values()}
     with contextlib.ExitStack() as opened:
         folder = output.rstrip("/")
-        if paths.is_url(output):
+        if storage.is_url(output):
             _refuse_written(folder, stages)
         else:
             folder = opened.enter_context(_new_stages(output, stages))
@@ -82,7 +82,7 @@ def cache_sources(
             for name, (part, weight) in parts.items():
                 setup = functools.partial(_register, part, vocabulary, lengths.chunks, shards[name], shipped)
                 setup(again=True)
-                place = f"{folder}/{part.stage}/{name}"
+                place = f"{folder}/{part.table_folder}/{name}"
                 write = functools.partial(
                     _write_shard,
                     place,
@@ -93,11 +93,11 @@ def cache_sources(
                     shards=len(shards[name]),
                 )
                 records = f"{folder}/seqio" if seqio_records else ""
-                _cache_part(pipeline, f"{part.stage}.{name}", part, setup, write, len(shards[name]), records)
+                _cache_part(pipeline, f"{part.table_folder}.{name}", part, setup, write, len(shards[name]), records)
         summaries = {}
         for name, (part, _) in parts.items():
-            place = f"{folder}/{part.stage}/{name}"
-            summaries.setdefault(part.stage, {})[name] = _summary(place, part, len(shards[name]))
+            place = f"{folder}/{part.table_folder}/{name}"
+            summaries.setdefault(part.table_folder, {})[name] = _summary(place, part, len(shards[name]))
     return {"output": output, **summaries}
 
 
@@ -188,7 +188,7 @@ def _refuse_written(url: str, stages: Iterable[str]) -> None:
     Raises:
         BadInput: there is such a stage.
     """
-    if there := [stage for stage in sorted(stages) if paths.exists(f"{url}/{stage}")]:
+    if there := [stage for stage in sorted(stages) if storage.exists(f"{url}/{stage}")]:
         raise BadInput(f"{url}/{there[0]} exists, of an earlier run; delete it, or give another --output")
 
 
@@ -213,16 +213,16 @@ def _shipped(overlap: Overlap | None, path: str) -> Iterator[str]:
     if overlap is None:
         yield ""
         return
-    paths.write_bytes(path, pickle.dumps(overlap))
+    storage.write_bytes(path, pickle.dumps(overlap))
     try:
         yield path
     finally:
-        paths.remove(path)
+        storage.remove(path)
 
 
 @functools.lru_cache(maxsize=1)
 def _received(path: str) -> Overlap:
-    with paths.open_bytes(path) as file:
+    with storage.open_bytes(path) as file:
         return pickle.load(file)
 
 
@@ -270,7 +270,7 @@ def _write_shard(
     place = f"{folder}/{_shard_name(shard, shards)}"
     bad = BadRows(source.name, 1.0)  # judged over all shards
     with tempfile.TemporaryDirectory() as temporary:
-        local = pathlib.Path(temporary) / "table" if paths.is_url(place) else pathlib.Path(place)
+        local = pathlib.Path(temporary) / "table" if storage.is_url(place) else pathlib.Path(place)
         with table_maker(local, source.kind, vocabulary, lengths, allow_empty=True) as maker:
             for _, flat in sorted(placed, key=lambda pair: pair[0]):
                 block = tasks.ragged_block(source.kind, flat)
@@ -278,8 +278,8 @@ def _write_shard(
                 if len(block["language"]):
                     maker.add(block)
             maker.note(rows=bad.summary(), **notes)
-        if paths.is_url(place):
-            paths.upload(local, place)
+        if storage.is_url(place):
+            storage.upload(local, place)
     return place
 
 
@@ -296,7 +296,7 @@ def _summary(folder: str, source: Source, shards: int) -> dict[str, Any]:
     bad, examples = BadRows(source.name, source.max_bad_share), 0
     for shard in range(shards):
         manifest_path = f"{folder}/{_shard_name(shard, shards)}/{MANIFEST}"
-        with paths.open_bytes(manifest_path) as file:
+        with storage.open_bytes(manifest_path) as file:
             manifest = json.load(file)
         bad.add(manifest["rows"])
         examples += manifest.get("examples", manifest["count"])
@@ -314,7 +314,7 @@ def _shard_progress(folder: str, shards: int) -> Iterator[None]:
 
         def look() -> None:
             while not done.wait(2.0):
-                if not paths.is_url(folder):
+                if not storage.is_url(folder):
                     progress.update(sum(1 for _ in pathlib.Path(folder).glob(f"*/*/shard-*/{MANIFEST}")))
 
         thread = threading.Thread(target=look, name="pplx_jax-cache-progress", daemon=True)

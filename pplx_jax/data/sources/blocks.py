@@ -1,31 +1,29 @@
-"""Examples of a source gathered in blocks of columns: what is tokenised at once and written at once.
+"""Gathers the examples of a source into blocks of columns, which are tokenised and written together.
 
-A block of N examples holds lists: text features of any number of texts, other features one value a row.
+A block of N examples holds lists. Text columns are tokenised; other columns have one value per row.
 
-| kind | text features | other features |
+| kind | text columns | other columns |
 |---|---|---|
 | text | tokens [N] | |
 | pair | query [N], document [N] | |
 | triplet | query [N], document [N], negatives [N x K], example by example | |
-| contextual | chunks [all], query [Q] | chunk_counts [N]; document (its place in the block), chunk [Q] |
+| contextual | chunks [all], query [Q] | chunk_counts [N]; document (its index in the block) [Q], chunk [Q] |
 
-Every kind has `source` and `language` beside each example (each query, of the contextual kind).
+Every kind has `source` and `language` for each example; the contextual kind has them for each query.
 
-What was read for a block goes with it, so that a count of bad rows reaches whoever writes the table, on another
-machine too: `rows_read` and `rows_dropped` [1], `bad_places` and `bad_reasons` [bad rows since the block before]. The
-last block of a shard may have no examples; that of a shard without a row is its only one.
+A block also carries the counts of the rows that were read for it, so that they reach the writer of the table, even on
+another machine: `rows_read` and `rows_dropped` [1], `bad_places` and `bad_reasons` [bad rows since the block before].
+The last block of a shard may have no examples. A shard without rows gives one block without examples.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 from pplx_jax.data.io.bad_rows import BadRows
-from pplx_jax.data.sources.source import Example, texts_of
-
-Block = dict[str, Any]
+from pplx_jax.data.sources.examples import Example, texts_of
+from pplx_jax.data.tokens.table_maker import Block
 
 RECORDS = 1024
-CHARACTERS = 1_000_000  # a block of long texts ends sooner: memory stays bounded
+CHARACTERS = 1_000_000  # a block of long texts has fewer records, so that memory stays bounded
 
 TEXTS: Mapping[str, tuple[str, ...]] = {
     "text": ("tokens",),
@@ -40,7 +38,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "triplet": _LABELS,
     "contextual": {**dict.fromkeys(("chunk_counts", "document", "chunk"), "int32"), **_LABELS},
 }
-ROWS: Mapping[str, str] = {
+ROW_COUNTS: Mapping[str, str] = {
     "rows_read": "int32",
     "rows_dropped": "int32",
     "bad_places": "string",
@@ -49,26 +47,26 @@ ROWS: Mapping[str, str] = {
 
 
 def blocks(kind: str, examples: Iterable[Example], bad: BadRows) -> Iterator[Block]:
-    """Examples of one kind in blocks of up to `RECORDS`, in their order, with what `bad` counts meanwhile."""
+    """Yields the examples of one kind in blocks of up to `RECORDS`, in order, with what `bad` counts meanwhile."""
     read = dropped = 0
-    given = False
+    any_block = False
 
-    def rows() -> Block:
+    def row_counts() -> Block:
         nonlocal read, dropped
         since = {"rows_read": [bad.rows - read], "rows_dropped": [bad.dropped - dropped]}
         read, dropped = bad.rows, bad.dropped
         places, reasons = zip(*bad.take(), strict=True) if bad.pending else ((), ())
         return {**since, "bad_places": list(places), "bad_reasons": list(reasons)}
 
-    for block in _examples(kind, examples):
-        given = True
-        yield block | rows()
-    if bad.rows > read or bad.pending or not given:
-        yield dict.fromkeys((*TEXTS[kind], *COLUMNS[kind]), []) | rows()
+    for group in _grouped(examples):
+        any_block = True
+        yield _columns(kind, group) | row_counts()
+    if bad.rows > read or bad.pending or not any_block:
+        yield dict.fromkeys((*TEXTS[kind], *COLUMNS[kind]), []) | row_counts()
 
 
 def count_rows(block: Block, bad: BadRows) -> None:
-    """Adds what was read for a block (arrays, texts str) to `bad`."""
+    """Adds the row counts of a block (arrays, texts as str) to `bad`."""
     places = [
         (str(place), str(reason)) for place, reason in zip(block["bad_places"], block["bad_reasons"], strict=True)
     ]
@@ -78,22 +76,22 @@ def count_rows(block: Block, bad: BadRows) -> None:
         bad.bad(place, reason)
 
 
-def _examples(kind: str, examples: Iterable[Example]) -> Iterator[Block]:
+def _grouped(examples: Iterable[Example]) -> Iterator[list[Example]]:
     pending: list[Example] = []
     characters = 0
     for example in examples:
         pending.append(example)
         characters += sum(map(len, texts_of(example)))
         if len(pending) == RECORDS or characters >= CHARACTERS:
-            yield _block(kind, pending)
+            yield pending
             pending, characters = [], 0
     if pending:
-        yield _block(kind, pending)
+        yield pending
 
 
-def _block(kind: str, examples: list[Example]) -> Block:
+def _columns(kind: str, examples: list[Example]) -> Block:
     if kind == "contextual":
-        return _documents(examples)
+        return _document_columns(examples)
     block: Block = {name: [example[name] for example in examples] for name in COLUMNS[kind]}
     if kind == "text":
         return block | {"tokens": [example["text"] for example in examples]}
@@ -104,14 +102,14 @@ def _block(kind: str, examples: list[Example]) -> Block:
     return block
 
 
-def _documents(examples: list[Example]) -> Block:
-    rows = [(place, text, chunk) for place, example in enumerate(examples) for text, chunk in example["queries"]]
-    owners = [examples[place] for place, _, _ in rows]
+def _document_columns(examples: list[Example]) -> Block:
+    queries = [(place, text, chunk) for place, example in enumerate(examples) for text, chunk in example["queries"]]
+    documents = [examples[place] for place, _, _ in queries]
     return {
         "chunks": [chunk for example in examples for chunk in example["chunks"]],
         "chunk_counts": [len(example["chunks"]) for example in examples],
-        "query": [text for _, text, _ in rows],
-        "document": [place for place, _, _ in rows],
-        "chunk": [chunk for _, _, chunk in rows],
-        **{name: [owner[name] for owner in owners] for name in _LABELS},
+        "query": [text for _, text, _ in queries],
+        "document": [place for place, _, _ in queries],
+        "chunk": [chunk for _, _, chunk in queries],
+        **{name: [document[name] for document in documents] for name in _LABELS},
     }

@@ -1,4 +1,4 @@
-"""Writes corpus folders: JSON lines and a BEIR evaluation set, under their final name only once whole."""
+"""Writes corpus folders: JSON lines and BEIR evaluation sets."""
 
 import contextlib
 import json
@@ -11,11 +11,11 @@ from pplx_jax.data.io.beir import RetrievalSet
 
 
 @contextlib.contextmanager
-def whole_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives an empty folder, which takes the place of `output` when the block ends without an error.
+def corpus_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields an empty temporary folder, which replaces `output` when the block ends without an error.
 
     Raises:
-        BadInput: `output` holds files and no corpus, which has an evaluation set.
+        BadInput: `output` contains files but no evaluation set, so it is not a corpus.
     """
     require_free(output, "corpus", lambda folder: (folder / "evaluation").exists())
     with replaced_folder(output) as partial:
@@ -23,33 +23,35 @@ def whole_folder(output: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes JSON lines, UTF-8."""
+    """Writes JSON lines in UTF-8."""
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def write_retrieval_set(folder: pathlib.Path, passages: Sequence[tuple[Mapping[str, Any], str]]) -> None:
-    """Writes a BEIR folder in which each passage (a row of corpus.jsonl) answers the query beside it."""
+    """Writes a BEIR folder from pairs of a passage (a row of corpus.jsonl) and the query that it answers."""
     folder.mkdir()
     write_rows(folder / "corpus.jsonl", (passage for passage, _ in passages))
-    # A query's id is not its passage's: evaluation tools drop a hit of the same id.
+    # A query and its passage have different ids, because evaluation tools drop hits with the id of the query.
     queries = ({"_id": f"query:{passage['_id']}", "text": query} for passage, query in passages)
     write_rows(folder / "queries.jsonl", queries)
-    with (folder / "qrels.tsv").open("w", encoding="utf-8", newline="\n") as file:
-        file.write("query-id\tcorpus-id\tscore\n")
-        file.writelines(f"query:{passage['_id']}\t{passage['_id']}\t1\n" for passage, _ in passages)
+    _write_qrels(folder, ((f"query:{passage['_id']}", passage["_id"], 1) for passage, _ in passages))
 
 
 def write_beir(folder: pathlib.Path, data: RetrievalSet) -> None:
-    """Writes a retrieval set as `read_beir` reads it."""
+    """Writes a retrieval set in the layout that `read_beir` reads."""
     folder.mkdir()
     passages = zip(data.document_ids, data.documents, data.parents, data.chunks, strict=True)
     columns = ("_id", "text", "parent", "chunk")
     write_rows(folder / "corpus.jsonl", (dict(zip(columns, passage, strict=True)) for passage in passages))
     queries = zip(data.query_ids, data.queries, strict=True)
     write_rows(folder / "queries.jsonl", ({"_id": name, "text": text} for name, text in queries))
+    grades = ((query, document, grade) for query, found in data.qrels.items() for document, grade in found.items())
+    _write_qrels(folder, grades)
+
+
+def _write_qrels(folder: pathlib.Path, grades: Iterable[tuple[str, str, int]]) -> None:
     with (folder / "qrels.tsv").open("w", encoding="utf-8", newline="\n") as file:
         file.write("query-id\tcorpus-id\tscore\n")
-        for query, grades in data.qrels.items():
-            file.writelines(f"{query}\t{document}\t{grade}\n" for document, grade in grades.items())
+        file.writelines(f"{query}\t{document}\t{grade}\n" for query, document, grade in grades)

@@ -1,11 +1,12 @@
-"""A corpus that somebody else wrote: a folder of the corpus files, linked into the run and never copied."""
+"""A corpus that exists already: a folder of corpus files, which are linked into the run and never copied."""
 
 import dataclasses
 import pathlib
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.sources.corpus_writer import whole_folder
+from pplx_jax.data.sources.corpus import WrittenCorpus
+from pplx_jax.data.sources.corpus_writer import corpus_folder
 
 FILES = (
     "text.jsonl",
@@ -19,11 +20,11 @@ FILES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class FolderCorpus:
-    """Corpus files as `recipes/corpora/python_corpus.py` describes them; lines are checked during tokenisation.
+class FolderCorpus(WrittenCorpus):
+    """The files that `WrittenCorpus` describes. Their lines are checked during tokenisation.
 
     Attributes:
-        path: the folder; it must stay where it is while a run uses it.
+        path: the folder. It must not move while a run uses it.
     """
 
     path: str
@@ -37,7 +38,7 @@ class FolderCorpus:
         folder = pathlib.Path(self.path).absolute()
         if missing := [name for name in FILES if not (folder / name).is_file()]:
             raise BadInput(f"FolderCorpus.path {folder} lacks {', '.join(missing)}; write them there")
-        with whole_folder(pathlib.Path(output)) as partial:
+        with corpus_folder(pathlib.Path(output)) as partial:
             for name in FILES:
                 (partial / name).parent.mkdir(exist_ok=True)
                 (partial / name).symlink_to(folder / name)

@@ -73,7 +73,7 @@ def source_task(
 
     files = source.shards() if shards is None else shards
     texts = blocks.TEXTS[source.kind]
-    types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind], **blocks.ROWS}
+    types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind], **blocks.ROW_COUNTS}
     signature = {name: tf.TensorSpec([None], tf.as_dtype(kind)) for name, kind in types.items()}
     pieces = seqio_vocabulary(vocabulary)
     features = {name: seqio.Feature(pieces, add_eos=False, rank=_rank(source.kind, name)) for name in texts}
@@ -124,7 +124,7 @@ def source_task(
 
 def task_name(source: Source) -> str:
     """Its name in SeqIO's registry."""
-    return "pplx_jax." + re.sub(r"\W", "_", f"{source.stage}.{source.name}", flags=re.ASCII)
+    return "pplx_jax." + re.sub(r"\W", "_", f"{source.table_folder}.{source.name}", flags=re.ASCII)
 
 
 def register(
@@ -214,7 +214,7 @@ def ragged_block(kind: str, flat: Mapping[str, np.ndarray]) -> Block:
         name: Ragged.from_lengths(np.asarray(flat[name], np.int32), np.asarray(flat[name + LENGTHS], np.int64))
         for name in blocks.TEXTS[kind]
     }
-    for name, type_ in {**blocks.COLUMNS[kind], **blocks.ROWS}.items():
+    for name, type_ in {**blocks.COLUMNS[kind], **blocks.ROW_COUNTS}.items():
         if type_ == "string":
             block[name] = np.array([value.decode() for value in flat[name]], object)
         else:
@@ -263,9 +263,9 @@ def tokenize_sources(
     """Writes FOLDER/STAGE/NAME for every part of every source, and returns {stage: {name: examples}}."""
     counts: dict[str, dict[str, int]] = {}
     for part, weight in weighted_parts(sources):
-        table = folder / part.stage / part.name
+        table = folder / part.table_folder / part.name
         manifest = tokenize_source(part, vocabulary, table, lengths, weight=weight, drop=drop)
-        counts.setdefault(part.stage, {})[part.name] = manifest.get("examples", manifest["count"])
+        counts.setdefault(part.table_folder, {})[part.name] = manifest.get("examples", manifest["count"])
     return counts
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.sources.blocks import Block
-from pplx_jax.data.sources.source import STAGE_OF
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_hashes import token_hashes
-from pplx_jax.data.tokens.token_table import PathLike, TokenWriter
+from pplx_jax.data.tokens.token_table import PathLike
+from pplx_jax.data.tokens.token_writer import TokenWriter
 from pplx_jax.data.tokens.vocabulary import Vocabulary
+
+Block = dict[str, Any]  # columns of several examples; `data.sources.blocks` describes them
 
 MIN_TOKENS = 16  # of a window of text
 
@@ -44,7 +45,7 @@ def table_maker(
     Raises:
         BadInput: no example is left.
     """
-    with TokenWriter(folder, STAGE_OF[kind], vocabulary) as writer:
+    with TokenWriter(folder, kind, vocabulary) as writer:
         maker = _MAKERS[kind](writer, lengths, min_tokens)
         yield maker
         maker.finish()

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary, write_whole
+from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary, write_vocabulary_file
 
 if TYPE_CHECKING:
     import tokenizers
@@ -154,8 +154,8 @@ class TokenizerVocabulary(Vocabulary):
     def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
         folder = pathlib.Path(folder)
         names = {"mask": self.mask, "separator": self.separator, "pad": self.pad}
-        write_whole(folder / NAMES, (json.dumps(names, indent=2) + "\n").encode())
-        return write_whole(folder / TOKENIZER, self.model)
+        write_vocabulary_file(folder / NAMES, (json.dumps(names, indent=2) + "\n").encode())
+        return write_vocabulary_file(folder / TOKENIZER, self.model)
 
     def _id(self, role: str, name: str) -> int:
         token = self._tokenizer.token_to_id(name)

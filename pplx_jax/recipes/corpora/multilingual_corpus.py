@@ -21,8 +21,9 @@ from absl import logging
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet, read_beir
-from pplx_jax.data.quality.overlap import Overlap, texts_within, words_of
-from pplx_jax.data.sources.corpus_writer import whole_folder, write_beir, write_rows
+from pplx_jax.data.sources.corpus import WrittenCorpus
+from pplx_jax.data.sources.corpus_writer import corpus_folder, write_beir, write_rows
+from pplx_jax.data.sources.overlap import Overlap, texts_within, words_of
 from pplx_jax.recipes.corpora.aligned_text import Pages, Sentences
 from pplx_jax.recipes.corpora.corpus_rows import (
     Row,
@@ -46,7 +47,7 @@ _PAGES = "fastapi-docs"
 
 
 @dataclasses.dataclass(frozen=True)
-class MultilingualCorpus:
+class MultilingualCorpus(WrittenCorpus):
     """What is trained on, and what it is evaluated on.
 
     Attributes:
@@ -219,7 +220,7 @@ class MultilingualCorpus:
         overlap = Overlap(text for data in evaluation.values() for text in (*data.documents, *data.queries))
         rows, dropped = rows.without(lambda row: any(map(overlap.of, texts_within(row))))
         rows.pairs = _sampled_pairs(rows.pairs, self.most_pairs, self.most_pairs_of, self.seed)
-        with whole_folder(output) as partial:
+        with corpus_folder(output) as partial:
             write_rows(partial / "text.jsonl", rows.texts)
             write_rows(partial / "pairs.jsonl", rows.pairs)
             write_rows(partial / "documents.jsonl", rows.documents)

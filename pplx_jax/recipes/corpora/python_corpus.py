@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.sources.corpus_writer import whole_folder, write_retrieval_set, write_rows
+from pplx_jax.data.sources.corpus import WrittenCorpus
+from pplx_jax.data.sources.corpus_writer import corpus_folder, write_retrieval_set, write_rows
 from pplx_jax.recipes.corpora.python_packages import SourceFile, find_files
 from pplx_jax.recipes.corpora.python_pairs import Pair, Parsed, Selection, read_file, select
 
@@ -35,7 +36,7 @@ _REPORT_EVERY = 2000  # files
 
 
 @dataclasses.dataclass(frozen=True)
-class PythonCorpus:
+class PythonCorpus(WrittenCorpus):
     """Which code is read and how it is cut.
 
     Attributes:
@@ -104,7 +105,7 @@ class PythonCorpus:
             parsed.append(result)
             if len(parsed) % _REPORT_EVERY == 0 or len(parsed) == len(files):
                 report(f"read {len(parsed)} of {len(files)} Python files")
-        with whole_folder(output) as folder:
+        with corpus_folder(output) as folder:
             selection = select(files, parsed, self.held_out)
             counts = {
                 "packages": len({file.source for file in files}),

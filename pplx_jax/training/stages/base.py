@@ -52,6 +52,11 @@ class Stage:
         """What a batch contains: the kind of examples, how many, and the length of a sequence."""
         raise NotImplementedError
 
+    @property
+    def reads(self) -> str:
+        """The kind of examples, a key of `data.tokens.kinds.KINDS`."""
+        return self.batch.kind
+
     def learned(self) -> dict[str, float]:
         """Initial values of scalars that belong to the loss and are trained with the model, such as a temperature."""
         return {}

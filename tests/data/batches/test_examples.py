@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches import packed_batch as features
-from pplx_jax.data.batches.examples import Examples, open_tables
+from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.ragged import Ragged
-from pplx_jax.data.tokens.token_table import TokenTable, write_table
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 
 B = 32
 

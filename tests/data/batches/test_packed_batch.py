@@ -15,8 +15,10 @@ from pplx_jax.data.batches.packed_batch import (
     text_batch,
     triplet_batch,
 )
-from pplx_jax.data.tokens.ragged import ranges
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable, write_table
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
+from pplx_jax.data.tokens.ragged import Ragged, ranges
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 
 ROWS, LENGTH, SLOTS, C = 16, 64, 24, 4
 INDICES = np.array([3, 41, 7, 0, 59, 22, 23, 24, 11, 30])
@@ -63,8 +65,8 @@ def tables(tmp_path_factory) -> dict[str, TokenTable]:
         },
     }
     for stage in features:
-        write_table(folder / stage, stage, VOCABULARY, features[stage])
-    return {stage: TokenTable.open(folder / stage, stage=stage) for stage in features}
+        write_table(folder / stage, KIND_OF_FOLDER[stage], VOCABULARY, features[stage])
+    return {stage: TokenTable.open(folder / stage, kind=KIND_OF_FOLDER[stage]) for stage in features}
 
 
 def pooled_tokens(arrays, reference):

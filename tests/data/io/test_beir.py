@@ -54,18 +54,18 @@ def test_titles_parents_and_chunks(tmp_path):
     [
         ({"corpus": [{"_id": "d1", "body": "x"}]}, 'corpus.jsonl, line 1: no "text", only _id, body'),
         ({"corpus": [{"_id": "d1", "text": 3}]}, 'corpus.jsonl, line 1: "text" is int'),
-        ({"corpus": [{"_id": "d1", "text": ""}] * 2}, "corpus.jsonl, line 2: \"_id\" 'd1' stands twice"),
+        ({"corpus": [{"_id": "d1", "text": ""}] * 2}, "corpus.jsonl, line 2: \"_id\" 'd1' occurs twice"),
         ({"corpus": [{"_id": "d1", "text": "", "chunk": "x"}]}, "line 1: \"chunk\" is 'x'"),
         ({"corpus": [{"_id": "d\ud800", "text": ""}]}, 'corpus.jsonl, line 1: "_id" holds half of a surrogate pair'),
         ({"queries": [{"_id": "q", "text": "\ud800"}]}, 'queries.jsonl, line 1: "text" holds half of a surrogate pair'),
-        ({"queries": [["q1"]]}, "queries.jsonl, line 1: not a JSON object but list"),
+        ({"queries": [["q1"]]}, "queries.jsonl, line 1: not a JSON object (list)"),
         ({"qrels": "q1\td1\t1\nq1\td9\t1\n"}, "qrels.tsv, line 2: unknown corpus-id 'd9'"),
         ({"qrels": "q9\td1\t1\n"}, "qrels.tsv, line 1: unknown query-id 'q9'"),
         ({"qrels": "q1 0 d1 1\n"}, "qrels.tsv, line 1: 1 columns"),
-        ({"qrels": "q1\td1\t1.0\nq1\td2\t1\n"}, "qrels.tsv, line 1: score '1.0' is no whole number"),
+        ({"qrels": "q1\td1\t1.0\nq1\td2\t1\n"}, "qrels.tsv, line 1: score '1.0' is not an integer"),
         ({"qrels": "q1\td1\t1\nq1\td2\tmuch\n"}, "qrels.tsv, line 2: score 'much'"),
         ({"qrels": "q1\td1\t1\nq1\td1\t2\n"}, "line 2: a second, different grade"),
-        ({"qrels": "query-id\tcorpus-id\tscore\n"}, "judges nothing"),
+        ({"qrels": "query-id\tcorpus-id\tscore\n"}, "has no judgements"),
     ],
 )
 def test_broken_sets(tmp_path, broken, message):
@@ -87,7 +87,7 @@ def test_broken_bytes(tmp_path):
     write_set(tmp_path, zipped=True)
     whole = (tmp_path / "corpus.jsonl.gz").read_bytes()
     (tmp_path / "corpus.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadInput, match="archive is broken"):
+    with pytest.raises(BadInput, match="archive is damaged"):
         read_beir(tmp_path)
     (tmp_path / "corpus.jsonl.gz").unlink()
     (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": "d1", "text": "\xff"}\n')

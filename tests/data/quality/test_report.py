@@ -11,7 +11,7 @@ from helpers import tiny
 
 from pplx_jax.cli import main as cli
 from pplx_jax.data.quality.near_duplicates import NearDuplicates
-from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 
 LONG = "open the first file of the index and read each vector of the table before you close it again".split()
 
@@ -99,7 +99,7 @@ def test_it_counts_what_is_there(folder, tmp_path, capsys):
         f"report.{ending}" for ending in ("html", "json", "txt")
     ]
     assert f"  Tokens of document: texts 16, mean {lengths['mean']}, median {lengths['median']}" in text
-    assert 0 < asked["fill"] <= 1 and f"  Fill of packed rows: {asked['fill']:.1%}\n" in text
+    assert 0 < asked["fill"] <= 1 and f"  Fill of packed sequences: {asked['fill']:.1%}\n" in text
     said = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", page)))
     for one in (notes, asked):
         for step in (step for sample in one["samples"] for step in sample.values()):
@@ -110,9 +110,9 @@ def test_it_says_that_it_looked_at_the_first_ones_alone(folder, tmp_path, capsys
     result = report(folder, tmp_path, capsys, "--examples=20")
     assert result["examples"] == 20 + 16
     note = "Of each source the first 20 examples were looked at; the counts of 1 of 2 end there."
-    assert note in result["text"] and "Examples: 20 (the first ones alone)" in result["text"]
+    assert note in result["text"] and "Examples: 20 (the first ones only)" in result["text"]
     page = (tmp_path / "data" / "report" / "report.html").read_text()
-    assert note in page and "20 (the first ones alone)" in page
+    assert note in page and "20 (the first ones only)" in page
 
 
 def test_overlap_is_dropped_by_a_flag(folder, tmp_path, capsys):
@@ -157,7 +157,7 @@ def test_every_step_of_a_sample_is_of_the_same_row(folder, tmp_path, capsys):
         f"--gin_param=asked/Source.path = '{tmp_path}/documents.jsonl'",
     )
     whole = json.loads((tmp_path / "data" / "report" / "report.json").read_text())["sources"]
-    vocabulary = Vocabulary.load(folder)
+    vocabulary = load_vocabulary(folder)
     for line, sample, n in zip((3, 4), whole["contextual"]["asked"]["samples"], (2, 1), strict=True):
         assert sample["read"].startswith(f"{tmp_path}/documents.jsonl:{line}\n") and f'"d{n}"' in sample["read"]
         assert json.loads(sample["checked"])["chunks"] == [f"read {n}", f"write {n}"]

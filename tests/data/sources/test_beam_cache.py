@@ -12,12 +12,11 @@ from helpers.tiny import tiny_vocabulary
 
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.batches.examples import open_tables
-from pplx_jax.data.sources import beam_cache as cache
 from pplx_jax.data.sources import seqio_tasks as tasks
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.sources.source_corpus import SourceCorpus
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.token_table import MANIFEST, TokenTable
 from pplx_jax.recipes.data_verbs import cache_corpus
 
@@ -62,11 +61,12 @@ def test_tables_are_those_of_one_process(folder, tmp_path):
     vocabulary = tiny_vocabulary(folder)
     tasks.tokenize_sources(corpus.sources, vocabulary, tmp_path / "whole", LENGTHS)
     for source in corpus.sources:
-        (whole,) = open_tables(tmp_path / "whole" / source.stage)[source.name]
-        shards = open_tables(tmp_path / "out" / source.stage, stage=source.stage, vocabulary=vocabulary)[source.name]
+        stage = source.table_folder
+        (whole,) = open_tables(tmp_path / "whole" / stage)[source.name]
+        shards = open_tables(tmp_path / "out" / stage, kind=source.kind, vocabulary=vocabulary)[source.name]
         assert [shard.folder.name for shard in shards] == ["shard-00000-of-00002", "shard-00001-of-00002"]
-        assert result[source.stage][source.name]["examples"] == whole.count == sum(shard.count for shard in shards)
-        assert result[source.stage][source.name]["rows"] == whole.manifest["rows"]
+        assert result[stage][source.name]["examples"] == whole.count == sum(shard.count for shard in shards)
+        assert result[stage][source.name]["rows"] == whole.manifest["rows"]
         text = "tokens" if source.kind == "text" else "query"
         found = [tokens.tolist() for shard in shards for tokens in list(shard[text])[: shard.count]]
         assert found == [tokens.tolist() for tokens in list(whole[text])[: whole.count]]
@@ -96,7 +96,7 @@ def test_a_url_takes_no_second_run_and_a_shard_without_a_row_has_a_table(folder,
     with pytest.raises(BadInput, match=f"{url}/diffusion exists, of an earlier run; delete it"):
         cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder, output=url)
     fsspec.filesystem("memory").get(f"/bucket{tmp_path}/diffusion", str(tmp_path / "copy"), recursive=True)
-    shards = open_tables(tmp_path / "copy", stage="diffusion")["my_text"]
+    shards = open_tables(tmp_path / "copy", kind="text")["my_text"]
     assert len(shards) == 3 and shards[2].count == 0
     assert sum(shard.count for shard in shards) == result["diffusion"]["my_text"]["examples"]
     shards[2].folder.rename(shards[2].folder.with_name("shard-00002-of-00004"))
@@ -112,14 +112,14 @@ def test_workers_need_neither_the_evaluation_set_nor_the_list_of_files(folder, t
     (tmp_path / "text.jsonl").write_text((folder / "text-0.jsonl").read_text() + '{"text": "close table"}\n')
     source = Source("my_text", "text", str(tmp_path / "text.jsonl"))
     corpus = SourceCorpus([source], str(tmp_path / "beir"), drop_overlap=True)
-    looked, overlap_of, shards_of = [], cache.corpus_overlap, Source.shards
+    looked, overlap_of, shards_of = [], SourceCorpus.excluded_texts, Source.shards
 
     def only_here(corpus):
         overlap = overlap_of(corpus)
         shutil.rmtree(corpus.evaluation)
         return overlap
 
-    monkeypatch.setattr(cache, "corpus_overlap", only_here)
+    monkeypatch.setattr(SourceCorpus, "excluded_texts", only_here)
     monkeypatch.setattr(Source, "shards", lambda source: looked.append(source.name) or shards_of(source))
     result = cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
     assert result["diffusion"]["my_text"]["rows"]["dropped"] == 1 and looked == ["my_text"]

@@ -17,9 +17,10 @@ from pplx_jax.data.sources import seqio_tasks as tasks
 from pplx_jax.data.sources.mixture import Mixture
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.token_hashes import token_hashes
 from pplx_jax.data.tokens.token_table import TokenTable
-from pplx_jax.data.tokens.vocabulary import Vocabulary, train_vocabulary
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 
 TEXTS = [
     f"def {verb}_{noun}(path, flags):\n    # {number} ways to {verb} the {noun} ########\n    return {noun}"
@@ -94,7 +95,7 @@ def test_blocks_keep_the_order_of_the_file(vocabulary, tmp_path, monkeypatch):
 def test_rows_of_text_are_full_and_hold_every_text_in_order(vocabulary, tmp_path):
     path = write_lines(tmp_path / "text.jsonl", [{"text": text, "source": "s"} for text in HARD_TEXTS])
     manifest = tasks.tokenize_source(source_of(path, "text"), vocabulary, tmp_path / "table", LENGTHS, min_tokens=5)
-    table = TokenTable.open(tmp_path / "table", stage="diffusion", vocabulary=vocabulary)
+    table = TokenTable.open(tmp_path / "table", kind="text", vocabulary=vocabulary)
     lengths = table["tokens"].lengths()
     # Room for less than five tokens may be left free; the last row is what is left over.
     assert lengths.max() == 16 and lengths[:-1].min() > 16 - 5
@@ -181,7 +182,7 @@ def test_triplets_refer_to_their_negatives(vocabulary, tmp_path):
     path = write_lines(tmp_path / "triplets.jsonl", rows)
     source = source_of(path, "triplet", negatives=2)
     tasks.tokenize_source(source, vocabulary, tmp_path / "table", LENGTHS)
-    table = TokenTable.open(tmp_path / "table", stage="triplet", vocabulary=vocabulary)
+    table = TokenTable.open(tmp_path / "table", kind="triplet", vocabulary=vocabulary)
     assert table.count == 4 and len(table["document"]) == 12
     for row in range(4):
         found = [table["document"][place].tolist() for place in table["negatives"][row]]
@@ -198,7 +199,7 @@ def test_pairs(vocabulary, tmp_path):
     records.append({**records[1], "source": "c"})
     path = write_lines(tmp_path / "pairs.jsonl", records)
     manifest = tasks.tokenize_source(source_of(path, "pair"), vocabulary, tmp_path / "table", LENGTHS)
-    table = TokenTable.open(tmp_path / "table", stage="pair", vocabulary=vocabulary)
+    table = TokenTable.open(tmp_path / "table", kind="pair", vocabulary=vocabulary)
     kept = [record for record in records if vocabulary.encode(record["query"])]
     assert manifest["empty"] == len(records) - len(kept) > 0
     for name, longest in (("query", 9), ("document", 30)):
@@ -251,7 +252,7 @@ def test_documents(vocabulary, tmp_path):
     manifest = tasks.tokenize_source(
         source_of(path, "contextual"), vocabulary, tmp_path / "table", dataclasses.replace(LENGTHS, query=20)
     )
-    table = TokenTable.open(tmp_path / "table", stage="contextual", vocabulary=vocabulary)
+    table = TokenTable.open(tmp_path / "table", kind="contextual", vocabulary=vocabulary)
     # Nine chunks become three documents of three; the document without queries is gone.
     assert np.diff(table["chunks_of_document"]).tolist() == [3, 3, 3, 3, 4] and manifest["documents"] == 5
     assert manifest["truncated"]["chunks"] > 0
@@ -345,7 +346,7 @@ from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.batches.prefetch import Prefetch
 import numpy as np
 from pplx_jax.data.tokens.token_table import TokenTable
-table = TokenTable.open({str(tmp_path / "table")!r}, stage="diffusion")
+table = TokenTable.open({str(tmp_path / "table")!r}, kind="text")
 spec = TextBatch(8, 32)
 sequences = spec.sequences_needed(table)
 examples = Examples({{"": [table]}}, None, 8, seed=0)
@@ -361,7 +362,7 @@ print(batch.arrays["tokens"].shape == (sequences, 32), position)
 def test_a_copied_vocabulary_gives_the_same_table(vocabulary, tmp_path):
     path = write_lines(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS])
     vocabulary.save(tmp_path / "model")
-    copy = Vocabulary.load(tmp_path / "model")
+    copy = load_vocabulary(tmp_path / "model")
     for name, one in (("a", vocabulary), ("b", copy)):
         tasks.tokenize_source(source_of(path, "text"), one, tmp_path / name, LENGTHS)
     for file in ("tokens.values.npy", "tokens.offsets.npy", "manifest.json"):

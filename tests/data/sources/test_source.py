@@ -202,7 +202,7 @@ def test_a_bad_row_is_skipped_and_counted_or_ends_the_work(reason, tmp_path):
     assert bad.summary() == {
         "rows": 6, "bad": 1, "dropped": 0, "reasons": {reason: 1}, "samples": {reason: [f"{path}:3"]},
     }  # fmt: skip
-    with pytest.raises(BadInput, match=f"{path}:3: {reason}.*mend the rows, or raise max_bad_share"):
+    with pytest.raises(BadInput, match=f"{path}:3: {reason}.*fix the rows, or raise max_bad_share"):
         read(Source("mine", "pair", str(path), max_characters=50))
 
 
@@ -302,5 +302,5 @@ def test_missing_files_and_unknown_formats(tmp_path):
     with pytest.raises(BadInput, match="no such file"):
         Source("mine", "pair", "memory://nowhere/x.jsonl").shards()
     (tmp_path / "rows.csv").write_text("a,b\n")
-    with pytest.raises(BadInput, match="no ending of .jsonl"):
+    with pytest.raises(BadInput, match="does not end in .jsonl"):
         read(Source("mine", "pair", str(tmp_path / "rows.csv")))

@@ -9,11 +9,13 @@ import pytest
 from helpers import tiny
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.batches.examples import Examples, open_tables
+from pplx_jax.data.batches.examples import Examples
+from pplx_jax.data.sources.corpus import vocabulary_texts
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.data.sources.source import Source
-from pplx_jax.data.sources.source_corpus import SourceCorpus, tokenize_corpus, vocabulary_texts
+from pplx_jax.data.sources.source_corpus import SourceCorpus
 from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.mining.choice import Mining
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.recipes import phases
@@ -78,14 +80,14 @@ def test_tokens_that_cannot_be_read_are_refused_before_any_phase(folder, tmp_pat
 
 def test_a_stage_trains_by_a_curriculum_of_its_sources(folder, tmp_path):
     vocabulary = tiny.tiny_vocabulary(tmp_path)
-    counts = tokenize_corpus(corpus_of(folder, drop_overlap=True), tmp_path, vocabulary, tmp_path / "tokens", LENGTHS)
+    counts = corpus_of(folder, drop_overlap=True).tokenize(tmp_path, vocabulary, tmp_path / "tokens", LENGTHS)
     assert counts["pair"] == {"short": 30, "long": 30} and counts["diffusion"]["notes"] > 0
-    whole = tokenize_corpus(corpus_of(folder), tmp_path, vocabulary, tmp_path / "whole", LENGTHS)
+    whole = corpus_of(folder).tokenize(tmp_path, vocabulary, tmp_path / "whole", LENGTHS)
     assert whole["pair"] == {"short": 31, "long": 30}
     # What is in `tokens` is used as it is.
     linked = corpus_of(folder, tokens=str(tmp_path / "tokens"))
-    tokenize_corpus(linked, tmp_path, vocabulary, tmp_path / "run" / "tokens", LENGTHS)
-    tables = open_tables(tmp_path / "run" / "tokens" / "pair", stage="pair", vocabulary=vocabulary)
+    linked.tokenize(tmp_path, vocabulary, tmp_path / "run" / "tokens", LENGTHS)
+    tables = open_tables(tmp_path / "run" / "tokens" / "pair", kind="pair", vocabulary=vocabulary)
     assert list(tables) == ["long", "short"]
     data = Curriculum([Mixture({"short": 1.0}), Mixture({"short": 1.0, "long": 1.0})], [2])
     training = tiny.training("pair", data=data)
@@ -101,7 +103,7 @@ def test_a_stage_trains_by_a_curriculum_of_its_sources(folder, tmp_path):
 def test_mining_takes_of_each_source_what_the_pair_stage_has_not_read(folder, tmp_path, monkeypatch):
     vocabulary = tiny.tiny_vocabulary(tmp_path)
     tokens = tmp_path / "data" / "tokens"
-    tokenize_corpus(corpus_of(folder), tmp_path, vocabulary, tokens, LENGTHS)
+    corpus_of(folder).tokenize(tmp_path, vocabulary, tokens, LENGTHS)
     mined = {}
 
     def mine(embedder, table, vocabulary, mining, output, *, among):
@@ -131,14 +133,14 @@ def test_mining_takes_of_each_source_what_the_pair_stage_has_not_read(folder, tm
 def test_runs_that_share_tokens_share_no_triplets(folder, tmp_path):
     vocabulary = tiny.tiny_vocabulary(tmp_path)
     shared = tmp_path / "shared"
-    tokenize_corpus(corpus_of(folder), tmp_path, vocabulary, shared, LENGTHS)
+    corpus_of(folder).tokenize(tmp_path, vocabulary, shared, LENGTHS)
     corpus = corpus_of(folder, tokens=str(shared))
     for _ in range(2):  # killed before the phase was done, a run links again
         for run in ("one", "two"):
-            tokenize_corpus(corpus, tmp_path, vocabulary, tmp_path / run, LENGTHS)
+            corpus.tokenize(tmp_path, vocabulary, tmp_path / run, LENGTHS)
     (tmp_path / "one" / "triplet").mkdir()
     assert {path.name for path in shared.iterdir()} == {"pair", "diffusion"}
     assert {path.name for path in (tmp_path / "two").iterdir()} == {"pair", "diffusion"}
     # A run may hold what `data cache` wrote.
-    tokenize_corpus(corpus, tmp_path, vocabulary, shared, LENGTHS)
-    assert open_tables(shared / "pair", stage="pair", vocabulary=vocabulary).keys() == {"short", "long"}
+    corpus.tokenize(tmp_path, vocabulary, shared, LENGTHS)
+    assert open_tables(shared / "pair", kind="pair", vocabulary=vocabulary).keys() == {"short", "long"}

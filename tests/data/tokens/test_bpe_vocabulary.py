@@ -10,8 +10,11 @@ from helpers.bpe_tokenizer import write_tokenizer
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.sources import seqio_tasks as tasks
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
+from pplx_jax.data.tokens.sentencepiece_vocabulary import SentencePieceVocabulary
 from pplx_jax.data.tokens.tokenizer_vocabulary import NAMES, TokenizerVocabulary
-from pplx_jax.data.tokens.vocabulary import SentencePieceVocabulary, Vocabulary, train_vocabulary
+from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
+from pplx_jax.data.tokens.vocabulary import Vocabulary
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>")
 TEXTS = [
@@ -32,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vocabulary(folder) -> Vocabulary:
-    return Vocabulary.load(folder)
+    return load_vocabulary(folder)
 
 
 def edited(folder, tmp_path, edit):
@@ -87,8 +90,8 @@ def test_saved_and_pickled_it_is_the_same(folder, vocabulary, tmp_path):
     path = vocabulary.save(tmp_path / "model")
     assert path.read_bytes() == (folder / "tokenizer.json").read_bytes()
     for copy in (
-        Vocabulary.load(tmp_path / "model"),
-        Vocabulary.load(path),
+        load_vocabulary(tmp_path / "model"),
+        load_vocabulary(path),
         pickle.loads(pickle.dumps(vocabulary)),
     ):
         assert copy.fingerprint == vocabulary.fingerprint
@@ -99,7 +102,7 @@ def test_chosen_names_are_kept(folder, vocabulary, tmp_path):
     chosen = TokenizerVocabulary.read(folder, mask_token="<|im_start|>", separator_token="<|im_end|>")
     assert chosen.fingerprint != vocabulary.fingerprint
     chosen.save(tmp_path)
-    again = Vocabulary.load(tmp_path)
+    again = load_vocabulary(tmp_path)
     assert (again.mask_id, again.separator_id) == (chosen.mask_id, chosen.separator_id)
     assert again.pad_id == vocabulary.pad_id and again.mask_id != vocabulary.mask_id
     assert json.loads((tmp_path / NAMES).read_text()) == {
@@ -114,7 +117,7 @@ def test_names_that_the_publisher_declares(folder, tmp_path):
     shutil.copytree(folder, copy)
     config = {"mask_token": {"content": "<|im_start|>"}, "sep_token": "<|im_end|>", "pad_token": None}
     (copy / "tokenizer_config.json").write_text(json.dumps(config))
-    found = Vocabulary.load(copy)
+    found = load_vocabulary(copy)
     assert isinstance(found, TokenizerVocabulary)
     assert (found.mask, found.separator, found.pad) == ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
@@ -138,7 +141,7 @@ def test_nothing_is_cut_padded_or_appended(folder, vocabulary, tmp_path):
 
     from tokenizers import Tokenizer
 
-    changed = Vocabulary.load(edited(folder, tmp_path, edit))
+    changed = load_vocabulary(edited(folder, tmp_path, edit))
     assert isinstance(changed, TokenizerVocabulary)
     text = TEXTS[3]
     assert Tokenizer.from_str(changed.model.decode()).encode(text).ids != vocabulary.encode(text)
@@ -154,7 +157,7 @@ def test_a_file_that_does_none_of_it_is_handed_on_unchanged(folder):
 def test_a_folder_with_both_is_one_of_ours(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "both")
     train_vocabulary(["some words to read"] * 9, tmp_path / "both" / "vocabulary.model", 328)
-    assert isinstance(Vocabulary.load(tmp_path / "both"), SentencePieceVocabulary)
+    assert isinstance(load_vocabulary(tmp_path / "both"), SentencePieceVocabulary)
 
 
 def test_seqio_gives_the_same_ids(vocabulary):
@@ -205,7 +208,7 @@ def test_names_that_cannot_serve(folder, options, message):
 def test_damaged_files(tmp_path, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(BadInput, match="is no tokenizer") as error:
-        Vocabulary.load(tmp_path)
+        load_vocabulary(tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -214,9 +217,9 @@ def test_damaged_names(folder, tmp_path):
     shutil.copytree(folder, copy)
     (copy / NAMES).write_text('{"mask": 3}')
     with pytest.raises(BadInput, match="does not name mask, separator, pad"):
-        Vocabulary.load(copy)
+        load_vocabulary(copy)
     (copy / NAMES).write_text("{")
     with pytest.raises(BadInput, match="not valid JSON"):
-        Vocabulary.load(copy)
+        load_vocabulary(copy)
     with pytest.raises(BadInput, match="cannot read"):
-        Vocabulary.load(tmp_path / "none.json")
+        load_vocabulary(tmp_path / "none.json")

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.token_table import Ragged, TokenTable, TokenWriter, require_free_of_others, write_table
+from pplx_jax.data.tokens.ragged import Ragged
+from pplx_jax.data.tokens.token_table import TokenTable, require_free_of_others
+from pplx_jax.data.tokens.token_writer import TokenWriter, write_table
 
 VOCABULARY = types.SimpleNamespace(
     fingerprint="ab" * 32, size=50, pad_id=0, mask_id=2, separator_id=3, path="stub.model"
@@ -28,13 +30,13 @@ def folder(tmp_path):
 
 
 def test_round_trip_is_exact_and_memory_mapped(folder):
-    table = TokenTable.open(folder, stage="pair", vocabulary=VOCABULARY)
-    assert (table.count, table.stage, table.pad_id, table.separator_id) == (2, "pair", 0, 3)
+    table = TokenTable.open(folder, kind="pair", vocabulary=VOCABULARY)
+    assert (table.count, table.kind, table.pad_id, table.separator_id) == (2, "pair", 0, 3)
     assert table.manifest["sources"] == ["a"]
     for name in ("query", "document"):
         assert [text.tolist() for text in table[name]] == [text.tolist() for text in PAIRS[name]]
         assert table[name].values.dtype == np.int32
-        assert isinstance(table[name].values.base, np.memmap)
+        assert not table[name].values.flags.owndata
     np.testing.assert_array_equal(table["document_hash"], [-1, 2])
     with pytest.raises(ValueError, match="read-only"):
         table["source"][0] = 1
@@ -51,8 +53,8 @@ def test_files_are_what_the_format_says(folder):
 def test_blocks_equal_one_write(tmp_path):
     generator = np.random.default_rng(0)
     texts = [generator.integers(0, 50, length) for length in generator.integers(0, 9, 300)]
-    write_table(tmp_path / "whole", "diffusion", VOCABULARY, {"tokens": Ragged.from_arrays(texts)})
-    with TokenWriter(tmp_path / "blocks", "diffusion", VOCABULARY) as writer:
+    write_table(tmp_path / "whole", "text", VOCABULARY, {"tokens": Ragged.from_arrays(texts)})
+    with TokenWriter(tmp_path / "blocks", "text", VOCABULARY) as writer:
         for start in range(0, 300, 7):
             writer.append(tokens=Ragged.from_arrays(texts[start : start + 7]))
     for file in ("tokens.values.npy", "tokens.offsets.npy", "manifest.json"):
@@ -62,7 +64,7 @@ def test_blocks_equal_one_write(tmp_path):
 def test_part_of_a_ragged_can_be_written(tmp_path):
     whole = Ragged.from_arrays([[1, 2], [3], [4, 5, 6]])
     part = Ragged(whole.values, whole.offsets[1:])
-    write_table(tmp_path / "part", "diffusion", VOCABULARY, {"tokens": part})
+    write_table(tmp_path / "part", "text", VOCABULARY, {"tokens": part})
     assert [text.tolist() for text in TokenTable.open(tmp_path / "part")["tokens"]] == [[3], [4, 5, 6]]
 
 
@@ -154,18 +156,18 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_names_the_file_and_the_mend(folder, damage):
+def test_damage_names_the_file_and_the_fix(folder, damage):
     harm, file = DAMAGE[damage]
-    TokenTable.open(folder, stage="pair", vocabulary=VOCABULARY)  # control: whole before
+    TokenTable.open(folder, kind="pair", vocabulary=VOCABULARY).verify()  # control: no damage yet
     harm(folder)
     with pytest.raises(BadInput, match="tokenise the corpus again") as error:
-        TokenTable.open(folder)
+        TokenTable.open(folder).verify()
     assert str(folder / file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_another_vocabulary_or_stage_is_refused(folder):
+def test_another_vocabulary_or_kind_is_refused(folder):
     other = types.SimpleNamespace(**{**vars(VOCABULARY), "fingerprint": "cd" * 32})
     with pytest.raises(BadInput, match="vocabulary abababababab.*cdcdcdcdcdcd"):
         TokenTable.open(folder, vocabulary=other)
-    with pytest.raises(BadInput, match="without negatives, which stage triplet"):
-        TokenTable.open(folder, stage="triplet")
+    with pytest.raises(BadInput, match="without negatives, which kind triplet has"):
+        TokenTable.open(folder, kind="triplet")

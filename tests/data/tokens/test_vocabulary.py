@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.normalization import normalization_rules
-from pplx_jax.data.tokens.vocabulary import (
-    MASK,
-    MAX_LINE_BYTES,
-    PAD,
-    SEPARATOR,
-    UNKNOWN,
-    Vocabulary,
-    train_vocabulary,
-)
+from pplx_jax.data.tokens.sentencepiece_vocabulary import MASK, PAD, SEPARATOR, UNKNOWN
+from pplx_jax.data.tokens.train_vocabulary import MAX_LINE_BYTES, train_vocabulary
+from pplx_jax.data.tokens.vocabulary import Vocabulary
 
 SIZE = 600
 
@@ -136,8 +131,8 @@ def test_load_from_folder_save_and_pickle(vocabulary, tmp_path):
     path = vocabulary.save(tmp_path / "model")
     assert path == tmp_path / "model" / "vocabulary.model"
     for copy in (
-        Vocabulary.load(tmp_path / "model"),
-        Vocabulary.load(path),
+        load_vocabulary(tmp_path / "model"),
+        load_vocabulary(path),
         pickle.loads(pickle.dumps(vocabulary)),
     ):
         assert copy.fingerprint == vocabulary.fingerprint
@@ -163,13 +158,13 @@ def test_missing_or_corrupt_file(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(BadInput, match="broken.model") as error:
-        Vocabulary.load(path)
+        load_vocabulary(path)
     assert "\n" not in str(error.value)
 
 
 def test_folder_without_vocabulary(tmp_path):
     with pytest.raises(BadInput, match="vocabulary.model"):
-        Vocabulary.load(tmp_path)
+        load_vocabulary(tmp_path)
 
 
 def test_foreign_model_without_our_symbols(tmp_path):
@@ -182,7 +177,7 @@ def test_foreign_model_without_our_symbols(tmp_path):
         minloglevel=2,
     )
     with pytest.raises(BadInput, match="<pad>"):
-        Vocabulary.load(tmp_path / "foreign.model")
+        load_vocabulary(tmp_path / "foreign.model")
 
 
 @pytest.mark.parametrize(("texts", "size"), [(["too little text"], 4000), (made_up_texts(5), 20), ([], 600)])

@@ -329,7 +329,7 @@ def test_what_is_refused(big, tmp_path):
     with pytest.raises(BadInput, match="0.trec, line 2: not"):
         evaluate(bare, words())
     (bare / "runs" / "0.trec").write_text("q Q0 d 1 0.5 tag\nq Q0 d 2 0.4 tag\n")
-    with pytest.raises(BadInput, match="line 2: 'd' stands twice"):
+    with pytest.raises(BadInput, match="line 2: 'd' occurs twice"):
         evaluate(bare, words())
     with pytest.raises(BadInput, match="leave --context out"):
         evaluate(big, System("words", WordEncoder(64), Settings(context=True)))

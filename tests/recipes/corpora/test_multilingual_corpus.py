@@ -9,7 +9,7 @@ from helpers.python_code import write_packages
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import read_beir
-from pplx_jax.data.quality.overlap import Overlap, texts_within
+from pplx_jax.data.sources.overlap import Overlap, texts_within
 from pplx_jax.evaluation.scoring.retrieval_sets import read_sets
 from pplx_jax.recipes.corpora.corpus_rows import cropped_pairs, draw, sampled
 from pplx_jax.recipes.corpora.markdown_sections import sections

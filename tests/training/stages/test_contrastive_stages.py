@@ -12,7 +12,9 @@ from helpers import simulated, tiny
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.configuration import load
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.token_table import TokenTable, write_table
+from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.models.parameters import bind, initial_params
 from pplx_jax.parallel.mesh import Mesh
@@ -43,8 +45,8 @@ def tables(tmp_path_factory, vocabulary):
         features = dict(table.features)
         if name in STAGES:
             features["source"] = (np.arange(table.count) % len(SOURCES)).astype(np.int32)
-        write_table(folder / name, name, vocabulary, features, notes={"sources": SOURCES})
-    return {name: TokenTable.open(folder / name, stage=name, vocabulary=vocabulary) for name in STAGES}
+        write_table(folder / name, KIND_OF_FOLDER[name], vocabulary, features, notes={"sources": SOURCES})
+    return {name: TokenTable.open(folder / name, kind=KIND_OF_FOLDER[name], vocabulary=vocabulary) for name in STAGES}
 
 
 def stage_of(name, **fields):
@@ -282,13 +284,13 @@ ON_EIGHT_DEVICES = """
 import dataclasses, pathlib, re, sys
 import jax, numpy as np
 from helpers import tiny
-from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.parallel.mesh import Mesh, batch_sharding, shardings
 from pplx_jax.training.stages.base import Step
 from pplx_jax.models.parameters import bind, initial_params
 
 folder = pathlib.Path(sys.argv[1])
-vocabulary = Vocabulary.load(folder)
+vocabulary = load_vocabulary(folder)
 table = tiny.tiny_tables(folder / "tables", vocabulary)["triplet"]
 config = tiny.tiny_config(vocabulary)
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pplx_jax.data.sources.schedule import CYCLE, Turns
+from pplx_jax.data.batches.schedule import CYCLE, Turns
 
 WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=12)
 

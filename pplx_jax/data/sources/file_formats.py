@@ -1,18 +1,19 @@
-"""Rows of JSON lines, Parquet, TFRecord, TFDS and BEIR folders, each with the place it stands at.
+"""Reads rows of JSON lines, Parquet, TFRecord, TFDS and BEIR folders, with the place of each row.
 
-A row that cannot be read at all is given as `Unreadable`; the file goes on after it. Texts come as bytes or str:
-whoever asks for a text decodes it, and so finds what is not UTF-8.
+A row that cannot be read at all is returned as `Unreadable`, and reading continues after it. Texts are bytes or str;
+whoever needs a text decodes it, and so finds the ones that are not UTF-8.
 """
 
 import dataclasses
-import json
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.io import paths
+from pplx_jax.data.io import storage
+from pplx_jax.data.io.beir import read_beir
+from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.data.io.parquet import damaged, parquet_rows
 
 Format = Literal["auto", "jsonl", "parquet", "tfrecord", "tfds", "beir"]
@@ -23,30 +24,30 @@ _ENDINGS = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".tfreco
 
 @dataclasses.dataclass(frozen=True)
 class Unreadable:
-    """A row that is none, and why."""
+    """A row that cannot be read, and why."""
 
     reason: str
 
 
 def list_shards(path: str, format: Format, split: str) -> list[str]:
-    """What can be read apart from one another: files, the shards of a TFDS split, BEIR folders.
+    """Returns the parts that can be read separately: files, shards of a TFDS split, or BEIR folders.
 
     Raises:
         BadInput: there are none.
     """
     if format == "tfds":
         return [f"{split}[{shard}shard]" for shard in range(_tfds_builder(path).info.splits[split].num_shards)]
-    return paths.expand(path)
+    return storage.expand(path)
 
 
 def read_rows(path: str, shard: str, format: Format, split: str) -> Iterator[tuple[str, Row | Unreadable]]:
-    """Yields ("FILE:LINE", row) of one shard, in order. A Parquet, TFRecord or TFDS row counts as a line.
+    """Yields ("FILE:LINE", row) of one shard, in order. A row of Parquet, TFRecord or TFDS counts as a line.
 
     Args:
-        path: of the source.
+        path: the path of the source.
         shard: one of `list_shards`.
-        format: of the shard; "auto" goes by the ending of its name.
-        split: of TFDS and BEIR.
+        format: the format of the shard; "auto" chooses by the ending of its name.
+        split: the split of TFDS and BEIR.
 
     Raises:
         BadInput: the shard cannot be opened or is damaged, or needs a package that is not installed.
@@ -65,37 +66,35 @@ def read_rows(path: str, shard: str, format: Format, split: str) -> Iterator[tup
 
 
 def format_of(path: str) -> str:
-    """The format that a file's name tells."""
+    """Returns the format that the name of a file implies.
+
+    Raises:
+        BadInput: the name has no known ending.
+    """
     name = path.removesuffix(".gz")
     for ending, format in _ENDINGS.items():
-        # TFRecord shards are commonly called NAME.tfrecord-00000-of-00008
+        # TFRecord shards are commonly named NAME.tfrecord-00000-of-00008
         if name.endswith(ending) or f"{ending}-" in pathlib.PurePosixPath(name).name:
             return format
-    raise BadInput(f"{path}: no ending of {', '.join(_ENDINGS)}; set the format of the source")
+    raise BadInput(f"{path}: does not end in {', '.join(_ENDINGS)}; set the format of the source")
 
 
 def _json_lines(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
     number = 0
-    with paths.open_bytes(path) as file:
+    with storage.open_bytes(path) as file:
         try:
             for number, line in enumerate(file, start=1):
-                place = f"{path}:{number}"
                 try:
-                    row = json.loads(line)
-                except UnicodeDecodeError:
-                    yield place, Unreadable("not UTF-8")
+                    row: Row | Unreadable = parse_object(line)
                 except ValueError as error:
-                    yield place, Unreadable(f"not JSON ({error})")
-                except RecursionError:
-                    yield place, Unreadable("nested too deep")
-                else:
-                    yield place, row if isinstance(row, dict) else Unreadable("not a JSON object")
+                    row = Unreadable(str(error))
+                yield f"{path}:{number}", row
         except (EOFError, OSError, zlib.error) as error:
             raise damaged(path, number + 1, error) from None
 
 
 def _parquet(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
-    with paths.open_bytes(path) as file:
+    with storage.open_bytes(path) as file:
         for number, row in enumerate(parquet_rows(file, path), start=1):
             yield f"{path}:{number}", row
 
@@ -110,16 +109,16 @@ def _tfrecord(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
             try:
                 example = tf.train.Example.FromString(record)
             except ValueError:  # protobuf's DecodeError
-                yield place, Unreadable("no tf.train.Example")
+                yield place, Unreadable("not a tf.train.Example")
                 continue
             row = {name: _values(feature) for name, feature in example.features.feature.items()}
             yield place, {name: value for name, value in row.items() if value is not None}
     except tf.errors.OpError as error:
-        raise BadInput(f"{path}: no whole TFRecord file ({error.message})") from None
+        raise BadInput(f"{path}: not a complete TFRecord file ({error.message}); copy the file again") from None
 
 
 def _values(feature) -> Any:
-    """A list of values; the value itself where there is one."""
+    """Returns the list of values, or the value itself if there is only one."""
     values = list(getattr(feature, feature.WhichOneof("kind") or "bytes_list").value)
     return values[0] if len(values) == 1 else values or None
 
@@ -136,33 +135,28 @@ def _tfds(path: str, shard: str) -> Iterator[tuple[str, Row | Unreadable]]:
 
 
 def _tfds_builder(path: str):
-    """A dataset by its folder (local or in a bucket), or by its name where it was prepared before."""
+    """Opens a dataset by its folder (local or in a bucket), or by its name if it was prepared before."""
     try:
         import tensorflow_datasets as tfds
     except ImportError:
-        raise BadInput(f"{path}: TFDS needs tensorflow_datasets, which is not installed") from None
+        raise BadInput(f"{path}: TFDS needs tensorflow_datasets, which is not installed; pip install it") from None
     try:
-        if paths.is_url(path) or pathlib.Path(path).exists():
+        if storage.is_url(path) or pathlib.Path(path).exists():
             return tfds.builder_from_directory(path)
         return tfds.builder(path)
     except (tfds.core.registered.DatasetNotFoundError, FileNotFoundError) as error:
-        raise BadInput(f"{path}: no TFDS dataset ({str(error).splitlines()[0]})") from None
+        raise BadInput(f"{path}: not a TFDS dataset ({str(error).splitlines()[0]}); check the path") from None
 
 
 def _plain(value: Any) -> Any:
-    """TFDS' arrays as lists and scalars of Python."""
+    """Returns arrays of TFDS as Python lists and scalars."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _beir(folder: str, split: str) -> Iterator[tuple[str, Row | Unreadable]]:
-    """A row a document (passages of one parent are its chunks in order), with the queries that they answer.
-
-    A document without queries has an empty list of them.
-    """
-    from pplx_jax.data.io.beir import read_beir
-
+    """Yields one row per document, with its passages as chunks in order and the queries that they answer."""
     found = read_beir(folder, split)
     place = {name: row for row, name in enumerate(found.document_ids)}
     members: dict[str, list[int]] = {}

@@ -1,7 +1,6 @@
-"""Local paths and URLs alike: a pattern to the files it stands for, and a file to its bytes.
+"""Files on local disks and in buckets: expanding patterns, reading, writing.
 
-A path with "://" in it is read through fsspec (gs:// with gcsfs installed, s3:// with s3fs, memory:// in tests);
-any other is local. A name that ends in .gz is unpacked.
+A path that contains "://" is opened with fsspec (gs:// needs gcsfs, s3:// needs s3fs). Any other path is local.
 """
 
 import glob
@@ -16,22 +15,22 @@ _PATTERN = "*?["
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names a bucket or another remote store."""
+    """Returns whether a path is a URL."""
     return "://" in path
 
 
 def join(root: str, path: str) -> str:
-    """`path` under `root`, itself where it stands on its own."""
+    """Returns `path` below `root`; an absolute path or a URL is returned unchanged."""
     if not root or is_url(path) or os.path.isabs(path):
         return path
     return f"{root.rstrip('/')}/{path}"
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a path or a pattern stands for, sorted.
+    """Returns the files that a path or a pattern names, sorted.
 
     Raises:
-        BadInput: there are none, or the store needs a package that is not installed.
+        BadInput: there are none, or the URL needs a package that is not installed.
     """
     if is_url(pattern):
         filesystem, path = _filesystem(pattern)
@@ -50,7 +49,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def open_bytes(path: str) -> BinaryIO:
-    """Opens a file for reading, unpacked.
+    """Opens a file for reading. A name that ends in .gz is decompressed.
 
     Raises:
         BadInput: it cannot be opened.
@@ -67,7 +66,7 @@ def open_bytes(path: str) -> BinaryIO:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file."""
+    """Returns whether a file or folder exists."""
     if not is_url(path):
         return pathlib.Path(path).exists()
     filesystem, name = _filesystem(path)
@@ -75,7 +74,7 @@ def exists(path: str) -> bool:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Writes a file whole."""
+    """Writes a file."""
     if is_url(path):
         filesystem, name = _filesystem(path)
         filesystem.pipe_file(name, content)
@@ -93,7 +92,7 @@ def remove(path: str) -> None:
 
 
 def upload(folder: pathlib.Path, url: str) -> None:
-    """Copies the files of a local folder; its manifest, which makes it a table, comes last."""
+    """Copies the files of a local folder. The manifest is copied last, because it makes the folder a token table."""
     filesystem, target = _filesystem(url)
     for file in sorted(folder.iterdir(), key=lambda file: file.suffix == ".json"):
         filesystem.makedirs(target, exist_ok=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.quality.overlap import Overlap, texts_within, words_of
+from pplx_jax.data.sources.overlap import Overlap, texts_within, words_of
 
 PASSAGE = " ".join(f"word{number}" for number in range(30))
 EVALUATION = [PASSAGE, "How do I open a file?", "東京は日本の首都であり、世界でも最大級の都市圏をもつ。"]

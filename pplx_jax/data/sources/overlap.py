@@ -1,4 +1,4 @@
-"""Evaluation text in training text: found by whole texts and by runs of words they share, and refused."""
+"""Finds training texts that contain evaluation text, by whole texts and by runs of words."""
 
 import hashlib
 import re
@@ -9,54 +9,52 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 
-WORDS = 16  # a run so long is seldom shared by chance; GPT-3 (arXiv 2005.14165, appendix C) took 8 to 13
-_REMEMBERED = 100_000  # texts
-COMMON = 10  # a run in more evaluation texts than this is a form letter, not a text
-_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai, kana, Han: a character is a word
+WORDS = 16  # words of a run; runs this long rarely agree by chance. GPT-3 used 8 to 13 (arXiv 2005.14165, appendix C)
+COMMON = 10  # a run in more evaluation texts than this is boilerplate
+_CACHED = 100_000  # texts whose result is cached; a passage occurs in many rows
+_UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai, kana, Han: each character counts as a word
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def words_of(text: str) -> list[str]:
-    """Letters and digits between white space and punctuation, case folded; one character in unspaced scripts."""
+    """Returns the words of a text, case-folded. In scripts without spaces each character is a word."""
     return _WORD.findall(text.casefold())
 
 
 class Overlap:
-    """What a set of evaluation texts gives away.
+    """Detects overlap with a set of evaluation texts.
 
-    A text overlaps where all its words are those of an evaluation text in their order, or where it shares a run of
-    `words` words with one. Runs that more than `common` evaluation texts share do not count.
+    A text overlaps if its words equal those of an evaluation text, or if it shares a run of `words` words with one.
+    Runs that occur in more than `common` evaluation texts do not count. Words are compared by their CRC-32.
+
+    Attributes:
+        fingerprint: hexadecimal SHA-256 of the evaluation texts' runs and words.
     """
 
     def __init__(self, evaluation: Iterable[str], words: int = WORDS, common: int = COMMON):
         self._words = words
-        self._known: dict[str, bool] = {}  # a passage stands in many rows
+        self._cache: dict[bytes, bool] = {}  # digest of a text -> result
         hashes = [_hashes(text) for text in dict.fromkeys(evaluation)]
-        self._whole = {one.tobytes() for one in hashes if len(one)}
         runs = [np.unique(_runs(one, words)) for one in hashes]
         found, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *runs]), return_counts=True)
         self._runs = found[counts <= common]
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what it knows of the evaluation texts, in hexadecimal."""
-        known = hashlib.sha256(self._runs.tobytes())
-        for one in sorted(self._whole):
-            known.update(hashlib.sha256(one).digest())
-        return known.hexdigest()
+        texts = [_digest(text) for text in sorted({one.tobytes() for one in hashes if len(one)})]
+        self._texts = set(texts)
+        self.fingerprint = hashlib.sha256(b"".join([self._runs.tobytes(), *texts])).hexdigest()
 
     def of(self, text: str) -> bool:
-        """Whether a training text overlaps with the evaluation texts."""
-        if text not in self._known:
-            if len(self._known) >= _REMEMBERED:
-                self._known.clear()
-            self._known[text] = self._look(text)
-        return self._known[text]
+        """Returns whether a training text overlaps with the evaluation texts."""
+        key = _digest(text.encode(errors="surrogatepass"))
+        if key not in self._cache:
+            if len(self._cache) >= _CACHED:
+                self._cache.clear()
+            self._cache[key] = self._overlaps(text)
+        return self._cache[key]
 
-    def _look(self, text: str) -> bool:
+    def _overlaps(self, text: str) -> bool:
         hashes = _hashes(text)
-        if hashes.tobytes() in self._whole:
+        if _digest(hashes.tobytes()) in self._texts:
             return True
         runs = _runs(hashes, self._words)
         if not len(runs) or not len(self._runs):
@@ -65,13 +63,13 @@ class Overlap:
         return bool(np.any(self._runs[places] == runs))
 
     def refuse(self, rows: Iterable[tuple[str, Sequence[str]]]) -> int:
-        """Checks texts that are about to be trained on, and returns how many there were.
+        """Checks rows that will be trained on, and returns the number of texts.
 
         Args:
-            rows: where a row stands, and its texts.
+            rows: (place, texts) of each row.
 
         Raises:
-            BadInput: one overlaps; the line says which.
+            BadInput: a text overlaps.
         """
         count = 0
         for where, texts in rows:
@@ -82,12 +80,16 @@ class Overlap:
         return count
 
 
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
 def _hashes(text: str) -> np.ndarray:
     return np.array([zlib.crc32(word.encode()) for word in words_of(text)], np.uint64)
 
 
 def _runs(hashes: np.ndarray, words: int) -> np.ndarray:
-    """[max(0, n - words + 1)] uint64: a polynomial of every run of words."""
+    """Returns a polynomial hash of every run of words: uint64 [max(0, n - words + 1)]."""
     count = len(hashes) - words + 1
     if count < 1:
         return np.zeros(0, np.uint64)
@@ -98,7 +100,7 @@ def _runs(hashes: np.ndarray, words: int) -> np.ndarray:
 
 
 def texts_within(value: object) -> Iterator[str]:
-    """All strings of a row that are trained on, however nested: of the columns text, query, document, chunks."""
+    """Yields all strings of a row that are trained on: those in text, query, document, chunks and queries."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
