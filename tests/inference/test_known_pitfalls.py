@@ -56,7 +56,7 @@ def test_breakage_with_transformers_releases(folder, tmp_path):
     command = [sys.executable, "-c", program, str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"(1, {tiny.WIDTH})\n"
     # ... and the exported code builds its mask itself, without the helpers whose signatures change.
-    exported = sorted((ROOT / "pplx_jax" / "convert" / "torch_model").glob("*.py"))
+    exported = sorted((ROOT / "pplx_jax" / "export" / "torch_model").glob("*.py"))
     assert exported
     for path in exported:
         source = path.read_text(encoding="utf-8")

@@ -323,7 +323,7 @@ def test_what_is_refused(big, tmp_path):
     with pytest.raises(BadInput, match="has no labels"):
         evaluate(bare, words())
     write(bare, {"d": "x"}, {"q": "x"}, runs=[{"q": ["d"]}, {"p": ["d"]}])
-    with pytest.raises(BadInput, match="ranks for 'p', which is not in queries.jsonl"):
+    with pytest.raises(BadInput, match="has a ranking for 'p', which is not in queries.jsonl"):
         evaluate(bare, words())
     (bare / "runs" / "0.trec").write_text("q Q0 d 1 0.5 tag\nq Q0 d\n")
     with pytest.raises(BadInput, match="0.trec, line 2: not"):
