@@ -233,7 +233,7 @@ def test_one_seed_gives_one_table_and_another_another(tmp_path):
 def test_fewer_documents_than_the_window_is_deep(tmp_path):
     with pytest.raises(BadInput, match=f"ranks to {PAIRS + 1} among {PAIRS} documents"):
         mine(tmp_path, Mining(last_rank=PAIRS + 1))
-    with pytest.raises(BadInput, match="ranks to 20 among 19 documents"):
+    with pytest.raises(BadInput, match="last_rank=20 exceeds the 19 documents"):
         mine(tmp_path, Mining(first_rank=1, last_rank=20, examples=19))
     assert not (tmp_path / "triplet").exists()
 
@@ -286,7 +286,7 @@ def test_all_documents_of_a_query_are_its_positives(tmp_path):
 def test_copies_of_a_document_have_one_rank(tmp_path):
     # Documents i and 30 + i are one: the window of the last ranks exists only while both are counted.
     documents = [document(i % 30) for i in range(PAIRS)]
-    with pytest.raises(BadInput, match="ranks to 31 among 30 documents"):
+    with pytest.raises(BadInput, match="last_rank=31 exceeds the 30 documents"):
         mine(tmp_path, Mining(2, 5, 31, 2.0), documents=documents)
     table, _ = mine(tmp_path, Mining(5, 5, 30, 2.0), documents=documents)
     assert all(len(set(found)) == 5 for found in decoded(table, 30).values())
@@ -452,9 +452,9 @@ def test_two_that_write_one_part_do_not_meet(tmp_path):
 
     def write(temporary):
         temporary.write_text("ours")
-        mining_parts._write_whole(path, lambda other: other.write_text("theirs"))
+        mining_parts._write_atomically(path, lambda other: other.write_text("theirs"))
 
-    mining_parts._write_whole(path, write)
+    mining_parts._write_atomically(path, write)
     assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
 
 

@@ -120,7 +120,7 @@ def test_pairs_in_shards_of_several_sources_are_mined_together(run, mine, tmp_pa
 def test_what_is_no_pair_table_is_refused_in_one_line(run, mine, tmp_path, capsys):
     vocabulary = load_vocabulary(run / "pair")
     write_table(tmp_path / "text", "text", vocabulary, {"tokens": Ragged.from_arrays([[5, 6]])})
-    for folder, complaint in (("text", "a diffusion table without query"), ("nothing", "is no token table")):
+    for folder, complaint in (("text", "a table of kind text without query"), ("nothing", "is no token table")):
         assert mine(tmp_path / folder, tmp_path / "out") == cli.BAD_INPUT
         assert complaint in capsys.readouterr().err
     assert mine("run/data/tokens/pair", tmp_path / "out", "--shard=0", "--shards=0") == cli.BAD_INPUT
@@ -135,7 +135,7 @@ def test_documents_of_further_tables_are_ranked(run, mine, tmp_path, capsys):
     write_pairs(tmp_path / "few", vocabulary, range(20))
     write_pairs(tmp_path / "more", vocabulary, range(15, 30))
     assert mine(tmp_path / "few", tmp_path / "out") == cli.BAD_INPUT
-    assert "ranks to 40 among 20 documents" in capsys.readouterr().err
+    assert "last_rank=40 exceeds the 20 documents" in capsys.readouterr().err
     words = ("--documents", str(tmp_path / "text"), str(tmp_path / "more"))
     assert mine(tmp_path / "few", tmp_path / "out", *words) == cli.DONE
     assert "documents: 110\n" in (tmp_path / "out" / "report.txt").read_text()
