@@ -231,7 +231,7 @@ def test_one_seed_gives_one_table_and_another_another(tmp_path):
 
 
 def test_fewer_documents_than_the_window_is_deep(tmp_path):
-    with pytest.raises(BadInput, match=f"ranks to {PAIRS + 1} among {PAIRS} documents"):
+    with pytest.raises(BadInput, match=f"last_rank={PAIRS + 1} exceeds the {PAIRS} documents"):
         mine(tmp_path, Mining(last_rank=PAIRS + 1))
     with pytest.raises(BadInput, match="last_rank=20 exceeds the 19 documents"):
         mine(tmp_path, Mining(first_rank=1, last_rank=20, examples=19))
