@@ -61,6 +61,10 @@ EXTRAS = {
     ],
 }
 
+PACKAGES = setuptools.find_packages(include=["pplx_jax", "pplx_jax.*"])
+# The recipes are part of the package: the folder gin/ is installed as pplx_jax/gin/.
+RECIPES = ["pplx_jax.gin", *(f"pplx_jax.gin.{name}" for name in setuptools.find_namespace_packages("gin"))]
+
 setuptools.setup(
     name="pplx-jax",
     version="0.1.0",
@@ -68,21 +72,27 @@ setuptools.setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=setuptools.find_packages(include=["pplx_jax", "pplx_jax.*"]),
-    package_data={"pplx_jax": ["export/torch_model/*"]},
+    license_files=["LICENSE"],
+    packages=[*PACKAGES, *RECIPES],
+    package_dir={"pplx_jax.gin": "gin"},
+    package_data={"pplx_jax": ["export/torch_model/*", "reports/templates/*"], **{name: ["*.gin"] for name in RECIPES}},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
         "clu>=0.0.12,<0.1",
         "flax>=0.12,<0.13",
         "gin-config>=0.5,<0.6",
+        "Jinja2>=3.1.5,<4",
+        "MarkupSafe>=2.1,<4",
         "jax>=0.10,<0.12",
         "numpy>=2,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "protobuf>=5.29,<8",  # the vocabulary's proto
         "sentencepiece>=0.2.1,<0.2.3",
+        "tabulate>=0.9,<0.11",
         "tensorboard>=2.19,<3",  # clu.metric_writers imports it without declaring it
+        "tqdm>=4.67,<5",
     ],
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["pplx-jax=pplx_jax.cli.main:main"]},

@@ -3,10 +3,12 @@
     python benchmarks/data_wait.py --run quickstart_run       # by stage, from the metrics of a finished run
     python benchmarks/data_wait.py [--hosts 8] [--step 1.6]   # processes that share one stream, as hosts do
 
-The second writes a synthetic pair table, starts so many processes, each with its share of batches of 16,384 pairs in
-rows of 512 tokens, and lets a sleep stand for the step: 1.6 s is what 8 hosts of 4 v5p chips would take for the 0.6B
-model at 45% utilisation (3.6M tokens of 3 GFLOP). All processes share the cores of this machine, where every host of a
-job has cores of its own.
+The second command writes a synthetic pair table and starts one process per host. Each packs its part of batches of
+16,384
+pairs into sequences of 512 tokens, and sleeps for the time of a step: 1.6 s is the estimate for 8 hosts of 4 v5p chips,
+  the
+0.6B model and 45% utilization (3.6M tokens of 3 GFLOP). All processes share the cores of this machine, while every host
+of a job has its own.
 """
 
 import argparse
@@ -19,36 +21,23 @@ import time
 
 import numpy as np
 
-from pplx_jax.data.batches import packed_batch as features
-from pplx_jax.data.batches.examples import Examples
-from pplx_jax.data.batches.prefetch import Loader
+from pplx_jax.data.batches.batch_spec import PairBatch
+from pplx_jax.data.batches.examples import Examples, Selection
+from pplx_jax.data.batches.prefetch import Prefetch
 from pplx_jax.data.sources.mixture import Mixture
 from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.training.metrics import read_metrics
 
-BATCH, LENGTH, SLOTS, STEPS = 16_384, 512, 32, 20
+BATCH, STEPS = 16_384, 20
+SPEC = PairBatch(batch_size=BATCH, length=512, slots=32)
 EXAMPLES = {"english": 60_000, "multilingual": 30_000}
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
-    """The part of a pair stage that reads data; without JAX, so that many processes fit."""
-
-    batch_size: int
-    name = "pair"
-
-    def rows(self, table, multiple_of):
-        return features.rows_needed(table, "pair", self.batch_size, LENGTH, slots=SLOTS, multiple_of=multiple_of)
-
-    def features(self, table, indices, rows):
-        return features.pair_batch(table, indices, rows=rows, length=LENGTH, slots=SLOTS)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Words:
-    """What a table asks of a vocabulary."""
+    """The part of a vocabulary that a table needs."""
 
     fingerprint: str = "synthetic"
     size: int = 151_936
@@ -71,7 +60,7 @@ def main() -> None:
 
 
 def of_run(run: pathlib.Path) -> dict[str, float]:
-    """Stage -> share of the time of its steps, the first logged one (it compiles) left out."""
+    """Returns the waiting share of the time of each stage, without the first logged steps, which compile."""
     shares = {}
     for path in sorted(run.glob("*/metrics.jsonl")):
         rows = read_metrics(path)[1:]
@@ -86,10 +75,10 @@ def of_hosts(hosts: int, step: float) -> dict[str, float]:
         for seed, (name, count) in enumerate(EXAMPLES.items()):
             write_synthetic(folder / name, count, seed)
         examples = Examples(open_tables(folder), Mixture({"english": 0.7, "multilingual": 0.3}), BATCH, seed=0)
-        rows = examples.rows(Pairs(BATCH), multiple_of=8 * hosts)[0] // hosts
+        sequences = examples.sequences(SPEC.part(hosts), multiple_of=8)[0]
         context = multiprocessing.get_context("spawn")
         with context.Pool(hosts) as pool:
-            found = pool.starmap(read_share, [(temporary, host, hosts, rows, step) for host in range(hosts)])
+            found = pool.starmap(read_share, [(temporary, host, hosts, sequences, step) for host in range(hosts)])
     waits, assembles, fills = (np.array(column) for column in zip(*found, strict=True))
     return {
         "hosts": hosts,
@@ -119,27 +108,29 @@ def write_synthetic(folder: pathlib.Path, count: int, seed: int) -> None:
     write_table(folder, "pair", _Words(), columns, notes={"sources": [folder.name]})
 
 
-def read_share(folder: str, host: int, hosts: int, rows: int, step: float) -> tuple[float, float, float]:
-    """(share of the time spent waiting, seconds that a batch takes to make, fill) of one host."""
+def read_share(folder: str, host: int, hosts: int, sequences: int, step: float) -> tuple[float, float, float]:
+    """Returns (share of the time spent waiting, seconds to make a batch, fill) of one host."""
     examples = Examples(open_tables(folder), Mixture({"english": 0.7, "multilingual": 0.3}), BATCH, seed=0)
-    stage, making, fills = Pairs(BATCH // hosts), [], []
+    spec, making, fills = SPEC.part(hosts), [], []
+    part = slice(host * spec.batch_size, (host + 1) * spec.batch_size)
 
-    def assemble(selection):
+    def make(position: int):
         started = time.thread_time()
-        packed = examples.batch(stage, selection, {0: rows})
+        selection = examples.select(np.arange(position, position + BATCH))
+        own = Selection(selection.table[part], selection.row[part], selection.group)
+        packed = examples.pack(spec, own, sequences)
         making.append(time.thread_time() - started)
         fills.append(packed.metrics["fill"])
         return packed
 
-    reading = {"host_index": host, "host_count": hosts, "order": examples.select}
-    with Loader(assemble, examples.count, BATCH, 0, **reading) as loader:
-        next(loader)
-        started, waited = time.perf_counter(), loader.data_wait_seconds
+    with Prefetch(make, 0, BATCH) as batches:
+        next(batches)
+        started, waited = time.perf_counter(), batches.wait_seconds
         for _ in range(STEPS):
             time.sleep(step)
-            next(loader)
+            next(batches)
         spent = time.perf_counter() - started
-        return (loader.data_wait_seconds - waited) / spent, float(np.mean(making)), float(np.mean(fills))
+        return (batches.wait_seconds - waited) / spent, float(np.mean(making)), float(np.mean(fills))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Attention on a GPU: what the public face could run there, and PyTorch's, dense and packed, forward and backward.
+"""Attention on a GPU: the implementations that run there, and PyTorch's, dense and packed, forward and backward.
 
-Each candidate is held against the reference before it is timed. A packed row holds texts of unequal lengths; who knows
-no packed rows gets each text in a row of its own, padded to the longest, and pays for moving them there and back.
-Ratios are of the median time over the fastest candidate's. Needs a CUDA device: without one it ends with code 2.
+Each candidate is compared with the reference before it is timed. A packed sequence holds texts of unequal lengths. A
+candidate without support for packed sequences gets each text as a separate sequence, padded to the longest, and its
+time includes moving the texts. Ratios are of the median time to that of the fastest candidate. Needs a CUDA device:
+without one it exits with code 2.
 
 Usage: python benchmarks/gpu_attention.py [--lengths 4096 32768] [--heads 16 32] [--repeats 20] [--json]
 """
@@ -26,7 +27,7 @@ import numpy as np
 from pplx_jax.kernels.attention import attention, blockwise, reference
 
 KV_HEADS, HEAD_DIM = 8, 128
-# Text lengths of a packed row, as shares of it.
+# Text lengths of a packed sequence, as shares of it.
 SHARES = (0.25, 0.1875, 0.125, 0.125, 0.0625, 0.0625, 0.0625, 0.0625, 0.03125)
 Arrays = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -37,8 +38,8 @@ class Case:
 
     Attributes:
       query, key, value: [B, L, heads, E].
-      segment_ids: [B, L] int32, the same in each row.
-      lengths: of the texts of a row.
+      segment_ids: [B, L] int32, the same in each sequence.
+      lengths: of the texts of a sequence.
     """
 
     query: jax.Array
@@ -49,7 +50,7 @@ class Case:
 
 
 def make_case(rows: int, length: int, heads: int, *, packed: bool, dtype=jnp.bfloat16, seed: int = 0) -> Case:
-    """Random inputs; a packed row ends in padding, a dense one is one text."""
+    """Returns random inputs; a packed sequence ends in padding, a dense one is one text."""
     generator = np.random.default_rng(seed)
     lengths = tuple(int(share * length) for share in SHARES) if packed else (length,)
     ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
@@ -62,11 +63,11 @@ def make_case(rows: int, length: int, heads: int, *, packed: bool, dtype=jnp.bfl
 
 
 def unpacked(function: Callable[..., jax.Array], case: Case) -> Callable[..., jax.Array]:
-    """`function(query, key, value, lengths)` over rows of one text, made to take packed rows."""
+    """Makes `function(query, key, value, lengths)`, for one text per sequence, take packed sequences."""
     rows, length = case.segment_ids.shape
     longest, starts = max(case.lengths), np.cumsum([0, *case.lengths[:-1]])
     offsets = np.arange(longest)
-    # Places of each text's tokens in its row; those past its end point past the row.
+    # Places of each text's tokens in its sequence; those after its end point past the sequence.
     places = np.stack(
         [np.where(offsets < n, start + offsets, length) for start, n in zip(starts, case.lengths, strict=True)]
     )
@@ -97,7 +98,7 @@ def _tokamax(query, key, value, lengths=None):
 
 
 def jax_candidates(case: Case) -> dict[str, Callable[..., jax.Array]]:
-    """(query, key, value) -> [B, L, H, E], by name: what can run on any device first."""
+    """Functions (query, key, value) -> [B, L, H, E] by name; those that run on any device first."""
     ids = case.segment_ids
     dense = len(case.lengths) == 1
     found = {
@@ -130,22 +131,22 @@ def _pass(run: Callable[..., jax.Array], *, backward: bool) -> Callable[..., Arr
 
 @functools.cache
 def expected_of(rows: int, length: int, heads: int, packed: bool, backward: bool) -> tuple[Case, Arrays]:
-    """A small case in bfloat16 and what the reference makes of it in float32."""
+    """A small case in bfloat16, and the result of the reference in float32."""
     case = make_case(rows, length, heads, packed=packed, seed=1)
     run = _pass(lambda *arrays: reference.attention(*arrays, case.segment_ids), backward=backward)
     return case, run(*(x.astype(jnp.float32) for x in (case.query, case.key, case.value)))
 
 
 def check(candidates: Callable[[Case], dict], name: str, heads: int, *, packed: bool, backward: bool) -> None:
-    """Raises ValueError where a candidate is further from the reference than bfloat16 explains."""
+    """Raises ValueError if a candidate differs from the reference by more than bfloat16 explains."""
     case, expected = expected_of(1, 256, heads, packed, backward)
     found = _pass(candidates(case)[name], backward=backward)(case.query, case.key, case.value)
     if not (difference := off(found, expected)) < 3e-2:
-        raise ValueError(f"{name} is off the reference by {difference:.2g} of its largest entry")
+        raise ValueError(f"{name} differs from the reference by {difference:.2g} of its largest entry")
 
 
 def seconds_of(run: Callable[[], object], wait: Callable[[object], object], repeats: int) -> float:
-    """Median seconds of a call; the first two, which compile and warm up, do not count."""
+    """Returns the median seconds of a call, without the first two, which compile and warm up."""
     times = []
     for _ in range(repeats + 2):
         started = time.perf_counter()
@@ -193,12 +194,12 @@ def torch_seconds(case: Case, *, backward: bool, repeats: int) -> dict[str, floa
         mixed = attend(*arrays, **options).transpose(1, 2)[:1].float().cpu().numpy()
     mixed = np.where(np.asarray(case.segment_ids[:1, :, None, None]) > 0, mixed, 0)
     if not off((jnp.asarray(mixed),), (exact,)) < 3e-2:
-        raise ValueError(f"{name} is off the reference")
+        raise ValueError(f"{name} differs from the reference")
     return {name: seconds_of(run, lambda _: torch.cuda.synchronize(), repeats)}
 
 
 def measure(length: int, heads: int, *, packed: bool, backward: bool, tokens: int, repeats: int) -> dict:
-    """Seconds of each candidate, or why there are none; and ratios over the fastest."""
+    """Returns the seconds of each candidate, or its error, and ratios to the fastest."""
     case = make_case(max(tokens // length, 1), length, heads, packed=packed)
     seconds: dict[str, float | str] = {}
     for name, run in jax_candidates(case).items():
@@ -207,10 +208,10 @@ def measure(length: int, heads: int, *, packed: bool, backward: bool, tokens: in
             timed = _pass(run, backward=backward)
             call = functools.partial(timed, case.query, case.key, case.value)
             seconds[name] = seconds_of(call, jax.block_until_ready, repeats)
-        except Exception as error:  # a candidate that cannot run is a line of the table
+        except Exception as error:  # the table shows the error of a candidate that cannot run
             seconds[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
     try:
-        if length <= 8192:  # the reference that it is held against holds L x L
+        if length <= 8192:  # the reference, which it is compared with, needs L x L scores
             seconds |= torch_seconds(case, backward=backward, repeats=repeats)
     except Exception as error:
         seconds["torch"] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
@@ -223,7 +224,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", nargs="+", type=int, default=[512, 4096, 32768])
     parser.add_argument("--heads", nargs="+", type=int, choices=(16, 32), default=[16, 32])
-    parser.add_argument("--tokens", type=int, default=32768, help="of a batch; rows are as many as make it up")
+    parser.add_argument("--tokens", type=int, default=32768, help="tokens of a batch (default 32768)")
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table on stderr")
     return parser.parse_args(arguments)
@@ -233,8 +234,8 @@ def main() -> int:
     arguments = parse()
     if jax.default_backend() != "gpu":
         print(
-            f"gpu_attention: this is {jax.default_backend()}, and only a CUDA device can be measured; "
-            "run it where jax[cuda12] sees one",
+            f"gpu_attention: this is {jax.default_backend()}, it needs a CUDA device; "
+            "run it where jax[cuda12] finds one",
             file=sys.stderr,
         )
         return 2

@@ -1,14 +1,14 @@
-"""Attention compiled for GPUs that are not here: ours, XLA's own ways, JAX's kernel, cuDNN and tokamax.
+"""Attention compiled for GPUs without having one: ours, XLA's implementations, JAX's kernel, cuDNN and tokamax.
 
-No GPU is needed, and no time is measured: `benchmarks/gpu_attention.py` does that where there is one. What is known
-without: temporaries, registers and spills of each kernel of Triton's, its instructions on the tensor cores, and a bound
-on the time, the larger of products at peak and of HBM bytes at full bandwidth. Only a bound: it supposes that a kernel
-reads what it reads once, and of kernels that are not ours that they make no product twice.
+No time is measured here; `benchmarks/gpu_attention.py` does that on a GPU. The compilers tell the temporaries, the
+registers and spills of each Triton kernel, and its tensor core instructions. They also give a lower bound on the time:
+the larger of products at peak and of HBM bytes at full bandwidth. It assumes that a kernel reads its inputs once and,
+for kernels that are not ours, that no product is computed twice.
 
-Dense rows are one text. Packed ones hold nine of unequal lengths; who knows no packed rows gets each text in a row of
-its own, padded to the longest.
+A dense sequence is one text. A packed one holds nine texts of unequal lengths; implementations without support for
+packed sequences get each text as a separate sequence, padded to the longest.
 
-Needs CUDA's wheels in the environment: pip install 'pplx-jax[cuda]'. tokamax is taken where it is installed.
+Needs the CUDA wheels: pip install 'pplx-jax[cuda]'. tokamax is compared if it is installed.
 Usage: python benchmarks/gpu_compiled.py [--devices h100] [--lengths 512 4096 32768] [--heads 16] [--json]
 """
 
@@ -45,16 +45,16 @@ BY_TRITON = ("ours", "jax_mha", "tokamax_triton")
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A GPU as XLA wants to know it; the makers' data sheets, and openxla/xla, xla/backends/gpu/target_config/specs.
+    """A GPU as XLA describes it. Sources: vendors' data sheets; openxla/xla, xla/backends/gpu/target_config/specs.
 
     Attributes:
       name: as JAX names it.
-      capability: as a protocol buffer's text.
-      target: of ptxas.
+      capability: compute capability, as the text of a protocol buffer.
+      target: architecture for ptxas.
       cores: multiprocessors.
-      shared_bytes: that a program may take of one's shared memory.
-      memory_bytes: of the device.
-      bandwidth: HBM bytes a second.
+      shared_bytes: shared memory of a multiprocessor that a program may use.
+      memory_bytes: memory of the device.
+      bandwidth: HBM bytes per second.
       peak: bf16 FLOP/s of the tensor cores.
     """
 
@@ -113,7 +113,8 @@ def worker(device: Device, implementation: str, length: int, heads: int, packed:
     from jax.experimental.pallas.ops.gpu.attention import mha
 
     from pplx_jax.kernels.attention import blockwise, reference, triton
-    from pplx_jax.kernels.attention.visits import stretches
+    from pplx_jax.kernels.attention.mask_info import overlap_ranges
+    from pplx_jax.kernels.attention.triton_blocks import choose_blocks
 
     topology = topologies.get_topology_desc(
         device.name, platform="cuda", target_config=device.config(), topology="1x1x1"
@@ -127,11 +128,11 @@ def worker(device: Device, implementation: str, length: int, heads: int, packed:
     def array(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    def jax_mha(query, key, value, ids):  # it knows no groups: keys and values are repeated
+    def jax_mha(query, key, value, ids):  # it has no grouped queries: keys and values are repeated
         key, value = (jnp.repeat(x, heads // KV_HEADS, axis=2) for x in (key, value))
         return mha(query, key, value, ids, sm_scale=HEAD_DIM**-0.5)
 
-    def text_in_a_row(attend):
+    def one_text_per_sequence(attend):
         def run(query, key, value, ids):
             def with_lengths(query, key, value, lengths=None):
                 return attend(query, key, value, query_seq_lengths=lengths, key_value_seq_lengths=lengths)
@@ -144,14 +145,14 @@ def worker(device: Device, implementation: str, length: int, heads: int, packed:
     def by_tokamax(name):
         import tokamax
 
-        return text_in_a_row(functools.partial(tokamax.dot_product_attention, implementation=name))
+        return one_text_per_sequence(functools.partial(tokamax.dot_product_attention, implementation=name))
 
     attend = {
         "ours": lambda: triton.attention,
         "blockwise": lambda: blockwise.attention,
         "whole": lambda: reference.attention,
         "jax_mha": lambda: jax_mha,
-        "cudnn": lambda: text_in_a_row(functools.partial(jax.nn.dot_product_attention, implementation="cudnn")),
+        "cudnn": lambda: one_text_per_sequence(functools.partial(jax.nn.dot_product_attention, implementation="cudnn")),
         "tokamax_triton": lambda: by_tokamax("triton"),
         "tokamax_mosaic": lambda: by_tokamax("mosaic"),
     }[implementation]()
@@ -163,14 +164,16 @@ def worker(device: Device, implementation: str, length: int, heads: int, packed:
     if packed and implementation in ("cudnn", "tokamax_triton", "tokamax_mosaic"):
         pairs = rows * len(lengths) * max(lengths) ** 2
     elif implementation == "ours":
-        blocks = triton.best(HEAD_DIM, 2)[0]
-        padded = np.pad(ids, ((0, 0), (0, -length % blocks.query)))
+        blocks = choose_blocks(HEAD_DIM, 2)[0]
+        block_q, block_kv = blocks.block_q, blocks.block_kv
+        padded = np.pad(ids, ((0, 0), (0, -length % block_q)))
         with jax.default_device(jax.devices("cpu")[0]):
-            start, stop = stretches(jnp.asarray(padded), jnp.asarray(padded), blocks.query, blocks.key, causal=False)
-            pairs = int((stop - start).sum()) * blocks.query * blocks.key
+            padded = jnp.asarray(padded)
+            start, stop = overlap_ranges(padded, padded, block_q, block_kv, causal=False)
+            pairs = int((stop - start).sum()) * block_q * block_kv
     arrays = (array(rows, length, count, HEAD_DIM) for count in (heads, KV_HEADS, KV_HEADS))
     function = jax.grad(loss, argnums=(0, 1, 2)) if backward else attend
-    with jax.default_device(topology.devices[0]):  # tokamax asks what that is
+    with jax.default_device(topology.devices[0]):  # tokamax looks at it
         compiled = jax.jit(function).lower(*arrays, array(rows, length, dtype=jnp.int32)).compile()
     products = PRODUCTS[implementation][backward] * 2 * pairs * heads * HEAD_DIM
     cost = cost_of(
@@ -185,7 +188,7 @@ def worker(device: Device, implementation: str, length: int, heads: int, packed:
 
 
 def kernels_in(folder: pathlib.Path, target: str) -> dict[str, dict]:
-    """Of each attention kernel that XLA wrote into the folder, what ptxas makes of it."""
+    """Returns what ptxas reports about each attention kernel that XLA wrote into the folder."""
     import nvidia.cuda_nvcc as toolkit
 
     ptxas = pathlib.Path(next(iter(toolkit.__path__))) / "bin" / "ptxas"
@@ -206,12 +209,12 @@ def kernels_in(folder: pathlib.Path, target: str) -> dict[str, dict]:
 
 
 def measure(name: str, implementation: str, length: int, heads: int, packed: bool, backward: bool) -> dict:
-    """One program's figures, or why there are none."""
+    """Returns the figures of one program, or its error."""
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             **os.environ,
             "JAX_PLATFORMS": "",
-            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # of a driver, which is not here
+            "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # there is no driver
             "XLA_FLAGS": f"--xla_gpu_autotune_level=0 --xla_dump_to={folder}",
         }
         numbers = map(str, (length, heads, int(packed), int(backward)))

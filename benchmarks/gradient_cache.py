@@ -1,10 +1,10 @@
-"""What the gradient cache costs and saves: memory by batch, and operations and time beside the plain step.
+"""Cost and savings of the gradient cache: memory by batch size, and operations and time compared with the plain step.
 
     python benchmarks/gradient_cache.py --output benchmarks/results/gradient_cache.json
 
-Memory is XLA's own count of a compiled step's temporaries, which needs no such memory here. Operations are those of
-matrix products, counted in the program before compilation, loops times their length. Times are of whole steps, plain
-and cached in turn, the least of each, so that another load on the machine falls on both.
+Memory is XLA's count of the temporaries of a compiled step; the step does not run. Operations are those of matrix
+products, counted in the program before compilation, with loops times their length. Times are of whole steps. Plain and
+cached steps alternate, so that other load on the machine affects both, and the smallest time of each counts.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from pplx_jax.training.stages.triplet import TripletStage
 from pplx_jax.training.train_state import make_step, new_state, state_layout
 
 LENGTH, SLOTS, NEGATIVES = 128, 4, 1
-ROWS_OF_MICROBATCH = 64
+SEQUENCES_PER_MICROBATCH = 64
 BATCHES = (256, 1024, 4096, 16384)
-TIMED, PARTS = 128, 4  # the batch of the cost, and its microbatches
+TIMED, PARTS = 128, 4  # batch size of the cost measurement, and its microbatches
 SMALL = Qwen3Config(
     vocab_size=2048, width=256, mlp_width=768, layers=4, query_heads=4, kv_heads=2, head_dim=64, dtype="float32"
 )
 
 
 def batch_of(count: int) -> dict[str, np.ndarray]:
-    """Rows of four texts of 32 tokens; every query with its document and a hard negative."""
+    """Sequences of four texts of 32 tokens; each query with its document and a hard negative."""
     rows = count * (2 + NEGATIVES) // SLOTS
     texts = np.arange(count * (2 + NEGATIVES))
     places = np.stack([texts // SLOTS, texts % SLOTS], axis=1).astype(np.int32).reshape(count, 2 + NEGATIVES, 2)
@@ -65,7 +65,7 @@ def step_of(config: Qwen3Config, count: int, microbatches: int):
 
 
 def temporary_bytes(config: Qwen3Config, count: int, microbatches: int) -> int:
-    """Of the compiled step; nothing is run."""
+    """Temporaries of the compiled step, which does not run."""
     step, stage, optimizer, mesh = step_of(config, count, microbatches)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch_of(count))
     with jax.set_mesh(mesh):
@@ -74,7 +74,7 @@ def temporary_bytes(config: Qwen3Config, count: int, microbatches: int) -> int:
 
 
 def products(jaxpr) -> int:
-    """Multiply-adds of all matrix products of a program, twice counted as is usual."""
+    """Operations of all matrix products of a program; a multiply-add counts as two."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -82,7 +82,7 @@ def products(jaxpr) -> int:
             shared = np.prod([equation.invars[0].aval.shape[axis] for axis in contracted], dtype=np.int64)
             total += 2 * int(np.prod(equation.outvars[0].aval.shape, dtype=np.int64) * shared)
             continue
-        if equation.primitive.name == "cond":  # one of the branches, by the platform: all do the same
+        if equation.primitive.name == "cond":  # branches by platform, which all compute the same
             total += max(products(branch.jaxpr) for branch in equation.params["branches"])
             continue
         inner = sum(products(one) for one in _programs(equation.params.values()))
@@ -100,7 +100,7 @@ def _programs(values):
 
 
 def operations(config: Qwen3Config, count: int, microbatches: int) -> int:
-    """Of one step."""
+    """Operations of one step."""
     step, stage, optimizer, mesh = step_of(config, count, microbatches)
     with jax.set_mesh(mesh):
         traced = jax.make_jaxpr(step)(state_layout(config, stage, optimizer, mesh), batch_of(count))
@@ -108,7 +108,7 @@ def operations(config: Qwen3Config, count: int, microbatches: int) -> int:
 
 
 def seconds(config: Qwen3Config, count: int, choices: tuple[int, ...], repetitions: int) -> dict[int, float]:
-    """Least time of a step by its microbatches."""
+    """Returns the smallest time of a step by its number of microbatches."""
     run = {}
     for microbatches in choices:
         step, stage, optimizer, mesh = step_of(config, count, microbatches)
@@ -130,13 +130,13 @@ def seconds(config: Qwen3Config, count: int, choices: tuple[int, ...], repetitio
 
 
 def measure(repetitions: int) -> dict:
-    """All figures."""
+    """Returns all figures."""
     memory = {}
     for count in BATCHES:
         rows = count * (2 + NEGATIVES) // SLOTS
         memory[count] = {
-            "microbatches": rows // ROWS_OF_MICROBATCH,
-            "cached_bytes": temporary_bytes(SMALL, count, rows // ROWS_OF_MICROBATCH),
+            "microbatches": rows // SEQUENCES_PER_MICROBATCH,
+            "cached_bytes": temporary_bytes(SMALL, count, rows // SEQUENCES_PER_MICROBATCH),
             "plain_bytes": temporary_bytes(SMALL, count, 1),
             "embeddings_bytes": count * (2 + NEGATIVES) * SMALL.width * 4,
         }

@@ -1,6 +1,6 @@
-"""What a compiled program does, read off its HLO text: matrix FLOPs, HBM bytes and the compiler's cycles.
+"""Cost of a compiled program, from its HLO text: matrix FLOPs, HBM bytes and the cycles that the compiler estimates.
 
-XLA's own cost analysis counts the body of a loop once; here it is counted as often as it runs.
+XLA's own cost analysis counts the body of a loop once; here each trip counts.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ _LATER = ("copy-done", "async-done", "slice-done", "all-gather-done", "all-reduc
 
 @dataclasses.dataclass
 class Cost:
-    """What runs, loops multiplied out.
+    """Cost of all operations that run, each trip of a loop included.
 
     Attributes:
-      matrix_flops: of XLA's products, times the passes that float32 takes; a kernel's are not seen.
-      hbm_bytes: what XLA's operations read and write, without the kernels.
-      cycles: the compiler's estimate of XLA's operations.
-      floor_seconds: of XLA's operations one after another, each at the peak of the matrix units or of HBM.
-      kernels: how often each kernel runs.
+      matrix_flops: FLOPs of XLA's products, times the passes that float32 needs; kernels are not included.
+      hbm_bytes: bytes that XLA's operations read and write, without the kernels.
+      cycles: the compiler's estimate for XLA's operations.
+      floor_seconds: time of XLA's operations one after another, each at the peak of the matrix units or of HBM.
+      kernels: number of runs of each kernel.
       collectives: bytes of the results of each kind of collective.
     """
 
@@ -36,7 +36,7 @@ class Cost:
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Cost", times: float) -> None:
-        """Adds `times` the other."""
+        """Adds `times` x the other cost."""
         for name in ("matrix_flops", "hbm_bytes", "cycles", "floor_seconds"):
             setattr(self, name, getattr(self, name) + times * getattr(other, name))
         for name in ("kernels", "collectives"):
@@ -46,7 +46,7 @@ class Cost:
 
 
 def _closing(text: str, start: int) -> int:
-    """Place of the bracket that closes the one at `start`."""
+    """Returns the index of the bracket that closes the one at `start`."""
     depth = 0
     for place in range(start, len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
@@ -103,9 +103,9 @@ def cost_of(text: str, *, peak_flops: float, hbm_bytes_per_second: float, trips:
 
     Args:
       text: `compiled.as_text()`.
-      peak_flops: of the matrix units, a second.
+      peak_flops: FLOP/s of the matrix units.
       hbm_bytes_per_second: bandwidth.
-      trips: of each loop that the compiler does not know the trips of.
+      trips: trips of each loop whose number of trips the compiler does not know.
     """
     computations, entry = _parse(text)
     known: dict[str, Cost] = {}
@@ -117,7 +117,7 @@ def cost_of(text: str, *, peak_flops: float, hbm_bytes_per_second: float, trips:
             if operation.kind in ("convolution", "dot"):
                 sizes = [_elements(shapes[operand]) for operand in operation.operands[:2]]
                 # [m, k] x [k, n] -> [m, n]: the product of the three sizes is (m n k)^2.
-                passes = 6 if "highest" in operation.rest else 1  # of a float32 product in bfloat16 parts
+                passes = 6 if "highest" in operation.rest else 1  # a float32 product is six products of bfloat16 parts
                 total += passes * 2.0 * math.sqrt(math.prod([*sizes, _elements(operation.result)]))
             elif called := re.search(r"calls=%([\w.\-]+)", operation.rest):
                 total += flops_within(called.group(1))
@@ -128,7 +128,7 @@ def cost_of(text: str, *, peak_flops: float, hbm_bytes_per_second: float, trips:
         return {inner.kind for inner in computations[called.group(1)]} if called else {operation.kind}
 
     def traffic(operation: _Operation, shapes: dict[str, str]) -> float:
-        """HBM bytes; of an array that is read or written in part, what comes or goes."""
+        """HBM bytes; of an array that is read or written in part, only that part."""
         result = _size(operation.result, hbm_only=True)
         operands = [shapes[operand] for operand in operation.operands if operand in shapes]
         read = [_size(operand, hbm_only=True) for operand in operands]

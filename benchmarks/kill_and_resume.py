@@ -1,10 +1,11 @@
-"""Kills a training with SIGKILL at random moments, saves among them, and compares what it ends with.
+"""Kills a training with SIGKILL at random moments, also during saves, and compares the result.
 
     python benchmarks/kill_and_resume.py [--kills 20] [--stages pair diffusion ...]
 
-Each stage trains the tiny model of the tests once as it is and once killed `--kills` times, resumed after each. Equal
-to the last bit are to be: the parameters, every logged number that is no clock's, and the ids of the examples that
-each step took, each pass over the table complete, none skipped and none replayed. Writes
+Each stage trains the tiny model of the tests twice: once without interruption, and once killed `--kills` times and
+  resumed
+after each. The parameters, all logged numbers except times, and the ids of the examples of each step must be equal bit
+for bit, and no example may be skipped or repeated within a pass over the table. Writes
 benchmarks/results/kill_and_resume.json.
 """
 
@@ -21,11 +22,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from helpers import kills, tiny  # noqa: E402
 from helpers.clock import CLOCK  # noqa: E402
 
-STEPS_A_KILL = 8
+STEPS_PER_KILL = 8
 
 
 def measure(stage: str, count: int, folder: pathlib.Path) -> dict[str, object]:
-    """Trains one stage twice, once killed; raises AssertionError where the two differ."""
+    """Trains one stage twice, the second time with kills; raises AssertionError if the two differ."""
     setting = folder / "tiny"
     setting.mkdir(parents=True)
     tiny.tiny_tables(setting, tiny.tiny_vocabulary(setting))
@@ -34,7 +35,7 @@ def measure(stage: str, count: int, folder: pathlib.Path) -> dict[str, object]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    steps = count * STEPS_A_KILL
+    steps = count * STEPS_PER_KILL
     whole, killed = folder / "whole", folder / "killed"
     kills.job.finish([kills.train(setting, whole, stage, steps, 0.0, cache)])
     done = kills.train_with_kills(
@@ -61,7 +62,7 @@ def measure(stage: str, count: int, folder: pathlib.Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measures all stages, prints the results and writes them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--stages", nargs="+", choices=list(tiny.STAGES), default=list(tiny.STAGES))

@@ -1,7 +1,7 @@
-"""What one text costs by its length: seconds, tokens a second and growth of peak memory.
+"""Cost of one text by its length: seconds, tokens per second, and growth of peak memory.
 
-Each length runs in a process of its own, so that a peak is its own; the second of two calls is timed, the first
-compiles. Weights are random: they do not change the cost.
+Each length runs in a separate process, so that peaks are separate. The second of two calls is timed; the first one
+compiles. Weights are random, which does not change the cost.
 
 Usage: python benchmarks/long_text.py [--size small] [--lengths 512 4096 32768] [--json]
 """
@@ -24,7 +24,7 @@ SIZES = {
 
 
 def measure(size: str, length: int) -> dict[str, float]:
-    """One length, in this process."""
+    """Measures one length in this process."""
     import numpy as np
 
     from pplx_jax.inference.packed_encoder import PackedEncoder
@@ -45,7 +45,7 @@ def measure(size: str, length: int) -> dict[str, float]:
 
 
 def machine() -> dict[str, object]:
-    """What the figures were taken on."""
+    """Describes the machine and the versions of packages."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy")}
     today = datetime.date.today().isoformat()
     return {"processor": platform.machine(), "cores": os.cpu_count(), "versions": versions, "date": today}

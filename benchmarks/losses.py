@@ -1,11 +1,11 @@
-"""The vocabulary loss and the contrastive sums beside their peers, by what the TPU's compilers make of them.
+"""The vocabulary loss and the contrastive sums compared with their peers, by the programs that the TPU compiler makes.
 
-Loss and gradients at the sizes of both models, on one chip. Two measures of time, in milliseconds:
-- least: operations one after another, each at the peak of the matrix units or of HBM, whichever takes longer. Flatters
-  everyone; of tokamax only FLOPs are counted.
-- scheduled: XLA's operations by the compiler's own estimate of their cycles, where it prints one, and our kernels by
-  their schedules, where those take longer than the least.
-No TPU is needed; tokamax is compared where it is installed.
+Loss and gradients at the sizes of both models, on one chip. There are two measures of time, in milliseconds:
+- least: operations one after another, each at the peak of the matrix units or of HBM, whichever takes longer. This is a
+  lower bound; for tokamax it counts FLOPs only.
+- scheduled: XLA's operations by the compiler's estimate of their cycles, if it prints one, and our kernels by their
+  schedules, or by the lower bound if that is longer.
+No TPU is needed. tokamax is compared if it is installed.
 
 Usage: python benchmarks/losses.py [--devices v5e v5p v6e] [--widths 1024 2560] [--json]
 """
@@ -45,7 +45,7 @@ def worker(operation: str, name: str, device: str, width: int) -> dict:
     sys.argv[1:] = []  # tokamax reads the command line
 
     folder = tempfile.mkdtemp()
-    os.environ["XLA_FLAGS"] = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"  # v6e's text comes no other way
+    os.environ["XLA_FLAGS"] = f"--xla_dump_to={folder} --xla_dump_hlo_as_text"  # the only way to get the text for v6e
 
     import jax
     import jax.numpy as jnp
@@ -65,7 +65,7 @@ def worker(operation: str, name: str, device: str, width: int) -> dict:
     else:
         loss = _contrastive_loss(name)
         arguments = array(QUERIES, width), array(CANDIDATES, width)
-    # tokamax asks the default device what it may run on.
+    # tokamax looks at the default device.
     default = jax.default_device(chip) if name == "tokamax" else contextlib.nullcontext()
     with jax.set_mesh(mesh), default:
         compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*arguments).compile()
@@ -73,7 +73,7 @@ def worker(operation: str, name: str, device: str, width: int) -> dict:
     flops, bandwidth, clock, _ = PEAKS[device]
     settings = {"peak_flops": flops, "hbm_bytes_per_second": bandwidth, "trips": _trips(operation, name, device, width)}
     cost = cost_of(text, **settings)
-    try:  # the dump has no estimates, and this text cannot always be had
+    try:  # the dump has no estimates, and this text is not always available
         cycles = cost_of(compiled.as_text(), **settings).cycles
     except Exception:
         cycles = 0.0
@@ -94,7 +94,7 @@ def _vocabulary_loss(name: str):
     from pplx_jax.kernels.vocab_cross_entropy import vocab_cross_entropy
 
     def loss(hidden, table, targets, weights):
-        if name == "tokamax":  # it knows no weights and wants the table transposed
+        if name == "tokamax":  # it has no weights and takes the table transposed
             import tokamax
 
             table = table.astype(hidden.dtype).T
@@ -129,30 +129,30 @@ def _contrastive_loss(name: str):
 
 
 def _tiles(device: str, width: int):
-    from pplx_jax.kernels.vocab_cross_entropy.tiles import best
+    from pplx_jax.kernels.vocab_cross_entropy.tiles import choose_tiles
 
     kind = {"v5e": "TPU v5 lite", "v5p": "TPU v5", "v6e": "TPU v6 lite"}[device]
-    return best(TOKENS, width, 2, kind)
+    return choose_tiles(TOKENS, width, 2, kind)
 
 
 def _trips(operation: str, name: str, device: str, width: int) -> int:
-    """Trips of the loop over positions, all of which have a weight here, or over candidates."""
+    """Trips of the loop over positions, which all have a weight here, or over candidates."""
     from pplx_jax.kernels.masked_logsumexp import BLOCK as candidates
-    from pplx_jax.kernels.vocab_cross_entropy.chunked import BLOCK as positions
+    from pplx_jax.kernels.vocab_cross_entropy.chunked import CHUNK as positions
 
     if operation == "masked_logsumexp":
         return CANDIDATES // candidates
-    return -(-TOKENS // (positions if name == "xla_chunked" else _tiles(device, width).block))
+    return -(-TOKENS // (positions if name == "xla_chunked" else _tiles(device, width).chunk))
 
 
 def kernel_figures(device: str, width: int, kernels: dict[str, Kernel]) -> dict[str, dict]:
-    """Our two kernels over all positions."""
+    """Returns the figures of our two kernels over all positions."""
     flops, bandwidth, clock, cores = PEAKS[device]
     tiles = _tiles(device, width)
-    classes, blocks = -(-VOCABULARY // tiles.vocabulary), -(-TOKENS // tiles.block)
-    steps = blocks * classes * tiles.block // tiles.positions
-    parts = width // tiles.part(width)
-    scores, table = 2.0 * VOCABULARY * TOKENS, 2.0 * VOCABULARY * width * blocks
+    blocks, chunks = -(-VOCABULARY // tiles.block_v), -(-TOKENS // tiles.chunk)
+    steps = chunks * blocks * tiles.chunk // tiles.block_t
+    parts = width // tiles.block_d(width)
+    scores, table = 2.0 * VOCABULARY * TOKENS, 2.0 * VOCABULARY * width * chunks
     moved = {"vocab_scores": scores + table, "vocab_gradients": parts * scores + 5 * table}
     figures = {}
     for name, products, count in (("vocab_scores", 1, steps), ("vocab_gradients", 2, steps * parts)):
@@ -171,7 +171,7 @@ def kernel_figures(device: str, width: int, kernels: dict[str, Kernel]) -> dict[
 
 
 def run(operation: str, name: str, device: str, width: int) -> dict:
-    """Figures of one implementation; what went wrong where it does not compile."""
+    """Returns the figures of one implementation, or its error if it does not compile."""
     if name == "tokamax" and importlib.util.find_spec("tokamax") is None:
         return {"error": "tokamax is not installed"}
     command = [__file__, "--worker", operation, name, device, str(width)]
@@ -181,7 +181,7 @@ def run(operation: str, name: str, device: str, width: int) -> dict:
         figures = kernel_figures(device, width, kernels)
         for key in ("matrix_flops", "hbm_bytes", "least_milliseconds"):
             found[key] += sum(kernel[key] for kernel in figures.values())
-        # What XLA does beside the kernels counts at its least where the compiler gives no estimate.
+        # XLA's operations next to the kernels count with their lower bound if the compiler gives no estimate.
         xla = found["scheduled_milliseconds"] or found["least_milliseconds"] - sum(
             kernel["least_milliseconds"] for kernel in figures.values()
         )
@@ -194,7 +194,7 @@ def run(operation: str, name: str, device: str, width: int) -> dict:
             lines = [line for line in done.stderr.splitlines() if "rror" in line or "memory" in line]
             return {"error": (lines or ["failed"])[-1][:300]}
         found = json.loads(done.stdout.splitlines()[-1])
-        if name == "tokamax":  # scores, scores again, two gradients; what its kernels move is not known
+        if name == "tokamax":  # the scores twice, two gradients; the HBM bytes of its kernels are unknown
             found["matrix_flops"] = 8.0 * VOCABULARY * TOKENS * width
             found["least_milliseconds"] += 8 / 6 * least
             found["hbm_bytes"] = found["scheduled_milliseconds"] = None
@@ -204,7 +204,7 @@ def run(operation: str, name: str, device: str, width: int) -> dict:
 
 
 def on_cpu() -> dict:
-    """Seconds of the contrastive sums on this machine, ours over the whole matrix of scores; best of three."""
+    """Seconds of the contrastive sums on this machine, and the ratio of ours to the whole matrix; best of three."""
     import jax
     import jax.numpy as jnp
     import numpy as np

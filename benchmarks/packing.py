@@ -1,10 +1,10 @@
-"""How full the packed rows of every stage are on real text, and what it costs in tokens cut.
+"""How full the packed sequences of every stage are on real text, and how many tokens are cut for it.
 
     python benchmarks/packing.py DATA_FOLDER [--batch N] [--hosts N --devices N] [--output FILE.json]
 
-DATA_FOLDER holds retrieval/NAME/ (BEIR folders) and text/*.jsonl.gz with `text` in each row. For every stage all those
-sources are one mixture, at the row lengths of the full recipes. Each host packs its share of a batch, as many rows a
-device.
+DATA_FOLDER holds retrieval/NAME/ (BEIR folders) and text/*.jsonl.gz with `text` in each line. For every stage all these
+sources form one mixture, at the sequence lengths of the full recipes. Each host packs its part of a batch, with equally
+many sequences per device.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pplx_jax.data.batches.examples import Examples
-from pplx_jax.data.batches.host_batches import BatchReader, Share
+from pplx_jax.data.batches.batch_spec import multiple_for
+from pplx_jax.data.batches.examples import Examples, Selection
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.seqio_tasks import tokenize_sources
 from pplx_jax.data.sources.source import Source
@@ -38,9 +38,9 @@ VOCABULARY = 16384
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--batch", type=int, default=256, help="examples a step (default 256)")
+    parser.add_argument("--batch", type=int, default=256, help="examples per step (default 256)")
     parser.add_argument("--hosts", type=int, default=1)
-    parser.add_argument("--devices", type=int, default=1, help="of all hosts (default 1)")
+    parser.add_argument("--devices", type=int, default=1, help="devices of all hosts (default 1)")
     parser.add_argument("--output", type=pathlib.Path)
     options = parser.parse_args()
     stages = {
@@ -98,22 +98,27 @@ def write_triplets(folder: pathlib.Path, name: str, path: str) -> str:
 
 
 def measure(stage, tokens: pathlib.Path, hosts: int, devices: int) -> dict[str, float]:
-    examples = Examples(
-        open_tables(tokens / KINDS[stage.reads].folder, kind=stage.reads), None, stage.batch_size, seed=0
-    )
-    read = BatchReader(stage, examples, Share(0, 1), groups=hosts, row_shards=devices)
-    fills, cut, kept = [], 0, 0
+    spec = stage.batch
+    examples = Examples(open_tables(tokens / KINDS[spec.kind].folder, kind=spec.kind), None, spec.batch_size, seed=0)
+    group_spec = spec.part(hosts)
+    sequences = examples.sequences(group_spec, multiple_of=multiple_for(hosts, devices))
+    rows, fills, cut, packed_tokens = 0, [], 0, 0
     for batch in range(BATCHES):
-        places = np.arange(batch * stage.batch_size, (batch + 1) * stage.batch_size)
-        batch = read(examples.select(places))
-        rows, metrics = len(batch.arrays["tokens"]), batch.metrics
-        fills.append(metrics["fill"])
-        cut, kept = cut + metrics["cut_tokens"], kept + metrics["tokens"]
+        selection = examples.select(batch * spec.batch_size + np.arange(spec.batch_size))
+        rows = hosts * sequences[selection.group]
+        metrics = []
+        for host in range(hosts):
+            part = slice(host * group_spec.batch_size, (host + 1) * group_spec.batch_size)
+            own = Selection(selection.table[part], selection.row[part], selection.group)
+            metrics.append(examples.pack(group_spec, own, sequences[selection.group]).metrics)
+        fills.append(float(np.mean([one["fill"] for one in metrics])))
+        cut += sum(one["cut_tokens"] for one in metrics)
+        packed_tokens += sum(one["tokens"] for one in metrics)
     return {
         "rows": rows,
         "fill": round(float(np.mean(fills)), 4),
         "least_fill": round(min(fills), 4),
-        "cut_share": round(cut / (cut + kept), 6),
+        "cut_share": round(cut / (cut + packed_tokens), 6),
     }
 
 

@@ -1,4 +1,4 @@
-"""Plans every stage of the full recipes on the usual slices and writes the table of docs/plan.md.
+"""Plans every stage of the full recipes on the usual slices and writes the table of docs/appendix-plan.md.
 
     python benchmarks/plan_table.py                  # every plan that benchmarks/results/plan.json does not have yet
     python benchmarks/plan_table.py --only 4b        # those with this in their name
@@ -16,7 +16,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
-RESULTS, PAGE = ROOT / "benchmarks" / "results" / "plan.json", ROOT / "docs" / "plan.md"
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "plan.json", ROOT / "docs" / "appendix-plan.md"
 BEGIN, END = "<!-- table: benchmarks/plan_table.py -->", "<!-- end of table -->"
 SLICES = {"v5e:16x16": ("v5e:16x16", 1, "fsdp"), "v5p:4x4x8": ("v5p:4x4x8", 1, "fsdp")}
 SLICES["2 x v6e:16x16"] = ("v6e:16x16", 2, "multislice")

@@ -1,4 +1,4 @@
-"""Compiles a program for a TPU that is not here and reads the schedule that its compiler wrote, by kernel."""
+"""Compiles a program for a TPU without having one, and reads the schedule that the compiler wrote for each kernel."""
 
 import dataclasses
 import json
@@ -19,58 +19,58 @@ _TARGET = re.compile(r"Start/End empty region (\d+)\b")
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """One kernel's schedule.
+    """The schedule of one kernel.
 
     Attributes:
-      bundles: VLIW bundles in all.
-      slots: by unit, slots of a bundle.
-      stretches: sizes of the runs of bundles between branches, in order: what is executed or not as one.
-      rows: used slots by bundle.
-      jumps: from where to where a branch may go forward.
+      bundles: number of VLIW bundles.
+      slots: slots of a bundle, by unit.
+      blocks: basic blocks (first bundle, end), the code between branches, in order.
+      rows: used slots of each bundle.
+      jumps: forward branches (from bundle, to bundle).
       entry: bundles before the loop over grid steps.
     """
 
     bundles: int
     slots: dict[str, int]
-    stretches: list[tuple[int, int]]
+    blocks: list[tuple[int, int]]
     rows: list[list[int]]
     jumps: list[tuple[int, int]]
     entry: int
 
     def ends(self) -> list[tuple[int, int]]:
-        """Stretches that not every grid step executes: a branch jumps over them, and not over the largest."""
-        largest = max(self.stretches, key=lambda stretch: stretch[1] - stretch[0])
+        """Basic blocks that not every grid step executes: a branch jumps over them, but not over the largest block."""
+        largest = max(self.blocks, key=lambda block: block[1] - block[0])
         jumps = [jump for jump in self.jumps if not within(largest, jump)]
-        return [stretch for stretch in self.stretches if any(within(stretch, jump) for jump in jumps)]
+        return [block for block in self.blocks if any(within(block, jump) for jump in jumps)]
 
     def skipped_with(self, other: tuple[int, int], running: tuple[int, int]) -> list[tuple[int, int]]:
-        """Stretches that a branch jumps over together with `other`, and not with `running`."""
+        """Basic blocks that a branch jumps over together with `other`, but not with `running`."""
         jumps = [jump for jump in self.jumps if within(other, jump) and not within(running, jump)]
-        return [stretch for stretch in self.stretches if any(within(stretch, jump) for jump in jumps)]
+        return [block for block in self.blocks if any(within(block, jump) for jump in jumps)]
 
     def filled(self, unit: str, first: int = 0, last: int | None = None) -> int:
-        """Slots of a unit that are filled in these bundles."""
+        """Number of filled slots of a unit in these bundles."""
         return sum(row[_COLUMNS.index(unit)] for row in self.rows[first:last])
 
     def matrix_share(self, first: int = 0, last: int | None = None) -> float:
-        """Share of the matrix units' slots that are filled in these bundles."""
+        """Filled share of the matrix units' slots in these bundles."""
         return self.filled("matrix", first, last) / max(len(self.rows[first:last]), 1) / self.slots["matrix"]
 
     def spills(self, first: int = 0, last: int | None = None) -> int:
-        """Registers spilt in these bundles."""
+        """Number of register spills in these bundles."""
         return self.filled("spill", first, last)
 
 
-def within(stretch: tuple[int, int], jump: tuple[int, int]) -> bool:
-    """Whether a branch that makes this jump skips all of the stretch."""
-    return jump[0] <= stretch[0] and stretch[1] <= jump[1]
+def within(block: tuple[int, int], jump: tuple[int, int]) -> bool:
+    """Whether this jump skips the whole block."""
+    return jump[0] <= block[0] and block[1] <= jump[1]
 
 
 def compile_and_read(command: list[str]) -> tuple[dict, dict[str, Kernel]]:
-    """Runs a worker that compiles and prints one JSON object; returns that and its kernels' schedules by name.
+    """Runs a worker that compiles and prints one JSON object; returns it and the schedules of its kernels by name.
 
     Raises:
-      RuntimeError: the worker failed; its last words.
+      RuntimeError: the worker failed, with its last error message.
     """
     with tempfile.TemporaryDirectory() as folder:
         flags = f"--xla_jf_dump_to={folder} --xla_jf_dump_hlo_text=true --xla_jf_dump_llo_text=true"
@@ -85,7 +85,8 @@ def compile_and_read(command: list[str]) -> tuple[dict, dict[str, Kernel]]:
             texts = [text for text in path.parent.glob(f"{stem}-*-final_bundles.txt") if "schedule" not in text.name]
             if texts:
                 kernel = _read(path, texts[0])
-                if name not in kernels or kernels[name].bundles < kernel.bundles:  # of several called so, the dearest
+                # Of several kernels with this name, the largest.
+                if name not in kernels or kernels[name].bundles < kernel.bundles:
                     kernels[name] = kernel
         return json.loads(done.stdout.splitlines()[-1]), kernels
 
@@ -111,7 +112,7 @@ def _read(utilization: pathlib.Path, bundles: pathlib.Path) -> Kernel:
     return Kernel(
         bundles=len(rows),
         slots=dict(zip(_COLUMNS, slots, strict=True)),
-        stretches=list(zip(marks, marks[1:], strict=False)),
+        blocks=list(zip(marks, marks[1:], strict=False)),
         rows=rows,
         jumps=jumps,
         entry=entry,

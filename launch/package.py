@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pplx_jax.configuration.statements import SEARCH_PATHS
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.output_folder import replaced_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("pplx_jax", "gin", "launch", "setup.py", "constraints.txt", "README.md")
@@ -41,16 +42,14 @@ def pack(folder: pathlib.Path, root: pathlib.Path = ROOT) -> Package:
     digest = digest_of(root)
     path = folder / digest
     if not path.exists():
-        temporary = folder / f"{digest}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        for part in PARTS:
-            source = root / part
-            if source.is_dir():
-                shutil.copytree(source, temporary / part, ignore=_LEFT_OUT)
-            else:
-                shutil.copy2(source, temporary / part)
-        shutil.copy2(temporary / "launch" / "Dockerfile", temporary / "Dockerfile")  # where Cloud Build looks
-        temporary.replace(path)
+        with replaced_folder(path) as temporary:
+            for part in PARTS:
+                source = root / part
+                if source.is_dir():
+                    shutil.copytree(source, temporary / part, ignore=_LEFT_OUT)
+                else:
+                    shutil.copy2(source, temporary / part)
+            shutil.copy2(temporary / "launch" / "Dockerfile", temporary / "Dockerfile")  # where Cloud Build looks
     return Package(path, digest)
 
 

@@ -10,6 +10,7 @@ A key is the left side of a binding as `--gin_param` takes it, a macro's name in
 string that begins with @, % or [@ is given to gin as it stands: '[@pair/Training()]'.
 """
 
+import ast
 import dataclasses
 import itertools
 import pathlib
@@ -18,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.constraints import holds
-from launch.sweep_parts import Part, Point
+from launch.sweep_parts import Point
 from pplx_jax.configuration import Config, Table, load
-from pplx_jax.configuration.statements import SEARCH_PATHS, parse_value, read
+from pplx_jax.configuration.statements import SEARCH_PATHS
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.spelling import nearest
 
-TABLE = Table.of(
+TABLE = Table(
     ("launch.sweep:sweep",),
     ("launch.sweep_parts:Product", "launch.sweep_parts:Zip", "launch.sweep_parts:Random"),
 )
@@ -70,11 +71,11 @@ def expand(sweep_file: str, gin_files: Sequence[str] = (), gin_params: Sequence[
       BadInput: the file is no sweep, a trial is no valid recipe (told at the line of the sweep that is at fault), a
         swept binding is also in `gin_params`, or no trial is left.
     """
-    bound = load([sweep_file], table=TABLE).arguments
-    if "sweep" not in bound:
+    swept = load([sweep_file], table=TABLE)
+    if "sweep" not in swept.arguments:
         raise BadInput(f"{sweep_file} binds no sweep.parts; see gin/sweeps for examples")
-    points, own_files, constraints = sweep(**bound["sweep"])
-    places = _Places(sweep_file)
+    points, own_files, constraints = sweep(**swept.arguments["sweep"])
+    places = _Places(swept)
     files = tuple(gin_files) or tuple(own_files)
     if not files:
         raise BadInput(f"{sweep_file} names no recipe in sweep.gin_files; give one by --gin_file")
@@ -121,7 +122,7 @@ def _satisfies(config: Config, point: Point, condition: str, places: "_Places") 
             return point[key]
         if key not in config.settings:
             raise BadInput(f"nothing is called {key}{nearest(key, [*point, *config.settings])}")
-        return parse_value(config.settings[key].value)
+        return _literal(config.settings[key].value)
 
     try:
         return holds(condition, value_of)
@@ -129,25 +130,32 @@ def _satisfies(config: Config, point: Point, condition: str, places: "_Places") 
         raise BadInput(f"{places.of_text(condition, 'sweep.constraints')}: {error}") from error
 
 
+def _literal(text: str) -> Any:
+    """The value of a setting; the text itself where it is no literal, such as a reference."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
 class _Places:
     """Where the keys of a sweep stand: gin knows the first line of a binding, a key may stand some lines below."""
 
-    def __init__(self, sweep_file: str):
-        self._bindings = read([sweep_file], ())[0]
+    def __init__(self, swept: Config):
+        self._settings = swept.settings
 
     def of_key(self, key: str) -> str:
         """file:line of the first dictionary that has the key."""
-        return self.of_text(key, *(b.key for b in self._bindings if isinstance(b.value, dict) and key in b.value))
+        values = {name: _literal(setting.value) for name, setting in self._settings.items()}
+        return self.of_text(key, *(name for name, value in values.items() if isinstance(value, dict) and key in value))
 
-    def of_text(self, text: str, *binding_keys: str) -> str:
-        """file:line of a string inside one of the bindings."""
-        place = next((b.place for b in self._bindings if b.key in binding_keys and b.place), None)
+    def of_text(self, text: str, *names: str) -> str:
+        """file:line of a string inside one of the settings."""
+        place = next((self._settings[name].place for name in names if name in self._settings), None)
         if place is None:
             return "the sweep"
-        path = next(folder / place.file for folder in SEARCH_PATHS if (folder / place.file).is_file())
+        file, _, first = place.rpartition(":")
+        path = next(folder / file for folder in SEARCH_PATHS if (folder / file).is_file())
         lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-        found = (n for n in range(place.line, len(lines) + 1) if text in lines[n - 1])
-        return str(place._replace(line=next(found, place.line)))
-
-
-__all__ = ["Part", "Trial", "expand", "sweep"]
+        found = (n for n in range(int(first), len(lines) + 1) if text in lines[n - 1])
+        return f"{file}:{next(found, first)}"

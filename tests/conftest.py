@@ -1,8 +1,10 @@
-"""Settings every test shares: JAX runs on the CPU unless the caller says otherwise."""
+"""Settings of every test: JAX runs on the CPU unless the caller says otherwise; fast tests start no Python process."""
 
 import gc
 import os
+import pathlib
 import shutil
+import sys
 import tempfile
 
 from helpers import simulated
@@ -13,19 +15,50 @@ os.environ.setdefault("XLA_FLAGS", simulated.XLA_FLAGS)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import hypothesis  # noqa: E402
+import pytest  # noqa: E402
 
 # Compiling takes seconds, so a deadline would only measure it; the same examples every time.
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, max_examples=25)
 hypothesis.settings.load_profile("repeatable")
 
+TESTS = pathlib.Path(__file__).parent
+SLOW_FOLDERS = {"export"}  # compared with PyTorch and transformers
+_fast = False  # whether the test that runs now is not marked `slow`
+
+
+def pytest_itemcollected(item):
+    """Marks the tests of whole folders as slow; other slow tests have the mark in their file."""
+    if item.path.relative_to(TESTS).parts[0] in SLOW_FOLDERS:
+        item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Notes whether a test is fast, for its fixtures too."""
+    global _fast
+    _fast = item.get_closest_marker("slow") is None
+    try:
+        return (yield)
+    finally:
+        _fast = False
+
+
+def _refuse_python(event, arguments):
+    # Libraries ask small programs (uname) about the machine; a Python that imports JAX takes seconds.
+    if _fast and event == "subprocess.Popen" and arguments[0] == sys.executable:
+        raise RuntimeError("a fast test starts a Python process; mark it with @pytest.mark.slow")
+
+
+sys.addaudithook(_refuse_python)
+
 
 def pytest_collection_finish(session):
-    """What the suite has imported stays: no collection of garbage needs to go through it."""
+    """Freezes what the suite has imported, so that no garbage collection goes through it."""
     gc.freeze()
 
 
 def pytest_configure(config):
-    """Nearly all of a tiny run is compilation: what one test has compiled, the next and its subprocesses read."""
+    """Shares a compilation cache between the tests and their processes: a tiny run is nearly all compilation."""
     config.compiled = None
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")

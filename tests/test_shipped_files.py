@@ -1,13 +1,17 @@
-"""What the repository ships: its gin files load, its models have the published sizes, its README names real things."""
+"""The shipped files: gin files load, a wheel contains them, models have the published sizes."""
 
 import json
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 
 import pytest
 
 from pplx_jax.cli import main as cli
-from pplx_jax.cli.verbs import VERBS
 from pplx_jax.configuration import load
 from pplx_jax.core.errors import BadInput
 from pplx_jax.parallel.rules import RULES
@@ -15,7 +19,6 @@ from pplx_jax.parallel.rules import RULES
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "gin" / "recipes").glob("*.gin"))
 STAGE_NAMES = ("diffusion", "pair", "contextual", "triplet")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What a user has to say of a recipe; here it need not exist.
 PUBLISHED = ("pplx_embed_0p6b", "pplx_embed_4b")
 REQUIRED = {name: ("INITIAL='a_model'", "CORPUS='a_corpus'") for name in PUBLISHED}
@@ -38,12 +41,12 @@ def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys):
     workdir = tmp_path / "run"
     params = [f"--gin_param={param}" for param in REQUIRED.get(recipe.stem, ())]
     assert cli.main(["run", f"--gin_file={recipe}", f"--workdir={workdir}", "--dry_run", *params]) == cli.DONE
-    written = capsys.readouterr().out
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     for name in ("pair/checkpoints", "data", "results.json", "report.html"):
-        assert f"writes  {workdir / name}\n" in written
-    merges = f"writes  {workdir / 'triplet/checkpoints'}\n" in written
+        assert ["writes", str(workdir / name)] in lines
+    merges = ["writes", str(workdir / "triplet/checkpoints")] in lines
     for name in ("merged", "export", "index"):
-        assert (f"writes  {workdir / name}\n" in written) == merges
+        assert (["writes", str(workdir / name)] in lines) == merges
     assert not workdir.exists()
 
 
@@ -101,7 +104,7 @@ def test_a_full_recipe_has_the_published_values(name, diffusion_rate, pair_rate,
     assert run["model"].causal is False
     for training in run["stages"]:
         training.optimizer.build(training.steps)  # the schedule fits in the steps
-        assert training.stage.batch_size % 512 == 0  # chips of the largest slices that docs/plan.md has
+        assert training.stage.batch_size % 512 == 0  # chips of the largest slices that docs/appendix-plan.md has
 
 
 DECLARED = ["INITIAL='a_model'", "DATA_ROOT='data'", "EVALUATION='sets'"]
@@ -170,11 +173,32 @@ def test_every_model_file_is_covered():
     assert {path.stem for path in (ROOT / "gin" / "models").glob("*.gin")} == named
 
 
-def test_the_readme_names_files_that_exist():
-    names = set(re.findall(r"`((?:pplx_jax|gin|launch|tests|benchmarks)/[\w./]*)`", README))
-    assert names and [name for name in sorted(names) if not (ROOT / name).exists()] == []
+def test_a_wheel_contains_the_gin_files_and_runs_them_from_any_folder(tmp_path):
+    source, site, empty = tmp_path / "source", tmp_path / "site", tmp_path / "empty"
+    source.mkdir()
+    empty.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("pplx_jax", "gin"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": "", "PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
+    def run(*command, **more) -> str:
+        done = subprocess.run(command, env=environment | more, cwd=empty, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-def test_the_readme_names_commands_that_exist():
-    verbs = set(re.findall(r"pplx-jax ([a-z][a-z-]*)", README))
-    assert verbs and verbs <= {verb.name.split()[0] for verb in VERBS}
+    pip_wheel = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation")
+    run(*pip_wheel, "--wheel-dir", tmp_path, source)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)  # which is how a wheel of Python files is installed
+        shipped = {name for name in archive.namelist() if name.endswith(".gin")}
+    assert shipped == {f"pplx_jax/{path.relative_to(ROOT)}" for path in (ROOT / "gin").rglob("*.gin")}
+
+    program = "import sys, pplx_jax; from pplx_jax.cli.main import main; print(pplx_jax.__file__); sys.exit(main())"
+    flags = ("--gin_file=gin/recipes/quickstart.gin", "--mesh=fsdp", "--workdir=w", "--dry_run")
+    printed = run(sys.executable, "-c", program, "run", *flags, PYTHONPATH=str(site))
+    assert printed.startswith(str(site / "pplx_jax" / "__init__.py"))
+    assert "Mesh.fsdp = -1  # gin/meshes/fsdp.gin:6" in printed
+    assert not list(empty.iterdir())

@@ -1,6 +1,5 @@
-"""Orbax checkpoints of a stage: parameters, optimizer, step, data position, seed and configuration as one item."""
+"""Orbax checkpoints of a stage: parameters, optimizer, step, data position, seed and configuration in one item."""
 
-import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -20,14 +19,14 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.parameter_trees import digest
-from pplx_jax.parallel.processes import over_processes
+from pplx_jax.parallel.processes import barrier, is_first, over_processes
 
 CHECKPOINTS = "checkpoints"
 MODEL = "model.json"
-# Beside the model's own, in the parameters of a stage whose loss learns something: no part of the model.
+# The name, among the parameters of a stage, of those that its loss learns: they are not part of the model.
 LOSS_PARAMS = "loss"
-_ROOM_TO_SPARE = 1 << 20  # bytes, for metadata
-_CHUNK_BYTES = 1 << 22  # of an array, encoded and written as one file
+_METADATA_BYTES = 1 << 20  # at most, on disk
+_CHUNK_BYTES = 1 << 22  # of an array, in one file: reading holds a few of them besides the array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Keep:
 
 
 class Restored(NamedTuple):
-    """A checkpoint: its step, its arrays, and what was saved of them in words and numbers."""
+    """A checkpoint: its step, its arrays, and the metadata saved with them."""
 
     step: int
     state: dict[str, Any]
@@ -62,12 +61,12 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one stage, in FOLDER/checkpoints/STEP/.
 
-    Saves are asynchronous and atomic: a step's folder takes its name only once it is whole, and an older one goes only
-    after that. All processes of a job call every method at the same step.
+    Saves are asynchronous and atomic: a step's folder is renamed when it is complete, and only then is an older one
+    deleted. All processes of a job call every method at the same step.
 
     Args:
       folder: the stage's folder.
-      keep: which ones stay.
+      keep: which checkpoints stay.
     """
 
     def __init__(self, folder: pathlib.Path, keep: Keep = Keep()):  # noqa: B008 - frozen
@@ -85,7 +84,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies),
             create=True,
-            cleanup_tmp_directories=True,  # what a kill left of a save
+            cleanup_tmp_directories=True,  # of saves that were killed
             **best,
         )
         self._manager = ocp.CheckpointManager(self.root, options=options)
@@ -94,15 +93,15 @@ class Checkpoints:
         """Starts saving `state` as `step`; returns once the arrays are copied.
 
         Args:
-          step: whose checkpoint it is.
+          step: the number of the checkpoint.
           state: tree of arrays and numbers.
-          about: what JSON can say, kept beside the arrays in the same folder.
+          about: metadata that JSON can hold, saved in the same folder.
           metrics: numbers by name, for `Keep.best`.
 
         Raises:
           BadInput: the metric of `Keep` is not among the metrics.
-          OSError: ENOSPC, before anything is written, where the disk has no room for it; or what the save before
-            this one met. Checkpoints that are whole stay.
+          OSError: ENOSPC, before anything is written, if the disk is too full; or the error of the previous save.
+            Complete checkpoints stay.
         """
         _require_room(self.root, state)
         chosen = None
@@ -114,22 +113,22 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata=about, metrics=chosen)
 
     def require_metric(self, metrics: Mapping[str, float]) -> None:
-        """Raises BadInput where the best are kept by a number that is not among these."""
+        """Raises BadInput if the best are kept by a metric that is not among these."""
         if self._keep.best and self._keep.metric not in metrics:
             raise BadInput(f"no number {self._keep.metric!r} to keep the best by; there are {', '.join(metrics)}")
 
     def check(self) -> None:
-        """Raises what a save under way has met so far; see `save`."""
+        """Raises the error of a save in progress; see `save`."""
         with _os_errors(self.root):
             self._manager.check_for_errors()
 
     def restore_latest(self, like: dict[str, Any]) -> Restored | None:
-        """The latest checkpoint on the shardings of `like`, or None where there is none.
+        """Returns the latest checkpoint, on the shardings of `like`; None if there is no checkpoint.
 
-        A damaged one is set aside as STEP.damaged, and the one before it is taken.
+        A damaged checkpoint is renamed to STEP.damaged, and the previous one is restored.
 
         Raises:
-          BadInput: it is of another model, or every one is damaged.
+          BadInput: the checkpoint is of another model, or all checkpoints are damaged.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         damaged: list[tuple[int, Exception]] = []
@@ -146,7 +145,7 @@ class Checkpoints:
         return None
 
     def _restore(self, step: int, abstract: Any) -> tuple[Restored | None, Exception | None]:
-        """One checkpoint, or what is wrong with it; where any process finds it damaged, none takes it."""
+        """Returns a checkpoint, or the error of reading it; if any process cannot read it, no process restores it."""
         restored, error = None, None
         try:
             self._require_shapes(step, abstract)
@@ -160,7 +159,7 @@ class Checkpoints:
         return (None if unreadable.any() else restored), error
 
     def close(self) -> None:
-        """Waits for a save under way. Raises what it met; see `save`."""
+        """Waits for a save in progress and raises its error; see `save`."""
         try:
             with _os_errors(self.root):
                 self._manager.wait_until_finished()
@@ -169,14 +168,14 @@ class Checkpoints:
 
     def _goodness(self, metrics: dict[str, float]) -> float:
         value = metrics.get(self._keep.metric)
-        if value is None:  # kept by another number, before the recipe said this one
+        if value is None:  # saved when the recipe had another metric
             return -math.inf
         return float(value) if self._keep.highest else -float(value)
 
     def _require_shapes(self, step: int, abstract: Any) -> None:
-        """Raises BadInput for a whole checkpoint of another model, and whatever a damaged one makes Orbax raise."""
+        """Raises BadInput if the checkpoint is of another model, and Orbax's error if it is damaged."""
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            path: Any = self.root / str(step) / "default"  # orbax is annotated with a path type of its own
+            path: Any = self.root / str(step) / "default"  # Orbax's annotations name a path type that is not pathlib's
             found = handler.metadata(path).tree
 
         def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -196,10 +195,11 @@ class Checkpoints:
         path = self.root / str(step)
         aside = path.with_name(f"{step}.damaged")
         reason = re.sub(r"\s+", " ", str(error))[:200]
-        logging.warning("%s is damaged (%s): set aside as %s; going on from step %d", path, reason, aside.name, instead)
-        if jax.process_index() == 0:
+        logging.warning("%s is damaged (%s): renamed to %s; resuming from step %d", path, reason, aside.name, instead)
+        if is_first():
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
+        barrier(f"{aside} is renamed")  # or another process would find the damaged one again
         self._manager.reload()
 
 
@@ -209,7 +209,7 @@ def _dotted(path: Any) -> str:
 
 @contextlib.contextmanager
 def _os_errors(root: pathlib.Path) -> Iterator[None]:
-    """A full disk as the OSError that it is, whatever the library that met it calls it."""
+    """Raises OSError for a full disk, whatever error a library makes of it."""
     try:
         yield
     except OSError:
@@ -222,45 +222,37 @@ def _os_errors(root: pathlib.Path) -> Iterator[None]:
 
 def _require_room(root: pathlib.Path, state: Any) -> None:
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
-    if shutil.disk_usage(root).free < needed + _ROOM_TO_SPARE:
+    if shutil.disk_usage(root).free < needed + _METADATA_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root))
 
 
 def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
     reason = re.sub(r"\s+", " ", str(error))[:200]
     return BadInput(
-        f"checkpoint {path} is damaged or of another model ({reason}); remove that folder to go on from the one "
-        "before it"
+        f"checkpoint {path} is damaged or of another model ({reason}); remove that folder to resume from the previous "
+        "checkpoint"
     )
 
 
-class _OneByOne(ocp.type_handlers.NumpyHandler):
-    """Finishes an array before it begins the next: encoded chunks wait for the disk in memory."""
-
-    async def serialize(self, values, infos, args=None):
-        for place, value in enumerate(values):
-            for future in await super().serialize([value], [infos[place]], [args[place]] if args else None):
-                await asyncio.to_thread(future.result)
-        return []
-
-
 def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
-    """Writes parameters alone as a checkpoint, waiting until it is whole (merged and imported models).
+    """Writes only parameters as a checkpoint (merged and imported models); returns when it is complete.
 
-    Host arrays are encoded one after another and never copied, so that this takes at most the largest one's memory.
-    Their digest stands beside the checkpoint as STEP.sha256: this format has no checksum of its own.
+    Host arrays are written without a copy. Their digest is saved next to the checkpoint as STEP.sha256, because this
+    format has no checksum.
 
     Raises:
-      OSError: ENOSPC, before anything is written, where the disk has no room for it.
+      OSError: ENOSPC, before anything is written, if the disk is too full.
     """
     tree = {"params": jax.tree.map(np.asarray, params)}
     root = pathlib.Path(folder).absolute() / CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
     _require_room(root, tree)
-    # Orbax's usual format holds all encoded bytes until the end.
-    in_place = _OneByOne(deepcopy_host_arrays=False)  # nothing changes the arrays while this waits
+    # Memory stays that of the arrays: without compression, chunks are written from where they are; OCDBT would hold all
+    # encoded chunks until the end; and nothing changes the arrays during this call, so that they need no copy.
+    in_place = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)
     handler = ocp.PyTreeCheckpointHandler(
         use_ocdbt=False,
+        use_compression=False,
         type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place)),
     )
     options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
@@ -272,20 +264,20 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
 
 
 def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str, Any]:
-    """The model's parameters of a folder's checkpoint, the latest where `step` is None, as a nested dict of float32
-    NumPy arrays.
+    """Returns the model's parameters in a checkpoint, by default the latest, as a nested dict of float32 NumPy arrays.
 
     Raises:
-      BadInput: no such folder, no checkpoint in it, or a damaged one; other values than `save_params` wrote, too.
+      BadInput: there is no such folder, it has no checkpoint, or the checkpoint is damaged; this includes values that
+        differ from those that `save_params` wrote.
     """
     root = pathlib.Path(folder).absolute() / CHECKPOINTS
     steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
     if not steps:
-        raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train it first")
+        raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train the stage first")
     step = steps[-1] if step is None else step
-    path: Any = root / str(step) / "default"  # orbax is annotated with a path type of its own
+    path: Any = root / str(step) / "default"  # Orbax's annotations name a path type that is not pathlib's
     try:
-        # Restored as NumPy, whole, on the host: the caller decides where it goes.
+        # Restored as complete NumPy arrays on the host: the caller decides on which devices they go.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
             tree = handler.metadata(path).tree["params"]
             tree = {name: part for name, part in tree.items() if name != LOSS_PARAMS}
@@ -307,10 +299,10 @@ def _digest_file(checkpoint: pathlib.Path) -> pathlib.Path:
 
 
 def _require_digest(checkpoint: pathlib.Path, params: Any) -> None:
-    """Refuses other parameters than were saved, where `save_params` noted their digest."""
-    noted = _digest_file(checkpoint)
-    if noted.exists() and noted.read_bytes().strip() != digest(params).encode():
+    """Raises BadInput if `save_params` wrote other parameters; checkpoints without a digest pass."""
+    saved = _digest_file(checkpoint)
+    if saved.exists() and saved.read_bytes().strip() != digest(params).encode():
         raise BadInput(
-            f"checkpoint {checkpoint} is damaged: its parameters are not those of {noted.name}; "
-            "copy that model again, or write it again"
+            f"checkpoint {checkpoint} is damaged: its parameters do not have the digest in {saved.name}; "
+            "remove that folder, and copy or write that model again"
         )

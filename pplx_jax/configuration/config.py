@@ -1,20 +1,21 @@
-"""`load`: gin files to a Config, which is plain data: no part of it needs gin again."""
+"""`load`: gin files to a Config, which is plain data."""
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
 
 from pplx_jax.configuration import rules
-from pplx_jax.configuration.instances import Instance, reach, without_macros
-from pplx_jax.configuration.statements import MACRO, REQUIRED, SEARCH_PATHS, Binding, Import, parse_value, read
-from pplx_jax.configuration.table import Table, is_changeable
+from pplx_jax.configuration.instances import Instance, reach, winners, without_macros
+from pplx_jax.configuration.names import MACRO, Names, Target
+from pplx_jax.configuration.statements import SEARCH_PATHS, Binding, read
+from pplx_jax.configuration.table import Table
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.resume_check import may_differ
 
 
 class Setting(NamedTuple):
@@ -29,9 +30,9 @@ class Config:
     """A checked recipe.
 
     Attributes:
-        arguments: verb function -> the arguments that the recipe binds for it, built.
-        settings: "pair/Training.steps" -> Setting, for every parameter of every instance the recipe builds,
-            defaults included and macros expanded.
+        arguments: verb function -> the arguments that the recipe binds for it, built by gin.
+        settings: "pair/Training.steps" -> Setting, for every parameter of every instance that the recipe builds,
+            with defaults, macros expanded.
         text: see `resolved`.
     """
 
@@ -40,19 +41,19 @@ class Config:
     text: str
 
     def resolved(self) -> str:
-        """Every effective binding, defaults included, each with a comment that names the line that set it.
+        """Returns every effective binding, defaults included, each with a comment that names the line that set it.
 
-        The text is itself a gin file, and loading it gives a Config of the same fingerprint.
+        The text is a gin file, and loading it gives a Config of the same fingerprint.
         """
         return self.text
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the effective values: equal exactly where two recipes ask for the same thing.
+        """A hash of the effective values. Two recipes have the same one if they compute the same.
 
-        Where it runs, and how often it logs and saves, is no part of it (`table.CHANGEABLE`).
+        Where a recipe runs, and how often it logs and saves, is not part of it (`core.resume_check`).
         """
-        lines = sorted(f"{key} = {setting.value}\n" for key, setting in self.settings.items() if not is_changeable(key))
+        lines = sorted(f"{key} = {setting.value}\n" for key, setting in self.settings.items() if not may_differ(key))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -65,148 +66,113 @@ def load(
     unset: str | None = None,
     defaults: Sequence[str] = (),
 ) -> Config:
-    """Reads, checks and builds a recipe.
+    """Reads and checks a recipe, and has gin build it.
+
+    gin's bindings stay in place until the next call, so that what a recipe hands out uncalled (`@Name`), and what
+    the user's own modules register, takes them when it is called.
 
     Args:
-        gin_files: paths, looked up in `search_paths` in turn, as are the paths of `include`.
-        gin_params: bindings that are applied after the files, as `--gin_param` gives them.
-        search_paths: by default the current folder, then the folders that hold the project's `gin/`.
-        table: what a recipe may name.
-        unset: where given, the value of macros that are required and that nobody sets, for a look at a recipe that
-            nothing is run of.
+        gin_files: paths, looked up in `search_paths` in turn, like the paths of `include`.
+        gin_params: bindings that are applied after the files, from `--gin_param`.
+        search_paths: by default the current folder, then the folders that contain the project's `gin/`.
+        table: the short names that a recipe may use.
+        unset: if given, the value of required macros that nothing sets, to look at a recipe without running it.
         defaults: bindings that are applied before the files.
 
     Raises:
-        BadInput: anything that `rules` refuses, a file that is missing or does not parse, or a value that the
-            dataclass it is bound to refuses; one line, with the file and line at fault.
+        BadInput: anything that `names` and `rules` refuse, a file that is missing or does not parse, or a value that
+            a class refuses; one line, with file and line.
     """
-    bindings, imports = read(gin_files, gin_params, search_paths, defaults)
+    gin.clear_config()
+    names = Names(table or Table())
+    bindings = read(gin_files, gin_params, search_paths, defaults, names)
     if unset is not None:
         bindings = [
-            dataclasses.replace(each, value=unset) if each.name == MACRO and each.value == REQUIRED else each
+            dataclasses.replace(each, value=unset) if each.target.is_macro and each.is_required else each
             for each in bindings
         ]
-    table = table or Table()
-    for statement in imports:
-        table = _with_import(table, statement)
-    verbs = [verb for verb in table.verbs if any(binding.name == verb for binding in bindings)]
-
-    rules.check_names(bindings, table)
+    verbs = names.verbs
     rules.check_macros(bindings)
-    rules.check_reached(bindings, verbs)
-    instances = reach(bindings, verbs)
-    rules.check_params(bindings, instances)
-    rules.check_required(instances, table)
-    rules.check_types(instances, table)
-
-    blocks = _effective_blocks(instances, table)
-    header = [f"from {module} import {name}  # {place}" for module, name, place in imports]
+    rules.check_used(bindings, verbs)
+    winning = winners(bindings)
+    instances = reach(winning, verbs)
+    rules.check_params(winning, instances)
+    rules.check_required(instances)
+    rules.check_types(instances)
+    _bind(instances)
     return Config(
-        arguments=_build(_render(blocks), instances, verbs, table),
-        settings=_settings(instances, table),
-        text="\n".join([*header, *([""] if header else []), _render(blocks)]),
+        arguments=_build(instances, verbs),
+        settings=_settings(instances),
+        text=_render(names.imports, instances),
     )
 
 
-def _with_import(table: Table, statement: Import) -> Table:
-    table = table.with_part(f"{statement.module}:{statement.name}")
+def _bind(instances: Sequence[Instance]) -> None:
+    """Gives gin the bindings that have an effect; of a stage that is left out it would refuse unset values."""
+    for binding in {binding.key: binding for each in instances for binding in each.bindings.values()}.values():
+        if binding.place is not None:
+            gin.bind_parameter((binding.scope, binding.target.record.selector, binding.parameter), binding.value)
+
+
+def _build(instances: Sequence[Instance], verbs: Sequence[Target]) -> dict[str, dict[str, Any]]:
+    """Has gin build the arguments of the verbs."""
     try:
-        table.target(statement.name)
-    except BadInput as error:
-        raise BadInput(f"{statement.place}: {error}") from error
-    return table
+        gin.finalize()
+        return {verb.name: {**verb.defaults, **gin.get_bindings(verb.record.selector)} for verb in verbs}
+    except (BadInput, TypeError, ValueError) as error:
+        raise BadInput(_with_place(str(error).splitlines() or [repr(error)], instances)) from error
 
 
-def _defaults(instance: Instance, table: Table) -> list[Binding]:
-    """The parameters that nobody bound, as unscoped bindings: a scoped one would still win over them."""
-    if instance.name == MACRO:
-        return []
-    return [
-        Binding("", instance.name, name, parameter.default)
-        for name, parameter in table.parameters(instance.name).items()
-        if name not in instance.bindings and _is_literal(parameter.default)
-    ]
+def _with_place(lines: Sequence[str], instances: Sequence[Instance]) -> str:
+    """Returns the message of an exception from a class that gin called, with the place at fault.
+
+    gin adds a line to an exception for every call that it passes through, the innermost first.
+    """
+    for line in lines:
+        for each in instances:
+            scope = f" in scope '{each.scope}'" if each.scope else ""
+            if line.startswith("  In call to configurable") and line.endswith(f" ({each.target.call}){scope}"):
+                words = set(re.findall(r"\w+", lines[0]))
+                blamed = [binding.place for parameter, binding in each.bindings.items() if parameter in words]
+                return f"{next(filter(None, blamed), each.place)}: {each}: {lines[0]}"
+    return lines[0]
 
 
-def _is_literal(value: Any) -> bool:
-    if not isinstance(value, bool | int | float | str | tuple | list | dict | None):
-        return False
-    try:
-        return parse_value(repr(value)) == value
-    except SyntaxError:  # an infinity, or something else inside a container
-        return False
-
-
-def _effective_blocks(instances: Sequence[Instance], table: Table) -> list[list[Binding]]:
-    """The bindings that have an effect: macros, then one block a (scope, name) in the order of the walk."""
-    blocks: dict[tuple[str, str], dict[str, Binding]] = {("", MACRO): {}}
-    for instance in instances:
-        for binding in [*instance.bindings.values(), *_defaults(instance, table)]:
-            owner = ("", MACRO) if binding.name == MACRO else (binding.scope, binding.name)
-            blocks.setdefault(owner, {})[binding.key] = binding
-    ordered = []
-    for (_, name), block in blocks.items():
-        rank = {} if name == MACRO else {key: place for place, key in enumerate(table.parameters(name))}
-        keyed = {(rank.get(binding.parameter, 0), key): binding for key, binding in block.items()}
-        ordered.append([keyed[position] for position in sorted(keyed)])
-    return [block for block in ordered if block]
-
-
-def _render(blocks: Sequence[Sequence[Binding]]) -> str:
-    return "\n".join(
-        "".join(f"{binding.key} = {binding.value!r}  # {binding.place or 'default'}\n" for binding in block)
-        for block in blocks
-    )
-
-
-def _settings(instances: Sequence[Instance], table: Table) -> dict[str, Setting]:
-    macros = {instance.scope: instance for instance in instances if instance.name == MACRO}
+def _settings(instances: Sequence[Instance]) -> dict[str, Setting]:
+    macros = {instance.scope: instance for instance in instances if instance.target.is_macro}
     return {
-        f"{instance}.{binding.parameter}": Setting(
-            repr(without_macros(binding.value, macros)), str(binding.place or "default")
-        )
+        f"{instance}.{parameter}": Setting(repr(without_macros(binding.value, macros)), binding.place or "default")
         for instance in instances
-        if instance.name != MACRO
-        for binding in [*instance.bindings.values(), *_defaults(instance, table)]
+        if not instance.target.is_macro
+        for parameter, binding in instance.bindings.items()
     }
 
 
-def _build(text: str, instances: Sequence[Instance], verbs: Sequence[str], table: Table) -> dict[str, dict[str, Any]]:
-    """Gives `text` to gin and builds what the verbs are bound to."""
-    by_identity = {(instance.scope, instance.name): instance for instance in instances}
-    gin.clear_config()
-    gin.enter_interactive_mode()  # so that a second load may register the same names
-    try:
-        for name in sorted({instance.name for instance in instances} - {MACRO}):
-            target = table.target(name)
-            builder = target if name in verbs else _builder(name, target, by_identity)
-            gin.external_configurable(builder, name=name, module="pplx_jax")
-    finally:
-        gin.exit_interactive_mode()
-    gin.parse_config(text)
-    gin.finalize()
-    try:
-        return {verb: gin.get_bindings(verb) for verb in verbs}
-    except BadInput as error:
-        # gin appends lines of its own to every exception that passes through it.
-        raise BadInput(str(error).splitlines()[0]) from None
+def _render(imports: Mapping[str, str], instances: Sequence[Instance]) -> str:
+    """Returns what has an effect as gin text: imports, macros, then a block for each scope and name."""
+    blocks: dict[str, dict[str, Binding]] = {MACRO.name: {}}
+    for instance in instances:
+        for binding in instance.bindings.values():
+            owner = MACRO.name if binding.target.is_macro else binding.owner
+            blocks.setdefault(owner, {})[binding.key] = binding
+    texts = ["".join(f"{statement}  # {place}\n" for statement, place in imports.items())]
+    for block in blocks.values():
+        lines = sorted(block.values(), key=lambda each: (_rank(each), each.key))
+        texts.append("".join(f"{each.key} = {each.value!r}  # {each.place or 'default'}\n" for each in lines))
+    return "\n".join(text for text in texts if text)
 
 
-def _builder(
-    name: str, target: Callable[..., Any], instances: Mapping[tuple[str, str], Instance]
-) -> Callable[..., Any]:
-    """`target`, with whatever it refuses told as BadInput at the line of the recipe that is at fault."""
+def _rank(binding: Binding) -> int:
+    """The position of the parameter in the signature; at the end for one of `**kwargs`."""
+    return [*binding.target.parameters, binding.parameter].index(binding.parameter)
 
-    @functools.wraps(target, updated=())
-    def build(*args: Any, **fields: Any) -> Any:
-        try:
-            return target(*args, **fields)
-        except (BadInput, TypeError, ValueError) as error:
-            message = str(error)
-            instance = instances[gin.current_scope_str(), name]
-            words = set(re.findall(r"\w+", message))
-            blamed = [binding.place for key, binding in instance.bindings.items() if key in words]
-            place = blamed[0] if blamed else instance.place
-            raise BadInput(f"{place}: {instance}: {message.splitlines()[0]}") from error
 
-    return build
+def read_resolved(text: str) -> dict[str, str]:
+    """Returns key -> value as gin text of a resolved recipe, and imports nothing that it names."""
+    values = {}
+    for line in text.splitlines():
+        key, equals, rest = line.partition(" = ")
+        if equals and not key.startswith("#"):
+            value, mark, _ = rest.rpartition("  # ")
+            values[key] = value if mark else rest
+    return values

@@ -1,14 +1,11 @@
-"""What a recipe builds: every instance reached from the verbs, and the binding that wins each parameter.
-
-An instance is a name in a scope, `pair/Optimizer`. The walk repeats gin's own scoping rules on the
-statements, so that a recipe can be judged, printed and hashed before anything is built.
-"""
+"""What a recipe builds: every instance reached from the verbs, and the binding that sets each of its parameters."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pplx_jax.configuration.statements import MACRO, Binding, Macro, Place, Reference, leaves, replace_leaves
+from pplx_jax.configuration.names import Reference, Target
+from pplx_jax.configuration.statements import Binding
 from pplx_jax.core.errors import BadInput
 
 
@@ -18,94 +15,84 @@ class Instance:
 
     Attributes:
         scope: the scope it is built in, "" for none.
-        name: what is built, a name of the table or MACRO.
-        place: where the reference to it stands; None for a verb.
-        bindings: parameter -> the binding that wins it.
+        target: what is built.
+        place: where the reference to it is; None for a verb.
+        bindings: parameter -> the binding that sets it, defaults last.
+        called: whether gin calls it. `@Name` hands out the class or function, which may get more arguments later.
     """
 
     scope: str
-    name: str
-    place: Place | None
+    target: Target
+    place: str | None
     bindings: Mapping[str, Binding]
+    called: bool = True
 
     def __str__(self) -> str:
-        if self.name == MACRO:
+        if self.target.is_macro:
             return f"%{self.scope}"
-        return f"{self.scope}/{self.name}" if self.scope else self.name
+        return f"{self.scope}/{self.target.name}" if self.scope else self.target.name
 
 
-def winners(bindings: Sequence[Binding]) -> list[Binding]:
+def winners(bindings: Iterable[Binding]) -> list[Binding]:
     """Drops every binding that a later one of the same key overrides."""
     return list({binding.key: binding for binding in bindings}.values())
 
 
-def reach(bindings: Sequence[Binding], verbs: Sequence[str]) -> list[Instance]:
-    """Every instance reached from `verbs`, in the order in which a reader meets them.
+def reach(bindings: Sequence[Binding], verbs: Sequence[Target], *, overridden: bool = False) -> list[Instance]:
+    """Returns every instance that the recipe builds, in the order of a reader.
+
+    It starts from the verbs, and from what Python code may call at any time: what a module registers itself, and what
+    the recipe hands out uncalled.
+
+    Args:
+        bindings: those that win their key, or all of them with `overridden`.
+        verbs: functions of the command line that the recipe binds.
+        overridden: whether to follow bindings that others override, too. They count as mentioned:
+            `--gin_param 'run.stages = [@diffusion/Training()]'` leaves out the pair stage, and its bindings are then
+            unused but no mistake.
 
     Raises:
-        BadInput: an instance holds itself.
+        BadInput: an instance contains itself.
     """
-    return _Walk(winners(bindings), only_winners=True).run(verbs)
+    met: dict[tuple[str, Target, bool], Instance] = {}
+    being_visited: list[tuple[str, Target, bool]] = []
 
-
-def reachable(bindings: Sequence[Binding], verbs: Sequence[str]) -> list[Instance]:
-    """As `reach`, but following overridden bindings too.
-
-    `--gin_param 'run.stages = [@diffusion/Training()]'` leaves out the pair stage; its bindings are then idle
-    and no mistake, because the recipe itself still refers to them.
-    """
-    return _Walk(bindings, only_winners=False).run(verbs)
-
-
-class _Walk:
-    def __init__(self, bindings: Sequence[Binding], only_winners: bool):
-        self.only_winners = only_winners
-        self.by_name: dict[str, list[Binding]] = {}
-        for binding in bindings:
-            self.by_name.setdefault(binding.name, []).append(binding)
-        self.met: dict[tuple[str, str], Instance] = {}
-        self.open: list[tuple[str, str]] = []
-
-    def run(self, verbs: Sequence[str]) -> list[Instance]:
-        for verb in verbs:
-            self.visit("", verb, None)
-        return list(self.met.values())
-
-    def visit(self, scope: str, name: str, place: Place | None) -> None:
-        identity = (scope, name)
-        if identity in self.open:
-            if self.only_winners:
-                raise BadInput(f"{place}: {self.met[identity]} holds itself")
+    def visit(scope: str, target: Target, place: str | None, called: bool) -> None:
+        identity = scope, target, called
+        if identity in being_visited and not overridden:
+            raise BadInput(f"{place}: {met[identity]} contains itself")
+        if identity in met:
             return
-        if identity in self.met:
-            return
-        seen = self.seen_from(scope, name)
-        won = {binding.parameter: binding for binding in seen}
-        self.met[identity] = Instance(scope, name, place, won)
-        self.open.append(identity)
-        for binding in won.values() if self.only_winners else seen:
-            for leaf in leaves(binding.value):
-                match leaf:
-                    case Reference():
-                        self.visit(leaf.scope or scope, leaf.name, binding.place)
-                    case Macro():
-                        self.visit(leaf.name, MACRO, binding.place)
-        self.open.pop()
+        # Outer scopes first, so that an inner one overrides them; within a scope, the order of the files.
+        applying = [binding for binding in bindings if binding.applies(scope, target)]
+        applying.sort(key=lambda binding: len(binding.scope))
+        winning = {binding.parameter: binding for binding in applying}
+        defaults = {
+            name: Binding("", target, name, value) for name, value in target.defaults.items() if name not in winning
+        }
+        met[identity] = Instance(scope, target, place, {**winning, **defaults}, called)
+        being_visited.append(identity)
+        for binding in applying if overridden else winning.values():
+            for each in binding.references:
+                visit("/".join(each.scopes) or scope, each.target, binding.place, each.evaluate)
+        being_visited.pop()
 
-    def seen_from(self, scope: str, name: str) -> list[Binding]:
-        """The bindings that apply to `scope/name`, weakest first: outer scopes first, then file order."""
-        parts = scope.split("/") if scope else []
-        outward = {"/".join(parts[:depth]): depth for depth in range(len(parts) + 1)}
-        applying = [binding for binding in self.by_name.get(name, ()) if binding.scope in outward]
-        return sorted(applying, key=lambda binding: outward[binding.scope])
+    for verb in verbs:
+        visit("", verb, None, called=False)
+    handed_out = {each.target for binding in bindings for each in binding.references if not each.evaluate}
+    for binding in bindings:
+        has_effect = any(binding in each.bindings.values() for each in met.values())
+        if not has_effect and (binding.target.called_anywhere or binding.target in handed_out):
+            visit(binding.scope, binding.target, None, called=False)
+    return list(met.values())
 
 
-def without_macros(value: Any, instances: Mapping[str, Instance]) -> Any:
-    """`value` with each macro replaced by what it stands for; `instances` is keyed by the macros' names."""
-
-    def expand(leaf: Any) -> Any:
-        if isinstance(leaf, Macro) and leaf.name in instances:
-            return without_macros(instances[leaf.name].bindings["value"].value, instances)
-        return leaf
-
-    return replace_leaves(value, expand)
+def without_macros(value: Any, macros: Mapping[str, Instance]) -> Any:
+    """Returns `value` with each macro replaced by its value; `macros` is keyed by name."""
+    if isinstance(value, dict):
+        return {without_macros(key, macros): without_macros(item, macros) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(without_macros(item, macros) for item in value)
+    if isinstance(value, Reference) and value.target.is_macro:
+        return without_macros(macros["/".join(value.scopes)].bindings["value"].value, macros)
+    return value

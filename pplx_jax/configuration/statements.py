@@ -1,168 +1,118 @@
-"""Gin files to a flat list of bindings, each with the file and line it came from."""
+"""Reads gin files into a list of bindings, each with the file and line it came from."""
 
 import dataclasses
 import io
 import pathlib
 import tokenize
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import gin
 from gin import config_parser
 
+from pplx_jax.configuration.names import MACRO, Names, Reference, Target
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.spelling import nearest
 
 PACKAGE = pathlib.Path(__file__).parents[1]
-# The current folder first, so that a user's own file wins over a shipped one of the same name.
+# The current folder first, so that a user's file wins over a shipped one of the same name. The shipped files are next
+# to the package in a checkout and inside it in a wheel.
 SEARCH_PATHS = (pathlib.Path(), PACKAGE.parent, PACKAGE)
 
 PARAM = "--gin_param"
-MACRO = "macro"  # gin keeps the macro NAME as the parameter `value` of `gin.macro` in the scope NAME
 
 
-class Place(NamedTuple):
-    """Where a statement stands; `--gin_param:2` is the second such flag."""
-
-    file: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-
-class Reference(NamedTuple):
-    """`@scope/name()`; without the parentheses it is not `called`."""
-
-    scope: str
-    name: str
-    called: bool = True
-
-    def __repr__(self) -> str:
-        scope, call = f"{self.scope}/" if self.scope else "", "()" if self.called else ""
-        return f"@{scope}{self.name}{call}"
-
-
-class Macro(NamedTuple):
-    """`%name`."""
-
-    name: str
-
-    def __repr__(self) -> str:
-        return f"%{self.name}"
-
-
-REQUIRED = Macro("gin.REQUIRED")
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Binding:
-    """`scope/name.parameter = value`, or the macro `scope = value` (then `name` is MACRO)."""
+    """`scope/target.parameter = value`, or the macro `scope = value`.
+
+    Attributes:
+        place: "file:line"; "--gin_param:2" for the second such flag; None for a default of the class or function.
+    """
 
     scope: str
-    name: str
+    target: Target
     parameter: str
     value: Any
-    place: Place | None = None  # None: the default of the dataclass
+    place: str | None = None
 
     @property
     def key(self) -> str:
-        """The left side, as a gin file spells it."""
-        if self.name == MACRO:
+        """The left side, as it is written in a gin file."""
+        if self.target.is_macro:
             return self.scope
-        return f"{self.scope}/{self.name}.{self.parameter}" if self.scope else f"{self.name}.{self.parameter}"
+        return f"{self.owner}.{self.parameter}"
+
+    @property
+    def owner(self) -> str:
+        """The left side without the parameter."""
+        return f"{self.scope}/{self.target.name}" if self.scope else self.target.name
 
     @property
     def is_param(self) -> bool:
-        """Whether the command line gave it."""
-        return self.place is not None and self.place.file == PARAM
+        """Whether it comes from the command line."""
+        return self.place is not None and self.place.startswith(f"{PARAM}:")
 
+    @property
+    def references(self) -> list[Reference]:
+        """The references inside the value, macros included."""
+        return [each for each in gin.config.iterate_references(self.value) if isinstance(each, Reference)]
 
-class Import(NamedTuple):
-    """`from module import name`."""
+    @property
+    def is_required(self) -> bool:
+        """Whether the value is, or contains, `%gin.REQUIRED`."""
+        return any(each.scopes == ["gin.REQUIRED"] for each in gin.config.iterate_references(self.value))
 
-    module: str
-    name: str
-    place: Place
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """Every scalar, reference and macro inside a bound value."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from leaves(key)
-            yield from leaves(item)
-    elif isinstance(value, list | tuple) and not isinstance(value, Reference | Macro):
-        for item in value:
-            yield from leaves(item)
-    else:
-        yield value
-
-
-def replace_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
-    """`value` with every leaf replaced by `function(leaf)`."""
-    if isinstance(value, dict):
-        return {replace_leaves(k, function): replace_leaves(v, function) for k, v in value.items()}
-    if isinstance(value, list | tuple) and not isinstance(value, Reference | Macro):
-        return type(value)(replace_leaves(item, function) for item in value)
-    return function(value)
-
-
-class _Delegate(config_parser.ParserDelegate):
-    """Keeps references and macros as data, where gin's own delegate would look them up at once."""
-
-    # gin's delegate has no annotations, so its placeholders seem to return None.
-    def configurable_reference(  # type: ignore[override]
-        self, scoped_configurable_name: str, evaluate: bool
-    ) -> Reference:
-        scope, _, name = scoped_configurable_name.rpartition("/")
-        return Reference(scope, name, evaluate)
-
-    def macro(self, macro_name: str) -> Macro:  # type: ignore[override]
-        return REQUIRED if macro_name in ("REQUIRED", "gin.REQUIRED") else Macro(macro_name)
-
-
-def parse_value(text: str) -> Any:
-    """Parses the right side of a binding.
-
-    Raises:
-        SyntaxError: `text` is no gin value.
-    """
-    return config_parser.ConfigParser(text, _Delegate()).parse_value()
+    def applies(self, scope: str, target: Target) -> bool:
+        """Whether it reaches `scope/target`, unless another binding overrides it."""
+        outer = f"{self.scope}/" if self.scope else ""
+        return self.target is target and f"{scope}/".startswith(outer)
 
 
 def read(
     files: Sequence[str],
     params: Sequence[str],
-    search_paths: Sequence[pathlib.Path] = SEARCH_PATHS,
-    defaults: Sequence[str] = (),
-) -> tuple[list[Binding], list[Import]]:
-    """Reads defaults, files with their includes, and the command line's bindings, in the order gin would apply them.
+    search_paths: Sequence[pathlib.Path],
+    defaults: Sequence[str],
+    names: Names,
+) -> list[Binding]:
+    """Reads defaults, then files with their includes, then the bindings of the command line: the order of gin.
 
     Raises:
-        BadInput: a file is missing, unreadable or includes itself, or a statement does not parse.
+        BadInput: a file is missing, unreadable or includes itself, a statement does not parse, or a name is unknown.
     """
-    reader = _Reader(tuple(pathlib.Path(path) for path in search_paths))
+    reader = _Reader([pathlib.Path(path) for path in search_paths], names)
     for number, statement in enumerate(defaults, start=1):
         reader.text("default", statement, first_line=number)
     for file in files:
-        reader.file(str(file), included_at=None)
+        reader.file(str(file), where="")
     for number, param in enumerate(params, start=1):
         reader.text(PARAM, param, first_line=number)
-    return reader.bindings, reader.imports
+    return reader.bindings
 
 
-class _Reader:
-    """Collects statements; `file` recurses into includes."""
+class _Reader(gin.config.ParserDelegate):
+    """Collects bindings; `file` calls itself for includes."""
 
-    def __init__(self, search_paths: tuple[pathlib.Path, ...]):
-        self.search_paths = search_paths
+    def __init__(self, search_paths: Sequence[pathlib.Path], names: Names):
+        super().__init__()
         self.bindings: list[Binding] = []
-        self.imports: list[Import] = []
+        self._search_paths = search_paths
+        self._names = names
         self._open: list[pathlib.Path] = []
 
-    def file(self, name: str, included_at: Place | None) -> None:
-        where = f"{included_at}: " if included_at else ""
-        path = next((folder / name for folder in self.search_paths if (folder / name).is_file()), None)
+    def configurable_reference(self, scoped_selector: str, evaluate: bool) -> Reference:
+        """Called by gin's parser for every `@scope/name`."""
+        scope, _, name = scoped_selector.rpartition("/")
+        return Reference(scope, self._names.target(name, verbs=False), evaluate)
+
+    def macro(self, name: str) -> gin.config.ConfigurableReference:
+        """Called by gin's parser for every `%name`."""
+        found = super().macro(name)  # a macro, or a constant that a module defines
+        return Reference(name, MACRO, True) if found.selector == MACRO.record.selector else found
+
+    def file(self, name: str, where: str) -> None:
+        path = next((folder / name for folder in self._search_paths if (folder / name).is_file()), None)
         if path is None:
             raise BadInput(f"{where}no gin file {name}{nearest(name, self._shipped())}")
         if path.resolve() in self._open:
@@ -176,48 +126,51 @@ class _Reader:
         self._open.pop()
 
     def text(self, label: str, text: str, first_line: int = 1) -> None:
-        for statement in _statements(label, text, first_line):
-            place = Place(label, statement.location.line_num + first_line - 1)
-            match statement:
-                case config_parser.IncludeStatement():
-                    self.file(statement.filename, included_at=place)
-                case config_parser.ImportStatement():
-                    self.imports.append(_import(statement, place))
-                case config_parser.BindingStatement(scope, selector, "", value):
-                    macro = f"{scope}/{selector}" if scope else selector
-                    self.bindings.append(Binding(macro, MACRO, "value", value, place))
-                case config_parser.BindingStatement(scope, selector, parameter, value):
-                    self.bindings.append(Binding(scope, selector, parameter, value, place))
-                case config_parser.BlockDeclaration():
-                    pass  # its bindings follow as statements of their own
+        for statement in self._statements(label, text, first_line):
+            place = f"{label}:{statement.location.line_num + first_line - 1}"
+            if isinstance(statement, config_parser.IncludeStatement):
+                self.file(statement.filename, where=f"{place}: ")
+                continue
+            try:
+                self._add(statement, place)
+            except BadInput as error:
+                raise BadInput(f"{place}: {error}") from error
+
+    def _add(self, statement: Any, place: str) -> None:
+        match statement:
+            case config_parser.ImportStatement():
+                self._names.add(statement, place)
+            case config_parser.BindingStatement(scope, selector, "", value):
+                macro = f"{scope}/{selector}" if scope else selector
+                self.bindings.append(Binding(macro, MACRO, "value", value, place))
+            case config_parser.BindingStatement(scope, selector, parameter, value):
+                target = self._names.target(selector)
+                if not target.accepts(parameter):
+                    hint = nearest(parameter, target.parameters) or f"; it has {', '.join(target.parameters)}"
+                    raise BadInput(f"{selector} has no parameter {parameter}{hint}")
+                self.bindings.append(Binding(scope, target, parameter, value, place))
+
+    def _statements(self, label: str, text: str, first_line: int) -> Iterator[Any]:
+        """Yields parsed statements; an error of the parser becomes BadInput."""
+        lines = text.splitlines()
+        parser = None
+        try:
+            parser = config_parser.ConfigParser(io.StringIO(text), self)
+            while statement := parser.parse_statement():
+                yield statement
+            return
+        except SyntaxError as error:
+            # For a bad token, Python's message comes first and the token is in the last line.
+            problem, line = str(error.msg).splitlines()[-1].strip(), min(error.lineno or 1, len(lines))
+            problem = f"not a gin statement: `{lines[line - 1].strip()}`: {problem}"
+        except tokenize.TokenError as error:
+            line = min(error.args[1][0], len(lines))
+            problem = f"not a gin statement: `{lines[line - 1].strip()}`: {error.args[0]}"
+        except (BadInput, ValueError) as error:  # from a reference; gin adds lines of its own
+            assert parser is not None
+            problem, line = str(error).splitlines()[0], parser.current_token.start[0]
+        raise BadInput(f"{label}:{line + first_line - 1}: {problem}")
 
     def _shipped(self) -> list[str]:
-        found = ((folder, path) for folder in self.search_paths for path in folder.glob("gin/**/*.gin"))
+        found = ((folder, path) for folder in self._search_paths for path in folder.glob("gin/**/*.gin"))
         return sorted({str(path.relative_to(folder)) for folder, path in found})
-
-
-def _import(statement: config_parser.ImportStatement, place: Place) -> Import:
-    module, _, name = statement.module.rpartition(".")
-    if not statement.is_from or statement.alias or module == "__gin__":
-        raise BadInput(f"{place}: a recipe imports by `from module import Name`, nothing else")
-    return Import(module, name, place)
-
-
-def _statements(label: str, text: str, first_line: int) -> Iterator[Any]:
-    """Yields parsed statements; whatever the parser says against one becomes BadInput."""
-    try:
-        parser = config_parser.ConfigParser(io.StringIO(text), _Delegate())
-        while statement := parser.parse_statement():
-            yield statement
-    except SyntaxError as error:
-        # The parser's token errors put Python's complaint first and the token in the last line.
-        problem, line = str(error.msg).splitlines()[-1].strip(), error.lineno
-    except tokenize.TokenError as error:
-        problem, line = str(error.args[0]), error.args[1][0]
-    else:
-        return
-    lines = text.splitlines()
-    line = min(line or 1, len(lines))
-    raise BadInput(
-        f"{Place(label, line + first_line - 1)}: not a gin statement: `{lines[line - 1].strip()}`: {problem}"
-    )

@@ -1,9 +1,10 @@
-"""Files that other processes may read at any moment: written under a temporary name, then renamed."""
+"""Atomic writes and JSON: a file is written under a temporary name and renamed when complete, so that readers never
+see half of it."""
 
 import contextlib
 import json
-import os
 import pathlib
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,30 +13,52 @@ from pplx_jax.core.errors import BadInput
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a sibling to write to, and moves it to `path` when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Yields a temporary sibling to write to, and renames it to `path` if the block ends without an error."""
+    # The name is random because hosts that share a folder can have equal names and process numbers.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes indented JSON atomically."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """Reads JSON.
+def read_json(path: pathlib.Path, fix: str = "run the command that wrote it again") -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+      path: the file.
+      fix: what the user should do if the file cannot be read; it ends the error message.
 
     Raises:
-      BadInput: the file is missing or is not JSON.
+      BadInput: the file is missing, or it is not a JSON object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BadInput(f"{path} is missing; is {path.parent} a folder that a stage or an export wrote?") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not valid JSON ({error}); write it again by rerunning what made it") from error
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadInput(f"{path} is missing; {fix}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"{path} is damaged: it is not valid JSON ({error}); {fix}") from None
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} is damaged: it is not a JSON object; {fix}")
+    return value
+
+
+def read_json_if_valid(path: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the JSON object in a file, or None if the file is missing or holds anything else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""JSON over HTTP with kept connections and retries, for the services that searching and evaluating talk to."""
+"""JSON over HTTP with persistent connections and retries, for the services that search and evaluation use."""
 
 import json
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ RETRIED_STATUSES = (429, 500, 502, 503, 504)
 
 
 class HttpClient:
-    """One service; safe to share between threads.
+    """A client of one service; threads may share it.
 
     Args:
         url: such as http://localhost:8080, with or without a path.
-        connections: kept open; more threads than this wait for one.
-        retries: of a request that was answered by one of `RETRIED_STATUSES` or cut off, with growing pauses (a
-            Retry-After is obeyed). A service that does not answer at all is given up after a few seconds.
-        seconds: that a request may take.
+        connections: how many stay open; further threads wait for one.
+        retries: of a request that was interrupted or answered with one of `RETRIED_STATUSES`; the pauses grow, and a
+            Retry-After header is obeyed. A service that does not answer at all is retried for a few seconds only.
+        seconds: timeout of a request.
         headers: of every request.
     """
 
@@ -33,10 +33,10 @@ class HttpClient:
         try:
             import urllib3
         except ImportError:
-            raise BadInput("talking to a service needs urllib3: pip install 'pplx-jax[search]'") from None
+            raise BadInput("HTTP services need urllib3: pip install 'pplx-jax[search]'") from None
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
-            raise BadInput(f"{url!r} is no address; give one such as http://localhost:8080")
+            raise BadInput(f"{url!r} is not a URL; give one such as http://localhost:8080")
         self._pool = urllib3.PoolManager(
             maxsize=connections,
             block=True,
@@ -58,18 +58,20 @@ class HttpClient:
     def send(
         self, method: str, path: str, value: Any = None, *, body: bytes | None = None, kind: str = "application/json"
     ) -> tuple[int, dict[str, Any]]:
-        """Sends a request and reads the answer, whatever its status.
+        """Sends a request and returns the answer, whatever its status.
 
         Args:
-            method, path: of HTTP; the path starts with "/".
-            value: sent as JSON; or
-            body: sent as it is, of content type `kind`.
+            method: of HTTP.
+            path: starts with "/".
+            value: the body, sent as JSON.
+            body: the body as bytes, instead of `value`.
+            kind: content type of `body`.
 
         Returns:
-            (status, the answer's JSON object; {"message": text} where it is something else).
+            (status, the JSON object of the answer, or {"message": text} for any other answer).
 
         Raises:
-            BadInput: nobody answers, after all retries.
+            BadInput: the service does not answer, after all retries.
         """
         if value is not None:
             body = json.dumps(value, ensure_ascii=False).encode()
@@ -79,7 +81,7 @@ class HttpClient:
         except self._failure as error:
             reason = str(getattr(error, "reason", None) or error)
             reason = reason.partition("): ")[2] or reason  # without the connection's description
-            raise BadInput(f"nobody answers at {self.url} ({reason}); start the service or mend the address") from None
+            raise BadInput(f"no answer from {self.url} ({reason}); start the service or correct the URL") from None
         try:
             content = json.loads(answer.data)
         except ValueError:

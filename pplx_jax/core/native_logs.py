@@ -1,4 +1,4 @@
-"""Keeps libraries quiet that write to standard error from C++, past every logging setting."""
+"""Silences libraries that write to standard error from C++, which no logging setting reaches."""
 
 import contextlib
 import os
@@ -11,24 +11,24 @@ _ANSWERS = {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-1", "T
 
 @contextlib.contextmanager
 def silent_native_stderr() -> Iterator[None]:
-    """Discards what is written to file descriptor 2 meanwhile; exceptions pass as ever.
+    """Discards what is written to file descriptor 2 inside the block; exceptions pass.
 
-    For `import tensorflow`, which greets with a page on missing GPUs whatever TF_CPP_MIN_LOG_LEVEL says.
+    For `import tensorflow`, which prints a page about missing GPUs whatever TF_CPP_MIN_LOG_LEVEL is.
     """
-    kept = os.dup(2)
+    saved = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def skip_absent_tpu(devices: pathlib.Path = pathlib.Path("/dev")) -> None:
-    """Answers libtpu, where it is installed on a machine without TPU chips, what it would ask the network for.
+    """Sets environment variables that libtpu would otherwise ask the network for, if the machine has no TPU chips.
 
-    To be called before JAX is first used; it finds no TPU either way, but would say so at length.
+    Call it before JAX is first used. libtpu finds no TPU in either case, but without this it logs long errors.
     """
     if not any(any(devices.glob(chips)) for chips in _TPU_CHIPS):
         for name, answer in _ANSWERS.items():

@@ -1,51 +1,48 @@
-"""The folder that a command writes: what it may take the place of, and how it does."""
+"""The folder that a command writes: what it may replace, and how it is replaced."""
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json_if_valid
 
 
 def require_free(folder: pathlib.Path, what: str, is_former: Callable[[pathlib.Path], bool]) -> None:
-    """Refuses a place that is taken; nothing is there, an empty folder, or a former `what`.
+    """Checks that a folder may be written: it does not exist, is empty, or holds an earlier output of the same kind.
 
     Args:
-      folder: to be written.
-      what: it will be, in words.
-      is_former: whether a folder holds one already.
+      folder: the folder to write.
+      what: the kind of output, for the message.
+      is_former: whether a folder holds an earlier output.
 
     Raises:
-      BadInput: something else is there, or a file where a folder above it should be.
+      BadInput: the folder holds something else, or a parent of it is a file.
     """
-    standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not standing.is_dir() or (standing == folder and any(folder.iterdir()) and not is_former(folder)):
-        raise BadInput(f"{standing} is in the way and no {what}; remove it or give another folder")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or (existing == folder and any(folder.iterdir()) and not is_former(folder)):
+        raise BadInput(f"{existing} is in the way and no {what}; remove it or give another folder")
 
 
 def describes(path: pathlib.Path, *keys: str) -> bool:
-    """Whether a file is a JSON object with these keys: others too have an index.json and a manifest.json."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(content, dict) and content.keys() >= set(keys)
+    """Returns whether a file is a JSON object with these keys. Its name is not enough: other programs use it too."""
+    content = read_json_if_valid(path)
+    return content is not None and content.keys() >= set(keys)
 
 
 @contextlib.contextmanager
 def replaced_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives an empty sibling to fill, which takes the name when the block ends well.
+    """Yields an empty sibling folder to fill, and renames it to `folder` if the block ends without an error.
 
-    A folder that has the name until then is moved aside before it is deleted: a kill leaves no half of it. A link
-    stays one, to the new folder.
+    An earlier folder of that name is renamed before it is deleted, so that a kill leaves no half of it. A link stays a
+    link, to the new folder.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)  # a kill's
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     temporary.mkdir()
     try:
         yield temporary
@@ -55,9 +52,9 @@ def replaced_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def take_place(finished: pathlib.Path, folder: pathlib.Path) -> None:
-    """Gives a finished folder its name; a former folder of that name is gone only between two renames."""
+    """Renames a finished folder; an earlier folder of that name is missing only between two renames."""
     former = folder.with_name(f".{folder.name}.former")
-    shutil.rmtree(former, ignore_errors=True)  # a kill's
+    shutil.rmtree(former, ignore_errors=True)  # of a process that was killed
     if folder.exists():
         os.replace(folder, former)
     os.replace(finished, folder)

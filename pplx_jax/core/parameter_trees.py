@@ -1,4 +1,4 @@
-"""Parameters on the host: their digest, and that every value is a number."""
+"""Parameters on the host: their digest, and the check that every value is finite."""
 
 import hashlib
 from collections.abc import Iterator
@@ -9,17 +9,17 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 
-_BLOCK = 1 << 22  # values at once, so that no array is copied whole
+_BLOCK = 1 << 22  # values, so that no complete array is copied
 
 
 def named_arrays(params: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields every array with its dotted path, in the order of the paths' parts."""
+    """Yields every array with its dotted path, in the order of the tree."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         yield jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
 
 
 def digest(params: Any) -> str:
-    """SHA-256 of names, shapes and values in float32, so that half precision and what is read of it give the same."""
+    """Returns the SHA-256 of names, shapes and values in float32: the same for bfloat16 and for its float32 copy."""
     sha256 = hashlib.sha256()
     for name, array in named_arrays(params):
         sha256.update(f"{name}{list(array.shape)}".encode())
@@ -30,12 +30,12 @@ def digest(params: Any) -> str:
 
 
 def is_finite(array: np.ndarray) -> bool:
-    """Whether no value is NaN or infinite; takes no memory of the array's size, as `isfinite` would."""
+    """Returns whether all values are finite, without the temporary array that `isfinite` makes."""
     return bool(np.isfinite(array.min(initial=0)) and np.isfinite(array.max(initial=0)))
 
 
 def require_finite(params: Any, where: object) -> None:
-    """Raises BadInput that names the first array of `where` that holds NaN or infinity."""
+    """Raises BadInput with the name of the first array that holds NaN or infinity."""
     for name, array in named_arrays(params):
         if not is_finite(array):
             raise BadInput(f"{where}: {name} holds NaN or infinity; train or import that model again")

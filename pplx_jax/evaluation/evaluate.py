@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import atomic_path, write_json
+from pplx_jax.core.files import write_json, write_text
 from pplx_jax.evaluation.core.benchmark import Benchmark, Task
 from pplx_jax.evaluation.core.comparison import compare as compare_outcomes
 from pplx_jax.evaluation.core.results import Results, Subject
@@ -147,8 +147,7 @@ def _write(folder: pathlib.Path, summary: dict[str, Any], results: Results) -> N
     write_json(folder / "results.json", summary)
     pages = {"results.md": format_table(summary), "report.html": render_evaluation(summary, results.outcomes)}
     for name, text in pages.items():
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
 
 
 def _report(summary: dict[str, Any], setting: str, names: list[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import Kind, load_model
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.output_folder import require_free
+from pplx_jax.core.output_folder import require_free, take_place
 from pplx_jax.export.model_card import model_card
 from pplx_jax.export.onnx_graph import write_onnx
 from pplx_jax.export.onnx_parity import check_onnx_parity
@@ -104,9 +104,7 @@ def export_hf(
             (partial / "onnx").mkdir()
             graph = write_onnx(tensors, model.config, partial / "onnx")
             checked["onnx_parity"] = check_onnx_parity(graph, model)
-        if output.exists():
-            os.replace(output, pathlib.Path(scratch) / "replaced")
-        os.replace(partial, output)
+        take_place(partial, output)
     reports = {name: dataclasses.asdict(parity) for name, parity in checked.items()}
     return {"tensors": len(tensors), **reports, "peak_bytes": process_peak_bytes()}
 

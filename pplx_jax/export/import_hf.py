@@ -9,7 +9,7 @@ from typing import Any
 
 from pplx_jax.checkpoints.huggingface.reader import ImportPlan
 from pplx_jax.checkpoints.model_folder import save_model
-from pplx_jax.core.output_folder import require_free
+from pplx_jax.core.output_folder import require_free, take_place
 from pplx_jax.export import import_parity
 from pplx_jax.export.packages import require_packages
 from pplx_jax.export.peak_memory import PeakMemory
@@ -66,5 +66,5 @@ def import_hf(
         parity = None
         if states is not None:
             parity = dataclasses.asdict(import_parity.check_import(model, states))
-        os.replace(partial, output)
+        take_place(partial, output)
     return {"tensors": len(plan.tensors), "parity": parity, "peak_bytes": peak}

@@ -11,6 +11,7 @@ import numpy as np
 
 from pplx_jax.checkpoints.huggingface.config import CONFIG, PPLX_MODEL_TYPE
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json_if_valid
 from pplx_jax.inference.encoder import check_quantization
 from pplx_jax.inference.overflow import Overflow, TooLong
 from pplx_jax.kernels.quantization import Quantization, quantize
@@ -24,10 +25,7 @@ def is_foreign(folder: str | os.PathLike[str]) -> bool:
     folder = pathlib.Path(folder)
     if not (folder / MODULES).is_file():
         return False
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return True  # sentence-transformers will report the error
+    config = read_json_if_valid(folder / CONFIG) or {}  # sentence-transformers reports what is wrong with it
     return config.get("model_type") != PPLX_MODEL_TYPE
 
 

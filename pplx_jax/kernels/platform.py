@@ -1,21 +1,26 @@
-"""What an operation runs on: the devices of the mesh in use, or whatever its program is compiled for."""
+"""The platform that an operation runs on: that of the mesh in use, or the one that its program is compiled for."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-# MiB of fast memory (VMEM) of a TPU core, less what its compiler keeps, by a part of the device's kind.
-_FAST_MEMORY = {"v4": 14, "v5 lite": 100, "v5e": 100, "v6": 100}
-_NVIDIA = ("NVIDIA", "A100")  # how names of its GPUs begin, from compute capability 8.0 on
-_LEAST_FAST_MEMORY = 56  # of v5p, v7 and what is not known
+# MiB of VMEM per TPU core that a kernel may take, by a part of the device kind. The compiler needs the rest.
+_VMEM_MIB = {"v4": 14, "v5 lite": 100, "v5e": 100, "v6": 100}
+_NVIDIA = ("NVIDIA", "A100")  # prefixes of the device kinds of GPUs from compute capability 8.0 on
+_DEFAULT_VMEM_MIB = 56  # v5p, v7, unknown devices
 
 
 def by_platform(*arguments: Any, default: Callable[..., Any], **kernels: Callable[..., Any]) -> Any:
-    """That of `kernels`, by "tpu" or "cuda", which is for the platform, called with `arguments`; elsewhere `default`.
+    """Calls the kernel of the platform with `arguments`, or `default` if there is none.
 
-    Within `jax.set_mesh` the devices are known and one of them is traced: a TPU's kernel takes seconds, of which
-    another platform has no use. Elsewhere all are, and what the program is compiled for decides.
+    Within `jax.set_mesh` the platform is known, and only its implementation is traced; tracing a TPU kernel takes
+    seconds. Otherwise all are traced, and the platform that the program is compiled for decides.
+
+    Args:
+      arguments: arrays for the implementation.
+      default: the implementation for platforms without a kernel.
+      kernels: implementations by platform, "tpu" or "cuda".
     """
     kind = _of_mesh()
     if kind is None:
@@ -24,21 +29,21 @@ def by_platform(*arguments: Any, default: Callable[..., Any], **kernels: Callabl
 
 
 def platform() -> str:
-    """One of "tpu", "cuda" or "cpu", the last for any other: that of the mesh, or without one of this process."""
+    """The platform of the mesh, or of this process without one: "tpu", "cuda", or "cpu" for all others."""
     return _platform_of(_of_mesh() or jax.devices()[0].device_kind)
 
 
 def device_kind() -> str:
-    """As JAX names it: that of the mesh, or without one of this process's TPU; empty where neither is known."""
+    """The device kind of the mesh, or of this process's TPU without one, as JAX names it; empty if there is neither."""
     if (kind := _of_mesh()) is not None:
         return kind
     return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
 
 
-def fast_memory(device_kind: str) -> int:
-    """Bytes that a kernel may take of the fast memory of a TPU's core; as of a v5p where the kind is none of a TPU."""
+def vmem_limit_bytes(device_kind: str) -> int:
+    """Bytes of VMEM that a kernel may take on a TPU of this kind; those of a v5p if the kind is unknown."""
     kind = device_kind.lower()
-    return 2**20 * next((size for part, size in _FAST_MEMORY.items() if part in kind), _LEAST_FAST_MEMORY)
+    return 2**20 * next((size for part, size in _VMEM_MIB.items() if part in kind), _DEFAULT_VMEM_MIB)
 
 
 def _platform_of(device_kind: str) -> str:

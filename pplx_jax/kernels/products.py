@@ -1,4 +1,4 @@
-"""Products in float32: exact where what is multiplied is float32, whatever a device would make of that by itself."""
+"""Matrix products in float32. Inputs in float32 keep their full precision on every device."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,12 @@ _NN, _NT = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ()))
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Of products of arrays of this dtype: a TPU would round float32 to bfloat16, a GPU to TF32."""
+    """Precision of products of this dtype. By default a TPU rounds float32 to bfloat16, and a GPU to TF32."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def dot_general(a: jax.Array, b: jax.Array, dims: jax.lax.DotDimensionNumbers) -> jax.Array:
-    """`jax.lax.dot_general` in float32, as exact as `b` is."""
+    """`jax.lax.dot_general` in float32, with the precision of the dtype of `b`."""
     return jax.lax.dot_general(a, b, dims, precision=precision(b.dtype), preferred_element_type=jnp.float32)
 
 

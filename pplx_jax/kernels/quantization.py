@@ -1,7 +1,7 @@
-"""From a pooled vector to what is compared and stored: tanh INT8 and sign bits (arXiv 2602.11151, section 2.3).
+"""Quantization of pooled vectors: tanh INT8 and sign bits, rounding and bit order (arXiv 2602.11151, section 2.3).
 
-Three float conventions circulate for these models; here each has one name:
-"none" is the pooled vector v, "tanh" is tanh(v), and "int8" holds the integers round(127 tanh(v)).
+Three conventions are in use for these models. Each has one name here: "none" is the pooled vector v, "tanh" is tanh(v),
+and "int8" holds the integers round(127 tanh(v)).
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Quantization = Literal["int8", "binary", "ubinary", "tanh", "none"]
 Rounding = Literal["half_even", "floor"]
 BitOrder = Literal["big", "little"]
 LEVELS = 127
-_BLOCK = 1 << 20
+_BLOCK = 1 << 20  # elements
 
 
 def _round(scaled: jax.Array, rounding: Rounding) -> jax.Array:
@@ -29,58 +29,58 @@ def _round(scaled: jax.Array, rounding: Rounding) -> jax.Array:
 
 
 def tanh_int8(v: jax.Array, rounding: Rounding = "half_even") -> jax.Array:
-    """clip(round(127 tanh v), -127, 127) as float32 integers, differentiable by straight-through.
+    """clip(round(127 tanh v), -127, 127) as float32 integers.
 
-    The rounding is passed straight through: the gradient is that of 127 tanh(v), 127 (1 - tanh(v)^2).
+    The straight-through estimator ignores the rounding: the gradient is that of 127 tanh(v), 127 (1 - tanh(v)^2).
 
     Args:
       v: pooled vectors, any shape.
-      rounding: "half_even" as the released code, "floor" for floor(x + 1/2) as the paper writes.
+      rounding: "half_even" as in the released code, "floor" for floor(x + 1/2) as in the paper.
 
     Returns:
-      float32 integers in [-127, 127], the shape of `v`.
+      float32 integers in [-127, 127], in the shape of `v`.
 
     Raises:
-      BadInput: an unknown rounding.
+      BadInput: the rounding is unknown.
     """
     scaled = LEVELS * jnp.tanh(v.astype(jnp.float32))
     rounded = jnp.clip(_round(scaled, rounding), -LEVELS, LEVELS)
-    # Not `scaled + stop_gradient(rounded - scaled)`: that sum is off an integer by a rounding error.
+    # Not `scaled + stop_gradient(rounded - scaled)`: a rounding error in this sum would give no exact integer.
     return jax.lax.stop_gradient(rounded) + (scaled - jax.lax.stop_gradient(scaled))
 
 
 def to_int8(v: jax.Array, rounding: Rounding = "half_even") -> jax.Array:
-    """The same integers as `tanh_int8`, as a real int8 array."""
+    """The integers of `tanh_int8` as an int8 array."""
     return tanh_int8(v, rounding).astype(jnp.int8)
 
 
 def to_binary(v: jax.Array) -> jax.Array:
-    """sign(v) as int8 -1 or +1, with v >= 0 giving +1."""
+    """The signs of v as int8: +1 for v >= 0, otherwise -1."""
     return jnp.where(v >= 0, 1, -1).astype(jnp.int8)
 
 
 def pack_bits(v: np.ndarray, bit_order: BitOrder = "big") -> np.ndarray:
-    """One bit a dimension (v >= 0 -> 1), eight to a byte.
+    """Packs one bit per dimension, 1 for v >= 0, eight to a byte.
 
     Args:
       v: [..., D] with D a multiple of 8.
-      bit_order: "big" puts dimension 0 in the most significant bit (sentence-transformers' `ubinary`); "little"
-        in the least significant (the hosted API).
+      bit_order: "big" puts dimension 0 into the most significant bit (`ubinary` of sentence-transformers), "little"
+        into the least significant bit (the hosted API).
 
     Returns:
       uint8 [..., D / 8].
 
     Raises:
-      BadInput: D is no multiple of 8, or the bit order is unknown.
+      BadInput: D is not a multiple of 8, or the bit order is unknown.
     """
     v = np.asarray(v)
     if v.shape[-1] % 8:
-        raise BadInput(f"pack_bits: {v.shape[-1]} dimensions do not fill whole bytes; take a multiple of 8")
+        raise BadInput(f"pack_bits: {v.shape[-1]} dimensions do not fill whole bytes; use a multiple of 8")
     return np.packbits(v >= 0, axis=-1, bitorder=_bit_order(bit_order))
 
 
 def unpack_bits(packed: np.ndarray, bit_order: BitOrder = "big") -> np.ndarray:
-    """The inverse of `pack_bits`: int8 -1 or +1, [..., 8 * bytes]."""
+    """Inverts `pack_bits`: returns int8 -1 or +1, [..., 8 * bytes]."""
     bits = np.unpackbits(np.asarray(packed, np.uint8), axis=-1, bitorder=_bit_order(bit_order))
     return bits.astype(np.int8) * 2 - 1
 
@@ -92,14 +92,14 @@ def _bit_order(bit_order: str) -> BitOrder:
 
 
 def quantize(v: np.ndarray, quantization: Quantization, bit_order: BitOrder = "big") -> np.ndarray:
-    """What `Embedder.encode` returns for pooled vectors `v` [..., D].
+    """Quantizes pooled vectors `v` [..., D] as `Embedder.encode` returns them.
 
     Returns:
-      "int8": int8 [..., D]; "binary": int8 -1 or +1 [..., D]; "ubinary": uint8 [..., D / 8];
-      "tanh" and "none": float32 [..., D].
+      For "int8", int8 [..., D]; for "binary", int8 -1 or +1 [..., D]; for "ubinary", uint8 [..., D / 8];
+      for "tanh" and "none", float32 [..., D].
 
     Raises:
-      BadInput: an unknown quantization.
+      BadInput: the quantization is unknown.
     """
     match quantization:
         case "int8":
@@ -116,14 +116,14 @@ def quantize(v: np.ndarray, quantization: Quantization, bit_order: BitOrder = "b
 
 
 def check_form(quantization: str, dims: int | None, width: int, bit_order: str = "big") -> None:
-    """Refuses a form that no embedding of `width` dimensions comes in, before the work instead of after it.
+    """Checks that embeddings of `width` dimensions can have this form, before any is computed.
 
     Raises:
-      BadInput: `dims` is no whole number from 1 to `width`, or as `quantize`.
+      BadInput: `dims` is not an integer from 1 to `width`, or as for `quantize`.
     """
     whole = isinstance(dims, int | np.integer) and not isinstance(dims, bool)
     if dims is not None and not (whole and 0 < dims <= width):
-        raise BadInput(f"dims={dims!r} of a model of {width} dimensions; ask for 1 to {width}")
+        raise BadInput(f"dims={dims!r} of a model of {width} dimensions; set it to 1 to {width}")
     quantize(np.zeros((0, dims or width), np.float32), quantization, bit_order)  # type: ignore[arg-type]
 
 
@@ -131,7 +131,7 @@ _int8_of, _binary_of, _tanh_of = jax.jit(to_int8), jax.jit(to_binary), jax.jit(j
 
 
 def _elementwise(function: Callable[[jax.Array], jax.Array], v: np.ndarray, dtype: type) -> np.ndarray:
-    """Applies `function` in blocks of few sizes: every other number of rows would be compiled anew."""
+    """Applies `function` to blocks of a few different sizes, because each new size needs a compilation."""
     flat = np.ascontiguousarray(v, np.float32).reshape(-1)
     result = np.empty(flat.shape, dtype)
     for start in range(0, len(flat), _BLOCK):

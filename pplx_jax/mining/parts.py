@@ -1,16 +1,14 @@
 """Parts of a long computation, each in one file that appears when it is complete, so that machines can share them."""
 
-import json
-import os
 import pathlib
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import atomic_path, read_json, write_json
 
 _SETTINGS = "settings.json"
 
@@ -28,8 +26,8 @@ class Parts:
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / _SETTINGS
         if not settings.exists():
-            _write_atomically(settings, lambda path: path.write_text(json.dumps({"fingerprint": fingerprint})))
-        elif json.loads(settings.read_text())["fingerprint"] != fingerprint:
+            write_json(settings, {"fingerprint": fingerprint})
+        elif read_json(settings, fix=f"remove {folder}").get("fingerprint") != fingerprint:
             raise BadInput(f"{folder} contains parts of another mining; finish that one or remove the folder")
 
     def __call__(self, name: str, work: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -37,12 +35,8 @@ class Parts:
         path = self.folder / f"{name}.npz"
         if not path.exists():
             arrays: dict[str, Any] = dict(work())
-
-            def write(temporary: pathlib.Path) -> None:
-                with temporary.open("wb") as file:
-                    np.savez(file, **arrays)
-
-            _write_atomically(path, write)
+            with atomic_path(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)
             return arrays
         with np.load(path) as arrays:
             return dict(arrays)
@@ -54,12 +48,3 @@ class Parts:
     def remove(self) -> None:
         """Removes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _write_atomically(path: pathlib.Path, write: Callable[[pathlib.Path], object]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # process ids are not unique across machines
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,11 +3,10 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
-from pplx_jax.core.files import atomic_path
-from pplx_jax.reports.style import STYLE
+from pplx_jax.core.files import write_text
+from pplx_jax.reports.html import render
 
 _SHOWN = 600  # characters of a text
 
@@ -24,10 +23,9 @@ class Sample:
 def write_mining_report(
     folder: pathlib.Path, settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Sequence[Sample]
 ) -> None:
-    """Writes report.txt and report.html to the folder."""
-    for name, render in (("report.txt", _text), ("report.html", _page)):
-        with atomic_path(folder / name) as temporary:
-            temporary.write_text(render(settings, counts, samples), encoding="utf-8")
+    """Writes report.txt and report.html into the folder."""
+    write_text(folder / "report.txt", _text(settings, counts, samples))
+    write_text(folder / "report.html", _page(settings, counts, samples))
 
 
 def _text(settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
@@ -41,32 +39,18 @@ def _text(settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Seque
 
 
 def _page(settings: Mapping[str, Any], counts: Mapping[str, Any], samples: Sequence[Sample]) -> str:
-    facts = "".join(
-        f"<div><dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(_number(value))}</dd></div>"
-        for name, value in (*counts.items(), *settings.items())
-    )
-    cards = "".join(map(_card, samples))
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>Hard negatives · pplx_jax</title><style>{STYLE}</style></head><body><main>"
-        "<header><h1>Hard negatives</h1><p>If a negative answers its query, the window begins too early or the "
-        "ceiling is too high.</p></header>"
-        f'<section><h2>Counts and settings</h2><div class="card"><dl class="pairs">{facts}</dl></div></section>'
-        f"<section><h2>Samples</h2><p>A seeded sample. Cosine of INT8 embeddings, and rank among all documents."
-        f"</p>{cards}</section></main></body></html>\n"
-    )
+    values = {
+        "subtitle": "If a negative answers its query, the window starts too early or the ceiling is too high.",
+        "facts": {name.replace("_", " "): _number(value) for name, value in (*counts.items(), *settings.items())},
+        "samples": [(_shown(sample.query), _rows(sample)) for sample in samples],
+    }
+    return render("mining.html", "Hard negatives", values)
 
 
-def _card(sample: Sample) -> str:
+def _rows(sample: Sample) -> list[tuple[str, float, str]]:
     text, cosine = sample.positive
-    rows = [("positive", cosine, text)]
-    rows += [(f"rank {rank}", cosine, text) for text, rank, cosine in sample.negatives]
-    lines = "".join(
-        f"<tr><td>{escape(name)}</td><td>{cosine:.3f}</td><td><pre>{escape(_shown(text))}</pre></td></tr>"
-        for name, cosine, text in rows
-    )
-    return f'<div class="card scroll spaced"><h3>{escape(_shown(sample.query))}</h3><table>{lines}</table></div>'
+    negatives = [(f"rank {rank}", cosine, _shown(text)) for text, rank, cosine in sample.negatives]
+    return [("positive", cosine, _shown(text)), *negatives]
 
 
 def _shown(text: str) -> str:

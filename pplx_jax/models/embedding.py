@@ -1,7 +1,6 @@
-"""The one path from tokens to pooled vectors: encoder, then pooling.
+"""The embedding path: tokens -> encoder -> pooled vectors.
 
-Training, evaluation, serving and export parity all call `embed`. It stops before quantization, which each of them takes
-from `pplx_jax.kernels.quantization`.
+Training, evaluation, serving and export parity all call `embed`. `pplx_jax.kernels.quantization` quantizes its result.
 """
 
 import jax
@@ -18,44 +17,46 @@ def embed(model: Qwen3, batch: dict[str, jax.Array], slots: int) -> tuple[jax.Ar
 
     Args:
       model: the encoder.
-      batch: `tokens`, `segment_ids`, `positions`, `chunk_ids`, each [B, L].
-      slots: S, the most pooled vectors a row holds.
+      batch: `tokens`, `segment_ids`, `positions` and `chunk_ids`, each [B, L].
+      slots: S, the most pooled vectors per sequence.
 
     Returns:
-      v [B, S, D] float32 and the tokens each was pooled over [B, S] float32.
+      The vectors v [B, S, D] float32, and the number of tokens of each, [B, S] float32.
     """
     hidden = model(batch["tokens"], batch["segment_ids"], batch["positions"])
     return segment_pool(hidden, batch["chunk_ids"], slots)
 
 
-def gather(pooled: jax.Array, references: jax.Array) -> jax.Array:
-    """Vectors at (row, slot) references.
+def take_slots(pooled: jax.Array, references: jax.Array) -> jax.Array:
+    """Takes the vectors at (sequence, slot) references.
+
+    On a mesh each vector is sent once, from the device that has it. XLA would gather all slots, used or not, on every
+    device.
 
     Args:
       pooled: [B, S, ...].
-      references: [N, ..., 2]; a negative one gives row 0's, to be masked.
+      references: [N, ..., 2]; a negative one takes sequence 0 and slot 0, to be masked by the caller.
 
     Returns:
-      [N, ..., ...], spread over the mesh by N. Each vector leaves the device that has it once: XLA would gather all
-      slots, used or not, on every device.
+      [N, ..., ...], sharded over the mesh by N if the devices divide N.
     """
     references = references.clip(0)
     mesh = jax.sharding.get_abstract_mesh()
-    rows = None if mesh.empty else spec(("rows",), pooled.shape[:1], mesh)[0]
-    if not rows:
+    axes = None if mesh.empty else spec(("rows",), pooled.shape[:1], mesh)[0]
+    if not axes:
         return pooled[references[..., 0], references[..., 1]]
-    spread = spec(("rows",), references.shape[:1], mesh)[0] == rows
+    sharded = spec(("rows",), references.shape[:1], mesh)[0] == axes
 
     def local(pooled, references):
-        row = references[..., 0] - jax.lax.axis_index(rows) * pooled.shape[0]
-        found = pooled[row.clip(0, pooled.shape[0] - 1), references[..., 1]]
-        here = (row >= 0) & (row < pooled.shape[0])
+        sequence = references[..., 0] - jax.lax.axis_index(axes) * pooled.shape[0]
+        found = pooled[sequence.clip(0, pooled.shape[0] - 1), references[..., 1]]
+        here = (sequence >= 0) & (sequence < pooled.shape[0])
         found = jnp.where(here.reshape(here.shape + (1,) * (found.ndim - here.ndim)), found, 0)
-        if spread:
-            return jax.lax.psum_scatter(found, rows, scatter_dimension=0, tiled=True)
-        return jax.lax.psum(found, rows)
+        if sharded:
+            return jax.lax.psum_scatter(found, axes, scatter_dimension=0, tiled=True)
+        return jax.lax.psum(found, axes)
 
-    out = PartitionSpec(rows if spread else None)
-    return jax.shard_map(local, in_specs=(PartitionSpec(rows), PartitionSpec()), out_specs=out, check_vma=False)(
+    out = PartitionSpec(axes if sharded else None)
+    return jax.shard_map(local, in_specs=(PartitionSpec(axes), PartitionSpec()), out_specs=out, check_vma=False)(
         pooled, references
     )

@@ -1,4 +1,4 @@
-"""The one matrix product of the encoder: activations' precision in, float32 accumulation, both ways."""
+"""The matrix product of the encoder: inputs in the precision of activations, sums in float32, forward and backward."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,10 @@ def _product(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> ja
 
 @jax.custom_vjp
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel` with the kernel kept in its own (float32) precision and cast to the activations'.
+    """`x @ kernel`, with a float32 kernel that is cast to the dtype of the activations.
 
-    Autodiff would hand the backward products a float32 cotangent beside bfloat16 operands, which is slow on
-    matrix units. Here the cotangent keeps the activations' precision, while the kernel's gradient is accumulated
-    and returned in the kernel's own precision.
+    Autodiff would multiply a float32 cotangent by bfloat16 operands, which is slow on matrix units. Here the cotangent
+    has the dtype of the activations, and the gradient of the kernel is accumulated and returned in the kernel's dtype.
 
     Args:
       x: [..., in], float32 or bfloat16.

@@ -1,4 +1,4 @@
-"""Rows of a table whose parts lie on several devices."""
+"""Embedding lookup in a table that is sharded over devices."""
 
 import functools
 
@@ -9,17 +9,19 @@ from jax.sharding import PartitionSpec
 from pplx_jax.parallel.collectives import gather, scatter_sum
 from pplx_jax.parallel.rules import parameter_axes, spec
 
+EMBEDDING_TABLE = "embed.embedding"  # path of the input embeddings among the parameters
+
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
     """Embeddings of `tokens`.
 
-    Within `jax.set_mesh` each device gathers the table, in `dtype`, and looks up its own tokens: partitioned by XLA it
-    would be a gather of every device's tokens, or of a float32 table. The table's gradient is added up in float32.
+    Within `jax.set_mesh` each device gathers the table, in `dtype`, and looks up its own tokens. XLA's partitioner
+    would gather the tokens of all devices, or the table in float32. The gradient of the table is summed in float32.
 
     Args:
       table: [V, D].
       tokens: [B, L].
-      dtype: of the result.
+      dtype: dtype of the result.
 
     Returns:
       [B, L, D].
@@ -27,11 +29,11 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return table[tokens].astype(dtype)
-    partition = spec(parameter_axes("embed.embedding", 2), table.shape, mesh)
-    of_tokens = spec(("rows", "tokens"), tokens.shape, mesh)
+    partition = spec(parameter_axes(EMBEDDING_TABLE, 2), table.shape, mesh)
+    token_spec = spec(("rows", "tokens"), tokens.shape, mesh)
     run = functools.partial(_lookup, dtype=dtype, partition=partition)
     return jax.shard_map(
-        run, in_specs=(partition, of_tokens), out_specs=PartitionSpec(*of_tokens, None), check_vma=False
+        run, in_specs=(partition, token_spec), out_specs=PartitionSpec(*token_spec, None), check_vma=False
     )(table, tokens)
 
 
@@ -48,8 +50,8 @@ def _backward(dtype, partition, saved, cotangent):
     del dtype
     tokens, part = saved
     axis_sizes = [_size(axes) for axes in partition]
-    whole = [size * count for size, count in zip(part.shape[1:], axis_sizes, strict=True)]
-    summed = jnp.zeros(whole, part.dtype).at[tokens].add(cotangent.astype(part.dtype))
+    full_shape = [size * count for size, count in zip(part.shape[1:], axis_sizes, strict=True)]
+    summed = jnp.zeros(full_shape, part.dtype).at[tokens].add(cotangent.astype(part.dtype))
     return scatter_sum(summed, partition), None
 
 

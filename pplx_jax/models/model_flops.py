@@ -1,10 +1,10 @@
-"""How much of what the chips could compute a training step asks for."""
+"""FLOPs of a training step, and peak FLOP/s of devices, for the model FLOPs utilization (MFU)."""
 
 import jax
 
 from pplx_jax.models.transformer import Qwen3Config
 
-# Dense bf16 FLOP/s of a device as JAX counts devices, by the start of its `device_kind`; the makers' data sheets.
+# Dense bf16 FLOP/s per JAX device, by the prefix of its `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -20,17 +20,19 @@ PEAK_FLOPS = {
 
 
 def training_flops(config: Qwen3Config, *, tokens: float, token_pairs: float, predicted: float) -> float:
-    """Model FLOPs of a training step: what the mathematics asks for, recomputation not counted.
+    """Model FLOPs of a training step, without recomputation.
 
     6 x parameters without the embedding table x tokens, 6 x V x D x predicted tokens, and 12 x layers x H x E x pairs
-    of tokens that see each other: bidirectional, so for a text of n tokens n squared, as PaLM's formula (arXiv
-    2204.02311, appendix B) has it for a sequence of length n.
+    of
+    tokens that attend to each other: n squared for a text of n tokens, because attention is bidirectional. The formula
+      is
+    PaLM's (arXiv 2204.02311, appendix B).
 
     Args:
       config: the encoder.
-      tokens: in all texts.
+      tokens: number of tokens in all texts.
       token_pairs: sum over texts of their length squared.
-      predicted: positions with a loss of the vocabulary's size.
+      predicted: number of positions with a loss over the vocabulary.
     """
     blocks = config.parameters - config.vocab_size * config.width
     attention = 12 * config.layers * config.query_heads * config.head_dim * token_pairs
@@ -38,7 +40,7 @@ def training_flops(config: Qwen3Config, *, tokens: float, token_pairs: float, pr
 
 
 def peak_flops(device: jax.Device | None = None) -> float | None:
-    """Of one device, by default of those in use; None where the table does not know it."""
+    """Peak FLOP/s of one device, by default the first one; None for an unknown device."""
     kind = (device or jax.devices()[0]).device_kind
     known = [start for start in PEAK_FLOPS if kind.startswith(start)]
     return PEAK_FLOPS[max(known, key=len)] if known else None

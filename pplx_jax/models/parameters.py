@@ -1,16 +1,18 @@
-"""Parameters of the transformer as a nested dict of arrays: drawn at random, and bound to a model."""
+"""Parameters of the transformer as a nested dict of arrays: initial values, binding to a model, and names."""
 
+import functools
 from typing import Any
 
 import jax
 from flax import nnx
 
+from pplx_jax.models.lookup import EMBEDDING_TABLE
 from pplx_jax.models.transformer import Qwen3, Qwen3Config
 from pplx_jax.parallel.mesh import shardings
 
 
 def initial_params(config: Qwen3Config, seed: int, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
-    """Random parameters as a nested dict, the same on any mesh; each made where it lies, where one is given."""
+    """Returns random parameters, the same on any mesh. On a mesh each device makes its own part."""
 
     def initialize():
         return nnx.to_pure_dict(nnx.state(Qwen3(config, rngs=nnx.Rngs(seed))))
@@ -19,9 +21,23 @@ def initial_params(config: Qwen3Config, seed: int, mesh: jax.sharding.Mesh | Non
     return jax.jit(initialize, out_shardings=layout)()
 
 
+@functools.lru_cache(maxsize=8)
+def abstract_model(config: Qwen3Config) -> tuple[nnx.GraphDef, nnx.State]:
+    """Returns the graph of the model, and its state with shapes instead of arrays. Do not change the state."""
+    return nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
+
+
 def bind(config: Qwen3Config, params: dict[str, Any]) -> Qwen3:
-    """The model with these parameters."""
-    model = nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(model)
+    """Returns the model with these parameters."""
+    graph, shapes = abstract_model(config)
+    state = jax.tree.map(lambda shape: shape, shapes)  # a copy, which the next line fills
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
+
+
+def is_embedding_table(path: tuple[Any, ...]) -> bool:
+    """Whether a path, as `jax.tree_util.tree_map_with_path` gives it, is that of the input embedding table.
+
+    An untied head (`head.embedding`) is not an input embedding table.
+    """
+    return jax.tree_util.keystr(path, simple=True, separator=".") == EMBEDDING_TABLE

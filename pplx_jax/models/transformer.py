@@ -1,8 +1,8 @@
 """Qwen3 as a bidirectional encoder (NNX, scanned layers).
 
-The published architecture: RMSNorm before each block, grouped-query attention with RMSNorm per head on q and k
-*before* rotate-half RoPE, SwiGLU, no biases, and a head_dim that is not width / heads. Sources: Qwen3 technical
-report (arXiv 2505.09388); arXiv 2602.11151 section 2 for the bidirectional mask.
+The architecture: RMSNorm before attention and before the MLP, grouped-query attention with RMSNorm per head on q and k
+*before* rotate-half RoPE, SwiGLU, no biases, and a head_dim that is not width / heads. Sources: Qwen3 technical report
+(arXiv 2505.09388); arXiv 2602.11151 section 2 for the bidirectional mask.
 """
 
 import dataclasses
@@ -32,21 +32,21 @@ class Qwen3Config:
     """Sizes and numerics of one encoder.
 
     Attributes:
-      vocab_size: entries of the embedding table.
-      width: residual width D, also the embedding's dimensions.
-      mlp_width: SwiGLU width F.
+      vocab_size: V, rows of the embedding table.
+      width: D, the residual width and the dimensions of an embedding.
+      mlp_width: F, the width of the SwiGLU MLP.
       layers: number of blocks.
       query_heads: H; a multiple of kv_heads.
       kv_heads: K.
-      head_dim: E; even, and free of width / heads.
+      head_dim: E; even, independent of width / heads.
       rms_norm_eps: epsilon of every RMSNorm.
       rope_theta: base of the rotary frequencies.
       max_length: longest text, in tokens.
-      tied: the embedding table is also the head that diffusion predicts tokens by; else there is a second table.
-      causal: keep the autoregressive mask, for ablations; the paper drops it at once, and so does every recipe here.
+      tied: whether diffusion predicts tokens with the embedding table; otherwise with a second table, `head`.
+      causal: whether later tokens are masked, for ablations. The paper and every recipe here use no causal mask.
       embedding_init_std: standard deviation of the random embedding table.
-      residual_init_scale: multiplies the random kernels that write to the residual (attention's o, MLP's down); 0
-        starts every block as the identity, so that a model from scratch starts as a bag of words.
+      residual_init_scale: factor of the random kernels that write to the residual (attention's o, MLP's down); with 0
+        every block starts as the identity, and a model from scratch starts as a bag of words.
       dtype: precision of activations; parameters stay float32.
       remat: recompute each block in the backward pass instead of saving its activations.
       remat_policy: activations that are saved even so, any of `SAVEABLE`.
@@ -75,11 +75,11 @@ class Qwen3Config:
             require(getattr(self, name) >= 1, self, name, "1 or more")
         if self.query_heads % self.kv_heads:
             raise BadInput(
-                f"Qwen3Config: query_heads={self.query_heads} is no multiple of kv_heads={self.kv_heads}; "
+                f"Qwen3Config: query_heads={self.query_heads} is not a multiple of kv_heads={self.kv_heads}; "
                 "each key head serves an equal group of query heads"
             )
         if self.head_dim % 2:
-            raise BadInput(f"Qwen3Config: head_dim={self.head_dim} is odd; RoPE turns pairs of dimensions")
+            raise BadInput(f"Qwen3Config: head_dim={self.head_dim} is odd; RoPE rotates pairs of dimensions")
         if unknown := [name for name in self.remat_policy if name not in SAVEABLE]:
             raise BadInput(f"Qwen3Config: remat_policy={unknown[0]!r} is not one of {', '.join(SAVEABLE)}")
         if self.dtype not in ("float32", "bfloat16"):
@@ -87,13 +87,13 @@ class Qwen3Config:
 
     @property
     def computing(self) -> dict[str, float | str]:
-        """The fields that embeddings depend on, numbers as floats: 1000000 and 1e6 are one theta."""
+        """The fields that embeddings depend on, numbers as floats, so that 1000000 and 1e6 are equal."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _TRAINING_FIELDS}
         return {name: value if isinstance(value, str) else float(value) for name, value in fields.items()}
 
     @property
     def parameters(self) -> int:
-        """Number of parameters without a head."""
+        """Number of parameters, without an untied head."""
         attention_width = 2 * (self.query_heads + self.kv_heads) * self.head_dim * self.width
         layer = attention_width + 3 * self.width * self.mlp_width + 2 * self.width + 2 * self.head_dim
         return self.vocab_size * self.width + self.layers * layer + self.width
@@ -142,35 +142,35 @@ def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[ja
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotate-half RoPE on x [B, L, heads, E]: dimension i is paired with i + E / 2."""
-    return _turn(x, *angles)
+    return _rotate(x, *angles)
 
 
 @jax.custom_vjp
-def _turn(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
-    # Halves of a head change places in a product with a signed permutation, which is exact: a matrix unit does it on
-    # the way, where cutting a head in two costs a TPU as much as the projection before.
+def _rotate(x: jax.Array, cosine: jax.Array, sine: jax.Array) -> jax.Array:
+    # A product with a signed permutation swaps the halves of a head exactly. Slicing a head in two would cost a TPU as
+    # much as the projection before it.
     half = x.shape[-1] // 2
-    exchange = jnp.eye(x.shape[-1], k=half) - jnp.eye(x.shape[-1], k=-half)
-    exchange = exchange.astype(x.dtype)
-    other = jnp.matmul(x, exchange, precision=precision(x.dtype), preferred_element_type=jnp.float32)
+    swap = jnp.eye(x.shape[-1], k=half) - jnp.eye(x.shape[-1], k=-half)
+    swap = swap.astype(x.dtype)
+    other = jnp.matmul(x, swap, precision=precision(x.dtype), preferred_element_type=jnp.float32)
     cosine, sine = (jnp.concatenate([part, part], axis=-1) for part in (cosine, sine))
     return (x.astype(jnp.float32) * cosine + other * sine).astype(x.dtype)
 
 
-def _turn_forward(x, cosine, sine):
-    return _turn(x, cosine, sine), (cosine, sine)
+def _rotate_forward(x, cosine, sine):
+    return _rotate(x, cosine, sine), (cosine, sine)
 
 
-def _turn_backward(angles, cotangent):
+def _rotate_backward(angles, cotangent):
     cosine, sine = angles
-    return _turn(cotangent, cosine, -sine), None, None
+    return _rotate(cotangent, cosine, -sine), None, None
 
 
-_turn.defvjp(_turn_forward, _turn_backward)
+_rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with RMSNorm per head before RoPE."""
+    """Grouped-query attention with RMSNorm per head before RoPE; x [B, L, D] to [B, L, D]."""
 
     def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
         query_width, kv_width = config.query_heads * config.head_dim, config.kv_heads * config.head_dim
@@ -191,12 +191,12 @@ class Attention(nnx.Module):
         key = rotate(self.k_norm(heads(self.k(x), "kv_heads")), angles)
         value = heads(self.v(x), "kv_heads")
         query, key, value = (checkpoint_name(part, "projections") for part in (query, key, value))
-        mixed = attention(query, key, value, segment_ids, causal=self.causal)
-        return self.o(constrain(mixed.reshape(*x.shape[:2], -1), "rows", "tokens", "heads"))
+        out = attention(query, key, value, segment_ids, causal=self.causal)
+        return self.o(constrain(out.reshape(*x.shape[:2], -1), "rows", "tokens", "heads"))
 
 
 class MLP(nnx.Module):
-    """SwiGLU."""
+    """SwiGLU; x [B, L, D] to [B, L, D]."""
 
     def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
         self.gate = Linear(config.width, config.mlp_width, rngs)
@@ -209,7 +209,7 @@ class MLP(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """One block: attention and MLP, each behind a norm and a residual."""
+    """One block: attention and MLP, each after a norm and added to the residual."""
 
     def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
         self.input_norm = RMSNorm(config.width, config.rms_norm_eps)
@@ -237,16 +237,16 @@ class Qwen3(nnx.Module):
 
     @property
     def output_table(self) -> jax.Array:
-        """[V, D], by which hidden states predict tokens."""
+        """[V, D], the table that turns hidden states into logits."""
         return (self.embed if self.config.tied else self.head).embedding[...]
 
     def __call__(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
-        """Hidden states of packed rows.
+        """Hidden states of packed sequences.
 
         Args:
-          tokens: [B, L] ids; those under padding are never seen by a text.
-          segment_ids: [B, L]; texts of a row are numbered from 1, 0 is padding.
-          positions: [B, L]; restart at each text.
+          tokens: [B, L] ids; no text attends to padding.
+          segment_ids: [B, L]; the texts of a sequence are numbered from 1, 0 is padding.
+          positions: [B, L]; they restart in each text.
 
         Returns:
           [B, L, D] after the final RMSNorm, in `config.dtype`.

@@ -1,7 +1,7 @@
 """The forward process of absorbing-state masked diffusion (arXiv 2602.11151, section 2.1).
 
-Inputs, the corruption mask and validity are separate arrays throughout: `[MASK]` is also a real token of the
-vocabulary, so no mask can be read off the ids.
+The mask probability of a text is its time t. Inputs, the corruption mask and validity are separate arrays: `[MASK]` is
+also a real token of the vocabulary, so no mask can be inferred from token ids.
 """
 
 from typing import NamedTuple
@@ -14,18 +14,18 @@ class Corruption(NamedTuple):
     """A corrupted batch; every array is [B, L].
 
     Attributes:
-      inputs: ids with the corrupted ones replaced by the mask token.
-      segment_ids: as given, with the cut-off tails of shortened texts turned to padding (0).
-      corrupted: bool, the tokens that were replaced; always inside `valid`.
+      inputs: token ids, with the mask token in place of the corrupted ones.
+      segment_ids: as given, but 0 (padding) for the ends of shortened texts.
+      corrupted: bool, the tokens that were replaced; all are `valid`.
       valid: bool, the tokens that belong to a text.
-      time: float32, the t of each token's text.
+      mask_probability: float32, t of each token's text.
     """
 
     inputs: jax.Array
     segment_ids: jax.Array
     corrupted: jax.Array
     valid: jax.Array
-    time: jax.Array
+    mask_probability: jax.Array
 
 
 def corrupt(
@@ -41,43 +41,42 @@ def corrupt(
 ) -> Corruption:
     """Draws t ~ U(min_time, max_time) for each text and masks each of its tokens with probability t.
 
-    alpha_t = 1 - t. A packed row holds several texts, and each has a t of its own: a text is a sequence of the
-    paper whether or not it shares its row. A `random_length_share` of the texts is first cut to a length drawn
-    uniformly from 1 to its own.
+    alpha_t = 1 - t. A packed sequence holds several texts, and each draws its own t. A `random_length_share` of the
+    texts is first cut to a length drawn uniformly from 1 to its own length.
 
     Args:
       tokens: [B, L].
       segment_ids: [B, L], at most L; 0 is padding.
-      positions: [B, L], restarting in each text.
+      positions: [B, L]; they restart in each text.
       rng: a key.
-      mask_id: the mask token, by name from the vocabulary.
-      min_time: smallest t, which bounds the loss weight 1 / t.
+      mask_id: id of the mask token; the vocabulary finds it by name.
+      min_time: smallest t; the loss weight is at most 1 / min_time.
       max_time: largest t.
       random_length_share: share of texts that are cut.
 
     Returns:
       A `Corruption`.
     """
-    rows, length = tokens.shape
+    sequences, length = tokens.shape
     time_rng, mask_rng, cut_rng, length_rng = jax.random.split(rng, 4)
 
     def of_text(values: jax.Array) -> jax.Array:
         """[B, L + 1] values by segment id -> [B, L] by token."""
         return jnp.take_along_axis(values, segment_ids, axis=1)
 
-    per_text = (rows, length + 1)
+    per_text = (sequences, length + 1)
     text_lengths = jax.vmap(lambda ids: jnp.bincount(ids, length=length + 1))(segment_ids)
     cut = jax.random.uniform(cut_rng, per_text) < random_length_share
-    kept = 1 + jnp.floor(jax.random.uniform(length_rng, per_text) * text_lengths).astype(jnp.int32)
-    kept = jnp.where(cut, jnp.minimum(kept, text_lengths), text_lengths)
+    lengths = 1 + jnp.floor(jax.random.uniform(length_rng, per_text) * text_lengths).astype(jnp.int32)
+    lengths = jnp.where(cut, jnp.minimum(lengths, text_lengths), text_lengths)
 
-    valid = (segment_ids > 0) & (positions < of_text(kept))
-    time = of_text(jax.random.uniform(time_rng, per_text, minval=min_time, maxval=max_time))
-    corrupted = valid & (jax.random.uniform(mask_rng, tokens.shape) < time)
+    valid = (segment_ids > 0) & (positions < of_text(lengths))
+    mask_probability = of_text(jax.random.uniform(time_rng, per_text, minval=min_time, maxval=max_time))
+    corrupted = valid & (jax.random.uniform(mask_rng, tokens.shape) < mask_probability)
     return Corruption(
         inputs=jnp.where(corrupted, mask_id, tokens),
         segment_ids=jnp.where(valid, segment_ids, 0),
         corrupted=corrupted,
         valid=valid,
-        time=time,
+        mask_probability=mask_probability,
     )

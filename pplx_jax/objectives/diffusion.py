@@ -1,4 +1,4 @@
-"""The training loss of masked diffusion: a weighted cross-entropy that bounds the log-likelihood."""
+"""The loss of masked diffusion: a weighted cross-entropy, the negative evidence lower bound (ELBO)."""
 
 from typing import Literal, get_args
 
@@ -20,30 +20,31 @@ def diffusion_loss(
     *,
     normalizer: Normalizer = "valid",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Negative evidence bound of the clean text: cross-entropy of masked tokens weighted 1 / t.
+    """Negative ELBO of the clean text: the cross-entropy of masked tokens with weight 1 / t, t their mask probability.
 
-    The left shift of the autoregressive base is kept: the hidden state at position i predicts token i + 1 of the
-    same text, so the first token of a text is never a target (arXiv 2602.11151, section 2.1).
+    As in the autoregressive base model, the hidden state at position i predicts token i + 1 of the same text, so the
+    first token of a text is never a target (arXiv 2602.11151, section 2.1).
 
     Args:
-      hidden: [B, L, D], the encoder's output on `corruption.inputs`.
-      embedding: [V, D], the tied head.
+      hidden: [B, L, D], the encoder's output for `corruption.inputs`.
+      embedding: [V, D], the output table.
       tokens: [B, L], the clean ids.
-      corruption: what `corrupt` returned.
-      normalizer: "valid" divides by the tokens that have a predictor (LLaDA), "masked" by those that are targets
-        (DiffuLLaMA). They differ by about 1 / t, so learning rates do not carry over.
+      corruption: result of `corrupt`.
+      normalizer: "valid" divides by the number of tokens that follow a token of their text (LLaDA), "masked" by the
+        number of targets (DiffuLLaMA). They differ by a factor of about 1 / t, and so do suitable learning rates.
 
     Returns:
-      The loss, a float32 scalar that is 0 where nothing was masked, and metrics: `cross_entropy` (unweighted, nats
-      a target) and `masked_share`.
+      The loss, a float32 scalar, 0 if nothing was masked, and metrics: `cross_entropy` (unweighted, nats per target)
+        and
+      `masked_share`.
 
     Raises:
-      BadInput: an unknown normalizer.
+      BadInput: the normalizer is unknown.
     """
     segments = corruption.segment_ids
 
     def following(x: jax.Array) -> jax.Array:
-        """[B, L] of the token after each position; nothing follows the last."""
+        """[B, L] of the token after each position; 0 after the last."""
         return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
 
     predictable = following(corruption.valid) & (following(segments) == segments)
@@ -58,8 +59,8 @@ def diffusion_loss(
         case _:
             raise BadInput(f"normalizer={normalizer!r} is not one of {', '.join(get_args(Normalizer))}")
 
-    time = jnp.where(target, following(corruption.time), 1.0)
-    elbo_weight = jnp.where(target, 1.0 / time, 0.0) / jnp.maximum(count, 1.0)
+    mask_probability = jnp.where(target, following(corruption.mask_probability), 1.0)
+    elbo_weight = jnp.where(target, 1.0 / mask_probability, 0.0) / jnp.maximum(count, 1.0)
     loss, cross_entropy = vocab_cross_entropy(hidden, embedding, following(tokens), elbo_weight)
     mean_cross_entropy = jnp.sum(cross_entropy) / jnp.maximum(targets, 1.0)
     metrics = {

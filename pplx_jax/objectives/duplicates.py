@@ -1,21 +1,22 @@
-"""Which examples of a batch are the same question or the same answer, so that neither is the other's negative."""
+"""Duplicates in a batch: examples with the same query or the same document are not negatives of each other."""
 
 import jax
 import jax.numpy as jnp
 
 
 def duplicate_groups(query_hash: jax.Array, document_hash: jax.Array) -> jax.Array:
-    """Numbers the examples so that those sharing their query or their document have the same number.
+    """Numbers the examples; those that share a query or a document get the same number.
 
-    Sharing carries over: where a and b share a query, and b and c a document, all three are of one group, for c's
-    document answers b's query, which is a's. A batch seldom holds more than such short chains.
+    The relation is transitive: if a and b share a query, and b and c a document, then c's document answers the query of
+      a,
+    and all three form one group. Longer chains are rare within a batch.
 
     Args:
       query_hash: [N] int32; equal for equal queries.
       document_hash: [N] int32; equal for equal documents.
 
     Returns:
-      [N] int32: the first example of each one's group.
+      [N] int32, the index of the first example of each example's group.
     """
     count = query_hash.shape[0]
     places = [jnp.unique(hashes, return_inverse=True, size=count)[1] for hashes in (query_hash, document_hash)]
@@ -32,12 +33,12 @@ def duplicate_groups(query_hash: jax.Array, document_hash: jax.Array) -> jax.Arr
 
 
 def group_sizes(group: jax.Array) -> jax.Array:
-    """[N] int32: how many examples are of each one's group, itself among them."""
+    """[N] int32, the number of examples in each example's group, itself included."""
     return jax.ops.segment_sum(jnp.ones_like(group), group, num_segments=group.shape[0])[group]
 
 
 def group_of_documents(group: jax.Array, document_hash: jax.Array, other_hash: jax.Array) -> jax.Array:
-    """Of further documents, such as hard negatives, the group whose document each is a copy of.
+    """Finds, for further documents such as hard negatives, the group that has a copy of the document.
 
     Args:
       group: [N], of `duplicate_groups`.
@@ -45,7 +46,7 @@ def group_of_documents(group: jax.Array, document_hash: jax.Array, other_hash: j
       other_hash: [M], of the further documents.
 
     Returns:
-      [M] int32; -1 where the document is no example's.
+      [M] int32; -1 if no example has the document.
     """
     order = jnp.argsort(document_hash)
     known = document_hash[order]

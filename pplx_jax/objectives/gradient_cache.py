@@ -9,25 +9,25 @@ from pplx_jax.core.errors import BadInput
 
 
 def encode_in_microbatches(encode: Callable[[Any, Any], Any], params: Any, batch: Any, microbatches: int) -> Any:
-    """`encode(params, batch)`, one microbatch at a time; only embeddings are kept for the backward pass.
+    """Computes `encode(params, batch)` one microbatch at a time, and saves only embeddings for the backward pass.
 
-    A contrastive loss couples all examples, so gradients of microbatches cannot simply be added up. But it reads the
-    embeddings alone: the gradient of every embedding is known once all are, and each microbatch is then encoded once
-    more to carry it to the parameters. That is what reverse differentiation makes of a scan of rematerialised
-    steps: a scan that recomputes one microbatch after another and sums their gradients in its carry.
+    A contrastive loss couples all examples, so the gradients of separate microbatches cannot be added up. But the loss
+    depends on the embeddings only. Once the gradient of each embedding is known, each microbatch is encoded again to
+    propagate it to the parameters. Reverse differentiation of a scan of rematerialized steps does exactly that: it
+    recomputes one microbatch after another and sums their gradients in its carry.
 
-    Activations are those of one microbatch at any batch size; what still grows with the batch are its tokens, its
-    embeddings, and what the loss itself makes of them (a similarity matrix grows with its square). The price is one
-    more forward pass.
+    Memory for activations is that of one microbatch at any batch size. The tokens, the embeddings and the arrays of the
+    loss still grow with the batch. The cost is a second forward pass.
 
     Args:
-      encode: (params, microbatch) -> embeddings, trees of arrays; row i of the output belongs to row i of the input.
+      encode: (params, microbatch) -> embeddings, trees of arrays; entry i of the output belongs to entry i of the
+        input.
       params: passed to every call.
       batch: tree of arrays [B, ...].
-      microbatches: M, how many parts; 1 encodes the batch as it is, without recomputation.
+      microbatches: M, number of microbatches; 1 encodes the batch at once, without recomputation.
 
     Returns:
-      Embeddings of the whole batch, [B, ...], in the order of its rows.
+      Embeddings of the whole batch, [B, ...], in its order.
 
     Raises:
       BadInput: M is less than 1 or does not divide B.
@@ -35,26 +35,26 @@ def encode_in_microbatches(encode: Callable[[Any, Any], Any], params: Any, batch
     Example:
       `jax.grad(lambda params: loss(encode_in_microbatches(encode, params, batch, 8)))(params)`
     """
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    if microbatches < 1 or rows % microbatches:
+    sequences = jax.tree.leaves(batch)[0].shape[0]
+    if microbatches < 1 or sequences % microbatches:
         raise BadInput(
-            f"gradient cache: {rows} rows cannot be encoded in {microbatches} equal microbatches; "
-            "set microbatches to a divisor of the rows"
+            f"gradient cache: {sequences} sequences cannot be encoded in {microbatches} equal microbatches; "
+            "set microbatches to a divisor of the sequences"
         )
     if microbatches == 1:
         return encode(params, batch)
 
-    # Microbatch m takes rows m, M + m, ...: a batch whose rows are spread over devices in blocks gives every device
-    # its equal share of each microbatch, and no row leaves its device.
+    # Microbatch m takes the sequences m, M + m, ... If the devices hold equal blocks of the batch, each has an equal
+    # part of every microbatch, and no sequence moves to another device.
     def split(x: jax.Array) -> jax.Array:
         return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
 
     def join(x: jax.Array) -> jax.Array:
-        return x.swapaxes(0, 1).reshape(rows, *x.shape[2:])
+        return x.swapaxes(0, 1).reshape(sequences, *x.shape[2:])
 
-    # A scan keeps the forward and the backward pass in loops of their own, across which nothing is shared.
-    rematerialised = jax.checkpoint(encode, prevent_cse=False)
+    # The scan puts the forward and the backward pass into separate loops, so CSE cannot undo the recomputation.
+    rematerialized = jax.checkpoint(encode, prevent_cse=False)
     _, embeddings = jax.lax.scan(
-        lambda _, microbatch: (None, rematerialised(params, microbatch)), None, jax.tree.map(split, batch)
+        lambda _, microbatch: (None, rematerialized(params, microbatch)), None, jax.tree.map(split, batch)
     )
     return jax.tree.map(join, embeddings)

@@ -18,31 +18,34 @@ def matryoshka(
     Args:
       loss: takes embeddings as its positional arguments ([..., D]) and anything else by keyword; returns
         (scalar, metrics).
-      dims: prefix lengths; list the full width to keep it in the loss.
-      weights: one a prefix; equal where not given.
+      dims: prefix lengths; the full width is only part of the loss if it is listed.
+      weights: one per prefix; equal weights if None.
 
     Returns:
-      A function of the same arguments. Metrics are those of the longest prefix, and `loss_{d}` for each d.
+      A function of the same arguments. Its metrics are those of the longest prefix, and `loss_{d}` for each d.
 
     Raises:
-      BadInput: no dims, a prefix of no dimension, weights of another length or below 0, or a prefix longer than the
+      BadInput: no prefixes, a prefix below 1, another number of weights, a weight below 0, or a prefix longer than the
         embedding.
     """
     weights = [1.0] * len(dims) if weights is None else list(weights)
     if not dims or len(weights) != len(dims) or sum(weights) <= 0:
-        raise BadInput(f"matryoshka: {len(dims)} prefixes with {len(weights)} weights; give one weight a prefix")
+        raise BadInput(f"matryoshka: {len(dims)} prefixes with {len(weights)} weights; give one weight per prefix")
     if min(dims) < 1 or min(weights) < 0:
-        raise BadInput(f"matryoshka: prefixes {tuple(dims)} of weights {tuple(weights)}; give 1 or more, and 0 or more")
+        raise BadInput(
+            f"matryoshka: prefixes {tuple(dims)} with weights {tuple(weights)}; set prefixes to 1 or more and weights "
+            "to 0 or more"
+        )
 
     def over_prefixes(*embeddings: jax.Array, **arguments):
         width = embeddings[0].shape[-1]
         if max(dims) > width:
-            raise BadInput(f"matryoshka: prefix {max(dims)} is longer than the embedding's {width} dimensions")
-        total, metrics, of_dims = jnp.float32(0), {}, {}
+            raise BadInput(f"matryoshka: prefix {max(dims)} is longer than the embedding, which has {width} dimensions")
+        total, metrics, losses = jnp.float32(0), {}, {}
         for dim, weight in sorted(zip(dims, weights, strict=True)):
             value, metrics = loss(*(e[..., :dim] for e in embeddings), **arguments)
             total += weight / sum(weights) * value
-            of_dims[f"loss_{dim}"] = value
-        return total, metrics | of_dims
+            losses[f"loss_{dim}"] = value
+        return total, metrics | losses
 
     return over_prefixes

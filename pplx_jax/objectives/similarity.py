@@ -11,14 +11,14 @@ def normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
 
 
 def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:
-    """All pairs' cosines.
+    """Cosines of all pairs.
 
     Args:
       a: [N, D].
       b: [M, D].
 
     Returns:
-      [N, M] float32 in [-1, 1]; 0 where a vector is zero.
+      [N, M] float32 in [-1, 1]; 0 if a vector is zero.
     """
-    # Float32 all through: at temperature 0.02 an error of bfloat16's size in a cosine is a third of a nat.
+    # Float32 throughout: at temperature 0.02 a bfloat16 rounding error in a cosine is a third of a nat.
     return jnp.einsum("nd,md->nm", normalize(a), normalize(b), precision=jax.lax.Precision.HIGHEST)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import atomic_path, write_json
+from pplx_jax.core.files import write_json, write_text
 from pplx_jax.data.quality.report import StageData, report_sources
 from pplx_jax.data.quality.report_text import render_data_text
 from pplx_jax.data.sources.beam_cache import cache_sources, pipeline_options
@@ -109,7 +109,8 @@ def report_corpus(
         stages: stages whose batches are packed, to measure their fill.
         initial: a model folder whose vocabulary is used.
         vocabulary: as in `cache_corpus`; optional for `input`.
-        output: the folder to write; by default WORKDIR/data/report, or NAME-OF-INPUT-report in the current folder.
+        output: the folder to write; by default WORKDIR/data/report. With `input`: NAME-OF-INPUT-report in the
+            workdir, or in the current folder.
         examples: number of examples to look at, of each part of a source.
         samples: number of examples to show, of each part of a source.
 
@@ -130,7 +131,7 @@ def report_corpus(
         found = _known_vocabulary(workdir, initial, vocabulary)
         packed = stages or _stages_of_file(source, lengths)
         report = report_sources([source], found, lengths, None, stages=packed, **limits)
-        folder = pathlib.Path(output or f"{source.name}-report")
+        folder = pathlib.Path(output or pathlib.Path(workdir or ".") / f"{source.name}-report")
     elif corpus is not None and workdir is not None:
         name = pathlib.Path(workdir).name
         found = _vocabulary(workdir, initial, vocabulary)
@@ -149,8 +150,7 @@ def _write_report(folder: pathlib.Path, report: dict[str, Any], name: str) -> di
     folder.mkdir(parents=True, exist_ok=True)
     text = render_data_text(report, name=name)
     for file, content in {"report.html": render_data_page(report, name=name), "report.txt": text}.items():
-        with atomic_path(folder / file) as temporary:
-            temporary.write_text(content, encoding="utf-8")
+        write_text(folder / file, content)
     write_json(folder / "report.json", report)
     shown = {name: value for name, value in report.items() if name not in ("sources", "fill_by_stage")}
     fill = {stage: one["fill"] for stage, one in report["fill_by_stage"].items()}

@@ -1,7 +1,6 @@
 """The phases of a run, each done once; and the work of those that are not training."""
 
 import pathlib
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from absl import logging
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import Kind
 from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.output_folder import take_place
 from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.corpus import Corpus
 from pplx_jax.data.tokens.kinds import KINDS
@@ -105,8 +105,7 @@ def mine(
         mined[name] = mine_table(embedder, table, vocabulary, mining, written, among=among)
     if len(tables) == 1:
         return mined.popitem()[1]
-    shutil.rmtree(output, ignore_errors=True)  # of a start that was killed just before the phase was done
-    partial.rename(output)
+    take_place(partial, output)
     return mined
 
 

@@ -4,9 +4,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pplx_jax.core.files import atomic_path, write_json
-from pplx_jax.reports import render_page
+import tabulate
+
+from pplx_jax.core.files import write_json, write_text
 from pplx_jax.reports.run import METRICS, PRECISIONS, collect, environment, result_rows, set_rows
+from pplx_jax.reports.run_page import render_run
 
 __all__ = ["environment", "format_sets", "format_table", "write_report", "write_results"]
 
@@ -37,44 +39,30 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
         BadInput: there is no such folder, or results.json is damaged.
     """
     workdir = pathlib.Path(workdir)
-    page = render_page(collect(workdir))
-    with atomic_path(workdir / "report.html") as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    page = render_run(collect(workdir))
+    write_text(workdir / "report.html", page)
     return workdir / "report.html"
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """Lines up the scores: stages down, metrics and precisions across; what was not measured stays blank."""
-    body = [
-        [row.name, *(_cell(row.value(precision, metric)) for metric in METRICS for precision in PRECISIONS)]
-        for row in result_rows(results)
-    ]
-    names = ["", *(precision for _ in METRICS for precision in PRECISIONS)]
-    widths = [max(len(line[column]) for line in [names, *body]) for column in range(len(names))]
-    group = sum(widths[1 : 1 + len(PRECISIONS)]) + 2 * (len(PRECISIONS) - 1)
-    heading = " " * widths[0] + "".join(f"    {title:^{group}}" for title in METRICS.values())
-    lines = [_aligned(line, widths) for line in [names, *body]]
-    return "\n".join([heading.rstrip(), lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    """Returns the scores as a table: stages down, metrics and precisions across; cells without a score are empty."""
+    columns = [(precision, metric) for metric in METRICS for precision in PRECISIONS]
+    rows = [[row.name, *(row.value(*column) for column in columns)] for row in result_rows(results)]
+    headers = [f"{METRICS[metric] if precision == PRECISIONS[0] else ''}\n{precision}" for precision, metric in columns]
+    return _table(rows, ["", *headers])
 
 
 def format_sets(results: Mapping[str, Any]) -> str:
-    """INT8 nDCG@10 set by set, sets down and stages across; empty where one set was evaluated on."""
-    header, body = set_rows(results)
-    lines = [["", *header], *([name, *map(_cell, values)] for name, values in body)]
-    if not body:
+    """Returns int8 nDCG@10 as a table: sets down, stages across; empty if only one set was evaluated on."""
+    names, sets = set_rows(results)
+    if not sets:
         return ""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(f"{cell:{'>' if at else '<'}{widths[at]}}" for at, cell in enumerate(line)) for line in lines]
-    return "\n".join(["nDCG@10, int8, set by set", text[0], "-" * len(text[0]), *text[1:]])
+    return "nDCG@10, int8, by set\n" + _table([[name, *values] for name, values in sets], ["", *names])
 
 
-def _cell(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    line = f"{cells[0]:<{widths[0]}}"
-    for column in range(1, len(cells)):
-        gap = "    " if (column - 1) % len(PRECISIONS) == 0 else "  "
-        line += f"{gap}{cells[column]:>{widths[column]}}"
-    return line.rstrip()
+def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
+    """The first column is text, the others are numbers."""
+    alignment = ["left", *["right"] * (len(headers) - 1)]
+    return tabulate.tabulate(
+        rows, headers, floatfmt=".4f", colalign=alignment, headersglobalalign="right", disable_numparse=[0]
+    )

@@ -4,13 +4,15 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import tabulate
+
+from pplx_jax.checkpoints.merge_folders import MERGED
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import atomic_path
+from pplx_jax.core.files import write_text
 from pplx_jax.core.spelling import nearest
 from pplx_jax.recipes.sweep_trials import differing_settings, find_trials
 from pplx_jax.reports.sweep_page import Ranking, TrialRun
 
-_DEFAULT_STAGES = ("merged", "triplet", "contextual", "pair", "diffusion")
 _LOWER_IS_BETTER = ("loss", "seconds", "norm")
 
 
@@ -24,8 +26,8 @@ def report_trials(
 
     Args:
       folders: workdirs of runs or of sweeps.
-      metric: dotted name, see `TrialRun.metrics`; where None, int8 nDCG@10 of the last stage that any trial has scored.
-      best: "highest" or "lowest"; where None, lowest for losses, norms and times.
+      metric: dotted name, see `TrialRun.metrics`; by default int8 nDCG@10 of the last stage that any trial has scored.
+      best: "highest" or "lowest"; by default lowest for losses, norms and times.
       output: the page.
 
     Returns:
@@ -33,15 +35,14 @@ def report_trials(
       "finished", "unfinished", "report", "table"}.
 
     Raises:
-      BadInput: no trial in a folder, a damaged file, or a metric that no trial has.
+      BadInput: a folder has no trial, a file is damaged, or no trial has the metric.
     """
     from pplx_jax.reports.sweep_page import render_trials
 
     ranking = rank(find_trials(folders), metric, best)
     output = pathlib.Path(output or pathlib.Path(folders[0]) / "trials.html")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(output) as temporary:
-        temporary.write_text(render_trials(ranking, title=pathlib.Path(folders[0]).resolve().name), encoding="utf-8")
+    write_text(output, render_trials(ranking, title=pathlib.Path(folders[0]).resolve().name))
     rows = [
         {
             "trial": trial.name,
@@ -67,9 +68,9 @@ def report_trials(
 
 
 def rank(trials: Sequence[TrialRun], metric: str | None = None, best: str | None = None) -> Ranking:
-    """Orders trials by a metric; see `report_trials`."""
+    """Returns the trials in order of a metric; see `report_trials`."""
     known = sorted({name for trial in trials for name in trial.metrics})
-    metric = metric or _default_metric(known)
+    metric = metric or _default_metric(trials, known)
     if known and metric not in known:
         hint = nearest(metric, known) or f"; there are {', '.join(known[:12])}"
         raise BadInput(f"--metric {metric}: no trial has it{hint}")
@@ -80,9 +81,12 @@ def rank(trials: Sequence[TrialRun], metric: str | None = None, best: str | None
     return Ranking(metric, lowest, differing_settings(trials), in_order, ranks)
 
 
-def _default_metric(known: Sequence[str]) -> str:
-    wished = [f"{stage}.int8.ndcg@10" for stage in _DEFAULT_STAGES] + [f"{stage}.loss" for stage in _DEFAULT_STAGES]
-    return next((name for name in wished if name in known), wished[0])
+def _default_metric(trials: Sequence[TrialRun], known: Sequence[str]) -> str:
+    """Returns the score of the last stage that any trial has scored, else the loss of the last one that was trained."""
+    stages = list(dict.fromkeys(stage for trial in trials for stage in trial.stages))
+    last_first = sorted(stages, key=lambda stage: stage == MERGED)[::-1]
+    candidates = [f"{stage}.int8.ndcg@10" for stage in last_first] + [f"{stage}.loss" for stage in last_first]
+    return next((name for name in candidates if name in known), f"{MERGED}.int8.ndcg@10")
 
 
 def _order(trial: TrialRun, metric: str, lowest: bool) -> tuple[bool, bool, float, str]:
@@ -91,23 +95,21 @@ def _order(trial: TrialRun, metric: str, lowest: bool) -> tuple[bool, bool, floa
 
 
 def format_trials(ranking: Ranking) -> str:
-    """A table: rank, trial, the metric, what differs, and of trials that are not finished how far they are."""
-    head = ["", "trial", ranking.metric, *ranking.parameters, ""]
-    body = []
-    for trial in ranking.trials:
-        value = trial.metrics.get(ranking.metric)
-        body.append(
-            [
-                str(ranking.ranks.get(trial.name, "")),
-                trial.name,
-                "" if value is None else f"{value:.4f}",
-                *(trial.settings.get(key, "") for key in ranking.parameters),
-                "" if trial.finished else trial.status,
-            ]
-        )
-    widths = [max(len(row[column]) for row in [head, *body]) for column in range(len(head))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [head, *body]]
+    """Returns a table: rank, trial, the metric, the settings that differ, and the progress of unfinished trials."""
+    rows = [
+        [
+            ranking.ranks.get(trial.name),
+            trial.name,
+            trial.metrics.get(ranking.metric),
+            *(trial.settings.get(key, "") for key in ranking.parameters),
+            "" if trial.finished else trial.status,
+        ]
+        for trial in ranking.trials
+    ]
+    headers = ["", "trial", ranking.metric, *ranking.parameters, ""]
+    formats = ["", "", ".4f", *[".12g"] * len(ranking.parameters), ""]
+    table = tabulate.tabulate(rows, headers, floatfmt=formats, disable_numparse=[1])
     unfinished = sum(not trial.finished for trial in ranking.trials)
     if unfinished:
-        lines.append(f"{unfinished} of {len(body)} trials are not finished and have no rank")
-    return "\n".join(line.rstrip() for line in lines)
+        table += f"\n{unfinished} of {len(rows)} trials are not finished and have no rank"
+    return table

@@ -1,25 +1,27 @@
-"""What the runs of a sweep have come to, read from their workdirs; runs that are not finished included."""
+"""The runs of a sweep, finished or not, read from their workdirs."""
 
-import json
+import ast
 import pathlib
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pplx_jax.configuration.statements import read
+from pplx_jax.checkpoints.merge import Merge
+from pplx_jax.checkpoints.merge_folders import MERGED
+from pplx_jax.configuration import read_resolved
 from pplx_jax.core.errors import BadInput
-from pplx_jax.reports.run import STAGES, numbers
+from pplx_jax.core.files import read_json
+from pplx_jax.reports.run import configured_stages, numbers, stages_of
 from pplx_jax.reports.sweep_page import TrialRun
 from pplx_jax.training.metrics import read_metrics
 
-_MARKS = ("trial.json", "recipe.json", "results.json")  # any of them makes a folder a run's
+_MARKS = ("trial.json", "recipe.json", "results.json")  # a folder with any of them is a run's
 
 
 def find_trials(folders: Sequence[pathlib.Path]) -> list[TrialRun]:
-    """The runs in `folders`: each is one, or holds some.
+    """Returns the runs in `folders`: each folder is a run or holds runs.
 
     Raises:
-      BadInput: a folder that does not exist or holds no run, or a damaged file in one.
+      BadInput: a folder does not exist or holds no run, or a file in a run is damaged.
     """
     found: list[TrialRun] = []
     for folder in map(pathlib.Path, folders):
@@ -30,14 +32,14 @@ def find_trials(folders: Sequence[pathlib.Path]) -> list[TrialRun]:
         else:
             runs = sorted(child for child in folder.iterdir() if child.is_dir() and _is_run(child))
         if not runs:
-            raise BadInput(f"{folder} holds no run: there is no {' or '.join(_MARKS)} in it, nor one folder below")
+            raise BadInput(f"{folder} holds no run: no {' or '.join(_MARKS)} in it or in a folder directly below it")
         names = [str(run) if len(folders) > 1 or run == folder else run.name for run in runs]
         found += [_read(name, run) for name, run in zip(names, runs, strict=True)]
     return found
 
 
 def differing_settings(trials: Sequence[TrialRun]) -> list[str]:
-    """Bindings that are not the same in all trials, in the order in which the runs' configurations have them."""
+    """Returns the names of bindings that differ between trials, in the order of the runs' configurations."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.settings))
     return [key for key in keys if len({trial.settings[key] for trial in trials if key in trial.settings}) > 1]
 
@@ -47,11 +49,11 @@ def _is_run(folder: pathlib.Path) -> bool:
 
 
 def _read(name: str, folder: pathlib.Path) -> TrialRun:
-    record = _json(folder / "trial.json")
-    rows = {stage: read_metrics(folder / stage / "metrics.jsonl") for stage in STAGES}
-    logged = {stage: [numbers(row) for row in of_stage] for stage, of_stage in rows.items() if of_stage}
-    settings = _settings(folder, record)
-    results = _results(folder)
+    record, results = _json(folder / "trial.json"), _results(folder)
+    stages = stages_of(folder, results)
+    settings = _settings(folder, record, stages)
+    rows = {stage: [numbers(row) for row in read_metrics(folder / stage / "metrics.jsonl")] for stage in stages}
+    logged = {stage: of_stage for stage, of_stage in rows.items() if of_stage}
     metrics = dict(_flat(results))
     for stage, of_stage in logged.items():
         metrics |= {f"{stage}.{metric}": value for metric, value in of_stage[-1].items() if metric != "step"}
@@ -59,22 +61,23 @@ def _read(name: str, folder: pathlib.Path) -> TrialRun:
         stage: [(row["step"], row["loss"]) for row in of_stage if {"step", "loss"} <= row.keys()]
         for stage, of_stage in logged.items()
     }
-    return TrialRun(name, folder, settings, metrics, losses, _status(folder, record, settings, results, logged))
+    status = _status(folder, record, settings, stages, results, logged)
+    return TrialRun(name, folder, settings, metrics, losses, status, stages)
 
 
-def _settings(folder: pathlib.Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """Of the resolved configuration: of the run, else of a stage; of the sweep where there is none yet."""
+def _settings(folder: pathlib.Path, record: Mapping[str, Any], stages: Sequence[str]) -> dict[str, str]:
+    """Returns the resolved configuration of the run, else of its last stage, else the sweep's parameters."""
     # The last stage first: the ones before it may be links into another run, with another configuration.
-    stages = [record["stage"]] if record.get("stage") else reversed(STAGES)
-    files = [folder / "config.gin", *(folder / stage / "config.gin" for stage in stages)]
+    last_first = [record["stage"]] if record.get("stage") else reversed(stages)
+    files = [folder / "config.gin", *(folder / stage / "config.gin" for stage in last_first)]
     file = next((file for file in files if file.exists()), None)
     if file is None:
         return {key: repr(value) for key, value in record.get("parameters", {}).items()}
-    return {binding.key: repr(binding.value) for binding in read([file.name], (), [file.parent])[0]}
+    return read_resolved(file.read_text(encoding="utf-8"))
 
 
 def _results(folder: pathlib.Path) -> dict[str, Any]:
-    """Of results.json, else what the phases have left so far."""
+    """Returns results.json, or else the results of the phases that are done."""
     if (folder / "results.json").exists():
         return _json(folder / "results.json")
     results: dict[str, Any] = {"seconds": {}}
@@ -90,30 +93,29 @@ def _status(
     folder: pathlib.Path,
     record: Mapping[str, Any],
     settings: Mapping[str, str],
+    stages: Sequence[str],
     results: Mapping[str, Any],
     logged: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> str:
-    asked = (
-        [record["stage"]] if record.get("stage") else re.findall(r"@(\w+)/Training\(\)", settings.get("run.stages", ""))
-    )
-    if not asked:
-        asked = [stage for stage in STAGES if (folder / stage).is_dir()]
-    if not asked:
+    requested = [record["stage"]] if record.get("stage") else configured_stages(settings.get("run.stages", ""))
+    requested = requested or [stage for stage in stages if (folder / stage).is_dir()]
+    if not requested:
         return "not started"
-    for stage in asked:
+    for stage in requested:
         if (folder / stage / "finished.json").exists():
             continue
         if stage not in logged:
-            return f"{stage} has not started" if (folder / stage).exists() or stage != asked[0] else "not started"
+            return f"{stage} has not started" if (folder / stage).exists() or stage != requested[0] else "not started"
         step = f"{logged[stage][-1].get('step', 0):.0f}"
         return f"{stage} at step {step} of {settings.get(f'{stage}/Training.steps', '?')}"
     if record.get("stage"):
         return "finished"
-    scored = [*asked, *(["merged"] if {"contextual", "triplet"} <= {*asked} else [])]
+    merges = ast.literal_eval(settings.get("Merge.stages", repr(Merge().stages)))
+    scored = [*requested, *([MERGED] if {*merges} <= {*requested} else [])]
     missing = [stage for stage in scored if stage not in results]
     if missing:
         return f"{missing[0]} has not been scored"
-    return "finished" if (folder / "results.json").exists() else "all is scored, the rest under way"
+    return "finished" if (folder / "results.json").exists() else "all models are scored, other phases are in progress"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
@@ -125,9 +127,4 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, fl
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is damaged ({error}); delete it and launch the trial again") from None
+    return read_json(path, fix="delete it and launch the trial again") if path.exists() else {}

@@ -1,5 +1,1 @@
-"""The self-contained page of a run: inline style and SVG, no scripts, nothing from the network."""
-
-from pplx_jax.reports.page import render_page
-
-__all__ = ["render_page"]
+"""HTML pages of runs, sweeps, evaluations and data."""

@@ -1,14 +1,27 @@
-"""Charts as inline SVG. Colours come from the style sheet by name; every mark has a title to hover."""
+"""Charts as inline SVG, with colours from the style sheet and a title on every mark.
+
+Not by matplotlib: its SVG is four times as large, has the colours of one colour scheme only, and has no titles.
+"""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from html import escape
 
+from markupsafe import Markup
+
+SERIES = tuple(f"series-{number}" for number in range(1, 7))
+
+
+def colors_of(names: Sequence[str]) -> dict[str, str]:
+    """Returns a colour for each name, in order; after six they repeat."""
+    return dict(zip(names, itertools.cycle(SERIES), strict=False))
+
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """A labelled value; `color` is a variable of the style sheet."""
+    """A value with a label; `color` is a variable of the style sheet."""
 
     label: str
     value: float
@@ -17,7 +30,7 @@ class Bar:
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-    """A part of a stacked bar; hatched where it is compile time."""
+    """A part of a stacked bar; compile time is hatched."""
 
     label: str
     value: float
@@ -25,8 +38,8 @@ class Segment:
     hatched: bool = False
 
 
-def bars(rows: Sequence[Bar], *, reference: tuple[str, float] | None = None, label_width: int = 150) -> str:
-    """Horizontal bars from 0, with their values, and a dashed line for a reference value."""
+def bars(rows: Sequence[Bar], *, reference: tuple[str, float] | None = None, label_width: int = 150) -> Markup:
+    """Returns horizontal bars from 0 with their values, and a dashed line for a reference value."""
     width, step, thick, top = 480, 32, 18, 20 if reference else 4
     room = width - label_width - 48
     largest = max([row.value for row in rows] + ([reference[1]] if reference else []) + [1e-9])
@@ -58,8 +71,8 @@ def bars(rows: Sequence[Bar], *, reference: tuple[str, float] | None = None, lab
     return _svg(width, height, marks)
 
 
-def grouped_bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, reference: tuple[str, float] | None = None) -> str:
-    """Vertical bars side by side in each group, on one scale from 0."""
+def grouped_bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, reference: tuple[str, float] | None = None) -> Markup:
+    """Returns groups of vertical bars on one scale from 0."""
     width, height, left, bottom, top = 960, 250, 40, 26, 18
     values = [bar.value for _, group in groups for bar in group] + ([reference[1]] if reference else [])
     ticks = nice_ticks(0, max(values + [1e-9]), 4)
@@ -95,8 +108,8 @@ def grouped_bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, reference: tupl
     return _svg(width, height, marks)
 
 
-def line(points: Sequence[tuple[float, float]], color: str) -> str:
-    """A curve over steps: the points faint, their running mean strong, the last mean as a number."""
+def line(points: Sequence[tuple[float, float]], color: str) -> Markup:
+    """Returns a curve over steps: faint points, a strong running mean, and the last mean as a number."""
     width, height, left, bottom, top, right = 460, 190, 46, 24, 10, 48
     smoothed = smooth([value for _, value in points])
     shown = _inner_range([value for _, value in points], smoothed)
@@ -140,8 +153,8 @@ def line(points: Sequence[tuple[float, float]], color: str) -> str:
     return _svg(width, height, marks)
 
 
-def scatter(points: Sequence[tuple[float, float, str]], color: str) -> str:
-    """Values over a parameter, each point with its title; the parameter by its logarithm where it spans decades."""
+def scatter(points: Sequence[tuple[float, float, str]], color: str) -> Markup:
+    """Returns points over a parameter; its axis is logarithmic if it spans more than a factor of 20."""
     width, height, left, bottom, top, right = 460, 210, 52, 24, 12, 16
     xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
     logarithmic = min(xs) > 0 and max(xs) / min(xs) > 20
@@ -177,8 +190,8 @@ def scatter(points: Sequence[tuple[float, float, str]], color: str) -> str:
     return _svg(width, height, marks)
 
 
-def stacked(segments: Sequence[Segment]) -> str:
-    """One bar of parts, each as wide as its share; parts are told apart by colour, gap and title."""
+def stacked(segments: Sequence[Segment]) -> Markup:
+    """Returns one bar of parts, each as wide as its share."""
     width, height, gap = 960, 40, 2
     total = sum(segment.value for segment in segments)
     marks = [
@@ -198,7 +211,7 @@ def stacked(segments: Sequence[Segment]) -> str:
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:
-    """At least two round numbers, evenly spaced, from at most `low` to at least `high`."""
+    """Returns at least two evenly spaced round numbers, from at most `low` to at least `high`."""
     span = high - low if high > low else abs(high) or 1.0
     raw = span / about
     power = 10.0 ** math.floor(math.log10(raw))
@@ -209,7 +222,7 @@ def nice_ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """Running mean of the last twentieth of the points, at least one and at most fifty."""
+    """Returns the running mean over a twentieth of the points, at least one and at most fifty."""
     window = min(max(len(values) // 20, 1), 50)
     total, means = 0.0, []
     for place, value in enumerate(values):
@@ -219,7 +232,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def _inner_range(values: Sequence[float], smoothed: Sequence[float]) -> tuple[float, float]:
-    """The range to show: all of the mean, and the points but for the outermost hundredth on each side."""
+    """Returns the range to show: all of the mean, and the points without the outermost hundredth on each side."""
     ordered = sorted(values)
     cut = len(ordered) // 100
     return min([ordered[cut], *smoothed]), max([ordered[-1 - cut], *smoothed])
@@ -256,5 +269,5 @@ def _text(x: float, y: float, content: str, anchor: str, kind: str = "") -> str:
     return f'<text{name} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
 
 
-def _svg(width: int, height: float, marks: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height:.0f}" role="img">{"".join(marks)}</svg>'
+def _svg(width: int, height: float, marks: Sequence[str]) -> Markup:
+    return Markup(f'<svg viewBox="0 0 {width} {height:.0f}" role="img">{"".join(marks)}</svg>')

@@ -1,74 +1,54 @@
-"""The page of `pplx-jax data report`: tiles, fill by stage, and a card a source with its samples."""
+"""The page of `pplx-jax data report`: headline numbers, fill by stage, languages, and samples by source."""
 
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 from pplx_jax.data.quality import report_text
 from pplx_jax.reports import charts
-from pplx_jax.reports.frame import document, facts, section, tiles
+from pplx_jax.reports.html import Row, Tile, render
 
 _SHOWN_LANGUAGES = 40
 
 
 def render_data_page(report: Mapping[str, Any], *, name: str) -> str:
-    """Returns the whole HTML document.
+    """Returns the HTML document.
 
     Args:
         report: what `report_corpus` writes as report.json.
         name: of the run.
     """
-    body = _header(report, name) + _fill(report) + _languages(report)
-    for stage, sources in report["sources"].items():
-        cards = "".join(_source(stage, source, one) for source, one in sources.items())
-        body += section(stage, "Sources of this stage.", cards)
-    return document(f"{name} · data", body)
+    fill = report["fill_by_stage"]
+    colors = charts.colors_of(list(fill))
+    bars = [charts.Bar(stage, one["fill"], colors[stage]) for stage, one in fill.items()]
+    values = {
+        "subtitle": report_text.extent(report),
+        "tiles": [Tile(*headline) for headline in report_text.headlines(report)],
+        "fill_chart": charts.bars(bars) if bars else "",
+        "packed": [(stage, one["sample"]) for stage, one in fill.items()],
+        "languages": _languages(report["languages"]),
+        "stages": {
+            stage: {source: _source(one) for source, one in sources.items()}
+            for stage, sources in report["sources"].items()
+        },
+    }
+    return render("data.html", f"{name}: data", values)
 
 
-def _header(report: Mapping[str, Any], name: str) -> str:
-    header = f"<header><h1>{escape(name)}: data</h1><p>{escape(report_text.extent(report))}</p></header>"
-    return header + tiles(report_text.headlines(report))
+def _languages(counts: Mapping[str, int]) -> dict[str, str]:
+    """Returns the first languages, and how many others there are with how many examples."""
+    shown = {name: f"{count:,}" for name, count in list(counts.items())[:_SHOWN_LANGUAGES]}
+    rest = list(counts.values())[_SHOWN_LANGUAGES:]
+    if rest:
+        shown[f"{len(rest)} more"] = f"{sum(rest):,}"
+    return shown
 
 
-def _fill(report: Mapping[str, Any]) -> str:
-    stages = report["fill_by_stage"]
-    if not stages:
-        return ""
-    bars = charts.bars([charts.Bar(stage, one["fill"], stage) for stage, one in stages.items()])
-    samples = "".join(_folded(f"A packed row: {stage}", one["sample"]) for stage, one in stages.items())
-    note = "Share of the cells of packed rows that hold a token, in batches as training packs them."
-    return section("Fill", note, f'<div class="card">{bars}</div><div class="card config spaced">{samples}</div>')
-
-
-def _languages(report: Mapping[str, Any]) -> str:
-    languages = list(report["languages"].items())[:_SHOWN_LANGUAGES]
-    if not languages:
-        return ""
-    counts = facts({name: f"{count:,}" for name, count in languages})
-    return section("Languages", "Examples of each.", f'<div class="card">{counts}</div>')
-
-
-def _source(stage: str, name: str, one: Mapping[str, Any]) -> str:
-    folded = "".join(_folded(title, text) for title, text in report_text.texts(one))
-    return (
-        f'<div class="card spaced"><h3>{escape(name)}<small>{escape(stage)}</small></h3>'
-        f"{facts(report_text.counts(one))}{_lengths(one['token_lengths'])}{folded}</div>"
-    )
-
-
-def _lengths(lengths: Mapping[str, Mapping[str, Any]]) -> str:
-    lengths = {field: values for field, values in lengths.items() if values}
-    if not lengths:
-        return ""
-    titles = list(next(iter(lengths.values())))
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    rows = "".join(
-        f"<tr><td>{escape(field)}</td>{''.join(f'<td>{value:,}</td>' for value in values.values())}</tr>"
-        for field, values in lengths.items()
-    )
-    table = f"<table><thead><tr><th>Tokens of</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    return f'<div class="scroll spaced">{table}</div>'
-
-
-def _folded(title: str, text: str) -> str:
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>" if text else ""
+def _source(one: Mapping[str, Any]) -> dict[str, Any]:
+    lengths = {field: values for field, values in one["token_lengths"].items() if values}
+    titles = list(next(iter(lengths.values()), ()))
+    return {
+        "counts": report_text.counts(one),
+        "head": ["Tokens of", *titles],
+        "lengths": [Row([field, *(f"{value:,}" for value in values.values())]) for field, values in lengths.items()],
+        "texts": list(report_text.texts(one)),
+    }

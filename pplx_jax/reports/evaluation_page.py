@@ -1,14 +1,14 @@
-"""The page of a results folder: every task under every setting, and the main metric by what it depends on."""
+"""The page of a results folder: all tasks under all settings, and the main metric by width, subset and length."""
 
 import re
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from pplx_jax.reports import charts
-from pplx_jax.reports.frame import document, facts, section, tiles
+from pplx_jax.reports.html import Row, Tile, render, score
 
 _COLORS = {"int8": "int8", "binary": "binary", "ubinary": "binary"}
 _MOST_BARS = 40
@@ -16,31 +16,40 @@ _LONGEST_LABEL = 22
 
 
 def render_evaluation(summary: Mapping[str, Any], outcomes: Sequence[Any]) -> str:
-    """Returns the whole HTML document; a section that has nothing to show is left out.
+    """Returns the HTML document; a section without data is left out.
 
     Args:
-        summary: what `evaluation.core.summary.summarize` gives.
-        outcomes: `evaluation.core.results.Outcome` of every finished task, for figures query by query.
+        summary: what `evaluation.core.summary.summarize` returns.
+        outcomes: an `evaluation.core.results.Outcome` per finished task, for values query by query.
     """
-    settings = [one for one in summary["settings"] if one["tasks"]]
     title = f"{summary['benchmark']} · {summary['model']['model']}"
-    if not settings:
-        return document(title, f"<header><h1>{escape(title)}</h1><p>No task is finished yet.</p></header>")
-    first = [outcome for outcome in outcomes if outcome.setting == settings[0]["setting"]]
-    body = (
-        _header(summary, settings, title)
-        + _tasks(settings)
-        + _quantization(settings)
-        + _dims(settings)
-        + _subsets(first)
-        + _lengths(first)
-        + _about(summary)
-    )
-    return document(title, body)
+    settings = [one for one in summary["settings"] if one["tasks"]]
+    done = len(settings[0]["tasks"]) if settings else 0
+    first = [outcome for outcome in outcomes if settings and outcome.setting == settings[0]["setting"]]
+    model = {name: value for name, value in summary["model"].items() if value is not None}
+    subsets, named_lengths = _by_subset(first)
+    values = {
+        "subtitle": f"{done} of {summary['tasks_of_benchmark']} tasks · {summary['date']}"
+        if settings
+        else "No task is finished yet.",
+        "tiles": [_tile(setting) for setting in settings],
+        "head": ["task", "metric", *(one["setting"] for one in settings)],
+        "rows": _tasks(settings),
+        "headline": headline(settings[0])[0] if settings else "",
+        "settings_chart": _settings_chart(settings),
+        "dims_charts": list(_dims_charts(settings)),
+        "subsets_chart": _subsets_chart(subsets),
+        "subsets_note": "Main metric of each subset or language, its mean over the tasks that have it."
+        + (f" The best {_MOST_BARS} of {len(subsets)}." if len(subsets) > _MOST_BARS else ""),
+        "named_lengths_chart": _named_lengths_chart(named_lengths),
+        "lengths_chart": _lengths_chart(first),
+        "about": {**model, **summary["packages"]},
+    }
+    return render("evaluation.html", title, values)
 
 
 def headline(setting: Mapping[str, Any]) -> tuple[str, float, Sequence[float] | None]:
-    """The one figure of a setting: (name, value, interval): its first average, or its only task's main metric."""
+    """Returns name, value and interval of a setting's first average, or of its only task's main metric."""
     if len(setting["tasks"]) == 1 or not setting["averages"]:
         task = setting["tasks"][0]
         return task["main_metric"], task["main"], task["interval"]
@@ -48,21 +57,15 @@ def headline(setting: Mapping[str, Any]) -> tuple[str, float, Sequence[float] | 
     return name, setting["averages"][name], setting["average_intervals"].get(name)
 
 
-def _header(summary: Mapping[str, Any], settings: Sequence[Mapping[str, Any]], title: str) -> str:
-    found = []
-    for setting in settings:
-        name, value, bounds = headline(setting)
-        note = f"95% of resampled queries: {bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
-        found.append((f"{name}, {setting['setting']}", f"{value:.4f}", note))
-    done, total = len(settings[0]["tasks"]), summary["tasks_of_benchmark"]
-    line = f"{done} of {total} tasks · {summary['date']}"
-    return f"<header><h1>{escape(title)}</h1><p>{escape(line)}</p></header>{tiles(found)}"
+def _tile(setting: Mapping[str, Any]) -> Tile:
+    name, value, bounds = headline(setting)
+    note = f"95% of resampled queries: {bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
+    return Tile(f"{name}, {setting['setting']}", f"{value:.4f}", note)
 
 
-def _tasks(settings: Sequence[Mapping[str, Any]]) -> str:
+def _tasks(settings: Sequence[Mapping[str, Any]]) -> list[Row]:
     names = {task["task"]: task["main_metric"] for setting in settings for task in setting["tasks"]}
     values = [{task["task"]: task for task in setting["tasks"]} for setting in settings]
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in ("task", "metric", *(one["setting"] for one in settings)))
     rows = [
         [name, metric, *(_cell(of.get(name, {}).get("main"), of.get(name, {}).get("interval")) for of in values)]
         for name, metric in names.items()
@@ -70,46 +73,37 @@ def _tasks(settings: Sequence[Mapping[str, Any]]) -> str:
     for average in dict.fromkeys(name for setting in settings for name in setting["averages"]):
         cells = (_cell(one["averages"].get(average), one["average_intervals"].get(average)) for one in settings)
         rows.append(["average", average, *cells])
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return section("Tasks", "Main metric of each, half of its 95% interval.", f'<div class="card scroll">{table}</div>')
+    return [Row(cells) for cells in rows]
 
 
 def _cell(value: float | None, bounds: Sequence[float] | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" + (f" ± {(bounds[1] - bounds[0]) / 2:.4f}" if bounds else "")
+    return score(value) + (f" ± {(bounds[1] - bounds[0]) / 2:.4f}" if bounds and value is not None else "")
 
 
-def _quantization(settings: Sequence[Mapping[str, Any]]) -> str:
+def _settings_chart(settings: Sequence[Mapping[str, Any]]) -> Markup | None:
     if len(settings) < 2:
-        return ""
+        return None
     rows = [
         charts.Bar(one["setting"][:_LONGEST_LABEL], headline(one)[1], _COLORS.get(one["quantization"], "float"))
         for one in settings
     ]
-    card = f'<div class="card">{charts.bars(rows)}</div>'
-    return section("Quantization, width and context", f"{headline(settings[0])[0]} under each setting.", card)
+    return charts.bars(rows)
 
 
-def _dims(settings: Sequence[Mapping[str, Any]]) -> str:
+def _dims_charts(settings: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Markup]]:
     groups: dict[tuple[str, bool], list[tuple[float, float, str]]] = {}
     for one in settings:
-        point = (float(one["width"]), headline(one)[1], one["setting"]) if one["width"] else None
-        if point:
+        if one["width"]:
+            point = (float(one["width"]), headline(one)[1], one["setting"])
             groups.setdefault((one["quantization"], one["context"]), []).append(point)
-    cards = [
-        f'<div class="card"><h3>{escape(form)}{", in context" if context else ""}</h3>'
-        f"{charts.scatter(sorted(points), _COLORS.get(form, 'float'))}</div>"
-        for (form, context), points in groups.items()
-        if len(points) > 1
-    ]
-    note = "Prefixes of the vectors (MRL), the last point the whole."
-    return section("Dimensions", note, f'<div class="grid">{"".join(cards)}</div>') if cards else ""
+    for (form, context), points in groups.items():
+        if len(points) > 1:
+            title = f"{form}, in context" if context else form
+            yield title, charts.scatter(sorted(points), _COLORS.get(form, "float"))
 
 
-def _subsets(outcomes: Sequence[Any]) -> str:
-    """Bars by subset (languages), and points by the length that a subset or a split names."""
+def _by_subset(outcomes: Sequence[Any]) -> tuple[dict[str, list[float]], list[tuple[float, float, str]]]:
+    """Returns the main metric by subset (languages), and points over the length in the name of a subset or split."""
     values: dict[str, list[float]] = {}
     points = []
     for outcome in outcomes:
@@ -121,16 +115,18 @@ def _subsets(outcomes: Sequence[Any]) -> str:
                 points.append((length, value, f"{outcome.task}, {part.split}, {part.subset}"))
             else:
                 values.setdefault(part.subset, []).append(value)
-    found = ""
-    if len(values) > 1:
-        means = sorted(((float(np.mean(of)), name) for name, of in values.items()), reverse=True)[:_MOST_BARS]
-        bars = charts.bars([charts.Bar(name[-_LONGEST_LABEL:], value, "int8") for value, name in means])
-        note = "Main metric of each subset or language, its mean over the tasks that have it."
-        found += section("Languages and subsets", note, f'<div class="card">{bars}</div>')
-    if len({length for length, _, _ in points}) > 1:
-        chart = charts.scatter(sorted(points), "int8")
-        found += section("Lengths that the benchmark sets", "In tokens.", f'<div class="card">{chart}</div>')
-    return found
+    return values, points
+
+
+def _subsets_chart(values: Mapping[str, list[float]]) -> Markup | None:
+    if len(values) < 2:
+        return None
+    means = sorted(((float(np.mean(of)), name) for name, of in values.items()), reverse=True)[:_MOST_BARS]
+    return charts.bars([charts.Bar(name[-_LONGEST_LABEL:], value, "int8") for value, name in means])
+
+
+def _named_lengths_chart(points: Sequence[tuple[float, float, str]]) -> Markup | None:
+    return charts.scatter(sorted(points), "int8") if len({length for length, _, _ in points}) > 1 else None
 
 
 def _named_length(name: str) -> float | None:
@@ -138,8 +134,8 @@ def _named_length(name: str) -> float | None:
     return float(match[1]) if match else None
 
 
-def _lengths(outcomes: Sequence[Any]) -> str:
-    """The main metric over how long a query's longest relevant document is, in powers of two."""
+def _lengths_chart(outcomes: Sequence[Any]) -> Markup | None:
+    """Returns bars of the main metric over the length of a query's longest relevant document, in powers of two."""
     bins: dict[int, list[float]] = {}
     for outcome in outcomes:
         for part in outcome.parts:
@@ -147,15 +143,10 @@ def _lengths(outcomes: Sequence[Any]) -> str:
             for value, length in zip(values, part.lengths, strict=False):
                 bins.setdefault(max(int(length) - 1, 1).bit_length(), []).append(float(value))
     if len(bins) < 2:
-        return ""
-    rows = [
-        charts.Bar(f"to {1 << power:,} ({len(values):,})", float(np.mean(values)), "int8")
-        for power, values in sorted(bins.items())
-    ]
-    note = "Main metric by the characters of a query's longest relevant document; how many queries in brackets."
-    return section("Length", note, f'<div class="card">{charts.bars(rows)}</div>')
-
-
-def _about(summary: Mapping[str, Any]) -> str:
-    model = {name: value for name, value in summary["model"].items() if value is not None}
-    return section("Model and software", "", f'<div class="card">{facts({**model, **summary["packages"]})}</div>')
+        return None
+    return charts.bars(
+        [
+            charts.Bar(f"to {1 << power:,} ({len(values):,})", float(np.mean(values)), "int8")
+            for power, values in sorted(bins.items())
+        ]
+    )

@@ -1,32 +1,34 @@
-"""The parts of a run that its report is made of, read from a work folder; whatever is missing is left out."""
+"""What the page of a run shows, read from its workdir; parts that are missing are left out."""
 
 import dataclasses
 import importlib.metadata
-import json
 import math
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json
 from pplx_jax.training.metrics import read_metrics
 
 UNTRAINED = ("random", "initial")
-STAGES = (*UNTRAINED, "diffusion", "pair", "contextual", "triplet", "merged")
 PRECISIONS = ("float", "int8", "binary")
 METRICS = {"ndcg@10": "nDCG@10", "recall@100": "Recall@100"}
-_CONTEXT = {"with_context": "contextual, in context", "without_context": "contextual, alone"}
+_ALONE = "without_context"
+_CONTEXT = {"with_context": "in context", _ALONE: "alone"}
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "sentencepiece")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run, whole or partial.
+    """A complete or partial run.
 
     Attributes:
-        name: of the work folder.
+        name: of the workdir.
+        stages: names of stages and merges, in order.
         results: the content of results.json.
         losses: stage -> [(step, loss)] in order of steps.
         configs: stage -> resolved configuration, as text.
@@ -36,6 +38,7 @@ class Run:
     """
 
     name: str
+    stages: Sequence[str]
     results: Mapping[str, Any]
     losses: Mapping[str, list[tuple[float, float]]]
     configs: Mapping[str, str]
@@ -45,60 +48,79 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of results: precision -> metric -> value. BM25 has no precision and stands under "float".
+class ScoreRow:
+    """A row of results: precision -> metric -> value. BM25 has no precision and is under "float".
 
-    A baseline is not trained; a variant is another way to use a stage that has its own line.
+    Attributes:
+        name: of the row.
+        values: the scores.
+        stage: the name of the stage; empty for BM25.
+        is_baseline: nothing was trained.
+        is_variant: another way to use a stage that has a row of its own.
     """
 
     name: str
     values: Mapping[str, Mapping[str, float]]
+    stage: str = ""
     is_baseline: bool = False
     is_variant: bool = False
 
     def value(self, precision: str, metric: str) -> float | None:
-        """The number, or None where it was not measured."""
+        """Returns the number, or None if it was not measured."""
         number = self.values.get(precision, {}).get(metric)
         return number if _is_number(number) else None
 
     def main(self, metric: str) -> float | None:
-        """The int8 number, which is what the model is used with; where there is none, the float one."""
+        """Returns the int8 number, the precision that the model is used with, or else the float one."""
         number = self.value("int8", metric)
         return self.value("float", metric) if number is None else number
 
 
-def result_rows(results: Mapping[str, Any]) -> list[Row]:
-    """Lines of the table in the order of training, baselines first."""
+def result_rows(results: Mapping[str, Any], stages: Sequence[str] = ()) -> list[ScoreRow]:
+    """Returns the rows of the table: baselines first, then the stages in this order, then the order of the results."""
     rows = []
     if isinstance(results.get("bm25"), Mapping):
-        rows.append(Row("BM25", {"float": results["bm25"]}, is_baseline=True))
-    for stage in STAGES:
-        entry = results.get(stage)
+        rows.append(ScoreRow("BM25", {"float": results["bm25"]}, is_baseline=True))
+    for name in dict.fromkeys([*UNTRAINED, *stages, *scored_stages(results)]):
+        entry = results.get(name)
         if not isinstance(entry, Mapping):
             continue
         scored_alone = any(precision in entry for precision in PRECISIONS)
         if scored_alone:
-            rows.append(Row(stage, entry, is_baseline=stage in UNTRAINED))
-        rows += [row for row in context_rows(entry) if not (scored_alone and row.name == _CONTEXT["without_context"])]
+            rows.append(ScoreRow(name, entry, name, is_baseline=name in UNTRAINED))
+        # Without context is how the stage itself was scored, if it was.
+        rows += [row for key, row in context_rows(name, entry).items() if not (scored_alone and key == _ALONE)]
     return rows
 
 
-def context_rows(stage: Mapping[str, Any]) -> list[Row]:
-    """The contextual stage's lines with and without context, whether by precision or as two numbers each."""
-    rows = []
+def scored_stages(results: Mapping[str, Any]) -> list[str]:
+    """Returns the names of stages and merges in the results: those of the recipe in its order, then others."""
+    keys = {*PRECISIONS, *_CONTEXT}
+    scored = [name for name, entry in results.items() if isinstance(entry, Mapping) and keys & entry.keys()]
+    recorded = [name for name in _recorded(results) if name in scored]
+    return [name for name in dict.fromkeys([*recorded, *scored]) if name not in UNTRAINED]
+
+
+def context_rows(name: str, stage: Mapping[str, Any]) -> dict[str, ScoreRow]:
+    """Returns the rows with and without context by key, whether scored by precision or as two numbers each."""
+    rows = {}
     for key, title in _CONTEXT.items():
         values = stage.get(key)
         if isinstance(values, Mapping):
             by_precision = any(precision in values for precision in PRECISIONS)
-            rows.append(Row(title, values if by_precision else {"int8": values}, is_variant=True))
+            values = values if by_precision else {"int8": values}
+            rows[key] = ScoreRow(f"{name}, {title}", values, name, is_variant=True)
     return rows
 
 
-def set_rows(results: Mapping[str, Any], metric: str = "ndcg@10") -> tuple[list[str], list[tuple[str, list]]]:
-    """Titles of the lines of `result_rows`, and for each set evaluated on its main number of each of them."""
-    titles = [row.name for row in result_rows(results)]
-    entries = [entry for name in ("bm25", *STAGES) if isinstance(entry := results.get(name), Mapping)]
-    names = list(dict.fromkeys(name for entry in entries for name in entry.get("sets", ())))
+def set_rows(
+    results: Mapping[str, Any], stages: Sequence[str] = (), metric: str = "ndcg@10"
+) -> tuple[list[str], list[tuple[str, list]]]:
+    """Returns the names of `result_rows`, and for each evaluation set the main number of each of them."""
+    titles = [row.name for row in result_rows(results, stages)]
+    names = dict.fromkeys(
+        name for entry in results.values() if isinstance(entry, Mapping) for name in entry.get("sets", ())
+    )
     body = []
     for name in names:
         of_set = {key: entry["sets"][name] for key, entry in results.items() if _has_set(entry, name)}
@@ -112,21 +134,23 @@ def _has_set(entry: Any, name: str) -> bool:
 
 
 def collect(workdir: pathlib.Path) -> Run:
-    """Reads what is there of a run.
+    """Reads a run.
 
     Raises:
-        BadInput: there is no such folder, or results.json in it is damaged.
+        BadInput: there is no such folder, or a file in it is damaged.
     """
     if not workdir.is_dir():
         raise BadInput(f"no folder {workdir}: give the --workdir of a run")
     results = _read_json(workdir / "results.json")
-    folders = [name for name in STAGES if (workdir / name).is_dir()]
+    stages = stages_of(workdir, results)
+    folders = [name for name in stages if (workdir / name).is_dir()]
     losses = {name: _losses(workdir / name / "metrics.jsonl") for name in folders}
     configs = {name: workdir / name / "config.gin" for name in folders}
     if (workdir / "config.gin").exists():
         configs = {"run": workdir / "config.gin", **configs}
     return Run(
         name=workdir.resolve().name,
+        stages=stages,
         results=results,
         losses={name: points for name, points in losses.items() if points},
         configs={name: path.read_text(encoding="utf-8") for name, path in configs.items() if path.exists()},
@@ -136,8 +160,36 @@ def collect(workdir: pathlib.Path) -> Run:
     )
 
 
+def stages_of(workdir: pathlib.Path, results: Mapping[str, Any]) -> list[str]:
+    """Returns the names of stages and merges: those of the recipe in its order, then other scored and trained ones."""
+    config = workdir / "config.gin"
+    recipe = [
+        *_recorded(results),
+        *_recorded(_read_json(workdir / "recipe.json")),
+        *(_configured_in(config.read_text(encoding="utf-8")) if config.exists() else ()),
+    ]
+    trained = [file.parent.name for file in sorted(workdir.glob("*/metrics.jsonl"))]
+    return list(dict.fromkeys([*recipe, *scored_stages(results), *trained]))
+
+
+def _configured_in(config: str) -> list[str]:
+    bound = re.search(r"^run\.stages = \[.*?\]", config, re.MULTILINE | re.DOTALL)
+    return configured_stages(bound[0]) if bound else []
+
+
+def configured_stages(value: str) -> list[str]:
+    """Returns the names in the gin value of `run.stages`."""
+    return re.findall(r"@(\w+)/Training\(\)", value)
+
+
+def _recorded(content: Mapping[str, Any]) -> list[str]:
+    """Returns the recipe's stages in a results.json or a recipe.json; [] if it has none."""
+    stages = content.get("stages")
+    return [name for name in stages if isinstance(name, str)] if isinstance(stages, list) else []
+
+
 def environment() -> dict[str, str]:
-    """The device and the versions at work, as a run should record them in results.json."""
+    """Returns the devices and package versions in use, for results.json."""
     import jax  # starts the devices, which only a report that needs them should do
 
     devices = jax.devices()
@@ -157,7 +209,7 @@ def environment() -> dict[str, str]:
 
 
 def numbers(values: Any) -> dict[str, float]:
-    """The entries of a mapping that are finite numbers; none where it is no mapping."""
+    """Returns the finite numbers among the values of a mapping; {} for anything else."""
     found = values if isinstance(values, Mapping) else {}
     return {name: float(value) for name, value in found.items() if _is_number(value)}
 
@@ -176,9 +228,4 @@ def _compile_seconds(stage: pathlib.Path) -> float:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path} is damaged ({error}); delete it and run again") from None
+    return read_json(path, fix="delete it and run again") if path.exists() else {}

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import atomic_path, write_json
+from pplx_jax.core.files import atomic_path, read_json, write_json, write_text
 from pplx_jax.core.output_folder import describes, require_free
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.inference.overflow import Overflow
@@ -134,8 +134,8 @@ class EmbeddingFolder:
                 break
         else:
             raise BadInput(f"no embeddings in {path}: give the --output folder of `embed`")
+        content = read_json(path / name, fix=_FIX)
         try:
-            content = json.loads((path / name).read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
             shards = [Shard(**shard) for shard in content["shards"]]
@@ -165,16 +165,15 @@ class EmbeddingFolder:
         stem = f"{len(self.shards):05d}"
         with atomic_path(self.path / f"{stem}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, vectors)
-        with atomic_path(self.path / f"{stem}.jsonl") as temporary:
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in described)
-            temporary.write_text("".join(lines), encoding="utf-8")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in described)
+        write_text(self.path / f"{stem}.jsonl", "".join(lines))
         self.shards.append(shard)
         self._write("progress.json")
 
     def finish(self) -> None:
         """Renames the progress file to the manifest."""
         self._write("progress.json")
-        os.replace(self.path / "progress.json", self.path / "manifest.json")
+        (self.path / "progress.json").replace(self.path / "manifest.json")
         self.complete = True
 
     def _write(self, name: str) -> None:
@@ -251,5 +250,5 @@ def _is_begun(path: pathlib.Path) -> bool:
 
 def _temporary_files(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns the temporary files of `atomic_path` that an interrupted `embed` left, and no other files."""
-    name = re.compile(r"\.(\d{5}\.(npy|jsonl)|progress\.json|manifest\.json)\.\d+\.tmp")
+    name = re.compile(r"\.(\d{5}\.(npy|jsonl)|progress\.json|manifest\.json)\.[0-9a-f]+\.tmp")
     return [entry for entry in path.iterdir() if name.fullmatch(entry.name)]

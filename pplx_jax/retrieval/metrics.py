@@ -1,12 +1,12 @@
-"""Retrieval metrics that agree with trec_eval number for number.
+"""Retrieval metrics with the values of trec_eval.
 
-Every metric here is a function of the ranks of the relevant documents alone, and a rank is a count: the
-documents that score higher, plus those that tie and precede by id. So nothing is sorted, and a block of
-scores is judged by a few comparisons a relevant document.
+trec_eval itself takes a dictionary of scores per query; this takes blocks of scores [queries, documents] and never
+sorts them. Every metric here depends only on the ranks of the relevant documents, and a rank is a count: the documents
+with a higher score, plus those with an equal score that precede by id.
 
-As trec_eval does: scores are compared in single precision, ties are broken by document id, descending (by
-code point, which is the order of UTF-8 bytes); a grade of 1 or more is relevant and is its own gain; every
-query of the judgements counts, also one with nothing retrieved or nothing relevant (0).
+As in trec_eval, scores are compared in single precision; ties are broken by document id, descending (by code point,
+the order of UTF-8 bytes); a grade of 1 or more is relevant and is the gain; every query of the judgements counts, with
+0 if nothing relevant is retrieved.
 """
 
 import dataclasses
@@ -26,10 +26,9 @@ class Judgements:
 
     Attributes:
         query: int64 [J], row of the query.
-        document: int64 [J], column of the document; -1 for one that is not in the collection, hence never
-            retrieved.
+        document: int64 [J], column of the document; -1 if it is not in the collection and so never retrieved.
         gain: int64 [J], the grade, 1 or more.
-        queries: number of judged queries, those without any relevant document included.
+        queries: number of judged queries, including those without a relevant document.
     """
 
     query: np.ndarray
@@ -39,7 +38,7 @@ class Judgements:
 
 
 def tie_places(ids: Sequence[str]) -> np.ndarray:
-    """Returns int64 [N]: the place of every document among equals, 0 for the greatest id."""
+    """Returns int64 [N]: the place of each document among documents of equal score, 0 for the greatest id."""
     descending = sorted(range(len(ids)), key=lambda row: ids[row], reverse=True)
     places = np.empty(len(ids), np.int64)
     places[descending] = np.arange(len(ids))
@@ -47,13 +46,12 @@ def tie_places(ids: Sequence[str]) -> np.ndarray:
 
 
 def judge(qrels: Mapping[str, Mapping[str, int]], query_ids: Sequence[str], document_ids: Sequence[str]) -> Judgements:
-    """Lays qrels out as arrays over the given order of queries and documents.
+    """Returns qrels as arrays over the given order of queries and documents.
 
     Args:
         qrels: query id -> document id -> grade.
-        query_ids: the judged queries, one a row of the scores; each must be in `qrels`, and all of `qrels`
-            must be here.
-        document_ids: the collection, one a column of the scores.
+        query_ids: the judged queries, one per row of the scores: exactly the queries of `qrels`.
+        document_ids: the collection, one per column of the scores.
 
     Raises:
         ValueError: the queries are not exactly those of the judgements.
@@ -72,19 +70,19 @@ def judge(qrels: Mapping[str, Mapping[str, int]], query_ids: Sequence[str], docu
 
 
 def relevant_ranks(scores: np.ndarray, judgements: Judgements, places: np.ndarray, first_query: int = 0) -> np.ndarray:
-    """Ranks the relevant documents of a block of queries.
+    """Returns the ranks of the relevant documents of a block of queries.
 
     Args:
         scores: [Q, N], greater is better; row r belongs to query `first_query + r`.
-        judgements: pairs of all queries; those outside the block are left out of the result.
+        judgements: pairs of all queries; the result has only those of the block.
         places: int64 [N] from `tie_places`.
-        first_query: the query of the block's first row, so that blocks can be judged one after another.
+        first_query: the query of the block's first row.
 
     Returns:
         int64 [j], rank from 1 of every relevant pair of these queries, in the order of `judgements`.
 
     Raises:
-        ValueError: a score is not a number.
+        ValueError: a score is NaN.
     """
     scores = np.asarray(scores, np.float32)
     if np.isnan(scores).any():
@@ -105,10 +103,10 @@ def relevant_ranks(scores: np.ndarray, judgements: Judgements, places: np.ndarra
 def metrics_per_query(
     ranks: np.ndarray, judgements: Judgements, names: Iterable[str] = DEFAULT_METRICS
 ) -> dict[str, np.ndarray]:
-    """The values that means, intervals and tests are made of.
+    """Returns every metric query by query.
 
     Args:
-        ranks: int64 [J], rank from 1 of every pair of `judgements`, NOT_RETRIEVED where it was not found.
+        ranks: int64 [J], rank from 1 of every pair of `judgements`, NOT_RETRIEVED if it was not found.
         judgements: the pairs.
         names: "ndcg", "recall", "mrr", "map", "hit" (anything relevant found) or "completeness" (all of it found;
             toolret/eval.py of mangopy/tool-retrieval-benchmark), each with an optional "@k"; "precision@k".
@@ -124,54 +122,8 @@ def metrics_per_query(
     return {name: _per_query(name, ranks, judgements) for name in names}
 
 
-def metrics_of_ranks(
-    ranks: np.ndarray, judgements: Judgements, names: Iterable[str] = DEFAULT_METRICS
-) -> dict[str, float]:
-    """Means of `metrics_per_query` over all judged queries, in [0, 1]."""
-    return {name: float(np.mean(values)) for name, values in metrics_per_query(ranks, judgements, names).items()}
-
-
-def score_metrics(
-    scores: np.ndarray,
-    qrels: Mapping[str, Mapping[str, int]],
-    query_ids: Sequence[str],
-    document_ids: Sequence[str],
-    names: Iterable[str] = DEFAULT_METRICS,
-) -> dict[str, float]:
-    """Metrics of a whole score block [Q, N]; see `judge` for the arguments."""
-    judgements = judge(qrels, query_ids, document_ids)
-    ranks = relevant_ranks(scores, judgements, tie_places(document_ids))
-    return metrics_of_ranks(ranks, judgements, names)
-
-
-def run_metrics(
-    run: Mapping[str, Mapping[str, float]],
-    qrels: Mapping[str, Mapping[str, int]],
-    names: Iterable[str] = DEFAULT_METRICS,
-) -> dict[str, float]:
-    """Metrics of a run (query id -> document id -> score), in which a document left out was not retrieved."""
-    return {name: float(np.mean(values)) for name, values in query_metrics(run, qrels, names).items()}
-
-
-def query_metrics(
-    run: Mapping[str, Mapping[str, float]],
-    qrels: Mapping[str, Mapping[str, int]],
-    names: Iterable[str] = DEFAULT_METRICS,
-) -> dict[str, np.ndarray]:
-    """What `run_metrics` gives the means of: name -> float64 [queries], in the order of `qrels`."""
-    query_ids = list(qrels)
-    ranks = []
-    for query in query_ids:
-        retrieved = {document: float(np.float32(score)) for document, score in run.get(query, {}).items()}
-        order = sorted(retrieved, key=lambda document: (retrieved[document], document), reverse=True)
-        place = {document: rank for rank, document in enumerate(order, start=1)}
-        relevant = (document for document, grade in qrels[query].items() if grade > 0)
-        ranks += [place.get(document, NOT_RETRIEVED) for document in relevant]
-    return metrics_per_query(np.array(ranks, np.int64), judge(qrels, query_ids, ()), names)
-
-
 def _per_query(name: str, ranks: np.ndarray, judgements: Judgements) -> np.ndarray:
-    """Values [queries] of one metric."""
+    """Returns the values [queries] of one metric."""
     match = re.fullmatch(r"(ndcg|recall|mrr|map|hit|completeness|precision)(?:@([1-9]\d*))?", name)
     if match is None or name == "precision":
         known = "ndcg, recall, mrr, map, hit or completeness with an optional @k, or precision@k"
@@ -210,7 +162,7 @@ def _per_query(name: str, ranks: np.ndarray, judgements: Judgements) -> np.ndarr
 
 
 def _place_within_query(keys: np.ndarray, query: np.ndarray) -> np.ndarray:
-    """int64 [J]: place from 1 of every pair among its query's pairs, ordered by key; `query` is ascending."""
+    """Returns int64 [J]: place from 1 of every pair among its query's pairs, by key; `query` is ascending."""
     order = np.lexsort((keys, query))
     places = np.empty(len(keys), np.int64)
     places[order] = np.arange(len(keys)) - np.searchsorted(query, query) + 1

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from pplx_jax.core.files import write_text
 from pplx_jax.core.native_logs import silent_native_stderr
 
 
@@ -33,9 +34,7 @@ class MetricsWriter:
         self._file = self._events = None
         if not write:
             return
-        temporary = self.path.with_name("metrics.jsonl.partial")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = self.path.open("a", encoding="utf-8")
         self._events = _event_writer(folder / "tensorboard")
 

@@ -21,6 +21,7 @@ def gpu_compiled(monkeypatch):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is not None, reason="CUDA's wheels are here")
 def test_without_a_cuda_compiler_it_says_so_and_ends():
     done = subprocess.run([sys.executable, FOLDER / "gpu_compiled.py", "--json"], capture_output=True, text=True)

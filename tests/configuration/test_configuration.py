@@ -54,7 +54,7 @@ def other(workdir, k=3):
     """A verb without a recipe."""
 
 
-TABLE = Table.of(
+TABLE = Table(
     (f"{__name__}:run", f"{__name__}:other"),
     (f"{__name__}:Optimizer", f"{__name__}:PairStage", f"{__name__}:Training", "no_such_module:Absent"),
 )
@@ -164,11 +164,14 @@ class TestRefusals:
             ("Optimizer.xyz = 1", "Optimizer has no parameter xyz; it has peak, decay, schedule"),
             (
                 "Training.seed = %SEDE",
-                "Training.seed uses %SEDE, a macro that nobody defines; did you mean SEED?",
+                "Training.seed uses %SEDE, a macro that nothing defines; did you mean SEED?",
             ),
             ("SEDE = 3", "the macro SEDE is never used; did you mean SEED?"),
             ("c/Optimizer.peak = 1.0", "c/Optimizer.peak sets nothing: nothing refers to c/Optimizer"),
-            ("other.k = @Optimizer", "@Optimizer is never called; write @Optimizer()"),
+            (
+                "Training.optimizer = @Optimizer",
+                "Training.optimizer wants Optimizer, got @Optimizer; write @Optimizer()",
+            ),
             ("run.model = @run()", "nothing is called run"),
             ("Optimizer.peak = '1e-3'", "Optimizer.peak wants float, got '1e-3'"),
             ("b/Training.steps = 2.5", "b/Training.steps wants int, got 2.5"),
@@ -196,10 +199,14 @@ class TestRefusals:
             ("Optimizer.schedule = %gin.REQUIRED", "a/Optimizer.schedule is required and no gin file"),
             ("Optimizer.schedule = %REQUIRED", "a/Optimizer.schedule is required and no gin file"),
             ("SEED = %gin.REQUIRED", "%SEED is required and no gin file or --gin_param sets it"),
-            ("Optimizer.schedule = %M\nM = @Optimizer()", "%M holds itself"),
+            ("Optimizer.schedule = %M\nM = @Optimizer()", "%M contains itself"),
             ("include 'gin/recipe.gin'", "gin/recipe.gin includes itself"),
             ("include 'gin/stage.gin'", "no gin file gin/stage.gin; did you mean gin/stages.gin?"),
-            ("import os", "a recipe imports by `from module import Name`, nothing else"),
+            ("import nowhere", "the module nowhere is not installed"),
+            ("import os.nowhere as nowhere", "the module os.nowhere is not installed"),
+            ("import os\nrun.model = @os.getcwdd()", "nothing is called os.getcwdd; did you mean os.getcwd?"),
+            ("import os\nrun.model = @os.path()", "os.path is not a class or function"),
+            ("import os\nimport math as os", "os is imported twice; rename one with `as`"),
             ("from os import nowhere", "the module os has nothing called nowhere"),
             ("from nowhere import Stage", "Stage needs the module nowhere, which is not installed"),
         ],
@@ -230,7 +237,7 @@ class TestRefusals:
 
     def test_without_default_and_unset(self, write):
         text = refusal(write, RECIPE.replace("Optimizer.peak = 1e-3\nb/", "b/"))
-        assert text == "gin/stages.gin:1: a/Optimizer.peak has no default and nobody sets it"
+        assert text == "gin/stages.gin:1: a/Optimizer.peak has no default and nothing sets it"
 
     def test_a_macro_defined_in_an_included_file(self, write):
         text = refusal(write, RECIPE, stages=STAGES + "STEPS = 4\n")
@@ -347,7 +354,7 @@ def test_the_projects_table_names_each_thing_once():
     assert all(path.startswith("pplx_jax.") for path in (*VERBS, *PARTS))
 
 
-def test_only_this_room_imports_gin():
+def test_only_this_package_imports_gin():
     package = pathlib.Path(__file__).parents[2] / "pplx_jax"
     users = {
         str(path.relative_to(package).parent)

@@ -285,7 +285,7 @@ def test_bad_input_is_one_line(sets, model, capsys, arguments, line):
 def test_a_damaged_file_is_named(sets, tmp_path):
     verb.evaluate_task(WordEncoder(), sets / "small", output=tmp_path)
     (tmp_path / "tasks" / "small" / "int8.json").write_text('{"format": 1')
-    with pytest.raises(BadInput, match="int8.json cannot be read .* delete it"):
+    with pytest.raises(BadInput, match="int8.json is damaged.*; delete it"):
         verb.evaluate_task(WordEncoder(), sets / "small", output=tmp_path)
 
 

@@ -1,7 +1,6 @@
 """The contrastive losses as float64 loops over the paper's formulas, with torch for the gradients.
 
-The loops take switches that build in a mistake each (no mask, no query-query term, ...): these controls must
-differ.
+The loops have switches that each add an error (no mask, no query-query term, ...): results with these must differ.
 """
 
 import jax
@@ -30,12 +29,12 @@ def pair_reference(
     query, document, *, temperature, margin=0.1, document_hash=None, valid=None,
     masked=True, query_query=True, document_document=False, both_ways=False,
 ):  # fmt: skip
-    rows = [i for i in range(len(query)) if valid is None or valid[i]]
-    total, kept, dropped = 0.0, 0, 0
-    for i in rows:
+    examples = [i for i in range(len(query)) if valid is None or valid[i]]
+    total, used, dropped = 0.0, 0, 0
+    for i in examples:
         positive = cosine(query[i], document[i])
         terms = []
-        for j in rows:
+        for j in examples:
             if j == i:
                 continue
             candidates = []
@@ -48,16 +47,16 @@ def pair_reference(
             if both_ways:
                 candidates.append(cosine(query[j], document[i]))
             for similarity in candidates:
-                # Any closer, and float32 might decide otherwise.
+                # Closer to the limit, float32 could decide differently.
                 assert abs(similarity.item() - positive.item() - margin) > 1e-5
                 if similarity <= positive + margin or not masked:
                     terms.append(similarity)
-                    kept += 1
+                    used += 1
                 else:
                     dropped += 1
         total = total + softmax_loss(positive, terms, temperature)
-    assert kept and (dropped or not masked)  # the case must reach both sides of the mask
-    return total / len(rows)
+    assert used and (dropped or not masked)  # the case must have candidates on both sides of the mask
+    return total / len(examples)
 
 
 def sequence_reference(query, chunks, chunk_valid, chunk, *, temperature, also_positive=None):
@@ -100,13 +99,13 @@ def triplet_reference(query, document, negatives, *, temperature, own_only=False
 
 
 def vectors(*shape, seed):
-    """Integers in [-127, 127] as the quantizer leaves them."""
+    """Integers in [-127, 127], as the quantizer returns them."""
     values = np.rint(np.random.default_rng(seed).normal(size=(*shape, WIDTH)) * 45)
     return np.clip(values, -127, 127).astype(np.float32)
 
 
 def pairs(seed=0):
-    """Queries a little closer to their own document than to the others, so that the mask has work."""
+    """Queries slightly closer to their own document than to the others, so that the mask matters."""
     query = vectors(N, seed=seed)
     return query, np.rint(0.3 * query + 0.9 * vectors(N, seed=seed + 1)).astype(np.float32)
 

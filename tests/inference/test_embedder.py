@@ -408,7 +408,7 @@ def test_the_longest_text_needs_no_array_of_length_by_length(folder, slots):
     encoder = bind(config, jax.device_put(folder.params))
     traced = packed_encoder._embed.trace(encoder, batch, slots)
     # One block of queries against the row, for each of two heads.
-    assert largest_array(traced.jaxpr.jaxpr) == 2 * blockwise.QUERY_BLOCK * length
+    assert largest_array(traced.jaxpr.jaxpr) == 2 * blockwise.BLOCK_Q * length
     assert traced.lower().compile().memory_analysis().temp_size_in_bytes < length * length / 4
     # Control: the walk sees what the reference attention would hold.
     query = jax.ShapeDtypeStruct((1, 2048, 2, 16), jnp.float32)
@@ -429,7 +429,7 @@ def test_a_text_longer_than_whole_rows_of_attention(folder, reference):
     }
     encoder = bind(config, jax.device_put(folder.params))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_face, "WHOLE_ROWS", 3000)
+        patch.setattr(attention_face, "MAX_REFERENCE_LENGTH", 3000)
         expected = embed(encoder, jax.tree.map(jnp.asarray, batch), 1)[0][0, 0]
     np.testing.assert_allclose(long_model.encode_tokens([ids])[0], expected, rtol=0, atol=1e-5)
 

@@ -44,6 +44,7 @@ def with_dtype(folder: LoadedModel, dtype: str) -> LoadedModel:
     return dataclasses.replace(folder, config=dataclasses.replace(folder.config, dtype=dtype))
 
 
+@pytest.mark.slow
 def test_breakage_with_transformers_releases(folder, tmp_path):
     # Encoding needs no transformers of any release ...
     save_model(tmp_path, folder.config, folder.vocabulary, folder.params, stage="pair")

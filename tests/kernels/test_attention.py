@@ -1,4 +1,4 @@
-"""Attention over packed rows: one suite that every implementation passes, and what only kernels have."""
+"""Attention over packed sequences: one suite that every implementation passes, and properties of the kernels."""
 
 import dataclasses
 import functools
@@ -15,17 +15,25 @@ from hypothesis import given, settings
 from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels import attention as face
 from pplx_jax.kernels.attention import blockwise, pallas, reference, triton
-from pplx_jax.kernels.attention.tiles import Tiles, best
-from pplx_jax.kernels.attention.visits import PADDED, WINDOW_BITS, stretches, table
+from pplx_jax.kernels.attention.mask_info import PADDED, WINDOW_BITS, make_mask_info, overlap_ranges
+from pplx_jax.kernels.attention.tiles import Tiles, choose_tiles
+from pplx_jax.kernels.attention.triton_blocks import Blocks
 
-# Two key heads at a time, and sub-tiles side by side where half a step is enough.
+# Two key heads per grid step, and two interleaved masked blocks where half of `block_kv_masked` is enough for each.
 SMALL = (
-    Tiles(query=256, key=512, piece=128, sub_query=128, sub_key=256, kv_heads=2, together=2),
-    Tiles(query=256, key=512, piece=128, sub_query=128, sub_key=256, kv_heads=2, together=2),
-)
+    Tiles(
+        block_q=256,
+        block_kv=512,
+        block_q_unmasked=128,
+        block_q_masked=128,
+        block_kv_masked=256,
+        kv_heads=2,
+        interleave=2,
+    ),
+) * 2
 IMPLEMENTATIONS = {
     "reference": reference.attention,
-    "blockwise": functools.partial(blockwise.attention, query_block=16),
+    "blockwise": functools.partial(blockwise.attention, block_q=16),
     "pallas": functools.partial(pallas.attention, tiles=SMALL, interpret=True),
     "triton": functools.partial(triton.attention, interpret=True),
 }
@@ -33,7 +41,7 @@ KERNELS = ("pallas", "triton")
 
 
 def packed(length: int, lengths: list[int], gap: int = 0) -> np.ndarray:
-    """Segments of a row: texts of these lengths one after another as far as they fit, `gap` of padding between."""
+    """Segment ids of a sequence: texts of these lengths one after another while they fit, `gap` of padding between."""
     ids, at = np.zeros(length, np.int32), 0
     for number, size in enumerate(lengths, start=1):
         ids[at : at + size] = number
@@ -41,8 +49,8 @@ def packed(length: int, lengths: list[int], gap: int = 0) -> np.ndarray:
     return ids
 
 
-# Rows of 1,200: texts that end within, at and across tiles, one that fills whole tiles, none at all, ids that come
-# back, padding amid the row.
+# Sequences of 1,200: texts that end inside, at and across block boundaries, one that fills whole blocks, none at all,
+# padding between texts, ids that come back.
 LAYOUTS = {
     "short": packed(1200, [100, 30, 270, 300, 200]),
     "aligned": packed(1200, [256, 256, 128, 128, 256]),
@@ -56,7 +64,7 @@ LAYOUTS = {
 
 
 def exact_attention(query, key, value, ids, causal):
-    """In NumPy and float64, a query at a time: [L, H, E] of one row."""
+    """In NumPy and float64, one query at a time: [L, H, E] of one sequence."""
     out = np.zeros(query.shape)
     group = query.shape[1] // key.shape[1]
     for place in np.flatnonzero(ids):
@@ -142,7 +150,7 @@ def test_random_layouts_and_shapes(name, lengths, gap, shape, causal):
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_what_lies_in_neighbours_and_under_padding_moves_no_bit(name):
+def test_neighbours_and_padding_change_no_bit(name):
     ids = packed(1200, [100, 300, 270], gap=40)
     arguments, weights = inputs(ids)
     mine = ids == 2
@@ -161,7 +169,7 @@ def test_what_lies_in_neighbours_and_under_padding_moves_no_bit(name):
     assert np.abs(after - before)[0, mine].max() > 1e-3
 
 
-WIDE = tuple(dataclasses.replace(tiles, wide_products=True) for tiles in SMALL)
+WIDE = tuple(dataclasses.replace(tiles, wide_matrix_unit=True) for tiles in SMALL)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -177,7 +185,7 @@ def test_sums_and_masks_by_product(causal):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
-def test_a_mask_by_product_lets_no_bit_through():
+def test_a_mask_by_product_hides_every_bit():
     ids = packed(512, [100, 90, 66, 256])
     arguments, _ = inputs(ids, heads=2, kv_heads=1, head_dim=128)
     mine = ids == 2
@@ -194,26 +202,26 @@ def test_a_mask_by_product_lets_no_bit_through():
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_heads_of_a_group_work_side_by_side_in_several_products(wide):
-    tiles = dataclasses.replace(SMALL[0], piece=256, sub_query=256, together=1, wide_products=wide)
-    assert [tiles.heads_at_once(group) for group in (1, 2, 3, 4, 8)] == [1, 2, 1, 2, 2]
+def test_heads_of_a_group_are_interleaved_in_several_products(wide):
+    tiles = dataclasses.replace(SMALL[0], block_q_unmasked=256, block_q_masked=256, interleave=1, wide_matrix_unit=wide)
+    assert [tiles.heads_per_product(group) for group in (1, 2, 3, 4, 8)] == [1, 2, 1, 2, 2]
     arguments, _ = inputs(np.stack([packed(512, [256, 130, 90]), packed(512, [60, 170, 200])]), heads=4, head_dim=128)
     found = pallas.attention(*arguments, tiles=(tiles, SMALL[1]), interpret=True)
     np.testing.assert_allclose(found, reference.attention(*arguments), rtol=0, atol=1e-5)
 
 
-def test_sub_tiles_go_side_by_side_where_each_needs_one_step():
+def test_masked_blocks_are_interleaved_where_each_needs_one_product():
     def windows(lengths, key=512):
-        tiles = dataclasses.replace(SMALL[0], key=key)
+        tiles = dataclasses.replace(SMALL[0], block_kv=key)
         ids = jnp.asarray(packed(1024, lengths))[None]
-        return table(ids, ids, tiles, causal=False).window.tolist()
+        return make_mask_info(ids, ids, tiles, causal=False)[1].window.tolist()
 
     second = 1 << WINDOW_BITS
-    assert windows([128] * 8) == [1] * 4 + [1 | second] * 4  # a unit of keys each, in two tiles
-    assert windows([256] * 4, key=1024) == [2] * 8  # a whole step
-    assert windows([512, 512]) == [0] * 8  # two steps
-    assert windows([100, 156, 256, 128]) == [2, 2, 2, 2, 1 | second, 0, 0, 0]  # padding meets nothing
-    assert windows([200] * 5)[:4] == [2, 0, 0, 0]  # three units; a text that two tiles of keys hold
+    assert windows([128] * 8) == [1] * 4 + [1 | second] * 4  # 128 keys each, in two blocks
+    assert windows([256] * 4, key=1024) == [2] * 8  # 256 keys each, all of `block_kv_masked`
+    assert windows([512, 512]) == [0] * 8  # two products
+    assert windows([100, 156, 256, 128]) == [2, 2, 2, 2, 1 | second, 0, 0, 0]  # padding attends to nothing
+    assert windows([200] * 5)[:4] == [2, 0, 0, 0]  # 384 keys; a text in two blocks of keys
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -238,21 +246,21 @@ def test_bfloat16_is_as_near_as_its_precision(name):
         assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.9999
 
 
-def test_a_row_in_stretches_is_the_row_at_once():
+def test_a_sequence_in_spans_is_the_sequence_at_once():
     arguments, weights = inputs([LAYOUTS["two"], LAYOUTS["short"]])
     whole = results(IMPLEMENTATIONS["pallas"], arguments, weights, causal=True)
-    small = dataclasses.replace(SMALL[1], key=256)
-    small = dataclasses.replace(small, vmem_limit_bytes=small.backward_bytes(2, 64, 4, 512, in_stretches=True))
-    assert small.most_queries(2, 64, 4, 1200) == 512
-    stretches = functools.partial(pallas.attention, tiles=(SMALL[0], small), interpret=True)
+    small = dataclasses.replace(SMALL[1], block_kv=256)
+    small = dataclasses.replace(small, vmem_limit_bytes=small.backward_bytes(2, 64, 4, 512, in_spans=True))
+    assert small.max_queries(2, 64, 4, 1200) == 512
+    spans = functools.partial(pallas.attention, tiles=(SMALL[0], small), interpret=True)
     for one, other in zip(
-        jax.tree.leaves(results(stretches, arguments, weights, causal=True)), jax.tree.leaves(whole), strict=True
+        jax.tree.leaves(results(spans, arguments, weights, causal=True)), jax.tree.leaves(whole), strict=True
     ):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_queries_may_be_a_part_of_the_row(name):
+def test_queries_may_be_a_part_of_the_sequence(name):
     (query, key, value, ids), _ = inputs(LAYOUTS["short"])
     whole = IMPLEMENTATIONS[name](query, key, value, ids)
     part = slice(300, 812)
@@ -260,7 +268,7 @@ def test_queries_may_be_a_part_of_the_row(name):
     np.testing.assert_allclose(found, whole[:, part], rtol=0, atol=1e-6)
 
 
-def test_blocks_that_do_not_meet_are_not_worked():
+def test_blocks_without_a_common_segment_are_skipped():
     def finite(ids):
         (query, key, value, ids), weights = inputs(ids)
         mine = (np.arange(1024) < 256)[None, :, None, None]
@@ -269,55 +277,54 @@ def test_blocks_that_do_not_meet_are_not_worked():
         return [bool(np.isfinite(array[:, :256]).all()) for array in (out, *gradients)]
 
     assert finite(packed(1024, [256, 768])) == [True] * 4
-    # Control: a text that ends within a block of the next one's meets it.
+    # Control: a text that ends inside a block of the next text overlaps it.
     assert not any(finite(packed(1024, [250, 774]))[:2])
 
 
 @pytest.mark.parametrize("by_key", [False, True])
-def test_a_tile_goes_from_the_first_to_the_last_that_it_meets(by_key):
+def test_a_block_overlaps_a_range_of_blocks(by_key):
     ids = jnp.asarray([packed(1024, [300, 500], gap=20)])
-    start, stop = stretches(ids, ids, 256, 128, causal=False, by_key=by_key)
-    # Texts lie at 0 to 300 and 320 to 820: in tiles of 128 at 0 to 2 and 2 to 6, in tiles of 256 at 0 to 1 and 1 to 3.
+    start, stop = overlap_ranges(ids, ids, 256, 128, causal=False, by_key=by_key)
+    # The texts are at 0 to 300 and 320 to 820: blocks 0 to 2 and 2 to 6 of 128 keys, 0 to 1 and 1 to 3 of 256 queries.
     assert start[0].tolist() == ([0, 0, 0, 1, 1, 1, 1, 0] if by_key else [0, 0, 2, 2])
     assert stop[0].tolist() == ([2, 2, 4, 4, 4, 4, 4, 0] if by_key else [3, 7, 7, 7])
-    causal = stretches(ids, ids, 256, 128, causal=True, by_key=by_key)
+    causal = overlap_ranges(ids, ids, 256, 128, causal=True, by_key=by_key)
     assert causal[0][0].tolist() == ([0, 0, 1, 1, 2, 2, 3, 0] if by_key else [0, 0, 2, 2])
     assert causal[1][0].tolist() == ([2, 2, 4, 4, 4, 4, 4, 0] if by_key else [2, 4, 6, 7])
 
 
 @pytest.mark.parametrize("by_key", [False, True])
-def test_only_tiles_that_meet_are_visited(by_key):
-    tiles = Tiles(query=256, key=256, piece=256, sub_query=256, sub_key=256)
+def test_the_grid_has_only_blocks_that_overlap(by_key):
+    tiles = Tiles(block_q=256, block_kv=256, block_q_unmasked=256, block_q_masked=256, block_kv_masked=256)
 
-    def visited(lengths, causal=False, length=4096):
+    def steps(lengths, causal=False, length=4096):
         ids = jnp.asarray(packed(length, lengths))[None]
-        return int(table(ids, ids, tiles, causal=causal, by_key=by_key).count)
+        return int(make_mask_info(ids, ids, tiles, causal=causal, by_key=by_key)[0])
 
-    assert visited([256] * 16) == 16
-    assert visited([4096]) == 256
-    assert visited([4096], causal=True) == 136
-    assert visited([300] * 13) < 16 * 4
-    assert visited([256]) == 16  # of padding, one each: what accumulates is written
-    # A row whose ids come back is visited wherever they may meet.
+    assert steps([256] * 16) == 16
+    assert steps([4096]) == 256
+    assert steps([4096], causal=True) == 136
+    assert steps([300] * 13) < 16 * 4
+    assert steps([256]) == 16  # one for each block of padding, which writes it
+    # If ids come back, every block may overlap every other.
     ids = jnp.asarray(np.resize([1, 2], 4096))[None]
-    assert int(table(ids, ids, tiles, causal=False, by_key=by_key).count) == 256
+    assert int(make_mask_info(ids, ids, tiles, causal=False, by_key=by_key)[0]) == 256
 
 
-def test_only_sub_tiles_with_padding_are_cleared():
+def test_only_masked_blocks_with_padding_are_cleared():
     def padded(lengths):
         queries, keys = (jnp.asarray(packed(1024, lengths))[None] for _ in range(2))  # never one array within a kernel
-        visits = table(queries, keys, SMALL[0], causal=False)
-        count = int(visits.count)
-        tiles = {int(query) for query, flags in zip(visits.query, visits.flags[:count], strict=False) if flags & PADDED}
-        return visits.padded.tolist(), tiles
+        count, mask = make_mask_info(queries, keys, SMALL[0], causal=False)
+        flags = mask.flags[: int(count)]
+        return mask.padded.tolist(), {int(q) for q, flag in zip(mask.q_index, flags, strict=False) if flag & PADDED}
 
     assert padded([512, 512]) == ([0] * 8, set())
-    assert padded([300, 500]) == ([0] * 6 + [1] * 2, {3})  # from 800 on: sub-tiles of 128, tiles of 256
+    assert padded([300, 500]) == ([0] * 6 + [1] * 2, {3})  # from 800 on: masked blocks of 128, blocks of 256
 
 
 def test_queries_that_are_a_part_have_no_causal_mask_on_a_tpu():
     (query, key, value, ids), _ = inputs(LAYOUTS["short"])
-    with pytest.raises(BadInput, match="no causal mask over queries that are a part of the row"):
+    with pytest.raises(BadInput, match="no causal mask for queries that are a part of the sequence"):
         IMPLEMENTATIONS["pallas"](query, key, value, ids, key_segment_ids=ids, causal=True)
 
 
@@ -336,20 +343,20 @@ def test_memory_is_linear_in_length_both_ways():
     assert temporaries(reference.attention, 4096) > 3.5 * temporaries(reference.attention, 2048)
 
 
-@pytest.mark.parametrize("length", [face.WHOLE_ROWS, face.WHOLE_ROWS + 1])
-def test_the_face_gives_the_same_on_both_sides_of_its_choice(length):
+@pytest.mark.parametrize("length", [face.MAX_REFERENCE_LENGTH, face.MAX_REFERENCE_LENGTH + 1])
+def test_attention_is_the_same_on_both_sides_of_the_choice_by_length(length):
     arguments, _ = inputs(packed(length, [600, 300]))
     np.testing.assert_allclose(face.attention(*arguments), reference.attention(*arguments), rtol=0, atol=1e-6)
 
 
-def test_what_is_forced_runs_or_is_refused():
+def test_a_forced_implementation_runs_or_is_refused():
     arguments, _ = inputs(packed(64, [30, 20]))
     for name in ("reference", "blockwise"):
         np.testing.assert_allclose(
             face.attention(*arguments, implementation=name), reference.attention(*arguments), rtol=0, atol=1e-6
         )
     for name, device in (("pallas", "a TPU"), ("triton", "an NVIDIA GPU")):
-        with pytest.raises(BadInput, match=f"'{name}' wants {device}, this is cpu"):
+        with pytest.raises(BadInput, match=f"'{name}' needs {device}, this is cpu"):
             face.attention(*arguments, implementation=name)
     with pytest.raises(BadInput, match="'flash' is not one of"):
         face.attention(*arguments, implementation="flash")
@@ -357,47 +364,53 @@ def test_what_is_forced_runs_or_is_refused():
 
 @pytest.mark.parametrize("size", [0, 8, 48])
 def test_blocks_refuse_sizes_that_are_no_power_of_2(size):
-    with pytest.raises(BadInput, match=f"Blocks.key={size}; set it to a power of 2 from 16"):
-        triton.Blocks(64, size, 4, 2)
+    with pytest.raises(BadInput, match=f"Blocks.block_kv={size}; set it to a power of 2 from 16"):
+        Blocks(64, size, 4, 2)
 
 
 @pytest.mark.parametrize(
     ("sizes", "words"),
     [
-        ({"query": 100}, "Tiles.query=100 is no multiple of 128"),
-        ({"sub_key": 384}, "Tiles.sub_key=384 is no multiple of 256"),
-        ({"piece": 384}, "Tiles.piece=384 does not divide query=512"),
-        ({"sub_query": 512}, "Tiles.sub_query=512 does not divide piece=256"),
-        ({"sub_query": 128, "together": 1}, "Tiles.together=1 x sub_query=128 is not whole pieces of 256"),
-        ({"together": 4}, "Tiles.together=4 x sub_query=256 is not whole pieces of 256 that divide query=512"),
+        ({"block_q": 100}, "Tiles.block_q=100 is not a multiple of 128"),
+        ({"block_kv_masked": 384}, "Tiles.block_kv_masked=384 is not a multiple of 256"),
+        ({"block_q_unmasked": 384}, "Tiles.block_q_unmasked=384 does not divide block_q=512"),
+        ({"block_q_masked": 512}, "Tiles.block_q_masked=512 does not divide block_q_unmasked=256"),
+        (
+            {"block_q_masked": 128, "interleave": 1},
+            "Tiles.interleave=1 x block_q_masked=128 is not a multiple of block_q_unmasked=256",
+        ),
+        (
+            {"interleave": 4},
+            "Tiles.interleave=4 x block_q_masked=256 is not a multiple of block_q_unmasked=256 that divides block_q=5",
+        ),
     ],
 )
 def test_tiles_refuse_sizes_that_do_not_fit(sizes, words):
     with pytest.raises(BadInput, match=words):
-        Tiles(**{"query": 512, "key": 512, "piece": 256, **sizes})
+        Tiles(**{"block_q": 512, "block_kv": 512, "block_q_unmasked": 256, **sizes})
 
 
 def test_tiles_say_what_memory_they_need():
-    tiles = Tiles(query=1024, key=4096, piece=1024)
+    tiles = Tiles(block_q=1024, block_kv=4096, block_q_unmasked=1024)
     arguments, _ = inputs(packed(4096, [4096]), heads=4)
-    with pytest.raises(BadInput, match=r"tiles of 1024 x 4096 need \d+ MiB of fast memory, over 56"):
+    with pytest.raises(BadInput, match=r"tiles of 1024 x 4096 need \d+ MiB of VMEM, more than 56"):
         pallas.attention(*arguments, tiles=(tiles, tiles), interpret=True)
 
 
 @pytest.mark.parametrize("group", [1, 2, 4, 8, 16, 32])
 @pytest.mark.parametrize("length", [1, 128, 512, 1000, 4224, 32768])
-def test_the_best_tiles_fit_their_device(length, group):
+def test_the_chosen_tiles_fit_their_device(length, group):
     devices = (None, "TPU v5 lite", "TPU v6 lite", "TPU v5", "TPU v4")
     for device, itemsize, head_dim in itertools.product(devices, (2, 4), (128, 256)):
-        if device == "TPU v4" and group * head_dim * itemsize > 8 * 128 * 4:  # a seventh of the others' fast memory
+        if device == "TPU v4" and group * head_dim * itemsize > 8 * 128 * 4:  # a seventh of the VMEM of the others
             continue
-        forward, backward = best(length, group, head_dim, itemsize, device_kind=device)
+        forward, backward = choose_tiles(length, group, head_dim, itemsize, device_kind=device)
         forward.require(forward.forward_bytes(group, head_dim, itemsize))
-        most = backward.most_queries(group, head_dim, itemsize, length)
-        backward.require(backward.backward_bytes(group, head_dim, itemsize, most, in_stretches=most < length))
+        most = backward.max_queries(group, head_dim, itemsize, length)
+        backward.require(backward.backward_bytes(group, head_dim, itemsize, most, in_spans=most < length))
         if group <= 8 and head_dim == 128 and device != "TPU v4":
             assert most >= min(length, 3584 if itemsize == 2 else 2048)
-        assert -length % forward.key < max(512, length / 4)
+        assert -length % forward.block_kv < max(512, length / 4)
 
 
 ON_A_MESH = """
@@ -417,8 +430,8 @@ for axes, run, causal in (
     (("fsdp", "tensor", "sequence"), kernel, False),
     (("fsdp", "tensor", "sequence"), triton, False),
     (("fsdp", "tensor", "sequence"), triton, True),
-    (("fsdp", "tensor", "sequence"), face._whole, True),
-    (("fsdp", "tensor", "sequence"), face._blocks, True),
+    (("fsdp", "tensor", "sequence"), face._reference, True),
+    (("fsdp", "tensor", "sequence"), face._blockwise, True),
 ):
     mesh = jax.make_mesh((2, 2, 2), axes, axis_types=(jax.sharding.AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
@@ -429,11 +442,12 @@ for axes, run, causal in (
 with jax.set_mesh(mesh):
     try:
         face._on_mesh(face._pallas, *arrays, ids, causal=True)
-        raise AssertionError("a causal mask over shared rows was taken")
+        raise AssertionError("a causal mask for shared sequences was accepted")
     except BadInput as error:
-        assert "no causal mask over rows shared along sequence" in str(error), error
+        assert "no causal mask for sequences shared along sequence" in str(error), error
 """
 
 
-def test_each_device_of_a_mesh_works_on_its_rows_heads_and_queries():
+@pytest.mark.slow
+def test_each_device_of_a_mesh_works_on_its_sequences_heads_and_queries():
     simulated.run("-c", ON_A_MESH)

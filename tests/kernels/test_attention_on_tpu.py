@@ -5,6 +5,8 @@ import functools
 import pytest
 from helpers import tpu_compile
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
@@ -41,7 +43,7 @@ def test_both_passes_compile_for_both_models(topology, heads):
 
 
 @tpu_compile.needs_libtpu
-def test_both_passes_compile_for_the_smallest_fast_memory():
+def test_both_passes_compile_for_the_smallest_vmem():
     calls, _ = compiled("v4:2x2x1", 16, 4096, 1)
     assert calls >= 2
 

@@ -15,7 +15,7 @@ from pplx_jax.kernels import segment_pool as face
 from pplx_jax.kernels.quantization import tanh_int8
 from pplx_jax.kernels.segment_pool import pallas
 from pplx_jax.kernels.segment_pool import reference as pooling
-from pplx_jax.kernels.segment_pool.tiles import Tiles, best
+from pplx_jax.kernels.segment_pool.tiles import Tiles, choose_tiles
 
 SLOTS = 4
 SHAPE = (2, 16, 5)  # B, L, D
@@ -157,7 +157,7 @@ def test_very_many_slots_pool_alike(monkeypatch):
     hidden, chunk_ids = random_case()
     hidden[0, 3] = np.nan  # outside every slot
     expected = pooling.mean_pool(jnp.asarray(hidden), jnp.asarray(chunk_ids), SLOTS)
-    monkeypatch.setattr(pooling, "_MOST_ONE_HOT_SLOTS", SLOTS - 1)
+    monkeypatch.setattr(pooling, "_MAX_ONE_HOT_SLOTS", SLOTS - 1)
     found = pooling.mean_pool(jnp.asarray(hidden), jnp.asarray(chunk_ids), SLOTS)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
@@ -190,7 +190,7 @@ def test_what_is_forced_runs_or_is_refused():
     hidden, chunk_ids = map(jnp.asarray, random_case())
     found = face.segment_pool(hidden, chunk_ids, SLOTS, implementation="reference")[0]
     np.testing.assert_array_equal(found, face.segment_pool(hidden, chunk_ids, SLOTS)[0])
-    with pytest.raises(BadInput, match="wants a TPU, this is cpu"):
+    with pytest.raises(BadInput, match="needs a TPU, this is cpu"):
         face.segment_pool(hidden, chunk_ids, SLOTS, implementation="pallas")
     with pytest.raises(BadInput, match="'fast' is not one of"):
         face.segment_pool(hidden, chunk_ids, SLOTS, implementation="fast")
@@ -199,15 +199,15 @@ def test_what_is_forced_runs_or_is_refused():
 
 
 def test_tiles_refuse_what_does_not_fit():
-    with pytest.raises(BadInput, match="Tiles.length=100 is no multiple of 128"):
+    with pytest.raises(BadInput, match="Tiles.block_length=100 is not a multiple of 128"):
         Tiles(100, 128)
     with pytest.raises(BadInput, match=r"tiles of 8192 x 2560 need \d+ MiB"):
         Tiles(8192, 2560).require(128, 4)
-    with pytest.raises(BadInput, match="5000 slots a row are over the kernel's 1024"):
+    with pytest.raises(BadInput, match="5000 slots per sequence, the kernel has at most 1024"):
         pallas.segment_pool(jnp.zeros((1, 8, 8)), jnp.zeros((1, 8), jnp.int32), 5000)
     for width in (1024, 2560, 4096):
         for slots in (128, 1024):
-            best(4224, width, slots, 4).require(slots, 4)
+            choose_tiles(4224, width, slots, 4).require(slots, 4)
 
 
 PROGRAM = """
@@ -228,6 +228,7 @@ print(compiled.cost_analysis()["bytes accessed"], compiled.as_text().count("tpu_
 """
 
 
+@pytest.mark.slow
 @tpu_compile.needs_libtpu
 @pytest.mark.parametrize("topology", tpu_compile.TOPOLOGIES)
 @pytest.mark.parametrize("width", [1024, 2560])
@@ -263,5 +264,6 @@ for output in ("mean", "tanh_int8"):
 """
 
 
+@pytest.mark.slow
 def test_tokens_of_a_row_on_several_devices():
     simulated.run("-c", ON_A_MESH)

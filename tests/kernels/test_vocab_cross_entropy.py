@@ -12,8 +12,8 @@ from helpers import simulated, tpu_compile
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas, vocab_cross_entropy
-from pplx_jax.kernels.vocab_cross_entropy.live_blocks import over_live_blocks
-from pplx_jax.kernels.vocab_cross_entropy.tiles import Tiles, best
+from pplx_jax.kernels.vocab_cross_entropy.compaction import loss_over_chunks
+from pplx_jax.kernels.vocab_cross_entropy.tiles import Tiles, choose_tiles
 
 
 def loss_alone(*arguments):
@@ -245,8 +245,8 @@ def test_logits_are_never_whole():
     assert largest >= whole
 
 
-# Two pieces of each tile of the vocabulary, several tiles of it and of the positions, several blocks.
-SMALL = Tiles(block=256, positions=128, vocabulary=256, piece=128, width=128)
+# Two groups of classes per block, several blocks of classes and of positions, several chunks.
+SMALL = Tiles(chunk=256, block_t=128, block_v=256, block_v_max=128, max_block_d=128)
 
 
 @functools.partial(jax.jit, static_argnames="module")
@@ -262,15 +262,15 @@ def test_the_kernels_against_torch(tokens, width, vocabulary):
     found = losses(hidden, embedding, targets, weights)
     expected, expected_gradients = reference(hidden, embedding, targets, weights)
     np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
-    for actual, exact in zip((found.of_hidden, found.of_table), expected_gradients, strict=True):
+    for actual, exact in zip((found.hidden_gradient, found.table_gradient), expected_gradients, strict=True):
         assert actual.shape == exact.shape
         assert close(actual, exact, 1e-5)
-    np.testing.assert_array_equal(np.asarray(found.of_hidden)[weights == 0], 0.0)
+    np.testing.assert_array_equal(np.asarray(found.hidden_gradient)[weights == 0], 0.0)
     each = losses(hidden, embedding, targets, weights, module=chunked).cross_entropy
     np.testing.assert_allclose(found.cross_entropy, each, rtol=1e-5, atol=1e-5)
     # Control: another target shows.
     moved = losses(hidden, embedding, (targets + 1) % vocabulary, weights)
-    assert abs(float(moved.loss - found.loss)) > 1e-2 and not close(moved.of_table, found.of_table, 1e-3)
+    assert abs(float(moved.loss - found.loss)) > 1e-2 and not close(moved.table_gradient, found.table_gradient, 1e-3)
 
 
 def test_the_kernels_at_their_edges():
@@ -290,7 +290,7 @@ def test_the_kernels_at_their_edges():
     found = losses(*arguments)
     expected, expected_gradients = reference(*arguments)
     np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
-    assert close(found.of_hidden, expected_gradients[0], 1e-3)
+    assert close(found.hidden_gradient, expected_gradients[0], 1e-3)
 
 
 def test_the_kernels_in_half_precision():
@@ -301,7 +301,7 @@ def test_the_kernels_in_half_precision():
     found = losses(*halves, targets, weights)
     expected, expected_gradients = reference(*halves, targets, weights)
     np.testing.assert_allclose(found.loss, expected, rtol=1e-5)
-    assert found.of_hidden.dtype == jnp.bfloat16 and found.of_table.dtype == jnp.float32
+    assert found.hidden_gradient.dtype == jnp.bfloat16 and found.table_gradient.dtype == jnp.float32
     chunks = losses(*halves, targets, weights, module=chunked)
     for actual, other, exact in zip(found[2:], chunks[2:], expected_gradients, strict=True):
         off, off_other = (np.abs(np.asarray(x, np.float64) - exact).max() for x in (actual, other))
@@ -309,16 +309,16 @@ def test_the_kernels_in_half_precision():
         assert off < 1.5 * off_other and off < 1e-2 * np.abs(exact).max()
 
 
-def test_only_blocks_with_a_weight_are_worked():
+def test_only_chunks_with_a_weight_are_worked():
     hidden, _, targets, weights = case(1000, 4, 10)
 
     def runs(chosen):
-        def one_block(part, count):
+        def one_chunk(part, count):
             return jnp.zeros(part.targets.shape), part.hidden, count + 1
 
-        found = over_live_blocks(one_block, hidden, targets, chosen, block=100, table_shape=(1, 1))
-        np.testing.assert_array_equal(found.of_hidden, np.where(chosen[:, None] != 0, hidden, 0))
-        return int(found.of_table[0, 0])
+        found = loss_over_chunks(one_chunk, hidden, targets, chosen, chunk=100, table_shape=(1, 1))
+        np.testing.assert_array_equal(found.hidden_gradient, np.where(chosen[:, None] != 0, hidden, 0))
+        return int(found.table_gradient[0, 0])
 
     some = np.zeros_like(weights)
     some[::4] = 1  # 250 of them, spread over all blocks
@@ -329,22 +329,22 @@ def test_tiles_hold_themselves_to_the_memory():
     for kind in ("", "TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite"):
         for width in (128, 1024, 2560, 4096):
             for itemsize in (2, 4):
-                tiles = best(8192, width, itemsize, kind)
-                assert tiles.bytes(width, itemsize) <= tiles.vmem_limit_bytes and width % tiles.part(width) == 0
-    assert best(8192, 1024, 2, "TPU v5 lite").block == 2048 and best(100, 1024, 2).block == 128
-    with pytest.raises(BadInput, match="piece=256 does not divide vocabulary=384"):
-        Tiles(vocabulary=384)
-    with pytest.raises(BadInput, match="MiB of fast memory at width 8192"):
-        Tiles(block=8192).require(8192, 4)
-    with pytest.raises(BadInput, match="positions=100 is no multiple of 128"):
-        Tiles(positions=100)
+                tiles = choose_tiles(8192, width, itemsize, kind)
+                assert tiles.bytes(width, itemsize) <= tiles.vmem_limit_bytes and width % tiles.block_d(width) == 0
+    assert choose_tiles(8192, 1024, 2, "TPU v5 lite").chunk == 2048 and choose_tiles(100, 1024, 2).chunk == 128
+    with pytest.raises(BadInput, match="block_v_max=256 does not divide block_v=384"):
+        Tiles(block_v=384)
+    with pytest.raises(BadInput, match="MiB of VMEM at width 8192"):
+        Tiles(chunk=8192).require(8192, 4)
+    with pytest.raises(BadInput, match="block_t=100 is not a multiple of 128"):
+        Tiles(block_t=100)
 
 
 def test_a_forced_implementation_runs_or_says_why_not():
     arguments = case(37, 8, 97)
     forced, _ = vocab_cross_entropy(*arguments, implementation="chunked")
     np.testing.assert_allclose(forced, both(*arguments)[0], rtol=1e-6)
-    with pytest.raises(BadInput, match="'pallas' wants a TPU"):
+    with pytest.raises(BadInput, match="'pallas' needs a TPU"):
         vocab_cross_entropy(*arguments, implementation="pallas")
     with pytest.raises(BadInput, match="'dense' is not one of"):
         vocab_cross_entropy(*arguments, implementation="dense")
@@ -382,6 +382,7 @@ for shape, axes in (((2, 4), ("data", "fsdp")), ((2, 2, 2), ("slice", "fsdp", "t
 """
 
 
+@pytest.mark.slow
 def test_over_a_mesh_it_is_one_device_and_no_logits_travel():
     simulated.run("-c", OVER_A_MESH)
 
@@ -405,6 +406,7 @@ with jax.set_mesh(mesh):
 """
 
 
+@pytest.mark.slow
 @tpu_compile.needs_libtpu
 @pytest.mark.parametrize("topology,width", list(zip(tpu_compile.TOPOLOGIES, (1024, 2560, 1024), strict=True)))
 def test_the_kernels_compile_for_tpus(topology, width):

@@ -50,6 +50,7 @@ def test_links_are_made_once_and_only_to_what_is_there(tmp_path):
     assert not (trial / "data").is_symlink() and not (trial / "data" / "tokens").is_symlink()  # others write there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words, code, text", [(["--version"], 0, "pplx-jax"), (["nothing"], 2, "invalid choice")])
 def test_it_becomes_the_command(tmp_path, words, code, text):
     environment = {**os.environ, "PPLX_TRIAL": json.dumps(note(tmp_path / "run"))}
@@ -80,6 +81,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_a_job_whose_parent_went_first_leaves(tmp_path):
     (tmp_path / "orphan.py").write_text(ORPHAN)
     environment = {**os.environ, "PPLX_TRIAL": "{}", "PPLX_STOP_WITH_PARENT": "1"}
@@ -89,6 +91,7 @@ def test_a_job_whose_parent_went_first_leaves(tmp_path):
     assert done.stdout == "starts\n", done.stderr
 
 
+@pytest.mark.slow
 def test_a_refused_trial_has_its_exit_code(tmp_path):
     entry.prepare(note(tmp_path))
     environment = {**os.environ, "PPLX_TRIAL": json.dumps(note(tmp_path, record={}) | {"record": {"trial": 4}})}

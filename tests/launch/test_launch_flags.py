@@ -37,6 +37,7 @@ def test_flags_that_do_not_go_together(options, words, monkeypatch):
         launched(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "word, told", [("--executor=nope", "value should be one of"), ("--bogus", "Unknown command line flag 'bogus'")]
 )

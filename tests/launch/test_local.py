@@ -16,6 +16,8 @@ from pplx_jax.cli import main as cli
 from pplx_jax.configuration import load
 from pplx_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = "gin/recipes/quickstart.gin"
 SMALL = (

@@ -18,6 +18,8 @@ from launch.tpu_slices import TpuSlices
 from pplx_jax.cli import main as cli
 from pplx_jax.cli.verbs import VERBS
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "pods.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)

@@ -17,7 +17,6 @@ from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_hashes import token_hashes
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.token_writer import write_table
-from pplx_jax.mining import parts as mining_parts
 from pplx_jax.mining import search as mining_search
 from pplx_jax.mining.mine import Mining, mine_table
 
@@ -442,20 +441,9 @@ def test_progress_counts_to_what_is_there(tmp_path, capsys):
     table = pair_table(tmp_path / "pair")
     mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared", shard=(2, 3))
     lines = capsys.readouterr().err
-    assert f"mine: encode  document {PAIRS}/{PAIRS}  in" in lines and "mine: rank  query 18/18  in" in lines
+    assert f"mine: encode: document {PAIRS}/{PAIRS} [" in lines and "mine: rank: query 18/18 [" in lines
     mine_table(Vectors(), table, VOCABULARY, SHARED, tmp_path / "shared")
-    assert "mine: rank  query 42/42  in" in capsys.readouterr().err
-
-
-def test_two_that_write_one_part_do_not_meet(tmp_path):
-    path = tmp_path / "part"
-
-    def write(temporary):
-        temporary.write_text("ours")
-        mining_parts._write_atomically(path, lambda other: other.write_text("theirs"))
-
-    mining_parts._write_atomically(path, write)
-    assert path.read_text() == "ours" and list(tmp_path.iterdir()) == [path]
+    assert "mine: rank: query 42/42 [" in capsys.readouterr().err
 
 
 def test_parts_of_other_settings_are_refused(tmp_path):

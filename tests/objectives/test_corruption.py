@@ -38,13 +38,13 @@ def corrupt(batch, *, seed=0, share=0.0, **times):
         segment_ids=np.asarray(out.segment_ids),
         corrupted=np.asarray(out.corrupted),
         valid=np.asarray(out.valid),
-        time=np.asarray(out.time),
+        mask_probability=np.asarray(out.mask_probability),
     )
 
 
 def times_of_texts(out):
     """One t a text, [2 x ROWS], after checking that a text has one."""
-    first, second = out.time[:, :FIRST], out.time[:, FIRST : FIRST + SECOND]
+    first, second = out.mask_probability[:, :FIRST], out.mask_probability[:, FIRST : FIRST + SECOND]
     for part in (first, second):
         np.testing.assert_array_equal(part, np.repeat(part[:, :1], part.shape[1], axis=1))
     return np.concatenate([first[:, 0], second[:, 0]])
@@ -61,8 +61,8 @@ def test_arrays_are_separate_and_agree():
     tokens, segment_ids, positions = batch = packed_rows()
     out = corrupt(batch)
     assert out.corrupted.dtype == np.bool_ and out.valid.dtype == np.bool_
-    assert out.time.dtype == np.float32
-    for array in (out.inputs, out.segment_ids, out.corrupted, out.valid, out.time):
+    assert out.mask_probability.dtype == np.float32
+    for array in (out.inputs, out.segment_ids, out.corrupted, out.valid, out.mask_probability):
         assert array.shape == tokens.shape
     np.testing.assert_array_equal(out.segment_ids, segment_ids)  # no cut asked for
     np.testing.assert_array_equal(out.valid, segment_ids > 0)
@@ -76,7 +76,7 @@ def test_padding_is_never_corrupted():
     assert out.corrupted[segment_ids > 0].mean() > 0.99  # nearly everything else is
     assert not out.corrupted[segment_ids == 0].any()
     np.testing.assert_array_equal(out.inputs[segment_ids == 0], tokens[segment_ids == 0])
-    assert np.isfinite(1 / out.time).all()
+    assert np.isfinite(1 / out.mask_probability).all()
 
 
 def test_one_uniform_time_for_each_text():
@@ -85,7 +85,8 @@ def test_one_uniform_time_for_each_text():
     assert times.min() >= 1e-3 and times.max() <= 1.0
     # 512 samples: the distance passes 1.95 / sqrt(512) = 0.086 once in a thousand draws.
     assert uniform_distance(times, 1e-3, 1.0) < 0.086
-    assert (out.time[:, 0] != out.time[:, FIRST]).mean() > 0.99  # texts of one row do not share a t
+    # Texts of a sequence do not share t.
+    assert (out.mask_probability[:, 0] != out.mask_probability[:, FIRST]).mean() > 0.99
     # Control: the same times are not uniform on (0, 2), nor squared.
     assert uniform_distance(times, 0.0, 2.0) > 0.086
     assert uniform_distance(times**2, 0.0, 1.0) > 0.086
@@ -151,9 +152,9 @@ def test_same_key_same_result_other_key_other_result():
     batch = packed_rows()
     one, again, other = corrupt(batch, seed=3), corrupt(batch, seed=3), corrupt(batch, seed=4)
     np.testing.assert_array_equal(one.corrupted, again.corrupted)
-    np.testing.assert_array_equal(one.time, again.time)
+    np.testing.assert_array_equal(one.mask_probability, again.mask_probability)
     assert (one.corrupted != other.corrupted).any()
-    assert (one.time != other.time).any()
+    assert (one.mask_probability != other.mask_probability).any()
 
 
 def lengths_kept(out):
@@ -181,7 +182,7 @@ def test_cut_turns_the_tail_into_padding():
     np.testing.assert_array_equal(out.inputs[out.corrupted], MASK)
     untouched = out.valid & ~out.corrupted
     np.testing.assert_array_equal(out.inputs[untouched], tokens[untouched])
-    assert np.isfinite(1 / out.time).all()
+    assert np.isfinite(1 / out.mask_probability).all()
 
 
 def test_one_text_in_a_hundred_is_cut():
@@ -206,7 +207,7 @@ def test_length_and_mask_draws_are_independent():
 
 
 def times_of_texts_kept(out):
-    return np.concatenate([out.time[:, 0], out.time[:, FIRST]])
+    return np.concatenate([out.mask_probability[:, 0], out.mask_probability[:, FIRST]])
 
 
 def test_rows_full_of_short_texts():
@@ -214,9 +215,9 @@ def test_rows_full_of_short_texts():
     segment_ids = np.tile(np.arange(1, LENGTH + 1, dtype=np.int32), (ROWS, 1))
     tokens = np.zeros_like(segment_ids)
     out = corrupt((tokens, segment_ids, np.zeros_like(tokens)))
-    assert uniform_distance(out.time.ravel(), 1e-3, 1.0) < 1.95 / np.sqrt(out.time.size)
-    assert len(np.unique(out.time[0])) > 0.9 * LENGTH
-    share = out.corrupted[(out.time > 0.4) & (out.time < 0.6)].mean()
+    assert uniform_distance(out.mask_probability.ravel(), 1e-3, 1.0) < 1.95 / np.sqrt(out.mask_probability.size)
+    assert len(np.unique(out.mask_probability[0])) > 0.9 * LENGTH
+    share = out.corrupted[(out.mask_probability > 0.4) & (out.mask_probability < 0.6)].mean()
     assert abs(share - 0.5) < 0.04
 
 
@@ -224,6 +225,6 @@ def test_defaults_are_the_papers():
     batch = [jnp.asarray(part) for part in packed_rows()]
     explicit = compiled(0.01)(*batch, jax.random.key(9))
     default = jax.jit(functools.partial(corruption.corrupt, mask_id=MASK))(*batch, jax.random.key(9))
-    np.testing.assert_array_equal(default.time, explicit.time)
+    np.testing.assert_array_equal(default.mask_probability, explicit.mask_probability)
     np.testing.assert_array_equal(default.inputs, explicit.inputs)
     np.testing.assert_array_equal(default.segment_ids, explicit.segment_ids)

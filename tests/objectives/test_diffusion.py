@@ -43,14 +43,14 @@ def make(inputs, segment_ids, corrupted, valid, time):
         segment_ids=jnp.asarray(segment_ids, jnp.int32),
         corrupted=jnp.asarray(corrupted, bool),
         valid=jnp.asarray(valid, bool),
-        time=jnp.asarray(time, jnp.float32),
+        mask_probability=jnp.asarray(time, jnp.float32),
     )
 
 
 def reference(hidden, embedding, tokens, corruption, normalizer, *, shift=1, weighted=True, cross=False):
     """Loops in float64; `shift`, `weighted`, `cross` switch on the mistakes that the controls make."""
     segments, corrupted = np.asarray(corruption.segment_ids), np.asarray(corruption.corrupted)
-    time = np.asarray(corruption.time, np.float64)
+    time = np.asarray(corruption.mask_probability, np.float64)
     total, valid, masked = torch.zeros((), dtype=torch.float64), 0, 0
     for row in range(segments.shape[0]):
         for place in range(1, segments.shape[1]):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pplx_jax.objectives import contrastive as losses
+from pplx_jax.objectives import contextual as losses
 
 batch_loss = jax.jit(losses.batch_loss)
 contextual_loss = jax.jit(losses.contextual_loss, static_argnames="mask_duplicates")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers.loss_references import WIDTH, C, K, N, vectors
 
-from pplx_jax.objectives.contrastive import contextual_loss, pair_loss, triplet_loss
+from pplx_jax.objectives.contextual import contextual_loss
+from pplx_jax.objectives.contrastive import pair_loss, triplet_loss
 from pplx_jax.objectives.duplicates import duplicate_groups, group_of_documents, group_sizes
 
 # Examples 0 and 1 share a query, 1 and 2 a document: one group. 3 stands alone, 4 and 5 are copies in both.

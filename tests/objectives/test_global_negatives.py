@@ -1,12 +1,16 @@
 """Negatives of all devices: the numbers of one device, no device with all scores, and embeddings all that travels."""
 
+import pytest
 from helpers import simulated
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = r'''
 import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import PartitionSpec
-from pplx_jax.objectives.contrastive import contextual_loss, pair_loss, triplet_loss
+from pplx_jax.objectives.contextual import contextual_loss
+from pplx_jax.objectives.contrastive import pair_loss, triplet_loss
 from pplx_jax.objectives.similarity import cosine_similarity
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
 

@@ -116,5 +116,5 @@ def test_memory_does_not_grow_with_the_batch_beyond_the_embeddings():
 
 @pytest.mark.parametrize("microbatches", [0, -1, 3, 32])
 def test_microbatches_that_do_not_divide_the_rows_are_refused(microbatches):
-    with pytest.raises(BadInput, match=f"16 rows cannot be encoded in {microbatches} equal microbatches"):
+    with pytest.raises(BadInput, match=f"16 sequences cannot be encoded in {microbatches} equal microbatches"):
         encode_in_microbatches(encode, parameters(), rows(), microbatches)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from helpers import simulated
 
+pytestmark = pytest.mark.slow
+
 PRESETS = ("fsdp", "fsdp_tensor", "long_context", "multislice")
 STAGES = ("diffusion", "pair", "contextual", "triplet")
 

@@ -248,6 +248,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_share_a_table_and_a_batch():
     found = json.loads(simulated.run("-c", EIGHT))
     assert found["shape"] == {"slice": 1, "data": 2, "fsdp": 4, "tensor": 1, "sequence": 1} and found[

@@ -142,25 +142,30 @@ def assert_close(one: pathlib.Path, two: pathlib.Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tiny.STAGES)
 def test_two_processes_of_four_devices_compute_what_one_device_does(output, name):
     assert_close(output / "one" / name, output / "two" / name)
 
 
+@pytest.mark.slow
 def test_the_comparison_can_fail(output):
     with pytest.raises(AssertionError):
         assert_close(output / "one" / "pair", output / "two" / "triplet")
 
 
+@pytest.mark.slow
 def test_a_run_of_one_process_goes_on_with_two(output):
     assert_close(output / "one" / "pair", output / "from_one")
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_with_one(output):
     assert_close(output / "one" / "pair", output / "from_two")
     assert json.loads((output / "from_two" / FILE).read_text())["starts"] == 2
 
 
+@pytest.mark.slow
 def test_one_process_writes_what_there_is_one_of(output):
     names = {path.name for path in (output / "two" / "pair").iterdir()}
     assert {"config.gin", "metrics.jsonl", "model-info.txt", "model.json", "goodput.json", "finished.json"} <= names
@@ -168,6 +173,7 @@ def test_one_process_writes_what_there_is_one_of(output):
     assert len(rows) == STEPS
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_by_the_other_and_the_job_goes_on(setting, output):
     first, second = job.start_job(DYING, setting, output, count=2, devices=4)
     second.communicate(timeout=300)
@@ -182,6 +188,7 @@ def test_a_killed_process_is_named_by_the_other_and_the_job_goes_on(setting, out
     assert_close(output / "one" / "pair", output / "died")
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_process_stops_the_other_with_its_reason(setting, tmp_path):
     first, second = job.start_job(FAILING, setting, tmp_path, count=2, devices=4)
     _, errors = first.communicate(timeout=120)
@@ -209,6 +216,7 @@ DiffusionStage.row_length = 32
 """
 
 
+@pytest.mark.slow
 def test_from_the_command_line_all_stop_where_one_is_asked_to(tmp_path):
     vocabulary = tiny.tiny_vocabulary(tmp_path)
     (tmp_path / "run" / "data").mkdir(parents=True)

@@ -119,6 +119,7 @@ def test_an_empty_query_is_refused(finished, capsys):
     assert "query" in complaint(["search", f"--index={finished / 'index'}", "  "], capsys)
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, tmp_path):
     workdir = tmp_path / "run"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}

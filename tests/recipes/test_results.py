@@ -7,8 +7,10 @@ import pytest
 from helpers.html_checker import Checker
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json
 from pplx_jax.recipes import results as report
 from pplx_jax.reports import charts
+from pplx_jax.reports.run import collect, result_rows
 
 SCORES = {"ndcg@10": 0.4, "recall@100": 0.8}
 STAGE = {"float": SCORES, "int8": SCORES, "binary": {"ndcg@10": 0.3, "recall@100": 0.7}}
@@ -77,6 +79,28 @@ def test_a_run_that_has_only_begun(tmp_path):
     assert "Training loss" not in text and "Retrieval by stage" not in text
 
 
+def test_a_stage_of_any_name_is_shown_in_the_order_of_the_recipe(workdir):
+    for name in ("first_of_all", "distill"):
+        (workdir / name).mkdir()
+        (workdir / name / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')
+    (workdir / "config.gin").write_text(
+        "run.stages = [@first_of_all/Training(), @diffusion/Training(),\n  @distill/Training()]\nrun.mesh = @Mesh()\n"
+    )
+    report.write_results(workdir, {"distill": STAGE, "merged": STAGE, "random": STAGE, "diffusion": STAGE})
+    run = collect(workdir)
+    assert run.stages == ["first_of_all", "diffusion", "distill", "merged"]
+    assert list(run.losses) == ["first_of_all", "diffusion", "distill"]
+    text = page_text(workdir)
+    assert "2 logged steps" in text and "nDCG@10, merged, int8" in text
+    rows = result_rows(run.results, run.stages)
+    assert [row.name for row in rows] == ["random", "diffusion", "distill", "merged"]
+    recorded = ["distill", "diffusion"]
+    report.write_results(workdir, {"diffusion": STAGE, "distill": STAGE, "stages": recorded})
+    lines = report.format_table(read_json(workdir / "results.json")).splitlines()
+    assert [line.split()[0] for line in lines[3:]] == recorded
+    assert collect(workdir).stages[:2] == recorded
+
+
 @pytest.mark.parametrize("missing", sorted(RESULTS))
 def test_any_part_may_be_missing(workdir, missing):
     report.write_results(workdir, {name: part for name, part in RESULTS.items() if name != missing})
@@ -99,15 +123,15 @@ def test_what_cannot_be_reported(tmp_path):
 
 def test_the_table_is_aligned():
     assert report.format_table(RESULTS).splitlines() == [
-        "                                 nDCG@10                  Recall@100",
-        "                           float    int8  binary     float    int8  binary",
-        "--------------------------------------------------------------------------",
-        "BM25                      0.2500                    0.7500",
-        "random                    0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
-        "diffusion                 0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
-        "contextual                0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
-        "contextual, in context            0.4600                    0.8000",
-        "merged                    0.4000  0.4000  0.3000    0.8000  0.8000  0.7000",
+        "                          nDCG@10                      Recall@100",
+        "                            float    int8    binary         float    int8    binary",
+        "----------------------  ---------  ------  --------  ------------  ------  --------",
+        "BM25                       0.2500                          0.7500",
+        "random                     0.4000  0.4000    0.3000        0.8000  0.8000    0.7000",
+        "diffusion                  0.4000  0.4000    0.3000        0.8000  0.8000    0.7000",
+        "contextual                 0.4000  0.4000    0.3000        0.8000  0.8000    0.7000",
+        "contextual, in context             0.4600                          0.8000",
+        "merged                     0.4000  0.4000    0.3000        0.8000  0.8000    0.7000",
     ]
 
 

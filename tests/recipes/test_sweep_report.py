@@ -86,12 +86,13 @@ def test_losses_and_times_rank_from_below(sweep):
 
 def test_the_table(sweep):
     assert format_trials(rank(find_trials([sweep]))).splitlines() == [
-        "   trial  pair.int8.ndcg@10  pair/Optimizer.peak_learning_rate",
-        "1  001    0.3900             0.002",
-        "2  000    0.3100             0.001",
-        "3  002    0.1100             0.1",
-        "   003                       0.004                              pair at step 3 of 40",
-        "   004                       0.008                              not started",
+        "    trial      pair.int8.ndcg@10    pair/Optimizer.peak_learning_rate",
+        "--  -------  -------------------  -----------------------------------  --------------------",
+        " 1  001                   0.3900                                0.002",
+        " 2  000                   0.3100                                0.001",
+        " 3  002                   0.1100                                0.1",
+        "    003                                                         0.004  pair at step 3 of 40",
+        "    004                                                         0.008  not started",
         "2 of 5 trials are not finished and have no rank",
     ]
 
@@ -134,7 +135,7 @@ def test_a_whole_recipe_has_ended_when_its_merge_is_scored(sweep):
     (trial / "phases").mkdir()
     for name in (*results, "merged"):
         (trial / "phases" / f"evaluate_{name}.json").write_text(json.dumps({"seconds": 1, "result": scores(0.5)}))
-    assert find_trials([trial])[0].status == "all is scored, the rest under way"
+    assert find_trials([trial])[0].status == "all models are scored, other phases are in progress"
 
 
 def test_a_trial_of_one_stage_has_ended_with_it(sweep):
@@ -199,5 +200,5 @@ def test_the_terminal_shows_the_table_alone(sweep, capsys, monkeypatch):
     monkeypatch.chdir(sweep.parent)
     assert cli.main(["report", "sweep", "--workdir=."]) == cli.DONE
     out = capsys.readouterr().out
-    assert "1  001    0.3900" in out and "recall@100" not in out
+    assert " 1  001                   0.3900" in out and "recall@100" not in out
     assert cli.main(["report", "sweep", "--dry_run"]) == cli.DONE

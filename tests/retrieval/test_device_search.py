@@ -6,6 +6,8 @@ import pathlib
 import pytest
 from helpers import simulated
 
+pytestmark = pytest.mark.slow
+
 SETS = ("full_range", "ties", "copies")
 
 

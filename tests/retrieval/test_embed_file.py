@@ -306,6 +306,7 @@ embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(folder), shard_size=2
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_kill_9_changes_no_byte(tmp_path, suffix):
     tiny.tiny_vocabulary(tmp_path)

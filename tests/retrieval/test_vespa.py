@@ -245,7 +245,7 @@ def test_what_is_refused(vectors, tmp_path, server):
         VespaIndex.load(tmp_path)
     with pytest.raises(BadInput, match="redundancy=2 on 1 hosts"):
         VespaApplication(redundancy=2)
-    with pytest.raises(BadInput, match="is no address"):
+    with pytest.raises(BadInput, match="is not a URL"):
         build(vectors, tmp_path / "index", url="localhost:8080")
     with pytest.raises(BadInput, match="refuses document.*no application.*deployed"):
         build(vectors, tmp_path / "index", url=server.url)

@@ -140,6 +140,7 @@ def test_a_stop_lets_running_requests_end(model):
     assert results[0][0] == 200
 
 
+@pytest.mark.slow
 def test_the_verb_serves_until_sigterm_and_reports(model, tmp_path):
     save_model(tmp_path / "small", model.config, model.vocabulary, initial_params(model.config, 0), stage="pair")
     command = [sys.executable, "-m", "pplx_jax", "serve", "--model", str(tmp_path / "small"), "--port=0", "--json"]

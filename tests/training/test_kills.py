@@ -6,6 +6,8 @@ import pytest
 from helpers import kills, tiny
 from helpers.clock import CLOCK
 
+pytestmark = pytest.mark.slow
+
 STEPS, KILLS = 24, 5
 
 

@@ -338,7 +338,7 @@ def test_a_damaged_checkpoint_costs_its_steps_alone(setting, whole, tmp_path, mo
         if file.is_file():
             file.write_bytes(b"")
     setting.train(tmp_path / "run", "triplet")
-    assert "checkpoints/3 is damaged" in caplog.text and "going on from step 2" in caplog.text
+    assert "checkpoints/3 is damaged" in caplog.text and "resuming from step 2" in caplog.text
     assert numbers(tmp_path / "run") == numbers(whole["triplet"])
     assert_same_params(tmp_path / "run", whole["triplet"])
 
@@ -429,6 +429,7 @@ loop._require_finite = require
 """
 
 
+@pytest.mark.slow
 def test_a_process_killed_outright_resumes_to_the_same_bits(setting, tmp_path):
     fields = {"steps": 12, "checkpoint_every_steps": 1}
     folder = tmp_path / "killed"
@@ -552,6 +553,7 @@ def test_counts_below_one_are_refused_by_name(setting, field, name):
 # --- Without TensorFlow, and on many devices
 
 
+@pytest.mark.slow
 def test_training_from_token_files_needs_no_tensorflow(setting, whole, tmp_path):
     job.finish([job.start("run(setting, output, 'pair')", setting.folder, tmp_path / "run")])
     assert numbers(tmp_path / "run") == numbers(whole["pair"])
@@ -610,6 +612,7 @@ def assert_close(one: pathlib.Path, two: pathlib.Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_run_of_one_device_goes_on_with_two_then_four_then_eight(setting, tmp_path):
     job.finish([job.start(GROWING, setting.folder, tmp_path, devices=8)])
     assert_close(tmp_path / "triplet", tmp_path / "moved")

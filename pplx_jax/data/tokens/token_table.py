@@ -8,7 +8,6 @@ files with numpy alone. `token_writer.py` writes them.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json
 from pplx_jax.core.memory_map import map_array
 from pplx_jax.core.output_folder import describes, require_free
 from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER, KINDS
@@ -145,14 +145,9 @@ def _complete_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file, so {path.parent} is not a token table; {_FIX}") from None
-    except ValueError as error:
-        raise BadInput(f"{path}: not JSON ({error}); {_FIX}") from None
+    manifest = read_json(path, fix=_FIX)
     keys = {"format", "stage", "count", "features", "vocabulary"}
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not keys <= manifest.keys():
+    if manifest.get("format") != FORMAT or not keys <= manifest.keys():
         raise BadInput(f"{path}: not the manifest of a token table of format {FORMAT}; {_FIX}")
     if manifest["stage"] not in KIND_OF_FOLDER:
         raise BadInput(f"{path}: stage {manifest['stage']!r} is not one of {', '.join(KIND_OF_FOLDER)}; {_FIX}")

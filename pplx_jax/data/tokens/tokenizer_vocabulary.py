@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json
 from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary, write_vocabulary_file
 
 if TYPE_CHECKING:
@@ -191,10 +192,4 @@ def _names(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BadInput(f"{path} is not valid JSON ({error}); copy it again") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path} is no JSON object; copy it again")
-    return content
+    return read_json(path, fix="copy it again")

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import write_json
-from pplx_jax.data.io.json_lines import parse_object
+from pplx_jax.core.files import read_json, write_json
 from pplx_jax.evaluation.core.benchmark import Part
 from pplx_jax.evaluation.scoring.system import Settings
 
@@ -116,7 +115,7 @@ def read_subject(folder: str | pathlib.Path) -> Subject:
     path = pathlib.Path(folder) / _MODEL
     if not path.is_file():
         raise BadInput(f"{folder} is not a results folder (no {_MODEL}); give a folder that eval --output wrote")
-    content = _read_json(path, "evaluate again into a new folder")
+    content = read_json(path, "evaluate again into a new folder")
     if content.pop("format", None) != FORMAT:
         raise BadInput(f"{path} is of another version; evaluate again into a new folder")
     try:
@@ -167,7 +166,7 @@ def _to_json(outcome: Outcome) -> dict[str, Any]:
 
 def _from_json(path: pathlib.Path) -> Outcome:
     fix = "delete it, then the task is evaluated again"
-    content = _read_json(path, fix)
+    content = read_json(path, fix)
     try:
         if content.pop("format") != FORMAT:
             raise ValueError("another version")
@@ -186,10 +185,3 @@ def _part(held: dict[str, Any]) -> Part:
         "lengths": np.array(held["lengths"], np.int64),
     }
     return Part(**{**held, **arrays})
-
-
-def _read_json(path: pathlib.Path, fix: str) -> dict[str, Any]:
-    try:
-        return parse_object(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} cannot be read ({error}); {fix}") from None

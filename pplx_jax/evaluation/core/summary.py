@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import tabulate
 
 from pplx_jax.evaluation.core import significance
 from pplx_jax.evaluation.core.benchmark import Benchmark, Part, main_value
@@ -134,7 +135,8 @@ def format_table(summary: Mapping[str, Any]) -> str:
     settings = summary["settings"]
     tasks = {one["task"]: one["main_metric"] for setting in settings for one in setting["tasks"]}
     by_task = [{one["task"]: one for one in setting["tasks"]} for setting in settings]
-    rows = [["task", "metric", *(one["setting"] for one in settings)]]
+    headers = ["task", "metric", *(one["setting"] for one in settings)]
+    rows = []
     for task, metric in tasks.items():
         found = [of.get(task, {}) for of in by_task]
         rows.append([task, metric, *(_cell(one.get("main"), one.get("interval")) for one in found)])
@@ -142,12 +144,8 @@ def format_table(summary: Mapping[str, Any]) -> str:
         for average in dict.fromkeys(name for setting in settings for name in setting["averages"]):
             cells = [_cell(one["averages"].get(average), one["average_intervals"].get(average)) for one in settings]
             rows.append(["average", average, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"
+    alignment = ["left", "left", *["right"] * len(settings)]
+    return tabulate.tabulate(rows, headers, tablefmt="pipe", colalign=alignment, disable_numparse=True) + "\n"
 
 
 def _cell(value: float | None, bounds: Sequence[float] | None) -> str:

@@ -1,21 +1,25 @@
-"""The backward pass on a TPU: all three gradients from one pass over the tiles that meet.
+"""The backward pass on a TPU: the gradients of queries, keys and values in one pass over the overlapping blocks.
 
-Scores lie transposed, keys along sublanes and queries along lanes, so that what belongs to a query (its logarithm of
-sums, its delta) is a row that broadcasts for free. The gradient of the queries of a whole row of the batch stays in
-fast memory until the row is done.
+Scores are transposed, keys along sublanes and queries along lanes, so that what belongs to a query (its logsumexp, its
+delta) is one row, which broadcasts for free. The gradient of a sequence's queries stays in VMEM until all steps of the
+sequence are done.
 """
 
+import dataclasses
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pplx_jax.kernels.attention.forward_kernel import UNSEEN, across, codes_of, product
+from pplx_jax.kernels.attention.grid_step import BlockSpecs, GridStep, KernelStep
+from pplx_jax.kernels.attention.lanes import MASK_VALUE, broadcast_lanes, segment_codes
+from pplx_jax.kernels.attention.mask_info import FIRST, MaskInfo
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
-from pplx_jax.kernels.attention.visits import FIRST, MIXED, Visits, each_bunch
+from pplx_jax.kernels.products import product
 
 
 def backward(
@@ -24,243 +28,228 @@ def backward(
     value: jax.Array,
     query_ids: jax.Array,
     key_ids: jax.Array,
-    visits: Visits,
+    num_steps: jax.Array,
+    mask_info: MaskInfo,
     out_gradient: jax.Array,
-    sums: jax.Array,
-    earlier: tuple[jax.Array, jax.Array] | None,
+    lse_and_delta: jax.Array,
+    previous: tuple[jax.Array, jax.Array] | None,
     *,
     causal: bool,
     offset: int,
     tiles: Tiles,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of `forward` on a stretch of its queries.
+    """Gradients of `forward` for a span of its queries.
 
     Args:
-      query: [B, K, G, Q, E], scaled as there.
+      query: [B, K, G, Q, E], scaled as for `forward`.
       key: [B, K, L, E].
       value: [B, K, L, E].
       query_ids: [B, 1, Q].
       key_ids: [B, 1, L].
-      visits: by key.
-      out_gradient: [B, K, G, Q, E], with respect to its result.
-      sums: [B, K, 2, G, Q], the logarithm that it returned, and the sum over E of its result times `out_gradient`.
-      earlier: gradients of the key and the value from other stretches, to which this one's are added in place.
-      causal: whether later keys are unseen.
-      offset: place of the first query among the keys.
-      tiles: sizes.
+      num_steps, mask_info: of `make_mask_info`, ordered by keys.
+      out_gradient: [B, K, G, Q, E], the gradient of the output of `forward`.
+      lse_and_delta: [B, K, 2, G, Q], the logsumexp of `forward`, and the sum over E of its output times `out_gradient`.
+      previous: gradients of the key and the value from other spans of queries; this span's are added in place.
+      causal: whether later keys are masked.
+      offset: position of the first query among the keys.
+      tiles: block sizes.
       interpret: run without a TPU.
 
     Returns:
       float32 gradients of the scaled query, transposed to [B, K, G, E, Q], of the key and of the value.
     """
-    batch, kv_heads, group, queries_in_all, head_dim = query.shape
-    length, heads = key.shape[2], math.gcd(tiles.kv_heads, kv_heads)
-    queries = pl.BlockSpec(
-        (None, heads, group, tiles.query, head_dim), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n], 0)
-    )
-    keys = pl.BlockSpec((None, heads, tiles.key, head_dim), lambda k, n, row, query, key, *_: (row[n], k, key[n], 0))
-    of_both = pl.BlockSpec(
-        (None, heads, 2, group, tiles.query), lambda k, n, row, query, key, *_: (row[n], k, 0, 0, query[n])
-    )
-    of_queries = pl.BlockSpec((None, 1, tiles.query), lambda k, n, row, query, key, *_: (row[n], 0, query[n]))
-    of_keys = pl.BlockSpec((None, 1, tiles.key), lambda k, n, row, query, key, *_: (row[n], 0, key[n]))
-    whole = pl.BlockSpec((None, heads, group, head_dim, queries_in_all), lambda k, n, row, *_: (row[n], k, 0, 0, 0))
-    shape = (batch, kv_heads, group, head_dim, queries_in_all)
-    arguments = (*visits[1:], query, key, value, query_ids, key_ids, out_gradient, sums, *(earlier or ()))
+    batch, kv_heads, group, num_queries, head_dim = query.shape
+    heads = math.gcd(tiles.kv_heads, kv_heads)
+    specs = BlockSpecs.of(tiles, heads, group, head_dim)
+    lse = pl.BlockSpec((None, heads, 2, group, tiles.block_q), lambda k, n, seq, q, *_: (seq[n], k, 0, 0, q[n]))
+    all_queries = pl.BlockSpec((None, heads, group, head_dim, num_queries), lambda k, n, seq, *_: (seq[n], k, 0, 0, 0))
+    arguments = (*mask_info, query, key, value, query_ids, key_ids, out_gradient, lse_and_delta, *(previous or ()))
+    in_specs = [specs.query, specs.key, specs.key, specs.query_ids, specs.key_ids, specs.query, lse]
     return pl.pallas_call(
-        functools.partial(_body, causal=causal, offset=offset, tiles=tiles, length=length),
+        functools.partial(_kernel, causal=causal, offset=offset, tiles=tiles, num_keys=key.shape[2]),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(visits) - 1,
-            grid=(kv_heads // heads, visits.count),
-            in_specs=[
-                queries,
-                keys,
-                keys,
-                of_queries,
-                of_keys,
-                queries,
-                of_both,
-                *([keys, keys] if earlier else []),
-            ],
-            out_specs=[whole, keys, keys],
+            num_scalar_prefetch=len(mask_info),
+            grid=(kv_heads // heads, num_steps),
+            in_specs=[*in_specs, *([specs.key, specs.key] if previous else [])],
+            out_specs=[all_queries, specs.key, specs.key],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct(shape, jnp.float32),
+            jax.ShapeDtypeStruct((batch, kv_heads, group, head_dim, num_queries), jnp.float32),
             jax.ShapeDtypeStruct(key.shape, jnp.float32),
             jax.ShapeDtypeStruct(value.shape, jnp.float32),
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit_bytes
         ),
-        input_output_aliases={len(arguments) - 2: 1, len(arguments) - 1: 2} if earlier else {},
+        input_output_aliases={len(arguments) - 2: 1, len(arguments) - 1: 2} if previous else {},
         interpret=interpret,
         name="attention_backward",
     )(*arguments)
 
 
-def _body(
-    row_ref,
-    query_tile_ref,
-    key_tile_ref,
-    flags_ref,
-    query_segment_ref,
-    key_segment_ref,
-    start_ref,
-    stop_ref,
-    window_ref,
-    _padded_ref,
-    query_ref,
-    key_ref,
-    value_ref,
-    query_ids_ref,
-    key_ids_ref,
-    out_gradient_ref,
-    sums_ref,
-    *others,
-    causal: bool,
-    offset: int,
-    tiles: Tiles,
-    length: int,
-):
-    *earlier, query_gradient_ref, key_gradient_ref, value_gradient_ref = others
-    kv_heads, group, _, head_dim = query_ref.shape
-    in_all = query_gradient_ref.shape[-1]
-    visit = pl.program_id(1)
-    row, query_tile, key_tile, flags = (ref[visit] for ref in (row_ref, query_tile_ref, key_tile_ref, flags_ref))
-    first_query, first_key = query_tile * tiles.query, key_tile * tiles.key
-    pieces, subs, units = tiles.query // tiles.piece, tiles.piece // tiles.sub_query, tiles.key // LANES
-    step_units = tiles.sub_key // LANES
-    key_segment = key_segment_ref[row * (length // tiles.key) + key_tile]
-    mask_by_product = tiles.has_room(head_dim) and not causal
-    size, bunches = tiles.bunch * tiles.sub_query, tiles.query // (tiles.bunch * tiles.sub_query)
+class _Refs(NamedTuple):
+    """Blocks of the arrays of `backward`; `query_gradient` is of all queries of the sequence."""
 
-    def window_of(query_tile, number):
-        return window_ref[(row * (in_all // tiles.query) + query_tile) * bunches + number]
+    query: Any
+    key: Any
+    value: Any
+    query_ids: Any
+    key_ids: Any
+    out_gradient: Any
+    lse_and_delta: Any
+    previous: tuple[Any, ...]
+    query_gradient: Any
+    key_gradient: Any
+    value_gradient: Any
 
-    @pl.when(flags & FIRST != 0)
-    def _():
-        key_gradient_ref[...] = earlier[0][...] if earlier else jnp.zeros_like(key_gradient_ref)
-        value_gradient_ref[...] = earlier[1][...] if earlier else jnp.zeros_like(value_gradient_ref)
 
-        @pl.when(key_tile == 0)
+def _kernel(*refs, causal: bool, offset: int, tiles: Tiles, num_keys: int):
+    tables, outputs = len(MaskInfo._fields), refs[-3:]
+    query, key, value, query_ids, key_ids, out_gradient, lse_and_delta, *previous = refs[tables:-3]
+    inputs = query, key, value, query_ids, key_ids, out_gradient, lse_and_delta, tuple(previous)
+    step = GridStep.read(MaskInfo(*refs[:tables]), tiles, outputs[0].shape[-1], num_keys)
+    _Backward(_Refs(*inputs, *outputs), step, causal, offset).run()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Backward(KernelStep):
+    """One grid step of the backward pass."""
+
+    refs: _Refs
+    offset: int
+
+    def run(self) -> None:
+        pl.when(self.step.flags & FIRST != 0)(self.initialize)
+        self.step.for_each_window(self.interleaved, self.unmasked_or_masked)
+
+    def initialize(self):
+        """Sets the gradients of the step's keys to the previous ones or to zero, and at the first keys the queries'."""
+        refs, step = self.refs, self.step
+        refs.key_gradient[...] = refs.previous[0][...] if refs.previous else jnp.zeros_like(refs.key_gradient)
+        refs.value_gradient[...] = refs.previous[1][...] if refs.previous else jnp.zeros_like(refs.value_gradient)
+        size = self.tiles.window_size * self.tiles.block_q_masked
+
+        @pl.when(step.kv_index == 0)
         def _():
-            @pl.loop(0, in_all // size)
-            def _(bunch):
-                @pl.when(window_of(0, bunch) == 0)
+            @pl.loop(0, step.num_queries // size)
+            def _(window):
+                # `interleaved` writes the gradient of all other windows once, and adds nothing.
+                @pl.when(step.window(window, q_index=0) == 0)
                 def _():
-                    zeros = jnp.zeros((kv_heads, group, head_dim, size), jnp.float32)
-                    query_gradient_ref[:, :, :, pl.ds(pl.multiple_of(bunch * size, size), size)] = zeros
+                    zeros = jnp.zeros((self.kv_heads, self.group, self.head_dim, size), jnp.float32)
+                    refs.query_gradient[:, :, :, pl.ds(pl.multiple_of(window * size, size), size)] = zeros
 
-    def load(ref, head, queries):
-        return ref[head, :, queries, :].reshape(group * queries.size, head_dim)
+    def load(self, ref, head, queries):
+        """[G * queries, E] of the query heads of a key head."""
+        return ref[head, :, queries, :].reshape(self.group * queries.size, self.head_dim)
 
-    def along(which, head, queries):
-        """[1, R] of the first or the second of `sums`."""
-        return jnp.concatenate([sums_ref[head, which, one : one + 1, queries] for one in range(group)], axis=1)
+    def lse_or_delta(self, which, head, queries):
+        """[1, G * queries] of the logsumexp (0) or of delta (1)."""
+        ref = self.refs.lse_and_delta
+        return jnp.concatenate([ref[head, which, one : one + 1, queries] for one in range(self.group)], axis=1)
 
-    def products(head, queries, keys, codes=None):
-        """Scores of a rectangle and the gradients of their weights, both [keys, R]."""
-        query, key = load(query_ref, head, queries), key_ref[head, keys, :]
+    def scores(self, head, queries, keys, codes=None):
+        """Scores and the gradients of their weights, both [keys, G * queries]; masked if segment codes are given."""
+        query, key = self.load(self.refs.query, head, queries), self.refs.key[head, keys, :]
         if codes is not None:
-            query = jnp.concatenate([query, jnp.tile(codes[0], (group, 1))], axis=1)
-            key = jnp.concatenate([key, codes[1]], axis=1)
-        out_gradient = load(out_gradient_ref, head, queries)
-        return product(key, query, transposed=True), product(value_ref[head, keys, :], out_gradient, transposed=True)
+            query_codes, key_codes = codes
+            query = jnp.concatenate([query, jnp.tile(query_codes, (self.group, 1))], axis=1)
+            key = jnp.concatenate([key, key_codes], axis=1)
+        out_gradient = self.load(self.refs.out_gradient, head, queries)
+        scores = product(key, query, transposed=True)
+        return scores, product(self.refs.value[head, keys, :], out_gradient, transposed=True)
 
-    def update(head, queries, keys, scores, weights_gradient, visible=None, *, alone=False):
-        """Adds what a rectangle of pairs has to all three gradients; that of its queries is all, where `alone`."""
+    def update(self, head, queries, keys, scores, weights_gradient, visible=None, *, overwrite=False):
+        """Adds to the gradients of some keys, values and queries; `overwrite` writes that of the queries instead."""
+        refs, size = self.refs, queries.size
         if visible is not None:
-            heads = (scores[:, one * queries.size : (one + 1) * queries.size] for one in range(group))
-            scores = jnp.concatenate([jnp.where(visible, one, UNSEEN) for one in heads], axis=1)
-        weights = jnp.exp2(scores - along(0, head, queries))
-        of_values = product(weights.astype(value_ref.dtype), load(out_gradient_ref, head, queries))
-        value_gradient_ref[head, keys, :] += of_values
-        scores_gradient = (weights * (weights_gradient - along(1, head, queries))).astype(key_ref.dtype)
-        key_gradient_ref[head, keys, :] += product(scores_gradient, load(query_ref, head, queries))
-        of_queries = product(key_ref[head, keys, :].T, scores_gradient)
-        place = pl.ds(pl.multiple_of(first_query + queries.start, tiles.sub_query), queries.size)
-        for one in range(group):
-            part = of_queries[:, one * queries.size : (one + 1) * queries.size]
-            query_gradient_ref[head, one, :, place] = part if alone else query_gradient_ref[head, one, :, place] + part
+            heads = (scores[:, one * size : (one + 1) * size] for one in range(self.group))
+            scores = jnp.concatenate([jnp.where(visible, one, MASK_VALUE) for one in heads], axis=1)
+        weights = jnp.exp2(scores - self.lse_or_delta(0, head, queries))
+        value_gradient = product(weights.astype(refs.value.dtype), self.load(refs.out_gradient, head, queries))
+        refs.value_gradient[head, keys, :] += value_gradient
+        scores_gradient = (weights * (weights_gradient - self.lse_or_delta(1, head, queries))).astype(refs.key.dtype)
+        refs.key_gradient[head, keys, :] += product(scores_gradient, self.load(refs.query, head, queries))
+        query_gradient = product(refs.key[head, keys, :].T, scores_gradient)
+        place = pl.ds(pl.multiple_of(self.step.first_query + queries.start, self.tiles.block_q_masked), size)
+        for one in range(self.group):
+            part = query_gradient[:, one * size : (one + 1) * size]
+            if not overwrite:
+                part = refs.query_gradient[head, one, :, place] + part
+            refs.query_gradient[head, one, :, place] = part
 
-    def rectangle(queries, keys):
-        """Which pairs are to meet [keys, queries]."""
-        ids = jnp.broadcast_to(key_ids_ref[:, keys], (LANES, keys.size)).T
-        visible = across(ids, queries.size) == query_ids_ref[:, queries]
-        if causal:
+    def visible(self, queries, keys):
+        """[keys, queries] bool: which pairs are not masked."""
+        step = self.step
+        ids = jnp.broadcast_to(self.refs.key_ids[:, keys], (LANES, keys.size)).T
+        visible = broadcast_lanes(ids, queries.size) == self.refs.query_ids[:, queries]
+        if self.causal:
             key_place, query_place = (jax.lax.broadcasted_iota(jnp.int32, visible.shape, axis) for axis in (0, 1))
-            visible &= key_place - query_place <= offset + first_query + queries.start - first_key - keys.start
+            visible &= (
+                key_place - query_place <= self.offset + step.first_query + queries.start - step.first_key - keys.start
+            )
         return visible
 
-    def stretch(sub):
-        """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
-        place = row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
-        queries = pl.ds(pl.multiple_of(sub * tiles.sub_query, tiles.sub_query), tiles.sub_query)
-        return queries, start_ref[place] - key_tile * units, stop_ref[place] - key_tile * units
+    def interleaved(self, first, count, num_keys):
+        """Works `count` masked blocks of queries, each over `num_keys` keys that include all it attends to.
 
-    def keys_from(unit, size):
-        return pl.ds(pl.multiple_of(unit * LANES, LANES), size)
+        The matrix products of one block run during the softmax of another.
+        """
+        blocks = [(block, head) for block in range(count) for head in range(self.kv_heads)]
+        codes = None
 
-    def side_by_side(first, count, size):
-        """Sub-tiles from `first` on, each against all that it meets: one's products run during another's softmax."""
+        def scores_at(block, head):
+            nonlocal codes
+            queries, keys = self.step.keys_of_window(first + block, num_keys)
+            if self.mask_by_product and head == 0:
+                codes = segment_codes(self.refs.query_ids[:, queries], self.refs.key_ids[:, keys], self.refs.key.dtype)
+            return self.scores(head, queries, keys, codes)
 
-        def part_of(sub):
-            queries, start, _ = stretch(first + sub)
-            return queries, keys_from(jnp.clip(start, 0, units - size // LANES), size)
+        following = scores_at(*blocks[0])
+        for place, (block, head) in enumerate(blocks):
+            scores, weights_gradient = following
+            if place + 1 < len(blocks):
+                following = scores_at(*blocks[place + 1])
+            queries, keys = self.step.keys_of_window(first + block, num_keys)
+            visible = None if self.mask_by_product else self.visible(queries, keys)
+            self.update(head, queries, keys, scores, weights_gradient, visible, overwrite=True)
 
-        places = [(sub, head) for sub in range(count) for head in range(kv_heads)]
-        mask = None
+    def unmasked_or_masked(self, block):
+        """Works an unmasked block of queries over the step's keys; masked block by masked block if it needs a mask."""
+        step, tiles = self.step, self.tiles
+        unmasked = step.has_one_segment(block)
+        if self.causal:
+            unmasked &= (
+                step.first_key + tiles.block_kv <= self.offset + step.first_query + block * tiles.block_q_unmasked + 1
+            )
+        masked_blocks = tiles.block_q_unmasked // tiles.block_q_masked
 
-        def products_of(sub, head):
-            nonlocal mask
-            queries, keys = part_of(sub)
-            if mask_by_product and head == 0:
-                mask = codes_of(query_ids_ref[:, queries], key_ids_ref[:, keys], key_ref.dtype)
-            return products(head, queries, keys, mask)
-
-        ahead = products_of(*places[0])
-        for place, (sub, head) in enumerate(places):
-            scores, weights_gradient = ahead
-            if place + 1 < len(places):
-                ahead = products_of(*places[place + 1])
-            queries, keys = part_of(sub)
-            visible = None if mask_by_product else rectangle(queries, keys)
-            update(head, queries, keys, scores, weights_gradient, visible, alone=True)
-
-    def one_by_one(first):
-        """Sub-tiles from `first` on against the part of this tile that each meets."""
-
-        @pl.loop(first, first + subs)
-        def _(sub):
-            queries, start, stop = stretch(sub)
-            low, high = jnp.maximum(start, 0), jnp.minimum(stop, units)
-
-            @pl.when(low < high)
-            def _():
-                steps = jax.lax.div(high - low + step_units - 1, step_units)
-                first = jnp.minimum(low, units - steps * step_units)
-
-                @pl.loop(0, steps)
-                def _(step):
-                    keys = keys_from(first + step * step_units, tiles.sub_key)
-                    visible = rectangle(queries, keys)
-                    pl.loop(0, kv_heads)(
-                        lambda head: update(head, queries, keys, *products(head, queries, keys), visible)
-                    )
-
-    def work_piece(piece):
-        segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
-        full = (segment != MIXED) & (segment == key_segment)
-        if causal:
-            full &= first_key + tiles.key <= offset + first_query + piece * tiles.piece + 1
-
-        @pl.when(full)
+        @pl.when(unmasked)
         def _():
-            queries = pl.ds(pl.multiple_of(piece * tiles.piece, tiles.piece), tiles.piece)
-            keys = pl.ds(0, tiles.key)
-            pl.loop(0, kv_heads)(lambda head: update(head, queries, keys, *products(head, queries, keys)))
+            queries, keys = step.unmasked_block(block), pl.ds(0, tiles.block_kv)
+            pl.loop(0, self.kv_heads)(lambda head: self.update(head, queries, keys, *self.scores(head, queries, keys)))
 
-        pl.when(~full)(lambda: one_by_one(piece * subs))
+        @pl.when(~unmasked)
+        def _():
+            first = block * masked_blocks
+            pl.loop(first, first + masked_blocks)(self.masked)
 
-    each_bunch(lambda number: window_of(query_tile, number), key_tile, tiles, side_by_side, work_piece)
+    def masked(self, block):
+        """Works those of the step's keys that a masked block of queries attends to, `block_kv_masked` at a time."""
+        step = self.step
+        queries, start, stop = step.masked_block(block)
+        low, high = jnp.maximum(start, 0), jnp.minimum(stop, step.kv_units)
+
+        @pl.when(low < high)
+        def _():
+            count = jax.lax.div(high - low + step.masked_units - 1, step.masked_units)
+            first = jnp.minimum(low, step.kv_units - count * step.masked_units)
+
+            @pl.loop(0, count)
+            def _(place):
+                keys = step.keys(first + place * step.masked_units, self.tiles.block_kv_masked)
+                visible = self.visible(queries, keys)
+                pl.loop(0, self.kv_heads)(
+                    lambda head: self.update(head, queries, keys, *self.scores(head, queries, keys), visible)
+                )

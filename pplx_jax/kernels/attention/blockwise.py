@@ -1,11 +1,11 @@
-"""Attention over packed rows in plain XLA, a block of queries at a time: no array of L x L, on any device."""
+"""Attention over packed sequences in plain XLA, one block of queries at a time: no L x L array, on any device."""
 
 import jax
 import jax.numpy as jnp
 
 from pplx_jax.kernels.attention import reference
 
-QUERY_BLOCK = 256
+BLOCK_Q = 256
 
 
 def attention(
@@ -15,35 +15,37 @@ def attention(
     segment_ids: jax.Array,
     *,
     key_segment_ids: jax.Array | None = None,
-    first: jax.Array | int = 0,
+    query_offset: jax.Array | int = 0,
     causal: bool = False,
-    query_block: int = QUERY_BLOCK,
+    block_q: int = BLOCK_Q,
 ) -> jax.Array:
-    """What `reference.attention` returns, in memory linear in L.
+    """Returns what `reference.attention` returns, in memory linear in L.
 
-    One block's scores [B, K, H / K, query_block, L] exist at a time; the backward pass computes them again.
+    The scores of one block, [B, K, H / K, block_q, L], exist at a time; the backward pass computes them again.
 
     Args:
-      query, key, value, segment_ids, causal: as of `reference.attention`.
-      key_segment_ids: [B, L], where the queries are a part of the row; else those of the queries.
-      first: place of the first query among the keys.
-      query_block: queries at a time; time does not depend on it much, memory does.
+      query, key, value, segment_ids, causal: as for `reference.attention`.
+      key_segment_ids: [B, L] if the queries are a part of the sequence; `segment_ids` if None.
+      query_offset: position of the first query among the keys.
+      block_q: queries per block; memory grows with it, time hardly depends on it.
 
     Returns:
       [B, L, H, E] in the dtype of `query`.
     """
     length = query.shape[1]
     key_ids = segment_ids if key_segment_ids is None else key_segment_ids
-    blocks = -(-length // query_block)
-    padding = blocks * query_block - length
+    blocks = -(-length // block_q)
+    padding = blocks * block_q - length
     padded = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
     padded_ids = jnp.pad(segment_ids, ((0, 0), (0, padding)))
 
     @jax.checkpoint
     def block(start: jax.Array) -> jax.Array:
-        queries = jax.lax.dynamic_slice_in_dim(padded, start, query_block, axis=1)
-        ids = jax.lax.dynamic_slice_in_dim(padded_ids, start, query_block, axis=1)
-        return reference.block_attention(queries, key, value, ids, key_ids, first=first + start, causal=causal)
+        queries = jax.lax.dynamic_slice_in_dim(padded, start, block_q, axis=1)
+        ids = jax.lax.dynamic_slice_in_dim(padded_ids, start, block_q, axis=1)
+        return reference.block_attention(
+            queries, key, value, ids, key_ids, query_offset=query_offset + start, causal=causal
+        )
 
-    mixed = jax.lax.map(block, jnp.arange(blocks) * query_block)  # [blocks, B, query_block, H, E]
-    return jnp.moveaxis(mixed, 0, 1).reshape(padded.shape)[:, :length]
+    out = jax.lax.map(block, jnp.arange(blocks) * block_q)  # [blocks, B, block_q, H, E]
+    return jnp.moveaxis(out, 0, 1).reshape(padded.shape)[:, :length]

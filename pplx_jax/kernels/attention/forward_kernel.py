@@ -1,54 +1,20 @@
-"""The forward pass on a TPU: online softmax, a tile of queries against the tiles of keys that it meets."""
+"""The forward pass on a TPU: online softmax of a block of queries over the blocks of keys that it overlaps."""
 
 import functools
+import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from pplx_jax.kernels.attention.grid_step import BlockSpecs, GridStep, KernelStep
+from pplx_jax.kernels.attention.lanes import MASK_VALUE, broadcast_lanes, lanes_to_row, segment_codes
+from pplx_jax.kernels.attention.mask_info import LAST, PADDED, MaskInfo
 from pplx_jax.kernels.attention.tiles import LANES, Tiles
-from pplx_jax.kernels.attention.visits import LAST, MIXED, PADDED, Visits, each_bunch
 from pplx_jax.kernels.products import product
-
-UNSEEN = -1e30  # the score of a pair that is not to meet; far from float32's end, so that differences stay finite
-_SUBLANES = 8
-_DIGIT_BITS, _BASE = 4, 16
-
-
-def across(x: jax.Array, width: int) -> jax.Array:
-    """x [R, 128] of equal lanes, as wide as it is needed."""
-    return x[:, :width] if width <= LANES else jnp.tile(x, (1, width // LANES))
-
-
-def along_lanes(x: jax.Array) -> jax.Array:
-    """x [R, 128] of equal lanes, as [1, R]: of each 128 rows the diagonal, summed."""
-    rows = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, LANES), 0)
-    lanes = jax.lax.broadcasted_iota(jnp.int32, (_SUBLANES, LANES), 1)
-    parts = []
-    for first in range(0, x.shape[0], LANES):
-        diagonal = jnp.zeros((_SUBLANES, LANES), x.dtype)
-        for row in range(0, LANES, _SUBLANES):
-            diagonal = jnp.where(lanes - rows == row, x[first + row : first + row + _SUBLANES], diagonal)
-        parts.append(diagonal.sum(axis=0, keepdims=True))
-    return jnp.concatenate(parts, axis=1)
-
-
-def codes_of(query_ids: jax.Array, key_ids: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Of ids [1, Q] and [1, L], [Q, 128] and [L, 128] whose products are 0 for equal ids, UNSEEN or less for others.
-
-    Whatever its 32 bits, an id is eight digits of sixteen values, a column each.
-    """
-
-    def has(ids):
-        columns = jax.lax.broadcasted_iota(jnp.int32, (ids.shape[1], LANES), 1)
-        shift, digit = columns // _BASE * _DIGIT_BITS, columns % _BASE
-        ids = jnp.broadcast_to(ids, (LANES, ids.shape[1])).T
-        return (ids ^ (digit << shift)) & ((_BASE - 1) << shift) == 0
-
-    return jnp.where(has(query_ids), 1.0, 0.0).astype(dtype), jnp.where(has(key_ids), 0.0, UNSEEN).astype(dtype)
 
 
 def forward(
@@ -57,7 +23,8 @@ def forward(
     value: jax.Array,
     query_ids: jax.Array,
     key_ids: jax.Array,
-    visits: Visits,
+    num_steps: jax.Array,
+    mask_info: MaskInfo,
     *,
     causal: bool,
     tiles: Tiles,
@@ -66,40 +33,35 @@ def forward(
     """Attention of padded arrays.
 
     Args:
-      query: [B, K, G, Q, E], G query heads a key head; scaled, so that weights are powers of 2 of the scores.
+      query: [B, K, G, Q, E] with G query heads per key head; scaled, so that softmax weights are powers of 2.
       key: [B, K, L, E].
       value: [B, K, L, E].
-      query_ids: [B, 1, Q] segments, another number than any key's under padding.
+      query_ids: [B, 1, Q] segment ids; padding has an id that no key has.
       key_ids: [B, 1, L].
-      visits: by query.
-      causal: whether later keys are unseen.
-      tiles: sizes.
+      num_steps, mask_info: of `make_mask_info`, ordered by queries.
+      causal: whether later keys are masked.
+      tiles: block sizes.
       interpret: run without a TPU.
 
     Returns:
-      [B, K, G, Q, E] in the dtype of `query`, zero for queries that see nothing; and [B, K, G, Q] float32, the
-      logarithm to base 2 of the sum of exponentials, 0 for those.
+      [B, K, G, Q, E] in the dtype of `query`, and the logsumexp to base 2, [B, K, G, Q] float32. Both are 0 for
+      queries that attend to nothing.
     """
-    _, kv_heads, group, in_all, head_dim = query.shape
+    _, kv_heads, group, num_queries, head_dim = query.shape
     heads = math.gcd(tiles.kv_heads, kv_heads)
-    queries = pl.BlockSpec(
-        (None, heads, group, tiles.query, head_dim), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n], 0)
-    )
-    keys = pl.BlockSpec((None, heads, tiles.key, head_dim), lambda k, n, row, query, key, *_: (row[n], k, key[n], 0))
-    sums = pl.BlockSpec((None, heads, group, tiles.query), lambda k, n, row, query, key, *_: (row[n], k, 0, query[n]))
-    of_queries = pl.BlockSpec((None, 1, tiles.query), lambda k, n, row, query, key, *_: (row[n], 0, query[n]))
-    of_keys = pl.BlockSpec((None, 1, tiles.key), lambda k, n, row, query, key, *_: (row[n], 0, key[n]))
+    specs = BlockSpecs.of(tiles, heads, group, head_dim)
+    lse = pl.BlockSpec((None, heads, group, tiles.block_q), lambda k, n, seq, q, *_: (seq[n], k, 0, q[n]))
     return pl.pallas_call(
-        functools.partial(_body, causal=causal, tiles=tiles, in_all=in_all, length=key.shape[2]),
+        functools.partial(_kernel, causal=causal, tiles=tiles, num_queries=num_queries, num_keys=key.shape[2]),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(visits) - 1,
-            grid=(kv_heads // heads, visits.count),
-            in_specs=[queries, keys, keys, of_queries, of_keys],
-            out_specs=[queries, sums],
+            num_scalar_prefetch=len(mask_info),
+            grid=(kv_heads // heads, num_steps),
+            in_specs=[specs.query, specs.key, specs.key, specs.query_ids, specs.key_ids],
+            out_specs=[specs.query, lse],
             scratch_shapes=[
-                pltpu.VMEM((heads, group, tiles.query, LANES), jnp.float32),
-                pltpu.VMEM((heads, group, tiles.query, LANES), jnp.float32),
-                pltpu.VMEM((heads, group, tiles.query, head_dim), jnp.float32),
+                pltpu.VMEM((heads, group, tiles.block_q, LANES), jnp.float32),
+                pltpu.VMEM((heads, group, tiles.block_q, LANES), jnp.float32),
+                pltpu.VMEM((heads, group, tiles.block_q, head_dim), jnp.float32),
             ],
         ),
         out_shape=[
@@ -111,232 +73,228 @@ def forward(
         ),
         interpret=interpret,
         name="attention_forward",
-    )(*visits[1:], query, key, value, query_ids, key_ids)
+    )(*mask_info, query, key, value, query_ids, key_ids)
 
 
-def _body(
-    row_ref,
-    query_tile_ref,
-    key_tile_ref,
-    flags_ref,
-    query_segment_ref,
-    key_segment_ref,
-    start_ref,
-    stop_ref,
-    window_ref,
-    padded_ref,
-    query_ref,
-    key_ref,
-    value_ref,
-    query_ids_ref,
-    key_ids_ref,
-    out_ref,
-    lse_ref,
-    most_ref,
-    sum_ref,
-    mixed_ref,
-    *,
-    causal: bool,
-    tiles: Tiles,
-    in_all: int,
-    length: int,
-):
-    kv_heads, group, _, head_dim = query_ref.shape
-    visit = pl.program_id(1)
-    row, query_tile, key_tile, flags = (ref[visit] for ref in (row_ref, query_tile_ref, key_tile_ref, flags_ref))
-    first_query, first_key = query_tile * tiles.query, key_tile * tiles.key
-    pieces, subs, units = tiles.query // tiles.piece, tiles.piece // tiles.sub_query, tiles.key // LANES
-    step_units = tiles.sub_key // LANES
-    key_segment = key_segment_ref[row * (length // tiles.key) + key_tile]
+class _Refs(NamedTuple):
+    """Blocks of the arrays of `forward`, and scratch: running maximum, sum and weighted values of each query."""
 
-    everyone = pl.Slice(0, group)  # of the query heads of a key head
+    query: Any
+    key: Any
+    value: Any
+    query_ids: Any
+    key_ids: Any
+    out: Any
+    lse: Any
+    max: Any
+    sum: Any
+    acc: Any
 
-    def load(ref, head, queries, members=everyone):
+
+def _kernel(*refs, causal: bool, tiles: Tiles, num_queries: int, num_keys: int):
+    tables = len(MaskInfo._fields)
+    step = GridStep.read(MaskInfo(*refs[:tables]), tiles, num_queries, num_keys)
+    _Forward(_Refs(*refs[tables:]), step, causal).run()
+
+
+class _Forward(KernelStep):
+    """One grid step of the forward pass."""
+
+    refs: _Refs
+
+    def run(self) -> None:
+        self.step.for_each_window(self.interleaved, self.unmasked_or_masked)
+
+        @pl.when(self.step.flags & LAST != 0)
+        def _():
+            pl.loop(0, self.step.num_windows)(self.finish_window)
+
+            @pl.when(self.step.flags & PADDED != 0)
+            def _():
+                pl.loop(0, self.tiles.block_q // self.tiles.block_q_masked)(self.clear_padding)
+
+    def load(self, ref, head, queries, members=None):
+        """[members * queries, lanes] of some query heads of a key head, of all if `members` is None."""
+        members = members or pl.Slice(0, self.group)
         return ref[head, members, queries, :].reshape(members.size * queries.size, ref.shape[-1])
 
-    def store(ref, head, queries, x, members=everyone):
+    def store(self, ref, head, queries, x, members=None):
+        members = members or pl.Slice(0, self.group)
         ref[head, members, queries, :] = x.reshape(members.size, queries.size, ref.shape[-1]).astype(ref.dtype)
 
-    mask_by_product = tiles.has_room(head_dim) and not causal
+    def initialize(self, queries):
+        """Resets the scratch of some queries."""
+        refs = self.refs
+        for ref, value in ((refs.max, MASK_VALUE), (refs.sum, 0.0), (refs.acc, 0.0)):
+            shape = (self.kv_heads, self.group, queries.size, ref.shape[-1])
+            ref[:, :, queries, :] = jnp.full(shape, value, jnp.float32)
 
-    def begin(queries):
-        for ref, value in ((most_ref, UNSEEN), (sum_ref, 0.0), (mixed_ref, 0.0)):
-            ref[:, :, queries, :] = jnp.full((kv_heads, group, queries.size, ref.shape[-1]), value, jnp.float32)
-
-    def scores_of(head, queries, keys, codes=None, members=everyone):
-        query, key = load(query_ref, head, queries, members), key_ref[head, keys, :]
+    def scores(self, head, queries, keys, codes=None, members=None):
+        """[members * queries, keys] float32, masked if segment codes are given."""
+        query, key = self.load(self.refs.query, head, queries, members), self.refs.key[head, keys, :]
         if codes is not None:
-            of_queries, of_keys = codes
-            query = jnp.concatenate([query, jnp.tile(of_queries, (members.size, 1))], axis=1)
-            key = jnp.concatenate([key, of_keys], axis=1)
+            query_codes, key_codes = codes
+            query = jnp.concatenate([query, jnp.tile(query_codes, (query.shape[0] // queries.size, 1))], axis=1)
+            key = jnp.concatenate([key, key_codes], axis=1)
         return product(query, key, transposed=True)
 
-    def part(scores, head, keys, limit=None, before=None, *, whole=False):
-        """Running maximum, sum and mix of scores [R, keys]; the sum of each lane, or of all where `whole`."""
+    def softmax(self, scores, head, keys, limit=None, previous_max=None, *, full_sum=False):
+        """Running maximum, sum of weights, and weighted values of scores [R, keys].
+
+        The sum is of each lane; over all lanes if `full_sum`.
+        """
         rows = scores.shape[0]
         if limit is not None:
             scores = jnp.minimum(scores.reshape(-1, *limit.shape), limit).reshape(rows, keys.size)
-        most = jnp.broadcast_to(scores.max(axis=1, keepdims=True), (rows, LANES))
-        most = most if before is None else jnp.maximum(before, most)
-        weights = jnp.exp2(scores - across(most, keys.size))
-        value = value_ref[head, keys, :]
-        if whole and tiles.has_room(head_dim):
+        maximum = jnp.broadcast_to(scores.max(axis=1, keepdims=True), (rows, LANES))
+        maximum = maximum if previous_max is None else jnp.maximum(previous_max, maximum)
+        weights = jnp.exp2(scores - broadcast_lanes(maximum, keys.size))
+        value = self.refs.value[head, keys, :]
+        if full_sum and self.tiles.has_spare_columns(self.head_dim):
             ones = jnp.ones((keys.size, LANES), value.dtype)
-            mixed = product(weights.astype(value.dtype), jnp.concatenate([value, ones], axis=1))
-            return most, mixed[:, head_dim:], mixed[:, :head_dim]
+            acc = product(weights.astype(value.dtype), jnp.concatenate([value, ones], axis=1))
+            return maximum, acc[:, self.head_dim :], acc[:, : self.head_dim]
         total = functools.reduce(jnp.add, [weights[:, lane : lane + LANES] for lane in range(0, keys.size, LANES)])
-        total = jnp.broadcast_to(total.sum(axis=1, keepdims=True), most.shape) if whole else total
-        return most, total, product(weights.astype(value.dtype), value)
+        total = jnp.broadcast_to(total.sum(axis=1, keepdims=True), maximum.shape) if full_sum else total
+        return maximum, total, product(weights.astype(value.dtype), value)
 
-    def update(head, queries, keys, limit=None):
-        before = load(most_ref, head, queries)
-        most, total, mixed = part(scores_of(head, queries, keys), head, keys, limit, before)
-        decay = jnp.exp2(before - most)
-        store(most_ref, head, queries, most)
-        store(sum_ref, head, queries, load(sum_ref, head, queries) * decay + total)
-        store(mixed_ref, head, queries, load(mixed_ref, head, queries) * across(decay, head_dim) + mixed)
+    def update(self, head, queries, keys, limit=None):
+        """Adds some keys to the scratch of some queries: one step of online softmax."""
+        refs = self.refs
+        previous = self.load(refs.max, head, queries)
+        maximum, total, acc = self.softmax(self.scores(head, queries, keys), head, keys, limit, previous)
+        decay = jnp.exp2(previous - maximum)
+        self.store(refs.max, head, queries, maximum)
+        self.store(refs.sum, head, queries, self.load(refs.sum, head, queries) * decay + total)
+        rescaled = self.load(refs.acc, head, queries) * broadcast_lanes(decay, self.head_dim)
+        self.store(refs.acc, head, queries, rescaled + acc)
 
-    def finish(head, queries, most, total, mixed, members=everyone):
-        """Writes what `part` gave, as if each query saw something."""
-        inverse = 1.0 / total if out_ref.dtype == jnp.float32 else pl.reciprocal(total, approx=True)
-        store(out_ref, head, queries, mixed * across(inverse, head_dim), members)
-        lse = along_lanes(most) + jnp.log2(along_lanes(total))
+    def write(self, head, queries, maximum, total, acc, members=None):
+        """Writes the output and the logsumexp of queries that attend to at least one key."""
+        refs, members = self.refs, members or pl.Slice(0, self.group)
+        inverse = 1.0 / total if refs.out.dtype == jnp.float32 else pl.reciprocal(total, approx=True)
+        self.store(refs.out, head, queries, acc * broadcast_lanes(inverse, self.head_dim), members)
+        lse = lanes_to_row(maximum) + jnp.log2(lanes_to_row(total))
         for place in range(members.size):
             member = slice(members.start + place, members.start + place + 1)
-            lse_ref[head, member, queries] = lse[:, place * queries.size : (place + 1) * queries.size]
+            refs.lse[head, member, queries] = lse[:, place * queries.size : (place + 1) * queries.size]
 
-    def clear_unseen(head, queries):
-        """Zeros of padding, which saw nothing."""
-        for place in range(group):
-            lse = lse_ref[head, place : place + 1, queries]
-            seen = jnp.broadcast_to(lse, (LANES, queries.size)).T > UNSEEN / 2
-            out = out_ref[head, place, queries, :]
-            out_ref[head, place, queries, :] = jnp.where(across(seen, head_dim), out, jnp.zeros_like(out))
-            lse_ref[head, place : place + 1, queries] = jnp.where(lse > UNSEEN / 2, lse, 0.0)
-
-    def rectangle(queries, keys):
-        """[queries, keys] UNSEEN where a pair is not to meet, and over any score elsewhere."""
-        ids = jnp.broadcast_to(query_ids_ref[:, queries], (LANES, queries.size)).T
-        visible = across(ids, keys.size) == key_ids_ref[:, keys]
-        if causal:
+    def score_limit(self, queries, keys):
+        """[queries, keys]: MASK_VALUE for a masked pair, more than any score otherwise."""
+        step = self.step
+        ids = jnp.broadcast_to(self.refs.query_ids[:, queries], (LANES, queries.size)).T
+        visible = broadcast_lanes(ids, keys.size) == self.refs.key_ids[:, keys]
+        if self.causal:
             query_place, key_place = (jax.lax.broadcasted_iota(jnp.int32, visible.shape, axis) for axis in (0, 1))
-            visible &= key_place - query_place <= first_query + queries.start - first_key - keys.start
-        return jnp.where(visible, -UNSEEN, UNSEEN)
+            visible &= key_place - query_place <= step.first_query + queries.start - step.first_key - keys.start
+        return jnp.where(visible, -MASK_VALUE, MASK_VALUE)
 
-    def place_of(sub):
-        """Of a sub-tile in the tables."""
-        return row * (in_all // tiles.sub_query) + query_tile * (pieces * subs) + sub
+    def interleaved(self, first, count, num_keys):
+        """Finishes `count` masked blocks of queries, each over `num_keys` keys that include all it attends to.
 
-    def stretch(sub) -> tuple[Any, jax.Array, jax.Array]:
-        """Of a sub-tile: its queries, and where the keys that it meets begin and end, in units from this tile's."""
-        place = place_of(sub)
-        queries = pl.ds(pl.multiple_of(sub * tiles.sub_query, tiles.sub_query), tiles.sub_query)
-        return queries, start_ref[place] - key_tile * units, stop_ref[place] - key_tile * units
-
-    def keys_from(unit, size):
-        return pl.ds(pl.multiple_of(unit * LANES, LANES), size)
-
-    def side_by_side(first, count, size):
-        """Sub-tiles from `first` on, each against all that it meets: one's products run during another's softmax."""
-        few = tiles.heads_at_once(group)
-        heads = [(head, pl.Slice(member, few)) for head in range(kv_heads) for member in range(0, group, few)]
-        places = [(*head, sub) for head in heads for sub in range(count)]
-        if mask_by_product or size == tiles.sub_key:  # dear to make again is a large limit, dear to keep a small one
-            places = [(*head, sub) for sub in range(count) for head in heads]
-
-        def part_of(sub):
-            queries, start, _ = stretch(first + sub)
-            return queries, keys_from(jnp.clip(start, 0, units - size // LANES), size)
-
+        The matrix products of one block run during the softmax of another.
+        """
+        refs, group = self.refs, self.tiles.heads_per_product(self.group)
+        members = [pl.Slice(first, group) for first in range(0, self.group, group)]
+        heads = list(itertools.product(range(self.kv_heads), members))
+        blocks = [(*head, block) for head in heads for block in range(count)]
+        # A large limit is expensive to compute again, a small one to keep in registers.
+        if self.mask_by_product or num_keys == self.tiles.block_kv_masked:
+            blocks = [(*head, block) for block in range(count) for head in heads]
         codes = None
 
         def scores_at(place):
             nonlocal codes
-            head, members, sub = places[place]
-            if mask_by_product and (place == 0 or places[place - 1][-1] != sub):
-                queries, keys = part_of(sub)
-                codes = codes_of(query_ids_ref[:, queries], key_ids_ref[:, keys], query_ref.dtype)
-            return scores_of(head, *part_of(sub), codes, members)
+            head, members, block = blocks[place]
+            if self.mask_by_product and (place == 0 or blocks[place - 1][-1] != block):
+                queries, keys = self.step.keys_of_window(first + block, num_keys)
+                codes = segment_codes(refs.query_ids[:, queries], refs.key_ids[:, keys], refs.query.dtype)
+            return self.scores(head, *self.step.keys_of_window(first + block, num_keys), codes, members)
 
         scores, limit, limited = scores_at(0), None, None
-        for place, (head, members, sub) in enumerate(places):
-            later = scores_at(place + 1) if place + 1 < len(places) else scores
-            queries, keys = part_of(sub)
-            if limited != sub and not mask_by_product:
-                limit, limited = rectangle(queries, keys), sub
-            finish(head, queries, *part(scores, head, keys, limit, whole=True), members)
-            scores = later
+        for place, (head, members, block) in enumerate(blocks):
+            following = scores_at(place + 1) if place + 1 < len(blocks) else scores
+            queries, keys = self.step.keys_of_window(first + block, num_keys)
+            if limited != block and not self.mask_by_product:
+                limit, limited = self.score_limit(queries, keys), block
+            self.write(head, queries, *self.softmax(scores, head, keys, limit, full_sum=True), members)
+            scores = following
 
-    def one_by_one(first):
-        """Sub-tiles from `first` on against the part of this tile that each meets."""
+    def unmasked_or_masked(self, block):
+        """Adds the step's keys to an unmasked block of queries; masked block by masked block if it needs a mask."""
+        step, tiles = self.step, self.tiles
+        unmasked = step.has_one_segment(block) & (step.kv_units > step.masked_units)
+        if self.causal:
+            unmasked &= step.first_key + tiles.block_kv <= step.first_query + block * tiles.block_q_unmasked + 1
+        masked_blocks = tiles.block_q_unmasked // tiles.block_q_masked
 
-        @pl.loop(first, first + subs)
-        def _(sub):
-            queries, start, stop = stretch(sub)
-
-            @pl.when((start < units) & (stop > 0))
-            def _():
-                pl.when(start >= 0)(lambda: begin(queries))
-                low, high = jnp.maximum(start, 0), jnp.minimum(stop, units)
-                steps = jax.lax.div(high - low + step_units - 1, step_units)
-                low = jnp.minimum(low, units - steps * step_units)
-
-                @pl.loop(0, steps)
-                def _(step):
-                    keys = keys_from(low + step * step_units, tiles.sub_key)
-                    limit = rectangle(queries, keys)
-                    pl.loop(0, kv_heads)(lambda head: update(head, queries, keys, limit))
-
-    bunch = tiles.bunch
-    bunches = tiles.query // tiles.sub_query // bunch
-
-    def window_of(number):
-        return window_ref[(row * (in_all // tiles.query) + query_tile) * bunches + number]
-
-    def work_piece(piece):
-        segment = query_segment_ref[row * (in_all // tiles.piece) + query_tile * pieces + piece]
-        full = (segment != MIXED) & (segment == key_segment) & (units > step_units)
-        if causal:
-            full &= first_key + tiles.key <= first_query + piece * tiles.piece + 1
-
-        @pl.when(full)
+        @pl.when(unmasked)
         def _():
-            queries = pl.ds(pl.multiple_of(piece * tiles.piece, tiles.piece), tiles.piece)
-            pl.when(stretch(piece * subs)[1] >= 0)(lambda: begin(queries))
-            pl.loop(0, kv_heads)(lambda head: update(head, queries, pl.ds(0, tiles.key)))
+            queries = step.unmasked_block(block)
+            pl.when(step.masked_block(block * masked_blocks)[1] >= 0)(lambda: self.initialize(queries))
+            pl.loop(0, self.kv_heads)(lambda head: self.update(head, queries, pl.ds(0, tiles.block_kv)))
 
-        pl.when(~full)(lambda: one_by_one(piece * subs))
-
-    each_bunch(window_of, key_tile, tiles, side_by_side, work_piece)
-
-    @pl.when(flags & LAST != 0)
-    def _():
-        @pl.loop(0, bunches)
-        def _(number):
-            @pl.when(window_of(number) == 0)
-            def _():
-                @pl.loop(number * bunch, (number + 1) * bunch)
-                def _(sub):
-                    queries, start, stop = stretch(sub)
-
-                    @pl.when(start >= stop)
-                    def _():
-                        shape = (kv_heads, group, queries.size)
-                        out_ref[:, :, queries, :] = jnp.zeros((*shape, head_dim), out_ref.dtype)
-                        lse_ref[:, :, queries] = jnp.full(shape, UNSEEN)
-
-                    @pl.when(start < stop)
-                    def _():
-                        @pl.loop(0, kv_heads)
-                        def _(head):
-                            most, mixed = load(most_ref, head, queries), load(mixed_ref, head, queries)
-                            total = load(sum_ref, head, queries).sum(axis=1, keepdims=True)
-                            finish(head, queries, most, jnp.broadcast_to(total, most.shape), mixed)
-
-        @pl.when(flags & PADDED != 0)
+        @pl.when(~unmasked)
         def _():
-            @pl.loop(0, pieces * subs)
-            def _(sub):
-                @pl.when(padded_ref[place_of(sub)] != 0)
-                def _():
-                    pl.loop(0, kv_heads)(lambda head: clear_unseen(head, stretch(sub)[0]))
+            first = block * masked_blocks
+            pl.loop(first, first + masked_blocks)(self.masked)
+
+    def masked(self, block):
+        """Adds those of the step's keys that a masked block of queries attends to, `block_kv_masked` at a time."""
+        step, tiles = self.step, self.tiles
+        queries, start, stop = step.masked_block(block)
+
+        @pl.when((start < step.kv_units) & (stop > 0))
+        def _():
+            pl.when(start >= 0)(lambda: self.initialize(queries))
+            low, high = jnp.maximum(start, 0), jnp.minimum(stop, step.kv_units)
+            count = jax.lax.div(high - low + step.masked_units - 1, step.masked_units)
+            low = jnp.minimum(low, step.kv_units - count * step.masked_units)
+
+            @pl.loop(0, count)
+            def _(place):
+                keys = step.keys(low + place * step.masked_units, tiles.block_kv_masked)
+                limit = self.score_limit(queries, keys)
+                pl.loop(0, self.kv_heads)(lambda head: self.update(head, queries, keys, limit))
+
+    def finish_window(self, window):
+        """Writes the results of a window whose masked blocks were not finished by `interleaved`."""
+        size = self.tiles.window_size
+
+        @pl.when(self.step.window(window) == 0)
+        def _():
+            pl.loop(window * size, (window + 1) * size)(self.finish_block)
+
+    def finish_block(self, block):
+        """Writes the results of a masked block from the scratch."""
+        refs, (queries, start, stop) = self.refs, self.step.masked_block(block)
+        shape = (self.kv_heads, self.group, queries.size)
+
+        @pl.when(start >= stop)
+        def _():
+            refs.out[:, :, queries, :] = jnp.zeros((*shape, self.head_dim), refs.out.dtype)
+            refs.lse[:, :, queries] = jnp.full(shape, MASK_VALUE)
+
+        @pl.when(start < stop)
+        def _():
+            @pl.loop(0, self.kv_heads)
+            def _(head):
+                maximum, acc = self.load(refs.max, head, queries), self.load(refs.acc, head, queries)
+                total = self.load(refs.sum, head, queries).sum(axis=1, keepdims=True)
+                self.write(head, queries, maximum, jnp.broadcast_to(total, maximum.shape), acc)
+
+    def clear_padding(self, block):
+        """Sets the results of a masked block's padding, which attended to nothing, to zero."""
+
+        @pl.when(self.step.mask.padded[self.step.masked_index(block)] != 0)
+        def _():
+            pl.loop(0, self.kv_heads)(lambda head: self._clear(head, self.step.masked_block(block)[0]))
+
+    def _clear(self, head, queries):
+        out_ref, lse_ref = self.refs.out, self.refs.lse
+        for place in range(self.group):
+            lse = lse_ref[head, place : place + 1, queries]
+            seen = jnp.broadcast_to(lse, (LANES, queries.size)).T > MASK_VALUE / 2
+            out = out_ref[head, place, queries, :]
+            out_ref[head, place, queries, :] = jnp.where(broadcast_lanes(seen, self.head_dim), out, jnp.zeros_like(out))
+            lse_ref[head, place : place + 1, queries] = jnp.where(lse > MASK_VALUE / 2, lse, 0.0)

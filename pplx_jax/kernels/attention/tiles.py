@@ -1,4 +1,4 @@
-"""Sizes that the TPU kernels work in: what fits, and what is best at which shape on which device."""
+"""Block sizes of the TPU kernels: what fits in VMEM, and what is best for which shape on which device."""
 
 import dataclasses
 import math
@@ -8,211 +8,217 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels import platform
 
 LANES = 128
-_WIDE_MATRIX_UNIT = ("v6", "7")  # 256 columns, twice a head's
-_SCORE_ROWS = 1024  # rows of scores that are worked at once: fewer hide less, more spill more
-_SIDE_ROWS = 512  # of each of several sub-tiles that are worked side by side
+_WIDE_MATRIX_UNIT = ("v6", "7")  # device kinds with 256 columns, twice those of a head
+# Rows of scores that one product makes: fewer hide less latency, more spill more registers.
+_ROWS_UNMASKED, _ROWS_INTERLEAVED = 1024, 512
+_SIZES = ("block_q", "block_kv", "block_q_unmasked", "block_q_masked", "block_kv_masked")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Tiles of one pass.
+    """Block sizes of one pass.
 
-    A tile of queries and a tile of keys are in fast memory at a time. A piece of the queries that is of one text, as
-    all the keys of the tile are, is worked against them at once and unmasked. Of any other piece, each sub-tile is
-    worked against the stretch of keys that it can meet, masked, `sub_key` at a time, or half of it where that is
-    enough.
+    A grid step has a block of queries and a block of keys in VMEM. The block of queries is divided into unmasked
+    blocks. If all queries of one of these and all keys of the step belong to one segment, they are multiplied at once,
+    without a mask. Otherwise it is divided into masked blocks, and each of these is multiplied by the keys that it
+    attends to, `block_kv_masked` keys at a time, or half as many if that is enough.
 
     Attributes:
-      query: queries of a tile; as many rows of each head of a group.
-      key: keys of a tile.
-      piece: queries of a piece.
-      sub_query: queries of a sub-tile.
-      sub_key: keys of a step.
-      kv_heads: key heads whose blocks are in fast memory together; fewer where there are not so many.
-      together: sub-tiles that are worked side by side where half a step is enough for each, `bunch` where a step is;
-        a piece's where 0.
-      wide_products: whether the matrix unit has room for twice a head's columns, so that what shares a product with a
-        head is free: the sums of a step's weights beside the values, masks beside queries and keys.
-      vmem_limit_bytes: what a kernel may take of the core's fast memory.
+      block_q: queries of a grid step; as many rows for each query head of a group.
+      block_kv: keys of a grid step.
+      block_q_unmasked: queries of a product without a mask.
+      block_q_masked: queries of a product with a mask.
+      block_kv_masked: keys of a product with a mask.
+      kv_heads: most key heads of a grid step.
+      interleave: masked blocks whose computations are interleaved where half of `block_kv_masked` is enough for each;
+        if 0, those of one unmasked block. See `window_size` for where half is not enough.
+      wide_matrix_unit: whether the matrix unit has twice as many columns as a head, so that more columns in a product
+        are free: sums of weights beside the values, masks beside queries and keys.
+      vmem_limit_bytes: VMEM that a kernel may take.
 
     Raises:
-      BadInput: a size is no multiple of 128, or one does not divide the next.
+      BadInput: a size is not a multiple of 128, or does not divide the next larger one.
     """
 
-    query: int
-    key: int
-    piece: int
-    sub_query: int = 256
-    sub_key: int = 512
+    block_q: int
+    block_kv: int
+    block_q_unmasked: int
+    block_q_masked: int = 256
+    block_kv_masked: int = 512
     kv_heads: int = 1
-    together: int = 0
-    wide_products: bool = False
-    vmem_limit_bytes: int = platform.fast_memory("")
+    interleave: int = 0
+    wide_matrix_unit: bool = False
+    vmem_limit_bytes: int = platform.vmem_limit_bytes("")
 
     def __post_init__(self):
-        for name in ("query", "key", "piece", "sub_query", "sub_key"):
+        for name in _SIZES:
             size = getattr(self, name)
             if size < LANES or size % LANES:
-                raise BadInput(f"attention Tiles.{name}={size} is no multiple of {LANES}")
-        if self.sub_key % (2 * LANES):
-            raise BadInput(f"attention Tiles.sub_key={self.sub_key} is no multiple of {2 * LANES}")
-        for small, large in (("piece", "query"), ("sub_query", "piece"), ("sub_key", "key")):
+                raise BadInput(f"attention Tiles.{name}={size} is not a multiple of {LANES}")
+        if self.block_kv_masked % (2 * LANES):
+            raise BadInput(f"attention Tiles.block_kv_masked={self.block_kv_masked} is not a multiple of {2 * LANES}")
+        for small, large in (
+            ("block_q_unmasked", "block_q"),
+            ("block_q_masked", "block_q_unmasked"),
+            ("block_kv_masked", "block_kv"),
+        ):
             if getattr(self, large) % getattr(self, small):
                 raise BadInput(
                     f"attention Tiles.{small}={getattr(self, small)} does not divide {large}={getattr(self, large)}"
                 )
-        if not self.together:
-            object.__setattr__(self, "together", self.piece // self.sub_query)
-        if self.query % (self.together * self.sub_query) or self.together * self.sub_query % self.piece:
+        if not self.interleave:
+            object.__setattr__(self, "interleave", self.block_q_unmasked // self.block_q_masked)
+        interleaved = self.interleave * self.block_q_masked
+        if self.block_q % interleaved or interleaved % self.block_q_unmasked:
             raise BadInput(
-                f"attention Tiles.together={self.together} x sub_query={self.sub_query} is not whole pieces of "
-                f"{self.piece} that divide query={self.query}"
+                f"attention Tiles.interleave={self.interleave} x block_q_masked={self.block_q_masked} is not a "
+                f"multiple of block_q_unmasked={self.block_q_unmasked} that divides block_q={self.block_q}"
             )
 
     @property
-    def bunch(self) -> int:
-        """Half of `together`, where that is whole pieces."""
-        half = self.together // 2
-        return self.together if self.together % 2 or half * self.sub_query % self.piece else half
+    def window_size(self) -> int:
+        """Masked blocks that are interleaved where each needs all of `block_kv_masked`.
 
-    def heads_at_once(self, group: int) -> int:
-        """Query heads of a key head that share a product where sub-tiles are worked side by side."""
-        return _divisor(group, max(1, _SIDE_ROWS // self.sub_query))
+        Half of `interleave` if that is a multiple of an unmasked block.
+        """
+        half = self.interleave // 2
+        whole = self.interleave % 2 == 0 and half * self.block_q_masked % self.block_q_unmasked == 0
+        return half if whole else self.interleave
 
-    def has_room(self, head_dim: int) -> bool:
-        """Whether 128 columns beside a head's are free in a product."""
-        return self.wide_products and head_dim % (2 * LANES) == LANES
+    def heads_per_product(self, group: int) -> int:
+        """Query heads of a key head that share a product of interleaved blocks."""
+        return _largest_divisor(group, max(1, _ROWS_INTERLEAVED // self.block_q_masked))
+
+    def has_spare_columns(self, head_dim: int) -> bool:
+        """Whether a product with a head has 128 columns to spare."""
+        return self.wide_matrix_unit and head_dim % (2 * LANES) == LANES
 
     def forward_bytes(self, group: int, head_dim: int, itemsize: int) -> int:
-        """Fast memory of the forward pass: blocks twice, what accumulates once, one piece's scores."""
-        wide = max(head_dim, LANES)
-        blocks = self.kv_heads * (2 * group * self.query + 2 * self.key) * wide * itemsize
-        blocks += ((1 + self.kv_heads) * self.query + self.key) * 32
-        accumulators = self.kv_heads * group * self.query * (2 * LANES + wide) * 4
-        scores = group * self.piece * self.key * (4 + itemsize)
-        return 2 * blocks + accumulators + scores
+        """VMEM of the forward pass: blocks twice (double buffering), scratch once, and one product's scores."""
+        lanes = max(head_dim, LANES)
+        blocks = self.kv_heads * (2 * group * self.block_q + 2 * self.block_kv) * lanes * itemsize
+        blocks += ((1 + self.kv_heads) * self.block_q + self.block_kv) * 32
+        scratch = self.kv_heads * group * self.block_q * (2 * LANES + lanes) * 4
+        scores = group * self.block_q_unmasked * self.block_kv * (4 + itemsize)
+        return 2 * blocks + scratch + scores
 
-    def backward_bytes(
-        self, group: int, head_dim: int, itemsize: int, queries: int, *, in_stretches: bool = False
-    ) -> int:
-        """Fast memory of the backward pass over so many queries, whose gradient stays there.
+    def backward_bytes(self, group: int, head_dim: int, itemsize: int, queries: int, *, in_spans: bool = False) -> int:
+        """VMEM of the backward pass over `queries` queries, whose gradient stays there.
 
-        `in_stretches`: of a row whose other queries have had theirs, to which gradients of keys and values are added.
+        `in_spans`: they are one span of the sequence, and the gradients of keys and values from other spans are read.
         """
-        wide = max(head_dim, LANES)
-        blocks = (2 * group * self.query + 2 * self.key) * wide * itemsize + (4 * self.query + self.key) * 32
-        gradients = group * head_dim * queries * 4 + (4 if in_stretches else 2) * self.key * wide * 4
-        scores = group * self.piece * self.key * (4 + itemsize)
+        lanes = max(head_dim, LANES)
+        blocks = (2 * group * self.block_q + 2 * self.block_kv) * lanes * itemsize
+        blocks += (4 * self.block_q + self.block_kv) * 32
+        gradients = group * head_dim * queries * 4 + (4 if in_spans else 2) * self.block_kv * lanes * 4
+        scores = group * self.block_q_unmasked * self.block_kv * (4 + itemsize)
         return 2 * self.kv_heads * (blocks + gradients) + scores
 
-    def most_queries(self, group: int, head_dim: int, itemsize: int, length: int) -> int:
-        """Queries of a row of `length` whose gradient fits in the backward pass, in whole tiles and one at least."""
+    def max_queries(self, group: int, head_dim: int, itemsize: int, length: int) -> int:
+        """Queries of a sequence whose gradient fits in the backward pass: a multiple of `block_q`, or `length`."""
         if self.backward_bytes(group, head_dim, itemsize, length) <= self.vmem_limit_bytes:
             return length
-        one = self.backward_bytes(group, head_dim, itemsize, self.query, in_stretches=True)
-        more = self.backward_bytes(group, head_dim, itemsize, 2 * self.query, in_stretches=True) - one
-        return min(length, self.query * (1 + max(self.vmem_limit_bytes - one, 0) // more))
+        one = self.backward_bytes(group, head_dim, itemsize, self.block_q, in_spans=True)
+        more = self.backward_bytes(group, head_dim, itemsize, 2 * self.block_q, in_spans=True) - one
+        return min(length, self.block_q * (1 + max(self.vmem_limit_bytes - one, 0) // more))
 
-    def fitting(self, bytes_needed: Callable[["Tiles"], int]) -> "Tiles":
-        """The first of these and ever smaller ones whose need of fast memory is met; the smallest where none's is."""
+    def shrunk_to_fit(self, bytes_needed: Callable[["Tiles"], int]) -> "Tiles":
+        """These tiles if they fit in VMEM, or the first smaller ones that do; the smallest of all if none does."""
         tiles = self
         while bytes_needed(tiles) > tiles.vmem_limit_bytes and (smaller := tiles._smaller()):
             tiles = smaller
         return tiles
 
     def _smaller(self) -> "Tiles | None":
-        """These, less what costs least: key heads together, then keys or queries of a tile, then of a piece."""
+        """Reduces what costs least speed: key heads, then `block_kv` or `block_q`, then the products."""
         if self.kv_heads > 1:
             return dataclasses.replace(self, kv_heads=self.kv_heads // 2)
-        if self.key > self.sub_key and (self.key >= self.query or self.query == self.piece):
-            return dataclasses.replace(self, key=_less(self.key, self.sub_key))
-        query, piece, sub_key = self.query, self.piece, self.sub_key
-        if query > piece:
-            query = _less(query, piece)
-        elif piece > LANES:
-            query = piece = _less(piece, LANES)
-        elif sub_key > 2 * LANES:
-            sub_key = _less(sub_key, 2 * LANES)
+        largest = self.block_kv >= self.block_q or self.block_q == self.block_q_unmasked
+        if self.block_kv > self.block_kv_masked and largest:
+            return dataclasses.replace(self, block_kv=_next_smaller(self.block_kv, self.block_kv_masked))
+        block_q, unmasked, kv_masked = self.block_q, self.block_q_unmasked, self.block_kv_masked
+        if block_q > unmasked:
+            block_q = _next_smaller(block_q, unmasked)
+        elif unmasked > LANES:
+            block_q = unmasked = _next_smaller(unmasked, LANES)
+        elif kv_masked > 2 * LANES:
+            kv_masked = _next_smaller(kv_masked, 2 * LANES)
         else:
             return None
-        sub_query = math.gcd(self.sub_query, piece)
+        q_masked = math.gcd(self.block_q_masked, unmasked)
         return dataclasses.replace(
             self,
-            query=query,
-            key=min(self.key, sub_key) if sub_key < self.sub_key else self.key,
-            piece=piece,
-            sub_query=sub_query,
-            sub_key=sub_key,
-            together=query // sub_query,
+            block_q=block_q,
+            block_kv=min(self.block_kv, kv_masked) if kv_masked < self.block_kv_masked else self.block_kv,
+            block_q_unmasked=unmasked,
+            block_q_masked=q_masked,
+            block_kv_masked=kv_masked,
+            interleave=block_q // q_masked,
         )
 
     def require(self, needed: int) -> None:
-        """Raises BadInput where `needed` bytes are over `vmem_limit_bytes`."""
+        """Raises BadInput if `needed` bytes are more than `vmem_limit_bytes`."""
         if needed > self.vmem_limit_bytes:
             raise BadInput(
-                f"attention tiles of {self.query} x {self.key} need {needed / 2**20:.0f} MiB of fast memory, over "
-                f"{self.vmem_limit_bytes / 2**20:.0f}; make Tiles.query, key or piece smaller"
+                f"attention tiles of {self.block_q} x {self.block_kv} need {needed / 2**20:.0f} MiB of VMEM, more than "
+                f"{self.vmem_limit_bytes / 2**20:.0f}; make Tiles.block_q, block_kv or block_q_unmasked smaller"
             )
 
 
-def best(
+def choose_tiles(
     length: int, group: int, head_dim: int = LANES, itemsize: int = 2, *, device_kind: str | None = None
 ) -> tuple[Tiles, Tiles]:
-    """Tiles of the forward and of the backward pass, by the figures of benchmarks/kernels.py.
+    """Returns the tiles of the forward and of the backward pass, tuned with benchmarks/kernels.py.
 
     Args:
-      length: tokens of a row; what it is padded to is a multiple of all tiles.
-      group: query heads a key head.
+      length: tokens of a sequence; it is padded to a multiple of all tiles.
+      group: query heads per key head.
       head_dim: columns of a head.
       itemsize: bytes of an element of queries, keys and values.
-      device_kind: as JAX names it; that of the mesh or of this process where None; as a v5p has where neither is a
-        TPU.
+      device_kind: as JAX names it. If None, that of the mesh or of this process; a v5p's if neither is a TPU.
     """
     device_kind = (device_kind or platform.device_kind()).lower()
-    limit = platform.fast_memory(device_kind)
     unit = 512 if length > 256 else 256
     units = -(-length // unit)
-    # One unit more where the row then falls into larger tiles.
-    units = min((units, units + 1), key=lambda count: (_divisor(count, 4) < min(3, units), count))
-    piece = max(LANES, min(unit, _SCORE_ROWS // group // LANES * LANES))
-    piece = next(size for size in range(piece, 0, -LANES) if unit % size == 0)
-    common = {"piece": piece, "sub_query": min(piece, 256), "sub_key": unit, "vmem_limit_bytes": limit}
-    query = unit * _divisor(units, 4 if group <= 4 else 2 if group <= 8 else 1)
-    wide = any(part in device_kind for part in _WIDE_MATRIX_UNIT)
-    forward = Tiles(
-        query=query,
-        key=unit * _divisor(units, 4),
-        kv_heads=max(1, 8 // group),
-        together=query // common["sub_query"],
-        wide_products=wide,
-        **common,
-    )
-    query = unit * _divisor(units, 4 if group <= 4 else 1)
-    backward = Tiles(
-        query=query,
-        key=unit * _divisor(units, 4 if group <= 4 else 2),
-        kv_heads=max(1, 4 // group),
-        together=query // common["sub_query"],
-        wide_products=wide,
-        **common,
-    )
-    row = unit * units
+    # One unit more if the sequence then divides into larger tiles.
+    units = min((units, units + 1), key=lambda count: (_largest_divisor(count, 4) < min(3, units), count))
+    unmasked = max(LANES, min(unit, _ROWS_UNMASKED // group // LANES * LANES))
+    unmasked = next(size for size in range(unmasked, 0, -LANES) if unit % size == 0)
+    masked = min(unmasked, 256)
+
+    def tiles(q_units: int, kv_units: int, kv_heads: int) -> Tiles:
+        block_q = unit * _largest_divisor(units, q_units)
+        return Tiles(
+            block_q=block_q,
+            block_kv=unit * _largest_divisor(units, kv_units),
+            block_q_unmasked=unmasked,
+            block_q_masked=masked,
+            block_kv_masked=unit,
+            kv_heads=max(1, kv_heads),
+            interleave=block_q // masked,
+            wide_matrix_unit=any(part in device_kind for part in _WIDE_MATRIX_UNIT),
+            vmem_limit_bytes=platform.vmem_limit_bytes(device_kind),
+        )
+
+    forward = tiles(4 if group <= 4 else 2 if group <= 8 else 1, 4, 8 // group)
+    backward = tiles(4 if group <= 4 else 1, 4 if group <= 4 else 2, 4 // group)
+    padded_length = unit * units
 
     def backward_bytes(tiles: Tiles) -> int:
-        stretch = min(row, 4 * tiles.query)  # each is a kernel to compile
-        return tiles.backward_bytes(group, head_dim, itemsize, stretch, in_stretches=stretch < row)
+        span = min(padded_length, 4 * tiles.block_q)  # each span is a kernel to compile
+        return tiles.backward_bytes(group, head_dim, itemsize, span, in_spans=span < padded_length)
 
     return (
-        forward.fitting(lambda tiles: tiles.forward_bytes(group, head_dim, itemsize)),
-        backward.fitting(backward_bytes),
+        forward.shrunk_to_fit(lambda tiles: tiles.forward_bytes(group, head_dim, itemsize)),
+        backward.shrunk_to_fit(backward_bytes),
     )
 
 
-def _divisor(count: int, most: int) -> int:
+def _largest_divisor(count: int, most: int) -> int:
     """The largest divisor of `count` up to `most`."""
     return next(size for size in range(most, 0, -1) if count % size == 0)
 
 
-def _less(size: int, unit: int) -> int:
+def _next_smaller(size: int, unit: int) -> int:
     """The next smaller of the divisors of `size` that are multiples of `unit`."""
-    return unit * _divisor(size // unit, size // unit - 1)
+    return unit * _largest_divisor(size // unit, size // unit - 1)

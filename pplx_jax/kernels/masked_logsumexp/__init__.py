@@ -1,4 +1,4 @@
-"""The sum behind every contrastive loss: the public face, which keeps the whole matrix of scores out of memory."""
+"""The logsumexp of every contrastive loss, without the whole matrix of scores in memory: the public function."""
 
 import math
 
@@ -12,7 +12,7 @@ from pplx_jax.kernels.masked_logsumexp.reference import ABSENT, Sum
 from pplx_jax.parallel.rules import mesh_axes
 
 __all__ = ["ABSENT", "Sum", "masked_logsumexp"]
-BLOCK = 2048  # candidates at a time
+BLOCK = 2048  # candidates per block
 
 
 def masked_logsumexp(
@@ -28,29 +28,30 @@ def masked_logsumexp(
 ) -> Sum:
     """log sum_j e^(s_ij / temperature) over the candidates j that count for query i, with exact gradients.
 
-    A candidate counts where it is valid, of another group than the query, and s_ij is at most the query's ceiling.
-    Scores [N, block] exist at a time, in the backward pass again. Within `jax.set_mesh` each device has its share of
-    the queries and of the candidates, and a block of them comes together at a time: what travels is embeddings and
-    their gradients, never scores, and no device holds all candidates.
+    A candidate counts if it is valid, its group is not the query's, and s_ij is at most the query's ceiling. The scores
+    of one block, [N, block], exist at a time, and again in the backward pass. Within `jax.set_mesh` queries and
+    candidates
+    are sharded, and devices gather one block of candidates at a time: they exchange embeddings and their gradients, but
+    no scores, and no device holds all candidates.
 
     Args:
-      query: [N, D] float32; s is the product of rows, so normalise them for cosines.
+      query: [N, D] float32; s is the dot product, so normalize the vectors for cosines.
       candidate: [M, D] float32.
       query_group: [N] int32.
       candidate_group: [M] int32.
       temperature: scalar; differentiable.
-      ceiling: [N]; none where None. It carries no gradient.
-      candidate_valid: [M] bool; all where None.
-      block: candidates at a time.
+      ceiling: [N], without a gradient; no ceiling if None.
+      candidate_valid: [M] bool; all are valid if None.
+      block: candidates per block.
 
     Returns:
-      See `Sum`. Only `logsumexp` is differentiable.
+      A `Sum`. Only `logsumexp` is differentiable.
 
     Raises:
-      BadInput: `block` is not 1 or more.
+      BadInput: `block` is less than 1.
     """
     if block < 1:
-        raise BadInput(f"masked_logsumexp: block={block}; 1 or more candidates at a time")
+        raise BadInput(f"masked_logsumexp: block={block}; set it to 1 or more candidates")
     if ceiling is None:
         ceiling = jnp.full(query.shape[:1], jnp.inf, jnp.float32)
     if candidate_valid is None:
@@ -70,14 +71,14 @@ def masked_logsumexp(
     if size == 1:
         return blockwise(*arguments, block)
 
-    def filled(x):  # up to equal shares, with candidates that are not valid and queries that nobody asks for
+    def padded(x):  # to a multiple of the devices, with invalid candidates and queries that are cut off again
         return x if x.ndim == 0 else jnp.pad(x, ((0, -x.shape[0] % size), *((0, 0),) * (x.ndim - 1)))
 
     rows, everywhere = PartitionSpec(axes), PartitionSpec()
     specs = (rows, rows, rows, rows, everywhere, rows, rows)
 
-    def run(*shares):
-        return blockwise(*shares, block, axes)
+    def run(*local):
+        return blockwise(*local, block, axes)
 
-    found = jax.shard_map(run, in_specs=specs, out_specs=rows, check_vma=False)(*map(filled, arguments))
+    found = jax.shard_map(run, in_specs=specs, out_specs=rows, check_vma=False)(*map(padded, arguments))
     return jax.tree.map(lambda x: x[: query.shape[0]], found)

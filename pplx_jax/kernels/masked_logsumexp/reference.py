@@ -1,20 +1,20 @@
-"""The same with the whole matrix of scores: the definition that the blockwise one is held against."""
+"""The masked sum with the whole matrix of scores in memory: the definition that `blockwise` is compared with."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-ABSENT = jnp.finfo(jnp.float32).min  # the logarithm of a sum of nothing, kept finite
+ABSENT = jnp.finfo(jnp.float32).min  # the logarithm of an empty sum, as a finite number
 
 
 class Sum(NamedTuple):
-    """What is known of each query's candidates.
+    """Result for each query.
 
     Attributes:
-      logsumexp: [N] float32; `ABSENT` where none counts.
-      hardest: [N] float32, the highest score that counts; `ABSENT` where none does.
-      used: [N] int32, how many count.
+      logsumexp: [N] float32; `ABSENT` if no candidate counts.
+      hardest: [N] float32, the highest score that counts; `ABSENT` if none does.
+      used: [N] int32, the number of candidates that count.
     """
 
     logsumexp: jax.Array
@@ -23,15 +23,15 @@ class Sum(NamedTuple):
 
 
 def scores_and_mask(query, candidate, query_group, candidate_group, ceiling, candidate_valid):
-    """s [N, M], and which of them count."""
-    # Float32 all through: at temperature 0.02 an error of bfloat16's size in a cosine is a third of a nat.
+    """Returns the scores [N, M], and which of them count [N, M]."""
+    # Float32 throughout: at temperature 0.02 a bfloat16 rounding error in a cosine is a third of a nat.
     scores = jnp.einsum("nd,md->nm", query, candidate, precision=jax.lax.Precision.HIGHEST)
     counts = candidate_valid[None, :] & (query_group[:, None] != candidate_group[None, :])
     return scores, counts & (scores <= ceiling[:, None])
 
 
 def reference(query, candidate, query_group, candidate_group, temperature, ceiling, candidate_valid) -> Sum:
-    """Arguments and result as of the face, all given."""
+    """Arguments, all required, and result as for `masked_logsumexp.masked_logsumexp`."""
     scores, counts = scores_and_mask(query, candidate, query_group, candidate_group, ceiling, candidate_valid)
     some = counts.any(axis=1)
     logits = jnp.where(counts, scores / temperature, -jnp.inf)

@@ -1,4 +1,5 @@
-"""One vector a text, or a chunk (late chunking), from packed rows: the public face, which picks an implementation."""
+"""Pooling of packed sequences, one vector per text or per chunk (late chunking): the public function, which chooses an
+implementation."""
 
 import functools
 from typing import Literal, get_args
@@ -26,26 +27,26 @@ def segment_pool(
     rounding: Rounding = "half_even",
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean of the hidden states of each slot's own tokens, quantized on the way out where asked.
+    """Means of the hidden states of each slot's tokens, quantized if requested.
 
-    Where no implementation is given: on a TPU the Pallas kernel, which reads the hidden states once and writes the
-    vectors once, elsewhere XLA. Within `jax.set_mesh` it runs on each device's tokens, and sums are added up where
-    tokens of a row are on several.
+    If no implementation is given, TPUs use the Pallas kernel, which reads the hidden states once and writes the vectors
+    once; other devices use XLA. Within `jax.set_mesh` it runs on each device's tokens; if several devices share a
+    sequence, their sums are added up.
 
     Args:
       hidden: [B, L, D].
-      chunk_ids: [B, L]; a token of slot s carries s + 1, padding and separators carry 0.
-      slots: S; ids above it would be dropped, so the packer holds rows to it.
-      output: "mean", the pooled vector v; "tanh_int8", `tanh_int8(v)`, differentiable by straight-through; "int8",
-        the same as real int8, not differentiable.
+      chunk_ids: [B, L]; s + 1 for a token of slot s, 0 for padding and separators.
+      slots: S. Larger ids would be dropped, so the packer fills at most S slots per sequence.
+      output: "mean", the pooled vector v; "tanh_int8", `tanh_int8(v)`, differentiable by the straight-through
+        estimator; "int8", the same as an int8 array, not differentiable.
       rounding: of the quantized outputs.
-      implementation: forced, where given.
+      implementation: the implementation to use.
 
     Returns:
-      [B, S, D], float32 or int8, zero for an empty slot; and the tokens of each slot, [B, S] float32.
+      [B, S, D], float32 or int8, zero for an empty slot; and the number of tokens of each slot, [B, S] float32.
 
     Raises:
-      BadInput: an unknown output, or a forced implementation that is unknown or cannot run here.
+      BadInput: the output is unknown, or the implementation is unknown or cannot run here.
     """
     if output not in get_args(Output):
         raise BadInput(f"segment_pool: output {output!r} is not one of {', '.join(get_args(Output))}")
@@ -59,10 +60,10 @@ def segment_pool(
     if implementation == "pallas":
         if platform() != "tpu":
             raise BadInput(
-                f"segment_pool: implementation 'pallas' wants a TPU, this is {jax.default_backend()}; leave it out"
+                f"segment_pool: implementation 'pallas' needs a TPU, this is {jax.default_backend()}; leave it out"
             )
         return kernel(hidden, chunk_ids)
-    if implementation == "reference" or slots > pallas.MOST_SLOTS:
+    if implementation == "reference" or slots > pallas.MAX_SLOTS:
         return xla(hidden, chunk_ids)
     return by_platform(hidden, chunk_ids, tpu=kernel, default=xla)
 
@@ -76,23 +77,24 @@ def _on_mesh(
     interpret: bool = False,
     **options,
 ):
+    """Runs the kernel on each device's tokens."""
     run = functools.partial(pallas.segment_pool, rounding=rounding, interpret=interpret, **options)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return run(hidden, chunk_ids, output=output)
     tokens = spec(("rows", "tokens"), chunk_ids.shape, mesh)
-    rows, sharing = tokens
+    sequence_axes, token_axes = tokens
 
     def local(hidden, chunk_ids):
-        if not sharing:
+        if not token_axes:
             return run(hidden, chunk_ids, output=output)
         mean, counts = run(hidden, chunk_ids, output="mean")
-        total, counts = jax.lax.psum((mean * counts[..., None], counts), sharing)
+        total, counts = jax.lax.psum((mean * counts[..., None], counts), token_axes)
         mean = total / jnp.maximum(counts, 1.0)[..., None]
         if output == "mean":
             return mean, counts
         quantized = tanh_int8(mean, rounding)
         return quantized.astype(jnp.int8) if output == "int8" else quantized, counts
 
-    out = PartitionSpec(rows)
+    out = PartitionSpec(sequence_axes)
     return jax.shard_map(local, in_specs=(tokens, tokens), out_specs=out, check_vma=False)(hidden, chunk_ids)

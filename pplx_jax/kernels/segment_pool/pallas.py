@@ -1,4 +1,4 @@
-"""Mean, tanh and INT8 in one pass over the hidden states, as a Pallas kernel for TPUs; and its gradient."""
+"""Mean, tanh and INT8 in one pass over the hidden states, as a Pallas kernel for TPUs, and its gradient."""
 
 import functools
 from typing import Literal
@@ -11,11 +11,11 @@ from jax.experimental.pallas import tpu as pltpu
 from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.products import dot_general
 from pplx_jax.kernels.quantization import LEVELS, Rounding, tanh_int8
-from pplx_jax.kernels.segment_pool.tiles import LANES, Tiles, best
+from pplx_jax.kernels.segment_pool.tiles import LANES, Tiles, choose_tiles
 
 Output = Literal["mean", "tanh_int8", "int8"]
-MOST_SLOTS = 1024  # of a row; the sums of all of them stay in fast memory
-_CONTRACT_ROWS = (((0,), (0,)), ((), ()))
+MAX_SLOTS = 1024  # per sequence; the sums of all of them stay in VMEM
+_CONTRACT_FIRST = (((0,), (0,)), ((), ()))
 _CONTRACT = (((1,), (0,)), ((), ()))
 
 
@@ -29,30 +29,32 @@ def segment_pool(
     tiles: Tiles | None = None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """What `reference.segment_pool` returns; any length, width and slots up to `MOST_SLOTS`.
+    """Returns what `reference.segment_pool` returns, for any length, any width, and up to `MAX_SLOTS` slots.
 
     Args:
-      hidden, chunk_ids, slots, output, rounding: as of the face.
-      tiles: sizes; the best known where None.
+      hidden, chunk_ids, slots, output, rounding: as for `segment_pool.segment_pool`.
+      tiles: block sizes; `choose_tiles` if None.
       interpret: run without a TPU, slowly.
 
     Raises:
-      BadInput: too many slots, or tiles that do not fit the core's memory.
+      BadInput: too many slots, or tiles that do not fit in VMEM.
     """
-    if slots > MOST_SLOTS:
-        raise BadInput(f"segment_pool: {slots} slots a row are over the kernel's {MOST_SLOTS}; pack fewer texts a row")
+    if slots > MAX_SLOTS:
+        raise BadInput(
+            f"segment_pool: {slots} slots per sequence, the kernel has at most {MAX_SLOTS}; pack fewer texts"
+        )
     _, length, width = hidden.shape
     padded_slots = -(-slots // LANES) * LANES
-    tiles = tiles or best(length, width, padded_slots, hidden.dtype.itemsize)
+    tiles = tiles or choose_tiles(length, width, padded_slots, hidden.dtype.itemsize)
     tiles.require(padded_slots, hidden.dtype.itemsize)
-    padded = jnp.pad(hidden, ((0, 0), (0, -length % tiles.length), (0, -width % tiles.width)))
-    ids = jnp.pad(chunk_ids.astype(jnp.int32), ((0, 0), (0, -length % tiles.length)))[:, None]
+    padded = jnp.pad(hidden, ((0, 0), (0, -length % tiles.block_length), (0, -width % tiles.block_width)))
+    ids = jnp.pad(chunk_ids.astype(jnp.int32), ((0, 0), (0, -length % tiles.block_length)))[:, None]
     vectors, counts = _pool(padded, ids, padded_slots, output, rounding, tiles, interpret)
     return vectors[:, :slots, :width], counts[:, :slots, 0]
 
 
 def _members(ids_ref, slots: int) -> jax.Array:
-    """[S, L]: whether a token is of a slot."""
+    """[S, L]: whether a token belongs to a slot."""
     slot = jax.lax.broadcasted_iota(jnp.int32, (slots, ids_ref.shape[-1]), 0) + 1
     return slot == ids_ref[...]
 
@@ -61,21 +63,21 @@ def _members(ids_ref, slots: int) -> jax.Array:
 def _pool(hidden, ids, slots, output, rounding, tiles, interpret):
     batch, length, width = hidden.shape
     return pl.pallas_call(
-        functools.partial(_pool_body, output=output, rounding=rounding),
-        grid=(batch, width // tiles.width, length // tiles.length),
+        functools.partial(_pool_kernel, output=output, rounding=rounding),
+        grid=(batch, width // tiles.block_width, length // tiles.block_length),
         in_specs=[
-            pl.BlockSpec((None, tiles.length, tiles.width), lambda b, d, t: (b, t, d)),
-            pl.BlockSpec((None, 1, tiles.length), lambda b, d, t: (b, 0, t)),
+            pl.BlockSpec((None, tiles.block_length, tiles.block_width), lambda b, d, t: (b, t, d)),
+            pl.BlockSpec((None, 1, tiles.block_length), lambda b, d, t: (b, 0, t)),
         ],
         out_specs=[
-            pl.BlockSpec((None, slots, tiles.width), lambda b, d, t: (b, 0, d)),
+            pl.BlockSpec((None, slots, tiles.block_width), lambda b, d, t: (b, 0, d)),
             pl.BlockSpec((None, slots, LANES), lambda b, d, t: (b, 0, 0)),
         ],
         out_shape=[
             jax.ShapeDtypeStruct((batch, slots, width), jnp.int8 if output == "int8" else jnp.float32),
             jax.ShapeDtypeStruct((batch, slots, LANES), jnp.float32),
         ],
-        scratch_shapes=[pltpu.VMEM((slots, tiles.width), jnp.float32)],
+        scratch_shapes=[pltpu.VMEM((slots, tiles.block_width), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit_bytes
         ),
@@ -92,13 +94,13 @@ def _forward(hidden, ids, slots, output, rounding, tiles, interpret):
     return (vectors, counts), (ids, mean, counts, jnp.zeros((0,), hidden.dtype))
 
 
-def _pool_body(hidden_ref, ids_ref, out_ref, counts_ref, sums_ref, *, output: Output, rounding: Rounding):
-    slots = sums_ref.shape[0]
+def _pool_kernel(hidden_ref, ids_ref, out_ref, counts_ref, sum_scratch, *, output: Output, rounding: Rounding):
+    slots = sum_scratch.shape[0]
     first = (pl.program_id(1) == 0) & (pl.program_id(2) == 0)
 
     @pl.when(pl.program_id(2) == 0)
     def _():
-        sums_ref[...] = jnp.zeros_like(sums_ref)
+        sum_scratch[...] = jnp.zeros_like(sum_scratch)
 
     @pl.when(first)
     def _():
@@ -111,45 +113,45 @@ def _pool_body(hidden_ref, ids_ref, out_ref, counts_ref, sums_ref, *, output: Ou
         total = members.astype(jnp.float32).sum(axis=1, keepdims=True)
         counts_ref[...] += jnp.broadcast_to(total, counts_ref.shape)
 
-    # A token outside every slot enters the product as 0 * h, which is not 0 where h is not finite.
+    # A token outside every slot would enter the product as 0 * h, which is NaN if h is not finite.
     inside = jnp.broadcast_to(ids_ref[...], (LANES, ids_ref.shape[-1])).T[:, :1] > 0
     hidden = jnp.where(inside, hidden_ref[...], 0)
-    sums_ref[...] += dot_general(members.astype(hidden.dtype), hidden, _CONTRACT)
+    sum_scratch[...] += dot_general(members.astype(hidden.dtype), hidden, _CONTRACT)
 
     @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
     def _():
-        mean = sums_ref[...] / jnp.maximum(counts_ref[:, :1], 1.0)
+        mean = sum_scratch[...] / jnp.maximum(counts_ref[:, :1], 1.0)
         out_ref[...] = (mean if output == "mean" else tanh_int8(mean, rounding)).astype(out_ref.dtype)
 
 
 def _backward(slots, output, rounding, tiles, interpret, saved, gradients):
     ids, mean, counts, hidden = saved
     gradient = gradients[0]
-    if output == "tanh_int8":  # straight through the rounding
+    if output == "tanh_int8":  # the straight-through estimator ignores the rounding
         gradient = gradient * LEVELS * (1.0 - jnp.square(jnp.tanh(mean)))
-    share = gradient / jnp.maximum(counts[..., :1], 1.0)
+    token_gradient = gradient / jnp.maximum(counts[..., :1], 1.0)
     (batch, _, width), length = mean.shape, ids.shape[2]
-    of_hidden = pl.pallas_call(
-        functools.partial(_spread_body, slots=slots),
-        grid=(batch, width // tiles.width, length // tiles.length),
+    hidden_gradient = pl.pallas_call(
+        functools.partial(_gradient_kernel, slots=slots),
+        grid=(batch, width // tiles.block_width, length // tiles.block_length),
         in_specs=[
-            pl.BlockSpec((None, slots, tiles.width), lambda b, d, t: (b, 0, d)),
-            pl.BlockSpec((None, 1, tiles.length), lambda b, d, t: (b, 0, t)),
+            pl.BlockSpec((None, slots, tiles.block_width), lambda b, d, t: (b, 0, d)),
+            pl.BlockSpec((None, 1, tiles.block_length), lambda b, d, t: (b, 0, t)),
         ],
-        out_specs=pl.BlockSpec((None, tiles.length, tiles.width), lambda b, d, t: (b, t, d)),
+        out_specs=pl.BlockSpec((None, tiles.block_length, tiles.block_width), lambda b, d, t: (b, t, d)),
         out_shape=jax.ShapeDtypeStruct((batch, length, width), hidden.dtype),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel"), vmem_limit_bytes=tiles.vmem_limit_bytes
         ),
         interpret=interpret,
         name="segment_pool_gradient",
-    )(share.astype(hidden.dtype), ids)
-    return of_hidden, None
+    )(token_gradient.astype(hidden.dtype), ids)
+    return hidden_gradient, None
 
 
-def _spread_body(share_ref, ids_ref, out_ref, *, slots: int):
-    members = _members(ids_ref, slots).astype(share_ref.dtype)
-    out_ref[...] = dot_general(members, share_ref[...], _CONTRACT_ROWS).astype(out_ref.dtype)
+def _gradient_kernel(gradient_ref, ids_ref, out_ref, *, slots: int):
+    members = _members(ids_ref, slots).astype(gradient_ref.dtype)
+    out_ref[...] = dot_general(members, gradient_ref[...], _CONTRACT_FIRST).astype(out_ref.dtype)
 
 
 _pool.defvjp(_forward, _backward)

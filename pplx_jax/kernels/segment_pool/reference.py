@@ -1,4 +1,4 @@
-"""Mean pooling over packed rows in plain XLA: the definition that the kernel is held against."""
+"""Mean pooling of packed sequences in plain XLA: the definition that the kernel is compared with."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,15 @@ import jax.numpy as jnp
 from pplx_jax.kernels.products import dot_general
 from pplx_jax.kernels.quantization import Rounding, tanh_int8
 
-# Above this the one-hot matrix [B, S, L] would outgrow the hidden states, up to L x L.
-_MOST_ONE_HOT_SLOTS = 512
+# Above this the one-hot matrix [B, S, L] could become larger than the hidden states.
+_MAX_ONE_HOT_SLOTS = 512
 _BY_TOKEN = (((2,), (1,)), ((0,), (0,)))
 
 
 def segment_pool(
     hidden: jax.Array, chunk_ids: jax.Array, slots: int, *, output: str = "mean", rounding: Rounding = "half_even"
 ) -> tuple[jax.Array, jax.Array]:
-    """Arguments and result as of the face."""
+    """Arguments and result as for `segment_pool.segment_pool`."""
     pooled, counts = mean_pool(hidden, chunk_ids, slots)
     if output == "mean":
         return pooled, counts
@@ -27,24 +27,24 @@ def mean_pool(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.
 
     Args:
       hidden: [B, L, D].
-      chunk_ids: [B, L]; a token of slot s carries s + 1, padding and separators carry 0.
-      slots: S; ids above it would be dropped, so the packer holds rows to it.
+      chunk_ids: [B, L]; s + 1 for a token of slot s, 0 for padding and separators.
+      slots: S. Larger ids would be dropped.
 
     Returns:
-      pooled [B, S, D] float32, zero for an empty slot; counts [B, S] float32, the tokens of each slot.
+      Pooled vectors [B, S, D] float32, zero for an empty slot, and the number of tokens of each slot, [B, S] float32.
     """
-    if slots > _MOST_ONE_HOT_SLOTS:
+    if slots > _MAX_ONE_HOT_SLOTS:
         return _scattered_mean(hidden, chunk_ids, slots)
     member = chunk_ids[:, None, :] == jnp.arange(1, slots + 1)[None, :, None]
     counts = jnp.sum(member, axis=-1, dtype=jnp.float32)
-    # A token outside every slot enters the product as 0 * h, which is not 0 where h is not finite.
+    # A token outside every slot would enter the product as 0 * h, which is NaN if h is not finite.
     inside = jnp.where(chunk_ids[..., None] > 0, hidden, 0)
     totals = dot_general(member.astype(hidden.dtype), inside, _BY_TOKEN)
     return totals / jnp.maximum(counts, 1.0)[..., None], counts
 
 
 def _scattered_mean(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
-    """The same by adding every token to its slot; slot 0 of the sums takes what is outside every slot."""
+    """`mean_pool` by adding each token to its slot; slot 0 of the sums takes the tokens outside every slot."""
 
     def total(values: jax.Array, ids: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(values, ids, num_segments=slots + 1)[1:]

@@ -1,4 +1,4 @@
-"""Sizes that the pooling kernel works in."""
+"""Block sizes of the pooling kernel."""
 
 import dataclasses
 
@@ -6,49 +6,50 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels import platform
 
 LANES = 128
-_MOST_BYTES = 48 * 2**20
+_MAX_BYTES = 48 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """Tiles of the hidden states.
+    """Blocks of the hidden states.
 
     Attributes:
-      length: tokens of a tile.
-      width: dimensions of a tile.
-      vmem_limit_bytes: what the kernel may take of the core's fast memory.
+      block_length: tokens of a block.
+      block_width: dimensions of a block.
+      vmem_limit_bytes: VMEM that the kernel may take.
 
     Raises:
-      BadInput: a size is no multiple of 128.
+      BadInput: a size is not a multiple of 128.
     """
 
-    length: int
-    width: int
-    vmem_limit_bytes: int = _MOST_BYTES
+    block_length: int
+    block_width: int
+    vmem_limit_bytes: int = _MAX_BYTES
 
     def __post_init__(self):
-        for name in ("length", "width"):
+        for name in ("block_length", "block_width"):
             size = getattr(self, name)
             if size < LANES or size % LANES:
-                raise BadInput(f"segment_pool Tiles.{name}={size} is no multiple of {LANES}")
+                raise BadInput(f"segment_pool Tiles.{name}={size} is not a multiple of {LANES}")
 
     def bytes(self, slots: int, itemsize: int) -> int:
-        """Fast memory: blocks twice, the sums, which token is whose, and the tile without what is outside."""
-        blocks = self.length * self.width * itemsize + slots * (self.width + LANES) * 4 + 32 * self.length
-        return 2 * blocks + slots * self.width * 8 + slots * self.length * 8 + self.length * self.width * itemsize
+        """VMEM: blocks twice (double buffering), the sums, the slots of tokens, and the masked hidden states."""
+        length, width = self.block_length, self.block_width
+        blocks = length * width * itemsize + slots * (width + LANES) * 4 + 32 * length
+        return 2 * blocks + slots * width * 8 + slots * length * 8 + length * width * itemsize
 
     def require(self, slots: int, itemsize: int) -> None:
-        """Raises BadInput where the tiles need more than `vmem_limit_bytes`."""
+        """Raises BadInput if the tiles need more than `vmem_limit_bytes`."""
         if (needed := self.bytes(slots, itemsize)) > self.vmem_limit_bytes:
             raise BadInput(
-                f"segment_pool tiles of {self.length} x {self.width} need {needed / 2**20:.0f} MiB of fast memory, "
-                f"over {self.vmem_limit_bytes / 2**20:.0f}; make Tiles.length or width smaller"
+                f"segment_pool tiles of {self.block_length} x {self.block_width} need {needed / 2**20:.0f} MiB of "
+                f"VMEM, more than {self.vmem_limit_bytes / 2**20:.0f}; make Tiles.block_length or block_width smaller"
             )
 
 
-def best(length: int, width: int, slots: int, itemsize: int) -> Tiles:
-    """The largest tiles that fit the device: whole rows of dimensions first, for they are read at once."""
-    limit = min(_MOST_BYTES, platform.fast_memory(platform.device_kind()))
+def choose_tiles(length: int, width: int, slots: int, itemsize: int) -> Tiles:
+    """Returns the largest tiles that fit the device. The dimensions of a token come first: they are contiguous."""
+    limit = min(_MAX_BYTES, platform.vmem_limit_bytes(platform.device_kind()))
     padded_length, padded_width = -(-length // LANES) * LANES, -(-width // LANES) * LANES
     candidates = [
         Tiles(size, part, limit)
@@ -60,5 +61,5 @@ def best(length: int, width: int, slots: int, itemsize: int) -> Tiles:
 
 
 def _divisors(size: int) -> list[int]:
-    """Multiples of 128 that divide `size`, the largest first."""
+    """Returns the multiples of 128 that divide `size`, the largest first."""
     return [part for part in range(size, 0, -LANES) if size % part == 0]

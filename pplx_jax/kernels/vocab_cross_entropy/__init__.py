@@ -1,4 +1,5 @@
-"""Cross-entropy of a tied head over a large vocabulary, without [T, V] logits in memory: the public face."""
+"""Cross-entropy over a large vocabulary without [T, V] logits in memory: the public function, which chooses an
+implementation."""
 
 import functools
 import math
@@ -12,7 +13,7 @@ from jax.typing import ArrayLike
 from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.platform import by_platform, device_kind, platform
 from pplx_jax.kernels.vocab_cross_entropy import chunked, pallas
-from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Loss
+from pplx_jax.kernels.vocab_cross_entropy.compaction import Loss
 from pplx_jax.parallel.collectives import gather, scatter_sum
 from pplx_jax.parallel.rules import MESH_AXES, mesh_axes, parameter_axes, spec
 
@@ -29,24 +30,25 @@ def vocab_cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of weights * cross-entropy of `targets` under softmax(hidden @ embedding^T).
 
-    Positions of weight 0 cost nothing but their place: those that have one are brought together and worked a block at
-    a time, by Pallas kernels on a TPU and by XLA elsewhere. Within `jax.set_mesh` each device works a share of the
-    positions against the whole table, which is gathered in the precision of `hidden`; so no axis of the mesh has to
-    divide the vocabulary. What travels is the table and its gradient, added up in float32, never logits.
+    Positions with weight 0 cost almost nothing: the others are compacted and worked one chunk at a time, by Pallas
+      kernels
+    on a TPU and by XLA elsewhere. Within `jax.set_mesh` each device works a part of the positions against the whole
+    table, which is gathered in the precision of `hidden`, so that no mesh axis has to divide the vocabulary. Devices
+    exchange the table and its gradient, which is summed in float32, but no logits.
 
     Args:
       hidden: [..., D].
-      embedding: [V, D]; products are of the dtype of `hidden`.
-      targets: [...] integers from 0 below V; the loss of another is NaN.
-      weights: [...]; differentiable where not 0: a position of weight 0 is not looked at, and has a gradient of 0.
-      implementation: forced, where given.
+      embedding: [V, D]; products have inputs of the dtype of `hidden`.
+      targets: [...] integers in [0, V); the loss of any other is NaN.
+      weights: [...]; differentiable where not 0. A position with weight 0 is skipped, and has a gradient of 0.
+      implementation: the implementation to use.
 
     Returns:
       The sum, a float32 scalar, differentiable in `hidden`, `embedding` and `weights`; and the cross-entropy [...] of
       each position in nats (0 where its weight is 0), float32, for metrics and without a gradient.
 
     Raises:
-      BadInput: the forced implementation is unknown or cannot run here.
+      BadInput: the implementation is unknown or cannot run here.
     """
     if implementation not in (None, *get_args(Implementation)):
         raise BadInput(
@@ -55,7 +57,7 @@ def vocab_cross_entropy(
         )
     if implementation == "pallas" and platform() != "tpu":
         raise BadInput(
-            f"vocab_cross_entropy: implementation 'pallas' wants a TPU, this is {jax.default_backend()}; leave it out, "
+            f"vocab_cross_entropy: implementation 'pallas' needs a TPU, this is {jax.default_backend()}; leave it out, "
             "or call pallas.losses(interpret=True) to try it"
         )
     hidden, embedding, targets, weights = (jnp.asarray(array) for array in (hidden, embedding, targets, weights))
@@ -67,7 +69,7 @@ def vocab_cross_entropy(
 
 
 def _positions(shape: tuple[int, ...], mesh) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Axes for rows, as ever, and for tokens: all that rows leave, as far as these divide them."""
+    """Mesh axes for sequences, and for tokens: all axes that remain, as far as they divide the tokens."""
     rows = mesh_axes("rows", mesh)
     if shape[0] % math.prod(mesh.shape[axis] for axis in rows):
         rows = ()
@@ -82,24 +84,27 @@ def _positions(shape: tuple[int, ...], mesh) -> tuple[tuple[str, ...], tuple[str
 def _on_mesh(
     hidden, embedding, targets, weights, *, with_gradient: bool, implementation: Implementation | None
 ) -> Loss:
-    """Each device's positions [B, L], summed over the devices."""
+    """Runs the implementation on each device's positions [B, L], and sums over the devices."""
     mesh = jax.sharding.get_abstract_mesh()
     alone = mesh.empty or mesh.size == 1
     partition = PartitionSpec() if alone else spec(parameter_axes("embed.embedding", 2), embedding.shape, mesh)
     rows, tokens = ((), ()) if alone else _positions(targets.shape, mesh)
-    sharing, spread = rows + tokens, jax.tree.leaves(tuple(partition))
-    copies = math.prod(mesh.shape[axis] for axis in spread if axis not in sharing)  # that work the same positions
-    others = tuple(axis for axis in sharing if axis not in spread)
+    position_axes, table_axes = rows + tokens, jax.tree.leaves(tuple(partition))
+    # Devices along these axes work the same positions.
+    copies = math.prod(mesh.shape[axis] for axis in table_axes if axis not in position_axes)
+    only_positions = tuple(axis for axis in position_axes if axis not in table_axes)
 
     def each(hidden, embedding, targets, weights, *, module, **more) -> Loss:
         table = gather(embedding.astype(hidden.dtype), partition)
         flat = (hidden.reshape(-1, hidden.shape[-1]), table, targets.reshape(-1), weights.reshape(-1))
-        loss, cross_entropy, of_hidden, of_table = module.losses(*flat, with_gradient=with_gradient, **more)
+        found = module.losses(*flat, with_gradient=with_gradient, **more)
+        hidden_gradient, table_gradient = found.hidden_gradient, found.table_gradient
         if with_gradient:
-            of_hidden, of_table = of_hidden.reshape(hidden.shape), scatter_sum(of_table / copies, partition)
-            of_table = jax.lax.psum(of_table, others) if others else of_table
-        loss = jax.lax.psum(loss, sharing) if sharing else loss
-        return Loss(loss, cross_entropy.reshape(targets.shape), of_hidden, of_table)
+            hidden_gradient = hidden_gradient.reshape(hidden.shape)
+            table_gradient = scatter_sum(table_gradient / copies, partition)
+            table_gradient = jax.lax.psum(table_gradient, only_positions) if only_positions else table_gradient
+        loss = jax.lax.psum(found.loss, position_axes) if position_axes else found.loss
+        return Loss(loss, found.cross_entropy.reshape(targets.shape), hidden_gradient, table_gradient)
 
     kernel = functools.partial(each, module=pallas, device_kind=device_kind())
     xla = functools.partial(each, module=chunked)
@@ -126,17 +131,17 @@ def _vocab_cross_entropy(hidden, embedding, targets, weights, implementation):
 
 def _forward(hidden, embedding, targets, weights, implementation):
     found = _on_mesh(hidden, embedding, targets, weights, with_gradient=True, implementation=implementation)
-    of_embedding = found.of_table.astype(embedding.dtype)
-    return (found.loss, found.cross_entropy), (found.of_hidden, of_embedding, found.cross_entropy)
+    embedding_gradient = found.table_gradient.astype(embedding.dtype)
+    return (found.loss, found.cross_entropy), (found.hidden_gradient, embedding_gradient, found.cross_entropy)
 
 
 def _backward(implementation, residual, cotangents):
     del implementation
-    of_hidden, of_embedding, cross_entropy = residual
-    scale = cotangents[0].astype(jnp.float32)  # the values of positions are for metrics only
+    hidden_gradient, embedding_gradient, cross_entropy = residual
+    scale = cotangents[0].astype(jnp.float32)  # the cross-entropies are for metrics only
     return (
-        (of_hidden * scale).astype(of_hidden.dtype),
-        (of_embedding * scale).astype(of_embedding.dtype),
+        (hidden_gradient * scale).astype(hidden_gradient.dtype),
+        (embedding_gradient * scale).astype(embedding_gradient.dtype),
         None,
         cross_entropy * scale,
     )

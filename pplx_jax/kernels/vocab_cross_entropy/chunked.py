@@ -1,12 +1,12 @@
-"""A block of positions at a time in plain XLA: memory holds one [block, V] array, on any device."""
+"""One chunk of positions at a time in plain XLA: memory holds one [chunk, V] array, on any device."""
 
 import jax
 import jax.numpy as jnp
 
 from pplx_jax.kernels.products import dot_general
-from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Block, Loss, over_live_blocks
+from pplx_jax.kernels.vocab_cross_entropy.compaction import Chunk, Loss, loss_over_chunks
 
-BLOCK = 1024
+CHUNK = 1024
 
 
 def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
@@ -20,30 +20,30 @@ def losses(
     weights: jax.Array,
     *,
     with_gradient: bool,
-    block: int = BLOCK,
+    chunk: int = CHUNK,
 ) -> Loss:
-    """Loss and gradients.
+    """Returns the loss, and its gradients if requested.
 
     Args:
       hidden: [T, D].
       table: [V, D] in the dtype of `hidden`.
       targets: [T] int32.
       weights: [T] float32.
-      with_gradient: whether the gradients are wanted.
-      block: positions that have their scores in memory at a time.
+      with_gradient: whether to return gradients.
+      chunk: positions whose logits are in memory at a time.
     """
 
-    def one_block(part: Block, of_table):
+    def chunk_loss(part: Chunk, table_gradient):
         logits = _dot(part.hidden, table, 1, 1)
-        log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-        cross_entropy = log_normalizer - jnp.take_along_axis(logits, part.targets[:, None], axis=1)[:, 0]
-        if of_table is None:
+        logsumexp = jax.nn.logsumexp(logits, axis=-1)
+        cross_entropy = logsumexp - jnp.take_along_axis(logits, part.targets[:, None], axis=1)[:, 0]
+        if table_gradient is None:
             return cross_entropy, None, None
-        chosen = part.targets[:, None] == jnp.arange(table.shape[0])
-        of_logits = (jnp.exp(logits - log_normalizer[:, None]) - chosen) * part.weights[:, None]
-        of_logits = of_logits.astype(hidden.dtype)
-        return cross_entropy, _dot(of_logits, table, 1, 0), of_table + _dot(of_logits, part.hidden, 0, 0)
+        is_target = part.targets[:, None] == jnp.arange(table.shape[0])
+        gradient = (jnp.exp(logits - logsumexp[:, None]) - is_target) * part.weights[:, None]
+        gradient = gradient.astype(hidden.dtype)
+        return cross_entropy, _dot(gradient, table, 1, 0), table_gradient + _dot(gradient, part.hidden, 0, 0)
 
-    block = max(1, min(block, targets.shape[0]))
+    chunk = max(1, min(chunk, targets.shape[0]))
     shape = table.shape if with_gradient else None
-    return over_live_blocks(one_block, hidden, targets, weights, block=block, table_shape=shape)
+    return loss_over_chunks(chunk_loss, hidden, targets, weights, chunk=chunk, table_shape=shape)

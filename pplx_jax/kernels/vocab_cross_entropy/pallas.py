@@ -1,15 +1,17 @@
-"""A block of positions by two Pallas kernels for TPUs: scores leave the core once, rounded, and are read once.
+"""One chunk of positions at a time by two Pallas kernels for TPUs: scores go to HBM once, rounded, and are read once.
 
-The first kernel makes a tile of scores and its exponentials below the tile's own maximum, so that nothing overflows and
-the maximum of the row need not be known yet. XLA joins the tiles' sums into the row's, and the second kernel turns
-exponentials into probabilities by one factor a tile, and those into both gradients. Scores are not made twice.
+The first kernel computes a block of scores and their exponentials relative to the block's own maximum, so that nothing
+overflows and the maximum of the whole vocabulary is not needed yet. XLA joins the sums of the blocks. The second kernel
+turns exponentials into probabilities with one factor per block, and probabilities into both gradients. No score is
+computed twice.
 
-What is kept is rounded as the probabilities would be before they enter a product. The difference to the target costs
-no digits: where the target's probability is over a half, its score is its tile's maximum and its exponential exactly 1.
+The exponentials are rounded as the probabilities would be before they enter a product. The difference to the target
+loses no digits: if the probability of the target is over a half, its score is the maximum of its block and its
+exponential is exactly 1.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +19,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pplx_jax.kernels.products import dot_general
-from pplx_jax.kernels.vocab_cross_entropy.live_blocks import Block, Loss, over_live_blocks
-from pplx_jax.kernels.vocab_cross_entropy.tiles import LANES, Tiles, best
+from pplx_jax.kernels.vocab_cross_entropy.compaction import Chunk, Loss, loss_over_chunks
+from pplx_jax.kernels.vocab_cross_entropy.tiles import LANES, Tiles, choose_tiles
 
 _CONTRACT_LAST = (((1,), (1,)), ((), ()))
 _CONTRACT = (((1,), (0,)), ((), ()))
 _CONTRACT_FIRST = (((0,), (0,)), ((), ()))
-_BELOW = -1e30  # the score of a row of the table that is only there to fill a tile
+_MASK_VALUE = -1e30  # score of a class that only fills up a block
 
 
 def losses(
@@ -37,93 +39,93 @@ def losses(
     device_kind: str = "",
     interpret: bool = False,
 ) -> Loss:
-    """What `chunked.losses` returns; any number of positions and classes, any width.
+    """Returns what `chunked.losses` returns, for any number of positions and classes and any width.
 
     Args:
-      hidden, table, targets, weights, with_gradient: as of `chunked.losses`.
-      tiles: sizes; the best known where None.
-      device_kind: as JAX names it, where known.
+      hidden, table, targets, weights, with_gradient: as for `chunked.losses`.
+      tiles: block sizes; `choose_tiles` if None.
+      device_kind: as JAX names it, if known.
       interpret: run without a TPU, slowly.
 
     Raises:
-      BadInput: tiles that do not fit the core's memory.
+      BadInput: tiles that do not fit in VMEM.
     """
     vocabulary, width = table.shape
     padded_width, itemsize = -(-width // LANES) * LANES, hidden.dtype.itemsize
-    tiles = tiles or best(targets.shape[0], padded_width, itemsize, device_kind)
+    tiles = tiles or choose_tiles(targets.shape[0], padded_width, itemsize, device_kind)
     tiles.require(padded_width, itemsize)
     wide = (0, padded_width - width)
     hidden, table = (jnp.pad(x, ((0, 0), wide)) for x in (hidden, table))
-    one_block = functools.partial(_one_block, table=table, tiles=tiles, interpret=interpret)
+    chunk_loss = functools.partial(_chunk_loss, table=table, tiles=tiles, interpret=interpret)
     shape = (vocabulary, padded_width) if with_gradient else None
-    found = over_live_blocks(one_block, hidden, targets, weights, block=tiles.block, table_shape=shape)
+    found = loss_over_chunks(chunk_loss, hidden, targets, weights, chunk=tiles.chunk, table_shape=shape)
     return jax.tree.map(lambda x: x[:, :width] if x.ndim == 2 else x, found)
 
 
-def _one_block(part: Block, of_table, *, table, tiles: Tiles, interpret: bool):
+def _chunk_loss(part: Chunk, table_gradient, *, table, tiles: Tiles, interpret: bool):
     common = {"tiles": tiles, "interpret": interpret}
-    found = scores(part.hidden, table, part.live, keep=of_table is not None, **common)
-    most = found.most.max(axis=(0, 1))
-    log_normalizer = most + jnp.log(jnp.sum(found.total * jnp.exp(found.most - most), axis=(0, 1)))
-    chosen = table.at[part.targets].get(mode="fill", fill_value=jnp.nan)
-    picked = jnp.sum(part.hidden.astype(jnp.float32) * chosen.astype(jnp.float32), axis=1)
-    cross_entropy = log_normalizer - picked
-    if of_table is None or found.exponentials is None:
+    found = scores(part.hidden, table, part.live, with_exponentials=table_gradient is not None, **common)
+    maximum = found.maximum.max(axis=(0, 1))
+    logsumexp = maximum + jnp.log(jnp.sum(found.total * jnp.exp(found.maximum - maximum), axis=(0, 1)))
+    target_rows = table.at[part.targets].get(mode="fill", fill_value=jnp.nan)
+    target_scores = jnp.sum(part.hidden.astype(jnp.float32) * target_rows.astype(jnp.float32), axis=1)
+    cross_entropy = logsumexp - target_scores
+    if table_gradient is None or found.exponentials is None:
         return cross_entropy, None, None
-    factor = jnp.exp(found.most - log_normalizer) * part.weights
-    of_hidden, of_table = gradients(part, table, found.exponentials, factor, of_table, **common)
-    return cross_entropy, of_hidden, of_table
+    factor = jnp.exp(found.maximum - logsumexp) * part.weights
+    hidden_gradient, table_gradient = gradients(part, table, found.exponentials, factor, table_gradient, **common)
+    return cross_entropy, hidden_gradient, table_gradient
 
 
 class Scores(NamedTuple):
-    """What the first kernel leaves of a block, the vocabulary first.
+    """Result of the first kernel for a chunk. "Group" means `block_v_max` classes, which share a maximum.
 
     Attributes:
-      exponentials: [padded V, block], e^(score - the piece's maximum), in the dtype of the hidden states; None where
-        no gradient is wanted.
-      most: [tiles, pieces, block] float32, the maximum of each piece of the vocabulary.
-      total: [tiles, pieces, block] float32, the sum of its exponentials before they are rounded.
+      exponentials: [padded V, chunk], e^(score - maximum of its group), in the dtype of the hidden states; None without
+        gradients.
+      maximum: [V / block_v, groups, chunk] float32, the maximum of each group.
+      total: [V / block_v, groups, chunk] float32, the sum of its exponentials before rounding.
     """
 
     exponentials: jax.Array | None
-    most: jax.Array
+    maximum: jax.Array
     total: jax.Array
 
 
 def scores(
-    hidden: jax.Array, table: jax.Array, live: jax.Array, *, tiles: Tiles, keep: bool, interpret: bool
+    hidden: jax.Array, table: jax.Array, live: jax.Array, *, tiles: Tiles, with_exponentials: bool, interpret: bool
 ) -> Scores:
-    """Scores of a block of positions.
+    """Scores of a chunk of positions.
 
     Args:
-      hidden: [block, D].
+      hidden: [chunk, D].
       table: [V, D] in the dtype of `hidden`.
-      live: int32 scalar; positions from there on may be left out.
-      tiles: sizes.
-      keep: whether the exponentials are wanted.
+      live: int32 scalar; positions from there on may be skipped.
+      tiles: block sizes.
+      with_exponentials: whether to return the exponentials.
       interpret: run without a TPU, slowly.
     """
-    (block, width), vocabulary = hidden.shape, table.shape[0]
-    count = pl.cdiv(vocabulary, tiles.vocabulary)
-    pieces = tiles.vocabulary // tiles.piece
-    statistic = pl.BlockSpec((None, pieces, tiles.positions), lambda v, t, live: (v, 0, t))
-    kept = pl.BlockSpec((tiles.vocabulary, tiles.positions), lambda v, t, live: (v, t))
-    statistic_shape = jax.ShapeDtypeStruct((count, pieces, block), jnp.float32)
+    (chunk, width), vocabulary = hidden.shape, table.shape[0]
+    count = pl.cdiv(vocabulary, tiles.block_v)
+    groups = tiles.block_v // tiles.block_v_max
+    statistic = pl.BlockSpec((None, groups, tiles.block_t), lambda v, t, live: (v, 0, t))
+    exponentials = pl.BlockSpec((tiles.block_v, tiles.block_t), lambda v, t, live: (v, t))
+    statistic_shape = jax.ShapeDtypeStruct((count, groups, chunk), jnp.float32)
     outputs = pl.pallas_call(
-        functools.partial(_scores_body, vocabulary=vocabulary, keep=keep),
+        functools.partial(_scores_kernel, vocabulary=vocabulary),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(count, block // tiles.positions),
+            grid=(count, chunk // tiles.block_t),
             in_specs=[
-                pl.BlockSpec((block, width), lambda v, t, live: (0, 0)),
-                pl.BlockSpec((tiles.vocabulary, width), lambda v, t, live: (v, 0)),
+                pl.BlockSpec((chunk, width), lambda v, t, live: (0, 0)),
+                pl.BlockSpec((tiles.block_v, width), lambda v, t, live: (v, 0)),
             ],
-            out_specs=[statistic, statistic, *([kept] if keep else [])],
+            out_specs=[statistic, statistic, *([exponentials] if with_exponentials else [])],
         ),
         out_shape=[
             statistic_shape,
             statistic_shape,
-            *([jax.ShapeDtypeStruct((count * tiles.vocabulary, block), hidden.dtype)] if keep else []),
+            *([jax.ShapeDtypeStruct((count * tiles.block_v, chunk), hidden.dtype)] if with_exponentials else []),
         ],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit_bytes
@@ -131,128 +133,132 @@ def scores(
         interpret=interpret,
         name="vocab_scores",
     )(live[None], hidden, table)
-    return Scores(outputs[2] if keep else None, outputs[0], outputs[1])
+    return Scores(outputs[2] if with_exponentials else None, outputs[0], outputs[1])
 
 
-def _scores_body(live_ref, hidden_ref, table_ref, most_ref, total_ref, *kept, vocabulary: int, keep: bool):
-    rows, positions = table_ref.shape[0], most_ref.shape[1]
-    first = pl.multiple_of(pl.program_id(1) * positions, positions)
-    remaining = vocabulary - pl.program_id(0) * rows
+def _scores_kernel(live_ref, hidden_ref, table_ref, max_ref, total_ref, *exponentials_ref, vocabulary: int):
+    block_v, block_t = table_ref.shape[0], max_ref.shape[1]
+    first = pl.multiple_of(pl.program_id(1) * block_t, block_t)
+    remaining = vocabulary - pl.program_id(0) * block_v
 
     @pl.when(first < live_ref[0])
     def _():
-        hidden, pieces = hidden_ref[pl.ds(first, positions), :], most_ref.shape[0]
-        for piece in range(pieces):
-            part = slice(piece * rows // pieces, (piece + 1) * rows // pieces)
-            values = dot_general(table_ref[part, :], hidden, _CONTRACT_LAST)
-            if vocabulary % rows:
-                row = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0) + part.start
-                values = jnp.where(row < remaining, values, _BELOW)
-            most = values.max(axis=0, keepdims=True)
-            exponentials = jnp.exp(values - most)
-            most_ref[piece : piece + 1, :] = most
-            total_ref[piece : piece + 1, :] = exponentials.sum(axis=0, keepdims=True)
-            if keep:
-                kept[0][part, :] = exponentials.astype(kept[0].dtype)
+        hidden, groups = hidden_ref[pl.ds(first, block_t), :], max_ref.shape[0]
+        for group in range(groups):
+            classes = slice(group * block_v // groups, (group + 1) * block_v // groups)
+            values = dot_general(table_ref[classes, :], hidden, _CONTRACT_LAST)
+            if vocabulary % block_v:
+                number = jax.lax.broadcasted_iota(jnp.int32, values.shape, 0) + classes.start
+                values = jnp.where(number < remaining, values, _MASK_VALUE)
+            maximum = values.max(axis=0, keepdims=True)
+            exponentials = jnp.exp(values - maximum)
+            max_ref[group : group + 1, :] = maximum
+            total_ref[group : group + 1, :] = exponentials.sum(axis=0, keepdims=True)
+            for ref in exponentials_ref:
+                ref[classes, :] = exponentials.astype(ref.dtype)
 
 
 def gradients(
-    part: Block,
+    part: Chunk,
     table: jax.Array,
     exponentials: jax.Array,
     factor: jax.Array,
-    of_table: jax.Array,
+    table_gradient: jax.Array,
     *,
     tiles: Tiles,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients of sum of weights * cross-entropy over a block.
+    """Gradients of the sum of weights * cross-entropy over a chunk.
 
     Args:
-      part: the block.
-      table, tiles, interpret: as of `scores`.
-      exponentials: as `scores` left them.
-      factor: [tiles, pieces, block], by which an exponential of a piece becomes weight * probability.
-      of_table: [V, D] float32, added to in place.
+      part: the chunk.
+      table, tiles, interpret: as for `scores`.
+      exponentials: of `scores`.
+      factor: [V / block_v, groups, chunk]; times an exponential of the group it is weight * probability.
+      table_gradient: [V, D] float32, added to in place.
 
     Returns:
-      The gradient of the block's hidden states as float32, and `of_table` with the block's added.
+      The gradient of the chunk's hidden states in float32, and `table_gradient` with the chunk's added.
     """
-    (block, width), vocabulary = part.hidden.shape, table.shape[0]
-    part_width = tiles.part(width)
-    row = pl.BlockSpec((1, tiles.positions), lambda d, v, t, live: (0, t))
-    wide = pl.BlockSpec((block, part_width), lambda d, v, t, live: (0, d))
-    tile = pl.BlockSpec((tiles.vocabulary, part_width), lambda d, v, t, live: (v, d))
+    (chunk, width), vocabulary = part.hidden.shape, table.shape[0]
+    block_d = tiles.block_d(width)
+    positions = pl.BlockSpec((1, tiles.block_t), lambda d, v, t, live: (0, t))
+    hidden = pl.BlockSpec((chunk, block_d), lambda d, v, t, live: (0, d))
+    classes = pl.BlockSpec((tiles.block_v, block_d), lambda d, v, t, live: (v, d))
     return pl.pallas_call(
-        functools.partial(_gradients_body, vocabulary=vocabulary),
+        functools.partial(_gradients_kernel, vocabulary=vocabulary),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
-            grid=(width // part_width, pl.cdiv(vocabulary, tiles.vocabulary), block // tiles.positions),
+            grid=(width // block_d, pl.cdiv(vocabulary, tiles.block_v), chunk // tiles.block_t),
             in_specs=[
-                wide,
-                tile,
-                pl.BlockSpec((tiles.vocabulary, tiles.positions), lambda d, v, t, live: (v, t)),
-                pl.BlockSpec((None, factor.shape[1], tiles.positions), lambda d, v, t, live: (v, 0, t)),
-                row,
-                row,
-                tile,
+                hidden,
+                classes,
+                pl.BlockSpec((tiles.block_v, tiles.block_t), lambda d, v, t, live: (v, t)),
+                pl.BlockSpec((None, factor.shape[1], tiles.block_t), lambda d, v, t, live: (v, 0, t)),
+                positions,
+                positions,
+                classes,
             ],
-            out_specs=[wide, tile],
+            out_specs=[hidden, classes],
         ),
         out_shape=[
-            jax.ShapeDtypeStruct((block, width), jnp.float32),
-            jax.ShapeDtypeStruct(of_table.shape, jnp.float32),
+            jax.ShapeDtypeStruct((chunk, width), jnp.float32),
+            jax.ShapeDtypeStruct(table_gradient.shape, jnp.float32),
         ],
-        input_output_aliases={7: 1},  # counted with the prefetched scalar
+        input_output_aliases={7: 1},  # inputs include the prefetched scalar
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=tiles.vmem_limit_bytes
         ),
         interpret=interpret,
         name="vocab_gradients",
-    )(part.live[None], part.hidden, table, exponentials, factor, part.targets[None], part.weights[None], of_table)
+    )(part.live[None], part.hidden, table, exponentials, factor, part.targets[None], part.weights[None], table_gradient)
 
 
-def _gradients_body(
-    live_ref,
-    hidden_ref,
-    table_ref,
-    kept_ref,
-    factor_ref,
-    targets_ref,
-    weights_ref,
-    before_ref,
-    of_hidden_ref,
-    of_table_ref,
-    *,
-    vocabulary: int,
-):
-    rows, positions = kept_ref.shape
+class _GradientRefs(NamedTuple):
+    """Blocks of the arrays of `gradients`; `hidden` and `hidden_gradient` are of the whole chunk."""
+
+    live: Any
+    hidden: Any
+    table: Any
+    exponentials: Any
+    factor: Any
+    targets: Any
+    weights: Any
+    previous: Any
+    hidden_gradient: Any
+    table_gradient: Any
+
+
+def _gradients_kernel(*all_refs, vocabulary: int):
+    refs = _GradientRefs(*all_refs)
+    block_v, block_t = refs.exponentials.shape
     v, t = pl.program_id(1), pl.program_id(2)
-    first = pl.multiple_of(t * positions, positions)
-    here = pl.ds(first, positions)
-    beyond = vocabulary % rows  # of the last tile, classes from there on are not of the table: what is read is anything
+    first = pl.multiple_of(t * block_t, block_t)
+    positions = pl.ds(first, block_t)
+    excess = vocabulary % block_v  # the last block of classes ends there; the rest of it is undefined
 
-    if beyond:
+    if excess:
 
-        @pl.when((v == vocabulary // rows) & (t == 0))
+        @pl.when((v == vocabulary // block_v) & (t == 0))
         def _():
-            row = jax.lax.broadcasted_iota(jnp.int32, table_ref.shape, 0)
-            table_ref[...] = jnp.where(row < beyond, table_ref[...].astype(jnp.float32), 0.0).astype(table_ref.dtype)
+            number = jax.lax.broadcasted_iota(jnp.int32, refs.table.shape, 0)
+            masked = jnp.where(number < excess, refs.table[...].astype(jnp.float32), 0.0)
+            refs.table[...] = masked.astype(refs.table.dtype)
 
     @pl.when(t == 0)
     def _():
-        of_table_ref[...] = before_ref[...]
+        refs.table_gradient[...] = refs.previous[...]
 
     @pl.when(v == 0)
     def _():
-        of_hidden_ref[here, :] = jnp.zeros((positions, of_hidden_ref.shape[1]), jnp.float32)
+        refs.hidden_gradient[positions, :] = jnp.zeros((block_t, refs.hidden_gradient.shape[1]), jnp.float32)
 
-    @pl.when(first < live_ref[0])
+    @pl.when(first < refs.live[0])
     def _():
-        row = jax.lax.broadcasted_iota(jnp.int32, (rows, positions), 0) + v * rows
-        kept = kept_ref[...].astype(jnp.float32).reshape(factor_ref.shape[0], -1, positions)
-        expected = (kept * factor_ref[...][:, None]).reshape(rows, positions)
-        of_scores = expected - jnp.where(row == targets_ref[...], weights_ref[...], 0.0)
-        of_scores = of_scores.astype(hidden_ref.dtype)
-        of_table_ref[...] += dot_general(of_scores, hidden_ref[here, :], _CONTRACT)
-        of_hidden_ref[here, :] += dot_general(of_scores, table_ref[...], _CONTRACT_FIRST)
+        number = jax.lax.broadcasted_iota(jnp.int32, (block_v, block_t), 0) + v * block_v
+        exponentials = refs.exponentials[...].astype(jnp.float32).reshape(refs.factor.shape[0], -1, block_t)
+        expected = (exponentials * refs.factor[...][:, None]).reshape(block_v, block_t)
+        gradient = expected - jnp.where(number == refs.targets[...], refs.weights[...], 0.0)
+        gradient = gradient.astype(refs.hidden.dtype)
+        refs.table_gradient[...] += dot_general(gradient, refs.hidden[positions, :], _CONTRACT)
+        refs.hidden_gradient[positions, :] += dot_general(gradient, refs.table[...], _CONTRACT_FIRST)

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json_if_valid, write_json
 from pplx_jax.data.sources.corpus import WrittenCorpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder, write_retrieval_set, write_rows
 from pplx_jax.recipes.corpora.python_packages import SourceFile, find_files
@@ -116,7 +117,7 @@ class PythonCorpus(WrittenCorpus):
                 **selection.dropped,
                 "fingerprint": fingerprint,
             }
-            (folder / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / "counts.json", counts)
         return counts
 
 
@@ -161,10 +162,7 @@ def _fingerprint(config: PythonCorpus, files: Sequence[SourceFile]) -> str:
 
 
 def _existing_counts(folder: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "counts.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    return read_json_if_valid(folder / "counts.json") or {}
 
 
 def _parse(

@@ -23,7 +23,7 @@ import zipfile
 from xml.sax.saxutils import quoteattr
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import atomic_path
+from pplx_jax.core.files import write_text
 
 DOCUMENT_TYPE = "passage"
 CLUSTER = "passages"
@@ -88,8 +88,7 @@ def write_application(folder: pathlib.Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(path, text)
     if "hosts.xml" not in files:
         (folder / "hosts.xml").unlink(missing_ok=True)
 

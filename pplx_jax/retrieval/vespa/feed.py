@@ -12,7 +12,7 @@ import shutil
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import atomic_path, write_json
+from pplx_jax.core.files import atomic_path, read_json_if_valid, write_json
 from pplx_jax.core.progress import Progress
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.vespa.client import Vespa
@@ -61,10 +61,7 @@ def feed(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path, connections
 
 def _read_state(state: pathlib.Path, source: EmbeddingFolder, vespa: Vespa) -> dict[str, Any]:
     fresh = {"url": vespa.url, "settings": dataclasses.asdict(source.settings), "shards": 0, "documents": 0}
-    try:
-        done = json.loads(state.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return fresh
+    done = read_json_if_valid(state) or {}
     same = all(done.get(name) == fresh[name] for name in ("url", "settings"))
     return done if same and isinstance(done.get("shards"), int) else fresh
 

@@ -5,7 +5,6 @@ vespa.json     {format, url, model (relative to the folder), model_fingerprint, 
 fed.json, feed/  see `feed`
 """
 
-import json
 import os
 import pathlib
 import shutil
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import write_json
+from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.http_client import HttpClient
 from pplx_jax.core.output_folder import describes, require_free
 from pplx_jax.inference.encoder import Encoder
@@ -134,13 +133,13 @@ class VespaIndex(BaseIndex):
             BadInput: there is no index, or it is damaged or of another version.
         """
         path = pathlib.Path(path)
+        if not (path / "vespa.json").exists():
+            raise BadInput(f"no Vespa index in {path}; make one with `index --engine vespa`")
+        description = read_json(path / "vespa.json", fix="make the index again")
         try:
-            description = json.loads((path / "vespa.json").read_text(encoding="utf-8"))
             if description["format"] != FORMAT:
                 raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
             return cls(path, description, url)
-        except FileNotFoundError:
-            raise BadInput(f"no Vespa index in {path}; make one with `index --engine vespa`") from None
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path / 'vespa.json'} cannot be used ({error}); make the index again") from None
 

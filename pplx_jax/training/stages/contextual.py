@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from pplx_jax.core.errors import require
 from pplx_jax.data.batches.batch_spec import ContextualBatch
 from pplx_jax.kernels.quantization import tanh_int8
-from pplx_jax.models.embedding import gather
-from pplx_jax.objectives.contrastive import contextual_loss
+from pplx_jax.models.embedding import take_slots
+from pplx_jax.objectives.contextual import contextual_loss
 from pplx_jax.training.schedules import cosine_ramp
 from pplx_jax.training.stages.contrastive import ContrastiveStage
 
@@ -58,9 +58,9 @@ class ContextualStage(ContrastiveStage):
     def loss(self, model, batch, step):
         pooled, counts = self.embed(model, batch)
         chunk_valid = batch["chunks"][..., 0] >= 0
-        chunks = gather(pooled, batch["chunks"])
+        chunks = take_slots(pooled, batch["chunks"])
         # A document's vector is the mean over all its chunks' tokens, so chunks weigh by their length.
-        tokens = jnp.where(chunk_valid, gather(counts, batch["chunks"]), 0.0)[..., None]
+        tokens = jnp.where(chunk_valid, take_slots(counts, batch["chunks"]), 0.0)[..., None]
         document = jnp.sum(chunks * tokens, axis=1) / jnp.maximum(jnp.sum(tokens, axis=1), 1.0)
         beta = cosine_ramp(self.beta_start, self.beta_end, step.progress)
 
@@ -83,7 +83,7 @@ class ContextualStage(ContrastiveStage):
             )
 
         return self.objective(loss, step)(
-            tanh_int8(gather(pooled, batch["query"]), self.rounding),
+            tanh_int8(take_slots(pooled, batch["query"]), self.rounding),
             tanh_int8(chunks, self.rounding),
             tanh_int8(document, self.rounding),
         )

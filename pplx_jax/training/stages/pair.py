@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pplx_jax.data.batches.batch_spec import PairBatch
 from pplx_jax.kernels.quantization import tanh_int8
-from pplx_jax.models.embedding import gather
+from pplx_jax.models.embedding import take_slots
 from pplx_jax.objectives.contrastive import pair_loss
 from pplx_jax.training.stages.contrastive import ContrastiveStage
 
@@ -35,8 +35,8 @@ class PairStage(ContrastiveStage):
         pooled, _ = self.embed(model, batch)
         embeddings = tanh_int8(pooled, self.rounding)
         return self.objective(pair_loss, step)(
-            gather(embeddings, batch["query"]),
-            gather(embeddings, batch["document"]),
+            take_slots(embeddings, batch["query"]),
+            take_slots(embeddings, batch["document"]),
             margin=self.margin,
             document_hash=batch["document_hash"] if self.mask_duplicates else None,
             query_hash=batch["query_hash"] if self.mask_duplicates else None,

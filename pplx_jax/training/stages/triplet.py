@@ -6,7 +6,7 @@ from typing import ClassVar
 from pplx_jax.core.errors import require
 from pplx_jax.data.batches.batch_spec import TripletBatch
 from pplx_jax.kernels.quantization import tanh_int8
-from pplx_jax.models.embedding import gather
+from pplx_jax.models.embedding import take_slots
 from pplx_jax.objectives.contrastive import triplet_loss
 from pplx_jax.training.stages.contrastive import ContrastiveStage
 
@@ -42,9 +42,9 @@ class TripletStage(ContrastiveStage):
         pooled, _ = self.embed(model, batch)
         embeddings = tanh_int8(pooled, self.rounding)
         return self.objective(triplet_loss, step)(
-            gather(embeddings, batch["query"]),
-            gather(embeddings, batch["document"]),
-            gather(embeddings, batch["negatives"]),
+            take_slots(embeddings, batch["query"]),
+            take_slots(embeddings, batch["document"]),
+            take_slots(embeddings, batch["negatives"]),
             **{name: batch[name] for name in _HASHES if self.mask_duplicates},
             weight=batch.get("weight"),
         )

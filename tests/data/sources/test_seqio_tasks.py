@@ -333,6 +333,7 @@ def test_a_missing_corpus_and_a_query_of_no_chunk(vocabulary, tmp_path):
         tasks.tokenize_source(source_of(path, "contextual"), vocabulary, tmp_path / "table", LENGTHS)
 
 
+@pytest.mark.slow
 def test_training_needs_no_tensorflow(vocabulary, tmp_path):
     """From table to batch in a process where TensorFlow and SeqIO cannot be imported."""
     path = write_lines(tmp_path / "text.jsonl", [{"text": text} for text in TEXTS])

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.trec_eval import run_metrics
 from helpers.word_encoder import WordEncoder
 
 from pplx_jax.core.errors import BadInput
@@ -11,7 +12,6 @@ from pplx_jax.data.io.beir import read_beir
 from pplx_jax.evaluation.evaluate import evaluate_task
 from pplx_jax.evaluation.scoring.retrieval_sets import evaluate, evaluate_bm25
 from pplx_jax.evaluation.scoring.set_embeddings import context_groups, embed_set
-from pplx_jax.retrieval.metrics import run_metrics
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 

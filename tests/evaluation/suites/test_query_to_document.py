@@ -8,6 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from helpers.trec_eval import run_metrics
 from helpers.word_encoder import WordEncoder
 
 from pplx_jax.core.errors import BadInput
@@ -21,7 +22,7 @@ from pplx_jax.evaluation.suites.query_to_document.labelled_queries import read_l
 from pplx_jax.evaluation.suites.query_to_document.nested_pools import NestedPools
 from pplx_jax.evaluation.suites.query_to_document.pool_ranks import PoolRanks
 from pplx_jax.retrieval.embed_file import embed_file
-from pplx_jax.retrieval.metrics import judge, relevant_ranks, run_metrics, tie_places
+from pplx_jax.retrieval.metrics import judge, relevant_ranks, tie_places
 
 WORDS = [f"w{number}" for number in range(40)]
 

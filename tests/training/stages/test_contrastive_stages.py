@@ -340,6 +340,7 @@ assert distance(accumulated, gradient) > 0.05 * distance(gradient, jax.tree.map(
 """
 
 
+@pytest.mark.slow
 def test_the_cached_gradient_over_eight_devices_is_that_of_one_in_every_parameter(tmp_path):
     tiny.tiny_vocabulary(tmp_path)
     simulated.run("-c", ON_EIGHT_DEVICES, str(tmp_path))

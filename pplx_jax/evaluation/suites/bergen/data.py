@@ -49,7 +49,7 @@ def read_questions(name: str, folder: pathlib.Path) -> list[Question]:
     paths = [folder / file for file in FILES[name]]
     for path in paths:
         if not path.is_file():
-            raise BadInput(f"{name} needs {path}; download the published file (docs/index_benchmarks.md)")
+            raise BadInput(f"{name} needs {path}; download the published file (docs/benchmarks.md)")
     try:
         questions = [question for question in _READERS[name](*paths) if question.answers]
     except (ValueError, KeyError, TypeError) as error:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from pplx_jax.core.files import write_json
+from pplx_jax.core.files import read_json, write_json
 
 _BYTES_IN_MEMORY = 4 << 30
 _VECTORS, _PROGRESS = "vectors.npy", "progress.json"
@@ -31,7 +31,7 @@ class EmbeddingStore:
         self._total, self._folder = total, folder
         self.done, self.vectors = 0, np.empty((0, 0))
         if folder is not None and (folder / _PROGRESS).exists():
-            self.done = json.loads((folder / _PROGRESS).read_bytes())["done"]
+            self.done = read_json(folder / _PROGRESS, fix=f"remove {folder}")["done"]
             self.vectors = np.load(folder / _VECTORS, mmap_mode="r+")
 
     def __enter__(self) -> Self:

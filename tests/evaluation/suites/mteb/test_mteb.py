@@ -8,6 +8,7 @@ import mteb
 import numpy as np
 import pytest
 import threadpoolctl
+from helpers.trec_eval import run_metrics
 from helpers.word_encoder import WordEncoder
 from mteb.abstasks import AbsTaskRetrieval
 from mteb.mocks import MOCK_TASK_TEST_GRID
@@ -30,7 +31,6 @@ from pplx_jax.evaluation.suites.mteb.results import model_meta
 from pplx_jax.evaluation.suites.mteb.search import Search
 from pplx_jax.evaluation.suites.mteb.task import MtebTask
 from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts
-from pplx_jax.retrieval.metrics import run_metrics
 
 REPOSITORY, NAME = "ours/words", "words"
 SUBSETS = {"english": ["eng-Latn"], "french": ["fra-Latn"]}
