@@ -290,6 +290,7 @@ SLOW_EMBEDDING = """
 import pathlib, sys, time
 from helpers import tiny
 from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.models.parameters import initial_params
@@ -299,7 +300,7 @@ class Slow(Embedder):
         time.sleep(float(sys.argv[4]))
         return super().encode_documents(documents, **options)
 
-vocabulary = tiny.load_vocabulary(sys.argv[3])
+vocabulary = load_vocabulary(sys.argv[3])
 config = tiny.tiny_config(vocabulary, max_length=64)
 folder = LoadedModel(config, vocabulary, __import__("jax").device_get(initial_params(config, 0)), "v1", "pair")
 embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(folder), shard_size=20, chunk_tokens=12, overflow="split")

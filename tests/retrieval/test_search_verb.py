@@ -94,7 +94,7 @@ def test_documents_of_one_id_are_named_once_in_a_run(tmp_path, queries, capsys):
     rows += [{"id": "a", "chunks": ["file", "socket"]}]
     index = make_index(tmp_path / "index", rows)
     note = "2 documents have the id of an earlier document, the first is 'a'"
-    assert [line for line in capsys.readouterr().err.splitlines() if "id of an earlier" in line] == [f"rows  {note}"]
+    assert [line for line in capsys.readouterr().err.splitlines() if "id of an earlier" in line] == [f"rows: {note}"]
     search(index, queries=queries, output=tmp_path / "run.trec")
     lines = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
     assert [(line[2], line[3]) for line in lines if line[0] == "q1"] == [("a", "1"), ("b", "2")]
