@@ -34,7 +34,7 @@ class Embedder:
       progress: whether to report progress on standard error.
 
     Args:
-      folder: a loaded model.
+      model: a loaded model.
       batch_tokens: tokens per forward pass.
       slots: maximum number of texts or chunks in a sequence.
 
@@ -44,16 +44,16 @@ class Embedder:
       dtype('int8')
     """
 
-    def __init__(self, folder: LoadedModel, *, batch_tokens: int = 8192, slots: int = 64):
-        self.config = folder.config
-        self.vocabulary = folder.vocabulary
-        self.kind = folder.kind
-        self.fingerprint = folder.fingerprint
+    def __init__(self, model: LoadedModel, *, batch_tokens: int = 8192, slots: int = 64):
+        self.config = model.config
+        self.vocabulary = model.vocabulary
+        self.kind = model.kind
+        self.fingerprint = model.fingerprint
         self._encoder = PackedEncoder(
-            folder.config,
-            folder.params,
-            pad_id=folder.vocabulary.pad_id,
-            separator_id=folder.vocabulary.separator_id,
+            model.config,
+            model.params,
+            pad_id=model.vocabulary.pad_id,
+            separator_id=model.vocabulary.separator_id,
             batch_tokens=batch_tokens,
             slots=slots,
         )

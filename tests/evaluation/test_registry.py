@@ -8,6 +8,7 @@ import textwrap
 import pytest
 from helpers.word_encoder import WordEncoder
 
+from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.evaluation import suites
 from pplx_jax.evaluation.evaluate import evaluate_task
@@ -92,6 +93,17 @@ def test_the_command_line_finds_a_module_of_the_working_directory(my_lab, tmp_pa
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["metrics"]["ndcg@10"] == 1.0
+
+
+def test_a_gin_file_binds_a_benchmark_of_another_package(my_lab, tmp_path, capsys):
+    (tmp_path / "mine.gin").write_text(
+        "from my_lab.benchmarks import MyBenchmark\n"
+        "evaluate_task.benchmark = @MyBenchmark()\n"
+        "MyBenchmark.name = 'ours'\n"
+    )
+    assert cli.main(["eval", "--model=bm25", f"--gin_file={tmp_path / 'mine.gin'}", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["benchmark"] == "ours" and found["metrics"]["ndcg@10"] == 1.0
 
 
 @pytest.mark.parametrize(

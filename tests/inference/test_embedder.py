@@ -291,7 +291,7 @@ def test_a_str_is_not_a_list_of_texts(model):
 
 
 def test_half_of_a_surrogate_pair_is_no_text(model):
-    with pytest.raises(BadInput, match="texts: entry 1 holds half of a surrogate pair"):
+    with pytest.raises(BadInput, match="texts: entry 1 contains half of a surrogate pair"):
         model.encode(["read", "\udcff"])
     with pytest.raises(BadInput, match="document 1: entry 0 holds half"):
         model.encode_documents([["read"], ["\ud800"]])
@@ -301,14 +301,14 @@ def test_weights_that_are_not_finite_give_no_vectors(folder, monkeypatch):
     params = jax.tree.map(np.array, folder.params)
     params["layers"]["mlp"]["up"]["kernel"][0, 0, 0] = np.nan
     broken = Embedder(dataclasses.replace(folder, params=params))
-    with pytest.raises(BadInput, match="text 0 has a vector that is not finite"):
+    with pytest.raises(BadInput, match="text 0 has a non-finite vector"):
         broken.encode(["read"], quantization="binary")
 
     def spoil_the_last(self, ids, chunks, placed, row_length, slots, pooled, done):
         pooled[-1] = np.inf
 
     monkeypatch.setattr(packed_encoder.PackedEncoder, "_pool_rows", spoil_the_last)
-    with pytest.raises(BadInput, match="document 1 has a vector that is not finite"):
+    with pytest.raises(BadInput, match="document 1 has a non-finite vector"):
         Embedder(folder).encode_documents([["read", "write"], ["", "close"]])
 
 
@@ -465,7 +465,7 @@ def test_matrices_are_kept_in_the_precision_they_are_used_in(folder):
 def test_empty_texts_are_flagged(model, caplog):
     logging.getLogger("absl").propagate = True
     model.encode_documents([["read"], ["write", "", "open", ""]])
-    assert "2 of 5 texts have no tokens: zero vectors, from document 1, chunk 1 on" in caplog.text
+    assert "2 of 5 texts have no tokens and give zero vectors; the first is document 1, chunk 1" in caplog.text
     np.testing.assert_array_equal(model.is_empty(["read", "", " "]), [False, True, True])
     caplog.clear()
     model.encode(["read"])

@@ -58,7 +58,7 @@ def test_breakage_with_transformers_releases(folder, tmp_path):
     command = [sys.executable, "-c", program, str(tmp_path)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"(1, {tiny.WIDTH})\n"
     # ... and the exported code builds its mask itself, without the helpers whose signatures change.
-    exported = sorted((ROOT / "pplx_jax" / "convert" / "torch_model").glob("*.py"))
+    exported = sorted((ROOT / "pplx_jax" / "export" / "torch_model").glob("*.py"))
     assert exported
     for path in exported:
         source = path.read_text(encoding="utf-8")
@@ -102,7 +102,7 @@ def test_silent_truncation(model, tmp_path, capsys):
         model.encode_documents([["read"], ["write", too_long]])
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("read", too_long)))
-    with pytest.raises(BadInput, match="too long: 1 of 2 rows, the first '2' in line 2"):
+    with pytest.raises(BadInput, match="too long: 1 of 2 rows, the first is '2' in line 2"):
         embed_file("model", source, tmp_path / "out", encoder=model)
     assert "line 2" in capsys.readouterr().err
     # Asked for, it is split: a word at its very end counts.

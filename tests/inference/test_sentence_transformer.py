@@ -84,7 +84,7 @@ def test_long_texts_are_refused_or_cut(encoder):
 
 def test_what_it_was_not_trained_for_is_refused(encoder):
     for options, line in (
-        ({"quantization": "int8"}, "'int8' is not one of none, binary, ubinary, which this model has"),
+        ({"quantization": "int8"}, "'int8' is not one of none, binary, ubinary, which this model supports"),
         ({"overflow": "split"}, "give 'truncate'"),
     ):
         with pytest.raises(BadInput, match=line):

@@ -230,15 +230,15 @@ def test_one_seed_gives_one_table_and_another_another(tmp_path):
 
 
 def test_fewer_documents_than_the_window_is_deep(tmp_path):
-    with pytest.raises(BadInput, match=f"ranks to {PAIRS + 1} among {PAIRS} documents"):
+    with pytest.raises(BadInput, match=f"last_rank={PAIRS + 1} exceeds the {PAIRS} documents"):
         mine(tmp_path, Mining(last_rank=PAIRS + 1))
-    with pytest.raises(BadInput, match="ranks to 20 among 19 documents"):
+    with pytest.raises(BadInput, match="last_rank=20 exceeds the 19 documents"):
         mine(tmp_path, Mining(first_rank=1, last_rank=20, examples=19))
     assert not (tmp_path / "triplet").exists()
 
 
 def test_no_query_with_enough_negatives(tmp_path):
-    with pytest.raises(BadInput, match="no query has 16 documents of rank 5 to 20 under 0.1"):
+    with pytest.raises(BadInput, match="no query has 16 documents in ranks 5 to 20 below 0.1"):
         mine(tmp_path, Mining(16, 5, 20, 0.1))
     assert not (tmp_path / "triplet").exists()
 
@@ -285,7 +285,7 @@ def test_all_documents_of_a_query_are_its_positives(tmp_path):
 def test_copies_of_a_document_have_one_rank(tmp_path):
     # Documents i and 30 + i are one: the window of the last ranks exists only while both are counted.
     documents = [document(i % 30) for i in range(PAIRS)]
-    with pytest.raises(BadInput, match="ranks to 31 among 30 documents"):
+    with pytest.raises(BadInput, match="last_rank=31 exceeds the 30 documents"):
         mine(tmp_path, Mining(2, 5, 31, 2.0), documents=documents)
     table, _ = mine(tmp_path, Mining(5, 5, 30, 2.0), documents=documents)
     assert all(len(set(found)) == 5 for found in decoded(table, 30).values())
@@ -369,7 +369,7 @@ def test_documents_of_other_tables_are_ranked_too(tmp_path):
     assert mined(documents, "idle", shard=(5, 6)) == {"parts": 0} and len(documents.asked) == PAIRS
     # Parts of other documents are not taken up.
     mined(Vectors(), "other", shard=(0, 3))
-    with pytest.raises(BadInput, match="holds parts of another mining"):
+    with pytest.raises(BadInput, match="contains parts of another mining"):
         mined(Vectors(), "other", tables=tables[::-1], shard=(1, 3))
 
 
@@ -450,7 +450,7 @@ def test_parts_of_other_settings_are_refused(tmp_path):
     table = pair_table(tmp_path / "pair")
     mine_table(Vectors(), table, VOCABULARY, WINDOW, tmp_path / "triplet", shard=(0, 1))
     other = dataclasses.replace(WINDOW, seed=WINDOW.seed + 1)
-    with pytest.raises(BadInput, match=r"triplet\.mining holds parts of another mining"):
+    with pytest.raises(BadInput, match=r"triplet\.mining contains parts of another mining"):
         mine_table(Vectors(), table, VOCABULARY, other, tmp_path / "triplet")
 
 

@@ -95,7 +95,7 @@ def test_bad_rows_are_named_and_counted(tmp_path, capsys):
         'line 4: "text" is int',
         'line 6: "chunks" is not a list',
         "line 7: not UTF-8",
-        'line 8: "text" holds half of a surrogate pair',
+        'line 8: "text" contains half of a surrogate pair',
     ):
         assert expected in messages
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -107,9 +107,8 @@ def test_long_texts_end_the_call_when_the_others_are_embedded(tmp_path, capsys):
     rows = [{"text": "a"}, {"id": "novel", "text": "long " * 21}, {"text": "b"}, {"chunks": ["long " * 15] * 2}, {}]
     source = write_rows(tmp_path / "in.jsonl", rows)
     for _ in range(2):  # also when there is nothing left to do
-        expected = (
-            r"too long: 2 of 5 rows, the first 'novel' in line 2 \(21 tokens, the model takes 20\); .* --overflow trunc"
-        )
+        novel = r"the first is 'novel' in line 2 \(21 tokens, the model takes 20\)"
+        expected = rf"too long: 2 of 5 rows, {novel}; .* --overflow trunc"
         with pytest.raises(BadInput, match=expected):
             embed(source, tmp_path / "out", shard_size=2)
     assert "line 4: 31 tokens, the model takes 20" in capsys.readouterr().err
@@ -291,6 +290,7 @@ SLOW_EMBEDDING = """
 import pathlib, sys, time
 from helpers import tiny
 from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.models.parameters import initial_params
@@ -300,7 +300,7 @@ class Slow(Embedder):
         time.sleep(float(sys.argv[4]))
         return super().encode_documents(documents, **options)
 
-vocabulary = tiny.load_vocabulary(sys.argv[3])
+vocabulary = load_vocabulary(sys.argv[3])
 config = tiny.tiny_config(vocabulary, max_length=64)
 folder = LoadedModel(config, vocabulary, __import__("jax").device_get(initial_params(config, 0)), "v1", "pair")
 embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(folder), shard_size=20, chunk_tokens=12, overflow="split")
@@ -366,7 +366,7 @@ def test_an_odd_row_of_json_lines_is_left_out_or_kept_alone(tmp_path):
     assert (described[2]["source"], described[2]["path"]) == (["\\ud800", 1], {"\\ud800": None})
     listed = json.loads((tmp_path / "out" / "manifest.json").read_text())["shards"][0]["skipped"]
     assert [row["reason"] for row in listed] == [
-        '"id" holds half of a surrogate pair, which is no character',
+        '"id" contains half of a surrogate pair',
         'neither "text" nor "chunks", only \\ud800',
         "nested too deep",
     ]

@@ -136,7 +136,7 @@ def test_what_cannot_be_built(tmp_path):
         build_index(tmp_path / "vectors", path)
     assert [name for name in os.listdir(tmp_path) if name.startswith(".")] == []
     signs = make_index(tmp_path / "signs", quantization="ubinary")
-    with pytest.raises(BadInput, match="takes int8"):
+    with pytest.raises(BadInput, match="needs int8"):
         build_index(tmp_path / "signs" / "vectors", signs, engine="faiss")
     with pytest.raises(BadInput, match="has no signs"):
         search_index(signs, "a file", engine="faiss", encoder=WordEncoder())

@@ -93,8 +93,8 @@ def test_documents_of_one_id_are_named_once_in_a_run(tmp_path, queries, capsys):
     rows = [{"id": "a", "text": "read a file"}, {"id": "b", "text": "read it"}, {"id": "a", "text": "read a list"}]
     rows += [{"id": "a", "chunks": ["file", "socket"]}]
     index = make_index(tmp_path / "index", rows)
-    note = "2 documents have the id of an earlier one, the first 'a'"
-    assert [line for line in capsys.readouterr().err.splitlines() if "id of an earlier" in line] == [f"rows  {note}"]
+    note = "2 documents have the id of an earlier document, the first is 'a'"
+    assert [line for line in capsys.readouterr().err.splitlines() if "id of an earlier" in line] == [f"rows: {note}"]
     search(index, queries=queries, output=tmp_path / "run.trec")
     lines = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
     assert [(line[2], line[3]) for line in lines if line[0] == "q1"] == [("a", "1"), ("b", "2")]
@@ -114,7 +114,7 @@ def test_what_is_refused(chunked, queries, tmp_path):
         ({"query": "a", "queries": queries}, "not both"),
         ({"queries": queries}, "needs --output"),
         ({"queries": queries, "output": tmp_path / "run.txt"}, "as .trec or .jsonl"),
-        ({"queries": queries, "output": tmp_path / "none" / "run.trec"}, "there is no folder"),
+        ({"queries": queries, "output": tmp_path / "none" / "run.trec"}, "does not exist; create it first"),
         ({"queries": tmp_path / "none.jsonl", "output": output}, "cannot read"),
         ({"query": "a", "engine": "elastic"}, "engine='elastic'"),
         ({"query": "a", "candidates": 0}, "candidates=0"),
@@ -127,7 +127,7 @@ def test_what_is_refused(chunked, queries, tmp_path):
         ('{"id": "x"}', 'line 4: neither "text"'),
         ('{"id": "q1", "text": "a"}', "line 4: a second query of id 'q1'"),
         ('{"id": "a b", "text": "a"}', "white space"),
-        ('{"id": "\\ud800", "text": "a"}', 'line 4: "id" holds half of a surrogate pair'),
+        ('{"id": "\\ud800", "text": "a"}', 'line 4: "id" contains half of a surrogate pair'),
     ):
         bad = tmp_path / "bad.jsonl"
         bad.write_text(queries.read_text() + line + "\n")

@@ -238,13 +238,13 @@ def test_what_is_refused(data, tmp_path):
     with pytest.raises(BadInput, match="needs both reader_url and reader_model"):
         BergenOptions(reader_url="http://x")
     (task,) = open_benchmark("bergen", data).tasks
-    with pytest.raises(BadInput, match="which bm25 has not"):
+    with pytest.raises(BadInput, match="but bm25 has none"):
         task.evaluate(System("bm25", None))
     with pytest.raises(BadInput, match="holds int8 vectors of 64.*give --quantization int8"):
         task.evaluate(words("binary"))
     with pytest.raises(BadInput, match="was made by model words, other is new"):
         task.evaluate(System("other", WordEncoder(64, fingerprint="new")))
     (data / "bad.json").write_text('{"wikipedia_id": "1"}\n')
-    with pytest.raises(BadInput, match="bad.json, line 1: no page of KILT"):
+    with pytest.raises(BadInput, match="bad.json, line 1: not a KILT page"):
         write_passages(data / "bad.json", data / "out.jsonl")
     assert not (data / "out.jsonl").exists()

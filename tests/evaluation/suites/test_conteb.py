@@ -121,7 +121,7 @@ def test_damaged_data_is_named(tmp_path):
     assert "'a' is not DOCUMENT_NUMBER" in attempt([{"chunk_id": "a", "chunk": "x"}], [query])
     assert "refers to the chunk 'b_1', which does not exist" in attempt([good], [{"query": "q", "chunk_id": "b_1"}])
     assert "chunk of row 1 is int, not a string" in attempt([{"chunk_id": "a_0", "chunk": 7}], [query])
-    assert "chunk_id of row 1 is int, not a text" in attempt([{"chunk_id": 7, "chunk": "x"}], [query])
+    assert "chunk_id of row 1 is int, not a string" in attempt([{"chunk_id": 7, "chunk": "x"}], [query])
     for asked in (7, [7]):
-        assert f"asks for the chunk {asked}, which is no text" in attempt([good], [{"query": "q", "chunk_id": asked}])
+        assert f"has the chunk_id {asked}, not a string" in attempt([good], [{"query": "q", "chunk_id": asked}])
     assert "a query has no chunk_id, only query" in attempt([good], [{"query": "q"}])

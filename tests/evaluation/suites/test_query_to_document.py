@@ -318,13 +318,13 @@ def test_what_is_refused(big, tmp_path):
         open_benchmark("query-to-document", None)
     with pytest.raises(BadInput, match="arguments: no option 'size'; the options are sizes, relevant, seed"):
         open_benchmark("query-to-document", big, size=3)
-    with pytest.raises(BadInput, match="has no queries.jsonl"):
+    with pytest.raises(BadInput, match="nor a folder in it has queries.jsonl"):
         open_benchmark("query-to-document", tmp_path)
     bare = write(tmp_path / "bare", {"d": "x"}, {"q": "x"})
     with pytest.raises(BadInput, match="has no labels"):
         evaluate(bare, words())
     write(bare, {"d": "x"}, {"q": "x"}, runs=[{"q": ["d"]}, {"p": ["d"]}])
-    with pytest.raises(BadInput, match="ranks for 'p', which queries.jsonl does not have"):
+    with pytest.raises(BadInput, match="has a ranking for 'p', which is not in queries.jsonl"):
         evaluate(bare, words())
     (bare / "runs" / "0.trec").write_text("q Q0 d 1 0.5 tag\nq Q0 d\n")
     with pytest.raises(BadInput, match="0.trec, line 2: not"):
@@ -335,11 +335,11 @@ def test_what_is_refused(big, tmp_path):
     with pytest.raises(BadInput, match="leave --context out"):
         evaluate(big, System("words", WordEncoder(64), Settings(context=True)))
     for relevant in (frozenset(), frozenset("b")):
-        with pytest.raises(BadInput, match="an id stands twice"):
+        with pytest.raises(BadInput, match="an id occurs twice"):
             NestedPools("abcb", relevant, None)
     empty = write(tmp_path / "empty", {}, {"q": "x"}, [("q", "gone", 1)])
     for system in (words(), System("bm25", None)):
-        with pytest.raises(BadInput, match="corpus.jsonl holds no document"):
+        with pytest.raises(BadInput, match="corpus.jsonl has no documents"):
             evaluate(empty, system)
     lost = write(tmp_path / "lost", {"d": "x"}, {"q": "x"}, [("q", "gone", 1)])
     with pytest.raises(BadInput, match="not in the corpus, such as 'gone'"):
