@@ -3,12 +3,11 @@
 import contextlib
 import dataclasses
 import errno
-import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.parameter_trees import digest
+from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.parallel.processes import barrier, is_first, over_processes
 
 CHECKPOINTS = "checkpoints"
@@ -31,23 +31,17 @@ _CHUNK_BYTES = 1 << 22  # of an array, in one file: reading holds a few of them 
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay; one that any of these asks for does.
+    """Which checkpoints are kept: those that any of these fields selects.
 
     Attributes:
-      latest: the latest so many.
-      every_steps: those of steps that are multiples of it; 0 for none.
-      every_seconds: the first, and then each that was written so long after the one kept before; 0 for none.
-      best: so many of the best by `metric`; 0 for none.
-      metric: a logged number.
-      highest: whether the best is the highest rather than the lowest.
+      latest: the latest N.
+      every_steps: those of steps that are multiples of this; 0 for none.
+      every_seconds: the first, and then one per this much time; 0 for none.
     """
 
     latest: int = 2
     every_steps: int = 0
     every_seconds: float = 0.0
-    best: int = 0
-    metric: str = "loss"
-    highest: bool = False
 
 
 class Restored(NamedTuple):
@@ -71,51 +65,33 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: Keep = Keep()):  # noqa: B008 - frozen
         self.root = pathlib.Path(folder).absolute() / CHECKPOINTS
-        self._keep = keep
         policies: list[Any] = [managers.LatestN(keep.latest)]
         if keep.every_steps:
             policies.append(managers.EveryNSteps(keep.every_steps))
         if keep.every_seconds:
             policies.append(managers.EveryNSeconds(keep.every_seconds))  # type: ignore[arg-type]
-        best: dict[str, Any] = {}
-        if keep.best:
-            best = {"best_fn": self._goodness, "best_mode": "max"}
-            policies.append(managers.BestN(n=keep.best, get_metric_fn=self._goodness))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies),
             create=True,
             cleanup_tmp_directories=True,  # of saves that were killed
-            **best,
         )
         self._manager = ocp.CheckpointManager(self.root, options=options)
 
-    def save(self, step: int, state: dict[str, Any], about: dict[str, Any] | None = None, metrics: Any = None) -> None:
+    def save(self, step: int, state: dict[str, Any], about: dict[str, Any] | None = None) -> None:
         """Starts saving `state` as `step`; returns once the arrays are copied.
 
         Args:
           step: the number of the checkpoint.
           state: tree of arrays and numbers.
           about: metadata that JSON can hold, saved in the same folder.
-          metrics: numbers by name, for `Keep.best`.
 
         Raises:
-          BadInput: the metric of `Keep` is not among the metrics.
           OSError: ENOSPC, before anything is written, if the disk is too full; or the error of the previous save.
             Complete checkpoints stay.
         """
         _require_room(self.root, state)
-        chosen = None
-        if self._keep.best:
-            metrics = metrics or {}
-            self.require_metric(metrics)
-            chosen = {self._keep.metric: metrics[self._keep.metric]}
         with _os_errors(self.root):
-            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata=about, metrics=chosen)
-
-    def require_metric(self, metrics: Mapping[str, float]) -> None:
-        """Raises BadInput if the best are kept by a metric that is not among these."""
-        if self._keep.best and self._keep.metric not in metrics:
-            raise BadInput(f"no number {self._keep.metric!r} to keep the best by; there are {', '.join(metrics)}")
+            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata=about)
 
     def check(self) -> None:
         """Raises the error of a save in progress; see `save`."""
@@ -166,12 +142,6 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def _goodness(self, metrics: dict[str, float]) -> float:
-        value = metrics.get(self._keep.metric)
-        if value is None:  # saved when the recipe had another metric
-            return -math.inf
-        return float(value) if self._keep.highest else -float(value)
-
     def _require_shapes(self, step: int, abstract: Any) -> None:
         """Raises BadInput if the checkpoint is of another model, and Orbax's error if it is damaged."""
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
@@ -182,14 +152,7 @@ class Checkpoints:
             leaves = jax.tree_util.tree_leaves_with_path(tree)
             return {_dotted(path): tuple(getattr(leaf, "shape", ())) for path, leaf in leaves}
 
-        found, wanted = shapes(found), shapes(abstract)
-        differing = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
-        if differing:
-            name = differing[0]
-            raise BadInput(
-                f"checkpoint {self.root / str(step)} is of another model: {name} is {found.get(name, 'missing')} there "
-                f"and {wanted.get(name, 'missing')} in this one; choose a new --workdir or remove that folder"
-            )
+        require_same_shapes(f"checkpoint {self.root / str(step)}", shapes(found), shapes(abstract))
 
     def _set_aside(self, step: int, error: Exception, instead: int) -> None:
         path = self.root / str(step)
