@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from pplx_jax.core.errors import BadInput, require
-from pplx_jax.core.parameter_trees import is_finite
+from pplx_jax.core.parameter_trees import dotted, is_finite
 
 Per = Literal["tensor", "whole"]
 # Radians. Below this angle sin(theta) loses precision, and linear interpolation gives the same float32 result.
@@ -56,9 +56,9 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor") -> Any:
     Merge(weight=weight, per=per)  # refuses what it does not know
     leaves_a, structure_a = jax.tree_util.tree_flatten_with_path(a)
     leaves_b, structure_b = jax.tree_util.tree_flatten_with_path(b)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves_a]
+    names = [dotted(path) for path, _ in leaves_a]
     if structure_a != structure_b:
-        other = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves_b}
+        other = {dotted(path) for path, _ in leaves_b}
         raise BadInput(
             f"merge: the checkpoints hold different tensors, {sorted(set(names) ^ other)}; merge two of one model"
         )

@@ -1,20 +1,24 @@
 """Model folders: `model.json`, the vocabulary and `checkpoints/`. Stages, merges and imports all write them."""
 
 import dataclasses
+import importlib
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
-from pplx_jax.checkpoints.huggingface.name_map import check_params
+from flax import nnx
+
 from pplx_jax.checkpoints.huggingface.reader import read_config, read_model
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.orbax import CHECKPOINTS, MODEL, load_params, save_params
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
-from pplx_jax.core.parameter_trees import require_finite
+from pplx_jax.core.parameter_trees import named_shapes, require_finite
+from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.models.parameters import abstract_model
 from pplx_jax.models.transformer import Qwen3Config
 
 FORMAT = 1
@@ -47,6 +51,8 @@ def describe_model(
         "kind": kind or "v1",
         "model": dataclasses.asdict(config),
     }
+    if type(config) is not Qwen3Config:
+        description["config_class"] = f"{type(config).__module__}:{type(config).__qualname__}"
     if merged_from:
         description["merged_from"] = list(merged_from)
     write_json(folder / MODEL, description)
@@ -83,7 +89,8 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
         return read_model(folder)
     config, kind, stage = _read_description(folder)
     vocabulary, params = load_vocabulary(folder), load_params(folder, step)
-    check_params(params, config, f"parameters of {folder}")
+    shapes = nnx.to_pure_dict(abstract_model(config)[1])
+    require_same_shapes(folder, named_shapes(params), named_shapes(shapes))
     require_finite(params, folder)
     if vocabulary.size > config.vocab_size:
         raise BadInput(
@@ -137,6 +144,23 @@ def _model_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
     return path, None
 
 
+def _config_class(folder: pathlib.Path, name: str | None) -> type[Qwen3Config]:
+    """Imports the class of the configuration, "module:Name"; a subclass of Qwen3Config is another model family."""
+    if name is None:
+        return Qwen3Config
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BadInput(
+            f"{folder / MODEL}: the model is of the class {name}, which cannot be imported ({error}); put its package "
+            "on PYTHONPATH"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Qwen3Config)):
+        raise BadInput(f"{folder / MODEL}: {name} is not a subclass of Qwen3Config; is the file damaged?")
+    return found
+
+
 def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str]:
     """Returns configuration, kind and stage."""
     description = read_json(folder / MODEL)
@@ -148,7 +172,8 @@ def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str]:
         saved = fields.pop("kept", ())  # what older folders call `remat_policy`
         fields["remat_policy"] = tuple(fields.get("remat_policy", saved))
         fields.pop("unroll", None)  # older folders have it; it never changed a result
-        config, kind, stage = Qwen3Config(**fields), description["kind"], description["stage"]
+        config_class = _config_class(folder, description.get("config_class"))
+        config, kind, stage = config_class(**fields), description["kind"], description["stage"]
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{folder / MODEL} does not describe a model ({error}); write it again") from error
     if kind not in get_args(Kind):

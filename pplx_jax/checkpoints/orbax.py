@@ -17,7 +17,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers as managers
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.parameter_trees import digest
+from pplx_jax.core.parameter_trees import digest, named_shapes
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.parallel.processes import barrier, is_first, over_processes
 
@@ -148,11 +148,7 @@ class Checkpoints:
             path: Any = self.root / str(step) / "default"  # Orbax's annotations name a path type that is not pathlib's
             found = handler.metadata(path).tree
 
-        def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-            leaves = jax.tree_util.tree_leaves_with_path(tree)
-            return {_dotted(path): tuple(getattr(leaf, "shape", ())) for path, leaf in leaves}
-
-        require_same_shapes(f"checkpoint {self.root / str(step)}", shapes(found), shapes(abstract))
+        require_same_shapes(f"checkpoint {self.root / str(step)}", named_shapes(found), named_shapes(abstract))
 
     def _set_aside(self, step: int, error: Exception, instead: int) -> None:
         path = self.root / str(step)
@@ -164,10 +160,6 @@ class Checkpoints:
             path.rename(aside)
         barrier(f"{aside} is renamed")  # or another process would find the damaged one again
         self._manager.reload()
-
-
-def _dotted(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 @contextlib.contextmanager

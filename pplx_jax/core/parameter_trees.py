@@ -1,4 +1,4 @@
-"""Parameters on the host: their digest, and the check that every value is finite."""
+"""Trees of parameters: dotted names, shapes, digest, and the check that every value is finite."""
 
 import hashlib
 from collections.abc import Iterator
@@ -12,10 +12,25 @@ from pplx_jax.core.errors import BadInput
 _BLOCK = 1 << 22  # values, so that no complete array is copied
 
 
+def dotted(path: tuple[Any, ...]) -> str:
+    """Returns the dotted name of a leaf, such as "layers.mlp.up.kernel", from its path in `jax.tree_util`."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Returns the leaves by dotted name, in the order of the tree."""
+    return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def named_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the leaves by dotted name; () for a leaf without a shape."""
+    return {name: tuple(getattr(leaf, "shape", ())) for name, leaf in named_leaves(tree).items()}
+
+
 def named_arrays(params: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Yields every array with its dotted path, in the order of the tree."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        yield jax.tree_util.keystr(path, simple=True, separator="."), np.asarray(leaf)
+    for name, leaf in named_leaves(params).items():
+        yield name, np.asarray(leaf)
 
 
 def digest(params: Any) -> str:

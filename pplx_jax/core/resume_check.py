@@ -72,7 +72,7 @@ def require_same_shapes(
         name = differing[0]
         raise BadInput(
             f"{folder} is of another model: {name} is {found.get(name, 'missing')} there and "
-            f"{wanted.get(name, 'missing')} in this run; use the same model, or choose a new --workdir"
+            f"{wanted.get(name, 'missing')} here; use the same model, or choose a new --workdir"
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from pplx_jax.core.parameter_trees import dotted
 from pplx_jax.models.lookup import EMBEDDING_TABLE
 from pplx_jax.models.transformer import Qwen3, Qwen3Config
 from pplx_jax.parallel.mesh import shardings
@@ -15,7 +16,7 @@ def initial_params(config: Qwen3Config, seed: int, mesh: jax.sharding.Mesh | Non
     """Returns random parameters, the same on any mesh. On a mesh each device makes its own part."""
 
     def initialize():
-        return nnx.to_pure_dict(nnx.state(Qwen3(config, rngs=nnx.Rngs(seed))))
+        return nnx.to_pure_dict(nnx.state(config.build(nnx.Rngs(seed))))
 
     layout = None if mesh is None else shardings(jax.eval_shape(initialize), mesh)
     return jax.jit(initialize, out_shardings=layout)()
@@ -24,7 +25,7 @@ def initial_params(config: Qwen3Config, seed: int, mesh: jax.sharding.Mesh | Non
 @functools.lru_cache(maxsize=8)
 def abstract_model(config: Qwen3Config) -> tuple[nnx.GraphDef, nnx.State]:
     """Returns the graph of the model, and its state with shapes instead of arrays. Do not change the state."""
-    return nnx.split(nnx.eval_shape(lambda: Qwen3(config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))))
 
 
 def bind(config: Qwen3Config, params: dict[str, Any]) -> Qwen3:
@@ -40,4 +41,4 @@ def is_embedding_table(path: tuple[Any, ...]) -> bool:
 
     An untied head (`head.embedding`) is not an input embedding table.
     """
-    return jax.tree_util.keystr(path, simple=True, separator=".") == EMBEDDING_TABLE
+    return dotted(path) == EMBEDDING_TABLE

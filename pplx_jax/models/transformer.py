@@ -85,6 +85,14 @@ class Qwen3Config:
         if self.dtype not in ("float32", "bfloat16"):
             raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is neither 'float32' nor 'bfloat16'")
 
+    def build(self, rngs: nnx.Rngs) -> "Qwen3":
+        """Returns the model with random weights. A subclass with another `build` is another model family.
+
+        Such a model has Qwen3's `__call__` and `output_table`. Parameters with other names than Qwen3's are added to
+        `Mesh.parameter_axes`.
+        """
+        return Qwen3(self, rngs)
+
     @property
     def computing(self) -> dict[str, float | str]:
         """The fields that embeddings depend on, numbers as floats, so that 1000000 and 1e6 are equal."""

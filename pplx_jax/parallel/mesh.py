@@ -14,6 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.parameter_trees import dotted
 from pplx_jax.parallel.rules import (
     LOGICAL_AXES,
     MESH_AXES,
@@ -191,6 +192,6 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Returns `leaf_sharding` of each leaf of a parameter tree, or of an optimizer state with the same paths."""
 
     def of(path, leaf) -> NamedSharding:
-        return leaf_sharding(jax.tree_util.keystr(path, simple=True, separator="."), np.shape(leaf), mesh)
+        return leaf_sharding(dotted(path), np.shape(leaf), mesh)
 
     return jax.tree_util.tree_map_with_path(of, tree)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from pplx_jax.core.parameter_trees import dotted
 from pplx_jax.parallel.rules import parameter_axes
 
 
@@ -17,7 +18,7 @@ def model_info(params: Any, optimizer: Any = ()) -> str:
     """
     rows = [("parameter", "shape", "axes", "mesh axes", "bytes a chip")]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        name = dotted(path)
         axes = " ".join(axis or "-" for axis in parameter_axes(name, len(leaf.shape)))
         rows.append((name, "x".join(map(str, leaf.shape)), axes, _placed(leaf), f"{bytes_on_chip(leaf):,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -10,6 +10,8 @@ import numpy as np
 from absl import logging
 from jax.experimental import checkify
 
+from pplx_jax.core.parameter_trees import named_leaves
+
 # The order in which a forward pass meets them; the backward pass meets their gradients the other way round.
 _FORWARD = (
     "embed.",
@@ -48,29 +50,24 @@ def first_nonfinite(
     Returns:
       Words for a message.
     """
-    found = _first(_in_order(params), "the parameter") or _first(_named(batch), "the batch's")
+    found = _first(_in_order(params), "the parameter") or _first(named_leaves(batch), "the batch's")
     if found:
         return found
     if found := _first_operation(loss_of, params, batch, step):
         return found
     loss, metrics = jax.jit(loss_of)(params, batch, step)
-    if found := _first(_named({**metrics, "loss": loss}), "the metric"):
+    if found := _first(named_leaves({**metrics, "loss": loss}), "the metric"):
         return found
     gradient = jax.jit(jax.grad(loss_of, has_aux=True))(params, batch, step)[0]
     found = _first(dict(reversed(_in_order(gradient).items())), "the gradient of")
     return found or "none: run again, the loss and its gradient are finite (a sum of squares overflowed, or hardware)"
 
 
-def _named(tree: Any) -> dict[str, jax.Array]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
 def _in_order(params: Any) -> dict[str, jax.Array]:
     def place(name: str) -> int:
         return next((place for place, prefix in enumerate(_FORWARD) if name.startswith(prefix)), len(_FORWARD))
 
-    named = _named(params)
+    named = named_leaves(params)
     return {name: named[name] for name in sorted(named, key=place)}
 
 

@@ -7,6 +7,7 @@ import jax
 
 from pplx_jax.checkpoints.initial_model import load_weights
 from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.core.parameter_trees import named_shapes
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.models.transformer import Qwen3Config
@@ -38,7 +39,7 @@ def starting_params(
     """
     if start_from:
         params = _without_head(load_params(start_from), config)
-        require_same_shapes(start_from, _shapes(params), _shapes(wanted))
+        require_same_shapes(start_from, named_shapes(params), named_shapes(wanted))
         return params, f"the stage in {start_from}"
     if initial:
         return _without_head(load_weights(initial, model, mesh), config), f"the weights in {initial}"
@@ -48,8 +49,3 @@ def starting_params(
 def _without_head(params: dict[str, Any], config: Qwen3Config) -> dict[str, Any]:
     """The parameters of `config`, where an earlier stage may have had a head of its own beside them."""
     return {name: leaf for name, leaf in params.items() if name != "head" or not config.tied}
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf.shape for path, leaf in leaves}

@@ -112,7 +112,7 @@ def test_the_kind_follows_from_the_stage_unless_it_is_given(copy, vocabulary, st
 )
 def test_weights_that_the_description_does_not_describe_are_bad_input(copy, field, value):
     rewrite(copy, lambda description: description["model"].update({field: value}))
-    assert "do not fit the model's configuration" in complaint(copy)
+    assert "is of another model" in complaint(copy)
 
 
 def test_a_vocabulary_larger_than_the_table_is_bad_input(copy, tmp_path):

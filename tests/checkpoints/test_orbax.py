@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
 def test_another_model_is_bad_input(saved, change):
     like = state()
     change(like)
-    with pytest.raises(BadInput, match="checkpoints/7 is of another model: .* is .* there and .* in this one"):
+    with pytest.raises(BadInput, match="checkpoints/7 is of another model: .* is .* there and .* here"):
         restore(saved, like)
     assert [path.name for path in (saved / "checkpoints").iterdir()] == ["7"]
 
