@@ -12,7 +12,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import replaced_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-PARTS = ("pplx_jax", "gin", "launch", "setup.py", "constraints.txt", "README.md")
+PARTS = ("pplx_jax", "gin", "launch", "setup.py", "constraints.txt", "README.md", "LICENSE")
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.egg-info", ".*")
 
 
