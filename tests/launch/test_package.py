@@ -23,7 +23,7 @@ def tree(tmp_path):
         (root / part / "__pycache__").mkdir(parents=True)
         (root / part / "__pycache__" / "a.pyc").write_text("old")
         (root / part / "a.txt").write_text(part)
-    for part in ("setup.py", "constraints.txt", "README.md"):
+    for part in ("setup.py", "constraints.txt", "README.md", "LICENSE"):
         (root / part).write_text(part)
     shutil.copy(ROOT / "launch" / "Dockerfile", root / "launch")
     (root / "tests").mkdir()
@@ -36,7 +36,7 @@ def test_a_package_is_the_tree_without_what_is_left_over(tree, tmp_path):
     files = {str(path.relative_to(made.path)) for path in made.path.rglob("*") if path.is_file()}
     assert files == {
         *(f"{part}/a.txt" for part in ("pplx_jax", "gin", "launch")),
-        *("setup.py", "constraints.txt", "README.md", "launch/Dockerfile", "Dockerfile"),
+        *("setup.py", "constraints.txt", "README.md", "LICENSE", "launch/Dockerfile", "Dockerfile"),
     }
     assert made.path.name == made.digest == package.digest_of(tree)
     assert [path.name for path in made.path.parent.iterdir()] == [made.digest]
