@@ -45,7 +45,7 @@ def place(tmp_path_factory):
     root = folder / "tree"
     for name in ("pplx_jax", "gin", "launch"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "constraints.txt", "README.md"):
+    for name in ("setup.py", "constraints.txt", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, root / name)
     (root / "gin" / "sweeps" / "rates.gin").write_text(SWEEP)
 
