@@ -16,12 +16,12 @@ PARALLEL_ANGLE = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Merge:
-    """How the models of two stages become one, by default the contextual and the triplet model v1.
+    """How the models of two stages are merged; by default the contextual and the triplet model, which gives v1.
 
     Attributes:
-      stages: the two stages of a recipe that are merged, if it has both.
-      weight: 0 gives the first, 1 the second.
-      per: the angle of each "tensor", or of the "whole" parameter vector.
+      stages: the two stages that are merged, if the recipe has both.
+      weight: weight of the second model: 0 gives the first model, 1 the second.
+      per: one angle for each "tensor", or one for the "whole" parameter vector.
     """
 
     stages: tuple[str, str] = ("contextual", "triplet")
@@ -37,23 +37,23 @@ class Merge:
 def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor") -> Any:
     """Interpolates parameters along the great circle between them.
 
-    slerp(a, b, w) = sin((1 - w) theta) / sin(theta) a + sin(w theta) / sin(theta) b, theta the angle of a and b;
-    their lengths are interpolated along with them. Computed in float64. The ends, w = 0 and 1, are exact.
+    slerp(a, b, w) = sin((1 - w) theta) / sin(theta) a + sin(w theta) / sin(theta) b, with theta the angle between a and
+    b. Their lengths are interpolated too. It is computed in float64. The results for w = 0 and w = 1 are exact.
 
     Args:
       a: a tree of arrays.
       b: a tree of the same structure and shapes.
       weight: w in [0, 1].
-      per: "tensor" takes an angle for each leaf, "whole" one for all.
+      per: "tensor" uses one angle for each leaf, "whole" one for all leaves.
 
     Returns:
       The tree in float32.
 
     Raises:
-      BadInput: an argument that `Merge` refuses, trees that do not match, values that are not finite, or opposite
-        vectors, which have no shortest arc between them; the message names the tensor.
+      BadInput: `Merge` refuses an argument, the trees do not match, a value is non-finite, or two vectors are opposite
+        and have no shortest arc between them; the message names the tensor.
     """
-    Merge(weight=weight, per=per)  # refuses what it does not know
+    Merge(weight=weight, per=per)  # refuses invalid arguments
     leaves_a, structure_a = jax.tree_util.tree_flatten_with_path(a)
     leaves_b, structure_b = jax.tree_util.tree_flatten_with_path(b)
     names = [dotted(path) for path, _ in leaves_a]
@@ -86,7 +86,7 @@ def slerp(a: Any, b: Any, weight: float = 0.5, per: Per = "tensor") -> Any:
 
 
 def _shares(a: np.ndarray, b: np.ndarray, weight: float, name: str) -> tuple[float, float]:
-    """How much of a and of b goes into the result."""
+    """Returns the factors of a and b in the result."""
     if weight in (0.0, 1.0):
         return 1.0 - weight, weight
     lengths = np.linalg.norm(a), np.linalg.norm(b)
@@ -103,7 +103,7 @@ def _shares(a: np.ndarray, b: np.ndarray, weight: float, name: str) -> tuple[flo
 
 
 def _mix(a: np.ndarray, b: np.ndarray, share_a: float, share_b: float) -> np.ndarray:
-    # The ends are taken as they are: 1 * -0.0 + 0 * b would lose the sign.
+    # For weights 0 and 1 an input is returned unchanged: 1 * -0.0 + 0 * b would lose the sign.
     if share_b == 0.0:
         return a
     return b if share_a == 0.0 else share_a * a + share_b * b

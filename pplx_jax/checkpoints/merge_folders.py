@@ -1,4 +1,4 @@
-"""Two model folders as a third, their SLERP."""
+"""Merges two model folders into a third, by SLERP."""
 
 import pathlib
 from typing import Any
@@ -9,7 +9,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import replaced_folder, require_free
 from pplx_jax.models.transformer import Qwen3Config
 
-MERGED = "merged"  # the stage that such a folder is of
+MERGED = "merged"  # the stage name of a merged folder
 
 
 def merge_checkpoints(
@@ -19,11 +19,11 @@ def merge_checkpoints(
     weight: float = Merge.weight,
     per: Per = Merge.per,
 ) -> dict[str, Any]:
-    """Writes the SLERP of two model folders as a third, in the place of a former merge where one is there.
+    """Writes the SLERP of two model folders to `output`; an earlier merge there is replaced.
 
     Raises:
-      BadInput: a folder is no model, the two differ in vocabulary or in a field that embeddings depend on, a weight
-        is not finite, `output` is something else, or an argument that `Merge` refuses.
+      BadInput: a folder is not a model, the two differ in vocabulary or in a field that embeddings depend on, a weight
+        is non-finite, `output` is something other than a merge, or `Merge` refuses an argument.
     """
     output, merge = pathlib.Path(output), Merge(weight=weight, per=per)
     require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)

@@ -1,4 +1,4 @@
-"""Several processes as one job: how they start together, share a batch, and decide things together.
+"""Several processes as one job: how they start together, share a batch and make decisions together.
 
 Every process runs the same program and sees the same folders. All of them call a collective operation (a step, a save,
 a decision) at the same step. Process 0 writes the files that exist once; the others continue or wait at a barrier.
@@ -28,9 +28,9 @@ from pplx_jax.core.errors import BAD_INPUT, PROCESS_LOST, BadInput, Preempted, P
 from pplx_jax.parallel.connections import listening
 from pplx_jax.parallel.heartbeat import Heartbeat
 
-_JAX_HEARTBEAT_SECONDS = 60  # JAX's own service ends the others after that, if there is no `Heartbeat`
+_JAX_HEARTBEAT_SECONDS = 60  # without a `Heartbeat`, JAX ends the other processes after this time
 
-_SAID_BYTES = 512  # where process 0 listens, as JSON
+_SAID_BYTES = 512  # size of the address of process 0 as JSON
 
 _job: Heartbeat | None = None
 
@@ -140,7 +140,7 @@ def joined(processes: Processes) -> Iterator[None]:
                 cluster_detection_method="deactivate",
                 **settings,
             )
-        # JAX installs a handler of its own; here `PreemptionNotice` handles SIGTERM.
+        # JAX installs its own handler; here `PreemptionNotice` handles SIGTERM.
         signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         yield
     except BaseException as error:
@@ -158,7 +158,7 @@ def joined(processes: Processes) -> Iterator[None]:
 def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds a parameter `processes` to a function and runs the function within `joined`.
 
-    The names in `_FLAGS` are accepted as keywords too and win over the fields of `processes`.
+    The names in `_FLAGS` are accepted as keywords too and override the fields of `processes`.
     """
 
     @functools.wraps(function)
@@ -193,7 +193,7 @@ def barrier(name: str) -> None:
 
 
 class Agreement:
-    """Decisions that all processes take together, without waiting for the devices.
+    """Decisions that all processes make together, without waiting for the devices.
 
     At every step each process requests some actions. All processes know one step later what any of them requested,
     while the devices work on the step after that. A single process knows it at once.
@@ -219,7 +219,7 @@ class Agreement:
 
         Args:
           step: the step counter of the state, after the step that is running.
-          *requests: of this process.
+          *requests: the requests of this process.
         """
         if self._alone:
             return requests
@@ -235,7 +235,7 @@ class PreemptionNotice:
     """Records SIGTERM instead of ending the process, within a `with` block on the main thread.
 
     Attributes:
-      given: whether SIGTERM came.
+      given: whether SIGTERM was received.
     """
 
     def __init__(self):

@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation of a stage for a TPU topology: what fits, what travels, how long a step takes."""
+"""Ahead-of-time compilation of a stage for a TPU topology: memory, communication and time of a step."""

@@ -1,4 +1,4 @@
-"""What to change where a stage does not fit."""
+"""What to change if a stage does not fit."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _GIB = 2**30
 
 
 def advice(report: dict[str, Any], training: Training) -> list[str]:
-    """In the order to try; nothing where it fits."""
+    """Returns the changes to try, in order; empty if the stage fits."""
     if report["fits"]:
         return []
     over = report["hbm_bytes_per_chip"] - report["hbm_limit_bytes"]

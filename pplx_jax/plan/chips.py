@@ -1,5 +1,5 @@
-"""What a TPU chip and its links do a second. Sources: Google Cloud's TPU pages (system architecture of each version)
-and "How to Scale Your Model" (jax-ml.github.io/scaling-book), chapter 2, for links one way and the data-centre network.
+"""Rates of TPU chips and their links. Sources: Google Cloud's TPU pages (system architecture of each version) and, for
+one-way link rates and the data-centre network, "How to Scale Your Model" (jax-ml.github.io/scaling-book), chapter 2.
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ from pplx_jax.core.errors import BadInput
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip of a version.
+    """A chip of one TPU version.
 
     Attributes:
-      peak_flops: bfloat16 operations a second.
-      cycles_per_second: of the unit that the compiler estimates in.
-      hbm_bytes_per_second: to its own memory.
-      hbm_limit_bytes: what a program may use, as the compiler enforces it.
-      link_bytes_per_second: one inter-chip link, one way.
-      torus_axes: axes of its torus; a chip has two links along each.
-      full_axis: chips along an axis from which on its ends are joined.
-      dcn_bytes_per_second: its share of the host's link to the data-centre network, one way.
+      peak_flops: bfloat16 operations per second.
+      cycles_per_second: clock rate of the compiler's cycle estimates.
+      hbm_bytes_per_second: bandwidth of its memory.
+      hbm_limit_bytes: memory that the compiler lets a program use.
+      link_bytes_per_second: rate of one inter-chip link, one way.
+      torus_axes: number of axes of the torus; a chip has two links along each.
+      full_axis: smallest number of chips along an axis whose ends are connected.
+      dcn_bytes_per_second: the chip's share of the host's link to the data-centre network, one way.
     """
 
     peak_flops: float
@@ -42,7 +42,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice, or several: `version:AxBxC`, as JAX names it."""
+    """One or more slices, named `version:AxBxC` as in JAX."""
 
     name: str
     num_slices: int = 1
@@ -71,5 +71,5 @@ class Topology:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Chips along each axis of one slice."""
+        """The number of chips along each axis of one slice."""
         return tuple(map(int, self.name.partition(":")[2].split("x")))

@@ -1,4 +1,4 @@
-"""Turns a compiled step's text into seconds: the compiler's cycles, the kernels' schedules, the links' rates."""
+"""Estimates a step's time from its compiled text: cycles of the compiler, schedules of kernels, rates of links."""
 
 import dataclasses
 import math
@@ -16,16 +16,16 @@ _FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "whil
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of one step on one chip.
+    """The estimate of one step on one chip.
 
     Attributes:
-      compiler_seconds: fusions, copies and products, by the compiler's cycles.
-      kernel_seconds: of each Pallas kernel, by its schedule.
-      transfers: what travels.
-      exposed_seconds: of the transfers that nothing runs beside.
-      product_flops: operations of the products that the program executes, recomputed ones too; kernels apart.
-      buffer_bytes: of collectives' results.
-      without_estimate: what has none, and counts as nothing but its floor.
+      compiler_seconds: time of fusions, copies and products, by the compiler's cycles.
+      kernel_seconds: time of each Pallas kernel, by its schedule.
+      transfers: the communication between chips.
+      exposed_seconds: time of the transfers that do not overlap with computation.
+      product_flops: operations of all executed products, with recomputed ones and without kernels.
+      buffer_bytes: memory of collectives' results.
+      without_estimate: parts that have no estimate; they count as zero or as their minimum time.
     """
 
     compiler_seconds: float
@@ -37,7 +37,7 @@ class Estimate:
     without_estimate: list[str]
 
     def step_seconds(self, topology: Topology, model_flops_per_chip: float) -> float:
-        """The sum of what runs one after another, or the busiest link where that is longer; never below the peak."""
+        """Returns the longest of the sum of non-overlapping parts, the busiest link, and the FLOPs at the peak rate."""
         floor = max(model_flops_per_chip, self.product_flops) / topology.chip.peak_flops
         busy = self.compiler_seconds + sum(self.kernel_seconds.values())
         links = {link: sum(each.seconds for each in self.transfers if each.link == link) for link in ("ici", "dcn")}
@@ -53,16 +53,16 @@ def estimate(
     visited_share: float,
     predicted_positions: float = 0.0,
 ) -> Estimate:
-    """Reads a compiled program.
+    """Returns the estimate of a compiled program.
 
     Args:
-      text: of the program.
-      places: of the devices, in the order of the mesh.
-      topology: where it runs.
-      branch_share: how often the costlier branch of a conditional is taken.
+      text: the text of the program.
+      places: the places of the devices, in the order of the mesh.
+      topology: where the program runs.
+      branch_share: share of executions in which a conditional takes its most expensive branch.
       visited_share: see `kernel_cycles`.
-      predicted_positions: of a device, that have a loss over the vocabulary: the kernels' loop over blocks of them ends
-        where there are no more.
+      predicted_positions: number of positions per device that have a loss over the vocabulary; the kernels loop over
+        blocks of these only.
     """
     unknown: set[str] = set() if text else {"the program: no text of it, so the time is that of its FLOPs at the peak"}
     module, entry = parse(text)
@@ -87,7 +87,7 @@ def estimate(
         elif each.cycles is not None:
             compiler += run.times * each.cycles / clock
         elif each.opcode == "fusion" and _products(module, each.called("calls")):
-            # A product fused with a transfer carries no estimate: it takes its floor at least.
+            # The compiler gives no estimate for a product fused with a transfer: count the minimum time.
             flops = sum(_flops(module, product) for product in _products(module, each.called("calls")))
             compiler += run.times * flops / topology.chip.peak_flops
             unknown.add("products fused with asynchronous collectives, taken at the peak")
@@ -120,11 +120,11 @@ def _flops(module: Module, product) -> float:
 
 
 def _flops_in(instructions, product) -> float:
-    """2 x the result's elements x what is contracted, from the sizes of the operands."""
+    """Returns 2 x elements of the result x contracted size, from the sizes of the operands."""
     arrays = {each.name: each.arrays[0][1] for each in instructions if each.arrays}
     sizes = [math.prod(arrays[name]) for name in product.operands[:2] if name in arrays]
     if len(sizes) < 2 or not product.arrays:
         return 0.0
     result = math.prod(product.arrays[0][1])
-    # [m, k] x [k, n] -> [m, n]: the three sizes multiply to (m n k) squared, batches apart.
+    # [m, k] x [k, n] -> [m, n]: the product of the three sizes is (m n k) squared, without batch axes.
     return 2.0 * math.sqrt(float(sizes[0]) * sizes[1] * result)

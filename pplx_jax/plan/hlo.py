@@ -1,6 +1,6 @@
-"""Reads a compiled TPU program's text: what runs how often, in how many cycles, and what it sends.
+"""Reads the text of a compiled TPU program: its instructions, how often they run, their cycles and their transfers.
 
-The text is no interface: whatever is not recognised is counted as unknown and named, and nothing here raises on it.
+The format of the text is not a public API. Parts that are not recognised are reported as unknown; they raise no error.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of a computation: its arrays as (dtype, dims), its operands by name, and the rest as text."""
+    """One line of a computation: result arrays as (dtype, dims), names of operands, and the rest as text."""
 
     name: str
     opcode: str
@@ -32,17 +32,17 @@ class Instruction:
 
     @property
     def largest_bytes(self) -> int:
-        """Of its arrays the largest: of an asynchronous pair the result, not its input beside it."""
+        """Bytes of the largest array: for an asynchronous pair, of the result without the input."""
         return max((array_bytes(*array) for array in self.arrays), default=0)
 
     @property
     def bytes(self) -> int:
-        """Of all its arrays."""
+        """Bytes of all arrays."""
         return sum(array_bytes(*array) for array in self.arrays)
 
     @property
     def cycles(self) -> int | None:
-        """The compiler's estimate, where it made one."""
+        """The compiler's estimate; None if there is none."""
         found = _CYCLES.search(self.text)
         return int(found.group(1)) if found else None
 
@@ -52,7 +52,7 @@ class Instruction:
 
 
 def array_bytes(dtype: str, dims: tuple[int, ...]) -> int:
-    """Bytes of an array without the padding of tiles."""
+    """Returns the bytes of an array without the padding of tiles."""
     bits = re.search(r"\d+", dtype)
     size = _BYTES.get(dtype) or int(bits.group() if bits else 8) / 8
     return int(math.prod(dims) * size)
@@ -62,7 +62,7 @@ Module = dict[str, list[Instruction]]
 
 
 def parse(text: str) -> tuple[Module, str]:
-    """Computations by name, and the name of the entry."""
+    """Returns the computations by name, and the name of the entry computation."""
     module: Module = {}
     entry, current = "", None
     for line in text.splitlines():
@@ -95,7 +95,7 @@ def _split_shape(text: str) -> tuple[str, str]:
 
 
 def _closing(text: str, start: int) -> int:
-    """One past the bracket that closes the one at `start`."""
+    """Returns the index after the bracket that closes the one at `start`."""
     depth = 0
     for place in range(max(start, 0), len(text)):
         depth += {"(": 1, ")": -1}.get(text[place], 0)
@@ -106,7 +106,7 @@ def _closing(text: str, start: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """An instruction and how often a step runs it; `within` is the fusion that it is a part of, if any."""
+    """An instruction and how often a step runs it; `within` is the fusion that contains it, if any."""
 
     instruction: Instruction
     computation: str
@@ -115,13 +115,14 @@ class Run:
 
 
 def runs(module: Module, entry: str, branch_share: float, unknown: set[str]) -> Iterator[Run]:
-    """Every instruction of a step: bodies of loops as often as they go round, fusions and what they are made of.
+    """Yields every instruction of a step: loop bodies with their trip counts, fusions and the instructions in them.
 
     Args:
-      module: as `parse` gives it.
-      entry: its name.
-      branch_share: how often the costlier branch of a conditional is taken; the other is taken the rest of the time.
-      unknown: what was not understood is added here.
+      module: the computations that `parse` returns.
+      entry: the name of the entry computation.
+      branch_share: share of executions in which a conditional takes its most expensive branch; the other branches
+        share the rest.
+      unknown: a set to which parts that are not understood are added.
     """
 
     def walk(name: str, times: float, within: str | None) -> Iterator[Run]:
@@ -157,7 +158,7 @@ def _cost(module: Module, name: str) -> int:
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """How often a loop goes round: the constant that its condition compares its counter with."""
+    """Returns the number of iterations of a loop: the constant that its condition compares with its counter."""
     known = re.search(r"known_trip_count[^\d]*(\d+)", loop.text)
     if known:
         return int(known.group(1))

@@ -1,6 +1,6 @@
-"""How long our Pallas kernels take, by the schedules that the TPU's compilers wrote for them.
+"""The time of our Pallas kernels, from the schedules that the TPU compilers produced for them.
 
-Bundles (one a cycle where nothing stalls) for 512 x 512 scores of one head, of a dense row: docs/kernels.md.
+Bundles (one per cycle without stalls) per 512 x 512 scores of one head, in a dense sequence; see docs/kernels.md.
 """
 
 from pplx_jax.plan.chips import Topology
@@ -11,27 +11,27 @@ BUNDLES_PER_TILE = {
     "attention_forward": {"v5e": 1010, "v5p": 1020, "v6e": 609},
     "attention_backward": {"v5e": 2280, "v5p": 2240, "v6e": 1190},
 }
-# Share of the matrix units' slots that the vocabulary loss fills, at widths of 1,024 and 2,560 the lower.
+# Share of the matrix units' slots that the vocabulary loss fills: the lower one of widths 1,024 and 2,560.
 VOCABULARY_SLOTS = {
     "vocab_scores": {"v5e": 0.89, "v5p": 0.87, "v6e": 0.84},
     "vocab_gradients": {"v5e": 0.81, "v5p": 0.77, "v6e": 0.75},
 }
-# Two cores of a v5p chip take a half of the rows or heads each.
+# A v5p chip has two cores; each takes half of the sequences or heads.
 CORES = {"v5e": 1, "v5p": 2, "v6e": 1}
-# What a text of a packed row costs: its own pairs in pieces of this many queries and keys.
+# The cost of a text in a packed sequence is that of its own pairs, in blocks of this many queries and keys.
 QUERIES, KEYS = 256, 512
 
 
 def kernel_cycles(
     kernel: Instruction, operands: list[Instruction], topology: Topology, visited_share: float
 ) -> float | None:
-    """Cycles of one call, None for a kernel that has no schedule here.
+    """Returns the cycles of one call; None for a kernel that has no schedule here.
 
     Args:
       kernel: the call.
-      operands: what it is given.
-      topology: whose chip.
-      visited_share: of the pairs of a dense row, those in tiles where texts meet.
+      operands: its operands.
+      topology: where it runs.
+      visited_share: see the function `visited_share`.
     """
     name = next((name for name in (*BUNDLES_PER_TILE, *VOCABULARY_SLOTS) if kernel.name.startswith(name)), None)
     if name is None:
@@ -50,12 +50,12 @@ def kernel_cycles(
 
 
 def block_positions(operands: list[Instruction]) -> int:
-    """Positions of a block of the vocabulary loss."""
+    """Returns the number of positions in a block of the vocabulary loss."""
     return operands[1].arrays[0][1][0]
 
 
 def _vocabulary_cycles(name: str, operands: list[Instruction], topology: Topology) -> float | None:
-    """One product of a block's positions, the width and the classes for the scores, two for the gradients."""
+    """Returns the cycles of one product (positions of a block x width x classes) for scores, of two for gradients."""
     hidden, table = (next((dims for _, dims in each.arrays if len(dims) == 2), None) for each in operands[1:3])
     if hidden is None or table is None:
         return None
@@ -65,7 +65,7 @@ def _vocabulary_cycles(name: str, operands: list[Instruction], topology: Topolog
 
 
 def _pooling_cycles(kernel: Instruction, operands: list[Instruction], topology: Topology) -> float | None:
-    """The pooling kernel and its gradient read or write the hidden states once, and no more than that."""
+    """Returns the cycles of the pooling kernel or its gradient: one read or write of the hidden states."""
     if not kernel.name.startswith("segment_pool"):
         return None
     moved = kernel.bytes + sum(each.bytes for each in operands)
@@ -73,7 +73,7 @@ def _pooling_cycles(kernel: Instruction, operands: list[Instruction], topology: 
 
 
 def visited_share(text_lengths: list[int], rows: int, row_length: int) -> float:
-    """Of all pairs of a batch's rows, those in tiles that the kernels visit."""
+    """Returns the share of all pairs in a batch's sequences that is in tiles that the kernels visit."""
 
     def up(length: int, unit: int) -> int:
         return min(-(-length // unit) * unit, row_length)

@@ -1,4 +1,4 @@
-"""What travels between chips, over which links, and how long that takes at the links' rates."""
+"""Transfers between chips: bytes, links, and seconds at the links' rates."""
 
 import dataclasses
 import itertools
@@ -19,7 +19,7 @@ _PAIRS = re.compile(r"source_target_pairs=\{\{(\d+),(\d+)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a device is: its slice and its coordinates there."""
+    """The place of a device: its slice and its coordinates in the slice."""
 
     slice: int
     coords: tuple[int, ...]
@@ -27,16 +27,16 @@ class Place:
 
 @dataclasses.dataclass
 class Transfer:
-    """Collectives of one kind over one group of axes, in a step.
+    """The collectives of one kind, link and group size in a step.
 
     Attributes:
-      kind: as the compiler names it.
-      link: "ici", or "dcn" where the group is of several slices.
-      devices: in a group.
-      count: how often.
-      bytes: that each chip receives over that link.
-      seconds: at the link's rate, waiting apart.
-      overlapped: whether the compiler runs it beside products.
+      kind: the compiler's name of the collective.
+      link: "ici" within a slice, "dcn" between slices.
+      devices: number of devices in a group.
+      count: number of executions.
+      bytes: bytes that each chip receives over the link.
+      seconds: time at the link's rate, without waiting.
+      overlapped: whether the compiler runs it at the same time as products.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Transfer:
 
 
 def first_group(text: str, devices: int) -> list[int]:
-    """Places in the mesh of the devices of a collective's first group; all of them where it names none."""
+    """Returns the mesh indices of the devices in a collective's first group; all devices if it names no group."""
     if found := _MESH_GROUPS.search(text):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", found.group(1))}
         axes = re.findall(r"'(\w+)'", found.group(2))
@@ -68,7 +68,7 @@ def first_group(text: str, devices: int) -> list[int]:
 
 
 def received_bytes(kind: str, result_bytes: float, devices: int) -> float:
-    """What a chip receives of a collective with this result, by the ring algorithm."""
+    """Returns the bytes that a chip receives in a collective with this result, by the ring algorithm."""
     if devices == 1:
         return 0.0
     share = (devices - 1) / devices
@@ -85,7 +85,10 @@ def received_bytes(kind: str, result_bytes: float, devices: int) -> float:
 
 
 def _ici_rate(places: Sequence[Place], topology: Topology) -> float:
-    """Bytes a second a chip receives over the axes of the torus that a group spans, both ways where one is closed."""
+    """Returns the bytes per second that a chip receives over the torus axes that a group spans.
+
+    An axis whose ends are connected counts in both directions.
+    """
     rate = 0.0
     for axis, size in enumerate(topology.shape):
         if len({place.coords[axis] for place in places}) > 1:
@@ -96,7 +99,7 @@ def _ici_rate(places: Sequence[Place], topology: Topology) -> float:
 def transfers(
     kind: str, result_bytes: float, group: Sequence[Place], topology: Topology
 ) -> list[tuple[str, float, float]]:
-    """(link, bytes, seconds) of a collective: first within the slice, then what is left of it between slices."""
+    """Returns (link, bytes, seconds) of a collective: first within the slice, then the rest between slices."""
     slices = len({place.slice for place in group})
     within = [place for place in group if place.slice == group[0].slice]
     found = []
@@ -111,7 +114,7 @@ def transfers(
 
 
 def collectives(steps: Sequence[Run], places: Sequence[Place], topology: Topology) -> list[Transfer]:
-    """All that a step sends, by kind and link. One that several fusions carry a part of counts once."""
+    """Returns all transfers of a step, by kind and link. A collective split over several fusions counts once."""
     seen: set[tuple[str, str]] = set()
     totals: dict[tuple[str, str, int, bool], Transfer] = {}
     for run in steps:
@@ -137,9 +140,9 @@ def collectives(steps: Sequence[Run], places: Sequence[Place], topology: Topolog
 
 
 def buffer_bytes(module: Module) -> int:
-    """The most bytes of collectives' results that are alive at one time, in any one computation.
+    """Returns the largest number of bytes of collectives' results that are alive at the same time in a computation.
 
-    An estimate: from where a result is made to where it is last named, by the order of the schedule.
+    This is an estimate: a result is alive from its instruction to its last use, in the order of the schedule.
     """
     return max((_alive(instructions) for instructions in module.values()), default=0)
 

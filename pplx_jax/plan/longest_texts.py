@@ -1,4 +1,4 @@
-"""A stage's batch where every text is as long as the recipe lets it be: what a plan has to hold."""
+"""A stage's batch in which every text has the recipe's maximum length: the memory that a plan must allow for."""
 
 import pathlib
 from typing import Any
@@ -10,7 +10,7 @@ from pplx_jax.recipes.recipe import Lengths
 
 
 class LongestTexts:
-    """Stands in for a token table of one batch's examples, all of the limits' lengths; its tokens take no memory."""
+    """Replacement for the token table of one batch; all texts have the maximum length. Its tokens take no memory."""
 
     pad_id, separator_id = 0, 1
     folder = pathlib.Path("the longest texts")
@@ -40,7 +40,7 @@ class LongestTexts:
         return self._features[name]
 
     def of_kind(self, kind: str) -> "LongestTexts":
-        """The table of one kind of examples: a contextual one refers to documents by their place."""
+        """Returns the table of one kind of examples; a contextual one refers to documents by index."""
         if kind == "contextual":
             self._features["document"] = self._documents
         return self
@@ -51,7 +51,7 @@ def _equal(count: int, length: int) -> Ragged:
 
 
 def text_lengths(segment_ids: np.ndarray) -> list[int]:
-    """Tokens of every text of packed rows [B, L]."""
+    """Returns the number of tokens of every text in packed sequences [B, L]."""
     found: list[int] = []
     for row in segment_ids:
         counts = np.bincount(row)[1:]

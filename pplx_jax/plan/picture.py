@@ -1,4 +1,4 @@
-"""A plan as a page: memory and time by kind."""
+"""A plan as an HTML page: memory and time by kind."""
 
 import pathlib
 from typing import Any
@@ -16,7 +16,7 @@ def write_picture(path: pathlib.Path, report: dict[str, Any]) -> None:
     """Writes a self-contained HTML page.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the page cannot be written.
     """
     limit = ("limit, GiB", report["hbm_limit_bytes"] / _GIB)
     charts = [("Memory per chip, GiB", _bars({name: size / _GIB for name, size in report["hbm"].items()}, limit))]

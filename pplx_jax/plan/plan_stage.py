@@ -1,4 +1,4 @@
-"""`pplx-jax plan`: what a stage of a recipe would need and take on TPUs that are not here."""
+"""`pplx-jax plan`: memory and time that a stage of a recipe needs on TPUs, computed without TPUs."""
 
 import importlib.util
 import json
@@ -26,7 +26,6 @@ from pplx_jax.plan.worker import Task
 from pplx_jax.recipes.recipe import Lengths
 from pplx_jax.training.settings import Training
 
-# Of a machine without TPUs: the first four only silence what libtpu would ask the network.
 _SAYS_EVERY = 30.0  # seconds
 ESTIMATED = (
     "Estimated: cycles of the compiler and of the kernels' schedules, without stalls; links at their nominal rates, "
@@ -46,28 +45,28 @@ def plan_stage(
     num_slices: int = 1,
     picture: pathlib.Path | None = None,
 ) -> dict[str, Any]:
-    """Compiles a stage's step for a topology, ahead of time and without an array, and reports on it.
+    """Compiles a stage's step for a topology, ahead of time and without arrays, and returns a report.
 
     Args:
-      stage: its name in the recipe.
+      stage: the name of a stage in the recipe.
       topology: a slice, such as "v5e:16x16".
-      stages: of the recipe.
-      lengths: of the recipe; every text is taken to be as long as they allow.
-      model: of the recipe.
-      initial: where the model comes from, if the recipe does not say.
+      stages: the recipe's stages.
+      lengths: the recipe's token limits; every text is assumed to have the maximum length.
+      model: the recipe's encoder.
+      initial: the folder of the initial model, used if `model` is None.
       mesh: devices.
-      num_slices: slices over the data-centre network.
+      num_slices: number of slices, connected by the data-centre network.
       picture: an HTML page to write, with memory and time by kind.
 
     Returns:
-      `fits`, `hbm_bytes_per_chip`, `hbm_limit_bytes`, `flops_per_step` (by arithmetic, all chips, nothing recomputed),
-      `collective_bytes` (a chip receives a step), `step_seconds_estimate`, `mfu_estimate`, and beside them `hbm` by
-      kind, `seconds` by kind, `collectives` by kind and link, `tokens_per_second`, `chip_hours`, `days`, `advice`,
-      `without_estimate`, `table`.
+      `fits`, `hbm_bytes_per_chip`, `hbm_limit_bytes`, `flops_per_step` (by arithmetic, all chips, without
+      recomputation), `collective_bytes` (received by a chip per step), `step_seconds_estimate`, `mfu_estimate`; also
+      `hbm` by kind, `seconds` by kind, `collectives` by kind and link, `tokens_per_second`, `chip_hours`, `days`,
+      `advice`, `without_estimate`, `table`.
 
     Raises:
-      Unmet: it does not fit; with the same report.
-      BadInput: no such stage or topology, a mesh that fits neither, libtpu is not installed.
+      Unmet: the stage does not fit; the error contains the same report.
+      BadInput: there is no such stage or topology, the mesh does not fit them, or libtpu is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise BadInput("plan compiles with libtpu, which is not installed; pip install 'pplx-jax[tpu]'")
@@ -109,7 +108,7 @@ def _report(found: dict[str, Any], training: Training, where: Topology) -> dict[
 
 
 def _compile(task: Task) -> dict[str, Any]:
-    """Runs the worker, and says every half a minute that it still does."""
+    """Runs the worker, and logs every 30 seconds that it is still running."""
     root = str(pathlib.Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     process = subprocess.Popen(
@@ -127,7 +126,7 @@ def _compile(task: Task) -> dict[str, Any]:
                 out, err = process.communicate(sent, timeout=_SAYS_EVERY)
                 break
             except subprocess.TimeoutExpired:
-                sent = None  # it is told once
+                sent = None  # the task is sent once
                 logging.info("plan: still compiling after %.0f s", time.monotonic() - started)
     finally:
         process.kill()

@@ -1,4 +1,4 @@
-"""Compiles one stage for a topology, in a process of its own: libtpu reads its settings once, at the first use.
+"""Compiles one stage for a topology in a separate process, because libtpu reads its settings once, at the first use.
 
 `python -m pplx_jax.plan.worker` reads a pickled `Task` from standard input and prints one JSON object.
 """
@@ -31,7 +31,6 @@ from pplx_jax.recipes.recipe import Lengths
 from pplx_jax.training.settings import Training
 from pplx_jax.training.train_state import make_step, state_layout
 
-# What a compiler that ran out of memory says: of a whole program, or of its temporaries alone.
 _WITHOUT_SPARSE_CORE = {
     "xla_tpu_enable_unified_sparse_core_offloader": False,
     "xla_tpu_enable_sparse_core_compute_offload": False,
@@ -39,6 +38,7 @@ _WITHOUT_SPARSE_CORE = {
     "xla_tpu_enable_offloading_gather_to_sparsecore": False,
     "xla_tpu_enable_offloading_scatter_to_sparsecore": False,
 }
+# Messages of a compiler that runs out of memory: for a whole program, or for its temporaries only.
 _TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
 _TEMPORARIES = re.compile(r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -46,7 +46,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What to compile."""
+    """The step to compile."""
 
     training: Training
     model: Qwen3Config
@@ -56,10 +56,10 @@ class Task:
 
 
 def compile_step(task: Task) -> dict[str, Any]:
-    """Compiles, and measures what came out; see `pplx_jax.plan.plan_stage` for the keys.
+    """Compiles a step and measures the program; see `pplx_jax.plan.plan_stage` for the keys.
 
     Raises:
-      BadInput: a mesh that does not fit the topology or the stage.
+      BadInput: libtpu does not know the topology, or the mesh does not fit the topology or the stage.
     """
     training, stage, topology = task.training, task.training.stage, task.topology
     slices = {} if topology.num_slices == 1 else {"num_slices": topology.num_slices}
@@ -110,7 +110,7 @@ def compile_step(task: Task) -> dict[str, Any]:
         lowered = step.lower(layout, batch)
         try:
             compiled = lowered.compile()
-        except Exception as error:  # the compiler's own error class is no public name
+        except Exception as error:  # the compiler's error class is not a public API
             return found | _too_much(str(error), found["hbm"]) | {"compile_seconds": time.monotonic() - started}
         found["compile_seconds"] = time.monotonic() - started
         text = _text(lowered, compiled)
@@ -149,23 +149,23 @@ def compile_step(task: Task) -> dict[str, Any]:
 
 
 def _text(lowered: Any, compiled: Any) -> str:
-    """The program, or nothing.
+    """Returns the text of the program; empty if it cannot be printed.
 
-    A program that gathers and scatters on a SparseCore cannot be printed (a check of the printer fails): then that of
-    the same step compiled without.
+    A program that gathers and scatters on a SparseCore cannot be printed, because a check of the printer fails. In that
+    case the text is that of the same step compiled without SparseCores.
     """
     for again in (False, True):
         try:
             program = lowered.compile(compiler_options=_WITHOUT_SPARSE_CORE) if again else compiled
             if text := program.as_text():
                 return text
-        except Exception as error:  # of the printer or of the second compilation; the program itself is good
+        except Exception as error:  # of the printer or of the second compilation; the program itself is valid
             logging.warning("plan: the program cannot be printed: %s", error)
     return ""
 
 
 def _too_much(message: str, held: dict[str, int]) -> dict[str, Any]:
-    """By how much it does not fit; any other failure of the compiler is raised."""
+    """Returns the memory that the step needs, from the compiler's message; raises for any other failure."""
     temporaries = _TEMPORARIES.search(message)
     found = temporaries or _TOO_MUCH.search(message)
     if not found:

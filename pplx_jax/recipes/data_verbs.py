@@ -1,4 +1,4 @@
-"""The verbs `data report` and `data cache`: they look at, or tokenise, the data of a recipe without running it."""
+"""The verbs `data report` and `data cache`: they inspect or tokenise the data of a recipe without running it."""
 
 import pathlib
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from pplx_jax.data.tokens.vocabulary import FILE_NAME, TOKENIZER, Vocabulary
 from pplx_jax.reports.data_page import render_data_page
 from pplx_jax.training.settings import Training
 
-# How a file without a recipe is cut and packed.
+# Token limits and batch size for a file without a recipe.
 _FILE_LENGTHS = Lengths(text=512, query=64, document=512, chunk=256, chunks=16)
 _FILE_BATCH = 256
 
@@ -85,14 +85,14 @@ def report_corpus(
     examples: int = 100_000,
     samples: int = 3,
 ) -> dict[str, Any]:
-    """Looks at the first examples of a recipe's sources, or of a file. Writes OUTPUT/report.json, .html and .txt.
+    """Inspects the first examples of a recipe's sources, or of a file. Writes OUTPUT/report.json, .html and .txt.
 
-    It needs no TensorFlow. Token ids, cuts and packing are those of training. A file needs no recipe: without one, it
-    is packed with default lengths, and without a vocabulary its words are counted instead of tokens.
+    It needs no TensorFlow. Token ids, cuts and packing are the same as in training. A file needs no recipe: without
+    one, it is packed with default lengths, and without a vocabulary its words are counted instead of tokens.
 
     Args:
         workdir: the workdir of the recipe.
-        input: a file or a pattern of files to look at instead of the recipe's sources, JSON lines or Parquet. Its
+        input: a file or a pattern of files to inspect instead of the recipe's sources, JSON lines or Parquet. Its
             columns decide its kind (`source_of_file`).
         text_field: the column of texts in `input`.
         corpus: the corpus of the recipe.
@@ -102,7 +102,7 @@ def report_corpus(
         vocabulary: as in `cache_corpus`; optional for `input`.
         output: the folder to write; by default WORKDIR/data/report. With `input`: NAME-OF-INPUT-report in the
             workdir, or in the current folder.
-        examples: number of examples to look at, of each part of a source.
+        examples: number of examples to inspect, of each part of a source.
         samples: number of examples to show, of each part of a source.
 
     Returns:

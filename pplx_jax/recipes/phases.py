@@ -1,4 +1,4 @@
-"""The phases of a run, each done once; and the work of those that are not training."""
+"""The phases of a run, each done once, and the work of all phases except training."""
 
 import pathlib
 import time
@@ -30,9 +30,9 @@ from pplx_jax.training.settings import Training
 
 
 class Phases:
-    """Runs phases by name. The result of each is kept in WORKDIR/phases/NAME.json with its seconds.
+    """Runs phases by name. The result of each is saved in WORKDIR/phases/NAME.json with its seconds.
 
-    The first process does a phase and the others wait; training is done by all of them.
+    The first process runs a phase and the others wait. All processes run a training phase.
     """
 
     def __init__(self, workdir: pathlib.Path):
@@ -41,7 +41,7 @@ class Phases:
         self.seconds: dict[str, float] = {}
 
     def __call__(self, name: str, work: Callable[[], Any], everyone: bool = False) -> Any:
-        """Returns the result of `work`, or the result that an earlier start of the run kept."""
+        """Returns the result of `work`, or the result that an earlier start of the run saved."""
         marker = self._folder / f"{name}.json"
         if not marker.exists() and (everyone or is_first()):
             logging.info("phase: %s", name)
@@ -59,7 +59,7 @@ class Phases:
 
 
 def tables_folder(workdir: pathlib.Path, kind: str) -> pathlib.Path:
-    """The folder of the token tables of one kind of examples."""
+    """Returns the folder of the token tables of one kind of examples."""
     return workdir / "data" / "tokens" / FOLDERS[kind]
 
 
@@ -72,19 +72,19 @@ def mine(
     trainings: Sequence[Training],
     seed: int,
 ) -> dict[str, Any]:
-    """Mines hard negatives with the model of the stage `miner`, for the pairs that no stage before has read.
+    """Mines hard negatives with the model of the stage `miner`, for the pairs that no earlier stage has read.
 
-    If the stages before have read every pair of a source, all its pairs are used. The negatives of a query come from
-    its own source. Nothing is mined if the corpus declares triplets.
+    If earlier stages have read every pair of a source, all its pairs are used. The negatives of a query come from its
+    own source. Nothing is mined if the corpus declares triplets.
 
     Args:
-      workdir: of the run.
-      corpus: of the recipe.
-      vocabulary: of the model.
+      workdir: the workdir of the run.
+      corpus: the corpus of the recipe.
+      vocabulary: the vocabulary of the model.
       mining: how negatives are chosen.
       miner: the stage that the triplet stage starts from.
-      trainings: of the recipe.
-      seed: of the recipe.
+      trainings: the stages of the recipe.
+      seed: the seed of the recipe.
     """
     output = tables_folder(workdir, "triplet")
     if corpus.declares_triplets():
@@ -117,7 +117,7 @@ def score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out
 
 
 def score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
-    """Scores a model folder on passages alone; a context model also on each passage in its document.
+    """Scores a model folder on single passages; a context model also on each passage in its document.
 
     Documents are cut as in the contextual stage.
     """

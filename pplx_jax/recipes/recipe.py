@@ -62,30 +62,31 @@ def run(
     """Runs every stage in order, then merge, evaluation, export, index and report. Finished phases are skipped.
 
     Args:
-      workdir: where everything goes; a workdir of another recipe is refused.
+      workdir: the output folder; a workdir of another recipe is refused.
       config_text: the resolved recipe, written next to the results.
-      settings: of the recipe by name, to recognise its workdir.
+      settings: the settings of the recipe by name, to recognise its workdir.
       corpus: the text.
       lengths: token limits.
       stages: trainings; each starts from the stage that it names, if the recipe has it, else from the initial weights.
       model: the encoder; its vocab_size is the vocabulary's size. If None, that of `initial` made bidirectional.
       initial: a folder that `import-hf` or a stage wrote, or a Hugging Face folder that can be imported. The run
         starts from its weights and uses its vocabulary. None trains a vocabulary and starts from random weights.
-      term_weights: weights of the tokens in a model from scratch, in WORKDIR/initial; equal if None.
+      term_weights: weights of the tokens in a model with random weights, in WORKDIR/initial; equal if None.
       mesh: devices.
       mining: hard negatives of a stage that reads triplets.
-      merge: of two stages, if the recipe has both.
-      seed: of vocabulary, parameters, order and corruption.
-      until: where to stop: after a stage is trained and scored, or with "data" before the first, when its token files
-        are there. The same call without it does the rest.
+      merge: the merge of two stages, if the recipe has both.
+      seed: the seed of vocabulary, parameters, order and corruption.
+      until: the last stage to train and score, or "data" to stop before the first stage, when the token tables are
+        written. The same call without it does the rest.
 
     Returns:
       {"results": path, "report": path, "table": text}; until "data" {"corpus": counts, "examples": by stage}.
 
     Raises:
-      BadInput: the corpus is empty, the workdir is another recipe's or a file, a mesh larger than the devices,
-        `initial` is no model or one of other sizes than `model`, `initial` and `term_weights` are both given, two
-        stages of one name or in the wrong order, a stage shorter than its warm-up, or no stage `until`.
+      BadInput: the corpus is empty; the workdir is another recipe's or a file; the mesh is larger than the devices;
+        `initial` is not a model or has other sizes than `model`; `initial` and `term_weights` are both given; two
+        stages have the same name or are in the wrong order; a stage is shorter than its warm-up; or there is no
+        stage `until`.
     """
     mesh.build()
     names = _names(stages)
@@ -150,7 +151,7 @@ def run(
 
 
 def check_until(until: str | None, stages: Sequence[str]) -> None:
-    """Raises BadInput if a recipe of these stages cannot stop there."""
+    """Raises BadInput if a recipe of these stages cannot stop at `until`."""
     if until not in (None, UNTIL_DATA, *stages):
         raise BadInput(f"--until {until}: the recipe has {', '.join((UNTIL_DATA, *stages))}")
 
@@ -171,8 +172,8 @@ def train_stage(
     """Trains one stage of a recipe on the token tables in WORKDIR/data/tokens; needs no TensorFlow.
 
     Raises:
-      BadInput: the recipe has no such stage, no token tables, no vocabulary, the stage before it is not finished, or
-        as `run` of `initial`.
+      BadInput: the recipe has no such stage; there are no token tables or no vocabulary; the stage that it starts from
+        is not finished; or `initial` is refused as in `run`.
     """
     names = _names(stages)
     if stage not in names:
@@ -193,7 +194,7 @@ def _train(
     config_text: str,
     initial: str | None,
 ) -> dict[str, Any]:
-    """Trains one stage, from the stage it starts from if that was trained, else from the initial weights."""
+    """Trains one stage. It starts from the stage that it names if that was trained, else from the initial weights."""
     stage, kind = training.stage, training.stage.batch.kind
     return train(
         workdir / stage.name,
@@ -210,7 +211,7 @@ def _train(
 
 
 def _names(stages: Sequence[Training]) -> list[str]:
-    """The names of the stages, in their order.
+    """Returns the names of the stages, in their order.
 
     Raises:
       BadInput: two stages have one name, or a stage comes before the one it starts from.
@@ -226,7 +227,7 @@ def _names(stages: Sequence[Training]) -> list[str]:
 
 
 def _earlier(workdir: pathlib.Path, name: str | None) -> pathlib.Path | None:
-    """The folder of the stage that another starts from, if it was trained."""
+    """Returns the folder of the stage that another one starts from; None if it was not trained."""
     if name is None or not (workdir / name).exists():
         return None
     if not (workdir / name / FINISHED).exists():
@@ -267,7 +268,7 @@ def _vocabulary(workdir: pathlib.Path, phases: Phases, corpus: Corpus, size: int
 
 
 def _tables(workdir: pathlib.Path, kind: str, vocabulary: Vocabulary) -> list[TokenTable]:
-    """All tables of one kind of examples; none if the corpus has no such examples."""
+    """Returns all tables of one kind of examples; empty if the corpus has no such examples."""
     folder = tables_folder(workdir, kind)
     if not folder.exists():
         return []

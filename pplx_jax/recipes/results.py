@@ -45,7 +45,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """Returns the scores as a table: stages down, metrics and precisions across; cells without a score are empty."""
+    """Returns the scores as a table: a row per stage, a column per metric and precision, gaps for missing scores."""
     columns = [(precision, metric) for metric in METRICS for precision in PRECISIONS]
     rows = [[row.name, *(row.value(*column) for column in columns)] for row in result_rows(results)]
     headers = [f"{METRICS[metric] if precision == PRECISIONS[0] else ''}\n{precision}" for precision, metric in columns]
@@ -53,7 +53,7 @@ def format_table(results: Mapping[str, Any]) -> str:
 
 
 def format_sets(results: Mapping[str, Any]) -> str:
-    """Returns int8 nDCG@10 as a table: sets down, stages across; empty if only one set was evaluated on."""
+    """Returns int8 nDCG@10 as a table: a row per set, a column per stage; empty if there is only one set."""
     names, sets = set_rows(results)
     if not sets:
         return ""
@@ -61,7 +61,7 @@ def format_sets(results: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
-    """The first column is text, the others are numbers."""
+    """Returns a table whose first column is text and whose other columns are numbers."""
     alignment = ["left", *["right"] * (len(headers) - 1)]
     return tabulate.tabulate(
         rows, headers, floatfmt=".4f", colalign=alignment, headersglobalalign="right", disable_numparse=[0]

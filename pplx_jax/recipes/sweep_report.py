@@ -28,7 +28,7 @@ def report_trials(
       folders: workdirs of runs or of sweeps.
       metric: dotted name, see `TrialRun.metrics`; by default int8 nDCG@10 of the last stage that any trial has scored.
       best: "highest" or "lowest"; by default lowest for losses, norms and times.
-      output: the page.
+      output: the path of the page.
 
     Returns:
       {"metric", "best", "parameters", "trials": [{"trial", "rank", "value", "status", "parameters", "metrics"}],

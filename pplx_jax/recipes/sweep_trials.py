@@ -14,14 +14,14 @@ from pplx_jax.reports.run import configured_stages, numbers, stages_of
 from pplx_jax.reports.sweep_page import TrialRun
 from pplx_jax.training.metrics import read_metrics
 
-_MARKS = ("trial.json", "recipe.json", "results.json")  # a folder with any of them is a run's
+_MARKS = ("trial.json", "recipe.json", "results.json")  # a folder with any of them is the workdir of a run
 
 
 def find_trials(folders: Sequence[pathlib.Path]) -> list[TrialRun]:
-    """Returns the runs in `folders`: each folder is a run or holds runs.
+    """Returns the runs in `folders`: each folder is the workdir of a run or contains such workdirs.
 
     Raises:
-      BadInput: a folder does not exist or holds no run, or a file in a run is damaged.
+      BadInput: a folder does not exist or contains no run, or a file in a run is damaged.
     """
     found: list[TrialRun] = []
     for folder in map(pathlib.Path, folders):

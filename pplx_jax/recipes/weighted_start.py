@@ -20,7 +20,7 @@ _TEXTS = ("tokens", "query", "document")
 
 
 def start_folder(workdir: pathlib.Path, term_weights: TermWeights | None, initial: str | None) -> str | None:
-    """Returns the folder of the first model: `initial`, or the output of `write_weighted_start`; None if random.
+    """Returns the folder of the first model: `initial`, or that of `write_weighted_start`; None for random weights.
 
     Raises:
       BadInput: both are set.

@@ -1,4 +1,4 @@
-"""A recipe that starts from an imported model: its weights, its vocabulary, its configuration, both ways seen."""
+"""A recipe that starts from an imported model: its weights, its vocabulary, its configuration made bidirectional."""
 
 import dataclasses
 import json

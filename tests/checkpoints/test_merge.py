@@ -1,4 +1,4 @@
-"""SLERP against its formula in float64: per tensor, whole, at the ends, near parallel and opposite."""
+"""SLERP compared with its formula in float64: per tensor, whole, weights 0 and 1, nearly parallel, opposite."""
 
 import dataclasses
 

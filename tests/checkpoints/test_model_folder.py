@@ -1,4 +1,4 @@
-"""A model folder: all of it comes back, whatever is missing is named, and its fingerprint tells models apart."""
+"""A model folder: round trip, messages that name missing parts, and a fingerprint that distinguishes models."""
 
 import dataclasses
 import itertools

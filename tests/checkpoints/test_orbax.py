@@ -1,4 +1,4 @@
-"""Checkpoints: every bit comes back, damage is named, a full disk is found before the first byte."""
+"""Checkpoints: exact round trip, messages that name the damage, a full disk detected before anything is written."""
 
 import datetime
 import errno

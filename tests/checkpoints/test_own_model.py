@@ -1,4 +1,4 @@
-"""A model family of somebody else's package trains, is loaded and encodes; without the package one line says so."""
+"""A model family of another package trains, is loaded and encodes; without the package, a one-line error says so."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Reading a compiled program's text, on an excerpt in the compiler's form: what runs how often, what it sends."""
+"""Estimates from the text of a compiled program, on an excerpt in the compiler's format: counts, times, transfers."""
 
 import pytest
 

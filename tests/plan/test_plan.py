@@ -1,4 +1,4 @@
-"""`pplx-jax plan`: real compilations of a small model for a small topology, and what it says of them."""
+"""`pplx-jax plan`: real compilations of a small model for a small topology, and the reports on them."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""`data report` of a file alone: its kind by its columns, words where there is no vocabulary."""
+"""`data report` of a file without a recipe: kind by columns, words instead of tokens without a vocabulary."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A stage in somebody else's package runs in a recipe, from its gin block to results, report and model card."""
+"""A stage from another package runs in a recipe, from its gin block to results, report and model card."""
 
 import json
 import sys

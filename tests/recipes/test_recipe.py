@@ -1,4 +1,4 @@
-"""A whole recipe through the command line: what it leaves, that it resumes, that a seed settles it, what it refuses."""
+"""A whole recipe through the command line: its outputs, resuming, the same result for a seed, and refused inputs."""
 
 import json
 import os

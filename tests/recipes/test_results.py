@@ -1,4 +1,4 @@
-"""The table, results.json and the page, of whole and of partial runs."""
+"""The table, results.json and the page of complete and partial runs."""
 
 import json
 import re

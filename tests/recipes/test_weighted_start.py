@@ -1,4 +1,4 @@
-"""A recipe from scratch that starts from weighted tokens: its folder, its score, and what it cannot go with."""
+"""A recipe that starts from random weights with weighted tokens: its folder, its score, and refused settings."""
 
 import json
 

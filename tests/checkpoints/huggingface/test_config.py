@@ -1,4 +1,4 @@
-"""What config.json may say, and what is refused, all of it in one line."""
+"""Accepted values of config.json, and refused ones, all of them in a one-line message."""
 
 import json
 

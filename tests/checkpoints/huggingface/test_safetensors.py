@@ -1,4 +1,4 @@
-"""Reading safetensors: the values that the format's own library reads, and every kind of damage named."""
+"""Reading safetensors: the same values as the format's own library, and a message for every kind of damage."""
 
 import json
 

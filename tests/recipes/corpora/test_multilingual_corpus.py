@@ -1,4 +1,4 @@
-"""The multilingual corpus on a small folder of the same formats: no text is trained on and evaluated on."""
+"""The multilingual corpus on a small folder of the same formats: no text is in both training and evaluation."""
 
 import gzip
 import itertools

@@ -1,4 +1,4 @@
-"""The Python corpus: what is counted, where pairs are from, no text on both sides of the split."""
+"""The Python corpus: counts, origins of pairs, and no text on both sides of the split."""
 
 import dataclasses
 import json

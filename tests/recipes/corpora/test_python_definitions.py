@@ -1,4 +1,4 @@
-"""Python source to training text: exact cuts of definitions, usable summaries."""
+"""Training texts from Python source: exact cuts of definitions, usable summaries."""
 
 import ast
 import pathlib
