@@ -1,4 +1,4 @@
-"""How much of a stage's wall time made it go forward: FOLDER/goodput.json, kept across restarts."""
+"""The share of a stage's wall time that was useful: FOLDER/goodput.json, continued across restarts."""
 
 import dataclasses
 import pathlib
@@ -14,15 +14,15 @@ FILE = "goodput.json"
 class Goodput:
     """Seconds of a stage by what they were spent on.
 
-    `useful` are seconds of steps that count: those after the checkpoint that a restart goes on from are taken back,
-    and stand under `repeated`. Wall time runs from the first start, so what passes between a kill and the next start
-    counts too, under `stopped`. The rest (restoring, describing, profiling) is `other`.
+    `useful` is the seconds of steps that count. Steps after the checkpoint that a restart resumes from do not count:
+    their seconds move to `repeated`. Wall time runs from the first start, so the time between a kill and the next
+    start is included, as `stopped`. The rest (restoring, describing, profiling) is `other`.
 
     Args:
-      folder: the stage's.
-      useful: seconds of useful steps that the restored checkpoint stands for; 0 at a fresh start.
+      folder: of the stage.
+      useful: seconds of useful steps up to the restored checkpoint; 0 at a fresh start.
       write: whether this process writes the file.
-      clock: seconds since some epoch, the same for every start.
+      clock: returns seconds since an epoch that is the same for every start.
     """
 
     folder: pathlib.Path
@@ -44,14 +44,14 @@ class Goodput:
             self.seconds["stopped"] += max(self.clock() - before["last_written"], 0.0)
 
     def spent(self, what: str, seconds: float) -> None:
-        """Counts seconds: of "useful" steps, or one of the losses."""
+        """Adds seconds to "useful", or to one of the losses."""
         if what == "useful":
             self.useful += seconds
         else:
             self.seconds[what] += seconds
 
     def numbers(self) -> dict[str, float]:
-        """What is logged: `goodput` from 0 to 1, and `restarts`."""
+        """Returns what is logged: `goodput` from 0 to 1, and `restarts`."""
         wall = max(self.clock() - self.first_start, 1e-9)
         return {"goodput": min(self.useful / wall, 1.0), "restarts": self.starts - 1}
 

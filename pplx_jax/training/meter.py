@@ -15,7 +15,7 @@ class Meter:
       devices: number of devices of the mesh.
 
     Attributes:
-      tokens: since the start, of all processes, as this one estimates them.
+      tokens: of all processes since the start, as estimated by this one.
     """
 
     def __init__(self, config: Qwen3Config, devices: int):
@@ -29,14 +29,14 @@ class Meter:
         self._since = time.monotonic()
 
     def lost(self, what: str, seconds: float) -> None:
-        """Leaves the seconds of a "compile" out of the rates; counts those that a "checkpoint" made the steps wait."""
+        """Excludes the seconds of a "compile" from the rates; counts the wait of steps for a "checkpoint"."""
         if what == "compile":
             self._since += seconds
         else:
             self._checkpoint_seconds += seconds
 
     def read(self, counts: dict[str, float], tokens: int, wait_seconds: float) -> None:
-        """Counts the batch of a step: this process's `counts`, and the tokens of all processes."""
+        """Counts the batch of a step: `counts` of this process, and `tokens` of all processes."""
         self._batch = counts
         self.tokens += tokens
         self._wait_seconds += wait_seconds
@@ -47,10 +47,10 @@ class Meter:
         """Returns the rates of the steps since the last call. Collective.
 
         Args:
-          logged: the step's own numbers; `masked_share` is the share of positions with a loss.
+          logged: metrics of the step; `masked_share` is the share of positions with a loss.
 
         Returns:
-          `tokens_per_second`, `model_flops_utilization` where the device's peak is known, `fill` and `cut_tokens` of
+          `tokens_per_second`, `model_flops_utilization` if the device's peak is known, `fill` and `cut_tokens` of
           the last batch, `data_wait_seconds` and `checkpoint_seconds` since the start, `data_wait_share` of the time
           since the last call.
         """

@@ -1,4 +1,4 @@
-"""Where a stage's numbers go: `metrics.jsonl` always, TensorBoard events through clu where TensorFlow is there."""
+"""Writes the metrics of a stage to `metrics.jsonl` and, if TensorFlow is installed, to TensorBoard events (clu)."""
 
 import importlib.util
 import json
@@ -15,16 +15,16 @@ from pplx_jax.core.native_logs import silent_native_stderr
 
 
 class MetricsWriter:
-    """Appends to FOLDER/metrics.jsonl, one line a logged step, and writes TensorBoard events beside it.
+    """Appends to FOLDER/metrics.jsonl, one line per logged step, and writes TensorBoard events next to it.
 
     Args:
       folder: the stage's folder.
-      resume_step: lines of later steps, written before an interruption, are dropped: those steps come again.
-      write: whether this process writes them; one of a job does.
+      resume_step: lines of later steps, written before an interruption, are dropped: those steps run again.
+      write: whether this process writes; one process of a job does.
 
     Attributes:
       path: of metrics.jsonl.
-      last: the numbers of its last line; empty where it has none.
+      last: the numbers of its last line; empty if there is none.
     """
 
     def __init__(self, folder: pathlib.Path, resume_step: int = 0, write: bool = True):
@@ -39,7 +39,7 @@ class MetricsWriter:
         self._events = _event_writer(folder / "tensorboard")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes the numbers of one step; on disk before it returns."""
+        """Writes and flushes the numbers of one step."""
         self.last = values
         if self._file is None:
             return
@@ -49,7 +49,7 @@ class MetricsWriter:
             self._events.write_scalars(step, values)
 
     def close(self) -> None:
-        """Flushes both."""
+        """Flushes and closes both."""
         if self._file is not None:
             self._file.close()
         if self._events is not None:
@@ -57,8 +57,8 @@ class MetricsWriter:
 
 
 def memory_numbers() -> dict[str, float]:
-    """`host_memory_bytes`, what this process holds, and `device_memory_peak_bytes` of its fullest device so far, where
-    the backend counts it."""
+    """Returns `host_memory_bytes` of this process and, if the backend counts it, `device_memory_peak_bytes`, the peak
+    so far of its fullest device."""
     found: dict[str, float] = {}
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
@@ -73,7 +73,7 @@ def memory_numbers() -> dict[str, float]:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a kill is left out, a missing file is empty."""
+    """Returns the lines of a `metrics.jsonl` without a last line cut short by a kill; [] if the file is missing."""
     if not path.exists():
         return []
     rows = []

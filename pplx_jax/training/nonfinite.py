@@ -1,4 +1,4 @@
-"""Which array was the first to hold something that is no finite number, once a step has failed of it."""
+"""Finds the first array with a non-finite value after a step has failed because of it."""
 
 import traceback
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from jax.experimental import checkify
 
 from pplx_jax.core.parameter_trees import named_leaves
 
-# The order in which a forward pass meets them; the backward pass meets their gradients the other way round.
+# The order in which a forward pass uses them; the backward pass computes their gradients in reverse order.
 _FORWARD = (
     "embed.",
     "layers.input_norm.",
@@ -36,19 +36,19 @@ def first_nonfinite(
     batch: dict[str, jax.Array],
     step: jax.Array,
 ) -> str:
-    """Runs a step's loss and gradient again and names the first array that is not finite. Collective.
+    """Runs the loss and gradient of a step again and names the first array that is not finite. Collective.
 
-    Looked at in the order of the computation: what went in, then every operation of the forward pass (by its line in
-    the source), then what the stage logs, then the gradients from the last parameter to the first.
+    Checked in the order of the computation: the inputs, then every operation of the forward pass (named by its source
+    line), then the metrics, then the gradients from the last parameter to the first.
 
     Args:
       loss_of: (params, batch, step) -> (loss, metrics).
-      params: as they were before the step.
+      params: before the step.
       batch: of the step.
-      step: int32 scalar that the step began with.
+      step: int32 scalar, steps done before it.
 
     Returns:
-      Words for a message.
+      Text for a message.
     """
     found = _first(_in_order(params), "the parameter") or _first(named_leaves(batch), "the batch's")
     if found:
@@ -85,13 +85,13 @@ def _first(named: dict[str, jax.Array], what: str) -> str | None:
 
 
 def _first_operation(loss_of, params, batch, step) -> str | None:
-    """The first operation of the forward pass whose result is NaN, where JAX can follow all of them."""
-    nowhere = jax.sharding.Mesh(np.empty((), object), ())  # checkify cannot follow what is mapped over a mesh
+    """Returns the first operation of the forward pass whose result is NaN, if checkify can handle all of them."""
+    nowhere = jax.sharding.Mesh(np.empty((), object), ())  # checkify cannot handle code mapped over a mesh
     try:
         with jax.set_mesh(nowhere):
             error, _ = jax.jit(checkify.checkify(loss_of, errors=checkify.nan_checks))(params, batch, step)
             message = error.get()
-    except Exception as untraceable:  # such as a kernel that checkify knows nothing of
+    except Exception as untraceable:  # such as a kernel that checkify does not support
         logging.warning("operations cannot be looked at one by one: %s", str(untraceable).splitlines()[0])
         return None
     if message is None:

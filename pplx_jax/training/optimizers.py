@@ -52,17 +52,17 @@ class Optimizer:
         require(self.eps > 0, self, "eps", "a number above 0")
 
     def learning_rate(self, steps: int) -> optax.Schedule:
-        """Learning rate by step for a stage of `steps`.
+        """Returns the learning rate by step for a stage of `steps`.
 
         Raises:
-          BadInput: a warm-up that does not fit.
+          BadInput: the phases do not fit in `steps`.
         """
         if self.schedule == "warmup_stable_decay":
             return warmup_stable_decay(self.peak_learning_rate, steps, self.warmup_steps, self.decay_share)
         return warmup_cosine(self.peak_learning_rate, steps, self.warmup_steps)
 
     def build(self, steps: int) -> optax.GradientTransformation:
-        """The transformation for a stage of `steps`."""
+        """Returns the transformation for a stage of `steps`."""
         chain = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
         chain += [
             optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
@@ -74,10 +74,10 @@ class Optimizer:
 
 
 def _is_matrix(params: Any) -> Any:
-    """A tree of booleans: whether a leaf is the kernel of a matrix product."""
+    """Returns a tree of booleans: whether a leaf is the kernel of a matrix product."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def _is_embedding(params: Any) -> Any:
-    """A tree of booleans: whether a leaf is the input embedding table; an untied head is not."""
+    """Returns a tree of booleans: whether a leaf is the input embedding table; an untied head is not."""
     return jax.tree_util.tree_map_with_path(lambda path, _: is_embedding_table(path), params)

@@ -1,4 +1,4 @@
-"""A profile of chosen steps, for TensorBoard's profiler or Perfetto."""
+"""Profiles selected steps for TensorBoard's profiler or Perfetto."""
 
 import pathlib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from absl import logging
 
 
 class StepProfile:
-    """A hook that records the steps from `first` to `last` into `folder`; none if `steps` is empty."""
+    """A hook that records `steps` (first, last) into `folder`; none if `steps` is empty."""
 
     def __init__(self, folder: pathlib.Path, steps: Sequence[int]):
         self._folder, self._steps, self._running = folder, steps, False

@@ -1,4 +1,4 @@
-"""Schedules over a stage's steps."""
+"""Schedules over the steps of a stage."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from pplx_jax.core.errors import BadInput
 
 
 def cosine_ramp(start: float, end: float, progress: jax.Array | float) -> jax.Array:
-    """From `start` at progress 0 to `end` at 1 along half a cosine (beta of the contextual stage, 0.2 to 0.5)."""
+    """Returns half a cosine from `start` at progress 0 to `end` at 1 (beta of the contextual stage, 0.2 to 0.5)."""
     progress = jnp.clip(jnp.asarray(progress, jnp.float32), 0.0, 1.0)
     return start + (end - start) * 0.5 * (1.0 - jnp.cos(jnp.pi * progress))
 
@@ -19,7 +19,7 @@ def _check(name: str, steps: int, warmup: int) -> None:
 
 
 def warmup_stable_decay(peak: float, steps: int, warmup: int, decay_share: float = 0.1) -> optax.Schedule:
-    """Linear warm-up to `peak`, constant, linear decay to 0 over the last `decay_share` of the steps.
+    """Returns a linear warm-up to `peak`, constant, linear decay to 0 over the last `decay_share` of the steps.
 
     Raises:
       BadInput: the phases do not fit in `steps`.
@@ -41,7 +41,7 @@ def warmup_stable_decay(peak: float, steps: int, warmup: int, decay_share: float
 
 
 def warmup_cosine(peak: float, steps: int, warmup: int, end_share: float = 0.0) -> optax.Schedule:
-    """Linear warm-up to `peak`, then a cosine to `end_share` of it at the last step.
+    """Returns a linear warm-up to `peak`, then a cosine to `end_share` of it at the last step.
 
     Raises:
       BadInput: the warm-up does not fit in `steps`.

@@ -1,4 +1,4 @@
-"""What a recipe sets for one stage: `Training` and its groups."""
+"""Settings of one stage in a recipe: `Training` and its groups."""
 
 import dataclasses
 
@@ -14,11 +14,11 @@ class Checkpointing:
     """When checkpoints are saved and which are kept. There is always one at the last step of a stage.
 
     Attributes:
-      every_seconds: wall time between checkpoints; 0 for no limit of time.
+      every_seconds: wall time between checkpoints; 0 for none by time.
       every_steps: saves at the multiples of this step; 0 for none.
-      keep: the latest N are kept. With 1, there is no earlier checkpoint to fall back on if it is damaged.
-      keep_every_steps: those of steps that are multiples of this are kept too; 0 for none.
-      keep_every_seconds: and one per this much wall time; 0 for none.
+      keep: number of latest checkpoints kept. With 1, there is no earlier one to fall back on if it is damaged.
+      keep_every_steps: checkpoints at multiples of this step are kept too; 0 for none.
+      keep_every_seconds: one checkpoint per this much wall time is kept too; 0 for none.
     """
 
     every_seconds: float = 600.0
@@ -43,7 +43,7 @@ class Logging:
     """When numbers are fetched from the devices and written.
 
     Attributes:
-      every_steps: writes the metrics at the multiples of this step, and of the first and the last step.
+      every_steps: metrics are written at multiples of this step, and at the first and the last step.
       profile_steps: (first, last) steps to record with JAX's profiler, into the stage's folder; () for none.
     """
 
@@ -69,13 +69,13 @@ class Training:
       stage: batches and loss.
       optimizer: of the stage.
       steps: optimizer steps.
-      data: which sources are read when; None reads all in proportion to their examples.
+      data: which sources are read when; if None, all in proportion to their examples.
       packing_groups: parts of a batch that are packed separately. Batches depend on it, not on the number of
         processes; processes share the work of packing if it is a multiple of the mesh's row shards.
       checkpointing: when checkpoints are saved, which are kept.
       logging: when metrics are written.
       remat_policy: which intermediate results of a block are saved for the backward pass, see
-        `Qwen3Config.remat_policy`; None takes the model's. What fits depends on the stage's batch.
+        `Qwen3Config.remat_policy`; if None, that of the model. What fits in memory depends on the batch.
     """
 
     stage: Stage
@@ -92,7 +92,7 @@ class Training:
             require(getattr(self, name) >= 1, self, name, "1 or more")
 
     def model(self, config: Qwen3Config) -> Qwen3Config:
-        """The encoder as this stage trains it: without a head if the stage predicts nothing."""
+        """Returns the encoder as this stage trains it: without a head if the stage predicts no tokens."""
         tied = config.tied or not self.stage.predicts_tokens
         policy = config.remat_policy if self.remat_policy is None else self.remat_policy
         return dataclasses.replace(config, tied=tied, remat_policy=policy)

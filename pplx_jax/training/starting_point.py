@@ -1,4 +1,4 @@
-"""Where a stage's parameters come from at its first step."""
+"""The parameters of a stage at its first step."""
 
 import pathlib
 from typing import Any
@@ -23,19 +23,19 @@ def starting_params(
     start_from: pathlib.Path | None,
     initial: pathlib.Path | None,
 ) -> tuple[dict[str, Any], str]:
-    """Parameters of a stage that has no checkpoint of its own, and words for where they come from.
+    """Returns the parameters of a stage without a checkpoint, and text that says where they come from.
 
     Args:
-      model: the encoder as the recipe has it.
-      config: as the stage trains it, which may leave its head behind.
-      wanted: tree of the shapes of the parameters.
-      mesh: where they are to lie.
-      seed: of random ones.
-      start_from: folder of an earlier stage; wins over `initial`.
+      model: the encoder of the recipe.
+      config: the encoder that the stage trains, which may have no head.
+      wanted: tree of the expected shapes.
+      mesh: devices for the parameters.
+      seed: of random parameters.
+      start_from: folder of an earlier stage; has priority over `initial`.
       initial: imported weights.
 
     Raises:
-      BadInput: the earlier stage is of another model, or as `load_weights`.
+      BadInput: the earlier stage is of another model, or as in `load_weights`.
     """
     if start_from:
         params = _without_head(load_params(start_from), config)
@@ -47,5 +47,5 @@ def starting_params(
 
 
 def _without_head(params: dict[str, Any], config: Qwen3Config) -> dict[str, Any]:
-    """The parameters of `config`, where an earlier stage may have had a head of its own beside them."""
+    """Returns the parameters of `config`: drops the separate head of an earlier stage if `config` has none."""
     return {name: leaf for name, leaf in params.items() if name != "head" or not config.tied}

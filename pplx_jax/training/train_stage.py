@@ -44,7 +44,7 @@ from pplx_jax.training.train_state import (
 from pplx_jax.training.trainer import CompiledStep, Hook, StepClock, Trainer
 
 FINISHED = "finished.json"
-COMPUTES = "computes"  # in it and in the metadata of a checkpoint: the settings that `resume_check` compares
+COMPUTES = "computes"  # key in it and in the metadata of a checkpoint: settings that `resume_check` compares
 
 
 def train(
@@ -64,7 +64,7 @@ def train(
 ) -> dict[str, Any]:
     """Trains one stage to its last step, resuming from its latest checkpoint. Every process of a job calls it.
 
-    Where the parameters come from, the first that applies:
+    The parameters come from the first of these that applies:
 
     1. resume: the latest checkpoint in this folder that is not damaged;
     2. an earlier stage: `start_from`;
@@ -72,18 +72,18 @@ def train(
     4. scratch: random weights of the seed.
 
     Args:
-      folder: where everything of the stage goes; made if missing.
+      folder: of all files of the stage; created if missing.
       training: the stage.
       config: the encoder.
       table: the stage's token table, or tables by source as `open_tables` returns them.
-      vocabulary: whose mask token the stage uses.
+      vocabulary: with the mask token that the stage uses.
       mesh: devices.
       seed: of parameters, data order and corruption.
       start_from: folder of an earlier stage.
       initial: a model folder, or a Hugging Face folder that can be imported.
       config_text: the resolved configuration, written as `config.gin` and into every checkpoint.
       hooks: called around each step, before the built-in ones write the log.
-      clock: seconds, by which checkpoints are due.
+      clock: returns seconds, for when checkpoints are due.
 
     Returns:
       The content of `finished.json`: `stage`, `starts_from`, `summary`, `reads`, `steps`, `seconds`, `compile_seconds`
@@ -98,7 +98,7 @@ def train(
     """
     # The order matters. What can fail on bad input comes before anything is written. The checkpoint is restored
     # before batches are read, because it holds the position in the data. `finished.json` comes last, after the last
-    # checkpoint. Every process does all of it; only single files are written by the first process alone.
+    # checkpoint. Every process runs all of it, but only the first process writes single files.
     started = time.monotonic()
     stage, model, config = training.stage, config, training.model(config)
     data = {"seed": seed, "data": repr(training.data or Mixture())}
@@ -139,9 +139,9 @@ def train(
         logging.info("%s: starting from %s", stage.name, source)
         seconds_before = restored.about["seconds"]
 
-        # 2. What the folder says about the stage.
+        # 2. The files that describe the stage.
         goodput = Goodput(folder, useful=restored.about["useful_seconds"], write=is_first())
-        goodput.save()  # a start counts, however soon it is killed
+        goodput.save()  # counts the start even if it is killed early
         if is_first():
             describe_model(folder, config, vocabulary, stage=stage.name, kind=stage.model_kind)
             (folder / "config.gin").write_text(config_text, encoding="utf-8")
@@ -220,7 +220,7 @@ def _first_state(
     start_from: pathlib.Path | None,
     initial: pathlib.Path | None,
 ) -> tuple[TrainState, str]:
-    """The state before the first step, and words for where its parameters come from."""
+    """Returns the state before the first step, and text that says where its parameters come from."""
     wanted = model_params(state_layout(config, training.stage, optimizer, devices).params)
     params, source = starting_params(model, config, wanted, devices, seed=seed, start_from=start_from, initial=initial)
     return new_state(trained_params(params, training.stage), optimizer, devices), source

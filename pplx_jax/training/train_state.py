@@ -1,4 +1,4 @@
-"""What a training step carries over to the next, and the compiled step itself."""
+"""The state that a training step passes to the next, and the compiled step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,10 +18,10 @@ from pplx_jax.training.stages.base import Stage, Step
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """Everything a stage resumes from but the data's position.
+    """Everything a stage resumes from, except the position in the data.
 
     Attributes:
-      params: nested dict of float32 arrays, as `trained_params` gives them.
+      params: nested dict of float32 arrays, as `trained_params` returns it.
       optimizer: the optax state.
       step: int32 scalar, steps done; negative after a step that was not finite. The rng of a step is a function of
         it and of the seed.
@@ -33,18 +33,18 @@ class TrainState:
 
 
 def model_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Of what `trained_params` gives, the model's own."""
+    """Returns the model's part of what `trained_params` returns."""
     return {name: part for name, part in params.items() if name != LOSS_PARAMS}
 
 
 def trained_params(params: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    """All that a stage trains: the model's parameters, and under `LOSS_PARAMS` what its loss learns, if anything."""
+    """Returns all that a stage trains: the model's parameters and, under `LOSS_PARAMS`, those of its loss, if any."""
     learned = {name: jnp.float32(value) for name, value in stage.learned().items()}
     return {**params, LOSS_PARAMS: learned} if learned else params
 
 
 def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, mesh) -> TrainState:
-    """A fresh state around `params`, laid out on the mesh; no device holds more than its part."""
+    """Returns a fresh state with `params`, laid out on the mesh; no device holds more than its part."""
 
     def start(params) -> TrainState:
         return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
@@ -56,7 +56,7 @@ def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, m
 def state_layout(
     config: Qwen3Config, stage: Stage, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> TrainState:
-    """Shape, dtype and sharding of every array of a stage's state (`jax.ShapeDtypeStruct`), with none allocated."""
+    """Returns shape, dtype and sharding (`jax.ShapeDtypeStruct`) of every array of a stage's state; allocates none."""
 
     def start() -> TrainState:
         params = trained_params(initial_params(config, seed=0), stage)
@@ -72,7 +72,7 @@ def state_layout(
 def stage_loss(
     stage: Stage, config: Qwen3Config, *, steps: int, seed: int, mask_id: int
 ) -> Callable[[dict[str, Any], dict[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]:
-    """The loss of a stage and what it logs, as a function of (params, batch, step)."""
+    """Returns the loss and metrics of a stage as a function of (params, batch, step)."""
 
     def loss_of(params, batch, step):
         rng = jax.random.fold_in(jax.random.key(seed), step)
@@ -93,10 +93,10 @@ def make_step(
     mask_id: int,
     mesh: jax.sharding.Mesh,
 ) -> jax.stages.Wrapped:
-    """One optimizer step of a stage, jitted: (state, batch) -> (state, metrics).
+    """Returns one optimizer step of a stage, jitted: (state, batch) -> (state, metrics).
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were, and so do all steps after
-    it: `TrainState.step` becomes negative. So the cause can be found later, with the parameters of the failed step.
+    A step whose loss or gradient is not finite leaves parameters and optimizer unchanged, and so do all later steps:
+    `TrainState.step` becomes negative. So the cause can be found later, with the parameters of the failed step.
     """
 
     loss_of = stage_loss(stage, config, steps=steps, seed=seed, mask_id=mask_id)
@@ -118,7 +118,7 @@ def make_step(
         stays = dataclasses.replace(state, step=jnp.where(halted, state.step, -1 - state.step))
         return jax.tree.map(lambda new, old: jnp.where(succeeds, new, old), stepped, stays), metrics
 
-    # The state leaves a step as it came: a compiled step takes no other layout, and XLA would choose its own.
+    # The state keeps its layout: a compiled step accepts no other, and XLA would choose a different one.
     layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, stage, optimizer, mesh))
     return jax.jit(
         train_step,

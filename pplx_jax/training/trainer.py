@@ -1,4 +1,4 @@
-"""The one training loop. Every stage runs through it; no stage has a loop of its own."""
+"""The training loop. All stages use it; no stage has a separate loop."""
 
 import contextlib
 import math
@@ -24,13 +24,13 @@ class NonFiniteLoss(RuntimeError):
 
 
 class Hook(Protocol):
-    """What else happens around a step. Hooks are called in their order, by every process at the same step."""
+    """Other work around a step. Hooks are called in order, by every process at the same step."""
 
     def before_step(self, step: int) -> None:
         """Called before the batch of a step is read."""
 
     def on_log(self, step: int, numbers: dict[str, float]) -> None:
-        """Called with the metrics of a logged step, all finite; may add to them for the hooks after it."""
+        """Called with the metrics of a logged step, all finite; may add metrics for later hooks."""
 
     def after_step(self, step: int, state: TrainState) -> None:
         """Called after each step, before its checkpoint is saved."""
@@ -42,14 +42,14 @@ class Trainer:
     Args:
       training: the stage.
       step_function: (state, batch) -> (state, metrics), compiled as needed.
-      state: to start from.
-      first_step: steps that are done.
-      batches: from the position that belongs to the state.
+      state: initial state.
+      first_step: steps already done.
+      batches: at the position that belongs to the state.
       save: (step, state, position) -> None, starts saving a checkpoint.
       loss_of: (params, batch, step) -> (loss, metrics), to find the cause of a non-finite step.
-      hooks: in their order.
-      clock: counts where the time goes.
-      now: seconds, by which checkpoints are due.
+      hooks: called in this order.
+      clock: counts what the time is spent on.
+      now: returns seconds, for when checkpoints are due.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Trainer:
         self._unfetched: list[tuple[int, dict[str, jax.Array]]] = []  # metrics that are still on the devices
 
     def run(self) -> bool:
-        """Runs the steps that are left.
+        """Runs the remaining steps.
 
         Returns:
           Whether SIGTERM came during the last steps, to any process.
@@ -83,9 +83,9 @@ class Trainer:
           NonFiniteLoss: a metric is not finite.
           Preempted: SIGTERM came to any process; the state is saved.
         """
-        # Every process runs the same phases in this order. A collective that one of them left out would block the
-        # others: deciding, fetching for a log, saving. Metrics are checked before hooks see them and before a save,
-        # so no non-finite parameters are ever saved.
+        # Every process runs the same phases in this order. Deciding, fetching for a log and saving are collective: if
+        # one process left one out, the others would block. Metrics are checked before hooks see them and before a
+        # save, so no non-finite parameters are ever saved.
         with self._stopping:
             for step in range(self.first_step + 1, self.last_step + 1):
                 for hook in self._hooks:
@@ -115,7 +115,7 @@ class Trainer:
             return self._stopping.any_process_was_asked()
 
     def _fetch(self, position: int) -> dict[str, float]:
-        """The metrics of the latest step; those of the steps before it are checked, too.
+        """Returns the metrics of the latest step; checks those of the unfetched steps before it, too.
 
         Raises:
           NonFiniteLoss: one is not finite.
@@ -129,7 +129,7 @@ class Trainer:
             try:
                 _require_finite(stage.name, step, numbers)
             except NonFiniteLoss as error:
-                # The state is still that of before the failed step: `make_step` changes it no more.
+                # The state is still the one before the failed step: `make_step` does not change it afterwards.
                 batch = self._batches.at(position - (last - step + 1) * stage.batch.batch_size)
                 array = first_nonfinite(self._loss_of, self.state.params, batch.arrays, jnp.int32(step - 1))
                 raise NonFiniteLoss(f"{error}; first array that is not finite: {array}") from None
@@ -138,10 +138,10 @@ class Trainer:
 
 
 class CompiledStep:
-    """A jitted step, compiled once for each shape of batch: batches of another mixture fill other sequences.
+    """A jitted step, compiled once per batch shape: another mixture may need another number of sequences.
 
     Attributes:
-      compile_seconds: so far.
+      compile_seconds: time spent on compilation so far.
     """
 
     def __init__(self, step: jax.stages.Wrapped, clock: "StepClock"):
@@ -159,7 +159,7 @@ class CompiledStep:
 
 
 class StepClock:
-    """Counts what the seconds of a step are spent on, for the goodput and for rates."""
+    """Counts what the seconds of a step are spent on, for the goodput and the rates."""
 
     def __init__(self, goodput: Goodput, meter: Meter):
         self._goodput, self._meter = goodput, meter
@@ -168,14 +168,14 @@ class StepClock:
 
     @contextlib.contextmanager
     def spending(self, what: str) -> Iterator[list[float]]:
-        """Counts the seconds of the block as `what`; gives a list that holds them afterwards."""
+        """Counts the seconds of the block as `what`; yields a list that holds them afterwards."""
         started, seconds = time.monotonic(), [0.0]
         yield seconds
         seconds[0] = time.monotonic() - started
         self._spend(what, seconds[0])
 
     def read(self, batches: HostBatches) -> Batch:
-        """The next batch; counts the wait for it."""
+        """Returns the next batch; counts the wait for it."""
         waited = batches.wait_seconds
         batch = next(batches)
         waited = batches.wait_seconds - waited
@@ -184,7 +184,7 @@ class StepClock:
         return batch
 
     def end_step(self) -> None:
-        """What is not counted as anything else was useful."""
+        """Counts as useful the seconds of the step that are not counted otherwise."""
         now = time.monotonic()
         self._goodput.spent("useful", now - self._began - sum(self._spent.values()))
         for what, seconds in self._spent.items():
@@ -214,7 +214,7 @@ class _Decisions:
         self._notice.__exit__(*error)
 
     def decide(self, step: int, device_step: jax.Array) -> tuple[bool, bool]:
-        """(whether to save after this step, whether to stop after it). The first process's clock counts."""
+        """Returns whether to save and whether to stop after this step. The clock of the first process decides."""
         by_step, by_clock = self._checkpointing.due(step, self._now() - self._saved_at)
         requests = is_first() and not self._requested and by_clock
         self._requested = self._requested or requests
@@ -222,11 +222,11 @@ class _Decisions:
         return is_due or stops or by_step or step == self._last_step, stops
 
     def saved(self) -> None:
-        """Starts the wait for the next checkpoint."""
+        """Restarts the clock for the next checkpoint."""
         self._saved_at, self._requested = self._now(), False
 
     def any_process_was_asked(self) -> bool:
-        """Whether SIGTERM came to any process. Of the last steps not every process knows yet. Collective."""
+        """Returns whether SIGTERM came to any process. In the last steps not every process knows it yet. Collective."""
         return bool(over_processes({"stops": self._notice.given})["stops"].any())
 
 

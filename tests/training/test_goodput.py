@@ -1,4 +1,4 @@
-"""Where wall time went, over restarts: every second is counted once."""
+"""Wall time by cause, over restarts: every second is counted once."""
 
 import json
 

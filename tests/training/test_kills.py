@@ -1,4 +1,4 @@
-"""Training killed outright at random moments, saves among them, ends as if nobody had touched it."""
+"""Training that is killed at random moments, also during saves, ends like an uninterrupted run."""
 
 import json
 

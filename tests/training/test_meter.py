@@ -1,4 +1,4 @@
-"""What is logged of a stretch of steps: rates over its time, shares of its last batch."""
+"""Logged numbers of a span of steps: rates over its time, shares of its last batch."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: on disk line by line, and after an interruption without what comes again."""
+"""metrics.jsonl: written line by line; after an interruption, lines of steps that run again are dropped."""
 
 import json
 

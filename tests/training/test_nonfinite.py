@@ -1,4 +1,4 @@
-"""Which array is blamed for a step that gave no number: parameters, operations, metrics, gradients, in that order."""
+"""The array reported for a non-finite step: parameters, operations, metrics, gradients, in that order."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The optimizer against steps computed by hand: AdamW, what decays, what is clipped, what learns faster."""
+"""The optimizer compared with steps computed by hand: AdamW, weight decay, clipping, embedding multiplier."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Schedules against hand-computed points of their formulas."""
+"""Schedules compared with hand-computed points of their formulas."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The training loop on the tiny model: every stage, what a kill leaves behind, what is refused and when."""
+"""The training loop on the tiny model: every stage, files after a kill, which inputs are refused and when."""
 
 import contextlib
 import dataclasses

@@ -1,22 +1,22 @@
-"""Examples dealt to the batches of a window so that all batches hold about as many tokens.
+"""Deals the examples of a window to its batches so that all batches hold about the same number of tokens.
 
-Rows are as many in every batch, so what one batch has more than another is room wasted in the other or tokens cut.
-Dealing by length within a window of batches evens that out, and changes neither which examples a window holds nor
-which source has which place.
+Every batch has the same number of sequences, so a batch with few tokens wastes space and one with many has tokens cut.
+Dealing by length within a window of batches evens that out. It changes neither which examples a window holds nor which
+source each place belongs to.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 
-_LEAST = 16  # examples of a bin
-_BINS = 256  # most bins of a batch
-_STIRRED = 4  # examples of about the same length
-_FEW_BATCHES = 8  # a window of fewer has large batches, which keys that meet do not make uneven
+_LEAST = 16  # minimum number of examples per bin
+_BINS = 256  # maximum number of bins per batch
+_STIRRED = 4  # neighbours by length that are put in random order
+_FEW_BATCHES = 8  # with fewer, batches are large and stay even although examples of one key meet in a batch
 
 
 def bin_size(batch_size: int) -> int:
-    """Examples of a bin: the part of a batch that is evened out, so that shares of hosts are even too."""
+    """Returns the examples per bin: the part of a batch that is evened out, so that shares of hosts are even too."""
     for size in range(max(_LEAST, -(-batch_size // _BINS)), batch_size):
         if batch_size % size == 0:
             return size
@@ -24,14 +24,14 @@ def bin_size(batch_size: int) -> int:
 
 
 def deal(groups: np.ndarray, lengths: np.ndarray, keys: np.ndarray, size: int, batch_size: int) -> np.ndarray:
-    """Where each example of a window goes.
+    """Returns which example goes to each place of a window.
 
     Args:
-        groups: [n] int; an example goes to a place of its own group.
-        lengths: [n] tokens of each.
-        keys: [n] int; examples of one key (queries of one document) go to different batches, as far as they can.
-        size: examples of a bin; bins are consecutive places, the last may be smaller.
-        batch_size: examples of a batch, a multiple of `size`.
+        groups: [n] int; an example goes to a place of the same group.
+        lengths: [n] tokens of each example.
+        keys: [n] int; examples of one key (queries of one document) go to different batches if possible.
+        size: examples per bin; a bin is a span of places, the last may be smaller.
+        batch_size: examples per batch, a multiple of `size`.
 
     Returns:
         [n] int64: the example at each place; groups[result] == groups. Deterministic.
@@ -42,22 +42,22 @@ def deal(groups: np.ndarray, lengths: np.ndarray, keys: np.ndarray, size: int, b
     load, batch_load = np.zeros(len(batch_of_bin), np.int64), np.zeros(int(batch_of_bin[-1]) + 1, np.int64)
     result = np.empty(count, np.int64)
     same = np.unique(keys, return_inverse=True)[1]
-    usual = np.bincount(same, lengths) / np.bincount(same)  # of a key, so that its examples stay together
+    usual = np.bincount(same, lengths) / np.bincount(same)  # mean length of a key: its examples stay together
     by_group = np.argsort(groups, kind="stable")
     members = np.split(by_group, np.flatnonzero(np.diff(groups[by_group])) + 1)
-    # Groups that vary most come first: the others make up for what they leave uneven.
+    # Groups whose lengths vary most come first: the later groups even out the difference.
     members.sort(key=lambda places: -float(np.var(lengths[places])) * len(places))
     for places in members:
         examples = _stirred(places[np.lexsort((same[places], -usual[same[places]]))])
         turn = _place_within(bins[places])  # bins are ascending
         dealt, key, held = 0, -1, np.zeros(len(batch_load), bool)
         for round_ in range(int(turn.max()) + 1):
-            open_places = places[turn == round_]  # one in every bin that still has room
+            open_places = places[turn == round_]  # one in every bin that has a place left
             for block in _blocks(bins[open_places], load, batch_of_bin):
                 block = open_places[block]
                 batch = batch_of_bin[bins[block]]
                 chosen = examples[dealt : dealt + len(block)]
-                # The longest go to the lightest batches, but for those that hold the key that is being dealt.
+                # The longest examples go to the lightest batches; batches that hold the current key come last.
                 if same[chosen[0]] != key:
                     held[:] = False
                 order = np.lexsort((load[bins[block]], batch_load[batch], held[batch]))
@@ -73,12 +73,12 @@ def deal(groups: np.ndarray, lengths: np.ndarray, keys: np.ndarray, size: int, b
 
 
 def _stirred(ordered: np.ndarray) -> np.ndarray:
-    """Every few neighbours in the order of their places, which is random: else every pass would deal alike."""
+    """Sorts every few neighbours by place, which is a random order: otherwise every pass would deal the same way."""
     return ordered[np.lexsort((ordered, np.arange(len(ordered)) // _STIRRED))]
 
 
 def _blocks(open_bins: np.ndarray, load: np.ndarray, batch_of_bin: np.ndarray) -> Iterator[np.ndarray]:
-    """Places of the bins in blocks: the lightest of each batch, then the next of each; of few batches all in one."""
+    """Yields blocks of bins: the lightest of each batch, then the next of each; one block if there are few batches."""
     batch = batch_of_bin[open_bins]
     if batch_of_bin[-1] < _FEW_BATCHES:
         yield np.arange(len(open_bins))
@@ -90,6 +90,6 @@ def _blocks(open_bins: np.ndarray, load: np.ndarray, batch_of_bin: np.ndarray) -
 
 
 def _place_within(ascending: np.ndarray) -> np.ndarray:
-    """How many equal values stand before each."""
+    """Returns how many equal values come before each value."""
     starts = np.flatnonzero(np.diff(ascending, prepend=ascending[0] - 1))
     return np.arange(len(ascending)) - np.repeat(starts, np.diff(np.append(starts, len(ascending))))

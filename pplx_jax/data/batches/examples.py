@@ -1,7 +1,7 @@
-"""What a training loop reads: an endless stream of examples out of the token tables of a stage.
+"""The endless stream of examples that a training loop reads from the token tables of a stage.
 
-A place in the stream is one integer, and what stands there depends on the seed, the mixtures and the sizes of the
-tables alone. So a run goes on at any place at once, on any number of hosts: nothing is kept but the place.
+A place in the stream is one integer. The example there depends only on the seed, the mixtures and the sizes of the
+tables. So a run resumes at any place at once, on any number of hosts, and the place is the only state to save.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pplx_jax.data.sources.mixture import Batches, Curriculum, Mixture, phases
 from pplx_jax.data.tokens.open_tables import Tables
 from pplx_jax.data.tokens.token_table import TokenTable
 
-_WINDOW_EXAMPLES, _WINDOW_BATCHES = 1 << 15, 64  # dealt out together, at most
-_LOOK_AHEAD, _LOOKED_AT = 1000, 12  # batches whose rows are counted: so many of the first so many
+_WINDOW_EXAMPLES, _WINDOW_BATCHES = 1 << 15, 64  # most examples and most batches of a window
+_LOOK_AHEAD, _LOOKED_AT = 1000, 12  # `sequences` packs _LOOKED_AT of the first _LOOK_AHEAD batches
 
 
 class Selection(NamedTuple):
-    """Examples of one batch: `table` [n] and `row` [n], and the group of batches that share a number of rows."""
+    """Examples of one batch: `table` [n], `row` [n], and the group of batches with the same number of sequences."""
 
     table: np.ndarray
     row: np.ndarray
@@ -38,7 +38,7 @@ class Selection(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Phase:
-    """One mixture: from place `start` to `stop` the tables numbered `tables` take `turns`; `read` of each before."""
+    """One mixture: tables numbered `tables` take `turns` from `start` to `stop`; `read` of each were read earlier."""
 
     start: int
     stop: int | None
@@ -49,7 +49,7 @@ class _Phase:
 
 
 class _Window(NamedTuple):
-    """Consecutive batches whose examples are dealt out together: `table` and `row` of each place."""
+    """Consecutive batches whose examples are dealt together: `table` and `row` of each place."""
 
     table: np.ndarray
     row: np.ndarray
@@ -59,16 +59,16 @@ class Examples:
     """The stream of a stage.
 
     Args:
-        tables: name -> shards, as `open_tables` gives them.
-        data: which of them are read when; all, in proportion to their examples, where None.
-        batch_size: B, examples a step over all hosts.
+        tables: name -> shards, as `open_tables` returns them.
+        data: which tables are read when; if None, all in proportion to their examples.
+        batch_size: B, examples per step over all hosts.
         seed: of the order.
 
     Attributes:
         count: examples of all tables that are read.
 
     Raises:
-        BadInput: a weight names no table; a batch may want more examples of a table than it has.
+        BadInput: a weight names no table; a batch may need more examples of a table than it has.
     """
 
     def __init__(self, tables: Tables, data: Mixture | Curriculum | None, batch_size: int, seed: int):
@@ -89,7 +89,7 @@ class Examples:
         self._window = functools.lru_cache(maxsize=2)(self._deal_window)
 
     def select(self, places: np.ndarray) -> Selection:
-        """The examples at these places of the stream: consecutive ones of one batch, or of a host's share of it."""
+        """Returns the examples at these places: consecutive places of one batch or of a host's share of it."""
         places = np.asarray(places, np.int64)
         step, first = divmod(int(places[0]), self._batch_size)
         number = int(np.searchsorted([phase.start for phase in self._phases], places[0], side="right")) - 1
@@ -107,7 +107,7 @@ class Examples:
     def sequences(self, spec: BatchSpec, multiple_of: int) -> dict[int, int]:
         """B of the packed sequences, by group: batches of one group fill about as many, so one shape serves them.
 
-        Found by packing some batches of each group: three in four need no more sequences, the others are cut by a few
+        Found by packing some batches of each group. Three in four need no more sequences; the others are cut by a few
         tokens.
         """
         wanted: dict[int, list[int]] = {}
@@ -120,25 +120,25 @@ class Examples:
                 source = phase.turns.source(np.arange(min(steps, phase.turns.cycle)))
                 batches = np.concatenate([np.flatnonzero(source == own)[:_LOOKED_AT] for own in range(len(groups))])
             for batch in batches.tolist():
-                # The spec may be of a part of a batch: then its first part is measured.
+                # If the spec is of a part of a batch, the first part is measured.
                 selection = self.select((first + batch) * self._batch_size + np.arange(spec.batch_size))
                 needed = spec.sequences_needed(self._table(selection, lengths_only=True), multiple_of)
                 wanted.setdefault(selection.group, []).append(needed)
         return {group: sorted(needed)[len(needed) * 3 // 4] for group, needed in wanted.items()}
 
     def pack(self, spec: BatchSpec, selection: Selection, sequences: int, first_sequence: int = 0) -> PackedBatch:
-        """The packed batch of selected examples; `sequences` and `first_sequence` as in `BatchSpec.pack`."""
+        """Packs selected examples; `sequences` and `first_sequence` as in `BatchSpec.pack`."""
         if self._plain:
             return spec.pack(self._shards[0], selection.row, sequences, first_sequence)
         table = self._table(selection)
         return spec.pack(table, np.arange(table.count), sequences, first_sequence)
 
     def names(self, selection: Selection) -> list[str]:
-        """The table that each selected example is from."""
+        """Returns the name of the table of each selected example."""
         return [self._names[table] for table in selection.table]
 
     def read_before(self, place: int) -> dict[str, int]:
-        """How many examples of every table stand before a place of the stream; passes over a table count on."""
+        """Returns the examples of every table before a place of the stream, summed over all passes over the table."""
         read = np.zeros(len(self._names), np.int64)
         for phase in self._phases:
             if phase.start < place:
@@ -147,7 +147,7 @@ class Examples:
         return dict(zip(self._names, read.tolist(), strict=True))
 
     def unread(self, name: str, steps: int) -> np.ndarray:
-        """Rows of one table that the first `steps` batches do not hold, in the order they come in; all where none."""
+        """Returns the rows of one table that the first `steps` batches do not hold, in order; all if none are left."""
         number, place = self._names.index(name), steps * self._batch_size
         count, read = int(self._counts[number]), self.read_before(place)[name]
         if read >= count:
@@ -157,7 +157,7 @@ class Examples:
         phase = self._phases[here]
         if number not in phase.tables:
             return order[read:]
-        # The windows before are read to their ends; the one under way holds rows of its own order.
+        # Earlier windows are read completely; the current one is dealt, so its rows are in another order.
         source = int(np.flatnonzero(phase.tables == number)[0])
         batch = (place - phase.start) // self._batch_size
         if phase.batches == "mixed":
@@ -176,7 +176,7 @@ class Examples:
         return order[~met[order]]
 
     def table(self, name: str, rows: np.ndarray) -> TokenTable:
-        """These rows of one source as a table in memory."""
+        """Returns these rows of one source as a table in memory."""
         return self._table(Selection(np.full(len(rows), self._names.index(name)), np.asarray(rows), 0))
 
     def _lay_out(self, data: Mixture | Curriculum) -> list[_Phase]:
@@ -200,7 +200,7 @@ class Examples:
         return laid_out
 
     def _taken(self, phase: _Phase, places: int) -> np.ndarray:
-        """Examples of each of the phase's tables in its first so many places."""
+        """Returns the examples of each of the phase's tables in its first `places` places."""
         if phase.batches == "mixed":
             return phase.turns.before(np.array([places]))[0]
         batches, rest = divmod(places, self._batch_size)
@@ -223,7 +223,7 @@ class Examples:
                     )
 
     def _deal_window(self, number: int, source: int, window: int) -> _Window:
-        """One window of a phase's batches, or of those of one of its sources."""
+        """Deals one window of a phase's batches; if `source` is not negative, of the batches of that source."""
         phase = self._phases[number]
         first = window * self._window_batches * self._batch_size
         last = first + self._window_batches * self._batch_size
@@ -243,16 +243,16 @@ class Examples:
         for own in np.unique(sources):
             here = sources == own
             row[here] = self._order(int(phase.tables[own]), at[here])
-        # Within one pass over a table, so that no example comes to meet itself.
+        # Dealing stays within one pass over a table, to keep an example of one pass away from the same one in the next.
         groups = np.unique(np.stack([table, passes]), axis=1, return_inverse=True)[1].reshape(-1)
-        if self._shards[0].kind == "text":  # rows of a table are full as they are
+        if self._shards[0].kind == "text":  # the rows of a text table are already full
             return _Window(table, row)
         lengths, keys = self._lengths_and_documents(table, row)
         dealt = deal(groups, lengths, keys, bin_size(self._batch_size), self._batch_size)
         return _Window(table[dealt], row[dealt])
 
     def _lengths_and_documents(self, table: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of each example, and the hash of its document."""
+        """Returns the tokens of each example, and the hash of its document."""
         shard, row = self._in_shards(table, row)
         lengths, documents = np.empty((2, len(row)), np.int64)
         for number in np.unique(shard):
@@ -270,7 +270,7 @@ class Examples:
         return self._gather(shard, row, lengths_only=lengths_only)
 
     def _in_shards(self, table: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The shard of each example, and its row there."""
+        """Returns the shard of each example, and its row there."""
         shard, inner = np.empty_like(row), row.copy()
         for number in np.unique(table):
             here = table == number

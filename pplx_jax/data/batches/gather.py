@@ -1,4 +1,4 @@
-"""Examples out of several token tables as one small table in memory, so that batches know no difference."""
+"""Gathers examples of several token tables into one small table in memory, so that batches read a single table."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pplx_jax.data.tokens.token_table import TokenTable
 
 
 class Gatherer:
-    """Gathers examples of token tables of one stage.
+    """Gathers examples of the token tables of one stage.
 
     Args:
         tables: of the same stage and vocabulary.
 
     Attributes:
-        sources: names of all sources, which `source` of a gathered table counts.
+        sources: names of all sources; `source` of a gathered table is an index into them.
     """
 
     def __init__(self, tables: Sequence[TokenTable]):
@@ -31,11 +31,11 @@ class Gatherer:
         ]
 
     def __call__(self, table: np.ndarray, row: np.ndarray, *, lengths_only: bool = False) -> TokenTable:
-        """The examples `row` [n] of the tables numbered `table` [n], in this order.
+        """Gathers the examples `row` [n] of the tables numbered `table` [n], in this order.
 
         Args:
             table: [n] int; row: [n] int.
-            lengths_only: texts have their lengths but no tokens (all zero, in no memory): enough to pack them.
+            lengths_only: texts have their lengths but no tokens (zeros that take no memory): enough to pack them.
         """
         parts = _Parts(self._tables, np.asarray(table), np.asarray(row), lengths_only)
         build: Callable[[_Parts], dict[str, Any]] = {
@@ -54,7 +54,7 @@ class Gatherer:
 
 
 def example_lengths(table: TokenTable, rows: np.ndarray) -> np.ndarray:
-    """Tokens that each example brings to a batch, int64 [n]; a text that several of them share counts for each."""
+    """Returns the tokens that each example adds to a batch, int64 [n]; a text shared by several counts for each."""
 
     def of(name: str, rows: np.ndarray) -> np.ndarray:
         return table[name].offsets[rows + 1] - table[name].offsets[rows]
@@ -72,7 +72,7 @@ def example_lengths(table: TokenTable, rows: np.ndarray) -> np.ndarray:
 
 
 class _Parts:
-    """The examples wanted, table by table."""
+    """The requested examples, table by table."""
 
     def __init__(self, tables: Sequence[TokenTable], table: np.ndarray, row: np.ndarray, lengths_only: bool):
         self.count = len(row)
@@ -83,7 +83,7 @@ class _Parts:
         ]
 
     def array(self, read: Callable[[TokenTable, np.ndarray, int], np.ndarray]) -> np.ndarray:
-        """What `read` (table, its rows, its number) gives, in the order of the examples."""
+        """Returns the values of `read` (table, its rows, its number), in the order of the examples."""
         first = None
         for number, table, rows, places in self.members:
             values = read(table, rows, number)
@@ -94,15 +94,15 @@ class _Parts:
         return first
 
     def ragged(self, name: str, always: bool = False) -> Ragged:
-        """The texts `name` of the examples, in their order."""
+        """Returns the texts `name` of the examples, in their order."""
         pieces = [(table[name], rows, places) for _, table, rows, places in self.members]
         return self.texts(pieces, self.count, always)
 
     def texts(
         self, pieces: Sequence[tuple[Ragged, np.ndarray, np.ndarray]], count: int, always: bool = False
     ) -> Ragged:
-        """(from, its rows, where they go) of every piece as one `Ragged` of `count` arrays; values, if only lengths
-        are wanted, `always`."""
+        """Joins pieces (source, its rows, their places) into one `Ragged` of `count` arrays. In `lengths_only`, values
+        are read only if `always`."""
         lengths = np.zeros(count, np.int64)
         for texts, rows, places in pieces:
             lengths[places] = texts.offsets[rows + 1] - texts.offsets[rows]
@@ -117,7 +117,7 @@ class _Parts:
         return Ragged(values, offsets)
 
     def padded(self, values: np.ndarray, features: dict[str, Any]) -> np.ndarray:
-        """`values` with zeros for rows that are no examples, where the table has some."""
+        """Returns `values` with zeros for rows that are not examples, if the table has such rows."""
         rows = len(features["query"])
         return np.concatenate([values, np.zeros((rows - len(values), *values.shape[1:]), values.dtype)])
 
@@ -135,7 +135,7 @@ def _pairs(parts: _Parts) -> dict[str, Any]:
 
 
 def _triplets(parts: _Parts) -> dict[str, Any]:
-    """Negatives that are positives of the examples refer to those, the others get rows after the examples."""
+    """Negatives that are positives of the examples refer to those; the others get rows after the examples."""
     negatives = parts.array(lambda table, rows, _: np.asarray(table["negatives"][rows]))
     documents, hashes, total = [], [parts.array(lambda table, rows, _: table["document_hash"][rows])], parts.count
     for _, table, rows, places in parts.members:

@@ -1,6 +1,6 @@
-"""A stateless shuffled order: which example stands at a place of the endless stream.
+"""A stateless shuffled order: which example is at a place of the endless stream.
 
-The order depends on the seed and the number of examples alone, so a run resumes at any place at once. The habit is
+The order depends only on the seed and the number of examples, so a run resumes at any place at once. The method is
 that of levanter `data/_prp.py` (a pseudo-random permutation instead of a shuffled index).
 """
 
@@ -12,11 +12,11 @@ _ROUNDS = 8
 
 
 def shuffled(places: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Examples at the given places of the endless shuffled stream, in time and memory independent of `count`.
+    """Returns the examples at places of the endless shuffled stream, in time and memory independent of `count`.
 
-    Each pass of `count` places is a permutation of `range(count)` of its own: a Feistel network over the
-    least a x b >= count with modular addition (Black and Rogaway, "Ciphers with arbitrary finite domains",
-    2002), walking the cycle for the few values beyond `count`.
+    Each pass of `count` places is a separate permutation of `range(count)`: a Feistel network over the least
+    a x b >= count with modular addition (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002), with
+    cycle walking for the few values beyond `count`.
 
     Args:
         places: [n] integers >= 0.

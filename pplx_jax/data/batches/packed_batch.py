@@ -1,9 +1,9 @@
 """Assembles the packed batch of each stage from a token table and the indices of its examples (numpy only).
 
 Every batch has `tokens`, `segment_ids` (0 = padding), `positions` (restart in every text) and `chunk_ids`
-(pooling slot + 1 of the token within its row; 0 on padding and separators), int32 [B, L], and int32
-references to its texts as (row, slot) pairs. All texts of a batch share its rows; the shapes depend on the
-arguments alone, never on the texts.
+(pooling slot + 1 of the token within its sequence; 0 on padding and separators), int32 [B, L], and int32
+references to its texts as (sequence, slot) pairs. All texts of a batch share its sequences. The shapes depend
+only on the arguments, never on the texts.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from pplx_jax.data.batches import packing
 from pplx_jax.data.tokens.ragged import Ragged, ranges
 from pplx_jax.data.tokens.token_table import TokenTable
 
-_DRAWS = 32  # sampled batches behind an estimate: their mean is known to a fifth of a batch's own deviation
+_DRAWS = 32  # batches sampled for an estimate: the error of their mean is about a fifth of a batch's deviation
 
 
 class PackedBatch(NamedTuple):
-    """A batch and what packing it cost.
+    """A batch and its packing metrics.
 
     Attributes:
         arrays: the model's inputs, all int32.
-        metrics: `fill` (share of the cells that hold a token), `tokens` (their number), `cut_tokens` (tokens
-            that did not fit).
+        metrics: `fill` (share of the cells that hold a token), `tokens` (number of tokens), `cut_tokens`
+            (tokens that did not fit).
     """
 
     arrays: dict[str, np.ndarray]
@@ -36,7 +36,7 @@ class PackedBatch(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """Texts to pack: chunk rows of a ragged feature, and how many of them make each text (None: one)."""
+    """Texts to pack: chunk rows of a ragged feature, and the number of chunks of each text (None: one)."""
 
     feature: Ragged
     chunks: np.ndarray
@@ -50,7 +50,7 @@ class Texts(NamedTuple):
 
 
 def text_batch(table: TokenTable, indices: np.ndarray, *, sequences: int, length: int) -> PackedBatch:
-    """Examples of a diffusion table, with as many to a row as fit; each of their texts is a segment of its own.
+    """Packs examples of a diffusion table, as many per sequence as fit; each of their texts is a separate segment.
 
     Args:
         table: a table of stage diffusion.
@@ -63,7 +63,7 @@ def text_batch(table: TokenTable, indices: np.ndarray, *, sequences: int, length
     text_example = np.repeat(np.arange(len(indices)), texts)
     begins = np.concatenate([first, packed.kept.sum(keepdims=True)])
     text_lengths = np.diff(begins)
-    # Segments are counted along each row.
+    # Segments are numbered along each sequence.
     column = packed.column[text_example] + first - np.repeat(np.cumsum(packed.kept) - packed.kept, texts)
     order = np.lexsort((column, packed.row[text_example]))
     rank = np.arange(len(order)) - np.searchsorted(packed.row[text_example][order], packed.row[text_example][order])
@@ -81,7 +81,7 @@ def text_batch(table: TokenTable, indices: np.ndarray, *, sequences: int, length
 
 
 def _texts_in(table: TokenTable, indices: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the texts of examples begin, counted over all kept tokens of all examples, and how many each has."""
+    """Returns where texts begin, counted over all kept tokens of all examples, and the number of texts per example."""
     starts = np.cumsum(kept) - kept
     if "text_lengths" not in table:
         return starts, np.ones(len(indices), np.int64)
@@ -90,7 +90,7 @@ def _texts_in(table: TokenTable, indices: np.ndarray, kept: np.ndarray) -> tuple
     sizes = lengths.values[ranges(lengths.offsets[indices], counts)].astype(np.int64)
     within = np.cumsum(sizes) - sizes
     within -= np.repeat(within[np.cumsum(counts) - counts], counts)
-    whole = within < np.repeat(kept, counts)  # texts that were cut off with the end of their example
+    whole = within < np.repeat(kept, counts)  # False for texts cut off with the end of their example
     example = np.repeat(np.arange(len(indices)), counts)[whole]
     return (np.repeat(starts, counts) + within)[whole], np.bincount(example, minlength=len(indices))
 
@@ -98,13 +98,13 @@ def _texts_in(table: TokenTable, indices: np.ndarray, kept: np.ndarray) -> tuple
 def pair_batch(
     table: TokenTable, indices: np.ndarray, *, sequences: int, length: int, slots: int, first_sequence: int = 0
 ) -> PackedBatch:
-    """Queries and their documents; adds `query` [N, 2], `document` [N, 2], `document_hash` [N].
+    """Packs queries and their documents; adds `query` [N, 2], `document` [N, 2], `document_hash` [N].
 
     Args:
-        table: a table of stage pair (or triplet, whose negatives are then left alone).
+        table: a table of stage pair (or triplet, whose negatives are then ignored).
         indices: [N] examples.
         sequences: B; length: L; slots: S, texts of a sequence.
-        first_sequence: place of this batch's first sequence in a larger batch, added to every reference.
+        first_sequence: index of this batch's first sequence in a larger batch, added to every reference.
     """
     shape = {"sequences": sequences, "length": length, "slots": slots, "first_sequence": first_sequence}
     arrays, (query, document), metrics = _pack_texts(table, pair_texts(table, indices), **shape)
@@ -122,9 +122,9 @@ def triplet_batch(
     negatives: int | None = None,
     first_sequence: int = 0,
 ) -> PackedBatch:
-    """Queries, documents and hard negatives; adds `negatives` [N, K, 2] to what `pair_batch` gives.
+    """Packs queries, documents and hard negatives; adds `negatives` [N, K, 2] to the arrays of `pair_batch`.
 
-    A document that is the positive of one query and a negative of others is packed once; they all refer to
+    A document that is the positive of one query and a negative of others is packed once, and they all refer to
     it.
 
     Args:
@@ -157,18 +157,18 @@ def contextual_batch(
     chunks: int,
     first_sequence: int = 0,
 ) -> PackedBatch:
-    """Queries and whole documents of several chunks, which the separator joins into one text each.
+    """Packs queries and whole documents; separators join the chunks of a document into one text.
 
-    Adds `query` [N, 2], `chunks` [N, C, 2] ((-1, -1) where a document has fewer), `chunk` [N] (the gold
-    chunk's place in its document), `document_hash` [N], `also_positive` [N, C] bool, the document's further
-    chunks that answer the query (none where the table does not know them). A document with several queries in
-    the batch is packed once.
+    Adds `query` [N, 2], `chunks` [N, C, 2] ((-1, -1) if a document has fewer), `chunk` [N] (index of the gold
+    chunk in its document), `document_hash` [N], and `also_positive` [N, C] bool, the document's other chunks
+    that answer the query (all False if the table does not contain them). A document with several queries in the
+    batch is packed once.
 
     Args:
         table: a table of stage contextual.
         indices: [N] examples.
         sequences: B; length: L; slots: S, chunks and queries of a sequence.
-        chunks: C, the most chunks a document may have.
+        chunks: C, most chunks of a document.
         first_sequence: as in `pair_batch`.
 
     Raises:
@@ -193,7 +193,7 @@ def contextual_batch(
         "document_hash": _int32(table["document_hash"][indices]),
     }
     arrays["also_positive"] = np.zeros((len(indices), chunks), bool)
-    if "also_positive" in table:  # for all hosts' batches have the same arrays
+    if "also_positive" in table:  # optional, but the batches of all hosts have the same arrays
         for own, index in zip(arrays["also_positive"], indices, strict=True):
             own[table["also_positive"][index]] = True
     return PackedBatch(arrays, metrics)
@@ -271,7 +271,7 @@ def _sample(
 def _pack_texts(
     table: TokenTable, texts: Sequence[Texts], *, sequences: int, length: int, slots: int, first_sequence: int = 0
 ) -> tuple[dict[str, np.ndarray], list[np.ndarray], dict[str, float]]:
-    """Packs texts into rows; also returns the (row, slot) of the chunks of each group: int32 [C, 2]."""
+    """Packs texts into sequences; also returns the (sequence, slot) of the chunks of each group: int32 [C, 2]."""
     lengths, counts = _measure(texts)
     packed = packing.pack(lengths, counts, rows=sequences, length=length, slots=slots)
     cells = packed.row * length + packed.column
@@ -292,7 +292,7 @@ def _pack_texts(
         references.append(where[own])
         chunk, cell = own.stop, cell + len(read)
 
-    follows = packed.position > 0  # chunks that a separator joins to the one before
+    follows = packed.position > 0  # chunks that a separator joins to the previous one
     separators = cells[follows] - 1
     arrays["tokens"][separators] = table.separator_id
     arrays["segment_ids"][separators] = packed.segment[follows]
@@ -304,7 +304,7 @@ def _pack_texts(
 
 
 def _measure(texts: Sequence[Texts]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of every chunk [C] and chunks of every text [T], over all groups."""
+    """Returns the tokens of every chunk [C] and the chunks of every text [T], over all groups."""
     lengths = np.concatenate([group.chunk_lengths() for group in texts])
     return lengths, np.concatenate([group.chunk_counts() for group in texts])
 

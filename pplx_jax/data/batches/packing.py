@@ -1,8 +1,8 @@
-"""Places texts of different lengths in a fixed number of rows (numpy only; runs every step, so it is fast).
+"""Packs texts of different lengths into a fixed number of sequences (numpy only; runs every step, so it is fast).
 
-A *text* is what attends to itself: a sentence, a query, a document. It is made of one or more *chunks*, each
-pooled into one vector (late chunking, the contextual stage of arXiv 2602.11151), with one separator token
-between neighbours. A plain text is a text of one chunk. Rows hold `length` tokens and at most `slots` chunks.
+A *text* attends only to itself: a sentence, a query, a document. It consists of one or more *chunks*, with one
+separator token between neighbours. Each chunk is pooled into one vector (late chunking, the contextual stage of
+arXiv 2602.11151). A plain text has one chunk. Sequences hold `length` tokens and at most `slots` chunks.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pplx_jax.core.errors import BadInput
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Where every chunk went. Arrays are int64 [C], in the order the chunks were given.
+    """The place of every chunk. Arrays are int64 [C], in the order of the chunks in the input.
 
     Attributes:
-        row: row of the chunk.
-        column: first token of the chunk within its row.
-        segment: place of its text in the row, counted from 1 (the segment id).
-        slot: pooling slot of the chunk in the row, counted from 0.
+        row: sequence of the chunk.
+        column: first token of the chunk within its sequence.
+        segment: number of its text in the sequence, from 1 (the segment id).
+        slot: pooling slot of the chunk in the sequence, from 0.
         position: first token of the chunk within its text.
-        kept: tokens of the chunk that fitted; the rest of its tail is cut.
+        kept: tokens of the chunk that fit; the rest is cut from its end.
         cut_tokens: tokens cut over all chunks.
     """
 
@@ -40,22 +40,22 @@ class Packing:
 def pack(
     chunk_lengths: np.ndarray, chunk_counts: np.ndarray | None = None, *, rows: int, length: int, slots: int
 ) -> Packing:
-    """Packs every text by best-fit decreasing, shortening long chunks just enough where there is no room.
+    """Packs every text by best-fit decreasing, and shortens long chunks just enough if there is too little space.
 
-    Where there are more tokens than places, the longest chunks are first shortened to one common length. A
-    text that then still fits in no row joins the emptiest, and the longest chunks of that row lose just the
-    tokens that are too many. Short texts (queries) so stay whole, or nearly; no text and no chunk is ever
-    dropped. Deterministic.
+    If there are more tokens than cells, the longest chunks are first shortened to one common length. A text that
+    then still fits in no sequence joins the emptiest one, and the longest chunks of that sequence lose just the
+    excess tokens. So short texts (queries) stay whole or nearly whole; no text and no chunk is ever dropped.
+    Deterministic.
 
     Args:
         chunk_lengths: [C] tokens of each chunk, text by text.
-        chunk_counts: [T] chunks of each text; None where every text is one chunk.
-        rows: rows to fill.
-        length: tokens a row holds.
-        slots: chunks a row holds.
+        chunk_counts: [T] chunks of each text; None if every text is one chunk.
+        rows: number of sequences to fill.
+        length: tokens per sequence.
+        slots: most chunks per sequence.
 
     Raises:
-        BadInput: the slots do not hold all chunks, or the tokens of a row not one token of each.
+        BadInput: there are more chunks than slots, or a sequence has no space for one token of each of its chunks.
     """
     lengths = np.asarray(chunk_lengths, np.int64)
     counts = np.ones(len(lengths), np.int64) if chunk_counts is None else np.asarray(chunk_counts, np.int64)
@@ -88,14 +88,14 @@ def pack(
 def lay_out(
     lengths: np.ndarray, counts: np.ndarray, row_of_text: np.ndarray, order: np.ndarray, *, cut_tokens: int = 0
 ) -> Packing:
-    """Places chunks in rows that are decided: texts in the order they were placed, chunks as they were given.
+    """Places chunks in sequences that are already chosen: texts in the given `order`, chunks in the input order.
 
     Args:
         lengths: [C] tokens of each chunk, text by text.
         counts: [T] chunks of each text.
-        row_of_text: [T] the row of each, which has the room.
-        order: [T] the texts in the order of placing.
-        cut_tokens: handed on.
+        row_of_text: [T] sequence of each text, with enough space for it.
+        order: [T] texts in the order of placing.
+        cut_tokens: copied to the result.
     """
     texts = np.repeat(np.arange(len(counts)), counts)
     sizes = np.bincount(texts, lengths, len(counts)).astype(np.int64) + np.maximum(counts - 1, 0)
@@ -107,7 +107,7 @@ def lay_out(
     slot[placed] = _sum_before(counts[placed], starts_row)
     starts_text = np.diff(texts, prepend=-1) > 0
     place = _sum_before(np.ones(len(texts), np.int64), starts_text)
-    position = _sum_before(lengths, starts_text) + place  # a separator after each chunk before
+    position = _sum_before(lengths, starts_text) + place  # one separator after each earlier chunk
     return Packing(
         row=row_of_text[texts],
         column=column[texts] + position,
@@ -120,10 +120,10 @@ def lay_out(
 
 
 def shorten(lengths: np.ndarray, room: int) -> np.ndarray:
-    """Shortens the longest of `lengths` to one common length (or one more): their sum is at most `room`."""
+    """Shortens the longest of `lengths` to one common length (or one more), so that their sum is at most `room`."""
     ordered = np.sort(lengths)
     remaining = len(ordered) - np.arange(len(ordered))
-    # With the i shortest kept whole the others share the rest; the first above its share is the first cut.
+    # If the i shortest stay whole, the others share the rest. The first one above its share is the first to be cut.
     left = room - (np.cumsum(ordered) - ordered)
     over = np.flatnonzero(ordered > left // remaining)
     if not len(over):
@@ -136,7 +136,7 @@ def shorten(lengths: np.ndarray, room: int) -> np.ndarray:
 
 
 def _sum_before(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Sum of the values before each one within its group; `starts` marks the first of every group."""
+    """Returns the sum of the values before each one within its group; `starts` marks the first of every group."""
     before = np.cumsum(values) - values
     return before - before[starts][np.cumsum(starts) - 1]
 
@@ -144,10 +144,10 @@ def _sum_before(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
 def _best_fit(
     sizes: np.ndarray, counts: np.ndarray, order: np.ndarray, rows: int, length: int, slots: int
 ) -> np.ndarray:
-    """Row of every text, int64 [T]: in `order`, each in the fullest row that takes it, else in the emptiest.
+    """Returns the sequence of every text, int64 [T]: in `order`, the fullest that it fits in, else the emptiest.
 
-    `open_rows[f]` lists the rows with f free tokens and some free slot, and bit f of `free_sizes` says that
-    this list is not empty: the fullest row that takes n tokens is the lowest set bit from n on.
+    `open_rows[f]` lists the sequences with f free tokens and a free slot. Bit f of `free_sizes` says that this
+    list is not empty, so the lowest set bit from n on is the fullest sequence with space for n tokens.
     """
     if counts.sum() > rows * slots:
         raise BadInput(
@@ -173,7 +173,7 @@ def _best_fit(
             left = free - size
             if left >= 0:
                 open_rows[left].append(row)
-            else:  # an overfull row is the last of the full ones to be overfilled again
+            else:  # of the full sequences, overfull ones are overfilled again last
                 left = 0
                 open_rows[0].insert(0, row)
             free_sizes |= 1 << left
@@ -181,7 +181,7 @@ def _best_fit(
 
 
 def _with_slots(open_rows: list[list[int]], free_slots: list[int], size: int, count: int) -> tuple[int, int]:
-    """Best row with `count` free slots: (free tokens, place in its list). A full search, seldom needed."""
+    """Returns (free tokens, place in its list) of the best sequence with `count` free slots. Slow, rarely needed."""
     too_small = min(size, len(open_rows))
     for free in (*range(too_small, len(open_rows)), *range(too_small - 1, -1, -1)):
         for place in range(len(open_rows[free]) - 1, -1, -1):

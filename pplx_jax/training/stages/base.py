@@ -1,4 +1,4 @@
-"""What a stage is to the trainer."""
+"""The interface of a stage for the trainer."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from pplx_jax.models.transformer import Qwen3
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """What a loss may know of its step.
+    """Values of a step that a loss may use.
 
     Attributes:
       rng: the key of the step.
       progress: share of the stage's steps done, float32 in [0, 1).
       mask_id: the vocabulary's mask token.
-      learned: parameters of the loss itself, by the names of `Stage.learned`.
+      learned: parameters of the loss, with the names of `Stage.learned`.
     """
 
     rng: jax.Array
@@ -35,9 +35,9 @@ class Stage:
 
     Attributes:
       name: of the stage, of its folder in the workdir, and of its row in results and reports.
-      starts_from: the stage whose parameters it starts from, if the recipe has that stage; else the initial weights.
+      starts_from: name of the stage whose parameters it starts from, if in the recipe; else the initial weights.
       summary: what it trains on, in a few words for reports and model cards.
-      model_kind: "context_v1" if it trains chunks that see their document, else "v1".
+      model_kind: "context_v1" if it trains chunks in the context of their document, else "v1".
       predicts_tokens: whether it trains the output head; the stages after it drop an untied head.
     """
 
@@ -53,13 +53,13 @@ class Stage:
         raise NotImplementedError
 
     def learned(self) -> dict[str, float]:
-        """Initial values of scalars that belong to the loss and are trained with the model, such as a temperature."""
+        """Returns initial values of scalars of the loss that are trained with the model, such as a temperature."""
         return {}
 
     def predicted_share(self) -> float:
-        """Expected share of the tokens that the output head predicts, for the cost of a step."""
+        """Returns the expected share of the tokens that the output head predicts, for the cost of a step."""
         return 0.0
 
     def loss(self, model: Qwen3, batch: dict[str, jax.Array], step: Step) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The scalar loss of a batch, and metrics to log beside it."""
+        """Returns the scalar loss of a batch, and metrics to log with it."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Stage 3a: chunks that know their document (arXiv 2602.11151, section 2.4)."""
+"""Stage 3a: chunks in the context of their document (arXiv 2602.11151, section 2.4)."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -16,22 +16,22 @@ from pplx_jax.training.stages.contrastive import ContrastiveStage
 
 @dataclasses.dataclass(frozen=True)
 class ContextualStage(ContrastiveStage):
-    """Late chunking: a document's chunks are encoded in one pass and pooled one by one.
+    """Late chunking: a document's chunks are encoded in one pass and pooled separately.
 
-    An example is a document with one of its queries; a row holds at least one document, a slot one chunk or query.
+    An example is a document with one of its queries; a sequence holds at least one document, a slot one chunk or query.
 
-    Attributes, beside those of `ContrastiveStage`:
-      chunks: C, most chunks a document.
+    Attributes in addition to those of `ContrastiveStage`:
+      chunks: C, most chunks of a document.
       margin: of L_global's false-negative mask.
-      mask_duplicates: leave duplicates (`duplicate_groups`) out of L_batch as well; a document serves several queries,
-        and two of them may meet in a batch. Out of L_seq and L_batch also the document's further chunks that answer
-        the query.
+      mask_duplicates: leave duplicates (`duplicate_groups`) out of L_batch as well: a document has several queries, and
+        a batch may hold two of them. Other chunks of the document that answer the query are left out of L_seq and
+        L_batch, too.
       sequence_weight: share of L_seq within L_local.
       beta_start: weight of L_global at the first step.
-      beta_end: and at the last, along half a cosine.
+      beta_end: weight of L_global at the last step; it changes along half a cosine.
     """
 
-    row_length: int = 4224  # 16 chunks of 256 tokens and what joins them
+    row_length: int = 4224  # 16 chunks of 256 tokens, and separators
     slots: int = 64
     chunks: int = 16
     margin: float = 0.1
@@ -59,7 +59,7 @@ class ContextualStage(ContrastiveStage):
         pooled, counts = self.embed(model, batch)
         chunk_valid = batch["chunks"][..., 0] >= 0
         chunks = take_slots(pooled, batch["chunks"])
-        # A document's vector is the mean over all its chunks' tokens, so chunks weigh by their length.
+        # A document's vector is the mean over all its chunks' tokens, so each chunk is weighted by its length.
         tokens = jnp.where(chunk_valid, take_slots(counts, batch["chunks"]), 0.0)[..., None]
         document = jnp.sum(chunks * tokens, axis=1) / jnp.maximum(jnp.sum(tokens, axis=1), 1.0)
         beta = cosine_ramp(self.beta_start, self.beta_end, step.progress)

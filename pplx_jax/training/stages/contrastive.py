@@ -1,4 +1,4 @@
-"""What the contrastive stages share: their fields, and the way from a packed batch to a loss."""
+"""The common part of the contrastive stages: their fields, and the path from a packed batch to a loss."""
 
 import dataclasses
 import math
@@ -23,12 +23,12 @@ _LOG_TEMPERATURE = "log_temperature_above_least"
 
 @dataclasses.dataclass(frozen=True)
 class ContrastiveStage(Stage):
-    """Fields of every contrastive stage.
+    """Base class of the contrastive stages.
 
     Attributes:
       batch_size: N, examples per step; the documents of all of them are candidates for every query.
-      row_length: L, tokens of a sequence; a longer text is cut.
-      slots: S, most texts of a sequence.
+      row_length: L, tokens per sequence; a longer text is cut.
+      slots: S, most texts per sequence.
       microbatches: number of parts in which a batch is encoded, one after another, with the memory of one. The loss
         sees the whole batch and the gradient is the same (`encode_in_microbatches`).
       temperature: tau; the scale of the logits is 1 / tau.
@@ -76,7 +76,7 @@ class ContrastiveStage(Stage):
                 raise BadInput(f"{what}.source_weights: {source!r} weighs {weight}; give 0 or more")
 
     def _shape(self) -> dict[str, Any]:
-        """The fields of `PairBatch` that every contrastive stage sets."""
+        """Returns the fields of `PairBatch` that every contrastive stage sets."""
         return {
             "batch_size": self.batch_size,
             "length": self.row_length,
@@ -91,13 +91,13 @@ class ContrastiveStage(Stage):
         return {_LOG_TEMPERATURE: math.log(self.temperature - self.least_temperature)}
 
     def temperature_at(self, step: Step) -> jax.Array | float:
-        """tau. A learned tau is `least_temperature` plus an exponential, so its gradient is never zero."""
+        """Returns tau. A learned tau is `least_temperature` plus an exponential, so its gradient is never zero."""
         if not self.learn_temperature:
             return self.temperature
         return self.least_temperature + jnp.exp(step.learned[_LOG_TEMPERATURE])
 
     def embed(self, model: Qwen3, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        """Pooled vectors v [B, S, D] of the batch and the tokens of each [B, S]; see `models.embedding.embed`."""
+        """Returns pooled vectors v [B, S, D] of the batch and their tokens [B, S]; see `models.embedding.embed`."""
         sequences = {name: batch[name] for name in _SEQUENCE_ARRAYS}
         if self.microbatches == 1:
             return embed(model, sequences, self.slots)

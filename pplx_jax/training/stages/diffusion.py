@@ -12,11 +12,11 @@ from pplx_jax.training.stages.base import Stage
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionStage(Stage):
-    """Trains on texts alone.
+    """Trains on texts only.
 
     Attributes:
-      batch_size: examples a step: rows of `Lengths.text` tokens, full of texts.
-      row_length: tokens a row.
+      batch_size: examples per step; an example is `Lengths.text` tokens, filled with texts.
+      row_length: tokens per sequence.
       normalizer: what the loss is divided by; see `diffusion_loss`.
       min_time: smallest t.
       random_length_share: share of the texts cut to a random length.

@@ -12,12 +12,12 @@ from pplx_jax.training.stages.contrastive import ContrastiveStage
 
 @dataclasses.dataclass(frozen=True)
 class PairStage(ContrastiveStage):
-    """In-batch negatives, queries among them, with the false-negative mask.
+    """In-batch negatives, including queries, with the false-negative mask.
 
-    Attributes, beside those of `ContrastiveStage`:
+    Attributes in addition to those of `ContrastiveStage`:
       margin: of the false-negative mask.
-      mask_duplicates: leave out duplicates as well: copies of the positive document and of the query, and what those
-        go with (`duplicate_groups`).
+      mask_duplicates: leave out duplicates as well: copies of the positive document and of the query, and the texts
+        paired with them (`duplicate_groups`).
     """
 
     margin: float = 0.1

@@ -15,11 +15,11 @@ _HASHES = ("query_hash", "document_hash", "negative_hash")
 
 @dataclasses.dataclass(frozen=True)
 class TripletStage(ContrastiveStage):
-    """Every document and every hard negative of the batch against each query.
+    """Compares each query with every document and every hard negative of the batch.
 
-    Attributes, beside those of `ContrastiveStage`:
-      negatives: hard negatives of a query that are used, the first of those mined.
-      mask_duplicates: leave out duplicates (`duplicate_groups`), among hard negatives too; the paper has no mask.
+    Attributes in addition to those of `ContrastiveStage`:
+      negatives: hard negatives used per query, the first of the mined ones.
+      mask_duplicates: leave out duplicates (`duplicate_groups`), also among hard negatives; the paper has no mask.
     """
 
     negatives: int = 7

@@ -1,4 +1,4 @@
-"""Dealing keeps examples and groups, and evens out what bins hold."""
+"""Dealing keeps examples and groups, and evens out the tokens of bins."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The order of examples: a bijection in every pass, well mixed, the same wherever a stream is resumed."""
+"""The order of examples: a permutation in every pass, well mixed, the same wherever a stream is resumed."""
 
 import numpy as np
 import pytest

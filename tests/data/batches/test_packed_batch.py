@@ -1,4 +1,4 @@
-"""Packed batches: every reference leads to the tokens the table holds, and no token is there without one."""
+"""Packed batches: every reference leads to the tokens of the table, and every token belongs to a reference."""
 
 import dataclasses
 import types

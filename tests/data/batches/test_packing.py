@@ -1,4 +1,4 @@
-"""Packing: each token in just one place, whole texts, bounded slots, shortening where there is no room."""
+"""Packing: each token in exactly one place, whole texts, bounded slots, shortening if there is too little space."""
 
 import time
 

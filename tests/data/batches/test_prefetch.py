@@ -1,4 +1,4 @@
-"""The background thread: resumable anywhere, errors reach the consumer, and closing ends it."""
+"""The background thread: resumes at any position, errors reach the consumer, and `close` ends it."""
 
 import itertools
 import threading

@@ -1,4 +1,4 @@
-"""Turns: shares held over any window within the bound of the algorithm, anywhere in an endless schedule."""
+"""Turns: sources have their shares of any window within the bound of the algorithm, at any place of the schedule."""
 
 import numpy as np
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What contrastive stages share: microbatches, prefixes, temperature, weights by source; each in every stage."""
+"""Features common to all contrastive stages: microbatches, prefixes, temperature, weights by source."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""A batch of 16,384 with hard negatives in the memory of a small one, as XLA counts it for the compiled step."""
+"""A batch of 16,384 with hard negatives fits in the memory of a small one (XLA's count for the compiled step)."""
 
 import jax
 import numpy as np
