@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from pplx_jax.core.parameter_trees import dotted
@@ -11,12 +12,20 @@ from pplx_jax.models.lookup import EMBEDDING_TABLE
 from pplx_jax.models.transformer import Qwen3, Qwen3Config
 from pplx_jax.parallel.mesh import shardings
 
+# Training draws the key of step n as fold_in(key(seed), n). This number is not a step.
+_INITIALIZATION = np.uint32(1 << 31)
+
+
+def initial_rngs(seed: int) -> nnx.Rngs:
+    """Returns the random stream of initial weights, which shares no key with the steps of a training of this seed."""
+    return nnx.Rngs(jax.random.fold_in(jax.random.key(seed), _INITIALIZATION))
+
 
 def initial_params(config: Qwen3Config, seed: int, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
     """Returns random parameters, the same on any mesh. On a mesh each device makes its own part."""
 
     def initialize():
-        return nnx.to_pure_dict(nnx.state(config.build(nnx.Rngs(seed))))
+        return nnx.to_pure_dict(nnx.state(config.build(initial_rngs(seed))))
 
     layout = None if mesh is None else shardings(jax.eval_shape(initialize), mesh)
     return jax.jit(initialize, out_shardings=layout)()
