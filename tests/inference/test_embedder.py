@@ -293,7 +293,7 @@ def test_a_str_is_not_a_list_of_texts(model):
 def test_half_of_a_surrogate_pair_is_no_text(model):
     with pytest.raises(BadInput, match="texts: entry 1 contains half of a surrogate pair"):
         model.encode(["read", "\udcff"])
-    with pytest.raises(BadInput, match="document 1: entry 0 holds half"):
+    with pytest.raises(BadInput, match="document 1: entry 0 contains half"):
         model.encode_documents([["read"], ["\ud800"]])
 
 
@@ -307,7 +307,7 @@ def test_weights_that_are_not_finite_give_no_vectors(folder, monkeypatch):
     def spoil_the_last(self, ids, chunks, placed, row_length, slots, pooled, done):
         pooled[-1] = np.inf
 
-    monkeypatch.setattr(packed_encoder.PackedEncoder, "_pool_rows", spoil_the_last)
+    monkeypatch.setattr(packed_encoder.PackedEncoder, "_pool_sequences", spoil_the_last)
     with pytest.raises(BadInput, match="document 1 has a non-finite vector"):
         Embedder(folder).encode_documents([["read", "write"], ["", "close"]])
 
