@@ -93,13 +93,13 @@ def test_a_checkpoint_is_a_model_of_its_step(copy, params, monkeypatch):
 @pytest.mark.parametrize(
     "stage, kind, expected",
     [
-        ("contextual", None, "context_v1"),
+        ("contextual", "context_v1", "context_v1"),
         ("diffusion", None, "v1"),
         ("merged", None, "v1"),
         ("imported", "context_v1", "context_v1"),
     ],
 )
-def test_the_kind_follows_from_the_stage_unless_it_is_given(copy, vocabulary, stage, kind, expected):
+def test_the_kind_is_v1_unless_it_is_given(copy, vocabulary, stage, kind, expected):
     describe_model(copy, tiny.tiny_config(vocabulary), vocabulary, stage=stage, kind=kind)
     model = load_model(copy)
     assert (model.kind, model.stage) == (expected, stage)

@@ -307,7 +307,7 @@ def test_the_runner_keeps_what_it_has_without_a_folder(sets):
 def test_a_model_folder_through_the_command_line(sets, tmp_path, capsys):
     vocabulary = tiny_vocabulary(tmp_path)
     config = tiny_config(vocabulary, max_length=64)
-    save_model(tmp_path / "model", config, vocabulary, initial_params(config, 0), stage="contextual")
+    save_model(tmp_path / "model", config, vocabulary, initial_params(config, 0), stage="contextual", kind="context_v1")
     command = (f"--model={tmp_path / 'model'}", f"--task={sets / 'small'}", "--context=both")
     code, found, errors = run(capsys, *command, f"--output={tmp_path / 'out'}")
     assert code == 0 and "ETA" in errors or "text 20/20" in errors

@@ -64,7 +64,7 @@ def params(config) -> dict:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory, config, vocabulary, params) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("model")
-    save_model(folder, config, vocabulary, params, stage="contextual")
+    save_model(folder, config, vocabulary, params, stage="contextual", kind="context_v1")
     return folder
 
 

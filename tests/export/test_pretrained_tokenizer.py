@@ -88,7 +88,7 @@ def test_what_the_tokenizer_would_append_is_not(pretrained, tmp_path):
 def test_parity_of_an_export_with_it(pretrained, config, tmp_path):
     config = dataclasses.replace(config, vocab_size=pretrained.size, layers=1, max_length=256)
     params = jax.tree.map(np.asarray, initial_params(config, 0))
-    save_model(tmp_path / "model", config, pretrained, params, stage="contextual")
+    save_model(tmp_path / "model", config, pretrained, params, stage="contextual", kind="context_v1")
     report = export_hf(tmp_path / "model", tmp_path / "export")
     assert report["parity"]["max_abs_diff"] <= 1e-4
     assert report["parity"]["int8_equal_share"] > 0.999

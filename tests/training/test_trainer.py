@@ -495,7 +495,7 @@ def test_the_first_step_without_a_number_is_named_however_seldom_one_looks(setti
 
 
 def test_a_mesh_larger_than_the_devices_is_refused_before_anything_is_written(setting, tmp_path):
-    with pytest.raises(BadInput, match="wants 64 devices.*lower Mesh.data"):
+    with pytest.raises(BadInput, match="needs 64 devices.*lower Mesh.data"):
         setting.train(tmp_path / "run", "diffusion", mesh=Mesh(data=8, fsdp=8))
     assert not (tmp_path / "run").exists()
 
