@@ -349,6 +349,7 @@ with joined(Processes()):
 """
 
 
+@pytest.mark.slow
 def test_no_process_sees_a_damaged_checkpoint_after_another_one_is_restored(tmp_path):
     outputs = job.finish(job.start_job(_DAMAGED_FOR_TWO, tmp_path, tmp_path / "stage", count=2, devices=1))
     assert [json.loads(output.splitlines()[-1]) for output in outputs] == [[4, [4]]] * 2
