@@ -83,7 +83,7 @@ def test_a_text_over_the_limit_is_an_error_not_a_cut(pipeline, config):
 def test_unknown_quantization_and_dims_raise(pipeline):
     with pytest.raises(ValueError, match="not one of int8"):
         pipeline.encode(["x"], quantization="int4")
-    with pytest.raises(ValueError, match="ask for 1 to 48"):
+    with pytest.raises(ValueError, match="give 1 to 48"):
         pipeline.encode(["x"], dims=64)
     with pytest.raises(ValueError, match="multiple of 8"):
         pipeline.encode(["x"], quantization="ubinary", dims=12)

@@ -127,6 +127,6 @@ def test_a_damaged_index(sharded, content):
 
 
 def test_no_weights_at_all(tmp_path):
-    assert stored_tensors(tmp_path)[1] == [f"neither {SINGLE} nor {INDEX} is there"]
+    assert stored_tensors(tmp_path)[1] == [f"neither {SINGLE} nor {INDEX} exists"]
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"")
     assert f"{INDEX} is missing, the index of" in stored_tensors(tmp_path)[1][0]
