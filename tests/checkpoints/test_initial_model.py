@@ -122,7 +122,7 @@ class TestOrderOfStarts:
         config, vocabulary = model_to_train(None, source), load_vocabulary(source)
         table = tiny.tiny_tables(tmp_path / "tokens", vocabulary)["diffusion"]
         still = jax.jit(lambda state, batch: (state, {"loss": jnp.float32(0)}))
-        monkeypatch.setattr("pplx_jax.training.trainer.make_step", lambda *_, **__: still)
+        monkeypatch.setattr("pplx_jax.training.train_stage.make_step", lambda *_, **__: still)
 
         def run(folder, **sources):
             training = Training(tiny.STAGES["diffusion"], tiny.OPTIMIZER, steps=1)

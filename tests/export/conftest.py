@@ -11,15 +11,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _MODULES = tempfile.TemporaryDirectory(prefix="hf-modules-")
 os.environ.setdefault("HF_MODULES_CACHE", _MODULES.name)
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from helpers.odd_model import odd_config, odd_params  # noqa: E402
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel  # noqa: E402
 from pplx_jax.checkpoints.model_folder import load_model, save_model  # noqa: E402
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary  # noqa: E402
 from pplx_jax.data.tokens.vocabulary import Vocabulary  # noqa: E402
-from pplx_jax.models.parameters import initial_params  # noqa: E402
 from pplx_jax.models.transformer import Qwen3Config  # noqa: E402
 
 
@@ -33,32 +31,12 @@ def vocabulary(tmp_path_factory) -> Vocabulary:
 
 @pytest.fixture(scope="session")
 def config(vocabulary) -> Qwen3Config:
-    return Qwen3Config(
-        vocab_size=vocabulary.size,
-        width=48,
-        mlp_width=96,
-        layers=3,
-        query_heads=4,
-        kv_heads=2,
-        head_dim=16,
-        rope_theta=10_000.0,
-        max_length=1024,
-        embedding_init_std=1.0,
-    )
+    return odd_config(vocabulary.size)
 
 
 @pytest.fixture(scope="session")
 def params(config) -> dict:
-    """Random parameters, scales of norms too: all ones would hide a norm left out or applied twice."""
-    generator = np.random.default_rng(0)
-
-    def scaled(path, leaf):
-        leaf = np.asarray(leaf)
-        if path[-1].key == "scale":
-            leaf = generator.uniform(0.5, 2.0, leaf.shape)
-        return leaf.astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(scaled, initial_params(config, 0))
+    return odd_params(config)
 
 
 @pytest.fixture(scope="session")

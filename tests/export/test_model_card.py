@@ -16,6 +16,10 @@ ContextualStage.prefixes = ()  # default
 """
 
 
+PAIR = {"stage": "pair", "starts_from": None, "summary": "pairs, in-batch negatives", "reads": "pair"}
+TRIPLET = {"stage": "triplet", "starts_from": "pair", "summary": "mined negatives", "reads": "triplet"}
+
+
 def blocks(folder):
     return re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
 
@@ -50,7 +54,7 @@ def workdir(tmp_path):
 
     write("config.gin", SETTINGS)
     write("data/corpus/counts.json", {"files": 12, "held_out": ["jax"], "fingerprint": "abc"})
-    write("pair/finished.json", {"stage": "pair", "steps": 25, "metrics": {"loss": 3.5}})
+    write("pair/finished.json", {**PAIR, "steps": 25, "metrics": {"loss": 3.5}})
     manifest = {
         "count": 90,
         "features": {
@@ -61,7 +65,9 @@ def workdir(tmp_path):
         "lengths": {"query": 32, "document": 96},
     }
     write("data/tokens/pair/manifest.json", manifest)
-    write("triplet/finished.json", {"stage": "triplet", "steps": 7, "metrics": {"loss": 0.5}})
+    write("triplet/finished.json", {**TRIPLET, "steps": 7, "metrics": {"loss": 0.5}})
+    write("contextual/finished.json", {"stage": "contextual", "steps": 3, "metrics": {"loss": 1.5}})
+    write("merged/model.json", {"merged_from": ["pair", "triplet"]})
     scores = {"int8": {"ndcg@10": 0.25}}
     inside = {"int8": {"ndcg@10": 0.75}}
     results = {"pair": scores, "contextual": {**scores, "with_context": inside, "without_context": scores}}

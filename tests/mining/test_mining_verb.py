@@ -122,7 +122,10 @@ def test_pairs_in_shards_of_several_sources_are_mined_together(run, mine, tmp_pa
 def test_what_is_no_pair_table_is_refused_in_one_line(run, mine, tmp_path, capsys):
     vocabulary = load_vocabulary(run / "pair")
     write_table(tmp_path / "text", "text", vocabulary, {"tokens": Ragged.from_arrays([[5, 6]])})
-    for folder, complaint in (("text", "a table of kind text without query"), ("nothing", "manifest.json is missing")):
+    for folder, complaint in (
+        ("text", "a table of kind text without query"),
+        ("nothing", "manifest.json: no such file"),
+    ):
         assert mine(tmp_path / folder, tmp_path / "out") == cli.BAD_INPUT
         assert complaint in capsys.readouterr().err
     assert mine("run/data/tokens/pair", tmp_path / "out", "--shard=0", "--shards=0") == cli.BAD_INPUT

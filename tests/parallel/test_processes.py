@@ -240,7 +240,7 @@ def test_from_the_command_line_all_stop_where_one_is_asked_to(tmp_path):
     assert steps[0] == steps[1]
     assert (tmp_path / "run" / "diffusion" / "checkpoints" / steps[0]).is_dir()
     assert "process 1 of 2: waiting for process 0 at 127.0.0.1:" in said[1]
-    assert "process 0 of 2: all are here: process 0 (" in said[0]
+    assert "process 0 of 2: all processes are connected: process 0 (" in said[0]
 
 
 # --- What is said of them

@@ -68,7 +68,7 @@ def test_a_stage_that_fits(tmp_path, capsys):
     blocks = plan["seconds"]["vocab_scores"] / (product / VOCABULARY_SLOTS["vocab_scores"]["v5e"])
     assert blocks == pytest.approx(math.ceil(0.5005 * plan["tokens_per_step"] / 4 / 2048))
     page = picture.read_text()
-    assert "Memory a chip" in page and "<svg" in page and "MFU" in page
+    assert "Memory per chip" in page and "<svg" in page and "MFU" in page
 
 
 @tpu_compile.needs_libtpu

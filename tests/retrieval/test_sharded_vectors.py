@@ -73,6 +73,7 @@ print(json.dumps([hit["id"] for hit in hits]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["numpy", "faiss"])
 def test_more_shards_than_files_may_be_open(tmp_path, engine):
     rows = [{"id": f"d{number}", "text": f"word {number}"} for number in range(300)]

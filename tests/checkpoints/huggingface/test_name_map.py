@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from helpers.odd_model import odd_config, odd_params
 
 from pplx_jax.checkpoints.huggingface.name_map import from_torch_layout, to_torch_layout
 from pplx_jax.core.errors import BadInput
@@ -10,6 +11,16 @@ from pplx_jax.models.transformer import Qwen3Config
 PUBLISHED = Qwen3Config(
     vocab_size=151936, width=1024, mlp_width=3072, layers=28, query_heads=16, kv_heads=8, head_dim=128
 )
+
+
+@pytest.fixture(scope="module")
+def config():
+    return odd_config(75)
+
+
+@pytest.fixture(scope="module")
+def params(config):
+    return odd_params(config)
 
 
 def test_round_trip_bit_for_bit(params, config):

@@ -50,6 +50,7 @@ def test_offsets_are_read_by_verify_alone(tmp_path):
         open_tables(tmp_path / "pair", verify=True)
 
 
+@pytest.mark.slow
 def test_hundreds_of_shards_open_with_few_descriptors(tmp_path):
     shards = 300
     for shard in range(shards):
