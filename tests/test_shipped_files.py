@@ -14,7 +14,7 @@ import pytest
 from pplx_jax.cli import main as cli
 from pplx_jax.configuration import load
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.tokens.kinds import KINDS
+from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.parallel.rules import RULES
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -116,7 +116,7 @@ def test_declared_sources_take_the_place_of_a_folder_and_add_up_to_the_published
     run = load([f"gin/recipes/{name}.gin", "gin/data/pplx_embed.gin"], DECLARED).arguments["run"]
     sources = {part.name: part for source in run["corpus"].sources for part in source.parts().values()}
     diffusion, pair, _, triplet = run["stages"]
-    tables = {stage: {one: 10**9 for one, part in sources.items() if KINDS[part.kind].folder == stage}
+    tables = {stage: {one: 10**9 for one, part in sources.items() if FOLDERS[part.kind] == stage}
               for stage in STAGE_NAMES}  # fmt: skip
     weights = {f"{source.name}.{language}": weight for source in run["corpus"].sources
                for language, weight in source.languages.items()}  # fmt: skip

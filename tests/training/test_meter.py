@@ -20,16 +20,16 @@ def clock(monkeypatch):
 
 
 def counts(tokens: int, cut: int = 0) -> dict[str, float]:
-    return {"tokens": tokens, "token_pairs": 10 * tokens, "cut_tokens": cut, "fill": tokens / 100}
+    return {"tokens": tokens, "token_pairs": 10 * tokens, "cut_tokens": cut, "cells": 100}
 
 
-def test_rates_are_over_the_stretch_and_shares_of_the_last_batch(clock):
-    found = meter.Meter(CONFIG, shares=1, devices=2)
-    found.read(counts(1000), 9.0)
+def test_rates_are_over_the_span_and_shares_of_the_last_batch(clock):
+    found = meter.Meter(CONFIG, devices=2)
+    found.read(counts(1000), 1000, 9.0)
     clock.now = 50.0
-    found.compiled(45.0)
-    found.read(counts(60), 0.5)
-    found.saved(2.0)
+    found.lost("compile", 45.0)
+    found.read(counts(60), 60, 0.5)
+    found.lost("checkpoint", 2.0)
     clock.now = 54.0
     numbers = found.numbers({"masked_share": 0.25, "loss": 1.0})
     assert numbers["tokens_per_second"] == 1060 / 4.0
@@ -38,8 +38,8 @@ def test_rates_are_over_the_stretch_and_shares_of_the_last_batch(clock):
     assert (numbers["fill"], numbers["cut_tokens"]) == (pytest.approx(0.6), 0)
     assert (numbers["data_wait_seconds"], numbers["checkpoint_seconds"]) == (9.5, 2.0)
     assert numbers["data_wait_share"] == 9.5 / 4.0
-    # The next stretch begins here.
-    found.read(counts(80, cut=3), 0.5)
+    # The next span begins here.
+    found.read(counts(80, cut=3), 80, 0.5)
     clock.now = 56.0
     numbers = found.numbers({"loss": 1.0})
     assert numbers["tokens_per_second"] == 40.0 and numbers["cut_tokens"] == 3 and numbers["fill"] == pytest.approx(0.8)
@@ -49,6 +49,6 @@ def test_rates_are_over_the_stretch_and_shares_of_the_last_batch(clock):
 
 def test_utilization_is_absent_where_the_peak_is_not_known(clock, monkeypatch):
     monkeypatch.setattr(meter, "peak_flops", lambda: None)
-    found = meter.Meter(CONFIG, shares=1, devices=1)
-    found.read(counts(60), 0.0)
+    found = meter.Meter(CONFIG, devices=1)
+    found.read(counts(60), 60, 0.0)
     assert "model_flops_utilization" not in found.numbers({})
