@@ -22,7 +22,8 @@ hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=Tr
 hypothesis.settings.load_profile("repeatable")
 
 TESTS = pathlib.Path(__file__).parent
-SLOW_FOLDERS = ("export", "evaluation/suites/mteb", "training/stages")  # they import PyTorch or train
+# They import PyTorch, train, or compile for GPUs.
+SLOW_FOLDERS = ("export", "evaluation/suites/mteb", "training/stages", "benchmarks")
 _fast = False  # whether the test that runs now is not marked `slow`
 
 

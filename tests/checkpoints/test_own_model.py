@@ -56,6 +56,7 @@ def lab(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_it_trains_and_encodes_by_its_own_class(lab, tmp_path, monkeypatch):
     vocabulary = tiny.tiny_vocabulary(tmp_path)
     tables = tiny.tiny_tables(tmp_path / "tokens", vocabulary)

@@ -9,6 +9,8 @@ from helpers.python_code import write_packages
 from pplx_jax.checkpoints.model_folder import stage_of
 from pplx_jax.cli import main as cli
 
+pytestmark = pytest.mark.slow  # a whole recipe
+
 STAGES = '''
 """A stage of our lab: pairs again, at half the scores."""
 
@@ -111,7 +113,6 @@ def test_it_is_a_row_of_results_and_report(workdir):
     assert "half" in page and page.index(">pair<") < page.index(">half<")
 
 
-@pytest.mark.slow
 def test_its_model_card_says_how_it_was_trained(workdir, tmp_path):
     assert cli.main(["export-hf", str(workdir / "half"), str(tmp_path / "export")]) == cli.DONE
     card = (tmp_path / "export" / "README.md").read_text()

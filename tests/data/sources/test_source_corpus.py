@@ -78,6 +78,7 @@ def test_tokens_that_cannot_be_read_are_refused_before_any_phase(folder, tmp_pat
     assert not (tmp_path / "corpus").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_trains_by_a_curriculum_of_its_sources(folder, tmp_path):
     vocabulary = tiny.tiny_vocabulary(tmp_path)
     counts = corpus_of(folder, drop_overlap=True).tokenize(tmp_path, vocabulary, tmp_path / "tokens", LENGTHS)
