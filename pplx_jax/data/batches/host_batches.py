@@ -197,7 +197,7 @@ def _counts(packed: PackedBatch) -> dict[str, float]:
 
 
 def _rows_of(parts: Mapping[int, np.ndarray], index: tuple[slice, ...] | None) -> np.ndarray:
-    """A range of the global first axis, from the groups that it lies in."""
+    """Returns a range of the global first axis, from the packed groups."""
     size = len(next(iter(parts.values())))
     start, stop, _ = (index or (slice(None),))[0].indices(size * (1 + max(parts)))
     pieces = [
