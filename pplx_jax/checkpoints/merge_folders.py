@@ -41,8 +41,8 @@ def merge_checkpoints(
 def _require_alike(a: pathlib.Path, first: Qwen3Config, b: pathlib.Path, second: Qwen3Config) -> None:
     differing = [
         f"{name} is {getattr(first, name)} and {getattr(second, name)}"
-        for name, value in first.computing.items()
-        if value != second.computing[name]
+        for name in first.computing | second.computing
+        if first.computing.get(name) != second.computing.get(name)
     ]
     if differing:
         raise BadInput(f"merge: {a} and {b} differ: {'; '.join(differing)}; merge two stages of one run")
