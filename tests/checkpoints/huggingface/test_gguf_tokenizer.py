@@ -16,6 +16,7 @@ from pplx_jax.data.tokens.tokenizer_vocabulary import TokenizerVocabulary
 
 STDLIB = pathlib.Path(sysconfig.get_path("stdlib"))
 TEXTS = [
+    (STDLIB / "textwrap.py").read_text(encoding="utf-8"),
     *(STDLIB / "textwrap.py").read_text(encoding="utf-8").splitlines(keepends=True),
     "Numbers 7 42 1234567890 3.14159 1,000 \u0664\u0665 \u00bd x\u00b2 \u2167 0x1F",
     "  two   spaces\t\ttabs \n\n\n lines \r\n and \u00a0 others\u3000. ",
@@ -41,9 +42,9 @@ SPLITTERS = {
 
 @pytest.fixture(scope="module", params=SPLITTERS)
 def original(request):
-    """(rules, tokenizer) trained with the rules on code and numbers."""
+    """(rules, tokenizer). It is trained with GPT-2's rules, so that it has merges that other rules never use."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = SPLITTERS[request.param]()
+    tokenizer.pre_tokenizer = SPLITTERS["gpt-2"]()
     tokenizer.decoder = decoders.ByteLevel()
     if request.param == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
@@ -51,6 +52,7 @@ def original(request):
     trainer = BpeTrainer(vocab_size=900, initial_alphabet=alphabet, show_progress=False)
     code = (STDLIB / "argparse.py").read_text(encoding="utf-8")
     tokenizer.train_from_iterator([code, *TEXTS, *("the year 2024\r\n\r\n  and 1999" for _ in range(50))], trainer)
+    tokenizer.pre_tokenizer = SPLITTERS[request.param]()
     tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in ("<|endoftext|>", "<|fim_pad|>")])
     tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
     return request.param, tokenizer
