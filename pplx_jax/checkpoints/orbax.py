@@ -17,6 +17,7 @@ from absl import logging
 from orbax.checkpoint import checkpoint_managers as managers
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.output_folder import replaced_folder
 from pplx_jax.core.parameter_trees import digest, named_shapes
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.parallel.processes import barrier, is_first, over_processes
@@ -192,6 +193,8 @@ def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
 def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
     """Writes only parameters as a checkpoint (merged and imported models); returns when it is complete.
 
+    In a job of several processes, the first one calls it alone. An earlier checkpoint of this step is replaced.
+
     Host arrays are written without a copy. Their digest is saved next to the checkpoint as STEP.sha256, because this
     format has no checksum.
 
@@ -210,11 +213,13 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
         use_compression=False,
         type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place)),
     )
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    manager = ocp.CheckpointManager(root, options=options, item_handlers=handler)
-    with contextlib.closing(manager):
-        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
-        manager.save(step, args=ocp.args.PyTreeSave(tree, save_args=chunks))
+    # Not with a manager or a checkpointer of Orbax: they would wait for the other processes of the job, and count a
+    # save that these do not make, which blocks the next save that all of them make.
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+    with contextlib.closing(handler), replaced_folder(root / str(step)) as checkpoint:
+        item: Any = checkpoint / "default"  # Orbax's annotations name a path type that is not pathlib's
+        item.mkdir()
+        handler.save(item, args=ocp.args.PyTreeSave(tree, save_args=chunks))
     _digest_file(root / str(step)).write_text(digest(tree["params"]) + "\n", encoding="utf-8")
 
 

@@ -7,6 +7,7 @@ docs/appendix-processes.md). These connections therefore open before `jax.distri
 A message is one line of JSON. Process 0 listens on the coordinator's interface until all processes are connected. It
 accepts only a first message with the job's token, the job's number of processes and a free index. It logs and ignores
 any other connection. JAX's service on the neighbouring port has no authentication, so the token need not be a secret.
+When all are connected, it compares what they run and refuses the whole job if that differs.
 """
 
 import asyncio
@@ -17,13 +18,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from absl import logging
 
-from pplx_jax.core.errors import PROCESS_LOST, BadInput, ProcessLost
-from pplx_jax.parallel.connections import MESSAGE_BYTES, Peer, refusal_of
+from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, ProcessLost
+from pplx_jax.parallel.connections import MESSAGE_BYTES, Peer, connected, refusal_of
+from pplx_jax.parallel.same_job import difference
+from pplx_jax.parallel.stuck import Place, Watch, here
 
 _BEATS = 6  # heartbeats in `silence_seconds`
 _REMINDER_SECONDS = 15.0
@@ -47,14 +50,18 @@ class Heartbeat:
       token: the same for all processes of the job.
       startup_seconds: the longest wait until every process is connected.
       silence_seconds: a process that sends nothing for this long counts as dead.
+      stuck_seconds: see `Watch`.
+      about: what this process runs; see `difference`.
       end: called with the reason and an exit code when another process died or failed; ends this process by default.
 
     Attributes:
+      index: of this process.
       names: index -> "process 1 (host, pid 7)" of every connected process.
 
     Raises:
       ProcessLost: some processes did not connect in time; the message names them.
-      BadInput: process 0 refused this process: its index is taken, or it belongs to another job.
+      BadInput: process 0 refused this process: its index is taken, or it belongs to another job; or it refused the
+        job, because a process runs something else than process 0.
     """
 
     def __init__(
@@ -67,44 +74,59 @@ class Heartbeat:
         token: str,
         startup_seconds: float,
         silence_seconds: float,
+        stuck_seconds: float = 0.0,
+        about: Mapping[str, str] | None = None,
         end: Callable[[str, int], None] | None = None,
     ):
         self.name = f"process {index} ({socket.gethostname()}, pid {os.getpid()})"
         self.names = {index: self.name}
-        self._index, self._count, self._place = index, count, f"process {index} of {count}"
-        self._hello = {"token": token, "count": count, "index": index, "name": self.name}
+        self.index, self._count, self._place = index, count, f"process {index} of {count}"
+        self._hello = {"token": token, "count": count, "index": index, "name": self.name, "about": dict(about or {})}
+        self._differing: dict[int, str] = {}  # process 0: how another process differs from it
+        self._stuck_seconds, self._place_now = stuck_seconds, (0, "the start")
         self._startup, self._silence, self._end = startup_seconds, silence_seconds, end or _end_process
         self._peers: dict[int, Peer] = {}  # process 0: all others; another process: process 0
-        self._started = self._failing = self._closing = False
-        self._complete = asyncio.Event()
-        self._arrived: dict[str, set[int]] = collections.defaultdict(set)  # process 0: who is at a barrier
-        self._gates: dict[str, asyncio.Event] = collections.defaultdict(asyncio.Event)
-        self._tasks: list[asyncio.Task] = []  # the event loop itself keeps no reference to them
+        self._started = self._closing = False
+        self._failure: int | None = None  # the exit code of an error of this process
+        self._ended = asyncio.Event()  # process 0 has told this process to stop
         self._loop = asyncio.new_event_loop()
+        self._complete = asyncio.Event()
+        self._arrived: dict[str, dict[int, Any]] = collections.defaultdict(dict)  # process 0: who is at a barrier
+        self._gates: dict[str, asyncio.Future] = collections.defaultdict(self._loop.create_future)
+        self._tasks: list[asyncio.Task] = []  # the event loop itself keeps no reference to them
         threading.Thread(target=self._loop.run_forever, name="pplx_jax-heartbeat", daemon=True).start()
         self._wait_for(self._listen(port) if isinstance(port, socket.socket) else self._join(host, port))
 
-    def barrier(self, name: str) -> None:
-        """Waits, without a time limit, until every process is at the barrier of this name."""
-        self._wait_for(self._pass(name))
+    def at(self, place: str) -> None:
+        """Says where this process is. All processes say the same places in the same order."""
+        self._place_now = self._place_now[0] + 1, place
+
+    def barrier(self, name: str, value: Any = None) -> list[Any]:
+        """Waits, without a time limit, until every process is at the barrier of this name.
+
+        Returns:
+          The value (anything that JSON can hold) of every process, by index.
+        """
+        self.at(f"the wait for all processes after {name}")
+        return self._wait_for(self._pass(name, value))
 
     def close(self, failure: str | None = None, code: int = PROCESS_LOST) -> None:
         """Leaves the job. With a `failure`, the other processes exit with `code`.
 
-        They are told after `_GRACE_SECONDS`. If the failure is only a consequence of another process's death (a broken
-        collective), that death is known by then and `end` is called with it. If all processes fail for the same
-        reason, each one has failed by then and reports its own error.
+        Process 0 knows it at once, and tells the others after `_GRACE_SECONDS`. If all processes fail for the same
+        reason, each one has failed by then and reports its own error. If the failure is only a consequence of another
+        process's death (a broken collective), that death is known by then and `end` is called with it.
         """
         global _failed
         if failure is None:
             self._wait_for(self._leave())
         else:
-            self._wait_for(self._fail(f"{self.name} failed: {failure}", code))
+            self._wait_for(self._fail(f"{self.name} {failure}", code))
             _failed = True  # the connections stay open until this process exits
 
-    def _wait_for(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Runs a coroutine in the event loop and waits for it; signal handlers run meanwhile."""
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+    def _wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Runs a coroutine in the event loop and waits for its result; signal handlers run meanwhile."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     async def _listen(self, server: socket.socket) -> None:
         """On process 0: waits until all processes are connected."""
@@ -126,6 +148,10 @@ class Heartbeat:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._complete.wait(), min(rest, _REMINDER_SECONDS))
         listening.close()
+        if self._differing:
+            reason = self._differing[min(self._differing)]
+            self._tell({"refused": reason})
+            raise BadInput(reason)
         self._tell({"names": [self.names[index] for index in range(self._count)]})
         self._start()
 
@@ -135,10 +161,10 @@ class Heartbeat:
         logging.info("%s: waiting for process 0 at %s:%d, %.0f s more", self._place, host, port, self._startup)
         while True:
             try:
+                peer = await connected(host, port, self._startup, self._place)
+                peer.send(self._hello)
                 # A little longer than process 0 waits, which then names the missing ones.
                 async with asyncio.timeout(max(deadline - time.monotonic(), 0.0) + _LAST_SECONDS):
-                    peer = Peer(*await asyncio.open_connection(host, port, limit=MESSAGE_BYTES))
-                    peer.send(self._hello)
                     answer = await peer.receive()
                 if not answer.keys().isdisjoint(("refused", "missing", "names")):
                     break
@@ -162,7 +188,7 @@ class Heartbeat:
         self._start()
 
     def _start(self) -> None:
-        self._started = True
+        self._started, self._watch = True, Watch(self.names, self._stuck_seconds)
         self._spawn(self._beat())
         logging.info("%s: all processes are connected: %s", self._place, ", ".join(self.names.values()))
 
@@ -180,6 +206,12 @@ class Heartbeat:
             return writer.close()
         index = hello["index"]
         self.names[index], self._peers[index] = hello["name"], peer
+        self._differing.pop(index, None)
+        if differing := difference(self._hello["about"], hello.get("about")):
+            self._differing[index] = (
+                f"{hello['name']} does not run what {self.name} runs: {differing}; start the same version with the "
+                "same recipe and flags on every host"
+            )
         if len(self.names) == self._count:
             self._complete.set()
         return await self._read(index, peer)
@@ -195,20 +227,33 @@ class Heartbeat:
                 case {"bye": _}:
                     self._peers.pop(index, None)
                     return peer.writer.close()
-                case {"stop": reason, "code": code, "died": died} if died or not self._failing:
+                case {"failed": reason, "code": code}:
+                    peer.failure = reason, code
+                    if self.index == 0:
+                        self._spawn(self._stop_later(reason, code))
+                case {"stop": reason, "code": code, "died": died}:
                     self._spawn(self._stop(reason, code, died))  # meanwhile this reads on, until the other is gone
-                case {"at": name}:
-                    self._arrive(name, index)
-                case {"go": name}:
-                    self._gates[name].set()
+                case {"at": place}:
+                    self._watch.note(index, Place(*place), peer.heard)
+                case {"behind": report}:
+                    logging.warning("%s: %s", self._place, report)
+                case {"arrived": name, "value": value}:
+                    self._arrive(name, index, value)
+                case {"go": name, "values": values}:
+                    self._gates[name].set_result(values)
 
     async def _beat(self) -> None:
         """Sends heartbeats, and finds the processes that send none."""
         beat, before = self._silence / _BEATS, time.monotonic()
         while True:
             await asyncio.sleep(beat)
-            self._tell({})
-            now = time.monotonic()
+            place, now = here(*self._place_now), time.monotonic()
+            if self.index == 0:
+                self._tell({})
+                self._watch.note(0, place, now)
+                await self._look(now)
+            else:
+                self._tell({"at": place})
             paused, before = now - before > 2 * beat, now
             for index, peer in list(self._peers.items()):
                 if paused:  # this process did not run, and what the others sent meanwhile is still unread
@@ -216,53 +261,78 @@ class Heartbeat:
                 elif now - peer.heard > self._silence:
                     await self._lose(index, f"has not been heard of for {self._silence:g} s")
 
+    async def _look(self, now: float) -> None:
+        """On process 0: reports who is behind to every process, and ends the job if they are stuck."""
+        if (found := self._watch.report(now)) is None:
+            return
+        report, stuck = found
+        if stuck:
+            return await self._stop(f"{report}; it is stuck", PROCESS_LOST, died=True)
+        logging.warning("%s: %s", self._place, report)
+        self._tell({"behind": report})
+
     async def _lose(self, index: int, what: str) -> None:
         lost = self._peers.pop(index, None)
-        if lost is not None and self._started:
+        if lost is not None and lost.failure is not None:
+            await self._stop(*lost.failure)
+        elif lost is not None and self._started:
             await self._stop(f"{self.names[index]} {what}", PROCESS_LOST, died=True)
         elif lost is not None:
             logging.warning("%s: %s left before the start", self._place, self.names.pop(index))
 
-    async def _stop(self, reason: str, code: int, died: bool) -> None:
-        """Ends this process because another one died or failed."""
-        if not self._closing:
-            await self._say_last(reason, code, died)
-            self._end(f"{reason}; {self._place} stops too", code)
+    async def _stop(self, reason: str, code: int, died: bool = False) -> None:
+        """Ends this process because another one died or failed, unless it reports an error of its own."""
+        self._ended.set()
+        # A broken collective may follow from a death. Bad input and SIGTERM never do.
+        if self._closing or self._failure in (BAD_INPUT, PREEMPTED) or (self._failure is not None and not died):
+            return
+        await self._say_last(reason, code, died)
+        self._end(f"{reason}; {self._place} stops too", code)
+
+    async def _stop_later(self, reason: str, code: int) -> None:
+        await asyncio.sleep(_GRACE_SECONDS)
+        await self._stop(reason, code)
 
     async def _say_last(self, reason: str, code: int, died: bool = False) -> None:
         """Tells the others to stop. Process 0 then waits until they are gone: JAX aborts them when its service ends."""
         self._closing, deadline = True, time.monotonic() + _LAST_SECONDS
         self._tell({"stop": reason, "code": code, "died": died})
-        while self._index == 0 and self._peers and time.monotonic() < deadline:
+        while self.index == 0 and self._peers and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
 
     async def _fail(self, reason: str, code: int) -> None:
-        self._failing = True
-        await asyncio.sleep(_GRACE_SECONDS)
-        await self._say_last(reason, code)
+        self._failure = code
+        self._tell({"failed": reason, "code": code})
+        if self.index == 0:
+            await asyncio.sleep(_GRACE_SECONDS)
+            await self._say_last(reason, code)
+            return
+        with contextlib.suppress(TimeoutError):  # stays, so that its exit breaks no collective before all are told
+            await asyncio.wait_for(self._ended.wait(), 2 * _GRACE_SECONDS + _LAST_SECONDS)
 
     async def _leave(self) -> None:
         self._closing = True
-        self._tell({"bye": self._index})
+        self._tell({"bye": self.index})
         for peer in self._peers.values():
             peer.writer.write_eof()  # to close it here could discard the message
         self._peers.clear()
 
-    async def _pass(self, name: str) -> None:
+    async def _pass(self, name: str, value: Any) -> list[Any]:
         gate = self._gates[name]
-        if self._index == 0:
-            self._arrive(name, 0)
+        if self.index == 0:
+            self._arrive(name, 0, value)
         else:
-            self._tell({"at": name})
-        await gate.wait()
+            self._tell({"arrived": name, "value": value})
+        values = await gate
         del self._gates[name]
+        return values
 
-    def _arrive(self, name: str, index: int) -> None:
-        self._arrived[name].add(index)
+    def _arrive(self, name: str, index: int, value: Any) -> None:
+        self._arrived[name][index] = value
         if len(self._arrived[name]) == self._count:
-            del self._arrived[name]
-            self._tell({"go": name})
-            self._gates[name].set()
+            values = [value for _, value in sorted(self._arrived.pop(name).items())]
+            self._tell({"go": name, "values": values})
+            self._gates[name].set_result(values)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(self._loop.create_task(coroutine))

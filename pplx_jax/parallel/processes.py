@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import os
+import pathlib
 import secrets
 import signal
 import socket
@@ -24,9 +25,10 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pplx_jax.core.errors import BAD_INPUT, PROCESS_LOST, BadInput, Preempted, ProcessLost
+from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost
 from pplx_jax.parallel.connections import listening
 from pplx_jax.parallel.heartbeat import Heartbeat
+from pplx_jax.parallel.same_job import unseen_by, what_runs
 
 _JAX_HEARTBEAT_SECONDS = 60  # without a `Heartbeat`, JAX ends the other processes after this time
 
@@ -46,6 +48,8 @@ class Processes:
       process_id: index of this process, from 0. Default: JAX_PROCESS_ID of the environment.
       startup_seconds: the longest wait until all processes are connected.
       silence_seconds: a process that sends no heartbeat for this long counts as dead, and the others exit.
+      stuck_seconds: all processes exit if none moves on for this long and those that the others wait for use no
+        processor time; 0 for never. Who is behind is logged before that.
     """
 
     coordinator: str | None = None
@@ -53,6 +57,7 @@ class Processes:
     process_id: int | None = None
     startup_seconds: float = 300.0
     silence_seconds: float = 30.0
+    stuck_seconds: float = 600.0
 
     def resolved(self, environment: Mapping[str, str] | None = None) -> "Processes":
         """Returns these settings with missing values taken from the environment.
@@ -98,13 +103,17 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined(processes: Processes) -> Iterator[None]:
+def joined(processes: Processes, about: Mapping[str, str] | None = None) -> Iterator[None]:
     """Joins this process to its job within a `with` block; does nothing for a single process.
 
     Enter it before the first use of JAX. A failure in the block is sent to the other processes, which then exit.
 
+    Args:
+      processes: the job.
+      about: what this process runs; the job is refused if it differs between processes. See `what_runs`.
+
     Raises:
-      BadInput: as `Processes.resolved`, or process 0 refused this process, or a port of process 0 is taken.
+      BadInput: as `Processes.resolved`, or process 0 refused this process or the job, or a port of process 0 is taken.
       ProcessLost: a process did not connect in time.
     """
     global _job
@@ -124,15 +133,15 @@ def joined(processes: Processes) -> Iterator[None]:
         if found.coordinator == "auto":
             logging.info("waiting up to %g s for the other processes that JAX finds here", found.startup_seconds)
             jax.distributed.initialize(**settings)
-            _job = _connected_after_jax(found)
+            _job = _connected_after_jax(found, about)
         else:
             host, _, port = str(found.coordinator).rpartition(":")
             index, count = int(found.process_id or 0), int(found.num_processes or 1)
+            place: int | socket.socket = int(port) + 1
             if index == 0:
                 listening("", int(port)).close()  # JAX would crash if its port were taken
-                _job = _connected(found, host, listening(host, int(port) + 1), index, count, found.coordinator)
-            else:
-                _job = _connected(found, host, int(port) + 1, index, count, found.coordinator)
+                place = listening(host, int(port) + 1)
+            _job = _connected(found, host, place, index, count, str(found.coordinator), about)
             jax.distributed.initialize(
                 found.coordinator,
                 count,
@@ -146,8 +155,11 @@ def joined(processes: Processes) -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, Preempted) and error.together:
             raise
-        failure = f"{type(error).__name__}: {error}"[:500]
-        code = BAD_INPUT if isinstance(error, BadInput) else PROCESS_LOST
+        failure, code = f"failed: {type(error).__name__}: {error}"[:500], PROCESS_LOST
+        if isinstance(error, BadInput):
+            code = BAD_INPUT
+        elif isinstance(error, Preempted):
+            failure, code = "was stopped by SIGTERM", PREEMPTED
         raise
     finally:
         if _job is not None:
@@ -164,12 +176,16 @@ def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*arguments: Any, processes: Processes = Processes(), **keywords: Any) -> Any:  # noqa: B008 - frozen
         given = {name: keywords.pop(name) for name in _FLAGS if name in keywords}
-        with joined(dataclasses.replace(processes, **given)):
+        named = signature.bind_partial(*arguments, **keywords).arguments
+        found = dataclasses.replace(processes, **given)
+        with joined(found, what_runs(function, named) if found.resolved().several else None):
+            if "workdir" in named:
+                _require_shared(pathlib.Path(named["workdir"]))
             return function(*arguments, **keywords)
 
+    signature = inspect.signature(function)
     # A recipe may bind `processes`, but not the flags, which differ between machines. Without the signature, and with
     # __wrapped__, gin would use the parameters of `function`.
-    signature = inspect.signature(function)
     added = inspect.Parameter("processes", inspect.Parameter.KEYWORD_ONLY, default=Processes(), annotation=Processes)
     vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), added])
     del vars(run)["__wrapped__"]
@@ -182,6 +198,12 @@ _FLAGS = ("coordinator", "num_processes", "process_id", "startup_seconds")
 def is_first() -> bool:
     """Returns whether this is process 0, which writes the files that exist once."""
     return jax.process_index() == 0
+
+
+def at(place: str) -> None:
+    """Says where this process is, for a report if it is behind. All processes say the same places in the same order."""
+    if _job is not None:
+        _job.at(place)
 
 
 def barrier(name: str) -> None:
@@ -263,21 +285,41 @@ def over_processes(numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
     return dict(zip(numbers, found.T, strict=True))
 
 
+def _require_shared(folder: pathlib.Path) -> None:
+    """Raises BadInput unless all processes see the same folder. Collective."""
+    if _job is None:
+        return
+    if unseen := unseen_by(folder, _job.index == 0, _job.barrier):
+        names = ", ".join(_job.names[index] for index in unseen)
+        raise BadInput(
+            f"{names} does not see in {folder} what {_job.names[0]} writes there; mount the same file system or bucket "
+            "on every host, or give another --workdir"
+        )
+
+
 def _connected(
-    processes: Processes, host: str, port: int | socket.socket, index: int, count: int, token: str | None
+    processes: Processes,
+    host: str,
+    port: int | socket.socket,
+    index: int,
+    count: int,
+    token: str,
+    about: Mapping[str, str] | None,
 ) -> Heartbeat:
     return Heartbeat(
         host,
         port,
         index,
         count,
-        token=str(token),
+        token=token,
+        about=about,
         startup_seconds=processes.startup_seconds,
         silence_seconds=processes.silence_seconds,
+        stuck_seconds=processes.stuck_seconds,
     )
 
 
-def _connected_after_jax(processes: Processes) -> Heartbeat | None:
+def _connected_after_jax(processes: Processes, about: Mapping[str, str] | None) -> Heartbeat | None:
     """Returns the heartbeat of processes that JAX found; None if they cannot reach the port of process 0."""
     if jax.process_count() == 1:
         return None
@@ -289,7 +331,7 @@ def _connected_after_jax(processes: Processes) -> Heartbeat | None:
     letters = np.frombuffer(said.encode().ljust(_SAID_BYTES), np.uint8)
     host, port, token = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(letters))))
     try:
-        return _connected(processes, host, server or port, jax.process_index(), jax.process_count(), token)
+        return _connected(processes, host, server or port, jax.process_index(), jax.process_count(), token, about)
     except ProcessLost as error:
         logging.warning(
             "%s. The job goes on; if a process dies, JAX ends the others within %d s and gives only its number",

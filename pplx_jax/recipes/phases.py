@@ -25,7 +25,7 @@ from pplx_jax.mining.choice import Mining
 from pplx_jax.mining.mine import mine_table
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.models.transformer import Qwen3Config
-from pplx_jax.parallel.processes import barrier, is_first
+from pplx_jax.parallel.processes import at, barrier, is_first
 from pplx_jax.training.settings import Training
 
 
@@ -42,6 +42,7 @@ class Phases:
 
     def __call__(self, name: str, work: Callable[[], Any], everyone: bool = False) -> Any:
         """Returns the result of `work`, or the result that an earlier start of the run saved."""
+        at(f"phase {name}")
         marker = self._folder / f"{name}.json"
         if not marker.exists() and (everyone or is_first()):
             logging.info("phase: %s", name)

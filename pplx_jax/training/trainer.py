@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from pplx_jax.core.errors import Preempted
 from pplx_jax.data.batches.host_batches import Batch, HostBatches
-from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first, over_processes
+from pplx_jax.parallel.processes import Agreement, PreemptionNotice, at, is_first, over_processes
 from pplx_jax.training.goodput import Goodput
 from pplx_jax.training.meter import Meter
 from pplx_jax.training.nonfinite import first_nonfinite
@@ -86,11 +86,14 @@ class Trainer:
         # Every process runs the same phases in this order. Deciding, fetching for a log and saving are collective: if
         # one process left one out, the others would block. Metrics are checked before hooks see them and before a
         # save, so no non-finite parameters are ever saved.
+        name = self._training.stage.name
         with self._stopping:
             for step in range(self.first_step + 1, self.last_step + 1):
                 for hook in self._hooks:
                     hook.before_step(step)
+                at(f"{name} step {step}, reading the batch")
                 batch = self._clock.read(self._batches)
+                at(f"{name} step {step}")
                 self.state, metrics = self._step_function(self.state, batch.arrays)
                 self._unfetched.append((step, metrics))
                 saves, stops = self._stopping.decide(step, self.state.step)

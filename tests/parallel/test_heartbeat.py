@@ -114,21 +114,21 @@ def test_heartbeats_keep_a_quiet_job_alive():
 
 
 def test_a_failure_is_told_in_its_own_words(job):
-    job.processes[1].close("NonFiniteLoss: pair step 3: loss is nan")
+    job.processes[1].close("failed: NonFiniteLoss: pair step 3: loss is nan")
     for index in (0, 2):
         assert "failed: NonFiniteLoss: pair step 3: loss is nan" in job.ends[index].get(timeout=10)
     assert job.codes == [PROCESS_LOST] * 2
 
 
 def test_the_others_of_a_job_that_is_refused_end_as_it_does(job):
-    job.processes[1].close("BadInput: no corpus", BAD_INPUT)
+    job.processes[1].close("failed: BadInput: no corpus", BAD_INPUT)
     for index in (0, 2):
         assert "failed: BadInput: no corpus" in job.ends[index].get(timeout=10)
     assert job.codes == [BAD_INPUT] * 2
 
 
 def test_processes_that_fail_of_the_same_cause_report_their_own_errors(job):
-    job.close("BadInput: no corpus", BAD_INPUT)
+    job.close("failed: BadInput: no corpus", BAD_INPUT)
     assert all(ends.empty() for ends in job.ends)
 
 
@@ -149,7 +149,7 @@ def test_the_first_tells_its_failure_to_all_before_it_hears_of_one_gone(job):
         loop.call_soon(cut, job.peer(1))
 
     job.processes[1]._end = exit_at_once
-    first.close("BadInput: no corpus", BAD_INPUT)
+    first.close("failed: BadInput: no corpus", BAD_INPUT)
     for index in (1, 2):
         assert f"{first.name} failed: BadInput: no corpus" in job.ends[index].get(timeout=10)
 
@@ -168,7 +168,7 @@ def test_the_first_exits_last(job, monkeypatch):
 
     for index in (1, 2):
         job.processes[index]._end = exits_later(index)
-    first.close("OSError: its disk is gone")
+    first.close("failed: OSError: its disk is gone")
     assert sorted(ended) == [1, 2]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import tiny
 from helpers.python_code import write_packages
+from helpers.small_recipe import SCORES, STAGES, STEPS, command
 
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.cli import main as cli
@@ -23,41 +24,9 @@ from pplx_jax.training.train_stage import FINISHED
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("diffusion", "pair", "contextual", "triplet")
-STEPS = 4
-SCORES = ("bm25", "random", *STAGES, "merged")
-SMALL = (
-    "VOCABULARY=370",
-    "PythonCorpus.held_out=('gamma',)",
-    "Qwen3Config.width=32",
-    "Qwen3Config.mlp_width=32",
-    "Qwen3Config.query_heads=2",
-    "Qwen3Config.head_dim=16",
-    *(f"{stage}/Training.steps={STEPS}" for stage in STAGES),
-    "Logging.every_steps=1",
-    "Checkpointing.every_steps=1",
-    "Optimizer.warmup_steps=1",
-    "pair/Optimizer.warmup_steps=1",
-    "DiffusionStage.batch_size=16",
-    "PairStage.batch_size=16",
-    "ContextualStage.batch_size=4",
-    "TripletStage.batch_size=8",
-    "Mining.examples=0",
-    "Mining.first_rank=2",
-    "Mining.last_rank=40",
-    "Mining.ceiling=2.0",
-)
-
-
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
     return write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
-
-
-def command(packages, workdir, *params):
-    bindings = [*SMALL, f"PythonCorpus.roots=('{packages}',)", *params]
-    flags = [f"--gin_param={binding}" for binding in bindings]
-    return ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={workdir}", *flags]
 
 
 def complaint(arguments, capsys) -> str:
