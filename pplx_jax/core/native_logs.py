@@ -25,11 +25,16 @@ def silent_native_stderr() -> Iterator[None]:
         os.close(saved)
 
 
+def has_tpu(devices: pathlib.Path = pathlib.Path("/dev")) -> bool:
+    """Returns whether this machine has TPU chips."""
+    return any(any(devices.glob(chips)) for chips in _TPU_CHIPS)
+
+
 def skip_absent_tpu(devices: pathlib.Path = pathlib.Path("/dev")) -> None:
     """Sets environment variables that libtpu would otherwise ask the network for, if the machine has no TPU chips.
 
     Call it before JAX is first used. libtpu finds no TPU in either case, but without this it logs long errors.
     """
-    if not any(any(devices.glob(chips)) for chips in _TPU_CHIPS):
+    if not has_tpu(devices):
         for name, answer in _ANSWERS.items():
             os.environ.setdefault(name, answer)

@@ -63,11 +63,33 @@ async def connected(host: str, port: int, seconds: float, place: str) -> Peer:
         async with asyncio.timeout(seconds):
             return Peer(*await asyncio.open_connection(host, port, limit=MESSAGE_BYTES))
     except TimeoutError:
-        raise ProcessLost(
-            f"{place}: no answer from process 0 at {host}:{port} for {seconds:.0f} s. The host is down, or a "
-            f"firewall drops the packets: open this port and its neighbour between the hosts of the job, or give "
-            "--coordinator another port"
-        ) from None
+        raise _no_answer(host, port, seconds, place) from None
+
+
+def wait_for_port(host: str, port: int, seconds: float, place: str) -> None:
+    """Waits until process 0 accepts connections on a port. See `connected` for the arguments.
+
+    Raises:
+      ProcessLost: as `connected`, or the port stays closed for `seconds`.
+    """
+    deadline, patience = time.monotonic() + seconds, min(seconds, _NO_ANSWER_SECONDS)
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=patience).close()
+        except TimeoutError:
+            raise _no_answer(host, port, patience, place) from None
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ProcessLost(f"{place} cannot reach process 0 at {host}:{port} ({error})") from None
+            time.sleep(0.2)
+
+
+def _no_answer(host: str, port: int, seconds: float, place: str) -> ProcessLost:
+    return ProcessLost(
+        f"{place}: no answer from process 0 at {host}:{port} for {seconds:.0f} s. The host is down, or a firewall "
+        "drops the packets: open this port and its neighbour between the hosts of the job, or give --coordinator "
+        "another port"
+    )
 
 
 def refusal_of(hello: Mapping[str, Any], expected: Mapping[str, Any], names: Mapping[int, str]) -> str | None:

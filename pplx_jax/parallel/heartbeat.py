@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -52,6 +52,7 @@ class Heartbeat:
       silence_seconds: a process that sends nothing for this long counts as dead.
       stuck_seconds: see `Watch`.
       about: what this process runs; see `difference`.
+      hosts: of the processes by index, if they are known.
       end: called with the reason and an exit code when another process died or failed; ends this process by default.
 
     Attributes:
@@ -76,6 +77,7 @@ class Heartbeat:
         silence_seconds: float,
         stuck_seconds: float = 0.0,
         about: Mapping[str, str] | None = None,
+        hosts: Sequence[str] = (),
         end: Callable[[str, int], None] | None = None,
     ):
         self.name = f"process {index} ({socket.gethostname()}, pid {os.getpid()})"
@@ -83,7 +85,7 @@ class Heartbeat:
         self.index, self._count, self._place = index, count, f"process {index} of {count}"
         self._hello = {"token": token, "count": count, "index": index, "name": self.name, "about": dict(about or {})}
         self._differing: dict[int, str] = {}  # process 0: how another process differs from it
-        self._stuck_seconds, self._place_now = stuck_seconds, (0, "the start")
+        self._hosts, self._stuck_seconds, self._place_now = hosts, stuck_seconds, (0, "the start")
         self._startup, self._silence, self._end = startup_seconds, silence_seconds, end or _end_process
         self._peers: dict[int, Peer] = {}  # process 0: all others; another process: process 0
         self._started = self._closing = False
@@ -132,15 +134,17 @@ class Heartbeat:
         """On process 0: waits until all processes are connected."""
         deadline = time.monotonic() + self._startup
         listening = await asyncio.start_server(self._serve, sock=server, limit=MESSAGE_BYTES)
-        while missing := ", ".join(str(index) for index in range(self._count) if index not in self.names):
+        while missing := ", ".join(self._label(index) for index in range(self._count) if index not in self.names):
             rest = deadline - time.monotonic()
             if rest <= 0:
                 listening.close()
-                reason = (
-                    f"{self._place} waited {self._startup:g} s for process {missing}; start {self._count} processes "
-                    f"with the same --coordinator, --num_processes {self._count} and --process_id from 0 to "
-                    f"{self._count - 1}"
+                how = (
+                    "the same command on every host, and see why it ended on those"
+                    if self._hosts
+                    else f"{self._count} processes with the same --coordinator, --num_processes {self._count} and "
+                    f"--process_id from 0 to {self._count - 1}"
                 )
+                reason = f"{self._place} waited {self._startup:g} s for process {missing}; start {how}"
                 self._tell({"missing": reason})
                 raise ProcessLost(reason)
             logging.info("%s: waiting for process %s, %.0f s more", self._place, missing, rest)
@@ -154,6 +158,9 @@ class Heartbeat:
             raise BadInput(reason)
         self._tell({"names": [self.names[index] for index in range(self._count)]})
         self._start()
+
+    def _label(self, index: int) -> str:
+        return f"{index} on {self._hosts[index]}" if self._hosts else str(index)
 
     async def _join(self, host: str, port: int) -> None:
         """On another process: connects to process 0 and waits until all processes are connected."""

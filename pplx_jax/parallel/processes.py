@@ -16,7 +16,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,9 +26,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost
-from pplx_jax.parallel.connections import listening
+from pplx_jax.parallel.connections import listening, wait_for_port
 from pplx_jax.parallel.heartbeat import Heartbeat
 from pplx_jax.parallel.same_job import unseen_by, what_runs
+from pplx_jax.parallel.tpu_hosts import tpu_hosts
 
 _JAX_HEARTBEAT_SECONDS = 60  # without a `Heartbeat`, JAX ends the other processes after this time
 
@@ -117,7 +118,12 @@ def joined(processes: Processes, about: Mapping[str, str] | None = None) -> Iter
       ProcessLost: a process did not connect in time.
     """
     global _job
-    found = processes.resolved()
+    found, hosts = processes.resolved(), ()
+    if found.coordinator == "auto" and (tpu := tpu_hosts(os.environ)):
+        hosts = tuple(tpu.names)
+        found = dataclasses.replace(
+            found, coordinator=tpu.coordinator, num_processes=len(hosts), process_id=tpu.index
+        ).resolved()
     if not found.several or _job is not None:
         yield
         return
@@ -141,7 +147,9 @@ def joined(processes: Processes, about: Mapping[str, str] | None = None) -> Iter
             if index == 0:
                 listening("", int(port)).close()  # JAX would crash if its port were taken
                 place = listening(host, int(port) + 1)
-            _job = _connected(found, host, place, index, count, str(found.coordinator), about)
+            _job = _connected(found, host, place, index, count, str(found.coordinator), about, hosts)
+            if index > 0:  # JAX would wait for the whole time, and abort
+                wait_for_port(host, int(port), found.startup_seconds, f"process {index} of {count}")
             jax.distributed.initialize(
                 found.coordinator,
                 count,
@@ -177,9 +185,9 @@ def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any, processes: Processes = Processes(), **keywords: Any) -> Any:  # noqa: B008 - frozen
         given = {name: keywords.pop(name) for name in _FLAGS if name in keywords}
         named = signature.bind_partial(*arguments, **keywords).arguments
-        found = dataclasses.replace(processes, **given)
+        found, joins = dataclasses.replace(processes, **given), _job is None
         with joined(found, what_runs(function, named) if found.resolved().several else None):
-            if "workdir" in named:
+            if joins and "workdir" in named:
                 _require_shared(pathlib.Path(named["workdir"]))
             return function(*arguments, **keywords)
 
@@ -305,6 +313,7 @@ def _connected(
     count: int,
     token: str,
     about: Mapping[str, str] | None,
+    hosts: Sequence[str] = (),
 ) -> Heartbeat:
     return Heartbeat(
         host,
@@ -313,6 +322,7 @@ def _connected(
         count,
         token=token,
         about=about,
+        hosts=hosts,
         startup_seconds=processes.startup_seconds,
         silence_seconds=processes.silence_seconds,
         stuck_seconds=processes.stuck_seconds,

@@ -24,6 +24,7 @@ from pplx_jax.training.train_stage import FINISHED
 
 pytestmark = pytest.mark.slow
 
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
     return write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
