@@ -4,10 +4,6 @@ JAX's coordination service cannot do this through its public API: when a process
 with SIGABRT, without the names of the missing ones, the reason of a failure or an exit code (measured in
 docs/appendix-processes.md). These connections therefore open before `jax.distributed.initialize`.
 
-A message is one line of JSON. Process 0 listens on the coordinator's interface until all processes are connected. It
-accepts only a first message with the job's token, the job's number of processes and a free index. It logs and ignores
-any other connection. JAX's service on the neighbouring port has no authentication, so the token need not be a secret.
-When all are connected, it compares what they run and refuses the whole job if that differs.
 """
 
 import asyncio
@@ -16,31 +12,27 @@ import contextlib
 import os
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
-from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, ProcessLost
-from pplx_jax.parallel.connections import MESSAGE_BYTES, Peer, connected, refusal_of
-from pplx_jax.parallel.same_job import difference
+from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST
+from pplx_jax.core.native_logs import write_last_line
+from pplx_jax.parallel.connections import Peer
+from pplx_jax.parallel.roll_call import RollCall
 from pplx_jax.parallel.stuck import Place, Watch, here
 
 _BEATS = 6  # heartbeats in `silence_seconds`
-_REMINDER_SECONDS = 15.0
-_HELLO_SECONDS = 10.0  # for the first message of a connection
 _GRACE_SECONDS = 2.0  # from a failure until the other processes are told; see `Heartbeat.close`
 _LAST_SECONDS = 5.0  # the longest time that process 0 waits for the others to exit first
 
 _failed = False  # this process has told the others that it failed
 
 
-class Heartbeat:
+class Heartbeat(RollCall):
     """The connections of one process; `close` them when the work is done.
-
-    All `async` methods run in one event loop on a daemon thread, so they need no locks.
 
     Args:
       host: where process 0 runs.
@@ -54,15 +46,6 @@ class Heartbeat:
       about: what this process runs; see `difference`.
       hosts: of the processes by index, if they are known.
       end: called with the reason and an exit code when another process died or failed; ends this process by default.
-
-    Attributes:
-      index: of this process.
-      names: index -> "process 1 (host, pid 7)" of every connected process.
-
-    Raises:
-      ProcessLost: some processes did not connect in time; the message names them.
-      BadInput: process 0 refused this process: its index is taken, or it belongs to another job; or it refused the
-        job, because a process runs something else than process 0.
     """
 
     def __init__(
@@ -80,28 +63,19 @@ class Heartbeat:
         hosts: Sequence[str] = (),
         end: Callable[[str, int], None] | None = None,
     ):
-        self.name = f"process {index} ({socket.gethostname()}, pid {os.getpid()})"
-        self.names = {index: self.name}
-        self.index, self._count, self._place = index, count, f"process {index} of {count}"
-        self._hello = {"token": token, "count": count, "index": index, "name": self.name, "about": dict(about or {})}
-        self._differing: dict[int, str] = {}  # process 0: how another process differs from it
-        self._hosts, self._stuck_seconds, self._place_now = hosts, stuck_seconds, (0, "the start")
-        self._startup, self._silence, self._end = startup_seconds, silence_seconds, end or _end_process
-        self._peers: dict[int, Peer] = {}  # process 0: all others; another process: process 0
+        self._stuck_seconds, self._place_now = stuck_seconds, (0, "the start")
+        self._silence, self._end = silence_seconds, end or _end_process
         self._started = self._closing = False
         self._failure: int | None = None  # the exit code of an error of this process
         self._ended = asyncio.Event()  # process 0 has told this process to stop
-        self._loop = asyncio.new_event_loop()
-        self._complete = asyncio.Event()
         self._arrived: dict[str, dict[int, Any]] = collections.defaultdict(dict)  # process 0: who is at a barrier
-        self._gates: dict[str, asyncio.Future] = collections.defaultdict(self._loop.create_future)
-        self._tasks: list[asyncio.Task] = []  # the event loop itself keeps no reference to them
-        threading.Thread(target=self._loop.run_forever, name="pplx_jax-heartbeat", daemon=True).start()
-        self._wait_for(self._listen(port) if isinstance(port, socket.socket) else self._join(host, port))
+        self._gates: dict[str, asyncio.Future] = collections.defaultdict(lambda: self._loop.create_future())
+        super().__init__(host, port, index, count, token, startup_seconds, about or {}, hosts)
 
-    def at(self, place: str) -> None:
-        """Says where this process is. All processes say the same places in the same order."""
-        self._place_now = self._place_now[0] + 1, place
+    def at(self, place: str = "") -> None:
+        """Says where this process is; "" is the next wait at the same place."""
+        moves, before = self._place_now
+        self._place_now = moves + 1, place or before
 
     def barrier(self, name: str, value: Any = None) -> list[Any]:
         """Waits, without a time limit, until every process is at the barrier of this name.
@@ -126,102 +100,10 @@ class Heartbeat:
             self._wait_for(self._fail(f"{self.name} {failure}", code))
             _failed = True  # the connections stay open until this process exits
 
-    def _wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        """Runs a coroutine in the event loop and waits for its result; signal handlers run meanwhile."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
-
-    async def _listen(self, server: socket.socket) -> None:
-        """On process 0: waits until all processes are connected."""
-        deadline = time.monotonic() + self._startup
-        listening = await asyncio.start_server(self._serve, sock=server, limit=MESSAGE_BYTES)
-        while missing := ", ".join(self._label(index) for index in range(self._count) if index not in self.names):
-            rest = deadline - time.monotonic()
-            if rest <= 0:
-                listening.close()
-                how = (
-                    "the same command on every host, and see why it ended on those"
-                    if self._hosts
-                    else f"{self._count} processes with the same --coordinator, --num_processes {self._count} and "
-                    f"--process_id from 0 to {self._count - 1}"
-                )
-                reason = f"{self._place} waited {self._startup:g} s for process {missing}; start {how}"
-                self._tell({"missing": reason})
-                raise ProcessLost(reason)
-            logging.info("%s: waiting for process %s, %.0f s more", self._place, missing, rest)
-            self._complete.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._complete.wait(), min(rest, _REMINDER_SECONDS))
-        listening.close()
-        if self._differing:
-            reason = self._differing[min(self._differing)]
-            self._tell({"refused": reason})
-            raise BadInput(reason)
-        self._tell({"names": [self.names[index] for index in range(self._count)]})
-        self._start()
-
-    def _label(self, index: int) -> str:
-        return f"{index} on {self._hosts[index]}" if self._hosts else str(index)
-
-    async def _join(self, host: str, port: int) -> None:
-        """On another process: connects to process 0 and waits until all processes are connected."""
-        deadline = time.monotonic() + self._startup
-        logging.info("%s: waiting for process 0 at %s:%d, %.0f s more", self._place, host, port, self._startup)
-        while True:
-            try:
-                peer = await connected(host, port, self._startup, self._place)
-                peer.send(self._hello)
-                # A little longer than process 0 waits, which then names the missing ones.
-                async with asyncio.timeout(max(deadline - time.monotonic(), 0.0) + _LAST_SECONDS):
-                    answer = await peer.receive()
-                if not answer.keys().isdisjoint(("refused", "missing", "names")):
-                    break
-                raise ValueError("another program answers there")
-            except (OSError, ValueError) as caught:
-                error = str(caught)
-                if time.monotonic() > deadline:
-                    raise ProcessLost(
-                        f"{self._place} waited {self._startup:g} s for process 0 at {host}:{port} "
-                        f"({error or 'no answer'}); start process 0 there, or set --coordinator to the host where it "
-                        "runs"
-                    ) from None
-                await asyncio.sleep(0.2)
-        match answer:
-            case {"refused": reason}:
-                raise BadInput(reason)
-            case {"missing": reason}:
-                raise ProcessLost(reason)
-        self.names, self._peers[0] = dict(enumerate(answer["names"])), peer
-        self._spawn(self._read(0, peer))
-        self._start()
-
     def _start(self) -> None:
         self._started, self._watch = True, Watch(self.names, self._stuck_seconds)
         self._spawn(self._beat())
         logging.info("%s: all processes are connected: %s", self._place, ", ".join(self.names.values()))
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Handles a connection to process 0."""
-        peer = Peer(reader, writer)
-        try:
-            hello = await asyncio.wait_for(peer.receive(), _HELLO_SECONDS)
-            if refusal := refusal_of(hello, self._hello, self.names):
-                peer.send({"refused": refusal})
-                raise ValueError(refusal)
-        except (OSError, ValueError) as error:
-            address = writer.get_extra_info("peername")
-            logging.warning("%s: ignored a connection from %s: %s", self._place, address, str(error) or "no message")
-            return writer.close()
-        index = hello["index"]
-        self.names[index], self._peers[index] = hello["name"], peer
-        self._differing.pop(index, None)
-        if differing := difference(self._hello["about"], hello.get("about")):
-            self._differing[index] = (
-                f"{hello['name']} does not run what {self.name} runs: {differing}; start the same version with the "
-                "same recipe and flags on every host"
-            )
-        if len(self.names) == self._count:
-            self._complete.set()
-        return await self._read(index, peer)
 
     async def _read(self, index: int, peer: Peer) -> None:
         """Handles the messages of another process until it leaves or dies."""
@@ -341,13 +223,6 @@ class Heartbeat:
             self._tell({"go": name, "values": values})
             self._gates[name].set_result(values)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(self._loop.create_task(coroutine))
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        for peer in self._peers.values():
-            peer.send(message)
-
 
 def leave(code: int) -> None:
     """Exits at once if this process told the others that it failed; JAX would wait for them at a normal exit."""
@@ -361,5 +236,5 @@ def _end_process(reason: str, code: int) -> None:
     """Exits at once: the main thread may wait forever in a collective with the lost process."""
     if code == PROCESS_LOST:
         reason += "; start all processes again with the same command to resume from the last checkpoint"
-    print(f"pplx-jax: {reason}", file=sys.stderr, flush=True)
+    write_last_line(f"pplx-jax: {reason}")
     os._exit(code)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import inspect
 import pathlib
+import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 import pplx_jax
 
 _VISIBLE_SECONDS = 15.0  # the longest time until a shared file system shows a file that another host wrote
+_ORIGIN = re.compile(r"\s+# [^'\"]*$")  # where a binding comes from
 _PLAIN = (str, int, float, bool)
 
 
@@ -26,7 +28,7 @@ def what_runs(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dic
       function: the function that all processes call.
       arguments: its arguments by name; `config_text` is the resolved recipe.
     """
-    recipe = str(arguments.get("config_text", "")).splitlines()
+    recipe = [_ORIGIN.sub("", line) for line in str(arguments.get("config_text", "")).splitlines()]
     flags = {name: value for name, value in arguments.items() if name != "config_text" and isinstance(value, _PLAIN)}
     return {
         "version of pplx-jax": f"{importlib.metadata.version('pplx-jax')} (files {_digest_of_package()})",

@@ -12,7 +12,8 @@ from absl import logging
 
 from pplx_jax.core.errors import Preempted
 from pplx_jax.data.batches.host_batches import Batch, HostBatches
-from pplx_jax.parallel.processes import Agreement, PreemptionNotice, at, is_first, over_processes
+from pplx_jax.parallel.agreement import Agreement, PreemptionNotice
+from pplx_jax.parallel.processes import at, is_first, over_processes
 from pplx_jax.training.goodput import Goodput
 from pplx_jax.training.meter import Meter
 from pplx_jax.training.nonfinite import first_nonfinite

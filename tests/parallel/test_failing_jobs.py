@@ -52,13 +52,13 @@ def test_each_process_reports_its_own_bad_input(tmp_path):
     train = ["train", "--stage=pair", *command(tmp_path, tmp_path / "run")[1:]]
     codes, lines = ends(start([train] * 4))
     assert codes == [BAD_INPUT] * 4, lines
-    assert all(line.startswith("error: ") and "vocabulary" in line and "process" not in line for line in lines), lines
+    assert all(line.startswith("error: cannot read vocabulary") and "stops too" not in line for line in lines), lines
 
 
-@pytest.mark.parametrize("to", [(0, 1, 2), (1,), (0,)])
+@pytest.mark.parametrize("to", [(0, 1), (1,)])
 def test_sigterm_while_the_first_works_alone_stops_all(tmp_path, to):
     packages = write_packages(tmp_path / "code", ("alpha", "beta", "gamma"))
-    running = start([[*command(packages, tmp_path / "run", "Mesh.fsdp=-1"), "--until=data"]] * 3)
+    running = start([[*command(packages, tmp_path / "run", "Mesh.fsdp=-1"), "--until=data"]] * 2)
     while not (tmp_path / "run" / "phases" / "vocabulary.json").exists():  # the next phase takes long
         assert all(process.poll() is None for process in running), ends(running)
         time.sleep(0.02)
@@ -66,7 +66,7 @@ def test_sigterm_while_the_first_works_alone_stops_all(tmp_path, to):
     for index in to:
         running[index].send_signal(signal.SIGTERM)
     codes, lines = ends(running)
-    assert codes == [PREEMPTED] * 3, lines
+    assert codes == [PREEMPTED] * 2, lines
     assert not (tmp_path / "run" / "phases" / "tokenize.json").exists()
     for index, line in enumerate(lines):
         own, other = "stopped by SIGTERM; the same command resumes", "was stopped by SIGTERM; process"
@@ -115,4 +115,4 @@ def test_a_process_that_is_stuck_is_named_by_all(tmp_path):
     assert codes == [PROCESS_LOST] * 2, lines
     for line in lines:
         assert re.search(r"no process has moved on for \d+ s: waiting for process 1 \(.*\), in pair step 2 \(", line)
-        assert "training/trainer.py:" in line and "the others wait in pair step 3" in line and "it is stuck" in line
+        assert "training/trainer.py:" in line and "the others wait in pair step 2" in line and "it is stuck" in line

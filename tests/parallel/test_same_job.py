@@ -22,7 +22,8 @@ ARGUMENTS = {"workdir": "/a", "config_text": "A.b = 1\nProcesses.process_id = 0\
 
 def test_two_starts_of_one_command_are_equal():
     one = what_runs(run, ARGUMENTS)
-    other = what_runs(run, {**ARGUMENTS, "config_text": ARGUMENTS["config_text"].replace("_id = 0", "_id = 1")})
+    text = ARGUMENTS["config_text"].replace("_id = 0", "_id = 1").replace("A.b = 1", "A.b = 1  # --gin_param:3")
+    other = what_runs(run, {**ARGUMENTS, "config_text": text})
     assert difference(one, other) is None
     assert one["version of pplx-jax"] and one["version of jax"]
 
