@@ -41,8 +41,9 @@ class Processes:
     """The number of processes and how they find each other; by default a single process.
 
     Attributes:
-      coordinator: HOST:PORT of process 0, the same text for all processes; the next port is used too. "auto": JAX finds
-        all three values itself (Cloud TPU, GKE, Slurm). Default: JAX_COORDINATOR_ADDRESS of the environment.
+      coordinator: HOST:PORT of process 0, the same text for all processes; the next port is used too. "auto": all
+        three values are found, see `tpu_hosts`; elsewhere than on Cloud TPU by JAX (Slurm). Default:
+        JAX_COORDINATOR_ADDRESS of the environment.
       num_processes: number of processes. Default: JAX_NUM_PROCESSES of the environment.
       process_id: index of this process, from 0. Default: JAX_PROCESS_ID of the environment.
       startup_seconds: the longest wait until all processes are connected.
@@ -158,6 +159,7 @@ def joined(processes: Processes, about: Mapping[str, str] | None = None) -> Iter
         # JAX installs its own handler; here `PreemptionNotice` handles SIGTERM.
         signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         yield
+        barrier("the work")  # nobody leaves while another one may still fail, or be waited for in JAX's shutdown
     except BaseException as error:
         if isinstance(error, Preempted) and error.together:
             raise

@@ -102,7 +102,7 @@ def require(stage, step, numbers):
     require_finite(stage, step, numbers)
 
 loop._require_finite = require
-with joined(Processes(stuck_seconds=8)):
+with joined(Processes(coordinator="auto", stuck_seconds=8)):
     import jax
     run(setting, output / "stuck", "pair", mesh=Mesh(data=2), packing_groups=2, steps=5, log_every_steps=1)
 """
@@ -110,7 +110,8 @@ with joined(Processes(stuck_seconds=8)):
 
 def test_a_process_that_is_stuck_is_named_by_all(tmp_path):
     tiny.tiny_tables(tmp_path, tiny.tiny_vocabulary(tmp_path))
-    running = job.start_job(STUCK, tmp_path, tmp_path, count=2, devices=1)
+    slice_of_two = {"TPU_WORKER_HOSTNAMES": "127.0.0.1,127.0.0.1", "JAX_COORDINATOR_PORT": str(job.free_ports())}
+    running = [job.start(STUCK, tmp_path, tmp_path, TPU_WORKER_ID=str(index), **slice_of_two) for index in range(2)]
     codes, lines = ends(running)
     assert codes == [PROCESS_LOST] * 2, lines
     for line in lines:

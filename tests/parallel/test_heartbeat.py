@@ -294,6 +294,18 @@ def test_a_port_that_never_answers_is_told_from_one_that_is_closed(monkeypatch):
             connect(port, 1, 2)
 
 
+def test_a_port_is_waited_for_until_it_opens():
+    port = free_ports()
+    with pytest.raises(ProcessLost, match=f"process 1 of 2 cannot reach process 0 at 127.0.0.1:{port}"):
+        connections.wait_for_port(HOST, port, 0.3, "process 1 of 2")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(connections.wait_for_port, HOST, port, 20.0, "process 1 of 2")
+        time.sleep(0.3)
+        assert not waiting.done()
+        with socket.create_server((HOST, port)):
+            waiting.result(timeout=20)
+
+
 def test_who_is_missing_is_named_by_the_first_and_told_to_the_others():
     port = free_ports()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
