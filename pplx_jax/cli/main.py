@@ -174,7 +174,6 @@ def _arguments(
     about = {
         "config_text": config.resolved(),
         "fingerprint": config.fingerprint,
-        "settings": config.settings,
     }
     offered = {**about, **config.arguments.get(verb.recipe or verb.function, {})}
     arguments = {name: value for name, value in offered.items() if name in parameters} | given
