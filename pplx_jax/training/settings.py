@@ -76,6 +76,8 @@ class Training:
       logging: when metrics are written.
       remat_policy: which intermediate results of a block are saved for the backward pass, see
         `Qwen3Config.remat_policy`; if None, that of the model. What fits in memory depends on the batch.
+      skip_nonfinite: number of steps whose loss or gradient may be non-finite: each leaves parameters and optimizer as
+        they are, and the stage goes on with the next batch. One more such step fails the stage.
     """
 
     stage: Stage
@@ -86,10 +88,12 @@ class Training:
     checkpointing: Checkpointing = Checkpointing()
     logging: Logging = Logging()
     remat_policy: tuple[str, ...] | None = None
+    skip_nonfinite: int = 0
 
     def __post_init__(self):
         for name in ("steps", "packing_groups"):
             require(getattr(self, name) >= 1, self, name, "1 or more")
+        require(self.skip_nonfinite >= 0, self, "skip_nonfinite", "0 or more steps")
 
     def model(self, config: Qwen3Config) -> Qwen3Config:
         """Returns the encoder as this stage trains it: without a head if the stage predicts no tokens."""
