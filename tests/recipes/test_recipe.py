@@ -150,7 +150,8 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, t
     for stage in STAGES:
         one, two = (read_metrics(folder / stage / "metrics.jsonl") for folder in (finished, workdir))
         assert [(row["step"], row["loss"]) for row in one] == [(row["step"], row["loss"]) for row in two]
-    assert_equal_params(finished / "merged", workdir / "merged")
+    for folder in (*STAGES, "merged"):
+        assert_equal_params(finished / folder, workdir / folder)
 
 
 def assert_equal_params(one: pathlib.Path, two: pathlib.Path) -> None:
