@@ -83,7 +83,7 @@ class Heartbeat(RollCall):
         Returns:
           The value (anything that JSON can hold) of every process, by index.
         """
-        self.at(f"the wait for all processes after {name}")
+        self.at()
         return self._wait_for(self._pass(name, value))
 
     def close(self, failure: str | None = None, code: int = PROCESS_LOST) -> None:

@@ -88,7 +88,7 @@ def unseen_by(folder: pathlib.Path, is_first: bool, barrier: Callable[[str, Any]
             probe = folder / f".seen-{secrets.token_hex(8)}"
             probe.write_text("The processes of a job look for this file.\n", encoding="utf-8")
     name = barrier("a probe of the shared folder", probe and probe.name)[0]
-    everywhere = barrier("the probe", name is None or is_first or _appears(folder / name))
+    everywhere = barrier("the probe", name is None or is_first or appears(folder / name))
     if probe is not None:
         probe.unlink(missing_ok=True)
         if created:
@@ -96,7 +96,9 @@ def unseen_by(folder: pathlib.Path, is_first: bool, barrier: Callable[[str, Any]
     return [index for index, sees in enumerate(everywhere) if not sees]
 
 
-def _appears(path: pathlib.Path) -> bool:
+def appears(path: pathlib.Path) -> bool:
+    """Returns whether a file that another process has written is there; waits while a file system remembers that it was
+    not."""
     deadline = time.monotonic() + _VISIBLE_SECONDS
     while not path.exists():
         if time.monotonic() > deadline:
