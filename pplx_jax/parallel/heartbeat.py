@@ -134,7 +134,7 @@ class Heartbeat(RollCall):
     async def _beat(self) -> None:
         """Sends heartbeats, and finds the processes that send none."""
         beat, before = self._silence / _BEATS, time.monotonic()
-        while True:
+        while not self._closing:
             await asyncio.sleep(beat)
             place, now = here(*self._place_now), time.monotonic()
             if self.index == 0:
