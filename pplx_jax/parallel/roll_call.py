@@ -105,6 +105,7 @@ class RollCall:
                 self._tell({"missing": reason})
                 raise ProcessLost(reason)
             logging.info("%s: waiting for process %s, %.0f s more", self._place, missing, rest)
+            self._tell({"waiting": f"process {missing}, {rest:.0f} s more"})
             self._complete.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._complete.wait(), min(rest, _REMINDER_SECONDS))
@@ -128,7 +129,8 @@ class RollCall:
                 peer = await connected(host, port, self._startup, self._place)
                 peer.send(self._hello)
                 async with asyncio.timeout(max(deadline - time.monotonic(), 0.0) + _LONGER_SECONDS):
-                    answer = await peer.receive()
+                    while "waiting" in (answer := await peer.receive()):
+                        logging.info("%s: process 0 is waiting for %s", self._place, answer["waiting"])
                 if not answer.keys().isdisjoint(("refused", "missing", "names")):
                     break
                 raise ValueError("another program answers there")

@@ -13,7 +13,7 @@ import pytest
 from helpers.job import free_ports
 
 from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, ProcessLost
-from pplx_jax.parallel import connections, stuck
+from pplx_jax.parallel import connections, roll_call, stuck
 from pplx_jax.parallel import heartbeat as module
 from pplx_jax.parallel.connections import Peer, listening
 from pplx_jax.parallel.heartbeat import Heartbeat
@@ -306,13 +306,16 @@ def test_a_port_is_waited_for_until_it_opens():
             waiting.result(timeout=20)
 
 
-def test_who_is_missing_is_named_by_the_first_and_told_to_the_others():
+def test_who_is_missing_is_named_by_the_first_and_told_to_the_others(monkeypatch, caplog):
+    monkeypatch.setattr(roll_call, "_REMINDER_SECONDS", 0.5)
+    caplog.set_level("INFO")
     port = free_ports()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         tries = [pool.submit(connect, port, index, 4, startup=3.0) for index in (0, 2)]
         for one in tries:
             with pytest.raises(ProcessLost, match="process 0 of 4 waited 3 s for process 1, 3; start 4 processes with"):
                 one.result(timeout=20)
+    assert "process 2 of 4: process 0 is waiting for process 1, 3, " in caplog.text
 
 
 def test_a_first_process_that_never_comes_is_named_with_its_address():
