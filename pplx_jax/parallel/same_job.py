@@ -4,15 +4,12 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import pathlib
 import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-
-import pplx_jax
 
 _VISIBLE_SECONDS = 15.0  # the longest time until a shared file system shows a file that another host wrote
 _ORIGIN = re.compile(r"\s+# [^'\"]*$")  # where a binding comes from
@@ -64,7 +61,7 @@ def _lines_only_in(text: Any, other: Any) -> str:
 @functools.cache
 def _digest_of_package() -> str:
     found = hashlib.sha256()
-    root = pathlib.Path(inspect.getfile(pplx_jax)).parent
+    root = pathlib.Path(__file__).parents[1]
     for path in sorted(root.rglob("*.py")):
         found.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return found.hexdigest()[:12]
