@@ -150,38 +150,42 @@ def test_memory_grows_with_the_batch_not_with_its_square():
 
 # 8 devices share 1528 candidates evenly, 191 each, which their share of a block (17) does not divide; 1531 they do not,
 # nor 508 queries. Rows lie on "tensor" by rules of one's own.
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "axes,queries,candidates",
-    [("data", 512, 1531), ("data,fsdp", 512, 1528), ("data,fsdp", 508, 1528), ("data,tensor", 512, 1528)],
-)
-def test_over_a_mesh_it_is_one_device_and_no_scores_travel(axes, queries, candidates):
-    program = """
-import re, sys
+OVER_MESHES = """
+import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from pplx_jax.kernels.masked_logsumexp import masked_logsumexp
 from pplx_jax.parallel import rules
-axes, queries, count = tuple(sys.argv[1].split(",")), int(sys.argv[2]), int(sys.argv[3])
-mesh = jax.make_mesh((8,) if len(axes) == 1 else (2, 4), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
-generator = np.random.default_rng(0)
-query, candidate = (jnp.asarray(generator.normal(size=(n, 8)), jnp.float32) / 8 for n in (queries, count))
-def loss(query, candidate, temperature):
-    groups = jnp.arange(queries) // 2, jnp.arange(count) // 5
-    return masked_logsumexp(query, candidate, *groups, temperature=temperature, block=136).logsumexp.mean()
-run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-expected = run(query, candidate, 0.1)
-with jax.set_mesh(mesh), rules.using((("rows", axes),)):
-    rows = NamedSharding(mesh, PartitionSpec(axes))
-    even = count % 8 == 0
-    placed = *(jax.device_put(x, rows) if len(x) % 8 == 0 else x for x in (query, candidate)), 0.1
-    compiled = run.lower(*placed).compile()
-    found = compiled(*placed)
-jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), found, expected)
-moved = [line for line in compiled.as_text().splitlines() if re.search(r" all-[a-z]+\\(| reduce-scatter\\(", line)]
-shapes = [shape for line in moved for shape in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", line.split(" all-")[0])]
-sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in shapes]
-# A block of embeddings, or what does not lie on the devices in equal shares: neither scores nor all candidates.
-assert sizes and max(sizes) <= (1536 if not even else 136 if queries % 8 == 0 else 512) * 8, moved
+
+def check(axes, queries, count):
+    mesh = jax.make_mesh((8,) if len(axes) == 1 else (2, 4), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+    generator = np.random.default_rng(0)
+    query, candidate = (jnp.asarray(generator.normal(size=(n, 8)), jnp.float32) / 8 for n in (queries, count))
+    def loss(query, candidate, temperature):
+        groups = jnp.arange(queries) // 2, jnp.arange(count) // 5
+        return masked_logsumexp(query, candidate, *groups, temperature=temperature, block=136).logsumexp.mean()
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+    expected = run(query, candidate, 0.1)
+    with jax.set_mesh(mesh), rules.using((("rows", axes),)):
+        rows = NamedSharding(mesh, PartitionSpec(axes))
+        even = count % 8 == 0
+        placed = *(jax.device_put(x, rows) if len(x) % 8 == 0 else x for x in (query, candidate)), 0.1
+        compiled = run.lower(*placed).compile()
+        found = compiled(*placed)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), found, expected)
+    moved = [line for line in compiled.as_text().splitlines() if re.search(r" all-[a-z]+\\(| reduce-scatter\\(", line)]
+    shapes = [shape for line in moved for shape in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", line.split(" all-")[0])]
+    sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in shapes]
+    # A block of embeddings, or what does not lie on the devices in equal shares: neither scores nor all candidates.
+    assert sizes and max(sizes) <= (1536 if not even else 136 if queries % 8 == 0 else 512) * 8, (axes, queries, moved)
+
+check(("data",), 512, 1531)
+check(("data", "fsdp"), 512, 1528)
+check(("data", "fsdp"), 508, 1528)
+check(("data", "tensor"), 512, 1528)
 """
-    simulated.run("-c", program, axes, str(queries), str(candidates))
+
+
+@pytest.mark.slow
+def test_over_a_mesh_it_is_one_device_and_no_scores_travel():
+    simulated.run("-c", OVER_MESHES)
