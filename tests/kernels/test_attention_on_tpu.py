@@ -5,7 +5,7 @@ import itertools
 import pytest
 from helpers import tpu_compile
 
-pytestmark = [pytest.mark.slow, tpu_compile.needs_libtpu]
+pytestmark = pytest.mark.slow
 
 # Kernels of both passes, and bytes of temporaries.
 MEASURE = """
@@ -33,6 +33,7 @@ def found():
     return tpu_compile.compile_all(MEASURE, [*models, SMALLEST_VMEM, LONG])
 
 
+@tpu_compile.needs_libtpu
 @pytest.mark.parametrize("topology", tpu_compile.TOPOLOGIES)
 @pytest.mark.parametrize("heads", HEADS)
 def test_both_passes_compile_for_both_models(found, topology, heads):
@@ -40,11 +41,13 @@ def test_both_passes_compile_for_both_models(found, topology, heads):
     assert calls >= 2
 
 
+@tpu_compile.needs_libtpu
 def test_both_passes_compile_for_the_smallest_vmem(found):
     calls, _ = found(*SMALLEST_VMEM)
     assert calls >= 2
 
 
+@tpu_compile.needs_libtpu
 def test_memory_is_linear_up_to_the_longest_text(found):
     (_, short), (_, long) = found(*LONG[:2], 4096, 2), found(*LONG)
     assert long < 4.4 * short  # of four times the tokens, and rows eight times as long
