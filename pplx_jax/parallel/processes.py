@@ -228,7 +228,7 @@ class Agreement:
         self._last = self._any(jax.make_array_from_callback(self._shape, self._spread, lambda at: asked[at]), step)
         if before is None:
             return (False,) * len(requests)
-        return tuple(bool(value) for value in np.asarray(before.addressable_data(0)))
+        return tuple(bool(value) for value in jax.device_get(before.addressable_data(0)))
 
 
 class PreemptionNotice:
