@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def finished(packages, tmp_path_factory):
     assert (workdir / "phases" / "evaluate_pair.json").exists() and (workdir / "report.html").exists()
     assert "merged" not in json.loads((workdir / "results.json").read_text())
     assert not (workdir / "contextual").exists() and not (workdir / "export").exists()
+    shutil.copytree(workdir, workdir.with_name("stopped"))
     assert cli.main(command(packages, workdir)) == cli.DONE
     return workdir
 
@@ -102,17 +104,18 @@ def test_an_empty_query_is_refused(finished, capsys):
 
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, tmp_path):
     workdir = tmp_path / "run"
+    shutil.copytree(finished.with_name("stopped"), workdir)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     program = [sys.executable, "-m", "pplx_jax", *command(packages, workdir)]
     victim = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
-    while not read_metrics(workdir / "pair" / "metrics.jsonl"):
+    while not read_metrics(workdir / "contextual" / "metrics.jsonl"):
         assert victim.poll() is None, victim.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    assert not (workdir / "phases" / "pair.json").exists()
+    assert not (workdir / "phases" / "contextual.json").exists()
 
     assert cli.main(command(packages, workdir)) == cli.DONE
     scores = [json.loads((folder / "results.json").read_text()) for folder in (finished, workdir)]
