@@ -11,8 +11,8 @@ from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX
 from pplx_jax.checkpoints.huggingface.reader import ImportPlan
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.core.output_folder import require_free, take_place
+from pplx_jax.core.packages import require_packages
 from pplx_jax.export import import_parity
-from pplx_jax.export.packages import require_packages
 from pplx_jax.export.peak_memory import PeakMemory
 
 
@@ -53,7 +53,7 @@ def import_hf(
     require_free(output, "empty folder", lambda _: False)
     if not no_parity:
         needed = ("torch", "transformers", *(("accelerate",) if source.suffix == SUFFIX else ()))
-        require_packages("the parity report", *needed, otherwise=", or give --no_parity")
+        require_packages("the parity report", *needed, extra="convert", otherwise=", or give --no_parity")
     plan = ImportPlan.of(source, dtype, mask_token, separator_token, layers)
     states = None
     if not no_parity:

@@ -17,6 +17,7 @@ from pplx_jax.checkpoints.huggingface.config import Source
 from pplx_jax.checkpoints.huggingface.families import FAMILIES, Family
 from pplx_jax.checkpoints.huggingface.gguf_tokenizer import token_names, tokenizer_json
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.packages import require_packages
 from pplx_jax.models.transformer import Qwen3Config
 
 SUFFIX = ".gguf"
@@ -134,10 +135,9 @@ def read_gguf(path: pathlib.Path) -> GgufFile:
       BadInput: the file is damaged, the package `gguf` is missing, or the model or its tokenizer has features that ours
         does not implement. One line names all problems of the model.
     """
-    try:
-        import gguf
-    except ImportError:
-        raise BadInput(f"{path} needs the package gguf; pip install 'pplx-jax[convert]'") from None
+    require_packages(str(path), "gguf", extra="convert")
+    import gguf
+
     try:
         reader = gguf.GGUFReader(path)
         fields = {name: field.contents() for name, field in reader.fields.items()}
