@@ -1,10 +1,15 @@
 """Settings of one stage in a recipe: `Training` and its groups."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
 
 from pplx_jax.core.errors import BadInput, require
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.models.transformer import Qwen3Config
+from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training.optimizers import Optimizer
 from pplx_jax.training.stages.base import Stage
 
@@ -71,7 +76,7 @@ class Training:
       steps: optimizer steps.
       data: which sources are read when; if None, all in proportion to their examples.
       packing_groups: parts of a batch that are packed separately. Batches depend on it, not on the number of
-        processes; processes share the work of packing if it is a multiple of the mesh's row shards.
+        processes. `plan --rehearse` gives the smallest number with which processes share the work of packing.
       checkpointing: when checkpoints are saved, which are kept.
       logging: when metrics are written.
       remat_policy: which intermediate results of a block are saved for the backward pass, see
@@ -96,3 +101,19 @@ class Training:
         tied = config.tied or not self.stage.predicts_tokens
         policy = config.remat_policy if self.remat_policy is None else self.remat_policy
         return dataclasses.replace(config, tied=tied, remat_policy=policy)
+
+    def build_mesh(self, mesh: Mesh, config: Qwen3Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+        """Returns the mesh of the stage.
+
+        Args:
+          mesh: its sizes.
+          config: the encoder as this stage trains it.
+          devices: those of all processes; if None, JAX's.
+
+        Raises:
+          BadInput: as `Mesh.build` and `Mesh.require`.
+        """
+        built, batch = mesh.build(devices), self.stage.batch
+        sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
+        mesh.require(built, batch_size=batch.batch_size, row_length=batch.length, **sizes)
+        return built

@@ -107,10 +107,7 @@ def train(
         summary = read_json(folder / FINISHED)
         require_same(folder, "the finished stage", summary.pop(COMPUTES, {}), computes)
         return summary
-    devices = mesh.build()
-    batch = stage.batch
-    sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
-    mesh.require(devices, batch_size=batch.batch_size, row_length=batch.length, **sizes)
+    devices, batch = training.build_mesh(mesh, config), stage.batch
     optimizer = training.optimizer.build(training.steps)
     learning_rate = training.optimizer.learning_rate(training.steps)
 

@@ -53,20 +53,30 @@ def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, m
     return jax.jit(start, out_shardings=shardings(jax.eval_shape(start, params), mesh))(params)
 
 
-def state_layout(
-    config: Qwen3Config, stage: Stage, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
-) -> TrainState:
-    """Returns shape, dtype and sharding (`jax.ShapeDtypeStruct`) of every array of a stage's state; allocates none."""
+def state_shapes(config: Qwen3Config, stage: Stage, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns shape and dtype (`jax.ShapeDtypeStruct`) of every array of a stage's state; allocates none."""
 
     def start() -> TrainState:
         params = trained_params(initial_params(config, seed=0), stage)
         return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
 
-    def laid_out(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.eval_shape(start)
 
-    shapes = jax.eval_shape(start)
-    return jax.tree.map(laid_out, shapes, shardings(shapes, mesh))
+
+def laid_out(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Returns the tree of `jax.ShapeDtypeStruct`s with the sharding of each on the mesh."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, mesh),
+    )
+
+
+def state_layout(
+    config: Qwen3Config, stage: Stage, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> TrainState:
+    """Returns `state_shapes` with the sharding of every array on the mesh."""
+    return laid_out(state_shapes(config, stage, optimizer), mesh)
 
 
 def stage_loss(
