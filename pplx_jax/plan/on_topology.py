@@ -13,6 +13,7 @@ from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.plan.chips import Topology
 from pplx_jax.recipes.recipe import Lengths
 from pplx_jax.training.settings import Training
+from pplx_jax.training.stage_check import check_stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +54,11 @@ def build_mesh(task: Task) -> jax.sharding.Mesh:
     """Returns the mesh of the stage on all devices of the topology.
 
     Raises:
-      BadInput: as `topology_devices` and `Training.build_mesh`, or the mesh leaves devices unused.
+      BadInput: as `topology_devices`, `Mesh.build` and `check_stage`, or the mesh leaves devices unused.
     """
     devices = topology_devices(task.topology)
-    built = task.training.build_mesh(task.mesh, task.config, devices)
+    built = task.mesh.build(devices)
+    check_stage(task.training, task.config, built, task.mesh)
     if built.size < len(devices):
         raise BadInput(
             f"mesh {task.mesh} uses {built.size} of the {len(devices)} chips of {task.topology}; "

@@ -16,6 +16,7 @@ from pplx_jax.parallel.model_info import bytes_on_chip
 from pplx_jax.parallel.rules import shards
 from pplx_jax.plan.longest_texts import LongestBatch, longest_batch
 from pplx_jax.plan.on_topology import Task, build_mesh, topology_devices
+from pplx_jax.training.stage_check import check_stage
 from pplx_jax.training.train_state import TrainState, laid_out, model_params, state_shapes
 
 _LARGE = 1 << 20  # bytes of a parameter whose copies are worth a line
@@ -40,8 +41,8 @@ def rehearse(tasks: Sequence[Task]) -> list[dict[str, Any]]:
 def _rehearse(task: Task) -> dict[str, Any]:
     training, spec, groups = task.training, task.training.stage.batch, task.training.packing_groups
     every = topology_devices(task.topology)
-    training.optimizer.learning_rate(training.steps)  # `run` refuses a warm-up that is too long
-    devices = training.build_mesh(task.mesh, task.config, every)
+    devices = task.mesh.build(every)
+    check_stage(training, task.config, devices, task.mesh)
     with task.mesh.activate(devices):
         placement = batch_sharding(devices)
         shared = shares(placement, groups)

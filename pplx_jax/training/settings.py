@@ -1,15 +1,10 @@
 """Settings of one stage in a recipe: `Training` and its groups."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
-
-import jax
 
 from pplx_jax.core.errors import BadInput, require
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.models.transformer import Qwen3Config
-from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training.optimizers import Optimizer
 from pplx_jax.training.stages.base import Stage
 
@@ -81,6 +76,8 @@ class Training:
       logging: when metrics are written.
       remat_policy: which intermediate results of a block are saved for the backward pass, see
         `Qwen3Config.remat_policy`; if None, that of the model. What fits in memory depends on the batch.
+      skip_nonfinite: number of steps whose loss or gradient may be non-finite: each leaves parameters and optimizer as
+        they are, and the stage goes on with the next batch. One more such step fails the stage.
     """
 
     stage: Stage
@@ -91,29 +88,15 @@ class Training:
     checkpointing: Checkpointing = Checkpointing()
     logging: Logging = Logging()
     remat_policy: tuple[str, ...] | None = None
+    skip_nonfinite: int = 0
 
     def __post_init__(self):
         for name in ("steps", "packing_groups"):
             require(getattr(self, name) >= 1, self, name, "1 or more")
+        require(self.skip_nonfinite >= 0, self, "skip_nonfinite", "0 or more steps")
 
     def model(self, config: Qwen3Config) -> Qwen3Config:
         """Returns the encoder as this stage trains it: without a head if the stage predicts no tokens."""
         tied = config.tied or not self.stage.predicts_tokens
         policy = config.remat_policy if self.remat_policy is None else self.remat_policy
         return dataclasses.replace(config, tied=tied, remat_policy=policy)
-
-    def build_mesh(self, mesh: Mesh, config: Qwen3Config, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-        """Returns the mesh of the stage.
-
-        Args:
-          mesh: its sizes.
-          config: the encoder as this stage trains it.
-          devices: those of all processes; if None, JAX's.
-
-        Raises:
-          BadInput: as `Mesh.build` and `Mesh.require`.
-        """
-        built, batch = mesh.build(devices), self.stage.batch
-        sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
-        mesh.require(built, batch_size=batch.batch_size, row_length=batch.length, **sizes)
-        return built
