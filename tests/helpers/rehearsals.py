@@ -1,20 +1,30 @@
 """What the tests of rehearsals do in the process of `plan.worker`, where libtpu describes topologies."""
 
 import collections
+import pathlib
 import types
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from orbax.checkpoint._src.serialization.replica_slices import get_replica_slices
 
 from pplx_jax.checkpoints.process_bytes import bytes_of_processes
 from pplx_jax.core.errors import BadInput
+from pplx_jax.plan import worker
 from pplx_jax.plan.chips import Topology
 from pplx_jax.plan.on_topology import Task, build_mesh, topology_devices
 from pplx_jax.plan.rehearsal import rehearse
 from pplx_jax.training.train_state import state_layout
+
+
+def in_worker(function: str, *arguments: Any) -> Any:
+    """Calls a function of this module in a process that libtpu is loaded into."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parents[1]))
+        return worker.call(f"helpers.rehearsals:{function}", *arguments)
 
 
 def outcomes(tasks: Sequence[Task]) -> list[Any]:

@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import pathlib
 
 import pytest
-from helpers import tpu_compile
+from helpers import rehearsals, tpu_compile
 
 from pplx_jax.cli import main as cli
 from pplx_jax.configuration import load
-from pplx_jax.plan import worker
 from pplx_jax.plan.chips import Topology
 from pplx_jax.plan.on_topology import Task
 
@@ -54,13 +52,6 @@ def tasks_of(words, topology, stages=STAGES, **mesh):
     ]
 
 
-def in_worker(function, *arguments):
-    """Calls a function of `helpers.rehearsals` in a process that libtpu is loaded into."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parents[1]))
-        return worker.call(f"helpers.rehearsals:{function}", *arguments)
-
-
 @pytest.fixture(scope="module")
 def rehearsed():
     """(size, preset, version, stage) -> the report; and what refuses -> the line of the refusal."""
@@ -79,7 +70,7 @@ def rehearsed():
     for why, words in REFUSED.items():
         tasks += tasks_of(words, TOPOLOGIES["v5e"], ["triplet"])
         keys.append(why)
-    return dict(zip(keys, in_worker("outcomes", tasks), strict=True))
+    return dict(zip(keys, rehearsals.in_worker("outcomes", tasks), strict=True))
 
 
 def test_every_stage_starts_on_every_host(rehearsed):
@@ -135,7 +126,7 @@ def test_a_start_that_a_host_would_refuse_is_refused(rehearsed, why):
 def test_orbax_writes_those_bytes():
     tasks = tasks_of(V5E, TOPOLOGIES["v5p"], ["pair"])
     tasks += tasks_of((V5E[0], "gin/meshes/fsdp_tensor.gin"), TOPOLOGIES["v5p"], ["pair"], data=2)  # two copies
-    for ours, orbax in in_worker("written", tasks):
+    for ours, orbax in rehearsals.in_worker("written", tasks):
         assert ours == orbax and len(ours) == 32
 
 
