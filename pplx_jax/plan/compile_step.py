@@ -44,13 +44,15 @@ def compile_step(task: Task) -> dict[str, Any]:
     with task.mesh.activate(devices):
         longest = longest_batch(training, task.lengths, shards("rows", devices))
         sequences, texts = longest.sequences, longest.texts
-        layout = state_layout(config, stage, optimizer, devices)
+        layout = state_layout(config, stage, optimizer, devices, training.ema)
         placement = batch_sharding(devices)
         batch = {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement)
             for name, array in longest.arrays.items()
         }
-        step = make_step(stage, config, optimizer, steps=training.steps, seed=0, mask_id=0, mesh=devices)
+        step = make_step(
+            stage, config, optimizer, steps=training.steps, seed=0, mask_id=0, mesh=devices, ema=training.ema
+        )
         found: dict[str, Any] = {
             "chips": devices.size,
             "mesh_sizes": dict(devices.shape),
@@ -59,6 +61,7 @@ def compile_step(task: Task) -> dict[str, Any]:
             "hbm": {
                 "parameters": sum(map(bytes_on_chip, jax.tree.leaves(layout.params))),
                 "optimizer": sum(map(bytes_on_chip, jax.tree.leaves(layout.optimizer))),
+                **({"average": sum(map(bytes_on_chip, jax.tree.leaves(layout.ema)))} if training.ema else {}),
                 "batch": sum(map(bytes_on_chip, batch.values())),
             },
         }
@@ -81,7 +84,7 @@ def compile_step(task: Task) -> dict[str, Any]:
         places,
         topology,
         branch_share=predicted_share or 1.0,
-        predicted_positions=predicted / devices.size,
+        predicted_positions=predicted / devices.size / getattr(stage, "microbatches", 1),
         visited_share=visited_share(texts, sequences, spec.length),
     )
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -88,7 +88,7 @@ def _state_shapes(task: Task) -> TrainState:
     """Returns the shapes of the state; they are the same on every mesh."""
     training, key = task.training, repr((task.config, task.training))
     if key not in _shapes:
-        _shapes[key] = state_shapes(task.config, training.stage, training.optimizer.build(training.steps))
+        _shapes[key] = state_shapes(task.config, training.stage, training.optimizer.build(training.steps), training.ema)
     return _shapes[key]
 
 
@@ -102,7 +102,7 @@ def _hosts(
 ) -> list[dict[str, Any]]:
     """Returns what each host has and does, in the order of the hosts."""
     groups = sum(len(share.counted) for share in own.values())
-    held, written = _rows_of_hosts(placement, own, batch.sequences // groups), bytes_of_processes(vars(layout))
+    held, written = _rows_of_hosts(placement, own, batch.sequences // groups), bytes_of_processes(layout.arrays())
     batch_bytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in batch.arrays.values())
     weights = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(model_params(layout.params)))
     found = []
@@ -166,6 +166,7 @@ def _bytes_of_device(
     return {
         "parameters": params,
         "optimizer": sum(map(bytes_on_chip, jax.tree.leaves(layout.optimizer))),
+        **({"average": params} if task.training.ema else {}),
         "gradients": params,
         "batch": sum(map(bytes_on_chip, arrays)),
         "inputs_of_blocks": at_once * config.width * config.layers * np.dtype(config.dtype).itemsize,

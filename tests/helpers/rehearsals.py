@@ -53,9 +53,11 @@ def written(tasks: Sequence[Task]) -> list[tuple[list[int], list[int]]]:
     for task in tasks:
         devices, training = build_mesh(task), task.training
         with task.mesh.activate(devices):
-            layout = state_layout(task.config, training.stage, training.optimizer.build(training.steps), devices)
-        ours = bytes_of_processes(vars(layout))
-        orbax = [sum(_by_orbax(leaf, host) for leaf in jax.tree.leaves(vars(layout))) for host in ours]
+            layout = state_layout(
+                task.config, training.stage, training.optimizer.build(training.steps), devices
+            ).arrays()
+        ours = bytes_of_processes(layout)
+        orbax = [sum(_by_orbax(leaf, host) for leaf in jax.tree.leaves(layout)) for host in ours]
         found.append((list(ours.values()), orbax))
     return found
 
