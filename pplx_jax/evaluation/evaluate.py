@@ -1,14 +1,18 @@
 """The verb `eval`: scores a model, or BM25, on a benchmark or a BEIR folder."""
 
 import itertools
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
+from pplx_jax.core.log_folder import LogFolder
+from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.evaluation.core.benchmark import Benchmark, Task
 from pplx_jax.evaluation.core.comparison import compare as compare_outcomes
 from pplx_jax.evaluation.core.results import Results, Subject
@@ -77,9 +81,9 @@ def evaluate_task(
     if (task is None) == (benchmark is None):
         raise BadInput("give --task, or bind evaluate_task.benchmark in a gin file, and not both")
     if benchmark is None:
-        benchmark = open_benchmark(str(task), None if data is None else pathlib.Path(data))
+        benchmark = open_benchmark(str(task), None if data is None else local_copy(as_path(data)))
     chosen = chosen_tasks(benchmark, tasks)
-    if isinstance(model, str | pathlib.Path):
+    if isinstance(model, str | os.PathLike):
         name = str(model)
         prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
         encoder = None if name == BM25 else load_encoder(model, **prompts)
@@ -88,11 +92,14 @@ def evaluate_task(
     settings = _settings(encoder, quantization, dims, context, truncate)
     systems = [System(name, encoder, one) for one in settings]
     if run_file is not None:
-        chosen = [_with_run_file(chosen, systems, pathlib.Path(run_file))]
+        chosen = [_with_run_file(chosen, systems, as_path(run_file))]
     results = Results(_subject(benchmark, name, encoder), output)
-    if results.folder is not None:
-        chosen = [one.within(results.folder) if hasattr(one, "within") else one for one in chosen]
+    files = None if results.folder is None else LogFolder(results.folder)
+    if files is not None:
+        chosen = [one.within(files.local) if hasattr(one, "within") else one for one in chosen]
     run_tasks(chosen, systems, results, again=run_file is not None)
+    if files is not None:
+        files.upload()
     summary = summarize(results, benchmark)
     if results.folder is not None:
         _write(results.folder, summary, results)
@@ -108,7 +115,7 @@ def evaluate_task(
 def _with_run_file(tasks: Sequence[Task], systems: Sequence[System], path: pathlib.Path) -> Task:
     if len(tasks) > 1 or len(systems) > 1 or not hasattr(tasks[0], "with_run_file"):
         raise BadInput("--run_file needs one retrieval task and one setting; choose the task with --tasks")
-    if not path.parent.is_dir() or path.is_dir():
+    if path.is_dir() or not (is_bucket(path) or path.parent.is_dir()):
         raise BadInput(f"{path}: --run_file must name a file in an existing folder; create the folder first")
     return tasks[0].with_run_file(path)
 

@@ -1,6 +1,7 @@
 """The phases of a run, each done once, and the work of all phases except training."""
 
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,13 +12,16 @@ from absl import logging
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import Kind
+from pplx_jax.core.buckets import local_copy, remove, staged
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import take_place
+from pplx_jax.core.paths import is_bucket
 from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.corpus import Corpus
 from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.token_table import MANIFEST
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model
 from pplx_jax.inference.embedder import Embedder
@@ -63,6 +67,19 @@ def tables_folder(workdir: pathlib.Path, kind: str) -> pathlib.Path:
     return workdir / "data" / "tokens" / FOLDERS[kind]
 
 
+def build(workdir: pathlib.Path, corpus: Corpus) -> dict[str, Any]:
+    """Writes WORKDIR/data/corpus. A corpus writes to this machine, whatever the workdir is."""
+    with staged(workdir / "data" / "corpus") as folder:
+        return dict(corpus.build(folder))
+
+
+def tokenize(workdir: pathlib.Path, corpus: Corpus, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, Any]:
+    """Writes WORKDIR/data/tokens from WORKDIR/data/corpus."""
+    written = local_copy(workdir / "data" / "corpus")
+    with staged(workdir / "data" / "tokens", last=MANIFEST) as folder:
+        return corpus.tokenize(written, vocabulary, folder, lengths)
+
+
 def mine(
     workdir: pathlib.Path,
     corpus: Corpus,
@@ -105,7 +122,12 @@ def mine(
         mined[name] = mine_table(embedder, table, vocabulary, mining, written, among=among)
     if len(tables) == 1:
         return mined.popitem()[1]
-    take_place(partial, output)
+    if is_bucket(partial):
+        with staged(output, last=MANIFEST) as folder:
+            shutil.copytree(local_copy(partial), folder)
+        remove(partial)
+    else:
+        take_place(partial, output)
     return mined
 
 

@@ -12,9 +12,11 @@ from pplx_jax.checkpoints.initial_model import copy_vocabulary, model_to_train
 from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import MERGED, merge_checkpoints
 from pplx_jax.checkpoints.model_folder import Kind
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.files import read_json, write_json, write_text
 from pplx_jax.core.output_folder import require_free
+from pplx_jax.core.paths import as_path
 from pplx_jax.core.resume_check import may_differ, require_same
 from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
 from pplx_jax.data.tokens.lengths import Lengths
@@ -93,7 +95,7 @@ def run(
     check_until(until, names)
     for training in stages:
         training.optimizer.learning_rate(training.steps)  # refuses a warm-up that is too long before anything runs
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     if is_first():
         _claim(workdir, settings, config_text)
@@ -102,14 +104,13 @@ def run(
     held_out = workdir / "data" / "corpus" / "evaluation"
     results: dict[str, Any] = {}
 
-    counts = phases("corpus", lambda: dict(corpus.build(workdir / "data" / "corpus")))
+    counts = phases("corpus", lambda: work.build(workdir, corpus))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
     if initial:
         vocabulary = _initial_vocabulary(workdir, initial)
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
-    written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
-    examples = phases("tokenize", lambda: corpus.tokenize(written, vocabulary, tokens, lengths))
+    examples = phases("tokenize", lambda: work.tokenize(workdir, corpus, vocabulary, lengths))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
     results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
@@ -178,7 +179,7 @@ def train_stage(
     names = _names(stages)
     if stage not in names:
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(names)}")
-    workdir, chosen = pathlib.Path(workdir), stages[names.index(stage)]
+    workdir, chosen = as_path(workdir), stages[names.index(stage)]
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
     return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start)
@@ -205,7 +206,7 @@ def _train(
         mesh=mesh,
         seed=seed,
         start_from=_earlier(workdir, stage.starts_from),
-        initial=pathlib.Path(initial) if initial else None,
+        initial=as_path(initial) if initial else None,
         config_text=config_text,
     )
 
@@ -244,7 +245,7 @@ def _claim(workdir: pathlib.Path, settings: Mapping[str, Any], config_text: str)
         require_same(workdir, "the run in this folder", read_json(marker).get("settings", {}), wanted)
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.gin").write_text(config_text, encoding="utf-8")
+    write_text(workdir / "config.gin", config_text)
     write_json(marker, {"settings": wanted})
 
 
@@ -259,7 +260,7 @@ def _vocabulary(workdir: pathlib.Path, phases: Phases, corpus: Corpus, size: int
     folder = workdir / "data"
 
     def make() -> dict[str, Any]:
-        texts = vocabulary_texts(corpus, folder / "corpus")
+        texts = vocabulary_texts(corpus, local_copy(folder / "corpus"))
         vocabulary = train_vocabulary(texts, folder / "vocabulary.model", size=size, seed=seed)
         return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 

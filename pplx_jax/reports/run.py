@@ -12,6 +12,7 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
+from pplx_jax.core.paths import resolved
 from pplx_jax.training.metrics import read_metrics
 
 UNTRAINED = ("random", "initial")
@@ -149,7 +150,7 @@ def collect(workdir: pathlib.Path) -> Run:
     if (workdir / "config.gin").exists():
         configs = {"run": workdir / "config.gin", **configs}
     return Run(
-        name=workdir.resolve().name,
+        name=resolved(workdir).name,
         stages=stages,
         results=results,
         losses={name: points for name, points in losses.items() if points},

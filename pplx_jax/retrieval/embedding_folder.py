@@ -12,7 +12,6 @@ loses at most the current shard.
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -20,9 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, read_json, write_json, write_text
 from pplx_jax.core.output_folder import describes, require_free
+from pplx_jax.core.paths import joined, relative, resolved
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import BitOrder, Quantization
@@ -78,6 +79,7 @@ class EmbeddingFolder:
     def __init__(self, path: pathlib.Path, settings: Settings, model: str, shards: list[Shard], complete: bool):
         """Use `open_for_writing` or `read` instead. `model` is the path of the model folder, relative to `path`."""
         self.path = path
+        self._readable = path
         self.settings = settings
         self.model = model
         self.shards = shards
@@ -96,9 +98,7 @@ class EmbeddingFolder:
         for temporary in _temporary_files(path):  # of an interrupted run
             temporary.unlink(missing_ok=True)
         if not any(path.iterdir()):
-            # Resolve links first: ".." after a link means the parent of its target.
-            relative = os.path.relpath(os.path.realpath(model), os.path.realpath(path))
-            folder = cls(path, settings, relative, [], complete=False)
+            folder = cls(path, settings, relative(model, path), [], complete=False)
             folder._write("progress.json")
             return folder
         folder = cls._read(path)
@@ -146,7 +146,8 @@ class EmbeddingFolder:
 
     def _require_complete(self) -> None:
         """Raises BadInput if a shard is missing or has another size than when it was written."""
-        for vectors, lines, shard in zip(self.vector_paths(), self._line_paths(), self.shards, strict=True):
+        self._readable = local_copy(self.path)
+        for vectors, lines, shard in zip(self.vector_paths(), self.line_paths(), self.shards, strict=True):
             try:
                 count = len(np.load(vectors, mmap_mode="r"))
                 with open(lines, "rb") as file:
@@ -159,6 +160,11 @@ class EmbeddingFolder:
                 raise BadInput(f"{vectors}: {count} vectors of {shard.count}; {_FIX}")
             if described != shard.count:
                 raise BadInput(f"{lines}: {described} lines of {shard.count} vectors; {_FIX}")
+
+    @property
+    def model_folder(self) -> pathlib.Path:
+        """The folder of the model that made the embeddings."""
+        return joined(resolved(self.path), self.model)
 
     def add(self, vectors: np.ndarray, described: list[dict[str, Any]], shard: Shard) -> None:
         """Writes the next shard: vectors [n, width] and one object per vector."""
@@ -196,16 +202,17 @@ class EmbeddingFolder:
         }
 
     def vector_paths(self) -> list[pathlib.Path]:
-        """Returns the file of each shard's vectors, in order."""
-        return [self.path / f"{place:05d}.npy" for place in range(len(self.shards))]
+        """Returns the file of each shard's vectors, in order, on this machine."""
+        return [self._readable / f"{place:05d}.npy" for place in range(len(self.shards))]
 
     def vectors(self) -> Iterator[np.ndarray]:
         """Yields the memory-mapped vectors of each shard, in order."""
         for path in self.vector_paths():
             yield np.load(path, mmap_mode="r")
 
-    def _line_paths(self) -> list[pathlib.Path]:
-        return [self.path / f"{place:05d}.jsonl" for place in range(len(self.shards))]
+    def line_paths(self) -> list[pathlib.Path]:
+        """Returns the file of each shard's descriptions, in order, on this machine."""
+        return [self._readable / f"{place:05d}.jsonl" for place in range(len(self.shards))]
 
     def described(self) -> Iterator[dict[str, Any]]:
         """Yields the description of each vector, in order. Raises BadInput like `described_of`."""
@@ -218,7 +225,7 @@ class EmbeddingFolder:
         Raises:
             BadInput: a line is damaged; the message names it.
         """
-        path, offset = self._line_paths()[place], 0
+        path, offset = self.line_paths()[place], 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
