@@ -10,9 +10,9 @@ from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.checkpoints.orbax import MODEL
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.output_folder import require_free, scratch_beside, take_place
+from pplx_jax.core.packages import require_packages
 from pplx_jax.core.paths import absolute, as_path
 from pplx_jax.export import import_parity
-from pplx_jax.export.packages import require_packages
 from pplx_jax.export.peak_memory import PeakMemory
 
 
@@ -50,7 +50,9 @@ def import_hf(
     source, output = local_copy(as_path(source)), absolute(as_path(output))
     require_free(output, "empty folder", lambda _: False)
     if not no_parity:
-        require_packages("the parity report", "torch", "transformers", otherwise=", or give --no_parity")
+        require_packages(
+            "the parity report", "torch", "transformers", extra="convert", otherwise=", or give --no_parity"
+        )
     plan = ImportPlan.of(source, dtype, mask_token, separator_token)
     states = None
     if not no_parity:
