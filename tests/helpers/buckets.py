@@ -16,7 +16,8 @@ _CLOSED = 1
 
 
 class BucketServer:
-    """gcp-storage-emulator with what it lacks: many connections, generations of what is read, and conditions on them.
+    """gcp-storage-emulator with what it lacks: many connections, moves, generations of what is read, and conditions
+    on them.
 
     Attributes:
         refusals: how many of the next requests are refused: by 503, by 429, or by closing the connection.
@@ -104,7 +105,14 @@ class _Handler(RequestHandler):
         self._answer(RequestHandler.do_GET)
 
     def do_POST(self):
-        self._answer(RequestHandler.do_POST)
+        self._answer(RequestHandler.do_POST if "/moveTo/o/" not in self.path else _Handler._move)
+
+    def _move(self):
+        moved, _, target = self.path.partition("/moveTo/o/")
+        self.path = f"{moved}/copyTo/b/{BUCKET}/o/{target}"
+        RequestHandler.do_POST(self)
+        with contextlib.suppress(NotFound):
+            self._owner.storage.delete_file(BUCKET, urllib.parse.unquote(moved.partition("/o/")[2]))
 
     def do_PUT(self):
         self._answer(RequestHandler.do_PUT)
