@@ -46,18 +46,17 @@ def local_copy(path: pathlib.Path) -> pathlib.Path:
         path: if nothing is there, it is returned unchanged.
 
     Raises:
+        BadInput: the folder is not complete.
         OSError: the download fails, or the disk is full.
     """
     if not is_bucket(path):
         return path
     root = str(path)[len("gs://") :]
-    found = {
-        name: info
-        for name, info in filesystem().find(root, detail=True).items()
-        if not name.endswith("/") and not name.endswith(f"/{WRITING}")
-    }
+    found = {name: info for name, info in filesystem().find(root, detail=True).items() if not name.endswith("/")}
     if not found:
         return path
+    if any(name.endswith(f"/{WRITING}") for name in found):
+        raise BadInput(f"{path} is not complete: a command writes it or was interrupted; run that command again")
     versions = {name: hashlib.sha256(f"{name}#{_version(info)}".encode()).hexdigest() for name, info in found.items()}
     shown = hashlib.sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]
     copy = cache_folder() / path.parent.relative_to(path.anchor) / f"@{shown}" / path.name

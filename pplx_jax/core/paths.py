@@ -40,7 +40,7 @@ def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
     """
     if not is_bucket(path):
         return local_path(path)
-    if not isinstance(path, str | pathlib.Path):
+    if isinstance(path, pathlib.PurePath) and not isinstance(path, pathlib.Path):
         return cast(pathlib.Path, path)  # epath's
     rest = _URL.sub("", os.fspath(path), count=1).strip("/")
     if not rest:

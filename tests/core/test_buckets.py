@@ -62,6 +62,13 @@ class TestLocalCopies:
         assert local_copy(bucket / "set" / "b.json").name == "b.json" and downloads(bucket_server) == before + 1
         assert not list(cache_folder().glob("partial-*"))
 
+    def test_a_name_that_begins_alike_is_another(self, bucket):
+        for name in ("set", "set2"):
+            write_json(bucket / name / "a.json", {"name": name})
+        assert [path.name for path in local_copy(bucket / "set").iterdir()] == ["a.json"]
+        remove(bucket / "set")
+        assert names_in(bucket) == ["set2/a.json"]
+
     def test_what_is_absent_or_local_is_unchanged(self, bucket, tmp_path):
         assert local_copy(bucket / "nothing") == bucket / "nothing"
         assert local_copy(tmp_path) == tmp_path
@@ -96,6 +103,8 @@ class TestFolders:
             write("new")
         assert names_in(bucket / "out") == [WRITING]
         require_free(bucket / "out", "output", lambda _: False)
+        with pytest.raises(BadInput, match="is not complete"):
+            local_copy(bucket / "out")
         write("new")
         assert names_in(bucket / "out") == ["mark.json"]
         with pytest.raises(BadInput, match="is in the way and no output"):
