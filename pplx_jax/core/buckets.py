@@ -18,6 +18,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path, is_bucket
 
 CACHE = "PPLX_JAX_CACHE"  # environment variable: the folder of `local_copy`
+_PROBE_SECONDS = 20.0  # the library itself tries for half a minute
 WRITING = "_being_written"  # object in a folder that is not complete
 
 
@@ -143,11 +144,10 @@ def require_usable(path: pathlib.Path, output: bool) -> None:
     try:
         if output:
             probe = f"{root}{'.' if '/' in root else '/'}probe-{uuid.uuid4().hex}"
-            filesystem().pipe_file(probe, b"")
-            filesystem().rm_file(probe)
+            filesystem().pipe_file(probe, b"", timeout=_PROBE_SECONDS)
+            filesystem().rm_file(probe, timeout=_PROBE_SECONDS)
         else:
-            filesystem().find(root, maxdepth=1)
-            filesystem().ls(root.partition("/")[0])
+            filesystem().find(root, maxdepth=1, timeout=_PROBE_SECONDS)
     except BadInput:
         raise
     except Exception as error:  # the library raises many classes

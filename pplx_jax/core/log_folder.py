@@ -37,8 +37,8 @@ class LogFolder:
         if self._remote is None:
             return
         self._scratch = tempfile.TemporaryDirectory(prefix="pplx-jax-logs-")
-        self.local = pathlib.Path(self._scratch.name) / folder.name
-        self.local.mkdir()
+        self.local = pathlib.Path(self._scratch.name) / folder.parent.name / folder.name
+        self.local.mkdir(parents=True)
         for name in continued:
             if (folder / name).exists():
                 (self.local / name).write_bytes((folder / name).read_bytes())

@@ -5,6 +5,7 @@ differ, and only `core` looks at the difference: the built-in `open` and memory 
 (`core.buckets.local_copy`), and a folder in a bucket cannot be renamed at once (`core.output_folder`).
 """
 
+import logging
 import os
 import pathlib
 import re
@@ -143,6 +144,7 @@ def _epath() -> Any:
         raise BadInput(
             f"gs:// needs a package that is not installed ({error}); pip install 'pplx-jax[bucket]'"
         ) from None
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs, with a traceback, what it raises anyway
     for name in _BUCKET:
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     return epath.Path

@@ -73,7 +73,7 @@ def check_disk(
     needed, largest, weights = 0, 0, 0
     for training in stages:
         optimizer = training.optimizer.build(training.steps)
-        state = state_layout(training.model(model), training.stage, optimizer, devices)
+        state = state_layout(training.model(model), training.stage, optimizer, devices, training.ema)
         each, weights = _bytes(state), _bytes(state.params)
         needed += max(training.checkpointing.keep * each - _used(workdir / training.stage.name), 0)
         largest = max(largest, each)

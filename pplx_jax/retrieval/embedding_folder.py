@@ -97,7 +97,7 @@ class EmbeddingFolder:
         path.mkdir(parents=True, exist_ok=True)
         for temporary in _temporary_files(path):  # of an interrupted run
             temporary.unlink(missing_ok=True)
-        if not any(path.iterdir()):
+        if not _entries(path):
             folder = cls(path, settings, relative(model, path), [], complete=False)
             folder._write("progress.json")
             return folder
@@ -252,10 +252,15 @@ def parse_described(line: bytes) -> dict[str, Any]:
 def _is_begun(path: pathlib.Path) -> bool:
     """Returns whether `embed` started here, also if it was interrupted before it finished its first file."""
     described = (describes(path / name, "format", "settings", "shards") for name in ("manifest.json", "progress.json"))
-    return any(described) or len(list(path.iterdir())) == len(_temporary_files(path))
+    return any(described) or len(_entries(path)) == len(_temporary_files(path))
+
+
+def _entries(path: pathlib.Path) -> list[pathlib.Path]:
+    """Returns what is in a folder; an empty folder in a bucket does not exist."""
+    return list(path.iterdir()) if path.is_dir() else []
 
 
 def _temporary_files(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns the temporary files of `atomic_path` that an interrupted `embed` left, and no other files."""
     name = re.compile(r"\.(\d{5}\.(npy|jsonl)|progress\.json|manifest\.json)\.[0-9a-f]+\.tmp")
-    return [entry for entry in path.iterdir() if name.fullmatch(entry.name)]
+    return [entry for entry in _entries(path) if name.fullmatch(entry.name)]

@@ -17,11 +17,13 @@ def check_stage(training: Training, config: Qwen3Config, devices: jax.sharding.M
       mesh: its settings.
 
     Raises:
-      BadInput: the mesh cannot divide the batch or the model, the batch does not divide into the packing groups, or the
-        warm-up is longer than the stage.
+      BadInput: the mesh cannot divide the batch or the model, the batch does not divide into the packing groups, the
+        warm-up is longer than the stage, or a metrics writer cannot work here.
     """
     batch = training.stage.batch
     sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
     mesh.require(devices, batch_size=batch.batch_size, row_length=batch.length, **sizes)
     batch.part(training.packing_groups)
     training.optimizer.learning_rate(training.steps)
+    for writer in training.logging.writers:
+        writer.check()

@@ -10,17 +10,20 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from pplx_jax.core.errors import Preempted
+from pplx_jax.core.errors import Failed, Preempted
 from pplx_jax.data.batches.host_batches import Batch, HostBatches
-from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first, over_processes
+from pplx_jax.parallel.agreement import Agreement, PreemptionNotice
+from pplx_jax.parallel.processes import at, is_first, over_processes
 from pplx_jax.training.goodput import Goodput
 from pplx_jax.training.meter import Meter
 from pplx_jax.training.nonfinite import first_nonfinite
+from pplx_jax.training.out_of_memory import DeviceMemory
+from pplx_jax.training.profiling import step_scope
 from pplx_jax.training.settings import Training
 from pplx_jax.training.train_state import TrainState
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(Failed):
     """A metric is not finite: the message names the stage, the step, the metric, the first non-finite array and the
     setting that skips such a step."""
 
@@ -91,14 +94,18 @@ class Trainer:
         # Every process runs the same phases in this order. Deciding, fetching for a log and saving are collective: if
         # one process left one out, the others would block. Metrics are checked before hooks see them and before a
         # save, so no non-finite parameters are ever saved.
+        name = self._training.stage.name
         with self._stopping:
             for step in range(self.first_step + 1, self.last_step + 1):
                 for hook in self._hooks:
                     hook.before_step(step)
-                batch = self._clock.read(self._batches)
-                self.state, metrics = self._step_function(self.state, batch.arrays)
-                self._unfetched.append((step, metrics))
-                saves, stops = self._stopping.decide(step, self.state.step)
+                with step_scope(step):
+                    at(f"{name} step {step}, reading the batch")
+                    batch = self._clock.read(self._batches)
+                    at(f"{name} step {step}")
+                    self.state, metrics = self._step_function(self.state, batch.arrays)
+                    self._unfetched.append((step, metrics))
+                    saves, stops = self._stopping.decide(step, self.state.step)
                 logs = self._training.logging.due(step, self.last_step)
                 numbers = self._fetch(batch.position) if logs or saves else {}
                 if logs:
@@ -154,22 +161,34 @@ class Trainer:
 class CompiledStep:
     """A jitted step, compiled once per batch shape: another mixture may need another number of sequences.
 
+    Args:
+      step: the step.
+      clock: counts the time of compilation.
+      memory: learns what the batch and the step need.
+
     Attributes:
       compile_seconds: time spent on compilation so far.
     """
 
-    def __init__(self, step: jax.stages.Wrapped, clock: "StepClock"):
-        self._step, self._clock = step, clock
+    def __init__(self, step: jax.stages.Wrapped, clock: "StepClock", memory: DeviceMemory):
+        self._step, self._clock, self._memory = step, clock, memory
         self._compiled: dict[tuple[int, ...], jax.stages.Compiled] = {}
         self.compile_seconds = 0.0
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         shape = batch["tokens"].shape
         if shape not in self._compiled:
+            self._memory.batch, self._memory.temporary_bytes = _layout(batch), None
             with self._clock.spending("compile") as spent:
                 self._compiled[shape] = self._step.lower(state, batch).compile()
             self.compile_seconds += spent[0]
+            if analysis := self._compiled[shape].memory_analysis():
+                self._memory.temporary_bytes = analysis.temp_size_in_bytes
         return self._compiled[shape](state, batch)
+
+
+def _layout(batch: dict[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), batch)
 
 
 class StepClock:

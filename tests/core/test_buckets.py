@@ -99,7 +99,7 @@ class TestFolders:
 
         write("former")
         with monkeypatch.context() as patched, pytest.raises(ConnectionError):
-            patched.setattr(type(filesystem()), "put_file", fails)
+            patched.setattr(filesystem(), "put_file", fails)
             write("new")
         assert names_in(bucket / "out") == [WRITING]
         require_free(bucket / "out", "output", lambda _: False)
