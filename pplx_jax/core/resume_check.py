@@ -15,9 +15,11 @@ from typing import Any
 from pplx_jax.core.errors import BadInput
 
 # All fields of these classes may differ,
-_FREE_CLASSES = frozenset({"Mesh", "Processes", "Checkpointing", "Logging"})
+_FREE_CLASSES = frozenset({"Mesh", "Processes", "Checkpointing", "Logging", "Evaluation"})
 # and these fields of any class: those that hold the classes above, and those that trade memory for time.
-_FREE_FIELDS = frozenset({"mesh", "processes", "checkpointing", "logging", "remat_policy", "remat", "microbatches"})
+_FREE_FIELDS = frozenset(
+    {"mesh", "processes", "checkpointing", "logging", "evaluation", "remat_policy", "remat", "microbatches"}
+)
 
 
 def may_differ(setting: str) -> bool:

@@ -15,7 +15,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -261,6 +261,14 @@ def over_processes(numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
     values = np.array(list(numbers.values()), np.float32)
     found = multihost_utils.process_allgather(values) if jax.process_count() > 1 else values[None]
     return dict(zip(numbers, found.T, strict=True))
+
+
+def from_first(numbers: Sequence[float]) -> list[float]:
+    """Returns the numbers of process 0, to the last bit of float64. Collective; all processes pass as many."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    own = np.frombuffer(np.array(numbers, np.float64).tobytes(), np.uint32)
+    return np.frombuffer(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes(), np.float64).tolist()
 
 
 def _connected(

@@ -93,7 +93,8 @@ def mine(
     embedder = Embedder.load(workdir / miner)
     reader = next((one for one in trainings if one.stage.name == miner and one.stage.batch.kind == "pair"), None)
     batch_size = reader.stage.batch.batch_size if reader else 1
-    examples = Examples(tables, reader.data if reader else None, batch_size, seed)
+    held_out = reader.held_out if reader else 0
+    examples = Examples(tables, reader.data if reader else None, batch_size, seed, held_out)
     mined: dict[str, Any] = {}
     partial = output.with_name(f"{output.name}.partial")
     for name, shards in tables.items():
