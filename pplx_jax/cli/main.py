@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pplx_jax
 from pplx_jax.cli.parser import PROGRAM, parse
-from pplx_jax.cli.verb import PathOrName, PathOrUrl, Verb
+from pplx_jax.cli.verb import PATHS, PathOrName, PathOrUrl, Verb
 from pplx_jax.cli.verbs import VERBS
 from pplx_jax.core.errors import (
     BAD_INPUT,
@@ -177,7 +177,10 @@ def _arguments(
         "settings": config.settings,
     }
     offered = {**about, **config.arguments.get(verb.recipe or verb.function, {})}
-    arguments = {name: value for name, value in offered.items() if name in parameters} | given
+    paths = {flag.parameter: flag for flag in verb.flags if flag.options.get("type") in PATHS}
+    bound = {name: paths[name].checked_path(value) if name in paths else value
+             for name, value in offered.items() if name in parameters}  # fmt: skip
+    arguments = bound | given
     for name, parameter in parameters.items():
         optional = parameter.default is not parameter.empty or parameter.kind is parameter.VAR_KEYWORD
         if name not in arguments and not optional:

@@ -2,12 +2,11 @@
 
 import argparse
 import importlib.metadata
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pplx_jax.cli.signature import defaults
-from pplx_jax.cli.verb import METAVARS, Flag, Verb
+from pplx_jax.cli.verb import METAVARS, PATHS, WORKDIR, Flag, Verb
 from pplx_jax.cli.verbs import GROUPS
 from pplx_jax.core.errors import EXIT_CODES, BadInput
 
@@ -84,7 +83,20 @@ def _options(flag: Flag) -> dict[str, Any]:
     """Adds what follows from the type; a flag that is not given leaves no trace in the options."""
     kind = flag.options.get("type")
     metavar = {"metavar": METAVARS[kind]} if kind else {}
-    return {"default": argparse.SUPPRESS, "help": "", **metavar, **flag.options}
+    checked = {"type": _path_of(flag)} if kind in PATHS else {}
+    return {"default": argparse.SUPPRESS, "help": "", **metavar, **flag.options, **checked}
+
+
+def _path_of(flag: Flag) -> Callable[[str], Any]:
+    """Returns what argparse calls to read a path; argparse then names the flag in the error."""
+
+    def read(text: str) -> Any:
+        try:
+            return flag.checked_path(text)
+        except BadInput as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def _add_shared(group: Any, verb: Verb) -> None:
@@ -104,7 +116,7 @@ def _add_shared(group: Any, verb: Verb) -> None:
     )
     group.add_argument(
         "--workdir",
-        type=pathlib.Path,
+        type=_path_of(WORKDIR),
         metavar="DIR",
         required=verb.runs_recipe() and verb.recipe_unless is None,
         help="the folder where the command works: a recipe's outputs are there, and relative paths given by flags "

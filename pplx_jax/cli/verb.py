@@ -2,9 +2,12 @@
 
 import argparse
 import dataclasses
+import os
 import pathlib
 from collections.abc import Container
 from typing import Any
+
+from pplx_jax.core.paths import local_path, path_or_url, scheme
 
 
 class PathOrName(str):
@@ -40,6 +43,10 @@ METAVARS: dict[Any, str] = {
 }
 
 
+# Types of flags that name files or folders.
+PATHS = (pathlib.Path, PathOrName, PathOrUrl)
+
+
 @dataclasses.dataclass(frozen=True)
 class Flag:
     """One argument of a verb. A flag that the user leaves out keeps the gin binding or the default of the function.
@@ -63,12 +70,35 @@ class Flag:
         """The parameter of the function that the flag sets."""
         return self.options.get("dest", self.names[0].lstrip("-"))
 
+    def checked_path(self, value: Any) -> Any:
+        """Returns the value of a flag that takes paths, in the type of the flag.
+
+        Args:
+            value: one path, or several.
+
+        Raises:
+            BadInput: a URL that the flag cannot take.
+        """
+        kind = self.options.get("type")
+        if isinstance(value, list | tuple):
+            return [self.checked_path(item) for item in value]
+        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+            return value
+        if kind is pathlib.Path:
+            return local_path(value)
+        if kind is PathOrName:
+            return PathOrName(local_path(value) if scheme(value) else value)
+        return PathOrUrl(path_or_url(os.fspath(value), self.output))
+
 
 def flag(
     *names: str, gin_file: str | None = None, output: bool = False, owner: str | None = None, **options: Any
 ) -> Flag:
     """Returns a Flag, written like a call of `add_argument`."""
     return Flag(names, options, gin_file, output, owner)
+
+
+WORKDIR = flag("--workdir", type=pathlib.Path)  # of every verb
 
 
 @dataclasses.dataclass(frozen=True)

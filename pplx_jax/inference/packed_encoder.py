@@ -1,28 +1,30 @@
-"""Encodes token ids of any mix of lengths as pooled vectors: packs them into sequences, batches, runs the encoder."""
+"""Encodes token ids of any mix of lengths as pooled vectors, on one device or on a mesh of devices and processes."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.batches.packing import Packing, lay_out, shorten
-from pplx_jax.inference.overflow import Overflow, TooLong, windows
-from pplx_jax.inference.sequence_plan import plan_sequences, power_of_two
+from pplx_jax.core.parameter_trees import dotted
+from pplx_jax.data.batches.packing import shorten
+from pplx_jax.inference.blocks import Block, Cutter, Tokens, deal, in_passes
+from pplx_jax.inference.overflow import Overflow, TooLong
 from pplx_jax.models.embedding import embed
 from pplx_jax.models.parameters import bind
 from pplx_jax.models.transformer import Qwen3, Qwen3Config
-from pplx_jax.parallel.mesh import Mesh
-
-Tokens = Sequence[int] | np.ndarray
+from pplx_jax.parallel.gather_rows import gather_rows
+from pplx_jax.parallel.mesh import Mesh, batch_sharding, leaf_sharding, replicated
+from pplx_jax.parallel.rules import constrain, shards
 
 
 @functools.partial(jax.jit, static_argnames="slots")
-def _embed(model: Qwen3, batch: dict[str, jax.Array], slots: int) -> tuple[jax.Array, jax.Array]:
-    return embed(model, batch, slots)
+def _embed(model: Qwen3, batch: dict[str, jax.Array], slots: int) -> jax.Array:
+    return constrain(embed(model, batch, slots)[0], "rows", None, None)
 
 
 def in_compute_precision(params: Any, dtype: str) -> Any:
@@ -40,24 +42,46 @@ def in_compute_precision(params: Any, dtype: str) -> Any:
 class PackedEncoder:
     """Encodes and pools chunks of token ids.
 
+    The vectors do not depend on the number of devices and processes, bit for bit in float32, because every device
+    encodes whole blocks (`inference.blocks`). The exceptions are axes that share a sum between devices, `tensor` and
+    `sequence`: sums of parts round differently, by about 1e-7 of the vectors.
+
     Args:
       config: the encoder.
-      params: its parameters, nested dict of arrays on the host or on one device.
+      params: its parameters, nested dict of arrays. Arrays on the devices of `mesh` keep their shardings. Others are
+        placed on it by the rules of `parallel.rules`.
       pad_id, separator_id: token ids.
-      batch_tokens: tokens per forward pass. A longer sequence is passed alone.
+      batch_tokens: tokens per device in a forward pass. A longer sequence is passed alone.
       slots: maximum chunks in a sequence. Documents with more chunks get sequences with more slots.
+      mesh: the devices. Each device along the axes of "rows" encodes other sequences. It may span processes; then all
+        of them make every call together, with the same arguments. None for the device of `params`, or the first one.
+      shared: for a mesh of this process's own devices: all processes make every call together, with the same arguments,
+        and each encodes a share.
     """
 
     def __init__(
-        self, config: Qwen3Config, params: Any, *, pad_id: int, separator_id: int, batch_tokens: int, slots: int
+        self,
+        config: Qwen3Config,
+        params: Any,
+        *,
+        pad_id: int,
+        separator_id: int,
+        batch_tokens: int,
+        slots: int,
+        mesh: jax.sharding.Mesh | None = None,
+        shared: bool = False,
     ):
         self._config = config
-        placed = jax.tree.map(jnp.asarray, in_compute_precision(params, config.dtype))
-        self._model = bind(config, placed)
-        self._mesh = Mesh().build(list(jax.tree.leaves(placed)[0].devices()))
-        self._pad_id, self._separator_id = pad_id, separator_id
-        self._batch_tokens = batch_tokens
-        self._slots = slots
+        self._mesh = _mesh_of(params) if mesh is None else mesh
+        self._model = bind(config, _placed(in_compute_precision(params, config.dtype), self._mesh))
+        self._pad_id = pad_id
+        self._cutter = Cutter(config.max_length, batch_tokens, slots, separator_id)
+        self._shards = shards("rows", self._mesh)
+        self._placement = batch_sharding(self._mesh)
+        self._owners = _owners(self._placement, self._shards)
+        spans = any(device.process_index != jax.process_index() for device in self._mesh.devices.flat)
+        self._dealt = shared and not spans and jax.process_count() > 1
+        self._together = spans or self._dealt
 
     def pool(
         self,
@@ -77,10 +101,10 @@ class PackedEncoder:
           overflow: what happens to a document over the model's limit, see `Embedder`.
           overlap: of "split", in tokens; None for an eighth of the limit.
           noun: the word for a document in error messages.
-          done: called with the numbers of documents and tokens of each forward pass.
+          done: called with the numbers of documents and tokens of each forward pass of this process.
 
         Returns:
-          [C, D] float32; a chunk without tokens gives a zero vector.
+          [C, D] float32, complete on every process; a chunk without tokens gives a zero vector.
 
         Raises:
           BadInput: a document is over the limit with overflow="error" (the message has its index), `overflow` or
@@ -108,16 +132,17 @@ class PackedEncoder:
                 lengths[chunks] = shorten(lengths[chunks], limit - int(counts[text]) + 1)
             sizes = np.minimum(sizes, limit)
         packed = ~too_long if overflow == "split" else np.ones(len(counts), bool)
-        pooled = np.zeros((len(ids), self._config.width), np.float32)
-        chosen = np.flatnonzero(packed & (counts > 0))
-        for plan in plan_sequences(chosen, sizes, counts, limit=limit, slots=self._slots):
-            chunks = np.concatenate([np.arange(first_chunk[t], first_chunk[t] + counts[t]) for t in plan.texts])
-            placed = lay_out(lengths[chunks], counts[plan.texts], plan.sequence, np.arange(len(plan.texts)))
-            self._pool_sequences(ids, chunks, placed, plan.length, plan.slots, pooled, done)
+        blocks = list(self._cutter.packed(ids, lengths, counts, sizes, np.flatnonzero(packed & (counts > 0))))
+        split, places = {}, len(ids)
         for text in np.flatnonzero(~packed):
             chunks = slice(first_chunk[text], first_chunk[text] + counts[text])
-            pooled[chunks] = self._pool_windows(ids[chunks], limit // 8 if overlap is None else overlap)
-            done(1, int(sizes[text]))
+            split[text] = self._cutter.split(ids[chunks], limit // 8 if overlap is None else overlap, places)
+            places += len(split[text].chunks)
+            blocks += split[text].blocks
+        vectors = self._encode(blocks, places, done)
+        pooled = vectors[: len(ids)]
+        for text, document in split.items():
+            pooled[first_chunk[text] : first_chunk[text] + counts[text]] = document.pooled(vectors, counts[text])
         non_finite = np.flatnonzero(~np.isfinite(pooled).all(axis=1))
         if len(non_finite):
             text = int(np.searchsorted(np.cumsum(counts), non_finite[0], side="right"))
@@ -125,67 +150,97 @@ class PackedEncoder:
             raise BadInput(f"{noun} {text} has a non-finite vector: {why}; use another checkpoint")
         return pooled
 
-    def _pool_sequences(
-        self, ids, chunks: np.ndarray, placed: Packing, length: int, slots: int, pooled: np.ndarray, done
-    ) -> None:
-        for first_row, rows in self._forward_passes(int(placed.row.max()) + 1, length):
-            inside = np.flatnonzero((placed.row >= first_row) & (placed.row < first_row + rows))
-            batch = self._empty_batch(rows, length)
-            for place in inside:
-                row, column, kept = placed.row[place] - first_row, placed.column[place], placed.kept[place]
-                cells = slice(column, column + kept)
-                batch["tokens"][row, cells] = ids[chunks[place]][:kept]
-                batch["segment_ids"][row, cells] = placed.segment[place]
-                batch["positions"][row, cells] = np.arange(placed.position[place], placed.position[place] + kept)
-                batch["chunk_ids"][row, cells] = placed.slot[place] + 1
-                if placed.position[place] > 0:  # not the first chunk: a separator comes before it
-                    batch["tokens"][row, column - 1] = self._separator_id
-                    batch["segment_ids"][row, column - 1] = placed.segment[place]
-                    batch["positions"][row, column - 1] = placed.position[place] - 1
-            vectors, _ = self._run(batch, slots)
-            pooled[chunks[inside]] = vectors[placed.row[inside] - first_row, placed.slot[inside]]
-            done(int(batch["segment_ids"].max(axis=1).sum()), int((batch["segment_ids"] > 0).sum()))
+    def _encode(self, blocks: Sequence[Block], places: int, done: Callable[[int, int], None]) -> np.ndarray:
+        """Returns the vectors of all blocks, [places, D] float32."""
+        vectors = np.zeros((places, self._config.width), np.float32)
+        own, owned = self._share_out(blocks)
+        running: tuple[jax.Array, Sequence[Block]] | None = None
+        for passed in own:
+            batch = self._batch(passed)  # prepared while the devices compute the pass before it
+            if running is not None:
+                _take(*running, vectors, done)
+            with jax.set_mesh(self._mesh):  # the kernels look up their platform in the mesh
+                running = _embed(self._model, batch, passed[0].slots), passed
+        if running is not None:
+            _take(*running, vectors, done)
+        if self._together:
+            taken = [np.concatenate([[], *(block.place for block in some)]).astype(np.int64) for some in owned]
+            found = gather_rows(vectors[taken[jax.process_index()]], [len(some) for some in taken])
+            for at, rows in zip(taken, found, strict=True):
+                vectors[at] = rows
+        return vectors
 
-    def _pool_windows(self, ids: Sequence[Tokens], overlap: int) -> np.ndarray:
-        """Pools a document over the limit: one window per sequence, and chunk means over the windows."""
-        lengths = np.array([len(chunk) for chunk in ids])
-        first = np.cumsum(lengths) - lengths + np.arange(len(ids))
-        size = int(first[-1] + lengths[-1])
-        tokens, chunk_of = np.full(size, self._separator_id, np.int32), np.full(size, -1)
-        for place, chunk in enumerate(ids):
-            tokens[first[place] : first[place] + len(chunk)] = chunk
-            chunk_of[first[place] : first[place] + len(chunk)] = place
-        limit = self._config.max_length
-        cut = windows(size, limit, overlap, first)
-        totals, weights = np.zeros((len(ids), self._config.width)), np.zeros(len(ids))
-        for first_row, rows in self._forward_passes(len(cut), limit):
-            batch, members = self._empty_batch(rows, limit), []
-            for row, window in enumerate(cut[first_row : first_row + rows]):
-                batch["tokens"][row] = tokens[window.start : window.stop]
-                batch["segment_ids"][row] = 1
-                batch["positions"][row] = np.arange(limit)
-                own = chunk_of[window.own : window.own_stop]
-                members.append(np.unique(own[own >= 0]))
-                cells = slice(window.own - window.start, window.own_stop - window.start)
-                batch["chunk_ids"][row, cells] = np.where(own >= 0, np.searchsorted(members[row], own) + 1, 0)
-            slots = power_of_two(max(self._slots, *map(len, members)))
-            vectors, counts = self._run(batch, slots)
-            for row, chunks in enumerate(members):
-                totals[chunks] += vectors[row, : len(chunks)] * counts[row, : len(chunks), None]
-                weights[chunks] += counts[row, : len(chunks)]
-        return (totals / np.maximum(weights, 1)[:, None]).astype(np.float32)
+    def _share_out(self, blocks: Sequence[Block]) -> tuple[list[list[Block]], list[list[Block]]]:
+        """Returns the passes of this process, and for each process the blocks whose vectors it sends to the others."""
+        passes, processes = in_passes(blocks, self._shards), range(jax.process_count())
+        if self._dealt:
+            shares = deal(passes, len(processes))
+            return shares[jax.process_index()], [list(itertools.chain(*share)) for share in shares]
+        pairs = [pair for passed in passes for pair in zip(passed, self._owners, strict=False)]
+        return passes, [[block for block, owner in pairs if owner == process] for process in processes]
 
-    def _forward_passes(self, rows: int, length: int) -> Iterator[tuple[int, int]]:
-        """Yields (first row, number of rows) of every pass. The last is padded to a power of two."""
-        most = max(self._batch_tokens // length, 1)
-        for first_row in range(0, rows, most):
-            yield first_row, min(most, power_of_two(rows - first_row))
+    def _batch(self, blocks: Sequence[Block]) -> dict[str, jax.Array]:
+        """Returns the batch of a pass: a block for each device along "rows". Missing blocks are padding."""
+        rows, length, _ = blocks[0].shape
+        filled: dict[int, dict[str, np.ndarray]] = {}
 
-    def _empty_batch(self, rows: int, length: int) -> dict[str, np.ndarray]:
+        def part(name: str, index: tuple[slice, ...]) -> np.ndarray:
+            place = (index[0].start or 0) // rows
+            if place not in filled:
+                filled[place] = self._empty(rows, length)
+                if place < len(blocks):
+                    blocks[place].fill(filled[place])
+            return filled[place][name]
+
+        return {
+            name: jax.make_array_from_callback(
+                (rows * self._shards, length), self._placement, functools.partial(part, name)
+            )
+            for name in ("tokens", "segment_ids", "positions", "chunk_ids")
+        }
+
+    def _empty(self, rows: int, length: int) -> dict[str, np.ndarray]:
         batch = {name: np.zeros((rows, length), np.int32) for name in ("segment_ids", "positions", "chunk_ids")}
         return batch | {"tokens": np.full((rows, length), self._pad_id, np.int32)}
 
-    def _run(self, batch: dict[str, np.ndarray], slots: int) -> tuple[np.ndarray, np.ndarray]:
-        with jax.set_mesh(self._mesh):  # the kernels look up their platform in the mesh
-            vectors, counts = _embed(self._model, jax.tree.map(jnp.asarray, batch), slots)
-        return np.asarray(vectors), np.asarray(counts)
+
+def _take(found: jax.Array, blocks: Sequence[Block], vectors: np.ndarray, done: Callable[[int, int], None]) -> None:
+    """Copies the vectors of a pass that are on devices of this process to their places."""
+    taken = set()
+    for shard in found.addressable_shards:
+        place = (shard.index[0].start or 0) // blocks[0].rows
+        if place < len(blocks) and place not in taken:
+            taken.add(place)
+            block = blocks[place]
+            vectors[block.place] = np.asarray(shard.data)[block.row, block.slot]
+    done(sum(block.texts for block in blocks), sum(block.tokens for block in blocks))
+
+
+def _mesh_of(params: Any) -> jax.sharding.Mesh:
+    """Returns the mesh of the device that holds the parameters, or of the first one of this process."""
+    leaf = jax.tree.leaves(params)[0]
+    return Mesh().build(list(leaf.devices()) if isinstance(leaf, jax.Array) else jax.local_devices())
+
+
+def _placed(params: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Returns the parameters on the mesh. Those that are there already keep their shardings."""
+    devices, copied = set(mesh.devices.flat), {"slice", "data"}
+
+    def place(path, leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
+            return leaf
+        spread = any(size > 1 and axis not in copied for axis, size in mesh.shape.items())
+        sharding = leaf_sharding(dotted(path), leaf.shape, mesh) if spread else replicated(mesh)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def _owners(placement: NamedSharding, count: int) -> list[int]:
+    """Returns the process that has each part of an array of `count` parts; the first one if several have it."""
+    owners = [jax.process_count()] * count
+    for device, index in placement.devices_indices_map((count,)).items():
+        place = index[0].start or 0
+        owners[place] = min(owners[place], device.process_index)
+    return owners

@@ -120,6 +120,8 @@ class Training:
       remat_policy: which intermediate results of a block are saved for the backward pass, see
         `Qwen3Config.remat_policy`; if None, that of the model. What fits in memory depends on the batch.
       evaluation: when and on what the stage is evaluated while it trains; None for never.
+      skip_nonfinite: number of steps whose loss or gradient may be non-finite: each leaves parameters and optimizer as
+        they are, and the stage goes on with the next batch. One more such step fails the stage.
     """
 
     stage: Stage
@@ -131,10 +133,12 @@ class Training:
     logging: Logging = Logging()
     remat_policy: tuple[str, ...] | None = None
     evaluation: Evaluation | None = None
+    skip_nonfinite: int = 0
 
     def __post_init__(self):
         for name in ("steps", "packing_groups"):
             require(getattr(self, name) >= 1, self, name, "1 or more")
+        require(self.skip_nonfinite >= 0, self, "skip_nonfinite", "0 or more steps")
         best = self.checkpointing.best_metric
         if best and self.evaluation is None:
             raise BadInput(f"Checkpointing.best_metric={best!r} needs Training.evaluation; bind it to @Evaluation()")

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -24,7 +26,7 @@ from pplx_jax.data.sources.mixture import Mixture
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
-from pplx_jax.parallel.mesh import Mesh, batch_sharding
+from pplx_jax.parallel.mesh import Mesh, batch_sharding, replicated
 from pplx_jax.parallel.model_info import model_info
 from pplx_jax.parallel.processes import is_first
 from pplx_jax.training.evaluators import Evaluations, Evaluator
@@ -96,7 +98,7 @@ def train(
       `ended_early`, the reason, if it ended before its last step.
 
     Raises:
-      NonFiniteLoss: a logged metric is not finite.
+      NonFiniteLoss: a metric is not finite, in more steps than `Training.skip_nonfinite`.
       Preempted: SIGTERM came; the state is saved, or the stage is finished.
       BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
         a damaged checkpoint, or one with other settings; a finished stage with other settings; an earlier stage of
@@ -144,10 +146,10 @@ def train(
         )
         order = {**data, "examples": batches.examples.count, "batch_size": batch.batch_size}
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep)))
-        restored = checkpoints.restore_latest(vars(state_layout(config, stage, optimizer, devices)))
+        restored = checkpoints.restore_latest(state_layout(config, stage, optimizer, devices).arrays())
         if restored is None:
             state, source = _first_state(training, optimizer, model, config, devices, seed, start_from, initial)
-            restored = Restored(0, vars(state), {"position": 0, "seconds": 0.0, "useful_seconds": 0.0})
+            restored = Restored(0, state.arrays(), {"position": 0, "seconds": 0.0, "useful_seconds": 0.0})
             info = model_info(state.params, state.optimizer)
             if is_first():
                 (folder / "model-info.txt").write_text(info, encoding="utf-8")
@@ -155,7 +157,8 @@ def train(
             what = f"the checkpoint of step {restored.step}"
             require_same(folder, what, restored.about, order)
             require_same(folder, what, restored.about.get(COMPUTES, {}), computes)
-            state, source = TrainState(**restored.state), f"its own checkpoint of step {restored.step}"
+            skipped = jax.device_put(jnp.int32(restored.about.get("skipped", 0)), replicated(devices))
+            state, source = TrainState(**restored.state, skipped=skipped), f"its own checkpoint of step {restored.step}"
             batches.seek(restored.about["position"])
         evaluations.resume(restored.about.get("best"))
         logging.info("%s: starting from %s", stage.name, source)
@@ -175,12 +178,14 @@ def train(
         meter = Meter(config, devices.size)
         times = StepClock(goodput, meter)
         shape = {"steps": training.steps, "seed": seed, "mask_id": vocabulary.mask_id}
-        compiled = CompiledStep(make_step(stage, config, optimizer, mesh=devices, **shape), times)
+        skips = training.skip_nonfinite
+        compiled = CompiledStep(make_step(stage, config, optimizer, mesh=devices, skip_nonfinite=skips, **shape), times)
 
         def save(step: int, state: TrainState, position: int) -> None:
             about = {
                 "stage": stage.name,
                 "position": position,
+                "skipped": int(jax.device_get(state.skipped)),
                 **order,
                 COMPUTES: computes,
                 "seconds": seconds_before + time.monotonic() - started,
@@ -191,7 +196,7 @@ def train(
             }
             if evaluations.best:
                 about["best"] = dataclasses.asdict(evaluations.best)
-            checkpoints.save(step, vars(state), about, evaluations.of_step(step))
+            checkpoints.save(step, state.arrays(), about, evaluations.of_step(step))
 
         profiled = training.logging.profile_steps if is_first() else ()
         progress = opened.enter_context(
@@ -265,11 +270,12 @@ class _Log:
         pass
 
     def on_log(self, step: int, numbers: dict[str, float]) -> None:
-        numbers["learning_rate"] = float(np.asarray(self._learning_rate(step - 1)))
+        updates = max(step - 1 - int(numbers["skipped"]), 0)  # before the step: the schedule counts updates
+        numbers["learning_rate"] = float(np.asarray(self._learning_rate(updates)))
         numbers |= self._meter.numbers(numbers) | memory_numbers() | self._goodput.numbers()
         self._writer.write(step, numbers)
         self._goodput.save()
-        self._progress.update(step, loss=numbers["loss"], tokens=self._meter.tokens)
+        self._progress.update(step, loss=numbers.get("loss", math.nan), tokens=self._meter.tokens)
         self._checkpoints.check()
 
     def after_step(self, step: int, state: TrainState) -> None:

@@ -23,13 +23,19 @@ class TrainState:
     Attributes:
       params: nested dict of float32 arrays, as `trained_params` returns it.
       optimizer: the optax state.
-      step: int32 scalar, steps done; negative after a step that was not finite. The rng of a step is a function of
-        it and of the seed.
+      step: int32 scalar, steps done; negative after a non-finite step that was one too many. The rng of a step is a
+        function of it and of the seed.
+      skipped: int32 scalar, how many of those steps were not finite and changed no parameter.
     """
 
     params: Any
     optimizer: Any
     step: jax.Array
+    skipped: jax.Array
+
+    def arrays(self) -> dict[str, Any]:
+        """Returns the arrays of a checkpoint by name; `skipped` is saved as a number in its metadata."""
+        return {"params": self.params, "optimizer": self.optimizer, "step": self.step}
 
 
 def model_params(params: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, m
     """Returns a fresh state with `params`, laid out on the mesh; no device holds more than its part."""
 
     def start(params) -> TrainState:
-        return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
+        return TrainState(params, optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
 
     params = jax.device_put(params, shardings(params, mesh))
     return jax.jit(start, out_shardings=shardings(jax.eval_shape(start, params), mesh))(params)
@@ -60,7 +66,7 @@ def state_layout(
 
     def start() -> TrainState:
         params = trained_params(initial_params(config, seed=0), stage)
-        return TrainState(params=params, optimizer=optimizer.init(params), step=jnp.int32(0))
+        return TrainState(params, optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
 
     def laid_out(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
@@ -92,11 +98,14 @@ def make_step(
     seed: int,
     mask_id: int,
     mesh: jax.sharding.Mesh,
+    skip_nonfinite: int = 0,
 ) -> jax.stages.Wrapped:
     """Returns one optimizer step of a stage, jitted: (state, batch) -> (state, metrics).
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer unchanged, and so do all later steps:
-    `TrainState.step` becomes negative. So the cause can be found later, with the parameters of the failed step.
+    A step with a metric that is not finite (the loss and the norms of gradient, parameters and update are metrics)
+    leaves parameters and optimizer unchanged. It counts as done and as skipped, up to `skip_nonfinite` skipped steps.
+    After one more, `TrainState.step` becomes negative and no later step changes anything: so the cause can be found
+    later, with the parameters of the failed step. The metric `skipped` includes the step itself.
     """
 
     loss_of = stage_loss(stage, config, steps=steps, seed=seed, mask_id=mask_id)
@@ -113,10 +122,13 @@ def make_step(
             "update_norm": optax.tree.norm(updates),
         }
         halted = state.step < 0
-        succeeds = jnp.isfinite(loss) & jnp.isfinite(gradient_norm) & ~halted
-        stepped = TrainState(params, optimizer_state, state.step + 1)
-        stays = dataclasses.replace(state, step=jnp.where(halted, state.step, -1 - state.step))
-        return jax.tree.map(lambda new, old: jnp.where(succeeds, new, old), stepped, stays), metrics
+        finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
+        skipped = state.skipped + ~finite
+        metrics["skipped"] = skipped
+        step = jnp.where(finite | (skipped <= skip_nonfinite), state.step + 1, -1 - state.step)
+        stepped = TrainState(params, optimizer_state, step, skipped)
+        stays = dataclasses.replace(state, step=jnp.where(halted, state.step, step), skipped=skipped)
+        return jax.tree.map(lambda new, old: jnp.where(finite & ~halted, new, old), stepped, stays), metrics
 
     # The state keeps its layout: a compiled step accepts no other, and XLA would choose a different one.
     layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, stage, optimizer, mesh))

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from pplx_jax.core.errors import Preempted
 from pplx_jax.data.batches.host_batches import Batch, HostBatches
@@ -21,7 +22,8 @@ from pplx_jax.training.train_state import TrainState
 
 
 class NonFiniteLoss(RuntimeError):
-    """A metric is not finite: the message names the stage, the step, the metric and the first non-finite array."""
+    """A metric is not finite: the message names the stage, the step, the metric, the first non-finite array and the
+    setting that skips such a step."""
 
 
 class Hook(Protocol):
@@ -31,7 +33,10 @@ class Hook(Protocol):
         """Called before the batch of a step is read."""
 
     def on_log(self, step: int, numbers: dict[str, float]) -> None:
-        """Called with the metrics of a logged step, all finite; may add metrics for later hooks."""
+        """Called with the finite metrics of a logged step; may add metrics for later hooks.
+
+        A step that was skipped (`Training.skip_nonfinite`) has no "loss".
+        """
 
     def after_step(self, step: int, state: TrainState) -> None:
         """Called after each step, before its checkpoint is saved."""
@@ -88,7 +93,7 @@ class Trainer:
           Whether SIGTERM came during the last steps, to any process.
 
         Raises:
-          NonFiniteLoss: a metric is not finite.
+          NonFiniteLoss: a metric is not finite, in more steps than `Training.skip_nonfinite`.
           Preempted: SIGTERM came to any process; the state is saved.
         """
         # Every process runs the same phases in this order. Deciding, fetching for a log and saving are collective: if
@@ -131,12 +136,12 @@ class Trainer:
             return self._stopping.any_process_was_asked()
 
     def _fetch(self, position: int) -> dict[str, float]:
-        """Returns the metrics of the latest step; checks those of the unfetched steps before it, too.
+        """Returns the finite metrics of the latest step; checks those of the unfetched steps before it, too.
 
         Raises:
-          NonFiniteLoss: one is not finite.
+          NonFiniteLoss: one is not finite, in a step that is not skipped.
         """
-        stage = self._training.stage
+        stage, tolerated = self._training.stage, self._training.skip_nonfinite
         numbers: dict[str, float] = {}
         fetched = jax.device_get([metrics for _, metrics in self._unfetched])
         last = self._unfetched[-1][0]
@@ -145,10 +150,19 @@ class Trainer:
             try:
                 _require_finite(stage.name, step, numbers)
             except NonFiniteLoss as error:
+                skipped = int(numbers["skipped"])
+                if skipped <= tolerated:
+                    logging.warning("%s: the step is skipped, %d of at most %d", error, skipped, tolerated)
+                    numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
+                    continue
                 # The state is still the one before the failed step: `make_step` does not change it afterwards.
                 batch = self._batches.at(position - (last - step + 1) * stage.batch.batch_size)
                 array = first_nonfinite(self._loss_of, self.state.params, batch.arrays, jnp.int32(step - 1))
-                raise NonFiniteLoss(f"{error}; first array that is not finite: {array}") from None
+                raise NonFiniteLoss(
+                    f"{error}; the last checkpoint is from before it; first array that is not finite: {array}. The "
+                    f"same command meets this step again: to go on without it, add "
+                    f"--gin_param={stage.name}/Training.skip_nonfinite={skipped}"
+                ) from None
         self._unfetched.clear()
         return numbers
 
@@ -247,6 +261,6 @@ class _Decisions:
 
 
 def _require_finite(stage: str, step: int, numbers: dict[str, float]) -> None:
-    for name, value in numbers.items():
-        if not math.isfinite(value):
-            raise NonFiniteLoss(f"{stage} step {step}: {name} is {value}; the last checkpoint is from before it")
+    for name in sorted(numbers, key=lambda name: name != "loss"):  # the loss is the first to tell
+        if not math.isfinite(numbers[name]):
+            raise NonFiniteLoss(f"{stage} step {step}: {name} is {numbers[name]}")

@@ -14,6 +14,7 @@ import pytest
 from pplx_jax.cli import main as cli
 from pplx_jax.cli.parser import build_parser, parse, shown_default
 from pplx_jax.cli.signature import defaults
+from pplx_jax.cli.verb import PATHS, WORKDIR, PathOrUrl
 from pplx_jax.cli.verbs import VERBS
 from pplx_jax.core.errors import EXIT_CODES
 
@@ -72,6 +73,51 @@ def _alternatives(hint):
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return [inner for each in typing.get_args(hint) for inner in _alternatives(each)]
     return [hint]
+
+
+@of_every_flag
+def test_a_parameter_that_is_a_path_has_a_flag_of_a_type_of_paths(verb, flag):
+    # So the command line refuses URLs that it cannot take.
+    hint = typing.get_type_hints(imported(flag.owner or verb.target))[flag.parameter]
+    inner = {each for part in _alternatives(hint) for each in (part, *typing.get_args(part))}
+    assert pathlib.Path not in inner or flag.options.get("type") in PATHS
+
+
+URLS = ("s3://bucket/x", "memory://bucket/x", "file://bucket/x", "nonsense://bucket/x")
+
+
+@pytest.mark.parametrize("url", URLS)
+@of_every_verb
+def test_a_url_that_a_verb_cannot_take_is_refused_at_once(verb, url, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = [*verb.name.split(), *shlex.split(verb.example)]
+    for flag in (*verb.flags, WORKDIR):
+        kind = flag.options.get("type")
+        if kind not in PATHS or (kind is PathOrUrl and url.startswith("s3:")):
+            continue
+        words = _with_value(verb, example, flag, url)
+        assert cli.main(words) == cli.BAD_INPUT
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and url in error and "Traceback" not in error
+        assert flag.parameter in error or flag.names[0] in error or flag.options.get("metavar", "?") in error
+    assert not list(tmp_path.iterdir())
+
+
+def _with_value(verb, words, flag, value):
+    """Returns the words of a call with the value of a flag replaced or added."""
+    if flag.names[0].startswith("-"):
+        others = [word for word in words if not word.startswith(f"{flag.names[0]}=")]
+        return [*others, f"{flag.names[0]}={value}"]
+    positional = [one for one in verb.flags if not one.names[0].startswith("-")]
+    place = len(verb.name.split()) + positional.index(flag)
+    return [*words[:place], value, *words[place + 1 :]]
+
+
+def test_a_url_that_gin_binds_is_refused_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    binding = "--gin_param=evaluate_task.output='s3://bucket/x'"
+    assert cli.main(["eval", "--model=bm25", "--task=here", binding]) == cli.BAD_INPUT
+    assert "s3://bucket/x is a URL" in capsys.readouterr().err
 
 
 @of_every_verb

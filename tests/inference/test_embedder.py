@@ -304,10 +304,12 @@ def test_weights_that_are_not_finite_give_no_vectors(folder, monkeypatch):
     with pytest.raises(BadInput, match="text 0 has a non-finite vector"):
         broken.encode(["read"], quantization="binary")
 
-    def spoil_the_last(self, ids, chunks, placed, row_length, slots, pooled, done):
-        pooled[-1] = np.inf
+    def spoil_the_last(self, blocks, places, done):
+        vectors = np.zeros((places, WIDTH), np.float32)
+        vectors[-1] = np.inf
+        return vectors
 
-    monkeypatch.setattr(packed_encoder.PackedEncoder, "_pool_sequences", spoil_the_last)
+    monkeypatch.setattr(packed_encoder.PackedEncoder, "_encode", spoil_the_last)
     with pytest.raises(BadInput, match="document 1 has a non-finite vector"):
         Embedder(folder).encode_documents([["read", "write"], ["", "close"]])
 

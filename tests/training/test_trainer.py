@@ -313,7 +313,7 @@ def test_a_checkpoint_is_all_there_is_to_know(setting, whole):
     optimizer = tiny.OPTIMIZER.build(STEPS)
     layout = state_layout(setting.config, tiny.STAGES["pair"], optimizer, ONE.build())
     with contextlib.closing(Checkpoints(whole["pair"])) as checkpoints:
-        step, state, about = checkpoints.restore_latest(vars(layout))
+        step, state, about = checkpoints.restore_latest(layout.arrays())
     assert step == STEPS == state["step"] and state.keys() == {"params", "optimizer", "step"}
     assert about.pop("seconds") > about.pop("useful_seconds") > 0
     computes = about.pop("computes")
@@ -322,6 +322,7 @@ def test_a_checkpoint_is_all_there_is_to_know(setting, whole):
     assert about == {
         "stage": "pair",
         "position": STEPS * 8,
+        "skipped": 0,
         "seed": 3,
         "examples": tiny.EXAMPLES,
         "batch_size": 8,

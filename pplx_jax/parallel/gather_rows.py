@@ -1,0 +1,49 @@
+"""Gathers rows of arrays, or texts as token ids, from all processes."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from pplx_jax.parallel.processes import barrier
+
+_BYTES_AT_ONCE = 64 << 20  # per process, on every device
+
+
+def gather_rows(own: np.ndarray, counts: Sequence[int]) -> list[np.ndarray]:
+    """Returns the rows of every process, in the order of the processes. Collective.
+
+    It waits for the other processes without a time limit, because a collective operation alone would end after one.
+
+    Args:
+      own: [counts[this process], ...], of a type of at most 32 bits: JAX would cut longer ones.
+      counts: number of rows of each process, known to all of them.
+    """
+    if jax.process_count() == 1:
+        return [own]
+    assert own.itemsize <= 4 and len(own) == counts[jax.process_index()], (own.dtype, len(own), counts)
+    barrier("gather rows")
+    most, width = max(counts), max(int(np.prod(own.shape[1:])) * own.itemsize, 1)
+    step = max(_BYTES_AT_ONCE // width, 1)
+    parts: list[list[np.ndarray]] = [[] for _ in counts]
+    for start in range(0, most, step):
+        rows = min(step, 1 << (most - start - 1).bit_length())  # few sizes, so that few programs are compiled
+        part = np.zeros((rows, *own.shape[1:]), own.dtype)
+        part[: len(own[start : start + rows])] = own[start : start + rows]
+        for into, count, found in zip(parts, counts, multihost_utils.process_allgather(part), strict=True):
+            into.append(found[: max(count - start, 0)])
+    return [np.concatenate(found) if found else own[:0] for found in parts]
+
+
+def gather_ragged(own: Sequence[Sequence[int] | np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
+    """Returns the sequences of numbers (int32) of every process, in the order of the processes. Collective.
+
+    Args:
+      own: of this process.
+      counts: number of sequences of each process, known to all of them.
+    """
+    lengths = gather_rows(np.array([len(one) for one in own], np.int32), counts)
+    flat = np.concatenate([np.asarray(one, np.int32) for one in own]) if own else np.zeros(0, np.int32)
+    found = gather_rows(flat, [int(one.sum()) for one in lengths])
+    return [one for size, values in zip(lengths, found, strict=True) for one in np.split(values, np.cumsum(size)[:-1])]
