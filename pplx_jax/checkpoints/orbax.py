@@ -246,6 +246,11 @@ def select_checkpoint(folder: pathlib.Path, step: int) -> None:
     write_json(folder / SELECTED, {"step": step})
 
 
+def selected_step(folder: pathlib.Path) -> int | None:
+    """Returns the step that `select_checkpoint` named; None for the latest."""
+    return int(read_json(folder / SELECTED)["step"]) if (folder / SELECTED).exists() else None
+
+
 def checkpoint_steps(folder: str | pathlib.Path) -> list[int]:
     """Returns the steps of the complete checkpoints of a folder, in order; none if it has no checkpoint."""
     root = pathlib.Path(folder).absolute() / CHECKPOINTS
@@ -268,8 +273,8 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
     if not steps:
         raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train the stage first")
     if step is None:
-        selected = root.parent / SELECTED
-        step = int(read_json(selected)["step"]) if selected.exists() else steps[-1]
+        selected = selected_step(root.parent)
+        step = steps[-1] if selected is None else selected
     path: Any = root / str(step) / "default"  # Orbax's annotations name a path type that is not pathlib's
     try:
         # Restored as complete NumPy arrays on the host: the caller decides on which devices they go.

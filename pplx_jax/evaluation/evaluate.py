@@ -1,5 +1,6 @@
 """The verb `eval`: scores a model, or BM25, on a benchmark or a BEIR folder."""
 
+import functools
 import itertools
 import pathlib
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pplx_jax.evaluation.core.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.core.summary import format_table, summarize
 from pplx_jax.evaluation.registry import open_benchmark
 from pplx_jax.evaluation.scoring.system import Settings, System
+from pplx_jax.evaluation.watch import watch_stage
 from pplx_jax.inference.encoder import Encoder, check_quantization, quantizations
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.kernels.quantization import check_form
@@ -26,7 +28,7 @@ _CONTEXTS: dict[str, tuple[bool, ...]] = {"without": (False,), "with": (True,), 
 
 
 def evaluate_task(
-    model: str | pathlib.Path | Encoder,
+    model: str | pathlib.Path | Encoder | None = None,
     task: str | pathlib.Path | None = None,
     *,
     benchmark: Benchmark | None = None,
@@ -41,6 +43,8 @@ def evaluate_task(
     output: str | pathlib.Path | None = None,
     compare: str | pathlib.Path | None = None,
     run_file: str | pathlib.Path | None = None,
+    watch: str | pathlib.Path | None = None,
+    poll_seconds: float = 30.0,
 ) -> dict[str, Any]:
     """Scores a model. A second call with the same `output` skips the finished tasks.
 
@@ -60,8 +64,12 @@ def evaluate_task(
         output: the results folder to write.
         compare: another results folder; the first setting is compared with it.
         run_file: the file to write the best 1000 documents of each query to. Needs one task and one setting.
+        watch: in place of `model`: the folder of a stage, whose checkpoints are scored as they appear; see
+            `evaluation.watch`. Needs `output`.
+        poll_seconds: time between two looks at the folder of `watch`.
 
     Returns:
+        With `watch`, what `watch_stage` returns.
         For one task, the first setting's {"metrics", "intervals", "queries", "documents"}. For several tasks, "metrics"
         holds the benchmark's averages and the mean of each metric that all finished tasks report, "queries" and
         "documents" are sums, and there are also "averages", "average_intervals", "finished", "of" and "tasks". Always
@@ -71,6 +79,8 @@ def evaluate_task(
         BadInput: an argument is wrong, an input is missing, the results folder holds another model or benchmark, or a
             text is over the model's limit.
     """
+    if (model is None) == (watch is None):
+        raise BadInput("give either --model, or --watch with the folder of a stage")
     for name, given in {"tasks": tasks, "quantization": quantization, "dims": dims}.items():
         if isinstance(given, Sequence) and not given:
             raise BadInput(f"--{name} is empty; give one or several separated by commas, or leave it out")
@@ -79,11 +89,26 @@ def evaluate_task(
     if benchmark is None:
         benchmark = open_benchmark(str(task), None if data is None else pathlib.Path(data))
     chosen = chosen_tasks(benchmark, tasks)
+    if watch is not None:
+        if output is None or compare is not None or run_file is not None or query_prompt or document_prompt:
+            raise BadInput("--watch needs --output, and takes no --compare, --run_file or prompts")
+        settings = {"quantization": quantization, "dims": dims, "context": context, "truncate": truncate}
+        names = [one.name for one in chosen]
+        scores = functools.partial(evaluate_task, benchmark=benchmark, tasks=names, **settings)
+        facts = {"benchmark": benchmark.name, "tasks": names, **settings}
+        return watch_stage(
+            pathlib.Path(watch),
+            pathlib.Path(output),
+            lambda encoder, results: scores(encoder, output=results),
+            facts,
+            poll_seconds=poll_seconds,
+        )
     if isinstance(model, str | pathlib.Path):
         name = str(model)
         prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
         encoder = None if name == BM25 else load_encoder(model, **prompts)
     else:
+        assert model is not None
         name, encoder = type(model).__name__, model
     settings = _settings(encoder, quantization, dims, context, truncate)
     systems = [System(name, encoder, one) for one in settings]

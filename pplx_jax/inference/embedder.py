@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -35,8 +36,9 @@ class Embedder:
 
     Args:
       model: a loaded model.
-      batch_tokens: tokens per forward pass.
+      batch_tokens: tokens per device in a forward pass.
       slots: maximum number of texts or chunks in a sequence.
+      mesh: the devices; see `PackedEncoder`.
 
     Example:
       >>> model = Embedder.load("quickstart_run/merged")
@@ -44,7 +46,9 @@ class Embedder:
       dtype('int8')
     """
 
-    def __init__(self, model: LoadedModel, *, batch_tokens: int = 8192, slots: int = 64):
+    def __init__(
+        self, model: LoadedModel, *, batch_tokens: int = 8192, slots: int = 64, mesh: jax.sharding.Mesh | None = None
+    ):
         self.config = model.config
         self.vocabulary = model.vocabulary
         self.kind = model.kind
@@ -56,6 +60,7 @@ class Embedder:
             separator_id=model.vocabulary.separator_id,
             batch_tokens=batch_tokens,
             slots=slots,
+            mesh=mesh,
         )
 
     @classmethod

@@ -19,6 +19,7 @@ from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.evaluation.scoring.retrieval_evaluator import RetrievalEvaluator, read_evaluation_sets
 from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.mining.choice import Mining
@@ -110,6 +111,32 @@ def mine(
     return mined
 
 
+def evaluation_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of the retrieval sets of the corpus."""
+    return workdir / "data" / "corpus" / "evaluation"
+
+
+def retrieval_evaluator(
+    training: Training,
+    vocabulary: Vocabulary,
+    held_out: pathlib.Path,
+    lengths: Lengths | None,
+    config: Qwen3Config,
+    devices: jax.sharding.Mesh,
+) -> RetrievalEvaluator:
+    """Returns the evaluator of a stage on the sets that its settings name, or on those of the corpus."""
+    assert training.evaluation is not None
+    sets = read_evaluation_sets(training.evaluation, held_out)
+    contextual = training.stage.model_kind == "context_v1"
+    size = document_size(lengths) if lengths else {}
+    return RetrievalEvaluator(sets, config, vocabulary, devices, contextual=contextual, **size)
+
+
+def document_size(lengths: Lengths) -> dict[str, int]:
+    """Returns the size of the documents in which passages are scored: as in the contextual stage."""
+    return {"chunks_per_document": lengths.chunks, "tokens_per_document": lengths.chunks * (lengths.chunk + 1)}
+
+
 def score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path) -> dict[str, Any]:
     """Scores the same architecture with random weights."""
     params = jax.tree.map(np.asarray, initial_params(model, seed))
@@ -127,8 +154,7 @@ def score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dic
         embedder,
         read_sets(held_out),
         contextual=embedder.kind == "context_v1",
-        chunks_per_document=lengths.chunks,
-        tokens_per_document=lengths.chunks * (lengths.chunk + 1),
+        **document_size(lengths),
     )
 
 

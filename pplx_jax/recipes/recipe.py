@@ -30,7 +30,7 @@ from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.recipes import phases as work
-from pplx_jax.recipes.phases import Phases, tables_folder
+from pplx_jax.recipes.phases import Phases, evaluation_folder, tables_folder
 from pplx_jax.recipes.results import environment, format_sets, format_table, write_report, write_results
 from pplx_jax.recipes.weighted_start import NAME as INITIAL
 from pplx_jax.recipes.weighted_start import start_folder, write_weighted_start
@@ -99,7 +99,7 @@ def run(
         _claim(workdir, settings, config_text)
     barrier("claim")
     phases = Phases(workdir)
-    held_out = workdir / "data" / "corpus" / "evaluation"
+    held_out = evaluation_folder(workdir)
     results: dict[str, Any] = {}
 
     counts = phases("corpus", lambda: dict(corpus.build(workdir / "data" / "corpus")))
@@ -127,7 +127,7 @@ def run(
             miner = stage.starts_from
             phases("mine", lambda miner=miner: work.mine(workdir, corpus, vocabulary, mining, miner, stages, seed))
 
-        learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start)
+        learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start, lengths)
         phases(name, learn, everyone=True)
         results[name] = phases(f"evaluate_{name}", lambda name=name: work.score(workdir / name, held_out, lengths))
         if name == until:
@@ -166,6 +166,7 @@ def train_stage(
     model: Qwen3Config | None = None,
     initial: str | None = None,
     term_weights: TermWeights | None = None,
+    lengths: Lengths | None = None,
     mesh: Mesh = _DEFAULT_MESH,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def train_stage(
     workdir, chosen = pathlib.Path(workdir), stages[names.index(stage)]
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
-    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start)
+    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths)
 
 
 def _train(
@@ -193,9 +194,12 @@ def _train(
     seed: int,
     config_text: str,
     initial: str | None,
+    lengths: Lengths | None,
 ) -> dict[str, Any]:
     """Trains one stage. It starts from the stage that it names if that was trained, else from the initial weights."""
     stage, kind = training.stage, training.stage.batch.kind
+    held_out = evaluation_folder(workdir)
+    retrieval = functools.partial(work.retrieval_evaluator, training, vocabulary, held_out, lengths)
     return train(
         workdir / stage.name,
         training,
@@ -207,6 +211,7 @@ def _train(
         start_from=_earlier(workdir, stage.starts_from),
         initial=pathlib.Path(initial) if initial else None,
         config_text=config_text,
+        evaluators=[retrieval] if training.evaluates_retrieval else [],
     )
 
 

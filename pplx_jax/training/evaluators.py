@@ -72,7 +72,8 @@ class Evaluations:
         names = [name for evaluator in evaluators for name in evaluator.metrics]
         if training.evaluation and not names:
             raise BadInput(
-                f"{stage}: Training.evaluation has nothing to compute; set Evaluation.held_out to a number of examples"
+                f"{stage}: Training.evaluation has nothing to compute; set Evaluation.sets to BEIR folders, or "
+                "Evaluation.held_out to a number of examples"
             )
         if metric and metric not in names:
             hint = nearest(metric, names) or f"; it has {', '.join(names)}"

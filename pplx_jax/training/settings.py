@@ -19,7 +19,7 @@ class Checkpointing:
       keep: number of latest checkpoints kept. With 1, there is no earlier one to fall back on if it is damaged.
       keep_every_steps: checkpoints at multiples of this step are kept too; 0 for none.
       keep_every_seconds: one checkpoint per this much wall time is kept too; 0 for none.
-      best_metric: a metric of `Evaluation`, such as "eval/loss/mean": a checkpoint is saved at each evaluation whose
+      best_metric: a metric of `Evaluation`, such as "eval/mean/ndcg@10": a checkpoint is saved at each evaluation whose
         value is among the best, and `Evaluation.patience` counts those that are not a new best. Losses are best when
         they are low, all other metrics when they are high.
       keep_best: number of checkpoints with the best values that are kept too.
@@ -79,11 +79,17 @@ class Evaluation:
 
     | metric | of |
     |---|---|
+    | `eval/SET/ndcg@10`, `eval/SET/recall@100` | a retrieval set, by cosine of INT8 vectors of texts encoded alone |
+    | `eval/SET/with_context/ndcg@10`, ... | the same with passages encoded in their documents; contextual stages only |
+    | `eval/mean/ndcg@10`, ... | the mean over the sets |
     | `eval/loss/SOURCE` | the held-out examples of a source: the loss of the stage at its last step |
     | `eval/loss/mean` | the mean over the sources |
 
     Attributes:
       every_steps: evaluates at multiples of this step, and at the last step.
+      sets: BEIR folders, or folders of BEIR folders; None for the evaluation sets of the recipe's corpus, () for none.
+      queries: most queries of a set; 0 for all.
+      documents: most passages of a set, after those of the documents that are judged for a query; 0 for all.
       held_out: examples of each source that are kept out of training, the last ones of its token table; 0 for none.
         They are evaluated in batches of the stage's size, or in one smaller batch.
       patience: the stage ends after this many evaluations in a row without a new best `Checkpointing.best_metric`; 0
@@ -91,12 +97,15 @@ class Evaluation:
     """
 
     every_steps: int
+    sets: tuple[str, ...] | None = None
+    queries: int = 0
+    documents: int = 0
     held_out: int = 0
     patience: int = 0
 
     def __post_init__(self):
         require(self.every_steps >= 1, self, "every_steps", "1 or more")
-        for name in ("held_out", "patience"):
+        for name in ("queries", "documents", "held_out", "patience"):
             require(getattr(self, name) >= 0, self, name, "0 or more")
 
     def due(self, step: int, last: int) -> bool:
@@ -144,6 +153,11 @@ class Training:
             raise BadInput(f"Checkpointing.best_metric={best!r} needs Training.evaluation; bind it to @Evaluation()")
         if self.evaluation and self.evaluation.patience and not best:
             raise BadInput("Evaluation.patience needs Checkpointing.best_metric; name the metric that must improve")
+
+    @property
+    def evaluates_retrieval(self) -> bool:
+        """Whether it is evaluated on retrieval sets while it trains."""
+        return self.evaluation is not None and self.evaluation.sets != ()
 
     @property
     def held_out(self) -> int:
