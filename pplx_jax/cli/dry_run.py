@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pplx_jax.configuration import Config
     from pplx_jax.training.settings import Training
 
-_SHOWN_SEPARATELY = ("config_text", "fingerprint", "settings", "stages")
+_SHOWN_SEPARATELY = ("config_text", "fingerprint", "stages")
 STAGE_FILES = (
     "checkpoints/",
     "config.gin",

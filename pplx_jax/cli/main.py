@@ -174,7 +174,6 @@ def _arguments(
     about = {
         "config_text": config.resolved(),
         "fingerprint": config.fingerprint,
-        "settings": config.settings,
     }
     offered = {**about, **config.arguments.get(verb.recipe or verb.function, {})}
     paths = {flag.parameter: flag for flag in verb.flags if flag.options.get("type") in PATHS}

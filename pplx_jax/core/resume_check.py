@@ -1,14 +1,16 @@
 """Is this the same run? The one place that decides which settings may differ between two starts of it.
 
-A run folder, a finished stage and a checkpoint each keep the settings that they were computed with. A later start
+A finished phase, a finished stage and a checkpoint each keep the settings that they were computed with. A later start
 compares its own settings with them and refuses a difference by name, unless the setting changes only where the run
-executes, how often it logs and saves, or how much memory a step takes. Another mesh or number of microbatches may also
-change the number of sequences in a batch, and so which few tokens are cut.
+executes, how often it logs and saves, or how much memory a step takes. Settings of phases that have not begun are free.
+Another mesh or number of microbatches may also change the number of sequences in a batch, and so which few tokens are
+cut.
 """
 
 import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,20 +35,23 @@ def may_differ(setting: str) -> bool:
 
 
 def settings_of(*parts: Any, **more: Any) -> dict[str, Any]:
-    """Returns the settings of dataclasses by name ("Training.steps"), as JSON gives them back, and `more`.
+    """Returns the settings of objects by name ("Training.steps"), as JSON gives them back, and `more`.
 
-    Settings that may differ and values that JSON cannot represent are left out.
+    The fields of a dataclass in a field have names of their own class ("Optimizer.b1"). A value that JSON cannot
+    represent is compared by its text. Settings that may differ are left out.
     """
     found = dict(more)
     for name, value in (setting for part in parts for setting in _fields(part)):
         try:
             found[name] = json.loads(json.dumps(value))
         except TypeError:
-            continue
+            found[name] = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     return found
 
 
-def require_same(folder: pathlib.Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def require_same(
+    folder: pathlib.Path, what: str, found: Mapping[str, Any], wanted: Mapping[str, Any], fix: str = ""
+) -> None:
     """Compares the settings that both have; a setting that only one has is of another version of the code.
 
     Args:
@@ -54,6 +59,7 @@ def require_same(folder: pathlib.Path, what: str, found: Mapping[str, Any], want
       what: was computed with `found`, in words.
       found: its settings.
       wanted: the settings of this start.
+      fix: what else the user can do, for the end of the message.
 
     Raises:
       BadInput: a setting differs; the message names each that does.
@@ -62,7 +68,7 @@ def require_same(folder: pathlib.Path, what: str, found: Mapping[str, Any], want
     if differing:
         told = "; ".join(f"{name} {found[name]!r}, this recipe has {wanted[name]!r}" for name in differing)
         raise BadInput(
-            f"{folder}: {what} has other settings: {told}. Set them back, or choose a new --workdir to start again"
+            f"{folder}: {what} has other settings: {told}. Set them back, or choose a new --workdir to start again{fix}"
         )
 
 
@@ -84,7 +90,13 @@ def require_same_shapes(
 
 
 def _fields(part: Any) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(part):
-        name = f"{type(part).__name__}.{field.name}"
-        if not may_differ(name):
-            yield name, getattr(part, field.name)
+    fields = [field.name for field in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else [*vars(part)]
+    for field in fields:
+        value = getattr(part, field)
+        name = f"{type(part).__name__}.{field}"
+        if may_differ(name):
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from _fields(value)
+        else:
+            yield name, value

@@ -19,10 +19,10 @@ from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import Kind, load_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import require_free, take_place
+from pplx_jax.core.packages import require_packages
 from pplx_jax.export.model_card import model_card
 from pplx_jax.export.onnx_graph import write_onnx
 from pplx_jax.export.onnx_parity import check_onnx_parity
-from pplx_jax.export.packages import require_packages
 from pplx_jax.export.parity import check_parity
 from pplx_jax.export.peak_memory import process_peak_bytes
 from pplx_jax.export.run_record import read_run
@@ -77,9 +77,9 @@ def export_hf(
         raise BadInput(f"dtype={dtype!r} of an export is not one of {', '.join(WRITTEN_DTYPES)}")
     if kind is not None and kind not in get_args(Kind):
         raise BadInput(f"kind={kind!r} of an export is not one of {', '.join(get_args(Kind))}")
-    require_packages("an export", "torch", "transformers", "sentence_transformers")
+    require_packages("an export", "torch", "transformers", "sentence_transformers", extra="convert")
     if onnx:
-        require_packages("an ONNX export", "onnx", "onnxruntime")
+        require_packages("an ONNX export", "onnx", "onnxruntime", extra="convert")
     require_free(output, "export", lambda folder: (folder / "modules.json").is_file() and not is_foreign(folder))
     model = load_model(pathlib.Path(model_folder))
     if model.config.causal:

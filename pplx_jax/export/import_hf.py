@@ -10,8 +10,8 @@ from typing import Any
 from pplx_jax.checkpoints.huggingface.reader import ImportPlan
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.core.output_folder import require_free, take_place
+from pplx_jax.core.packages import require_packages
 from pplx_jax.export import import_parity
-from pplx_jax.export.packages import require_packages
 from pplx_jax.export.peak_memory import PeakMemory
 
 
@@ -49,7 +49,9 @@ def import_hf(
     source, output = pathlib.Path(source), pathlib.Path(output).absolute()
     require_free(output, "empty folder", lambda _: False)
     if not no_parity:
-        require_packages("the parity report", "torch", "transformers", otherwise=", or give --no_parity")
+        require_packages(
+            "the parity report", "torch", "transformers", extra="convert", otherwise=", or give --no_parity"
+        )
     plan = ImportPlan.of(source, dtype, mask_token, separator_token)
     states = None
     if not no_parity:

@@ -13,6 +13,7 @@ from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import Kind
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import take_place
+from pplx_jax.core.resume_check import require_same
 from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.corpus import Corpus
 from pplx_jax.data.tokens.kinds import FOLDERS
@@ -31,18 +32,48 @@ from pplx_jax.training.settings import Training
 
 
 class Phases:
-    """Runs phases by name. The result of each is saved in WORKDIR/phases/NAME.json with its seconds.
+    """Runs phases by name. The result of each is saved in WORKDIR/phases/NAME.json with its seconds and settings.
 
     The first process runs a phase and the others wait. All processes run a training phase.
+
+    Args:
+      workdir: the workdir of the run.
+      settings: by phase, the settings that its result depends on, besides those of the phases before it.
     """
 
-    def __init__(self, workdir: pathlib.Path):
+    def __init__(self, workdir: pathlib.Path, settings: Mapping[str, Mapping[str, Any]]):
+        self._workdir, self._settings = workdir, settings
         self._folder = workdir / "phases"
-        self._folder.mkdir(parents=True, exist_ok=True)
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str, work: Callable[[], Any], everyone: bool = False) -> Any:
-        """Returns the result of `work`, or the result that an earlier start of the run saved."""
+    def require_same(self) -> None:
+        """Compares the settings of the finished phases with those of this start, so that a difference is found at once.
+
+        Raises:
+          BadInput: they differ; the message names the phase, the settings, and what to remove to run it again.
+        """
+        done = {path.stem: read_json(path) for path in self._folder.glob("*.json")}
+        for name, phase in sorted(done.items(), key=lambda item: _place(item[1])):
+            after = {other: each for other, each in done.items() if _place(each) >= _place(phase)}
+            outputs = {self._workdir / output for each in after.values() for output in each.get("writes", ())}
+            remove = [*(self._folder / f"{other}.json" for other in after), *filter(pathlib.Path.exists, outputs)]
+            fix = f"; or remove {' '.join(map(str, sorted(remove)))} to run {name} and what follows it again"
+            found, wanted = phase.get("settings", {}), self._settings.get(name, {})
+            require_same(self._workdir, f"the finished phase {name}", found, wanted, fix)
+
+    def remains(self, name: str) -> bool:
+        """Returns whether the phase is still to be done."""
+        return not (self._folder / f"{name}.json").exists()
+
+    def __call__(self, name: str, work: Callable[[], Any], everyone: bool = False, writes: Sequence[str] = ()) -> Any:
+        """Returns the result of `work`, or the result that an earlier start of the run saved.
+
+        Args:
+          name: of the phase.
+          work: does it, and returns what JSON can hold.
+          everyone: whether all processes call `work`.
+          writes: files and folders in the workdir that `work` writes.
+        """
         marker = self._folder / f"{name}.json"
         if not marker.exists() and (everyone or is_first()):
             logging.info("phase: %s", name)
@@ -52,11 +83,18 @@ class Phases:
             total = result.get("seconds") if isinstance(result, Mapping) else None
             if is_first():
                 seconds = time.monotonic() - started if total is None else total
-                write_json(marker, {"seconds": seconds, "result": result})
+                self._folder.mkdir(parents=True, exist_ok=True)
+                about = {"settings": self._settings.get(name, {}), "writes": writes}
+                place = len([*self._folder.glob("*.json")])  # in the order of the run
+                write_json(marker, {"seconds": seconds, "result": result, "place": place, **about})
         barrier(f"phase {name}")
         done = read_json(marker)
         self.seconds[name] = done["seconds"]
         return done["result"]
+
+
+def _place(phase: Mapping[str, Any]) -> int:
+    return phase.get("place", -1)
 
 
 def tables_folder(workdir: pathlib.Path, kind: str) -> pathlib.Path:

@@ -3,7 +3,7 @@
 import functools
 import itertools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from absl import logging
@@ -13,10 +13,11 @@ from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import MERGED, merge_checkpoints
 from pplx_jax.checkpoints.model_folder import Kind
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.files import write_json, write_text
 from pplx_jax.core.output_folder import require_free
-from pplx_jax.core.resume_check import may_differ, require_same
+from pplx_jax.core.resume_check import settings_of
 from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
+from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.open_tables import open_tables
@@ -31,6 +32,7 @@ from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.recipes import phases as work
 from pplx_jax.recipes.phases import Phases, evaluation_folder, tables_folder
+from pplx_jax.recipes.preflight import check_disk, check_packages, check_stages
 from pplx_jax.recipes.results import environment, format_sets, format_table, write_report, write_results
 from pplx_jax.recipes.weighted_start import NAME as INITIAL
 from pplx_jax.recipes.weighted_start import start_folder, write_weighted_start
@@ -45,7 +47,6 @@ _DEFAULT_MERGE, _DEFAULT_MESH, _DEFAULT_MINING = Merge(), Mesh(), Mining()
 def run(
     workdir: pathlib.Path,
     config_text: str,
-    settings: Mapping[str, Any],
     *,
     corpus: Corpus,
     lengths: Lengths,
@@ -62,9 +63,8 @@ def run(
     """Runs every stage in order, then merge, evaluation, export, index and report. Finished phases are skipped.
 
     Args:
-      workdir: the output folder; a workdir of another recipe is refused.
+      workdir: the output folder. A workdir whose finished phases have other settings is refused.
       config_text: the resolved recipe, written next to the results.
-      settings: the settings of the recipe by name, to recognise its workdir.
       corpus: the text.
       lengths: token limits.
       stages: trainings; each starts from the stage that it names, if the recipe has it, else from the initial weights.
@@ -83,33 +83,41 @@ def run(
       {"results": path, "report": path, "table": text}; until "data" {"corpus": counts, "examples": by stage}.
 
     Raises:
-      BadInput: the corpus is empty; the workdir is another recipe's or a file; the mesh is larger than the devices;
-        `initial` is not a model or has other sizes than `model`; `initial` and `term_weights` are both given; two
-        stages have the same name or are in the wrong order; a stage is shorter than its warm-up; or there is no
-        stage `until`.
+      BadInput: the corpus is empty; a finished phase has other settings; the workdir is a file; the mesh is larger than
+        the devices; `initial` is not a model or has other sizes than `model`; `initial` and `term_weights` are both
+        given; two stages have the same name or are in the wrong order; a stage is shorter than its warm-up; or there
+        is no stage `until`.
     """
-    mesh.build()
     names = _names(stages)
     check_until(until, names)
-    for training in stages:
-        training.optimizer.learning_rate(training.steps)  # refuses a warm-up that is too long before anything runs
     workdir = pathlib.Path(workdir)
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
+    trained = () if until == UNTIL_DATA else stages[: names.index(until) + 1] if until else stages
+    whole = until is None and {*merge.stages} <= {*names}
+    check_stages(trained, model, mesh)
+    phases = Phases(workdir, _settings(corpus, lengths, stages, model, initial, term_weights, mining, merge, seed))
     if is_first():
-        _claim(workdir, settings, config_text)
-    barrier("claim")
-    phases = Phases(workdir)
+        require_free(workdir, "folder", lambda _: True)
+        phases.require_same()
+        check_packages(phases.remains, whole=whole)
+        unfinished = [training for training in trained if phases.remains(training.stage.name)]
+        check_disk(workdir, unfinished, model, mesh, whole=whole)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text(workdir / "config.gin", config_text)
+        write_json(workdir / "recipe.json", {"stages": names})
+    barrier("workdir")
+    written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
     held_out = evaluation_folder(workdir)
     results: dict[str, Any] = {}
 
-    counts = phases("corpus", lambda: dict(corpus.build(workdir / "data" / "corpus")))
+    counts = phases("corpus", lambda: dict(corpus.build(written)), writes=("data/corpus",))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
     if initial:
         vocabulary = _initial_vocabulary(workdir, initial)
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
-    written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
-    examples = phases("tokenize", lambda: corpus.tokenize(written, vocabulary, tokens, lengths))
+    tokenize = functools.partial(corpus.tokenize, written, vocabulary, tokens, lengths)
+    examples = phases("tokenize", tokenize, writes=("data/tokens",))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
     results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
@@ -118,29 +126,31 @@ def run(
     if term_weights:
         tables = [table for kind in ("text", "pair") for table in _tables(workdir, kind, vocabulary)]
         weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
-        phases(INITIAL, weigh)
+        phases(INITIAL, weigh, writes=(INITIAL,))
         results[INITIAL] = phases(f"evaluate_{INITIAL}", lambda: work.score(workdir / INITIAL, held_out, lengths))
 
     for training in stages:
         name, stage = training.stage.name, training.stage
         if stage.batch.kind == "triplet" and stage.starts_from in names:
             miner = stage.starts_from
-            phases("mine", lambda miner=miner: work.mine(workdir, corpus, vocabulary, mining, miner, stages, seed))
+            mine = functools.partial(work.mine, workdir, corpus, vocabulary, mining, miner, stages, seed)
+            phases("mine", mine, writes=(f"data/tokens/{FOLDERS['triplet']}",))
 
         learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start, lengths)
-        phases(name, learn, everyone=True)
+        phases(name, learn, everyone=True, writes=(name,))
         results[name] = phases(f"evaluate_{name}", lambda name=name: work.score(workdir / name, held_out, lengths))
         if name == until:
             break
 
-    if until is None and {*merge.stages} <= {*names}:
+    if whole:
         first, second, merged = (workdir / name for name in (*merge.stages, MERGED))
-        phases("merge", lambda: merge_checkpoints(first, second, merged, weight=merge.weight, per=merge.per))
+        join = functools.partial(merge_checkpoints, first, second, merged, weight=merge.weight, per=merge.per)
+        phases("merge", join, writes=(MERGED,))
         results[MERGED] = phases(f"evaluate_{MERGED}", lambda: work.score(merged, held_out, lengths))
         exported: dict[Kind, str] = {"v1": MERGED}
         exported |= {one.stage.model_kind: one.stage.name for one in stages if one.stage.model_kind != "v1"}
-        phases("export", lambda: work.export(workdir, exported, results))
-        phases("index", lambda: work.index(workdir, merged))
+        phases("export", lambda: work.export(workdir, exported, results), writes=("export",))
+        phases("index", lambda: work.index(workdir, merged), writes=("embeddings", "index"))
     results |= {"seconds": phases.seconds, "environment": environment()}
     if is_first():
         write_results(workdir, results)
@@ -240,17 +250,34 @@ def _earlier(workdir: pathlib.Path, name: str | None) -> pathlib.Path | None:
     return workdir / name
 
 
-def _claim(workdir: pathlib.Path, settings: Mapping[str, Any], config_text: str) -> None:
-    """Writes the settings into the workdir, or refuses a workdir of other settings."""
-    require_free(workdir, "folder", lambda _: True)
-    marker = workdir / "recipe.json"
-    wanted = {name: setting.value for name, setting in settings.items() if not may_differ(name)}
-    if marker.exists():
-        require_same(workdir, "the run in this folder", read_json(marker).get("settings", {}), wanted)
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.gin").write_text(config_text, encoding="utf-8")
-    write_json(marker, {"settings": wanted})
+def _settings(
+    corpus: Corpus,
+    lengths: Lengths,
+    stages: Sequence[Training],
+    model: Qwen3Config,
+    initial: str | None,
+    term_weights: TermWeights | None,
+    mining: Mining,
+    merge: Merge,
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Returns the settings of each phase, for `Phases`."""
+    start = settings_of(model, seed=seed, initial=initial)
+    settings = {
+        "corpus": settings_of(corpus),
+        "vocabulary": {"size": model.vocab_size, "seed": seed},
+        "tokenize": settings_of(lengths),
+        "evaluate_random": start,
+        **{
+            training.stage.name: settings_of(training) | start | {"Evaluation.held_out": training.held_out}
+            for training in stages
+        },
+        "mine": settings_of(mining, seed=seed),
+        "merge": settings_of(merge),
+    }
+    if term_weights:
+        settings[INITIAL] = settings_of(term_weights) | start
+    return settings
 
 
 def _initial_vocabulary(workdir: pathlib.Path, initial: str) -> Vocabulary:
@@ -268,7 +295,7 @@ def _vocabulary(workdir: pathlib.Path, phases: Phases, corpus: Corpus, size: int
         vocabulary = train_vocabulary(texts, folder / "vocabulary.model", size=size, seed=seed)
         return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 
-    phases("vocabulary", make)
+    phases("vocabulary", make, writes=("data/vocabulary.model",))
     return load_vocabulary(folder)
 
 

@@ -42,8 +42,7 @@ class HeldOutLoss:
       metrics: names of the metrics.
 
     Raises:
-      BadInput: the examples do not divide into batches, or batches over the devices; or every held-out example of a
-        source has a document that is trained on.
+      BadInput: as `held_out_batch`, or every held-out example of a source has a document that is trained on.
     """
 
     def __init__(
@@ -57,12 +56,8 @@ class HeldOutLoss:
     ):
         self._stage, self._config, self._mask_id = stage, config, mask_id
         self._examples, self._devices = examples, devices
-        size, parts = min(count, stage.batch.batch_size), shards("rows", devices)
-        if count % size or size % parts:
-            raise BadInput(
-                f"Evaluation.held_out={count} makes no equal batches of {size} examples for {parts} devices; set it "
-                f"to a multiple of {parts} below the batch size {stage.batch.batch_size}, or of the batch size"
-            )
+        parts = shards("rows", devices)
+        size = held_out_batch(count, stage.batch.batch_size, parts)
         self._spec = dataclasses.replace(stage.batch, batch_size=size)
         if isinstance(self._spec, PairBatch):
             self._spec = dataclasses.replace(self._spec, source_weights=())
@@ -125,3 +120,23 @@ class HeldOutLoss:
                 len(read),
             )
         return np.split(~read, len(batches))
+
+
+def held_out_batch(count: int, batch_size: int, parts: int) -> int:
+    """Returns the size of the batches of `count` held-out examples: that of the stage, or one smaller batch.
+
+    Args:
+      count: held-out examples of a source.
+      batch_size: of the stage.
+      parts: into which the devices divide a batch.
+
+    Raises:
+      BadInput: the examples do not divide into batches, or a batch over the devices.
+    """
+    size = min(count, batch_size)
+    if count % size or size % parts:
+        raise BadInput(
+            f"Evaluation.held_out={count} makes no equal batches of {size} examples for {parts} devices; set it to a "
+            f"multiple of {parts} below the batch size {batch_size}, or of the batch size"
+        )
+    return size

@@ -36,6 +36,7 @@ from pplx_jax.training.meter import Meter
 from pplx_jax.training.metrics import MetricsWriter, memory_numbers
 from pplx_jax.training.profiling import StepProfile
 from pplx_jax.training.settings import Training
+from pplx_jax.training.stage_check import check_stage
 from pplx_jax.training.starting_point import starting_params
 from pplx_jax.training.train_state import (
     TrainState,
@@ -110,17 +111,14 @@ def train(
     started = time.monotonic()
     stage, model, config = training.stage, config, training.model(config)
     data = {"seed": seed, "data": repr(training.data or Mixture())}
-    if training.held_out:
-        data["held_out"] = training.held_out
-    computes = settings_of(training, stage, training.optimizer, config, **data)
+    computes = settings_of(training, config, **data, **{"Evaluation.held_out": training.held_out})
     if (folder / FINISHED).exists():
         summary = read_json(folder / FINISHED)
         require_same(folder, "the finished stage", summary.pop(COMPUTES, {}), computes)
         return summary
     devices = mesh.build()
     batch = stage.batch
-    sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
-    mesh.require(devices, batch_size=batch.batch_size, row_length=batch.length, **sizes)
+    check_stage(training, config, devices, mesh)
     optimizer = training.optimizer.build(training.steps)
     learning_rate = training.optimizer.learning_rate(training.steps)
 

@@ -44,8 +44,8 @@ class FakeTraining:
     steps: int
 
 
-def run(workdir, stages, *, seed=0, config_text, fingerprint, settings):
-    CALLS.append(("run", workdir, stages, seed, config_text, fingerprint, settings))
+def run(workdir, stages, *, seed=0, config_text, fingerprint):
+    CALLS.append(("run", workdir, stages, seed, config_text, fingerprint))
     print("a library that prints")
     return {"seconds": np.float32(1.5), "scores": {"pair": {"ndcg@10": 0.5}}, "folder": workdir}
 
@@ -162,13 +162,12 @@ def command(capsys):
 class TestRunning:
     def test_a_recipe(self, command, recipe):
         code, out, _ = command("run", *recipe, "--gin_param", "run.seed=3")
-        ((_, workdir, stages, seed, text, fingerprint, settings),) = CALLS
+        ((_, workdir, stages, seed, text, fingerprint),) = CALLS
         assert code == 0
         assert (workdir, seed) == (pathlib.Path("runs/one"), 3)
         assert stages == [FakeTraining(FakeStage(), 600)]
         assert "pair/FakeTraining.steps = 600  # recipe.gin:3\n" in text
         assert len(fingerprint) == 64
-        assert settings["pair/FakeTraining.steps"].value == "600"
         assert out.splitlines() == [
             "a library that prints",
             "seconds              1.5",

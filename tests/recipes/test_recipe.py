@@ -71,12 +71,21 @@ def complaint(arguments, capsys) -> str:
 
 @pytest.fixture(scope="module")
 def finished(packages, tmp_path_factory):
-    """A workdir whose run was told to stop before the first stage, then after the second, and then went through."""
+    """A workdir whose run was told to stop before the first stage, then after the second, and then went through.
+
+    Its first starts have other settings for the phases that they do not reach.
+    """
     workdir = tmp_path_factory.mktemp("run") / "run"
-    assert cli.main([*command(packages, workdir), "--until=data"]) == cli.DONE
+    later = (
+        "triplet/Training.steps=9",
+        "contextual/Training.packing_groups=2",
+        "Mining.negatives=1",
+        "Merge.weight=1.0",
+    )
+    assert cli.main([*command(packages, workdir, *later, "PairStage.batch_size=8"), "--until=data"]) == cli.DONE
     assert {path.name for path in (workdir / "data" / "tokens").iterdir()} == {"diffusion", "pair", "contextual"}
     assert {path.name for path in workdir.iterdir()} == {"config.gin", "data", "phases", "recipe.json"}
-    assert cli.main([*command(packages, workdir), "--until=pair"]) == cli.DONE
+    assert cli.main([*command(packages, workdir, *later), "--until=pair"]) == cli.DONE
     assert (workdir / "phases" / "evaluate_pair.json").exists() and (workdir / "report.html").exists()
     assert "merged" not in json.loads((workdir / "results.json").read_text())
     assert not (workdir / "contextual").exists() and not (workdir / "export").exists()
@@ -117,7 +126,7 @@ def test_a_finished_run_is_not_done_again(finished, packages):
     assert {name: after[name] for name in SCORES} == {name: before[name] for name in SCORES}
     assert after["seconds"] == before["seconds"]
     rewritten = {path.name for path, at in files.items() if path.stat().st_mtime_ns != at}
-    assert rewritten <= {"results.json", "report.html"}
+    assert rewritten <= {"config.gin", "recipe.json", "results.json", "report.html"}
 
 
 def test_the_index_answers_with_definitions_and_their_lines(finished, capsys):
@@ -151,7 +160,8 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, t
     for stage in STAGES:
         one, two = (read_metrics(folder / stage / "metrics.jsonl") for folder in (finished, workdir))
         assert [(row["step"], row["loss"]) for row in one] == [(row["step"], row["loss"]) for row in two]
-    assert_equal_params(finished / "merged", workdir / "merged")
+    for folder in (*STAGES, "merged"):
+        assert_equal_params(finished / folder, workdir / folder)
 
 
 def assert_equal_params(one: pathlib.Path, two: pathlib.Path) -> None:
@@ -191,9 +201,22 @@ def test_a_stage_does_not_start_from_one_that_is_not_finished(tmp_path):
     assert train_stage(tmp_path, "pair", "", **recipe)["steps"] == 1
 
 
-def test_the_workdir_of_another_recipe_is_refused_untouched(finished, packages, capsys):
+@pytest.mark.parametrize(
+    "binding, phase, setting, removed",
+    [
+        ("SEED=1", "vocabulary", "seed 0, this recipe has 1", "phases/vocabulary.json"),
+        ("PythonCorpus.max_characters=1000", "corpus", "PythonCorpus.max_characters 1200", "data/corpus"),
+        ("pair/Training.steps=5", "pair", "Training.steps 4, this recipe has 5", "pair"),
+        ("Merge.weight=0.9", "merge", "Merge.weight 0.5, this recipe has 0.9", "merged"),
+    ],
+)
+def test_other_settings_of_a_finished_phase_are_refused(finished, packages, capsys, binding, phase, setting, removed):
     before = (finished / "results.json").read_bytes()
-    assert str(finished) in complaint(command(packages, finished, "SEED=1"), capsys)
+    said = complaint(command(packages, finished, binding), capsys)
+    assert f"{finished}: the finished phase {phase} has other settings: {setting}" in said
+    named = said.partition("or remove ")[2].partition(" to run")[0].split()
+    assert str(finished / removed) in named and all(pathlib.Path(path).exists() for path in named)
+    assert (phase == "merge") == (str(finished / "triplet") not in named)
     assert (finished / "results.json").read_bytes() == before
 
 

@@ -98,14 +98,23 @@ def read_evaluation_sets(settings: Evaluation, default: pathlib.Path) -> dict[st
     Raises:
         BadInput: a set cannot be read, or two have the same name.
     """
-    sets: dict[str, RetrievalSet] = {}
-    for folder in (default,) if settings.sets is None else settings.sets:
+    return {
+        name: around_queries(read_beir(path), settings.queries, settings.documents, _SEED)
+        for name, path in evaluation_folders(settings, default).items()
+    }
+
+
+def evaluation_folders(settings: Evaluation, default: pathlib.Path | None = None) -> dict[str, pathlib.Path]:
+    """Returns the folders of the sets of an evaluation by name; see `read_evaluation_sets`. Without `default`, returns
+    none if the settings name none."""
+    found: dict[str, pathlib.Path] = {}
+    for folder in filter(None, (default,) if settings.sets is None else settings.sets):
         if not pathlib.Path(folder).is_dir():
             fix = "set Evaluation.sets to BEIR folders or to folders of them, or to () for none"
             raise BadInput(f"no evaluation sets in {folder}: the folder does not exist; {fix}")
         for path in set_folders(folder):
             name = path.resolve().name
-            if name in (*sets, _MEAN, "loss"):
+            if name in (*found, _MEAN, "loss"):
                 raise BadInput(f"Evaluation.sets: {path} is called {name} like other metrics; rename the folder")
-            sets[name] = around_queries(read_beir(path), settings.queries, settings.documents, _SEED)
-    return sets
+            found[name] = path
+    return found
