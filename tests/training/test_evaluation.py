@@ -274,11 +274,15 @@ def test_a_run_with_other_held_out_examples_is_refused(stages, tmp_path, monkeyp
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         interrupt(patched, 3)
         stages.train(tmp_path / "run", "pair", checkpoint_every_steps=1)
-    with pytest.raises(BadInput, match="Evaluation.held_out 0, this recipe has 8|examples 48, this recipe has 32"):
+    with pytest.raises(BadInput, match="examples 48, this recipe has 32"):
         stages.train(tmp_path / "run", "pair", evaluation=Evaluation(2, held_out=8))
     # Everything else about evaluation may change.
     stages.train(tmp_path / "run", "pair", evaluators=Scripted([0.1] * 3), evaluation=Evaluation(2))
     assert list(evaluated(tmp_path / "run", "eval/set/ndcg@10")) == [4, 6]
+    with pytest.raises(
+        BadInput, match="the finished stage has other settings: Evaluation.held_out 0, this recipe has 8"
+    ):
+        stages.train(tmp_path / "run", "pair", evaluation=Evaluation(2, held_out=8))
 
 
 def same(one, two):
