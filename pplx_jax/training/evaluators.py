@@ -125,7 +125,7 @@ class Evaluations:
 
     def summary(self, steps_done: int) -> dict[str, Any]:
         """Returns what `finished.json` tells about them."""
-        if self.best is None:
+        if self.best is None or not self.best.top:  # none: `best_metric` was set after the last evaluation
             return {}
         value, step = self.best.top[0]
         best = {"best": {"metric": self.best.metric, "value": value, "step": step}}

@@ -233,7 +233,7 @@ def train(
     }
     if is_first():
         goodput.save()
-        if kept.use_best:
+        if kept.use_best and "best" in summary:
             select_checkpoint(folder, summary["best"]["step"])
         write_json(folder / FINISHED, {**summary, COMPUTES: computes})
     if stops:

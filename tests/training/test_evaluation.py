@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny
 from helpers.clock import CLOCK
 
-from pplx_jax.checkpoints.orbax import checkpoint_steps, load_params
+from pplx_jax.checkpoints.orbax import SELECTED, checkpoint_steps, load_params
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.parameter_trees import digest
 from pplx_jax.models.parameters import bind
@@ -196,6 +196,14 @@ def test_a_stage_ends_when_its_metric_no_longer_improves_and_resumes_alike(stage
     (tmp_path / "whole" / FINISHED).unlink()
     again = stages.train(tmp_path / "whole", "pair", evaluators=Scripted(values), **fields)
     assert {**again, "seconds": 0, "compile_seconds": 0} == {**whole, "seconds": 0, "compile_seconds": 0}
+
+
+def test_a_metric_that_is_named_after_the_last_evaluation_chooses_nothing(stages, tmp_path):
+    stages.train(tmp_path / "run", "pair", steps=2)
+    (tmp_path / "run" / FINISHED).unlink()  # as after a kill
+    fields = {"best_metric": "eval/set/ndcg@10", "use_best": True, "evaluation": Evaluation(1), "steps": 2}
+    assert "best" not in stages.train(tmp_path / "run", "pair", evaluators=Scripted([]), **fields)
+    assert not (tmp_path / "run" / SELECTED).exists() and load_params(tmp_path / "run")
 
 
 # --- What it leaves as it was
