@@ -45,6 +45,8 @@ EXTRAS = {
     "tpu": ["libtpu>=0.0.40,<0.1"],
     # NVIDIA GPUs, and compiling for them where there is none.
     "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    # Metrics to Weights & Biases. Later versions need packages that are not released.
+    "wandb": ["wandb>=0.19,<0.28"],
     # Launching on XManager.
     "launch": ["xmanager>=0.8.5,<0.9"],
     "dev": [

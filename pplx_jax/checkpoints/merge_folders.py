@@ -3,11 +3,11 @@
 import pathlib
 from typing import Any
 
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.merge import Merge, Per, slerp
 from pplx_jax.checkpoints.model_folder import load_model, save_model, stage_of
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import replaced_folder, require_free
-from pplx_jax.models.transformer import Qwen3Config
 
 MERGED = "merged"  # the stage name of a merged folder
 
@@ -28,9 +28,7 @@ def merge_checkpoints(
     output, merge = pathlib.Path(output), Merge(weight=weight, per=per)
     require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)
     first, second = load_model(a), load_model(b)
-    if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
-        raise BadInput(f"merge: {a} and {b} have different vocabularies; merge two stages of one run")
-    _require_alike(a, first.config, b, second.config)
+    require_alike("merge", a, first, b, second)
     params = slerp(first.params, second.params, weight=merge.weight, per=merge.per)
     with replaced_folder(output) as folder:
         merged_from = (first.stage, second.stage)
@@ -38,11 +36,14 @@ def merge_checkpoints(
     return {"output": str(output), "weight": weight, "per": per}
 
 
-def _require_alike(a: pathlib.Path, first: Qwen3Config, b: pathlib.Path, second: Qwen3Config) -> None:
+def require_alike(verb: str, a: pathlib.Path, first: LoadedModel, b: pathlib.Path, second: LoadedModel) -> None:
+    """Raises BadInput if two models differ in their vocabulary or in a field that embeddings depend on."""
+    if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
+        raise BadInput(f"{verb}: {a} and {b} have different vocabularies; {verb} models of one run")
     differing = [
-        f"{name} is {getattr(first, name)} and {getattr(second, name)}"
-        for name, value in first.computing.items()
-        if value != second.computing[name]
+        f"{name} is {getattr(first.config, name)} and {getattr(second.config, name)}"
+        for name, value in first.config.computing.items()
+        if value != second.config.computing[name]
     ]
     if differing:
-        raise BadInput(f"merge: {a} and {b} differ: {'; '.join(differing)}; merge two stages of one run")
+        raise BadInput(f"{verb}: {a} and {b} differ: {'; '.join(differing)}; {verb} models of one run")

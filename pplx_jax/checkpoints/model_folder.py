@@ -22,6 +22,7 @@ from pplx_jax.models.parameters import abstract_model
 from pplx_jax.models.transformer import Qwen3Config
 
 FORMAT = 1
+AVERAGED_FROM = "averaged_from"  # key of model.json
 Kind = Literal["v1", "context_v1"]
 
 
@@ -33,6 +34,7 @@ def describe_model(
     stage: str,
     kind: str | None = None,
     merged_from: Sequence[str] = (),
+    averaged_from: Sequence[str] = (),
 ) -> None:
     """Writes a model folder without its checkpoints.
 
@@ -43,6 +45,7 @@ def describe_model(
       stage: the stage that made the model.
       kind: of the model; None for "v1".
       merged_from: the merged stages, if the model is a merge.
+      averaged_from: the checkpoints, if the model is their average.
     """
     vocabulary.save(folder)
     description: dict[str, Any] = {
@@ -55,6 +58,8 @@ def describe_model(
         description["config_class"] = f"{type(config).__module__}:{type(config).__qualname__}"
     if merged_from:
         description["merged_from"] = list(merged_from)
+    if averaged_from:
+        description[AVERAGED_FROM] = list(averaged_from)
     write_json(folder / MODEL, description)
 
 
@@ -68,11 +73,14 @@ def save_model(
     step: int = 0,
     kind: str | None = None,
     merged_from: Sequence[str] = (),
+    averaged_from: Sequence[str] = (),
 ) -> None:
-    """Writes a complete model folder, for merged and imported models. See `describe_model` for the arguments."""
+    """Writes a complete model folder: a merge, an average or an import. See `describe_model` for the arguments."""
     folder.mkdir(parents=True, exist_ok=True)
     save_params(folder, step, params)
-    describe_model(folder, config, vocabulary, stage=stage, kind=kind, merged_from=merged_from)
+    describe_model(
+        folder, config, vocabulary, stage=stage, kind=kind, merged_from=merged_from, averaged_from=averaged_from
+    )
 
 
 def load_model(folder: str | pathlib.Path) -> LoadedModel:

@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.output_folder import replaced_folder
 from pplx_jax.core.parameter_trees import digest, named_shapes
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.parallel.processes import barrier, is_first, over_processes
@@ -28,6 +29,7 @@ MODEL = "model.json"
 # The name, among the parameters of a stage, of those that its loss learns: they are not part of the model.
 LOSS_PARAMS = "loss"
 _STEP = "step"  # among the metrics of a checkpoint, because Orbax ranks by metrics alone
+EMA = "ema"  # the name, in a checkpoint, of the moving average of the parameters, if the stage has one
 _METADATA_BYTES = 1 << 20  # at most, on disk
 _CHUNK_BYTES = 1 << 22  # of an array, in one file: reading holds a few of them besides the array
 
@@ -215,6 +217,8 @@ def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
 def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
     """Writes only parameters as a checkpoint (merged and imported models); returns when it is complete.
 
+    In a job of several processes, the first one calls it alone. An earlier checkpoint of this step is replaced.
+
     Host arrays are written without a copy. Their digest is saved next to the checkpoint as STEP.sha256, because this
     format has no checksum.
 
@@ -233,11 +237,13 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
         use_compression=False,
         type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place)),
     )
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    manager = ocp.CheckpointManager(root, options=options, item_handlers=handler)
-    with contextlib.closing(manager):
-        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
-        manager.save(step, args=ocp.args.PyTreeSave(tree, save_args=chunks))
+    # Not with a manager or a checkpointer of Orbax: they would wait for the other processes of the job, and count a
+    # save that these do not make, which blocks the next save that all of them make.
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+    with contextlib.closing(handler), replaced_folder(root / str(step)) as checkpoint:
+        item: Any = checkpoint / "default"  # Orbax's annotations name a path type that is not pathlib's
+        item.mkdir()
+        handler.save(item, args=ocp.args.PyTreeSave(tree, save_args=chunks))
     _digest_file(root / str(step)).write_text(digest(tree["params"]) + "\n", encoding="utf-8")
 
 
@@ -257,6 +263,18 @@ def checkpoint_steps(folder: str | pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
 
 
+def saved_steps(folder: str | pathlib.Path) -> list[int]:
+    """Returns the steps of the checkpoints of a model folder, in order.
+
+    Raises:
+      BadInput: there is none.
+    """
+    steps = checkpoint_steps(folder)
+    if not steps:
+        raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train the stage first")
+    return steps
+
+
 def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str, Any]:
     """Returns the model's parameters in a checkpoint as a nested dict of float32 NumPy arrays.
 
@@ -264,14 +282,14 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
       folder: of the model.
       step: of the checkpoint; None for the one that `select_checkpoint` named, else the latest.
 
+    If the stage keeps a moving average of its parameters, the average is what is returned.
+
     Raises:
       BadInput: there is no such folder, it has no checkpoint, or the checkpoint is damaged; this includes values that
         differ from those that `save_params` wrote.
     """
     root = pathlib.Path(folder).absolute() / CHECKPOINTS
-    steps = checkpoint_steps(folder)
-    if not steps:
-        raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train the stage first")
+    steps = saved_steps(folder)
     if step is None:
         selected = selected_step(root.parent)
         step = steps[-1] if selected is None else selected
@@ -279,15 +297,15 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
     try:
         # Restored as complete NumPy arrays on the host: the caller decides on which devices they go.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            tree = handler.metadata(path).tree["params"]
-            tree = {name: part for name, part in tree.items() if name != LOSS_PARAMS}
+            found = handler.metadata(path).tree
+            name = EMA if EMA in found else "params"
+            tree = found[name]
+            tree = {part: leaves for part, leaves in tree.items() if part != LOSS_PARAMS}
             as_numpy = jax.tree.map(
                 lambda _: ocp.RestoreArgs(restore_type=np.ndarray, dtype=np.dtype(np.float32)), tree
             )
-            arguments = ocp.args.PyTreeRestore(
-                item={"params": tree}, restore_args={"params": as_numpy}, partial_restore=True
-            )
-            params = handler.restore(path, args=arguments)["params"]
+            arguments = ocp.args.PyTreeRestore(item={name: tree}, restore_args={name: as_numpy}, partial_restore=True)
+            params = handler.restore(path, args=arguments)[name]
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _damaged(root / str(step), error) from error
     _require_digest(root / str(step), params)

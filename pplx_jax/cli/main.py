@@ -29,6 +29,7 @@ from pplx_jax.core.errors import (
     PREEMPTED,
     PROCESS_LOST,
     BadInput,
+    Failed,
     Preempted,
     ProcessLost,
     Unmet,
@@ -87,6 +88,9 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
         return PREEMPTED, _complain(str(stop))
     except ProcessLost as error:
         return PROCESS_LOST, _complain(f"error: {error}")
+    except Failed as error:
+        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
+        return FAILED, {"error": str(error)}
     except Unmet as error:
         return FAILED, dict(error.report)
     except KeyboardInterrupt:

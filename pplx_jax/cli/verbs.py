@@ -86,6 +86,18 @@ VERBS = (
         ),
     ),
     Verb(
+        "average",
+        "average several checkpoints of a stage into one",
+        "pplx_jax.checkpoints.average_folders:average_checkpoints",
+        example="run/pair --latest=4 --output=averaged",
+        heading="models",
+        flags=(
+            flag("models", metavar="CHECKPOINT", nargs="+", **_PATH, help="STAGE/checkpoints/STEP, or a model folder"),
+            flag("--latest", type=int, metavar="N", help="the latest N checkpoints of the one stage that is given"),
+            _OUTPUT,
+        ),
+    ),
+    Verb(
         "import-hf",
         "convert a Hugging Face folder to a checkpoint, with a parity report",
         "pplx_jax.export.import_hf:import_hf",

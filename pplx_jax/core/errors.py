@@ -7,7 +7,7 @@ DONE, FAILED, BAD_INPUT, PREEMPTED, PROCESS_LOST, INTERRUPTED = 0, 1, 2, 75, 76,
 # 75 is EX_TEMPFAIL of sysexits.h; 130 is 128 + SIGINT, as shells report it.
 EXIT_CODES = {
     DONE: "done",
-    FAILED: "failed: a traceback shows where, or a report shows what is not met (parity, memory)",
+    FAILED: "failed: a message says why, a traceback where, or a report what is not met (parity, memory)",
     BAD_INPUT: "bad input: one line says what is wrong, where, and how to fix it",
     PREEMPTED: "preempted by SIGTERM: progress is saved; run the same command again",
     PROCESS_LOST: "another process of the job is missing or was killed; one line names it",
@@ -23,6 +23,10 @@ def require(holds: bool, owner: object, field: str, allowed: str) -> None:
     """Raises BadInput with the field of `owner`, its value and the allowed values, unless `holds` is true."""
     if not holds:
         raise BadInput(f"{type(owner).__name__}.{field}={getattr(owner, field)!r}; set it to {allowed}")
+
+
+class Failed(RuntimeError):
+    """A failure that its message explains: it is shown without a traceback. Exit code 1."""
 
 
 class Unmet(Exception):

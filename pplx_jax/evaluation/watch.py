@@ -22,6 +22,7 @@ from pplx_jax.core.files import read_json, write_json
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.training.metrics import MetricsWriter, read_metrics
+from pplx_jax.training.metrics_writers import LoggedStage, TensorBoard
 from pplx_jax.training.train_stage import FINISHED
 
 _MARKER = "watch.json"
@@ -63,7 +64,8 @@ def watch_stage(
     log = output / "metrics.jsonl"
     done = {int(row["step"]) for row in read_metrics(log)}
     skipped: set[int] = set()
-    writer = MetricsWriter(output, resume_step=max(done, default=0))
+    events = TensorBoard().open(LoggedStage(output, stage.name, 0, ""))
+    writer = MetricsWriter(output, resume_step=max(done, default=0), writers=[events])
     try:
         for step in _new_steps(stage, done, functools.partial(sleep, poll_seconds)):
             model = _load(stage / CHECKPOINTS / str(step), functools.partial(sleep, poll_seconds))

@@ -35,26 +35,32 @@ def encode_in_microbatches(encode: Callable[[Any, Any], Any], params: Any, batch
     Example:
       `jax.grad(lambda params: loss(encode_in_microbatches(encode, params, batch, 8)))(params)`
     """
-    sequences = jax.tree.leaves(batch)[0].shape[0]
-    if microbatches < 1 or sequences % microbatches:
-        raise BadInput(
-            f"gradient cache: {sequences} sequences cannot be encoded in {microbatches} equal microbatches; "
-            "set microbatches to a divisor of the sequences"
-        )
     if microbatches == 1:
         return encode(params, batch)
-
-    # Microbatch m takes the sequences m, M + m, ... If the devices hold equal blocks of the batch, each has an equal
-    # part of every microbatch, and no sequence moves to another device.
-    def split(x: jax.Array) -> jax.Array:
-        return x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1)
+    parts = in_microbatches(batch, microbatches)
 
     def join(x: jax.Array) -> jax.Array:
-        return x.swapaxes(0, 1).reshape(sequences, *x.shape[2:])
+        return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
     # The scan puts the forward and the backward pass into separate loops, so CSE cannot undo the recomputation.
     rematerialized = jax.checkpoint(encode, prevent_cse=False)
-    _, embeddings = jax.lax.scan(
-        lambda _, microbatch: (None, rematerialized(params, microbatch)), None, jax.tree.map(split, batch)
-    )
+    _, embeddings = jax.lax.scan(lambda _, microbatch: (None, rematerialized(params, microbatch)), None, parts)
     return jax.tree.map(join, embeddings)
+
+
+def in_microbatches(batch: Any, microbatches: int) -> Any:
+    """Returns the batch with its first axis split, [M, B / M, ...]. Microbatch m takes the sequences m, M + m, ...
+
+    If the devices hold equal blocks of the batch, each has an equal part of every microbatch, and no sequence moves to
+    another device.
+
+    Raises:
+      BadInput: as `encode_in_microbatches`.
+    """
+    sequences = jax.tree.leaves(batch)[0].shape[0]
+    if microbatches < 1 or sequences % microbatches:
+        raise BadInput(
+            f"{sequences} sequences cannot be encoded in {microbatches} equal microbatches; set microbatches to a "
+            "divisor of the sequences"
+        )
+    return jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -9,12 +9,13 @@ from pplx_jax.core.parameter_trees import dotted
 from pplx_jax.parallel.rules import parameter_axes
 
 
-def model_info(params: Any, optimizer: Any = ()) -> str:
+def model_info(params: Any, optimizer: Any = (), ema: Any = None) -> str:
     """Returns each parameter's shape, logical axes, sharding and bytes per chip, then the totals, as text.
 
     Args:
       params: arrays or `jax.ShapeDtypeStruct`s with a `NamedSharding`.
       optimizer: the state of the optimizer, counted in the totals.
+      ema: a moving average of the parameters, counted too; None for none.
     """
     rows = [("parameter", "shape", "axes", "mesh axes", "bytes a chip")]
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -32,7 +33,8 @@ def model_info(params: Any, optimizer: Any = ()) -> str:
         "",
         f"mesh {mesh or 'of one device'}",
         f"parameters {total:,}",
-        f"bytes a chip: parameters {sum(map(bytes_on_chip, leaves)):,}, optimizer {of_optimizer:,}",
+        f"bytes a chip: parameters {sum(map(bytes_on_chip, leaves)):,}, optimizer {of_optimizer:,}"
+        + ("" if ema is None else f", average {sum(map(bytes_on_chip, jax.tree.leaves(ema))):,}"),
     ]
     return "\n".join(lines) + "\n"
 

@@ -85,12 +85,14 @@ def compile_step(task: Task) -> dict[str, Any]:
         sequences = spec.sequences_needed(table, multiple_of=shards("rows", devices))
         arrays = spec.pack(table, np.arange(spec.batch_size), sequences).arrays
         texts = text_lengths(arrays["segment_ids"])
-        layout = state_layout(config, stage, optimizer, devices)
+        layout = state_layout(config, stage, optimizer, devices, training.ema)
         placement = batch_sharding(devices)
         batch = {
             name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement) for name, array in arrays.items()
         }
-        step = make_step(stage, config, optimizer, steps=training.steps, seed=0, mask_id=0, mesh=devices)
+        step = make_step(
+            stage, config, optimizer, steps=training.steps, seed=0, mask_id=0, mesh=devices, ema=training.ema
+        )
         found: dict[str, Any] = {
             "chips": devices.size,
             "mesh_sizes": dict(devices.shape),
@@ -99,6 +101,7 @@ def compile_step(task: Task) -> dict[str, Any]:
             "hbm": {
                 "parameters": sum(map(bytes_on_chip, jax.tree.leaves(layout.params))),
                 "optimizer": sum(map(bytes_on_chip, jax.tree.leaves(layout.optimizer))),
+                **({"average": sum(map(bytes_on_chip, jax.tree.leaves(layout.ema)))} if training.ema else {}),
                 "batch": sum(map(bytes_on_chip, batch.values())),
             },
         }
@@ -121,7 +124,7 @@ def compile_step(task: Task) -> dict[str, Any]:
         places,
         topology,
         branch_share=predicted_share or 1.0,
-        predicted_positions=predicted / devices.size,
+        predicted_positions=predicted / devices.size / getattr(stage, "microbatches", 1),
         visited_share=visited_share(texts, sequences, spec.length),
     )
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -27,7 +27,8 @@ from pplx_jax.mining.choice import Mining
 from pplx_jax.mining.mine import mine_table
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.models.transformer import Qwen3Config
-from pplx_jax.parallel.processes import barrier, is_first
+from pplx_jax.parallel.processes import at, barrier, is_first
+from pplx_jax.parallel.same_job import appears
 from pplx_jax.training.settings import Training
 
 
@@ -74,6 +75,7 @@ class Phases:
           everyone: whether all processes call `work`.
           writes: files and folders in the workdir that `work` writes.
         """
+        at(f"phase {name}")
         marker = self._folder / f"{name}.json"
         if not marker.exists() and (everyone or is_first()):
             logging.info("phase: %s", name)
@@ -88,6 +90,7 @@ class Phases:
                 place = len([*self._folder.glob("*.json")])  # in the order of the run
                 write_json(marker, {"seconds": seconds, "result": result, "place": place, **about})
         barrier(f"phase {name}")
+        appears(marker)
         done = read_json(marker)
         self.seconds[name] = done["seconds"]
         return done["result"]

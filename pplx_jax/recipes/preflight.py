@@ -81,7 +81,7 @@ def check_disk(
     needed, largest, weights = 0, 0, 0
     for training in stages:
         optimizer = training.optimizer.build(training.steps)
-        state = state_layout(training.model(model), training.stage, optimizer, devices)
+        state = state_layout(training.model(model), training.stage, optimizer, devices, training.ema)
         each, weights = _bytes(state), _bytes(state.params)
         kept = training.checkpointing.keep + (
             training.checkpointing.keep_best if training.checkpointing.best_metric else 0

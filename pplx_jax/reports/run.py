@@ -1,7 +1,6 @@
 """What the page of a run shows, read from its workdir; parts that are missing are left out."""
 
 import dataclasses
-import importlib.metadata
 import math
 import os
 import pathlib
@@ -12,6 +11,7 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
+from pplx_jax.core.versions import installed_versions
 from pplx_jax.training.metrics import read_metrics
 
 EVALUATED = "eval/"  # metrics of evaluation during training begin with it
@@ -201,19 +201,14 @@ def environment() -> dict[str, str]:
     import jax  # starts the devices, which only a report that needs them should do
 
     devices = jax.devices()
-    found = {
+    return {
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "processes": str(jax.process_count()),
         "processors": str(os.cpu_count()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        **installed_versions(_PACKAGES),
     }
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def numbers(values: Any) -> dict[str, float]:

@@ -26,7 +26,7 @@ class Evaluator(Protocol):
         """Returns the metrics by name. Collective.
 
         Args:
-          params: `TrainState.params`, sharded over the mesh as in training. None of it may be kept.
+          params: `TrainState.result`, sharded over the mesh as in training. None of it may be kept.
         """
         ...
 

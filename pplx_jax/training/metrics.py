@@ -1,59 +1,67 @@
-"""Writes the metrics of a stage to `metrics.jsonl` and, if TensorFlow is installed, to TensorBoard events (clu)."""
+"""Writes the metrics of a stage to `metrics.jsonl`, and hands them to the writers of `Logging.writers`."""
 
-import importlib.util
 import json
 import pathlib
 import resource
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from absl import logging
 
 from pplx_jax.core.files import write_text
-from pplx_jax.core.native_logs import silent_native_stderr
+from pplx_jax.training.metrics_writers import OpenWriter
 
 
 class MetricsWriter:
-    """Appends to FOLDER/metrics.jsonl, one line per logged step, and writes TensorBoard events next to it.
+    """Appends to FOLDER/metrics.jsonl, one line per logged step, and calls the other writers.
+
+    An error of another writer stops that writer alone, with a warning.
 
     Args:
       folder: the stage's folder.
       resume_step: lines of later steps, written before an interruption, are dropped: those steps run again.
       write: whether this process writes; one process of a job does.
+      writers: others that take the same numbers; this object closes them.
 
     Attributes:
       path: of metrics.jsonl.
       last: the numbers of its last line; empty if there is none.
     """
 
-    def __init__(self, folder: pathlib.Path, resume_step: int = 0, write: bool = True):
+    def __init__(
+        self, folder: pathlib.Path, resume_step: int = 0, write: bool = True, writers: Sequence[OpenWriter] = ()
+    ):
         self.path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
         self.last = {name: value for name, value in kept[-1].items() if name != "step"} if kept else {}
-        self._file = self._events = None
-        if not write:
-            return
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        self._events = _event_writer(folder / "tensorboard")
+        self._file, self._writers = None, list(writers)
+        if write:
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+            self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes and flushes the numbers of one step."""
         self.last = values
-        if self._file is None:
-            return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        if self._events is not None:
-            self._events.write_scalars(step, values)
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        self._each(lambda writer: writer.write(step, dict(values)))
 
     def close(self) -> None:
-        """Flushes and closes both."""
+        """Closes all."""
         if self._file is not None:
             self._file.close()
-        if self._events is not None:
-            self._events.close()
+        self._each(lambda writer: writer.close())
+
+    def _each(self, call: Callable[[OpenWriter], None]) -> None:
+        for writer in list(self._writers):
+            try:
+                call(writer)
+            except Exception:
+                logging.warning("the metrics writer %s fails and is not used further", type(writer), exc_info=True)
+                self._writers.remove(writer)
 
 
 def memory_numbers() -> dict[str, float]:
@@ -83,13 +91,3 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def _event_writer(folder: pathlib.Path):
-    if importlib.util.find_spec("tensorflow") is None:
-        logging.info("TensorFlow is not installed: metrics go to metrics.jsonl alone")
-        return None
-    with silent_native_stderr():
-        from clu import metric_writers  # imports TensorFlow
-
-        return metric_writers.SummaryWriter(str(folder))

@@ -1,11 +1,23 @@
-"""Profiles selected steps for TensorBoard's profiler or Perfetto."""
+"""Profiles selected steps for TensorBoard's profiler or Perfetto, and marks what a profile shows of a step."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from absl import logging
+
+
+@contextlib.contextmanager
+def step_scope(step: int) -> Iterator[None]:
+    """Marks a step for the profiler, and refuses implicit transfers between host and devices in it.
+
+    A hidden transfer makes the host wait for the devices at every step. Explicit ones (`jax.device_put`,
+    `jax.device_get`) are allowed.
+    """
+    with jax.profiler.StepTraceAnnotation("train", step_num=step), jax.transfer_guard("disallow"):
+        yield
 
 
 class StepProfile:

@@ -1,10 +1,13 @@
 """Settings of one stage in a recipe: `Training` and its groups."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from pplx_jax.core.errors import BadInput, require
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.models.transformer import Qwen3Config
+from pplx_jax.training.ema import Ema
+from pplx_jax.training.metrics_writers import TensorBoard, Writer
 from pplx_jax.training.optimizers import Optimizer
 from pplx_jax.training.stages.base import Stage
 
@@ -57,10 +60,12 @@ class Logging:
     Attributes:
       every_steps: metrics are written at multiples of this step, and at the first and the last step.
       profile_steps: (first, last) steps to record with JAX's profiler, into the stage's folder; () for none.
+      writers: where metrics go besides metrics.jsonl: `TensorBoard`, `WeightsAndBiases`, or your own `Writer`.
     """
 
     every_steps: int = 20
     profile_steps: tuple[int, ...] = ()
+    writers: Sequence[Writer] = (TensorBoard(),)
 
     def __post_init__(self):
         require(self.every_steps >= 1, self, "every_steps", "1 or more")
@@ -131,6 +136,9 @@ class Training:
       evaluation: when and on what the stage is evaluated while it trains; None for never.
       skip_nonfinite: number of steps whose loss or gradient may be non-finite: each leaves parameters and optimizer as
         they are, and the stage goes on with the next batch. One more such step fails the stage.
+      ema_decay: decay of a moving average of the parameters (`Ema`), such as 0.999; 0 for none. The average is the
+        stage's result: evaluation, later stages, merge and export use it.
+      ema_warmup: whether the decay warms up, which suits a start from random parameters.
     """
 
     stage: Stage
@@ -143,11 +151,14 @@ class Training:
     remat_policy: tuple[str, ...] | None = None
     evaluation: Evaluation | None = None
     skip_nonfinite: int = 0
+    ema_decay: float = 0.0
+    ema_warmup: bool = False
 
     def __post_init__(self):
         for name in ("steps", "packing_groups"):
             require(getattr(self, name) >= 1, self, name, "1 or more")
         require(self.skip_nonfinite >= 0, self, "skip_nonfinite", "0 or more steps")
+        require(0 <= self.ema_decay < 1, self, "ema_decay", "a number from 0 (no average) to below 1")
         best = self.checkpointing.best_metric
         if best and self.evaluation is None:
             raise BadInput(f"Checkpointing.best_metric={best!r} needs Training.evaluation; bind it to @Evaluation()")
@@ -163,6 +174,11 @@ class Training:
     def held_out(self) -> int:
         """Examples of each source that are kept out of training."""
         return self.evaluation.held_out if self.evaluation else 0
+
+    @property
+    def ema(self) -> Ema | None:
+        """The moving average of the parameters; None for none."""
+        return Ema(self.ema_decay, self.ema_warmup) if self.ema_decay else None
 
     def model(self, config: Qwen3Config) -> Qwen3Config:
         """Returns the encoder as this stage trains it: without a head if the stage predicts no tokens."""

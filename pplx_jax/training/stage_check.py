@@ -19,8 +19,9 @@ def check_stage(training: Training, config: Qwen3Config, devices: jax.sharding.M
       mesh: its settings.
 
     Raises:
-      BadInput: the mesh cannot divide the batch or the model, the batch does not divide into the packing groups, or the
-        warm-up is longer than the stage, or the held-out examples do not divide into batches.
+      BadInput: the mesh cannot divide the batch or the model, the batch does not divide into the packing groups, the
+        held-out examples do not divide into batches, the warm-up is longer than the stage, or a metrics writer cannot
+        work here.
     """
     batch = training.stage.batch
     sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
@@ -30,3 +31,5 @@ def check_stage(training: Training, config: Qwen3Config, devices: jax.sharding.M
         with using(mesh.rules, mesh.parameter_axes):
             held_out_batch(training.held_out, batch.batch_size, shards("rows", devices))
     training.optimizer.learning_rate(training.steps)
+    for writer in training.logging.writers:
+        writer.check()

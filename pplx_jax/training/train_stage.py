@@ -34,6 +34,8 @@ from pplx_jax.training.goodput import Goodput
 from pplx_jax.training.held_out import HeldOutLoss
 from pplx_jax.training.meter import Meter
 from pplx_jax.training.metrics import MetricsWriter, memory_numbers
+from pplx_jax.training.metrics_writers import LoggedStage
+from pplx_jax.training.out_of_memory import DeviceMemory, explained
 from pplx_jax.training.profiling import StepProfile
 from pplx_jax.training.settings import Training
 from pplx_jax.training.stage_check import check_stage
@@ -99,6 +101,7 @@ def train(
       `ended_early`, the reason, if it ended before its last step.
 
     Raises:
+      OutOfMemory: a device has too little memory for the state or a step.
       NonFiniteLoss: a metric is not finite, in more steps than `Training.skip_nonfinite`.
       Preempted: SIGTERM came; the state is saved, or the stage is finished.
       BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
@@ -124,6 +127,8 @@ def train(
 
     with contextlib.ExitStack() as opened:  # a step that fails leaves no thread and no half-written checkpoint
         opened.enter_context(mesh.activate(devices))
+        memory = DeviceMemory(state_layout(config, stage, optimizer, devices, training.ema))
+        opened.enter_context(explained(training, devices, memory))
         # 1. The state, and the position in the data that belongs to it.
         placement, groups = batch_sharding(devices), training.packing_groups
         batches = opened.enter_context(
@@ -144,11 +149,11 @@ def train(
         )
         order = {**data, "examples": batches.examples.count, "batch_size": batch.batch_size}
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep)))
-        restored = checkpoints.restore_latest(state_layout(config, stage, optimizer, devices).arrays())
+        restored = checkpoints.restore_latest(memory.state.arrays())
         if restored is None:
             state, source = _first_state(training, optimizer, model, config, devices, seed, start_from, initial)
             restored = Restored(0, state.arrays(), {"position": 0, "seconds": 0.0, "useful_seconds": 0.0})
-            info = model_info(state.params, state.optimizer)
+            info = model_info(state.params, state.optimizer, state.ema)
             if is_first():
                 (folder / "model-info.txt").write_text(info, encoding="utf-8")
         else:
@@ -168,16 +173,18 @@ def train(
         if is_first():
             describe_model(folder, config, vocabulary, stage=stage.name, kind=stage.model_kind)
             (folder / "config.gin").write_text(config_text, encoding="utf-8")
+        logged = LoggedStage(folder, stage.name, restored.step, config_text)
+        writers = [each.open(logged) for each in training.logging.writers] if is_first() else []
         writer = opened.enter_context(
-            contextlib.closing(MetricsWriter(folder, resume_step=restored.step, write=is_first()))
+            contextlib.closing(MetricsWriter(folder, restored.step, write=is_first(), writers=writers))
         )
 
         # 3. The steps.
         meter = Meter(config, devices.size)
         times = StepClock(goodput, meter)
         shape = {"steps": training.steps, "seed": seed, "mask_id": vocabulary.mask_id}
-        skips = training.skip_nonfinite
-        compiled = CompiledStep(make_step(stage, config, optimizer, mesh=devices, skip_nonfinite=skips, **shape), times)
+        options = {"skip_nonfinite": training.skip_nonfinite, "ema": training.ema}
+        compiled = CompiledStep(make_step(stage, config, optimizer, mesh=devices, **options, **shape), times, memory)
 
         def save(step: int, state: TrainState, position: int) -> None:
             about = {
@@ -254,7 +261,7 @@ def _first_state(
     """Returns the state before the first step, and text that says where its parameters come from."""
     wanted = model_params(state_layout(config, training.stage, optimizer, devices).params)
     params, source = starting_params(model, config, wanted, devices, seed=seed, start_from=start_from, initial=initial)
-    return new_state(trained_params(params, training.stage), optimizer, devices), source
+    return new_state(trained_params(params, training.stage), optimizer, devices, training.ema), source
 
 
 class _Log:

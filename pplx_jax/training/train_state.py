@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pplx_jax.checkpoints.orbax import LOSS_PARAMS
+from pplx_jax.checkpoints.orbax import EMA, LOSS_PARAMS
 from pplx_jax.models.parameters import bind, initial_params
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import batch_sharding, replicated, shardings
+from pplx_jax.training.ema import Ema
 from pplx_jax.training.stages.base import Stage, Step
 
 
@@ -26,16 +27,24 @@ class TrainState:
       step: int32 scalar, steps done; negative after a non-finite step that was one too many. The rng of a step is a
         function of it and of the seed.
       skipped: int32 scalar, how many of those steps were not finite and changed no parameter.
+      ema: moving average of `params`, of the same shapes and shardings; None for a stage without one.
     """
 
     params: Any
     optimizer: Any
     step: jax.Array
     skipped: jax.Array
+    ema: Any = None
+
+    @property
+    def result(self) -> Any:
+        """The parameters that are the stage's result, which all that comes after it uses: the average, if any."""
+        return self.params if self.ema is None else self.ema
 
     def arrays(self) -> dict[str, Any]:
         """Returns the arrays of a checkpoint by name; `skipped` is saved as a number in its metadata."""
-        return {"params": self.params, "optimizer": self.optimizer, "step": self.step}
+        found = {"params": self.params, "optimizer": self.optimizer, "step": self.step}
+        return found if self.ema is None else {**found, EMA: self.ema}
 
 
 def model_params(params: dict[str, Any]) -> dict[str, Any]:
@@ -49,30 +58,40 @@ def trained_params(params: dict[str, Any], stage: Stage) -> dict[str, Any]:
     return {**params, LOSS_PARAMS: learned} if learned else params
 
 
-def new_state(params: dict[str, Any], optimizer: optax.GradientTransformation, mesh) -> TrainState:
+def new_state(
+    params: dict[str, Any], optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh, ema: Ema | None = None
+) -> TrainState:
     """Returns a fresh state with `params`, laid out on the mesh; no device holds more than its part."""
 
     def start(params) -> TrainState:
-        return TrainState(params, optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
+        return _first(params, optimizer, ema)
 
     params = jax.device_put(params, shardings(params, mesh))
     return jax.jit(start, out_shardings=shardings(jax.eval_shape(start, params), mesh))(params)
 
 
 def state_layout(
-    config: Qwen3Config, stage: Stage, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+    config: Qwen3Config,
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    ema: Ema | None = None,
 ) -> TrainState:
     """Returns shape, dtype and sharding (`jax.ShapeDtypeStruct`) of every array of a stage's state; allocates none."""
 
     def start() -> TrainState:
-        params = trained_params(initial_params(config, seed=0), stage)
-        return TrainState(params, optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0))
+        return _first(trained_params(initial_params(config, seed=0), stage), optimizer, ema)
 
     def laid_out(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     shapes = jax.eval_shape(start)
     return jax.tree.map(laid_out, shapes, shardings(shapes, mesh))
+
+
+def _first(params: dict[str, Any], optimizer: optax.GradientTransformation, ema: Ema | None) -> TrainState:
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(params, optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0), ema=average)
 
 
 def stage_loss(
@@ -99,6 +118,7 @@ def make_step(
     mask_id: int,
     mesh: jax.sharding.Mesh,
     skip_nonfinite: int = 0,
+    ema: Ema | None = None,
 ) -> jax.stages.Wrapped:
     """Returns one optimizer step of a stage, jitted: (state, batch) -> (state, metrics).
 
@@ -111,27 +131,31 @@ def make_step(
     loss_of = stage_loss(stage, config, steps=steps, seed=seed, mask_id=mask_id)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]):
-        (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch, state.step)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        gradient_norm = optax.tree.norm(gradient)
-        metrics |= {
-            "loss": loss,
-            "gradient_norm": gradient_norm,
-            "parameter_norm": optax.tree.norm(params),
-            "update_norm": optax.tree.norm(updates),
-        }
+        with jax.named_scope("loss_and_gradient"):
+            (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.params, batch, state.step)
+        with jax.named_scope("optimizer"):
+            updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("metrics"):
+            metrics |= {
+                "loss": loss,
+                "gradient_norm": optax.tree.norm(gradient),
+                "parameter_norm": optax.tree.norm(params),
+                "update_norm": optax.tree.norm(updates),
+            }
         halted = state.step < 0
         finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
         skipped = state.skipped + ~finite
         metrics["skipped"] = skipped
         step = jnp.where(finite | (skipped <= skip_nonfinite), state.step + 1, -1 - state.step)
-        stepped = TrainState(params, optimizer_state, step, skipped)
+        with jax.named_scope("ema"):
+            average = ema.updated(state.ema, params, state.step + 1 - skipped) if ema else None
+        stepped = TrainState(params, optimizer_state, step, skipped, average)
         stays = dataclasses.replace(state, step=jnp.where(halted, state.step, step), skipped=skipped)
         return jax.tree.map(lambda new, old: jnp.where(finite & ~halted, new, old), stepped, stays), metrics
 
     # The state keeps its layout: a compiled step accepts no other, and XLA would choose a different one.
-    layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, stage, optimizer, mesh))
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state_layout(config, stage, optimizer, mesh, ema))
     return jax.jit(
         train_step,
         in_shardings=(layout, batch_sharding(mesh)),

@@ -10,18 +10,21 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from pplx_jax.core.errors import Preempted
+from pplx_jax.core.errors import Failed, Preempted
 from pplx_jax.data.batches.host_batches import Batch, HostBatches
-from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first, over_processes
+from pplx_jax.parallel.agreement import Agreement, PreemptionNotice
+from pplx_jax.parallel.processes import at, is_first, over_processes
 from pplx_jax.training.evaluators import Evaluations
 from pplx_jax.training.goodput import Goodput
 from pplx_jax.training.meter import Meter
 from pplx_jax.training.nonfinite import first_nonfinite
+from pplx_jax.training.out_of_memory import DeviceMemory
+from pplx_jax.training.profiling import step_scope
 from pplx_jax.training.settings import Training
 from pplx_jax.training.train_state import TrainState
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(Failed):
     """A metric is not finite: the message names the stage, the step, the metric, the first non-finite array and the
     setting that skips such a step."""
 
@@ -100,21 +103,26 @@ class Trainer:
         # one process left one out, the others would block. Metrics are checked before hooks see them and before a
         # save, so no non-finite parameters are ever saved. An evaluation comes before the save of its step: the
         # checkpoint has its result, so a resumed stage decides alike.
+        name = self._training.stage.name
         with self._stopping:
             while self.steps_done < self.last_step and not self._evaluations.ends:
                 step = self.steps_done + 1
                 for hook in self._hooks:
                     hook.before_step(step)
-                batch = self._clock.read(self._batches)
-                self.state, metrics = self._step_function(self.state, batch.arrays)
-                self._unfetched.append((step, metrics))
-                saves, stops = self._stopping.decide(step, self.state.step)
+                with step_scope(step):
+                    at(f"{name} step {step}, reading the batch")
+                    batch = self._clock.read(self._batches)
+                    at(f"{name} step {step}")
+                    self.state, metrics = self._step_function(self.state, batch.arrays)
+                    self._unfetched.append((step, metrics))
+                    saves, stops = self._stopping.decide(step, self.state.step)
                 evaluates = self._evaluations.due(step)
                 logs = evaluates or self._training.logging.due(step, self.last_step)
                 numbers = self._fetch(batch.position) if logs or saves else {}
                 if evaluates:
+                    at(f"{name} step {step}, evaluating")
                     with self._clock.spending("evaluation"):
-                        numbers |= self._evaluations(step, self.state.params)
+                        numbers |= self._evaluations(step, self.state.result)
                     saves = saves or self._evaluations.is_among_best(step) or self._evaluations.ends
                 if logs:
                     for hook in self._hooks:
@@ -170,22 +178,34 @@ class Trainer:
 class CompiledStep:
     """A jitted step, compiled once per batch shape: another mixture may need another number of sequences.
 
+    Args:
+      step: the step.
+      clock: counts the time of compilation.
+      memory: learns what the batch and the step need.
+
     Attributes:
       compile_seconds: time spent on compilation so far.
     """
 
-    def __init__(self, step: jax.stages.Wrapped, clock: "StepClock"):
-        self._step, self._clock = step, clock
+    def __init__(self, step: jax.stages.Wrapped, clock: "StepClock", memory: DeviceMemory):
+        self._step, self._clock, self._memory = step, clock, memory
         self._compiled: dict[tuple[int, ...], jax.stages.Compiled] = {}
         self.compile_seconds = 0.0
 
     def __call__(self, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         shape = batch["tokens"].shape
         if shape not in self._compiled:
+            self._memory.batch, self._memory.temporary_bytes = _layout(batch), None
             with self._clock.spending("compile") as spent:
                 self._compiled[shape] = self._step.lower(state, batch).compile()
             self.compile_seconds += spent[0]
+            if analysis := self._compiled[shape].memory_analysis():
+                self._memory.temporary_bytes = analysis.temp_size_in_bytes
         return self._compiled[shape](state, batch)
+
+
+def _layout(batch: dict[str, jax.Array]) -> dict[str, jax.ShapeDtypeStruct]:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), batch)
 
 
 class StepClock:

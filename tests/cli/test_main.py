@@ -22,7 +22,7 @@ from pplx_jax.cli import main as cli
 from pplx_jax.cli.verb import PathOrName, PathOrUrl, Verb, flag
 from pplx_jax.cli.verbs import VERBS
 from pplx_jax.configuration import Table
-from pplx_jax.core.errors import BadInput, Preempted
+from pplx_jax.core.errors import BadInput, Failed, Preempted
 
 CALLS = []
 
@@ -85,6 +85,7 @@ def fail(how):
     raise {
         "bad": BadInput("this is wrong\nhere; fix it like this"),
         "bug": RuntimeError("a bug"),
+        "known": Failed("no memory\n  a device holds too much"),
         "stop": KeyboardInterrupt(),
         "full": OSError(errno.ENOSPC, "No space left on device", "/some/checkpoint"),
         "nameless": OSError(errno.ENOSPC, "No space left on device"),
@@ -345,6 +346,9 @@ class TestOtherEndings:
         code, out, err = command("fail", how)
         assert (code, out) == (1, "")
         assert err.startswith("Traceback") and last in err.splitlines()[-1]
+
+    def test_a_failure_that_explains_itself_shows_its_lines_alone(self, command):
+        assert command("fail", "known") == (1, "", "pplx-jax: error: no memory\n  a device holds too much\n")
 
     def test_a_file_gone_missing_under_a_recipe_is_no_bad_input(self, command, recipe):
         code, _, err = command("train", "--stage", "gone", *recipe)

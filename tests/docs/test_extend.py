@@ -16,10 +16,17 @@ from pplx_jax.configuration import load
 from pplx_jax.data.batches.host_batches import HostBatches
 from pplx_jax.models.parameters import bind, initial_params
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
+from pplx_jax.training.metrics_writers import LoggedStage
 from pplx_jax.training.stages.base import Step
 
 PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
-MODULES = {"stages": "SymmetricStage", "corpora": "FaqCorpus", "benchmarks": "LabBenchmark", "optimizers": "Lion"}
+MODULES = {
+    "stages": "SymmetricStage",
+    "corpora": "FaqCorpus",
+    "benchmarks": "LabBenchmark",
+    "optimizers": "Lion",
+    "writers": "CsvWriter",
+}
 CORPUS = [{"_id": "1", "text": "open a file"}, {"_id": "2", "text": "close a table"}]
 
 
@@ -92,3 +99,18 @@ def test_the_optimizer_makes_an_update(my_lab):
     params = {"kernel": np.ones(3, np.float32)}
     updates, _ = jax.jit(lambda params: optimizer.update(params, optimizer.init(params), params))(params)
     assert np.all(np.isfinite(updates["kernel"]))
+
+
+def test_the_metrics_writer_is_bound_and_writes(my_lab, tmp_path):
+    (tmp_path / "own.gin").write_text(
+        "from my_lab.writers import CsvWriter\ninclude 'gin/recipes/quickstart.gin'\n"
+        "Logging.writers = [@TensorBoard(), @CsvWriter()]\nCsvWriter.folder = 'tables'\n"
+    )
+    writer = load(["own.gin"]).arguments["run"]["stages"][0].logging.writers[1]
+    assert isinstance(writer, my_lab("writers"))
+    writer.check()
+    opened = writer.open(LoggedStage(tmp_path / "pair", "pair", 0, ""))
+    opened.write(1, {"loss": 0.5})
+    opened.write(2, {"skipped": 1.0})
+    opened.close()
+    assert (tmp_path / "tables" / "pair.csv").read_text() == "1,0.5\n2,\n"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.sources.corpus_writer import write_beir
 from pplx_jax.evaluation import watch
 from pplx_jax.models.parameters import initial_params
-from pplx_jax.training import metrics
 from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.train_stage import FINISHED
 
@@ -50,6 +50,7 @@ class Training:
 def scored(monkeypatch):
     """The steps that were scored, in order; a checkpoint is read if its weights are there."""
     steps = []
+    steps_of_events = types.SimpleNamespace(write=lambda step, numbers: None, close=lambda: None)
 
     def load(path):
         if not (path / "weights").exists():
@@ -57,7 +58,7 @@ def scored(monkeypatch):
         return WordEncoder(dims=int(path.name), fingerprint=path.name)
 
     monkeypatch.setattr(watch, "load_encoder", load)
-    monkeypatch.setattr(metrics, "_event_writer", lambda folder: None)  # it imports TensorFlow
+    monkeypatch.setattr(watch.TensorBoard, "open", lambda self, stage: steps_of_events)  # it imports TensorFlow
     return steps
 
 

@@ -1,8 +1,9 @@
 """Import of Hugging Face folders: bit for bit, as PyTorch computes, whole or refused, in little memory."""
 
+import contextlib
 import dataclasses
+import io
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -56,9 +57,9 @@ def qwen3(tmp_path_factory):
 def imported(qwen3, tmp_path_factory):
     """(folder, what the command printed) of the causal model."""
     folder = tmp_path_factory.mktemp("imported") / "model"
-    words = [sys.executable, "-m", "pplx_jax", "import-hf", str(qwen3), str(folder), "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return folder, json.loads(done.stdout)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert cli.main(["import-hf", str(qwen3), str(folder), "--json"]) == cli.DONE
+    return folder, json.loads(printed.getvalue())
 
 
 def test_the_command_reports_tensors_parity_and_memory(imported):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from helpers import tiny
 from helpers.python_code import write_packages
+from helpers.small_recipe import SCORES, STAGES, STEPS, command
 
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.cli import main as cli
@@ -23,42 +25,10 @@ from pplx_jax.training.train_stage import FINISHED
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("diffusion", "pair", "contextual", "triplet")
-STEPS = 4
-SCORES = ("bm25", "random", *STAGES, "merged")
-SMALL = (
-    "VOCABULARY=370",
-    "PythonCorpus.held_out=('gamma',)",
-    "Qwen3Config.width=32",
-    "Qwen3Config.mlp_width=32",
-    "Qwen3Config.query_heads=2",
-    "Qwen3Config.head_dim=16",
-    *(f"{stage}/Training.steps={STEPS}" for stage in STAGES),
-    "Logging.every_steps=1",
-    "Checkpointing.every_steps=1",
-    "Evaluation.held_out=4",
-    "Optimizer.warmup_steps=1",
-    "pair/Optimizer.warmup_steps=1",
-    "DiffusionStage.batch_size=16",
-    "PairStage.batch_size=16",
-    "ContextualStage.batch_size=4",
-    "TripletStage.batch_size=8",
-    "Mining.examples=0",
-    "Mining.first_rank=2",
-    "Mining.last_rank=40",
-    "Mining.ceiling=2.0",
-)
-
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
     return write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
-
-
-def command(packages, workdir, *params):
-    bindings = [*SMALL, f"PythonCorpus.roots=('{packages}',)", *params]
-    flags = [f"--gin_param={binding}" for binding in bindings]
-    return ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={workdir}", *flags]
 
 
 def complaint(arguments, capsys) -> str:
@@ -89,6 +59,7 @@ def finished(packages, tmp_path_factory):
     assert (workdir / "phases" / "evaluate_pair.json").exists() and (workdir / "report.html").exists()
     assert "merged" not in json.loads((workdir / "results.json").read_text())
     assert not (workdir / "contextual").exists() and not (workdir / "export").exists()
+    shutil.copytree(workdir, workdir.with_name("stopped"))
     assert cli.main(command(packages, workdir)) == cli.DONE
     return workdir
 
@@ -142,17 +113,18 @@ def test_an_empty_query_is_refused(finished, capsys):
 
 def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, tmp_path):
     workdir = tmp_path / "run"
+    shutil.copytree(finished.with_name("stopped"), workdir)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     program = [sys.executable, "-m", "pplx_jax", *command(packages, workdir)]
     victim = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
-    while not read_metrics(workdir / "pair" / "metrics.jsonl"):
+    while not read_metrics(workdir / "contextual" / "metrics.jsonl"):
         assert victim.poll() is None, victim.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    assert not (workdir / "phases" / "pair.json").exists()
+    assert not (workdir / "phases" / "contextual.json").exists()
 
     assert cli.main(command(packages, workdir)) == cli.DONE
     scores = [json.loads((folder / "results.json").read_text()) for folder in (finished, workdir)]

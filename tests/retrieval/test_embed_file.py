@@ -2,16 +2,13 @@
 
 import gzip
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import slow_embedding, tiny
+from helpers.job import start_python
 from helpers.word_encoder import WordEncoder
 
 from pplx_jax.core.errors import BadInput
@@ -286,27 +283,6 @@ def test_a_kill_in_the_first_shard_is_gone_on_from(tmp_path):
     assert embed(source, tmp_path / "out")["count"] == 1
 
 
-SLOW_EMBEDDING = """
-import pathlib, sys, time
-from helpers import tiny
-from pplx_jax.checkpoints.loaded_model import LoadedModel
-from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
-from pplx_jax.inference.embedder import Embedder
-from pplx_jax.retrieval.embed_file import embed_file
-from pplx_jax.models.parameters import initial_params
-
-class Slow(Embedder):
-    def encode_documents(self, documents, **options):
-        time.sleep(float(sys.argv[4]))
-        return super().encode_documents(documents, **options)
-
-vocabulary = load_vocabulary(sys.argv[3])
-config = tiny.tiny_config(vocabulary, max_length=64)
-folder = LoadedModel(config, vocabulary, __import__("jax").device_get(initial_params(config, 0)), "v1", "pair")
-embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(folder), shard_size=20, chunk_tokens=12, overflow="split")
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_kill_9_changes_no_byte(tmp_path, suffix):
@@ -317,26 +293,18 @@ def test_kill_9_changes_no_byte(tmp_path, suffix):
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
     else:
         write_rows(tmp_path / "in.jsonl", rows)
-    tests = pathlib.Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-
-    def start(output, seconds):
-        command = [sys.executable, "-c", SLOW_EMBEDDING, str(tmp_path / f"in.{suffix}"), str(output)]
-        command += [str(tmp_path), str(seconds)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
-    process = start(cut, 0.1)
+    source, cut, whole = tmp_path / f"in.{suffix}", tmp_path / "cut", tmp_path / "whole"
+    process = start_python(["-m", "helpers.slow_embedding", str(source), str(cut), str(tmp_path), "0.1"])
     deadline = time.monotonic() + 120
     while not (cut / "00003.npy").exists() and time.monotonic() < deadline:
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (cut / "manifest.json").exists()
     (cut / ".00009.npy.1.tmp").write_bytes(b"half a shard")  # as a kill inside a write leaves it
     for output in (cut, whole):
-        assert start(output, 0).wait(120) == 0
+        slow_embedding.embed(source, output, tmp_path)
     names = [path.name for path in sorted(whole.iterdir())]
     assert [path.name for path in sorted(cut.iterdir())] == names and len(names) == 21
     for name in names:

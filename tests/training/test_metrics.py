@@ -4,14 +4,7 @@ import json
 
 import pytest
 
-from pplx_jax.training import metrics
 from pplx_jax.training.metrics import MetricsWriter, read_metrics
-
-
-@pytest.fixture(autouse=True)
-def without_events(monkeypatch):
-    """TensorBoard's writer takes seconds to import and is another's."""
-    monkeypatch.setattr(metrics, "_event_writer", lambda folder: None)
 
 
 def write(folder, steps, resume_step=0):
@@ -85,19 +78,37 @@ def test_the_last_numbers_are_known_after_a_resume_too(tmp_path):
     writer.close()
 
 
-def test_events_take_the_same_numbers(tmp_path, monkeypatch):
-    class Events:
-        def __init__(self):
-            self.seen, self.closed = [], False
+class Recorder:
+    """A writer that fails at the steps of `fails`."""
 
-        def write_scalars(self, step, values):
-            self.seen.append((step, values))
+    def __init__(self, fails=()):
+        self.seen, self.closed, self.fails = [], 0, fails
 
-        def close(self):
-            self.closed = True
+    def write(self, step, values):
+        if step in self.fails:
+            raise ConnectionError("the other side is gone")
+        self.seen.append((step, values))
 
-    events = Events()
-    monkeypatch.setattr(metrics, "_event_writer", lambda folder: events)
-    write(tmp_path, [1, 2])
-    assert events.seen == [(1, {"loss": 1.0}), (2, {"loss": 0.5})] and events.closed
+    def close(self):
+        self.closed += 1
+
+
+def test_other_writers_take_the_same_numbers(tmp_path):
+    recorder = Recorder()
+    writer = MetricsWriter(tmp_path, writers=[recorder])
+    for step in (1, 2):
+        writer.write(step, {"loss": 1 / step})
+    writer.close()
+    assert recorder.seen == [(1, {"loss": 1.0}), (2, {"loss": 0.5})] and recorder.closed == 1
     assert [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").open()] == [1.0, 0.5]
+
+
+def test_a_writer_that_fails_stops_alone(tmp_path, caplog):
+    failing, sound = Recorder(fails=[2]), Recorder()
+    writer = MetricsWriter(tmp_path, writers=[failing, sound])
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": 1 / step})
+    writer.close()
+    assert [step for step, _ in failing.seen] == [1]
+    assert [step for step, _ in sound.seen] == steps(tmp_path) == [1, 2, 3]
+    assert "Recorder" in caplog.text and "the other side is gone" in caplog.text
