@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import logging
 
+from pplx_jax.checkpoints.huggingface.families import family_of
 from pplx_jax.checkpoints.initial_model import copy_vocabulary, model_to_train
 from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import MERGED, merge_checkpoints
@@ -100,6 +101,8 @@ def run(
         require_free(workdir, "folder", lambda _: True)
         phases.require_same()
         check_packages(phases.remains, whole=whole)
+        if whole and phases.remains("export"):
+            family_of(model)  # refuses a model that cannot be exported
         unfinished = [training for training in trained if phases.remains(training.stage.name)]
         check_disk(workdir, unfinished, model, mesh, whole=whole)
         workdir.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from helpers import tiny
 
+from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
@@ -53,6 +54,13 @@ def test_a_missing_package_of_a_phase_that_remains(monkeypatch, module, phase):
     with pytest.raises(BadInput, match=rf"the phase {phase} needs the module {module}; pip install 'pplx-jax\["):
         check_packages(lambda name: True, whole=True)
     check_packages(lambda name: name != phase, whole=True)
+
+
+def test_a_model_that_cannot_be_exported_is_refused_before_anything_is_written(tmp_path, capsys):
+    words = ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main([*words, "--gin_param=Qwen3Config.qkv_bias=True"]) == cli.BAD_INPUT
+    assert "no family of Hugging Face models has qk_norm=True and qkv_bias=True" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_disk_too_small_for_the_checkpoints_of_all_stages(tmp_path, monkeypatch):
