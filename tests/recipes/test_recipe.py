@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import image, tiny
 from helpers.python_code import write_packages
 from helpers.small_recipe import SCORES, STAGES, STEPS, command
 
@@ -74,10 +74,19 @@ def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
     assert results["contextual"]["with_context"] != results["contextual"]["without_context"]
     assert {"corpus", "vocabulary", "tokenize", *STAGES, "mine", "merge", "export"} <= results["seconds"].keys()
     for stage in STAGES:
-        assert [row["step"] for row in read_metrics(finished / stage / "metrics.jsonl")] == [1, 2, 3, 4]
+        rows = read_metrics(finished / stage / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        # The evaluation at the last step, on the whole set, which is small, is that of the finished stage.
+        for metric in ("ndcg@10", "recall@100"):
+            assert rows[-1][f"eval/evaluation/{metric}"] == pytest.approx(results[stage]["int8"][metric])
+        assert rows[-1]["eval/loss/mean"] > 0 and "eval/loss/mean" not in rows[-2]
+    in_context = results["contextual"]["with_context"]["int8"]["ndcg@10"]
+    rows = read_metrics(finished / "contextual" / "metrics.jsonl")
+    assert rows[-1]["eval/evaluation/with_context/ndcg@10"] == pytest.approx(in_context)
     for kind in ("v1", "context_v1"):
         assert (finished / "export" / kind / "model.safetensors").stat().st_size > 0
-    assert "</html>" in (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text()
+    assert "</html>" in page and "Evaluation during training" in page
 
 
 def test_a_finished_run_is_not_done_again(finished, packages):
@@ -102,7 +111,8 @@ def test_an_empty_query_is_refused(finished, capsys):
     assert "query" in complaint(["search", f"--index={finished / 'index'}", "  "], capsys)
 
 
-def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, tmp_path):
+def test_a_killed_run_ends_in_the_image_as_an_uninterrupted_one_does(finished, packages, tmp_path):
+    """What comes after the kill has only the packages that the image of the pods has: none of the phases needs more."""
     workdir = tmp_path / "run"
     shutil.copytree(finished.with_name("stopped"), workdir)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -117,7 +127,8 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, t
     victim.wait()
     assert not (workdir / "phases" / "contextual.json").exists()
 
-    assert cli.main(command(packages, workdir)) == cli.DONE
+    done = image.run_in_the_image(command(packages, workdir))
+    assert done.returncode == cli.DONE, done.stderr
     scores = [json.loads((folder / "results.json").read_text()) for folder in (finished, workdir)]
     assert {name: scores[0][name] for name in SCORES} == {name: scores[1][name] for name in SCORES}
     for stage in STAGES:
