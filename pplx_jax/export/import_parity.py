@@ -6,6 +6,7 @@ configuration and the weights itself, which also checks how we read them.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -130,7 +131,7 @@ def jax_states(model: LoadedModel, ids: Sequence[np.ndarray]) -> list[np.ndarray
     from pplx_jax.parallel.mesh import Mesh
 
     encoder = bind(model.config, jax.tree.map(jnp.asarray, model.params))
-    forward = jax.jit(lambda encoder, *arrays: encoder(*arrays))
+    forward = _forward()
     found: dict[int, np.ndarray] = {}
     for batch in _batches(ids):
         tokens, valid = padded([ids[place] for place in batch])
@@ -141,6 +142,13 @@ def jax_states(model: LoadedModel, ids: Sequence[np.ndarray]) -> list[np.ndarray
         for place, states in zip(batch, hidden, strict=True):
             found[place] = states[: len(ids[place])]
     return [found[place] for place in range(len(ids))]
+
+
+@functools.cache
+def _forward():
+    import jax
+
+    return jax.jit(lambda encoder, *arrays: encoder(*arrays))
 
 
 def _open(source: pathlib.Path, described: Source, dtype: str) -> "torch.nn.Module":
