@@ -123,7 +123,7 @@ def joined(processes: Processes, about: Mapping[str, str] | None = None) -> Iter
         found = dataclasses.replace(
             found, coordinator=tpu.coordinator, num_processes=len(hosts), process_id=tpu.index
         ).resolved()
-    if not found.several or _job is not None:
+    if not found.several or _job is not None or jax.distributed.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)

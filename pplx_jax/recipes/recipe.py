@@ -121,24 +121,25 @@ def run(
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
     results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
-    results["random"] = phases("evaluate_random", lambda: work.score_random(model, vocabulary, seed, held_out))
+    random_scores = functools.partial(work.score_random, model, vocabulary, seed, held_out)
+    results["random"] = phases("evaluate_random", random_scores, everyone=True)
 
     if term_weights:
         tables = [table for kind in ("text", "pair") for table in _tables(workdir, kind, vocabulary)]
         weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
         phases(INITIAL, weigh, writes=(INITIAL,))
-        results[INITIAL] = phases(f"evaluate_{INITIAL}", lambda: work.score(workdir / INITIAL, held_out, lengths))
+        results[INITIAL] = _scores(phases, workdir / INITIAL, held_out, lengths)
 
     for training in stages:
         name, stage = training.stage.name, training.stage
         if stage.batch.kind == "triplet" and stage.starts_from in names:
             miner = stage.starts_from
             mine = functools.partial(work.mine, workdir, corpus, vocabulary, mining, miner, stages, seed)
-            phases("mine", mine, writes=(f"data/tokens/{FOLDERS['triplet']}",))
+            phases("mine", mine, everyone=True, writes=(f"data/tokens/{FOLDERS['triplet']}",))
 
         learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start)
         phases(name, learn, everyone=True, writes=(name,))
-        results[name] = phases(f"evaluate_{name}", lambda name=name: work.score(workdir / name, held_out, lengths))
+        results[name] = _scores(phases, workdir / name, held_out, lengths)
         if name == until:
             break
 
@@ -146,11 +147,11 @@ def run(
         first, second, merged = (workdir / name for name in (*merge.stages, MERGED))
         join = functools.partial(merge_checkpoints, first, second, merged, weight=merge.weight, per=merge.per)
         phases("merge", join, writes=(MERGED,))
-        results[MERGED] = phases(f"evaluate_{MERGED}", lambda: work.score(merged, held_out, lengths))
+        results[MERGED] = _scores(phases, merged, held_out, lengths)
         exported: dict[Kind, str] = {"v1": MERGED}
         exported |= {one.stage.model_kind: one.stage.name for one in stages if one.stage.model_kind != "v1"}
         phases("export", lambda: work.export(workdir, exported, results), writes=("export",))
-        phases("index", lambda: work.index(workdir, merged), writes=("embeddings", "index"))
+        phases("index", lambda: work.index(workdir, merged), everyone=True, writes=("embeddings", "index"))
     results |= {"seconds": phases.seconds, "environment": environment()}
     if is_first():
         write_results(workdir, results)
@@ -158,6 +159,11 @@ def run(
     written, report = (str(workdir / name) for name in ("results.json", "report.html"))
     table = "\n\n".join(filter(None, (format_table(results), format_sets(results)))) + "\n"
     return {"results": written, "report": report, "table": table}
+
+
+def _scores(phases: Phases, model: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
+    """Returns the scores of a model folder, in the phase that has its name."""
+    return phases(f"evaluate_{model.name}", lambda: work.score(model, held_out, lengths), everyone=True)
 
 
 def check_until(until: str | None, stages: Sequence[str]) -> None:

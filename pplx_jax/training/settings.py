@@ -76,7 +76,7 @@ class Training:
       steps: optimizer steps.
       data: which sources are read when; if None, all in proportion to their examples.
       packing_groups: parts of a batch that are packed separately. Batches depend on it, not on the number of
-        processes; processes share the work of packing if it is a multiple of the mesh's row shards.
+        processes. `plan --rehearse` gives the smallest number with which processes share the work of packing.
       checkpointing: when checkpoints are saved, which are kept.
       logging: when metrics are written.
       remat_policy: which intermediate results of a block are saved for the backward pass, see

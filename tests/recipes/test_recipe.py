@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import image, tiny
 from helpers.python_code import write_packages
 from helpers.small_recipe import SCORES, STAGES, STEPS, command
 
@@ -102,7 +102,8 @@ def test_an_empty_query_is_refused(finished, capsys):
     assert "query" in complaint(["search", f"--index={finished / 'index'}", "  "], capsys)
 
 
-def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, tmp_path):
+def test_a_killed_run_ends_in_the_image_as_an_uninterrupted_one_does(finished, packages, tmp_path):
+    """What comes after the kill has only the packages that the image of the pods has: none of the phases needs more."""
     workdir = tmp_path / "run"
     shutil.copytree(finished.with_name("stopped"), workdir)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
@@ -117,7 +118,8 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, t
     victim.wait()
     assert not (workdir / "phases" / "contextual.json").exists()
 
-    assert cli.main(command(packages, workdir)) == cli.DONE
+    done = image.run_in_the_image(command(packages, workdir))
+    assert done.returncode == cli.DONE, done.stderr
     scores = [json.loads((folder / "results.json").read_text()) for folder in (finished, workdir)]
     assert {name: scores[0][name] for name in SCORES} == {name: scores[1][name] for name in SCORES}
     for stage in STAGES:
