@@ -101,16 +101,22 @@ VERBS = (
     ),
     Verb(
         "import-hf",
-        "convert a Hugging Face folder to a checkpoint, with a parity report",
+        "convert a Hugging Face folder or a GGUF file to a checkpoint, with a parity report",
         "pplx_jax.export.import_hf:import_hf",
         example="Qwen3-0.6B-Base imported/qwen3_0p6b",
         heading="models",
         flags=(
-            flag("source", metavar="SRC", **_PATH, help="a folder of Qwen3, Qwen3-Embedding or pplx-embed weights"),
+            flag(
+                "source",
+                metavar="SRC",
+                **_PATH,
+                help="a folder of Qwen3, Qwen2.5, Llama or pplx-embed weights, or a .gguf file",
+            ),
             flag("output", metavar="DST", output=True, **_PATH, help="the folder to write"),
             flag("--dtype", choices=_DTYPES, help="type of the written weights"),
             flag("--mask_token", metavar="TOKEN", help="token that diffusion masks with (default: as declared)"),
             flag("--separator_token", metavar="TOKEN", help="token between chunks (default: as declared)"),
+            flag("--layers", type=int, help="keep only the first layers (default: all)"),
             flag("--no_parity", action="store_true", help="skip the comparison with PyTorch"),
         ),
     ),
@@ -213,7 +219,11 @@ VERBS = (
         example="--model=run/merged --task=beir/scifact --quantization=int8,binary --output=scores",
         heading="evaluate",
         flags=(
-            flag("--model", required=True, type=PathOrName, help="a model folder, also of other libraries, or bm25"),
+            flag("--model", type=PathOrName, help="a model folder, also of other libraries, or bm25"),
+            flag(
+                "--watch", metavar="STAGE_FOLDER", **_PATH, help="instead of --model: a stage's checkpoints, as saved"
+            ),
+            flag("--poll_seconds", type=float, help="with --watch: how often to look for new checkpoints"),
             flag("--task", type=PathOrName, help="a benchmark, a BEIR folder, a folder of those, or MODULE:NAME"),
             flag("--tasks", type=names, help="only these tasks of the benchmark"),
             flag(

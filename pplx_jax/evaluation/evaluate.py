@@ -1,10 +1,12 @@
 """The verb `eval`: scores a model, or BM25, on a benchmark or a BEIR folder."""
 
+import functools
 import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
@@ -16,6 +18,7 @@ from pplx_jax.evaluation.core.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.core.summary import format_table, summarize
 from pplx_jax.evaluation.registry import open_benchmark
 from pplx_jax.evaluation.scoring.system import Settings, System
+from pplx_jax.evaluation.watch import watch_stage
 from pplx_jax.inference.encoder import Encoder, check_quantization, quantizations
 from pplx_jax.inference.lead import lead, leads
 from pplx_jax.inference.load_encoder import load_encoder
@@ -29,7 +32,7 @@ _CONTEXTS: dict[str, tuple[bool, ...]] = {"without": (False,), "with": (True,), 
 
 @joins_processes
 def evaluate_task(
-    model: str | pathlib.Path | Encoder,
+    model: str | pathlib.Path | Encoder | None = None,
     task: str | pathlib.Path | None = None,
     *,
     benchmark: Benchmark | None = None,
@@ -44,6 +47,8 @@ def evaluate_task(
     output: str | pathlib.Path | None = None,
     compare: str | pathlib.Path | None = None,
     run_file: str | pathlib.Path | None = None,
+    watch: str | pathlib.Path | None = None,
+    poll_seconds: float = 30.0,
 ) -> dict[str, Any] | None:
     """Scores a model. A second call with the same `output` skips the finished tasks.
 
@@ -67,8 +72,12 @@ def evaluate_task(
         output: the results folder to write.
         compare: another results folder; the first setting is compared with it.
         run_file: the file to write the best 1000 documents of each query to. Needs one task and one setting.
+        watch: in place of `model`: the folder of a stage, whose checkpoints are scored as they appear; see
+            `evaluation.watch`. Needs `output`.
+        poll_seconds: time between two looks at the folder of `watch`.
 
     Returns:
+        With `watch`, what `watch_stage` returns.
         For one task, the first setting's {"metrics", "intervals", "queries", "documents"}. For several tasks, "metrics"
         holds the benchmark's averages and the mean of each metric that all finished tasks report, "queries" and
         "documents" are sums, and there are also "averages", "average_intervals", "finished", "of" and "tasks". Always
@@ -79,6 +88,8 @@ def evaluate_task(
         BadInput: an argument is wrong, an input is missing, the results folder holds another model or benchmark, or a
             text is over the model's limit.
     """
+    if (model is None) == (watch is None):
+        raise BadInput("give either --model, or --watch with the folder of a stage")
     for name, given in {"tasks": tasks, "quantization": quantization, "dims": dims}.items():
         if isinstance(given, Sequence) and not given:
             raise BadInput(f"--{name} is empty; give one or several separated by commas, or leave it out")
@@ -89,6 +100,22 @@ def evaluate_task(
         if benchmark is None:
             benchmark = open_benchmark(str(task), None if data is None else pathlib.Path(data))
         chosen = chosen_tasks(benchmark, tasks)
+    if watch is not None:
+        if output is None or compare is not None or run_file is not None or query_prompt or document_prompt:
+            raise BadInput("--watch needs --output, and takes no --compare, --run_file or prompts")
+        if jax.distributed.is_initialized() or benchmark is None:
+            raise BadInput("--watch runs as one process, with all its devices; leave --num_processes out")
+        settings = {"quantization": quantization, "dims": dims, "context": context, "truncate": truncate}
+        names = [one.name for one in chosen]
+        scores = functools.partial(evaluate_task, benchmark=benchmark, tasks=names, **settings)
+        facts = {"benchmark": benchmark.name, "tasks": names, **settings}
+        return watch_stage(
+            pathlib.Path(watch),
+            pathlib.Path(output),
+            lambda encoder, results: scores(encoder, output=results),
+            facts,
+            poll_seconds=poll_seconds,
+        )
     name, encoder = (str(model), None) if isinstance(model, str | pathlib.Path) else (type(model).__name__, model)
     if encoder is None and name != BM25:
         encoder = load_encoder(name, query_prompt=query_prompt, document_prompt=document_prompt, shared=True)

@@ -20,6 +20,7 @@ from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.evaluation.scoring.retrieval_evaluator import RetrievalEvaluator, read_evaluation_sets
 from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.lead import lead
@@ -136,7 +137,8 @@ def mine(
     embedder = Embedder.load(workdir / miner)
     reader = next((one for one in trainings if one.stage.name == miner and one.stage.batch.kind == "pair"), None)
     batch_size = reader.stage.batch.batch_size if reader else 1
-    examples = Examples(tables, reader.data if reader else None, batch_size, seed)
+    held_out = reader.held_out if reader else 0
+    examples = Examples(tables, reader.data if reader else None, batch_size, seed, held_out)
     mined: dict[str, Any] = {}
     partial = output.with_name(f"{output.name}.partial")
     for name, shards in tables.items():
@@ -151,6 +153,32 @@ def mine(
     if is_first():
         take_place(partial, output)
     return mined
+
+
+def evaluation_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of the retrieval sets of the corpus."""
+    return workdir / "data" / "corpus" / "evaluation"
+
+
+def retrieval_evaluator(
+    training: Training,
+    vocabulary: Vocabulary,
+    held_out: pathlib.Path,
+    lengths: Lengths | None,
+    config: Qwen3Config,
+    devices: jax.sharding.Mesh,
+) -> RetrievalEvaluator:
+    """Returns the evaluator of a stage on the sets that its settings name, or on those of the corpus."""
+    assert training.evaluation is not None
+    sets = read_evaluation_sets(training.evaluation, held_out)
+    contextual = training.stage.model_kind == "context_v1"
+    size = document_size(lengths) if lengths else {}
+    return RetrievalEvaluator(sets, config, vocabulary, devices, contextual=contextual, **size)
+
+
+def document_size(lengths: Lengths) -> dict[str, int]:
+    """Returns the size of the documents in which passages are scored: as in the contextual stage."""
+    return {"chunks_per_document": lengths.chunks, "tokens_per_document": lengths.chunks * (lengths.chunk + 1)}
 
 
 def score_random(
@@ -170,8 +198,7 @@ def score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dic
     embedder = Embedder.load(folder, shared=True)
     options: dict[str, Any] = {
         "contextual": embedder.kind == "context_v1",
-        "chunks_per_document": lengths.chunks,
-        "tokens_per_document": lengths.chunks * (lengths.chunk + 1),
+        **document_size(lengths),
     }
     return lead(embedder, lambda encoder: score_model(encoder, read_sets(held_out), **options))
 

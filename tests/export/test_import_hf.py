@@ -45,6 +45,8 @@ VARIANTS = {
         "num_key_value_heads": 1,
         "head_dim": 8,
     },
+    "llama": {"family": "Llama", "sharded": True},
+    "qwen2": {"family": "Qwen2", "tied": False, "dtype": "bfloat16"},
 }
 
 
