@@ -24,6 +24,8 @@ EXTRAS = {
         "sentence-transformers>=5.4,<7",  # earlier ones strip the white space around a text
         "safetensors>=0.6,<1",
         "tokenizers>=0.22,<1",
+        "gguf>=0.17,<0.20",  # `import-hf` of .gguf files
+        "accelerate>=1.1,<2",  # transformers reads GGUF files with it, for the parity report
     ],
     # BM25, the benchmarks, and models that sentence-transformers loads.
     "eval": [

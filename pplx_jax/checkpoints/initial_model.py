@@ -31,6 +31,8 @@ ARCHITECTURE = (
     "rms_norm_eps",
     "rope_theta",
     "tied",
+    "qk_norm",
+    "qkv_bias",
 )
 
 Folder = str | os.PathLike[str]

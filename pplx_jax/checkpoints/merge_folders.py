@@ -42,8 +42,8 @@ def require_alike(verb: str, a: pathlib.Path, first: LoadedModel, b: pathlib.Pat
         raise BadInput(f"{verb}: {a} and {b} have different vocabularies; {verb} models of one run")
     differing = [
         f"{name} is {getattr(first.config, name)} and {getattr(second.config, name)}"
-        for name, value in first.config.computing.items()
-        if value != second.config.computing[name]
+        for name in first.config.computing | second.config.computing
+        if first.config.computing.get(name) != second.config.computing.get(name)
     ]
     if differing:
         raise BadInput(f"{verb}: {a} and {b} differ: {'; '.join(differing)}; {verb} models of one run")

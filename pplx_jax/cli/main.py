@@ -70,10 +70,8 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
         from pplx_jax.cli.show import show
 
         show(result)
-    if code != DONE and verb.runs_recipe(options):
-        from pplx_jax.parallel.heartbeat import leave
-
-        leave(code)
+    if code != DONE and (heartbeat := sys.modules.get("pplx_jax.parallel.heartbeat")):
+        heartbeat.leave(code)
     return code
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -12,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from absl import logging
 
-from pplx_jax.checkpoints.huggingface.config import PPLX_MODEL_TYPE
+from pplx_jax.checkpoints.huggingface.families import QWEN3, Family, family_of
 from pplx_jax.checkpoints.huggingface.name_map import to_torch_layout
 from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
 from pplx_jax.checkpoints.loaded_model import LoadedModel
@@ -30,11 +29,18 @@ from pplx_jax.export.tokenizer import save_tokenizer
 from pplx_jax.export.weights import write_weights
 from pplx_jax.inference.sentence_transformer import is_foreign
 
+# The files are those of Qwen3. Those of another family differ only in its name: transformers gives the classes of all
+# families the same modules, and what differs between families is inside them.
 _TORCH_MODEL = pathlib.Path(__file__).with_name("torch_model")
 _FILES = ("configuration_pplx_qwen3.py", "modeling_pplx_qwen3.py", "st_quantize.py")
 _CLASSES = {
     "v1": ("modeling_pplx_qwen3", "PPLXQwen3Model"),
     "context_v1": ("contextual_pplx_qwen3", "PPLXQwen3ContextualModel"),
+}
+# Keys of Qwen3's configuration that another family's configuration does not have.
+_UNKNOWN_KEYS = {
+    "llama": ("use_sliding_window", "sliding_window", "max_window_layers"),
+    "qwen2": ("attention_bias",),
 }
 
 
@@ -82,6 +88,7 @@ def export_hf(
         require_packages("an ONNX export", "onnx", "onnxruntime", extra="convert")
     require_free(output, "export", lambda folder: (folder / "modules.json").is_file() and not is_foreign(folder))
     model = load_model(pathlib.Path(model_folder))
+    family_of(model.config)  # refuses a model that no family describes
     if model.config.causal:
         logging.warning("%s is causal, but the published layout is not: the export is bidirectional", model_folder)
     config = dataclasses.replace(model.config, causal=False)
@@ -111,16 +118,17 @@ def export_hf(
 
 def hf_config(model: LoadedModel, dtype: str) -> dict[str, Any]:
     """Returns the content of `config.json` for transformers 4.57 to 5.x and text-embeddings-inference."""
-    config = model.config
-    module, class_name = _CLASSES[model.kind]
-    return {
+    config, family = model.config, family_of(model.config)
+    module, class_name = (_renamed(name, family) for name in _CLASSES[model.kind])
+    configuration = _renamed("PPLXQwen3Config", family)
+    content = {
         "architectures": [class_name],
         # The configuration class comes from the model's module: transformers finds a model class by its configuration
         # class, so if two kinds shared one, the second would open as the first.
-        "auto_map": {"AutoConfig": f"{module}.PPLXQwen3Config", "AutoModel": f"{module}.{class_name}"},
-        "model_type": PPLX_MODEL_TYPE,
+        "auto_map": {"AutoConfig": f"{module}.{configuration}", "AutoModel": f"{module}.{class_name}"},
+        "model_type": family.pplx_model_type,
         "use_bidirectional_attention": True,
-        "is_causal": False,  # transformers' own Qwen3Model uses it since 5.2
+        "is_causal": False,  # transformers' own classes use it since 5.2
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
@@ -145,6 +153,12 @@ def hf_config(model: LoadedModel, dtype: str) -> dict[str, Any]:
         "eos_token_id": model.vocabulary.pad_id,
         "dtype": dtype,
     }
+    return {key: value for key, value in content.items() if key not in _UNKNOWN_KEYS.get(family.model_type, ())}
+
+
+def _renamed(text: str, family: Family) -> str:
+    """Returns text or a name of Qwen3's files for another family."""
+    return text.replace(QWEN3.title, family.title).replace(QWEN3.model_type, family.model_type)
 
 
 def _write_description(folder: pathlib.Path, model: LoadedModel, dtype: str) -> None:
@@ -153,8 +167,10 @@ def _write_description(folder: pathlib.Path, model: LoadedModel, dtype: str) -> 
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     files = (*_FILES, "contextual_pplx_qwen3.py") if model.kind == "context_v1" else _FILES
+    family = family_of(model.config)
     for name in files:
-        shutil.copyfile(_TORCH_MODEL / name, folder / name)
+        text = (_TORCH_MODEL / name).read_text(encoding="utf-8")
+        (folder / _renamed(name, family)).write_text(_renamed(text, family), encoding="utf-8")
     write("config.json", hf_config(model, dtype))
     modules = (
         {"path": "", "type": "sentence_transformers.models.Transformer"},

@@ -1,4 +1,4 @@
-"""The verb `import-hf`: converts a Hugging Face folder to a model folder, with a parity report against PyTorch."""
+"""The verb `import-hf`: converts a Hugging Face folder or a GGUF file, with a parity report against PyTorch."""
 
 import dataclasses
 import gc
@@ -7,6 +7,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX
 from pplx_jax.checkpoints.huggingface.reader import ImportPlan
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.core.output_folder import require_free, take_place
@@ -22,6 +23,7 @@ def import_hf(
     dtype: str = "float32",
     mask_token: str | None = None,
     separator_token: str | None = None,
+    layers: int | None = None,
     no_parity: bool = False,
 ) -> dict[str, Any]:
     """Writes a model folder from which a recipe can start, and which `Embedder.load` and `export_hf` read.
@@ -30,11 +32,12 @@ def import_hf(
     PyTorch, with the source's own mask and, for a causal source, also with the bidirectional mask.
 
     Args:
-      source: a folder of safetensors, `config.json` and `tokenizer.json`.
+      source: a folder of safetensors, `config.json` and `tokenizer.json`, or a file that ends with `.gguf`.
       output: the folder to write; it must not exist, or be empty.
       dtype: of the written weights, "float32" or "bfloat16".
       mask_token: name of the mask token for diffusion; None for the default of `data/tokens/tokenizer_vocabulary.py`.
       separator_token: name of the separator token between chunks; None for the default.
+      layers: number of layers to keep, from the first; None for all. The final norm stays.
       no_parity: whether to skip the comparison, which needs PyTorch and runs the model twice.
 
     Returns:
@@ -49,10 +52,9 @@ def import_hf(
     source, output = pathlib.Path(source), pathlib.Path(output).absolute()
     require_free(output, "empty folder", lambda _: False)
     if not no_parity:
-        require_packages(
-            "the parity report", "torch", "transformers", extra="convert", otherwise=", or give --no_parity"
-        )
-    plan = ImportPlan.of(source, dtype, mask_token, separator_token)
+        needed = ("torch", "transformers", *(("accelerate",) if source.suffix == SUFFIX else ()))
+        require_packages("the parity report", *needed, extra="convert", otherwise=", or give --no_parity")
+    plan = ImportPlan.of(source, dtype, mask_token, separator_token, layers)
     states = None
     if not no_parity:
         # Run PyTorch first and free it, so that both models are never in memory together.

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pplx_jax.checkpoints.orbax import selected_step
 from pplx_jax.core.files import read_json
 from pplx_jax.data.tokens.kinds import FOLDERS
 
@@ -19,7 +20,7 @@ class TrainedStage:
     Attributes:
       name: of the stage.
       summary: what it trained on, in words.
-      steps: how many it took.
+      steps: how many its model took.
       loss: the last that was logged.
       examples: in its token table, where that is recorded.
       tokens: in its token table.
@@ -106,7 +107,7 @@ def _stage(workdir: pathlib.Path, name: str) -> TrainedStage:
     return TrainedStage(
         name=name,
         summary=finished.get("summary", ""),
-        steps=finished["steps"],
+        steps=selected_step(workdir / name) or finished["steps"],
         loss=finished.get("metrics", {}).get("loss"),
         examples=manifest.get("examples", manifest.get("count")),
         tokens=sum(ragged) if ragged else None,

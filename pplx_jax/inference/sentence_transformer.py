@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pplx_jax.checkpoints.huggingface.config import CONFIG, PPLX_MODEL_TYPE
+from pplx_jax.checkpoints.huggingface.config import CONFIG
+from pplx_jax.checkpoints.huggingface.families import PPLX_MODEL_TYPES
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json_if_valid
 from pplx_jax.inference.encoder import check_quantization
@@ -26,7 +27,7 @@ def is_foreign(folder: str | os.PathLike[str]) -> bool:
     if not (folder / MODULES).is_file():
         return False
     config = read_json_if_valid(folder / CONFIG) or {}  # sentence-transformers reports what is wrong with it
-    return config.get("model_type") != PPLX_MODEL_TYPE
+    return config.get("model_type") not in PPLX_MODEL_TYPES
 
 
 @dataclasses.dataclass(frozen=True)

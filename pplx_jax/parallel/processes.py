@@ -123,7 +123,7 @@ def joined(processes: Processes, about: Mapping[str, str] | None = None) -> Iter
         found = dataclasses.replace(
             found, coordinator=tpu.coordinator, num_processes=len(hosts), process_id=tpu.index
         ).resolved()
-    if not found.several or _job is not None:
+    if not found.several or _job is not None or jax.distributed.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -232,6 +232,14 @@ def over_processes(numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
     values = np.array(list(numbers.values()), np.float32)
     found = multihost_utils.process_allgather(values) if jax.process_count() > 1 else values[None]
     return dict(zip(numbers, found.T, strict=True))
+
+
+def from_first(numbers: Sequence[float]) -> list[float]:
+    """Returns the numbers of process 0, to the last bit of float64. Collective; all processes pass as many."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    own = np.frombuffer(np.array(numbers, np.float64).tobytes(), np.uint32)
+    return np.frombuffer(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes(), np.float64).tolist()
 
 
 def _require_shared(folder: pathlib.Path) -> None:

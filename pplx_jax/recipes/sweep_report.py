@@ -74,11 +74,15 @@ def rank(trials: Sequence[TrialRun], metric: str | None = None, best: str | None
     if known and metric not in known:
         hint = nearest(metric, known) or f"; there are {', '.join(known[:12])}"
         raise BadInput(f"--metric {metric}: no trial has it{hint}")
-    lowest = best == "lowest" if best else metric.startswith("seconds.") or metric.endswith(_LOWER_IS_BETTER)
+    lowest = best == "lowest" if best else _is_lower_better(metric)
     in_order = sorted(trials, key=lambda trial: _order(trial, metric, lowest))
     ranked = [trial.name for trial in in_order if trial.finished and metric in trial.metrics]
     ranks = {name: place for place, name in enumerate(ranked, 1)}
     return Ranking(metric, lowest, differing_settings(trials), in_order, ranks)
+
+
+def _is_lower_better(metric: str) -> bool:
+    return metric.startswith("seconds.") or metric.endswith(_LOWER_IS_BETTER) or ".eval/loss/" in metric
 
 
 def _default_metric(trials: Sequence[TrialRun], known: Sequence[str]) -> str:

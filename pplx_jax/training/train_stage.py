@@ -1,6 +1,7 @@
 """Trains one stage: starts it, runs the trainer, finishes it."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import time
@@ -14,7 +15,7 @@ import optax
 from absl import logging
 
 from pplx_jax.checkpoints.model_folder import describe_model
-from pplx_jax.checkpoints.orbax import Checkpoints, Keep, Restored
+from pplx_jax.checkpoints.orbax import Checkpoints, Keep, Restored, select_checkpoint
 from pplx_jax.core.errors import Preempted
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.progress import Progress
@@ -28,7 +29,9 @@ from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh, batch_sharding, replicated
 from pplx_jax.parallel.model_info import model_info
 from pplx_jax.parallel.processes import is_first
+from pplx_jax.training.evaluators import Evaluations, Evaluator
 from pplx_jax.training.goodput import Goodput
+from pplx_jax.training.held_out import HeldOutLoss
 from pplx_jax.training.meter import Meter
 from pplx_jax.training.metrics import MetricsWriter, memory_numbers
 from pplx_jax.training.metrics_writers import LoggedStage
@@ -64,6 +67,7 @@ def train(
     start_from: pathlib.Path | None = None,
     initial: pathlib.Path | None = None,
     config_text: str = "",
+    evaluators: Sequence[Callable[[Qwen3Config, jax.sharding.Mesh], Evaluator]] = (),
     hooks: Sequence[Hook] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
@@ -87,12 +91,14 @@ def train(
       start_from: folder of an earlier stage.
       initial: a model folder, or a Hugging Face folder that can be imported.
       config_text: the resolved configuration, written as `config.gin` and into every checkpoint.
+      evaluators: (encoder of the stage, mesh) -> what `training.evaluation` computes beside held-out loss.
       hooks: called around each step, before the built-in ones write the log.
       clock: returns seconds, for when checkpoints are due.
 
     Returns:
-      The content of `finished.json`: `stage`, `starts_from`, `summary`, `reads`, `steps`, `seconds`, `compile_seconds`
-      and the last `metrics`.
+      The content of `finished.json`: `stage`, `starts_from`, `summary`, `reads`, `steps` (those that were done),
+      `seconds`, `compile_seconds` and the last `metrics`; `best` (`metric`, `value`, `step`) if a best metric is named;
+      `ended_early`, the reason, if it ended before its last step.
 
     Raises:
       OutOfMemory: a device has too little memory for the state or a step.
@@ -100,7 +106,7 @@ def train(
       Preempted: SIGTERM came; the state is saved, or the stage is finished.
       BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
         a damaged checkpoint, or one with other settings; a finished stage with other settings; an earlier stage of
-        another model.
+        another model; an evaluation without data, or without the best metric.
     """
     # The order matters. What can fail on bad input comes before anything is written. The checkpoint is restored
     # before batches are read, because it holds the position in the data. `finished.json` comes last, after the last
@@ -108,7 +114,7 @@ def train(
     started = time.monotonic()
     stage, model, config = training.stage, config, training.model(config)
     data = {"seed": seed, "data": repr(training.data or Mixture())}
-    computes = settings_of(training, config, **data)
+    computes = settings_of(training, config, **data, **{"Evaluation.held_out": training.held_out})
     if (folder / FINISHED).exists():
         summary = read_json(folder / FINISHED)
         require_same(folder, "the finished stage", summary.pop(COMPUTES, {}), computes)
@@ -125,9 +131,22 @@ def train(
         opened.enter_context(explained(training, devices, memory))
         # 1. The state, and the position in the data that belongs to it.
         placement, groups = batch_sharding(devices), training.packing_groups
-        batches = opened.enter_context(HostBatches(batch, table, training.data, seed, placement, groups=groups))
+        batches = opened.enter_context(
+            HostBatches(batch, table, training.data, seed, placement, groups=groups, held_out=training.held_out)
+        )
+        evaluating: list[Evaluator] = [make(config, devices) for make in evaluators] if training.evaluation else []
+        if training.held_out:
+            examples, count = batches.examples, training.held_out
+            evaluating.append(HeldOutLoss(stage, config, vocabulary.mask_id, examples, count, devices))
         kept = training.checkpointing
-        keep = Keep(latest=kept.keep, every_steps=kept.keep_every_steps, every_seconds=kept.keep_every_seconds)
+        evaluations = Evaluations(training, evaluating)
+        keep = Keep(
+            latest=kept.keep,
+            every_steps=kept.keep_every_steps,
+            every_seconds=kept.keep_every_seconds,
+            best=kept.keep_best if kept.best_metric else 0,
+            best_value=evaluations.goodness,
+        )
         order = {**data, "examples": batches.examples.count, "batch_size": batch.batch_size}
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep)))
         restored = checkpoints.restore_latest(memory.state.arrays())
@@ -144,6 +163,7 @@ def train(
             skipped = jax.device_put(jnp.int32(restored.about.get("skipped", 0)), replicated(devices))
             state, source = TrainState(**restored.state, skipped=skipped), f"its own checkpoint of step {restored.step}"
             batches.seek(restored.about["position"])
+        evaluations.resume(restored.about.get("best"))
         logging.info("%s: starting from %s", stage.name, source)
         seconds_before = restored.about["seconds"]
 
@@ -179,7 +199,9 @@ def train(
                 "mesh": dict(devices.shape),
                 "config": config_text,
             }
-            checkpoints.save(step, state.arrays(), about)
+            if evaluations.best:
+                about["best"] = dataclasses.asdict(evaluations.best)
+            checkpoints.save(step, state.arrays(), about, evaluations.of_step(step))
 
         profiled = training.logging.profile_steps if is_first() else ()
         progress = opened.enter_context(
@@ -196,6 +218,7 @@ def train(
             mesh=devices,
             save=save,
             loss_of=stage_loss(stage, config, **shape),
+            evaluations=evaluations,
             hooks=[*hooks, log, profile],
             clock=times,
             now=clock,
@@ -204,18 +227,21 @@ def train(
         stops = trainer.run()
 
     # 4. Finished.
-    summary = {
+    summary: dict[str, Any] = {
         "stage": stage.name,
         "starts_from": start_from.name if start_from else None,
         "summary": stage.summary,
         "reads": batch.kind,
-        "steps": training.steps,
+        "steps": trainer.steps_done,
         "seconds": seconds_before + time.monotonic() - started,
         "compile_seconds": compiled.compile_seconds,
         "metrics": writer.last,
+        **evaluations.summary(trainer.steps_done),
     }
     if is_first():
         goodput.save()
+        if kept.use_best and "best" in summary:
+            select_checkpoint(folder, summary["best"]["step"])
         write_json(folder / FINISHED, {**summary, COMPUTES: computes})
     if stops:
         raise Preempted(f"{stage.name}: asked to stop at its end; the same command resumes after it", together=True)

@@ -13,6 +13,7 @@ SMALL = (
     *(f"{stage}/Training.steps={STEPS}" for stage in STAGES),
     "Logging.every_steps=1",
     "Checkpointing.every_steps=1",
+    "Evaluation.held_out=4",
     "Optimizer.warmup_steps=1",
     "pair/Optimizer.warmup_steps=1",
     "DiffusionStage.batch_size=16",

@@ -64,6 +64,7 @@ class HostBatches(Iterator[Batch]):
         sharding: of the first axis of every array, over sequences and over examples alike.
         groups: parts of a batch that are packed separately.
         position: examples consumed so far; the first batch starts there.
+        held_out: the last examples of each table, this many, are in no batch.
 
     Attributes:
         examples: the stream.
@@ -83,9 +84,10 @@ class HostBatches(Iterator[Batch]):
         *,
         groups: int = 1,
         position: int = 0,
+        held_out: int = 0,
     ):
         tables = {"": [tables]} if isinstance(tables, TokenTable) else tables
-        self.examples = Examples(tables, mixture, spec.batch_size, seed)
+        self.examples = Examples(tables, mixture, spec.batch_size, seed, held_out)
         self._batch_size, self._group_spec = spec.batch_size, spec.part(groups)
         self._groups, self._sharding = groups, sharding
         shared = shares(sharding, groups)
