@@ -101,16 +101,22 @@ VERBS = (
     ),
     Verb(
         "import-hf",
-        "convert a Hugging Face folder to a checkpoint, with a parity report",
+        "convert a Hugging Face folder or a GGUF file to a checkpoint, with a parity report",
         "pplx_jax.export.import_hf:import_hf",
         example="Qwen3-0.6B-Base imported/qwen3_0p6b",
         heading="models",
         flags=(
-            flag("source", metavar="SRC", **_PATH, help="a folder of Qwen3, Qwen3-Embedding or pplx-embed weights"),
+            flag(
+                "source",
+                metavar="SRC",
+                **_PATH,
+                help="a folder of Qwen3, Qwen2.5, Llama or pplx-embed weights, or a .gguf file",
+            ),
             flag("output", metavar="DST", output=True, **_PATH, help="the folder to write"),
             flag("--dtype", choices=_DTYPES, help="type of the written weights"),
             flag("--mask_token", metavar="TOKEN", help="token that diffusion masks with (default: as declared)"),
             flag("--separator_token", metavar="TOKEN", help="token between chunks (default: as declared)"),
+            flag("--layers", type=int, help="keep only the first layers (default: all)"),
             flag("--no_parity", action="store_true", help="skip the comparison with PyTorch"),
         ),
     ),
@@ -147,6 +153,12 @@ VERBS = (
             flag("--chunk_tokens", type=int, help="cut texts into chunks of N tokens that are encoded together"),
             flag("--overflow", choices=("error", "split", "truncate"), help="what to do with texts past the limit"),
             flag("--overlap", type=int, help="tokens that neighbouring windows of --overflow=split share"),
+            flag(
+                "--shard",
+                metavar="I/N",
+                help="embed only share I of N, from 0; workers that share the output do the rest",
+            ),
+            *_PROCESS_FLAGS,
         ),
         resumes=True,
     ),
@@ -207,7 +219,11 @@ VERBS = (
         example="--model=run/merged --task=beir/scifact --quantization=int8,binary --output=scores",
         heading="evaluate",
         flags=(
-            flag("--model", required=True, type=PathOrName, help="a model folder, also of other libraries, or bm25"),
+            flag("--model", type=PathOrName, help="a model folder, also of other libraries, or bm25"),
+            flag(
+                "--watch", metavar="STAGE_FOLDER", **_PATH, help="instead of --model: a stage's checkpoints, as saved"
+            ),
+            flag("--poll_seconds", type=float, help="with --watch: how often to look for new checkpoints"),
             flag("--task", type=PathOrName, help="a benchmark, a BEIR folder, a folder of those, or MODULE:NAME"),
             flag("--tasks", type=names, help="only these tasks of the benchmark"),
             flag(
@@ -230,6 +246,7 @@ VERBS = (
             flag("--output", output=True, **_PATH, help="the results folder to write or to continue"),
             flag("--compare", **_PATH, help="another results folder: differences, intervals, p-values"),
             flag("--run_file", output=True, **_PATH, help="a file to write the ranking to, in TREC's format"),
+            *_PROCESS_FLAGS,
         ),
         resumes=True,
     ),
@@ -289,8 +306,12 @@ VERBS = (
             flag("--pairs", required=True, **_PATH, help="token files of the pair stage, of one source or of all"),
             _OUTPUT,
             flag("--documents", nargs="+", **_PATH, help="token files of any stage whose texts are ranked too"),
-            flag("--shard", type=int, help="do only this share of the work, from 0, and write no triplets yet"),
-            flag("--shards", type=int, help="number of shares; a last call without --shard and --shards joins them"),
+            flag(
+                "--shard",
+                metavar="I/N",
+                help="do only share I of N, from 0; a last call without it writes the triplets",
+            ),
+            *_PROCESS_FLAGS,
         ),
         bindings=("mine_file.mining = @Mining()",),
         resumes=True,
