@@ -16,10 +16,12 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers as managers
 
+from pplx_jax.core.buckets import remove
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.files import read_json, write_json, write_text
 from pplx_jax.core.output_folder import replaced_folder
 from pplx_jax.core.parameter_trees import digest, named_shapes
+from pplx_jax.core.paths import absolute, as_path, is_bucket
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.parallel.processes import barrier, is_first, over_processes
 
@@ -73,7 +75,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: Keep = Keep()):  # noqa: B008 - frozen
-        self.root = pathlib.Path(folder).absolute() / CHECKPOINTS
+        self.root = absolute(as_path(folder)) / CHECKPOINTS
         policies: list[Any] = [managers.LatestN(keep.latest)]
         if keep.every_steps:
             policies.append(managers.EveryNSteps(keep.every_steps))
@@ -181,7 +183,7 @@ class Checkpoints:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         logging.warning("%s is damaged (%s): renamed to %s; resuming from step %d", path, reason, aside.name, instead)
         if is_first():
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             path.rename(aside)
         barrier(f"{aside} is renamed")  # or another process would find the damaged one again
         self._manager.reload()
@@ -201,6 +203,8 @@ def _os_errors(root: pathlib.Path) -> Iterator[None]:
 
 
 def _require_room(root: pathlib.Path, state: Any) -> None:
+    if is_bucket(root):
+        return
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
     if shutil.disk_usage(root).free < needed + _METADATA_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root))
@@ -226,7 +230,7 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
       OSError: ENOSPC, before anything is written, if the disk is too full.
     """
     tree = {"params": jax.tree.map(np.asarray, params)}
-    root = pathlib.Path(folder).absolute() / CHECKPOINTS
+    root = absolute(as_path(folder)) / CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
     _require_room(root, tree)
     # Memory stays that of the arrays: without compression, chunks are written from where they are; OCDBT would hold all
@@ -244,7 +248,7 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
         item: Any = checkpoint / "default"  # Orbax's annotations name a path type that is not pathlib's
         item.mkdir()
         handler.save(item, args=ocp.args.PyTreeSave(tree, save_args=chunks))
-    _digest_file(root / str(step)).write_text(digest(tree["params"]) + "\n", encoding="utf-8")
+    write_text(_digest_file(root / str(step)), digest(tree["params"]) + "\n")
 
 
 def select_checkpoint(folder: pathlib.Path, step: int) -> None:
@@ -259,8 +263,8 @@ def selected_step(folder: pathlib.Path) -> int | None:
 
 def checkpoint_steps(folder: str | pathlib.Path) -> list[int]:
     """Returns the steps of the complete checkpoints of a folder, in order; none if it has no checkpoint."""
-    root = pathlib.Path(folder).absolute() / CHECKPOINTS
-    return sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
+    root = absolute(as_path(folder)) / CHECKPOINTS
+    return sorted(int(path.name) for path in root.glob("*") if path.name.isdigit() and _is_complete(path))
 
 
 def saved_steps(folder: str | pathlib.Path) -> list[int]:
@@ -288,7 +292,7 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
       BadInput: there is no such folder, it has no checkpoint, or the checkpoint is damaged; this includes values that
         differ from those that `save_params` wrote.
     """
-    root = pathlib.Path(folder).absolute() / CHECKPOINTS
+    root = absolute(as_path(folder)) / CHECKPOINTS
     steps = saved_steps(folder)
     if step is None:
         selected = selected_step(root.parent)
@@ -310,6 +314,13 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
         raise _damaged(root / str(step), error) from error
     _require_digest(root / str(step), params)
     return params
+
+
+def _is_complete(checkpoint: pathlib.Path) -> bool:
+    """Returns whether a checkpoint is complete. On a disk, it has its name only then. In a bucket, Orbax writes a file
+    last, and `save_params` writes the digest last."""
+    marks = (checkpoint / "commit_success.txt", _digest_file(checkpoint))
+    return not is_bucket(checkpoint) or any(mark.exists() for mark in marks)
 
 
 def _digest_file(checkpoint: pathlib.Path) -> pathlib.Path:

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -9,8 +10,11 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
+from pplx_jax.core.log_folder import LogFolder
+from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.evaluation.core.benchmark import Benchmark, Task
 from pplx_jax.evaluation.core.comparison import compare as compare_outcomes
 from pplx_jax.evaluation.core.results import Results, Subject
@@ -98,7 +102,7 @@ def evaluate_task(
     chosen: list[Task] = []
     if leads():
         if benchmark is None:
-            benchmark = open_benchmark(str(task), None if data is None else pathlib.Path(data))
+            benchmark = open_benchmark(str(task), None if data is None else local_copy(as_path(data)))
         chosen = chosen_tasks(benchmark, tasks)
     if watch is not None:
         if output is None or compare is not None or run_file is not None or query_prompt or document_prompt:
@@ -110,13 +114,13 @@ def evaluate_task(
         scores = functools.partial(evaluate_task, benchmark=benchmark, tasks=names, **settings)
         facts = {"benchmark": benchmark.name, "tasks": names, **settings}
         return watch_stage(
-            pathlib.Path(watch),
-            pathlib.Path(output),
+            as_path(watch),
+            as_path(output),
             lambda encoder, results: scores(encoder, output=results),
             facts,
             poll_seconds=poll_seconds,
         )
-    name, encoder = (str(model), None) if isinstance(model, str | pathlib.Path) else (type(model).__name__, model)
+    name, encoder = (str(model), None) if isinstance(model, str | os.PathLike) else (type(model).__name__, model)
     if encoder is None and name != BM25:
         encoder = load_encoder(name, query_prompt=query_prompt, document_prompt=document_prompt, shared=True)
 
@@ -124,11 +128,14 @@ def evaluate_task(
         assert benchmark is not None  # of the process that leads
         settings = _settings(encoder, quantization, dims, context, truncate)
         systems = [System(name, encoder, one) for one in settings]
-        ready = chosen if run_file is None else [_with_run_file(chosen, systems, pathlib.Path(run_file))]
+        ready = chosen if run_file is None else [_with_run_file(chosen, systems, as_path(run_file))]
         results = Results(_subject(benchmark, name, encoder), output)
-        if results.folder is not None:
-            ready = [one.within(results.folder) if hasattr(one, "within") else one for one in ready]
+        files = None if results.folder is None else LogFolder(results.folder)
+        if files is not None:
+            ready = [one.within(files.local) if hasattr(one, "within") else one for one in ready]
         run_tasks(ready, systems, results, again=run_file is not None)
+        if files is not None:
+            files.upload()
         return _reported(results, benchmark, systems[0].setting, [one.name for one in ready], compare)
 
     return lead(encoder, score)
@@ -151,7 +158,7 @@ def _reported(
 def _with_run_file(tasks: Sequence[Task], systems: Sequence[System], path: pathlib.Path) -> Task:
     if len(tasks) > 1 or len(systems) > 1 or not hasattr(tasks[0], "with_run_file"):
         raise BadInput("--run_file needs one retrieval task and one setting; choose the task with --tasks")
-    if not path.parent.is_dir() or path.is_dir():
+    if path.is_dir() or not (is_bucket(path) or path.parent.is_dir()):
         raise BadInput(f"{path}: --run_file must name a file in an existing folder; create the folder first")
     return tasks[0].with_run_file(path)
 

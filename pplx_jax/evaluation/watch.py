@@ -19,6 +19,8 @@ from absl import logging
 from pplx_jax.checkpoints.orbax import CHECKPOINTS, checkpoint_steps
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.log_folder import LogFolder
+from pplx_jax.core.paths import absolute
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.training.metrics import MetricsWriter, read_metrics
@@ -58,14 +60,15 @@ def watch_stage(
         BadInput: there is no workdir; the output belongs to another stage or other settings; or a checkpoint cannot be
             read, although nobody deletes it.
     """
-    if not stage.absolute().parent.is_dir():
+    if not absolute(stage).parent.is_dir():
         raise BadInput(f"--watch {stage}: {stage.parent} does not exist; give the folder of a stage in its workdir")
-    _claim(output, {"stage": str(stage.absolute()), **settings})
-    log = output / "metrics.jsonl"
+    _claim(output, {"stage": str(absolute(stage)), **settings})
+    logs = LogFolder(output, ("metrics.jsonl",))
+    log = logs.local / "metrics.jsonl"
     done = {int(row["step"]) for row in read_metrics(log)}
     skipped: set[int] = set()
-    events = TensorBoard().open(LoggedStage(output, stage.name, 0, ""))
-    writer = MetricsWriter(output, resume_step=max(done, default=0), writers=[events])
+    events = TensorBoard().open(LoggedStage(logs.local, stage.name, 0, ""))
+    writer = MetricsWriter(logs.local, resume_step=max(done, default=0), writers=[events])
     try:
         for step in _new_steps(stage, done, functools.partial(sleep, poll_seconds)):
             model = _load(stage / CHECKPOINTS / str(step), functools.partial(sleep, poll_seconds))
@@ -74,9 +77,11 @@ def watch_stage(
                 skipped.add(step)
                 continue
             writer.write(step, numbers_of(score(model, output / str(step))))
+            logs.upload()
             logging.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in writer.last.items()))
     finally:
         writer.close()
+        logs.upload()
     rows = sorted(read_metrics(log), key=lambda row: row["step"])
     last = {name: value for name, value in rows[-1].items() if name != "step"} if rows else {}
     return {

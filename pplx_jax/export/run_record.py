@@ -8,6 +8,7 @@ from typing import Any
 
 from pplx_jax.checkpoints.orbax import selected_step
 from pplx_jax.core.files import read_json
+from pplx_jax.core.paths import resolved
 from pplx_jax.data.tokens.kinds import FOLDERS
 
 _PREFIXES = re.compile(r"^(?:(\w+)/)?(\w+)Stage\.prefixes = (.*?)(?:  #.*)?$", re.MULTILINE)
@@ -72,7 +73,7 @@ def read_run(model_folder: pathlib.Path, stage: str, kind: str) -> RunRecord:
     Raises:
       BadInput: a record is damaged.
     """
-    folder = model_folder.resolve()
+    folder = resolved(model_folder)
     workdir = folder.parent
     lineage = _lineage(workdir, stage) if folder.name == stage else []
     if not lineage:

@@ -24,6 +24,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost
+from pplx_jax.core.paths import as_path
 from pplx_jax.parallel.connections import listening, wait_for_port
 from pplx_jax.parallel.heartbeat import Heartbeat
 from pplx_jax.parallel.same_job import unseen_by, what_runs
@@ -188,7 +189,7 @@ def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
         found, joins = dataclasses.replace(processes, **given), _job is None
         with joined(found, what_runs(function, named) if found.resolved().several else None):
             if joins and "workdir" in named:
-                _require_shared(pathlib.Path(named["workdir"]))
+                _require_shared(as_path(named["workdir"]))
             return function(*arguments, **keywords)
 
     signature = inspect.signature(function)

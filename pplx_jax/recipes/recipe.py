@@ -13,9 +13,11 @@ from pplx_jax.checkpoints.initial_model import copy_vocabulary, model_to_train
 from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import MERGED, merge_checkpoints
 from pplx_jax.checkpoints.model_folder import Kind
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
 from pplx_jax.core.output_folder import require_free
+from pplx_jax.core.paths import as_path
 from pplx_jax.core.resume_check import settings_of
 from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
 from pplx_jax.data.tokens.kinds import FOLDERS
@@ -91,7 +93,7 @@ def run(
     """
     names = _names(stages)
     check_until(until, names)
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     trained = () if until == UNTIL_DATA else stages[: names.index(until) + 1] if until else stages
     whole = until is None and {*merge.stages} <= {*names}
@@ -109,17 +111,16 @@ def run(
         write_text(workdir / "config.gin", config_text)
         write_json(workdir / "recipe.json", {"stages": names})
     barrier("workdir")
-    written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
     held_out = evaluation_folder(workdir)
     results: dict[str, Any] = {}
 
-    counts = phases("corpus", lambda: dict(corpus.build(written)), writes=("data/corpus",))
+    counts = phases("corpus", lambda: work.build(workdir, corpus), writes=("data/corpus",))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
     if initial:
         vocabulary = _initial_vocabulary(workdir, initial)
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
-    tokenize = functools.partial(corpus.tokenize, written, vocabulary, tokens, lengths)
+    tokenize = functools.partial(work.tokenize, workdir, corpus, vocabulary, lengths)
     examples = phases("tokenize", tokenize, writes=("data/tokens",))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
@@ -198,7 +199,7 @@ def train_stage(
     names = _names(stages)
     if stage not in names:
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(names)}")
-    workdir, chosen = pathlib.Path(workdir), stages[names.index(stage)]
+    workdir, chosen = as_path(workdir), stages[names.index(stage)]
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
     return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths)
@@ -228,7 +229,7 @@ def _train(
         mesh=mesh,
         seed=seed,
         start_from=_earlier(workdir, stage.starts_from),
-        initial=pathlib.Path(initial) if initial else None,
+        initial=as_path(initial) if initial else None,
         config_text=config_text,
         evaluators=[retrieval] if training.evaluates_retrieval else [],
     )
@@ -300,7 +301,7 @@ def _vocabulary(workdir: pathlib.Path, phases: Phases, corpus: Corpus, size: int
     folder = workdir / "data"
 
     def make() -> dict[str, Any]:
-        texts = vocabulary_texts(corpus, folder / "corpus")
+        texts = vocabulary_texts(corpus, local_copy(folder / "corpus"))
         vocabulary = train_vocabulary(texts, folder / "vocabulary.model", size=size, seed=seed)
         return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 

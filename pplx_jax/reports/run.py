@@ -11,6 +11,7 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
+from pplx_jax.core.paths import resolved
 from pplx_jax.core.versions import installed_versions
 from pplx_jax.training.metrics import read_metrics
 
@@ -156,7 +157,7 @@ def collect(workdir: pathlib.Path) -> Run:
     if (workdir / "config.gin").exists():
         configs = {"run": workdir / "config.gin", **configs}
     return Run(
-        name=workdir.resolve().name,
+        name=resolved(workdir).name,
         stages=stages,
         results=results,
         losses={stage: found["loss"] for stage, found in curves.items() if "loss" in found},

@@ -17,7 +17,8 @@ from absl import logging
 from pplx_jax.checkpoints.model_folder import describe_model
 from pplx_jax.checkpoints.orbax import Checkpoints, Keep, Restored, select_checkpoint
 from pplx_jax.core.errors import Preempted
-from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.files import read_json, write_json, write_text
+from pplx_jax.core.log_folder import LogFolder
 from pplx_jax.core.progress import Progress
 from pplx_jax.core.resume_check import require_same, settings_of
 from pplx_jax.data.batches.examples import Tables
@@ -52,6 +53,7 @@ from pplx_jax.training.train_state import (
 from pplx_jax.training.trainer import CompiledStep, Hook, StepClock, Trainer
 
 FINISHED = "finished.json"
+_CONTINUED = ("metrics.jsonl", "goodput.json", "wandb.json")  # logs that a later start of the stage continues
 COMPUTES = "computes"  # key in it and in the metadata of a checkpoint: settings that `resume_check` compares
 
 
@@ -155,7 +157,7 @@ def train(
             restored = Restored(0, state.arrays(), {"position": 0, "seconds": 0.0, "useful_seconds": 0.0})
             info = model_info(state.params, state.optimizer, state.ema)
             if is_first():
-                (folder / "model-info.txt").write_text(info, encoding="utf-8")
+                write_text(folder / "model-info.txt", info)
         else:
             what = f"the checkpoint of step {restored.step}"
             require_same(folder, what, restored.about, order)
@@ -168,15 +170,16 @@ def train(
         seconds_before = restored.about["seconds"]
 
         # 2. The files that describe the stage.
-        goodput = Goodput(folder, useful=restored.about["useful_seconds"], write=is_first())
+        logs = opened.enter_context(LogFolder(folder, _CONTINUED, write=is_first()))
+        goodput = Goodput(logs.local, useful=restored.about["useful_seconds"], write=is_first())
         goodput.save()  # counts the start even if it is killed early
         if is_first():
             describe_model(folder, config, vocabulary, stage=stage.name, kind=stage.model_kind)
-            (folder / "config.gin").write_text(config_text, encoding="utf-8")
-        logged = LoggedStage(folder, stage.name, restored.step, config_text)
+            write_text(folder / "config.gin", config_text)
+        logged = LoggedStage(logs.local, stage.name, restored.step, config_text)
         writers = [each.open(logged) for each in training.logging.writers] if is_first() else []
         writer = opened.enter_context(
-            contextlib.closing(MetricsWriter(folder, restored.step, write=is_first(), writers=writers))
+            contextlib.closing(MetricsWriter(logs.local, restored.step, write=is_first(), writers=writers))
         )
 
         # 3. The steps.
@@ -201,13 +204,14 @@ def train(
             }
             if evaluations.best:
                 about["best"] = dataclasses.asdict(evaluations.best)
+            logs.upload()
             checkpoints.save(step, state.arrays(), about, evaluations.of_step(step))
 
         profiled = training.logging.profile_steps if is_first() else ()
         progress = opened.enter_context(
             Progress(stage.name, total=training.steps, start=restored.step, unit="step", enabled=is_first())
         )
-        profile = opened.enter_context(StepProfile(folder / "profile", profiled))
+        profile = opened.enter_context(StepProfile(logs.local / "profile", profiled))
         log = _Log(learning_rate, meter, goodput, writer, progress, checkpoints)
         trainer = Trainer(
             training,
@@ -242,6 +246,7 @@ def train(
         goodput.save()
         if kept.use_best and "best" in summary:
             select_checkpoint(folder, summary["best"]["step"])
+        logs.upload()
         write_json(folder / FINISHED, {**summary, COMPUTES: computes})
     if stops:
         raise Preempted(f"{stage.name}: asked to stop at its end; the same command resumes after it", together=True)

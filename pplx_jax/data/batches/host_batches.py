@@ -29,6 +29,7 @@ from pplx_jax.data.batches.shares import (
 )
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.parallel.placed import placed
 
 COUNTS = ("tokens", "cut_tokens", "cells", "token_pairs")
 
@@ -155,9 +156,7 @@ class HostBatches(Iterator[Batch]):
                 arrays[name] = jax.device_put(np.concatenate([parts[group] for group in sorted(parts)]), self._sharding)
                 continue
             shape = (len(first) * self._groups, *first.shape[1:])
-            arrays[name] = jax.make_array_from_callback(
-                shape, self._sharding, lambda index, parts=parts: rows_of(parts, index)
-            )
+            arrays[name] = placed(shape, self._sharding, lambda index, parts=parts: rows_of(parts, index))
         return arrays
 
     def _say_if_packed_twice(self, shared: Mapping[int, Share]) -> None:

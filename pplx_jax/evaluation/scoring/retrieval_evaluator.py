@@ -8,7 +8,9 @@ import jax
 import numpy as np
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.io.beir import RetrievalSet, read_beir, set_folders
 from pplx_jax.data.io.set_samples import around_queries
 from pplx_jax.data.tokens.vocabulary import Vocabulary
@@ -109,10 +111,11 @@ def evaluation_folders(settings: Evaluation, default: pathlib.Path | None = None
     none if the settings name none."""
     found: dict[str, pathlib.Path] = {}
     for folder in filter(None, (default,) if settings.sets is None else settings.sets):
-        if not pathlib.Path(folder).is_dir():
+        read = local_copy(as_path(folder))
+        if not read.is_dir():
             fix = "set Evaluation.sets to BEIR folders or to folders of them, or to () for none"
             raise BadInput(f"no evaluation sets in {folder}: the folder does not exist; {fix}")
-        for path in set_folders(folder):
+        for path in set_folders(read):
             name = path.resolve().name
             if name in (*found, _MEAN, "loss"):
                 raise BadInput(f"Evaluation.sets: {path} is called {name} like other metrics; rename the folder")
