@@ -15,6 +15,7 @@ SMALL = (
     "Logging.writers=[]",  # TensorBoard's imports TensorFlow
     "Checkpointing.every_steps=1",
     "Evaluation.held_out=4",
+    "Evaluation.queries=0",
     "Optimizer.warmup_steps=1",
     "pair/Optimizer.warmup_steps=1",
     "DiffusionStage.batch_size=16",
