@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 
 import jax
@@ -18,6 +19,7 @@ from pplx_jax.models.parameters import bind
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training import train_stage
 from pplx_jax.training import trainer as loop
+from pplx_jax.training.evaluators import Best
 from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.settings import Evaluation
 from pplx_jax.training.stages.base import Step
@@ -196,6 +198,13 @@ def test_a_stage_ends_when_its_metric_no_longer_improves_and_resumes_alike(stage
     (tmp_path / "whole" / FINISHED).unlink()
     again = stages.train(tmp_path / "whole", "pair", evaluators=Scripted(values), **fields)
     assert {**again, "seconds": 0, "compile_seconds": 0} == {**whole, "seconds": 0, "compile_seconds": 0}
+
+
+def test_a_value_that_is_no_number_is_the_worst():
+    best = Best("eval/loss/mean")
+    for step, value in ((1, math.nan), (2, 3.0), (3, math.nan), (4, 2.0)):
+        best = best.with_value(value, step, keep=2)
+    assert best.top == ((2.0, 4), (3.0, 2)) and best.since == 0
 
 
 def test_a_metric_that_is_named_after_the_last_evaluation_chooses_nothing(stages, tmp_path):
