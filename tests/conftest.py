@@ -83,3 +83,22 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if config.compiled:
         shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """The server of buckets on loopback, which only tests that ask for `bucket` use."""
+    from helpers.buckets import BucketServer
+
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server, monkeypatch, tmp_path):
+    """A folder gs://... of its own on that server, with an empty cache of what is read from it."""
+    for name, value in {**bucket_server.environment, "PPLX_JAX_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    from pplx_jax.core.paths import as_path
+
+    return as_path(f"gs://bucket/{tmp_path.name}")

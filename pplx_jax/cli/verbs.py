@@ -219,7 +219,11 @@ VERBS = (
         example="--model=run/merged --task=beir/scifact --quantization=int8,binary --output=scores",
         heading="evaluate",
         flags=(
-            flag("--model", required=True, type=PathOrName, help="a model folder, also of other libraries, or bm25"),
+            flag("--model", type=PathOrName, help="a model folder, also of other libraries, or bm25"),
+            flag(
+                "--watch", metavar="STAGE_FOLDER", **_PATH, help="instead of --model: a stage's checkpoints, as saved"
+            ),
+            flag("--poll_seconds", type=float, help="with --watch: how often to look for new checkpoints"),
             flag("--task", type=PathOrName, help="a benchmark, a BEIR folder, a folder of those, or MODULE:NAME"),
             flag("--tasks", type=names, help="only these tasks of the benchmark"),
             flag(

@@ -1,14 +1,20 @@
 """The verb `eval`: scores a model, or BM25, on a benchmark or a BEIR folder."""
 
+import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
+from pplx_jax.core.log_folder import LogFolder
+from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.evaluation.core.benchmark import Benchmark, Task
 from pplx_jax.evaluation.core.comparison import compare as compare_outcomes
 from pplx_jax.evaluation.core.results import Results, Subject
@@ -16,6 +22,7 @@ from pplx_jax.evaluation.core.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.core.summary import format_table, summarize
 from pplx_jax.evaluation.registry import open_benchmark
 from pplx_jax.evaluation.scoring.system import Settings, System
+from pplx_jax.evaluation.watch import watch_stage
 from pplx_jax.inference.encoder import Encoder, check_quantization, quantizations
 from pplx_jax.inference.lead import lead, leads
 from pplx_jax.inference.load_encoder import load_encoder
@@ -29,7 +36,7 @@ _CONTEXTS: dict[str, tuple[bool, ...]] = {"without": (False,), "with": (True,), 
 
 @joins_processes
 def evaluate_task(
-    model: str | pathlib.Path | Encoder,
+    model: str | pathlib.Path | Encoder | None = None,
     task: str | pathlib.Path | None = None,
     *,
     benchmark: Benchmark | None = None,
@@ -44,6 +51,8 @@ def evaluate_task(
     output: str | pathlib.Path | None = None,
     compare: str | pathlib.Path | None = None,
     run_file: str | pathlib.Path | None = None,
+    watch: str | pathlib.Path | None = None,
+    poll_seconds: float = 30.0,
 ) -> dict[str, Any] | None:
     """Scores a model. A second call with the same `output` skips the finished tasks.
 
@@ -67,8 +76,12 @@ def evaluate_task(
         output: the results folder to write.
         compare: another results folder; the first setting is compared with it.
         run_file: the file to write the best 1000 documents of each query to. Needs one task and one setting.
+        watch: in place of `model`: the folder of a stage, whose checkpoints are scored as they appear; see
+            `evaluation.watch`. Needs `output`.
+        poll_seconds: time between two looks at the folder of `watch`.
 
     Returns:
+        With `watch`, what `watch_stage` returns.
         For one task, the first setting's {"metrics", "intervals", "queries", "documents"}. For several tasks, "metrics"
         holds the benchmark's averages and the mean of each metric that all finished tasks report, "queries" and
         "documents" are sums, and there are also "averages", "average_intervals", "finished", "of" and "tasks". Always
@@ -79,6 +92,8 @@ def evaluate_task(
         BadInput: an argument is wrong, an input is missing, the results folder holds another model or benchmark, or a
             text is over the model's limit.
     """
+    if (model is None) == (watch is None):
+        raise BadInput("give either --model, or --watch with the folder of a stage")
     for name, given in {"tasks": tasks, "quantization": quantization, "dims": dims}.items():
         if isinstance(given, Sequence) and not given:
             raise BadInput(f"--{name} is empty; give one or several separated by commas, or leave it out")
@@ -87,9 +102,25 @@ def evaluate_task(
     chosen: list[Task] = []
     if leads():
         if benchmark is None:
-            benchmark = open_benchmark(str(task), None if data is None else pathlib.Path(data))
+            benchmark = open_benchmark(str(task), None if data is None else local_copy(as_path(data)))
         chosen = chosen_tasks(benchmark, tasks)
-    name, encoder = (str(model), None) if isinstance(model, str | pathlib.Path) else (type(model).__name__, model)
+    if watch is not None:
+        if output is None or compare is not None or run_file is not None or query_prompt or document_prompt:
+            raise BadInput("--watch needs --output, and takes no --compare, --run_file or prompts")
+        if jax.distributed.is_initialized() or benchmark is None:
+            raise BadInput("--watch runs as one process, with all its devices; leave --num_processes out")
+        settings = {"quantization": quantization, "dims": dims, "context": context, "truncate": truncate}
+        names = [one.name for one in chosen]
+        scores = functools.partial(evaluate_task, benchmark=benchmark, tasks=names, **settings)
+        facts = {"benchmark": benchmark.name, "tasks": names, **settings}
+        return watch_stage(
+            as_path(watch),
+            as_path(output),
+            lambda encoder, results: scores(encoder, output=results),
+            facts,
+            poll_seconds=poll_seconds,
+        )
+    name, encoder = (str(model), None) if isinstance(model, str | os.PathLike) else (type(model).__name__, model)
     if encoder is None and name != BM25:
         encoder = load_encoder(name, query_prompt=query_prompt, document_prompt=document_prompt, shared=True)
 
@@ -97,11 +128,14 @@ def evaluate_task(
         assert benchmark is not None  # of the process that leads
         settings = _settings(encoder, quantization, dims, context, truncate)
         systems = [System(name, encoder, one) for one in settings]
-        ready = chosen if run_file is None else [_with_run_file(chosen, systems, pathlib.Path(run_file))]
+        ready = chosen if run_file is None else [_with_run_file(chosen, systems, as_path(run_file))]
         results = Results(_subject(benchmark, name, encoder), output)
-        if results.folder is not None:
-            ready = [one.within(results.folder) if hasattr(one, "within") else one for one in ready]
+        files = None if results.folder is None else LogFolder(results.folder)
+        if files is not None:
+            ready = [one.within(files.local) if hasattr(one, "within") else one for one in ready]
         run_tasks(ready, systems, results, again=run_file is not None)
+        if files is not None:
+            files.upload()
         return _reported(results, benchmark, systems[0].setting, [one.name for one in ready], compare)
 
     return lead(encoder, score)
@@ -124,7 +158,7 @@ def _reported(
 def _with_run_file(tasks: Sequence[Task], systems: Sequence[System], path: pathlib.Path) -> Task:
     if len(tasks) > 1 or len(systems) > 1 or not hasattr(tasks[0], "with_run_file"):
         raise BadInput("--run_file needs one retrieval task and one setting; choose the task with --tasks")
-    if not path.parent.is_dir() or path.is_dir():
+    if path.is_dir() or not (is_bucket(path) or path.parent.is_dir()):
         raise BadInput(f"{path}: --run_file must name a file in an existing folder; create the folder first")
     return tasks[0].with_run_file(path)
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -17,8 +16,9 @@ from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import Kind, load_model
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.output_folder import require_free, take_place
+from pplx_jax.core.output_folder import require_free, scratch_beside, take_place
 from pplx_jax.core.packages import require_packages
+from pplx_jax.core.paths import absolute, as_path
 from pplx_jax.export.model_card import model_card
 from pplx_jax.export.onnx_graph import write_onnx
 from pplx_jax.export.onnx_parity import check_onnx_parity
@@ -27,7 +27,7 @@ from pplx_jax.export.peak_memory import process_peak_bytes
 from pplx_jax.export.run_record import read_run
 from pplx_jax.export.tokenizer import save_tokenizer
 from pplx_jax.export.weights import write_weights
-from pplx_jax.inference.sentence_transformer import is_foreign
+from pplx_jax.inference.sentence_transformer import MODULES, is_foreign
 
 # The files are those of Qwen3. Those of another family differ only in its name: transformers gives the classes of all
 # families the same modules, and what differs between families is inside them.
@@ -78,7 +78,7 @@ def export_hf(
         package is not installed.
       RuntimeError: the export does not compute the same as the model.
     """
-    output = pathlib.Path(output).absolute()
+    source, output = as_path(model_folder), absolute(as_path(output))
     if dtype not in WRITTEN_DTYPES:
         raise BadInput(f"dtype={dtype!r} of an export is not one of {', '.join(WRITTEN_DTYPES)}")
     if kind is not None and kind not in get_args(Kind):
@@ -86,20 +86,19 @@ def export_hf(
     require_packages("an export", "torch", "transformers", "sentence_transformers", extra="convert")
     if onnx:
         require_packages("an ONNX export", "onnx", "onnxruntime", extra="convert")
-    require_free(output, "export", lambda folder: (folder / "modules.json").is_file() and not is_foreign(folder))
-    model = load_model(pathlib.Path(model_folder))
+    require_free(output, "export", lambda folder: (folder / MODULES).is_file() and not is_foreign(folder))
+    model = load_model(source)
     family_of(model.config)  # refuses a model that no family describes
     if model.config.causal:
         logging.warning("%s is causal, but the published layout is not: the export is bidirectional", model_folder)
     config = dataclasses.replace(model.config, causal=False)
     model = dataclasses.replace(model, config=config, kind=kind or model.kind, params=_rounded(model.params, dtype))
-    record = read_run(pathlib.Path(model_folder), model.stage, model.kind)
+    record = read_run(source, model.stage, model.kind)
     record = dataclasses.replace(record, scores=record.scores if scores is None else scores)
     tensors = to_torch_layout(model.params, model.config)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}-partial-", dir=output.parent) as scratch:
+    with scratch_beside(output) as scratch:
         # The folder has its final name already, because transformers names the modules that it loads after it.
-        partial = pathlib.Path(scratch) / output.name
+        partial = scratch / output.name
         partial.mkdir()
         write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
         _write_description(partial, model, dtype)
@@ -111,7 +110,7 @@ def export_hf(
             (partial / "onnx").mkdir()
             graph = write_onnx(tensors, model.config, partial / "onnx")
             checked["onnx_parity"] = check_onnx_parity(graph, model)
-        take_place(partial, output)
+        take_place(partial, output, last=MODULES)
     reports = {name: dataclasses.asdict(parity) for name, parity in checked.items()}
     return {"tensors": len(tensors), **reports, "peak_bytes": process_peak_bytes()}
 

@@ -3,15 +3,16 @@
 import dataclasses
 import gc
 import os
-import pathlib
-import tempfile
 from typing import Any
 
 from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX
 from pplx_jax.checkpoints.huggingface.reader import ImportPlan
 from pplx_jax.checkpoints.model_folder import save_model
-from pplx_jax.core.output_folder import require_free, take_place
+from pplx_jax.checkpoints.orbax import MODEL
+from pplx_jax.core.buckets import local_copy
+from pplx_jax.core.output_folder import require_free, scratch_beside, take_place
 from pplx_jax.core.packages import require_packages
+from pplx_jax.core.paths import absolute, as_path
 from pplx_jax.export import import_parity
 from pplx_jax.export.peak_memory import PeakMemory
 
@@ -49,7 +50,7 @@ def import_hf(
         is not empty, or a package for the parity check is not installed.
       RuntimeError: the import does not compute the same as the source.
     """
-    source, output = pathlib.Path(source), pathlib.Path(output).absolute()
+    source, output = local_copy(as_path(source)), absolute(as_path(output))
     require_free(output, "empty folder", lambda _: False)
     if not no_parity:
         needed = ("torch", "transformers", *(("accelerate",) if source.suffix == SUFFIX else ()))
@@ -60,9 +61,8 @@ def import_hf(
         # Run PyTorch first and free it, so that both models are never in memory together.
         states = import_parity.source_states(source, plan.described, plan.vocabulary, dtype)
         gc.collect()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}-partial-", dir=output.parent) as scratch:
-        partial = pathlib.Path(scratch) / "model"
+    with scratch_beside(output) as scratch:
+        partial = scratch / "model"
         memory = PeakMemory()
         model = plan.load()
         save_model(partial, model.config, model.vocabulary, model.params, stage=model.stage, kind=model.kind)
@@ -70,5 +70,5 @@ def import_hf(
         parity = None
         if states is not None:
             parity = dataclasses.asdict(import_parity.check_import(model, states))
-        take_place(partial, output)
+        take_place(partial, output, last=MODEL)
     return {"tensors": len(plan.tensors), "parity": parity, "peak_bytes": peak}

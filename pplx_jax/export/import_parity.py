@@ -20,7 +20,7 @@ from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.core.files import read_json
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.export.agreement import hidden_difference, int8_equal_share
-from pplx_jax.export.parity import SENTENCES, Parity, padded
+from pplx_jax.export.parity import SENTENCES, Parity, encoder_states, padded
 from pplx_jax.kernels.quantization import LEVELS, quantize
 
 if TYPE_CHECKING:
@@ -125,21 +125,9 @@ def torch_states(model: "torch.nn.Module", ids: Sequence[np.ndarray], *, causal:
 
 def jax_states(model: LoadedModel, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Returns the same from our encoder, with the mask and dtype of `model.config`."""
-    import jax
-    import jax.numpy as jnp
-
-    from pplx_jax.models.parameters import bind
-    from pplx_jax.parallel.mesh import Mesh
-
-    encoder = bind(model.config, jax.tree.map(jnp.asarray, model.params))
-    forward = jax.jit(lambda encoder, *arrays: encoder(*arrays))
     found: dict[int, np.ndarray] = {}
     for batch in _batches(ids):
-        tokens, valid = padded([ids[place] for place in batch])
-        positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, valid, positions))
-        with jax.set_mesh(Mesh().build()):  # the kernels look up their platform in the mesh
-            hidden = np.asarray(forward(encoder, *arrays))
+        hidden = encoder_states(model, *padded([ids[place] for place in batch]))
         for place, states in zip(batch, hidden, strict=True):
             found[place] = states[: len(ids[place])]
     return [found[place] for place in range(len(ids))]

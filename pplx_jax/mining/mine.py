@@ -10,6 +10,7 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import require_free
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.batches.gather import Gatherer
 from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.ragged import Ragged
@@ -209,7 +210,7 @@ def mine_file(
     tables = _open(pairs, vocabulary, "pair")
     table = tables[0] if len(tables) == 1 else _sampled(tables, mining)
     others = [other for folder in documents for other in _open(folder, vocabulary)]
-    return mine_table(embedder, table, vocabulary, mining, pathlib.Path(output), documents=others, shard=share)
+    return mine_table(embedder, table, vocabulary, mining, as_path(output), documents=others, shard=share)
 
 
 def _open(folder: pathlib.Path, vocabulary: Vocabulary, kind: str | None = None) -> list[TokenTable]:

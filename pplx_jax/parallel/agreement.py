@@ -9,6 +9,8 @@ import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
+from pplx_jax.parallel.placed import placed
+
 
 class Agreement:
     """Decisions that all processes make together, without waiting for the devices.
@@ -43,7 +45,7 @@ class Agreement:
             return requests
         asked = np.broadcast_to(np.asarray(requests, np.int32), self._shape)
         before = self._last
-        self._last = self._any(jax.make_array_from_callback(self._shape, self._spread, lambda at: asked[at]), step)
+        self._last = self._any(placed(self._shape, self._spread, lambda at: asked[at]), step)
         if before is None:
             return (False,) * len(requests)
         return tuple(bool(value) for value in jax.device_get(before.addressable_data(0)))

@@ -24,6 +24,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost
+from pplx_jax.core.paths import as_path
 from pplx_jax.parallel.connections import listening, wait_for_port
 from pplx_jax.parallel.heartbeat import Heartbeat
 from pplx_jax.parallel.same_job import unseen_by, what_runs
@@ -188,7 +189,7 @@ def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
         found, joins = dataclasses.replace(processes, **given), _job is None
         with joined(found, what_runs(function, named) if found.resolved().several else None):
             if joins and "workdir" in named:
-                _require_shared(pathlib.Path(named["workdir"]))
+                _require_shared(as_path(named["workdir"]))
             return function(*arguments, **keywords)
 
     signature = inspect.signature(function)
@@ -232,6 +233,14 @@ def over_processes(numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
     values = np.array(list(numbers.values()), np.float32)
     found = multihost_utils.process_allgather(values) if jax.process_count() > 1 else values[None]
     return dict(zip(numbers, found.T, strict=True))
+
+
+def from_first(numbers: Sequence[float]) -> list[float]:
+    """Returns the numbers of process 0, to the last bit of float64. Collective; all processes pass as many."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    own = np.frombuffer(np.array(numbers, np.float64).tobytes(), np.uint32)
+    return np.frombuffer(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes(), np.float64).tolist()
 
 
 def _require_shared(folder: pathlib.Path) -> None:

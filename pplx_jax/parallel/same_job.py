@@ -88,7 +88,7 @@ def unseen_by(folder: pathlib.Path, is_first: bool, barrier: Callable[[str, Any]
     everywhere = barrier("the probe", name is None or is_first or appears(folder / name))
     if probe is not None:
         probe.unlink(missing_ok=True)
-        if created:
+        if created and folder.is_dir():  # a folder in a bucket ends with its last object
             folder.rmdir()
     return [index for index, sees in enumerate(everywhere) if not sees]
 

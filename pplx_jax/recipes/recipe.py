@@ -13,9 +13,11 @@ from pplx_jax.checkpoints.initial_model import copy_vocabulary, model_to_train
 from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import MERGED, merge_checkpoints
 from pplx_jax.checkpoints.model_folder import Kind
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
 from pplx_jax.core.output_folder import require_free
+from pplx_jax.core.paths import as_path
 from pplx_jax.core.resume_check import settings_of
 from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
 from pplx_jax.data.tokens.kinds import FOLDERS
@@ -32,7 +34,7 @@ from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.recipes import phases as work
-from pplx_jax.recipes.phases import Phases, tables_folder
+from pplx_jax.recipes.phases import Phases, evaluation_folder, tables_folder
 from pplx_jax.recipes.preflight import check_disk, check_packages, check_stages
 from pplx_jax.recipes.results import environment, format_sets, format_table, write_report, write_results
 from pplx_jax.recipes.weighted_start import NAME as INITIAL
@@ -91,7 +93,7 @@ def run(
     """
     names = _names(stages)
     check_until(until, names)
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     trained = () if until == UNTIL_DATA else stages[: names.index(until) + 1] if until else stages
     whole = until is None and {*merge.stages} <= {*names}
@@ -109,17 +111,16 @@ def run(
         write_text(workdir / "config.gin", config_text)
         write_json(workdir / "recipe.json", {"stages": names})
     barrier("workdir")
-    written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
-    held_out = written / "evaluation"
+    held_out = evaluation_folder(workdir)
     results: dict[str, Any] = {}
 
-    counts = phases("corpus", lambda: dict(corpus.build(written)), writes=("data/corpus",))
+    counts = phases("corpus", lambda: work.build(workdir, corpus), writes=("data/corpus",))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
     if initial:
         vocabulary = _initial_vocabulary(workdir, initial)
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
-    tokenize = functools.partial(corpus.tokenize, written, vocabulary, tokens, lengths)
+    tokenize = functools.partial(work.tokenize, workdir, corpus, vocabulary, lengths)
     examples = phases("tokenize", tokenize, writes=("data/tokens",))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
@@ -140,7 +141,7 @@ def run(
             mine = functools.partial(work.mine, workdir, corpus, vocabulary, mining, miner, stages, seed)
             phases("mine", mine, everyone=True, writes=(f"data/tokens/{FOLDERS['triplet']}",))
 
-        learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start)
+        learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start, lengths)
         phases(name, learn, everyone=True, writes=(name,))
         results[name] = _scores(phases, workdir / name, held_out, lengths)
         if name == until:
@@ -185,6 +186,7 @@ def train_stage(
     model: Qwen3Config | None = None,
     initial: str | None = None,
     term_weights: TermWeights | None = None,
+    lengths: Lengths | None = None,
     mesh: Mesh = _DEFAULT_MESH,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -197,10 +199,10 @@ def train_stage(
     names = _names(stages)
     if stage not in names:
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(names)}")
-    workdir, chosen = pathlib.Path(workdir), stages[names.index(stage)]
+    workdir, chosen = as_path(workdir), stages[names.index(stage)]
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
-    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start)
+    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths)
 
 
 def _train(
@@ -212,9 +214,12 @@ def _train(
     seed: int,
     config_text: str,
     initial: str | None,
+    lengths: Lengths | None,
 ) -> dict[str, Any]:
     """Trains one stage. It starts from the stage that it names if that was trained, else from the initial weights."""
     stage, kind = training.stage, training.stage.batch.kind
+    held_out = evaluation_folder(workdir)
+    retrieval = functools.partial(work.retrieval_evaluator, training, vocabulary, held_out, lengths)
     return train(
         workdir / stage.name,
         training,
@@ -224,8 +229,9 @@ def _train(
         mesh=mesh,
         seed=seed,
         start_from=_earlier(workdir, stage.starts_from),
-        initial=pathlib.Path(initial) if initial else None,
+        initial=as_path(initial) if initial else None,
         config_text=config_text,
+        evaluators=[retrieval] if training.evaluates_retrieval else [],
     )
 
 
@@ -272,7 +278,10 @@ def _settings(
         "vocabulary": {"size": model.vocab_size, "seed": seed},
         "tokenize": settings_of(lengths),
         "evaluate_random": start,
-        **{training.stage.name: settings_of(training) | start for training in stages},
+        **{
+            training.stage.name: settings_of(training) | start | {"Evaluation.held_out": training.held_out}
+            for training in stages
+        },
         "mine": settings_of(mining, seed=seed),
         "merge": settings_of(merge),
     }
@@ -292,7 +301,7 @@ def _vocabulary(workdir: pathlib.Path, phases: Phases, corpus: Corpus, size: int
     folder = workdir / "data"
 
     def make() -> dict[str, Any]:
-        texts = vocabulary_texts(corpus, folder / "corpus")
+        texts = vocabulary_texts(corpus, local_copy(folder / "corpus"))
         vocabulary = train_vocabulary(texts, folder / "vocabulary.model", size=size, seed=seed)
         return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 

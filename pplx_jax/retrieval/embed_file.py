@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.core.progress import Progress
 from pplx_jax.inference.chunking import chunk
 from pplx_jax.inference.encoder import Encoder, check_quantization, document_tokens
@@ -84,7 +86,7 @@ def embed_file(
             contains something else or embeddings with other settings, the model does not support the quantization or
             dims, a row is over the model's limit with overflow="error", or no row could be embedded.
     """
-    source, folder_path, model_path = pathlib.Path(input), pathlib.Path(output), pathlib.Path(model_path)
+    source, folder_path, model_path = local_copy(as_path(input)), as_path(output), as_path(model_path)
     if shard_size < 1:
         raise BadInput(f"shard_size={shard_size}: give at least 1")
     if chunk_tokens is not None and chunk_tokens < 1:

@@ -13,7 +13,6 @@ each worker, and workers that share a folder can write its shards in any order.
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -21,9 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, read_json, read_json_if_valid, write_json, write_text
 from pplx_jax.core.output_folder import describes, require_free
+from pplx_jax.core.paths import joined, relative, resolved
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import BitOrder, Quantization
@@ -81,6 +82,7 @@ class EmbeddingFolder:
     def __init__(self, path: pathlib.Path, settings: Settings, model: str, finished: dict[int, Shard], complete: bool):
         """Use `open_for_writing` or `read` instead. `model` is the path of the model folder, relative to `path`."""
         self.path = path
+        self._readable = path
         self.settings = settings
         self.model = model
         self.finished = finished
@@ -107,9 +109,7 @@ class EmbeddingFolder:
         for temporary in _temporary_files(path) if alone else ():
             temporary.unlink(missing_ok=True)
         if not any((path / name).exists() for name in (MANIFEST, PROGRESS)):
-            # Resolve links first: ".." after a link means the parent of its target.
-            relative = os.path.relpath(os.path.realpath(model), os.path.realpath(path))
-            write_json(path / PROGRESS, cls(path, settings, relative, {}, complete=False)._content())
+            write_json(path / PROGRESS, cls(path, settings, relative(model, path), {}, complete=False)._content())
         folder = cls._read(path)
         for field in dataclasses.fields(Settings):
             old, new = getattr(folder.settings, field.name), getattr(settings, field.name)
@@ -162,8 +162,9 @@ class EmbeddingFolder:
 
     def _require_complete(self) -> None:
         """Raises BadInput if a shard is missing or has another size than when it was written."""
+        self._readable = local_copy(self.path)
         for number, shard in self.finished.items():
-            vectors, lines = self._file(number, "npy"), self._file(number, "jsonl")
+            vectors, lines = (self._readable / self._file(number, suffix).name for suffix in ("npy", "jsonl"))
             try:
                 count = len(np.load(vectors, mmap_mode="r"))
                 with open(lines, "rb") as file:
@@ -176,6 +177,11 @@ class EmbeddingFolder:
                 raise BadInput(f"{vectors}: {count} vectors of {shard.count}; {_FIX}")
             if described != shard.count:
                 raise BadInput(f"{lines}: {described} lines of {shard.count} vectors; {_FIX}")
+
+    @property
+    def model_folder(self) -> pathlib.Path:
+        """The folder of the model that made the embeddings."""
+        return joined(resolved(self.path), self.model)
 
     def add(self, number: int, vectors: np.ndarray, described: list[dict[str, Any]], shard: Shard) -> None:
         """Writes a shard: vectors [n, width] and one object per vector."""
@@ -230,8 +236,12 @@ class EmbeddingFolder:
         }
 
     def vector_paths(self) -> list[pathlib.Path]:
-        """Returns the file of each shard's vectors, in order."""
-        return [self._file(number, "npy") for number in self.finished]
+        """Returns the file of each shard's vectors, in order, on this machine."""
+        return [self._readable / self._file(number, "npy").name for number in self.finished]
+
+    def line_paths(self) -> list[pathlib.Path]:
+        """Returns the file of each shard's descriptions, in order, on this machine."""
+        return [self._readable / self._file(number, "jsonl").name for number in self.finished]
 
     def vectors(self) -> Iterator[np.ndarray]:
         """Yields the memory-mapped vectors of each shard, in order."""
@@ -249,7 +259,7 @@ class EmbeddingFolder:
         Raises:
             BadInput: a line is damaged; the message names it.
         """
-        path, offset = self._file(place, "jsonl"), 0
+        path, offset = self.line_paths()[place], 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
@@ -282,4 +292,5 @@ def _is_begun(path: pathlib.Path) -> bool:
 def _temporary_files(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns the temporary files of `atomic_path` that an interrupted `embed` left, and no other files."""
     name = re.compile(r"\.(\d{5,}\.(npy|jsonl|json)|progress\.json|manifest\.json)\.[0-9a-f]+\.tmp")
-    return [entry for entry in path.iterdir() if name.fullmatch(entry.name)]
+    entries = path.iterdir() if path.is_dir() else ()  # an empty folder in a bucket does not exist
+    return [entry for entry in entries if name.fullmatch(entry.name)]

@@ -38,6 +38,7 @@ IMPLEMENTATIONS = {
     "triton": functools.partial(triton.attention, interpret=True),
 }
 KERNELS = ("pallas", "triton")
+mask_info = jax.jit(make_mask_info, static_argnames=("tiles", "causal", "by_key"))
 
 
 def packed(length: int, lengths: list[int], gap: int = 0) -> np.ndarray:
@@ -216,12 +217,11 @@ def test_heads_of_a_group_are_interleaved_in_several_products(wide):
     np.testing.assert_allclose(found, reference.attention(*arguments), rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_masked_blocks_are_interleaved_where_each_needs_one_product():
     def windows(lengths, key=512):
         tiles = dataclasses.replace(SMALL[0], block_kv=key)
         ids = jnp.asarray(packed(1024, lengths))[None]
-        return make_mask_info(ids, ids, tiles, causal=False)[1].window.tolist()
+        return mask_info(ids, ids, tiles, causal=False)[1].window.tolist()
 
     second = 1 << WINDOW_BITS
     assert windows([128] * 8) == [1] * 4 + [1 | second] * 4  # 128 keys each, in two blocks
@@ -311,7 +311,7 @@ def test_the_grid_has_only_blocks_that_overlap(by_key):
 
     def steps(lengths, causal=False, length=4096):
         ids = jnp.asarray(packed(length, lengths))[None]
-        return int(make_mask_info(ids, ids, tiles, causal=causal, by_key=by_key)[0])
+        return int(mask_info(ids, ids, tiles, causal=causal, by_key=by_key)[0])
 
     assert steps([256] * 16) == 16
     assert steps([4096]) == 256
@@ -320,13 +320,13 @@ def test_the_grid_has_only_blocks_that_overlap(by_key):
     assert steps([256]) == 16  # one for each block of padding, which writes it
     # If ids come back, every block may overlap every other.
     ids = jnp.asarray(np.resize([1, 2], 4096))[None]
-    assert int(make_mask_info(ids, ids, tiles, causal=False, by_key=by_key)[0]) == 256
+    assert int(mask_info(ids, ids, tiles, causal=False, by_key=by_key)[0]) == 256
 
 
 def test_only_masked_blocks_with_padding_are_cleared():
     def padded(lengths):
         queries, keys = (jnp.asarray(packed(1024, lengths))[None] for _ in range(2))  # never one array within a kernel
-        count, mask = make_mask_info(queries, keys, SMALL[0], causal=False)
+        count, mask = mask_info(queries, keys, SMALL[0], causal=False)
         flags = mask.flags[: int(count)]
         return mask.padded.tolist(), {int(q) for q, flag in zip(mask.q_index, flags, strict=False) if flag & PADDED}
 
@@ -340,6 +340,7 @@ def test_queries_that_are_a_part_have_no_causal_mask_on_a_tpu():
         IMPLEMENTATIONS["pallas"](query, key, value, ids, key_segment_ids=ids, causal=True)
 
 
+@pytest.mark.slow
 def test_memory_is_linear_in_length_both_ways():
     def temporaries(attention, length):
         def loss(query, key, value, segment_ids):

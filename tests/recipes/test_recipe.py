@@ -74,10 +74,19 @@ def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
     assert results["contextual"]["with_context"] != results["contextual"]["without_context"]
     assert {"corpus", "vocabulary", "tokenize", *STAGES, "mine", "merge", "export"} <= results["seconds"].keys()
     for stage in STAGES:
-        assert [row["step"] for row in read_metrics(finished / stage / "metrics.jsonl")] == [1, 2, 3, 4]
+        rows = read_metrics(finished / stage / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        # The evaluation at the last step, on the whole set, which is small, is that of the finished stage.
+        for metric in ("ndcg@10", "recall@100"):
+            assert rows[-1][f"eval/evaluation/{metric}"] == pytest.approx(results[stage]["int8"][metric])
+        assert rows[-1]["eval/loss/mean"] > 0 and "eval/loss/mean" not in rows[-2]
+    in_context = results["contextual"]["with_context"]["int8"]["ndcg@10"]
+    rows = read_metrics(finished / "contextual" / "metrics.jsonl")
+    assert rows[-1]["eval/evaluation/with_context/ndcg@10"] == pytest.approx(in_context)
     for kind in ("v1", "context_v1"):
         assert (finished / "export" / kind / "model.safetensors").stat().st_size > 0
-    assert "</html>" in (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text()
+    assert "</html>" in page and "Evaluation during training" in page
 
 
 def test_a_finished_run_is_not_done_again(finished, packages):

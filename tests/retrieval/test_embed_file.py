@@ -44,6 +44,34 @@ def test_texts_keep_their_order(tmp_path):
     assert described[3] == {"id": "4", "text": texts[3], "row": 4, "path": "a.py", "line": 3}
 
 
+def test_an_interrupted_call_resumes_in_a_bucket(bucket, tmp_path, monkeypatch):
+    texts = [f"word{number} common" for number in range(10)]
+    write_rows(bucket / "in.jsonl", [{"text": text} for text in texts])
+    add = EmbeddingFolder.add
+
+    def add_one(folder, *shard):
+        add(folder, *shard)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(EmbeddingFolder, "add", add_one)
+        embed(bucket / "in.jsonl", bucket / "out", shard_size=4)
+    assert sorted(path.name for path in (bucket / "out").iterdir()) == [
+        "00000.json",
+        "00000.jsonl",
+        "00000.npy",
+        "progress.json",
+    ]
+    with pytest.raises(BadInput, match="is unfinished"):
+        read(bucket / "out")
+    encoder = WordEncoder()
+    embed(bucket / "in.jsonl", bucket / "out", shard_size=4, encoder=encoder)
+    assert encoder.encoded == 6  # not the first shard
+    vectors, described = read(bucket / "out")
+    np.testing.assert_array_equal(vectors, WordEncoder().encode(texts))
+    assert [row["text"] for row in described] == texts
+
+
 @pytest.mark.parametrize(
     ("quantization", "dtype", "width"),
     [

@@ -19,7 +19,9 @@ from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX, GgufTensor, read_
 from pplx_jax.checkpoints.huggingface.name_map import HEAD, from_torch_layout, mismatches, torch_shapes
 from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES, StoredTensor, stored_tensors
 from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.tokenizer_vocabulary import TokenizerVocabulary
 from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
@@ -47,7 +49,7 @@ def read_model(
     Raises:
       BadInput: as in `import_hf`.
     """
-    plan = ImportPlan.of(pathlib.Path(folder), dtype)
+    plan = ImportPlan.of(local_copy(as_path(folder)), dtype)
     if sharding is None:
         return plan.load()
 
@@ -64,7 +66,7 @@ def read_config(folder: str | os.PathLike[str]) -> Qwen3Config:
     Raises:
       BadInput: as in `import_hf`.
     """
-    return ImportPlan.of(pathlib.Path(folder), "float32").described.config
+    return ImportPlan.of(local_copy(as_path(folder)), "float32").described.config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from pplx_jax.data.batches.shares import (
 )
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.parallel.placed import placed
 
 COUNTS = ("tokens", "cut_tokens", "cells", "token_pairs")
 
@@ -63,6 +64,7 @@ class HostBatches(Iterator[Batch]):
         sharding: of the first axis of every array, over sequences and over examples alike.
         groups: parts of a batch that are packed separately.
         position: examples consumed so far; the first batch starts there.
+        held_out: the last examples of each table, this many, are in no batch.
 
     Attributes:
         examples: the stream.
@@ -82,9 +84,10 @@ class HostBatches(Iterator[Batch]):
         *,
         groups: int = 1,
         position: int = 0,
+        held_out: int = 0,
     ):
         tables = {"": [tables]} if isinstance(tables, TokenTable) else tables
-        self.examples = Examples(tables, mixture, spec.batch_size, seed)
+        self.examples = Examples(tables, mixture, spec.batch_size, seed, held_out)
         self._batch_size, self._group_spec = spec.batch_size, spec.part(groups)
         self._groups, self._sharding = groups, sharding
         shared = shares(sharding, groups)
@@ -153,9 +156,7 @@ class HostBatches(Iterator[Batch]):
                 arrays[name] = jax.device_put(np.concatenate([parts[group] for group in sorted(parts)]), self._sharding)
                 continue
             shape = (len(first) * self._groups, *first.shape[1:])
-            arrays[name] = jax.make_array_from_callback(
-                shape, self._sharding, lambda index, parts=parts: rows_of(parts, index)
-            )
+            arrays[name] = placed(shape, self._sharding, lambda index, parts=parts: rows_of(parts, index))
         return arrays
 
     def _say_if_packed_twice(self, shared: Mapping[int, Share]) -> None:

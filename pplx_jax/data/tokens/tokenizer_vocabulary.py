@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary, write_vocabulary_file
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class TokenizerVocabulary(Vocabulary):
         Raises:
             BadInput: a file is missing or damaged, a token does not exist, or its name encodes to it.
         """
-        path = pathlib.Path(path)
+        path = as_path(path)
         path = path / TOKENIZER if path.is_dir() else path
         given = {"mask": mask_token, "separator": separator_token, "pad": pad_token}
         try:
@@ -175,7 +176,7 @@ class TokenizerVocabulary(Vocabulary):
         return self._tokenizer.decode([int(token) for token in ids if int(token) not in special])
 
     def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
-        folder = pathlib.Path(folder)
+        folder = as_path(folder)
         names = {"mask": self.mask, "separator": self.separator, "pad": self.pad}
         write_vocabulary_file(folder / NAMES, (json.dumps(names, indent=2) + "\n").encode())
         return write_vocabulary_file(folder / TOKENIZER, self.model)
