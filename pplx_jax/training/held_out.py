@@ -29,7 +29,8 @@ class HeldOutLoss:
 
     Each source is evaluated alone, so in-batch negatives come from the source itself. A contrastive loss does not count
     the queries whose document is also trained on, in any source; the documents stay negatives. A source without an
-    example that counts, or too small to hold examples out, is left out with a warning: a long run should not end for it.
+    example that counts, or too small to hold examples out, is left out with a warning, because no long run should end
+    for it.
 
     Args:
       stage: its loss is computed as at its last step.

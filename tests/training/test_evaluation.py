@@ -248,7 +248,7 @@ def test_an_evaluated_step_is_logged_and_its_seconds_are_counted(stages, tmp_pat
         (
             Evaluation(1, held_out=16),
             {"best_metric": "eval/loss/mean"},
-            "has it; it has eval/set/ndcg@10, eval/loss/so",
+            "best_metric=.eval/loss/mean.: no evaluation of the stage pair has it",
         ),
     ],
 )
