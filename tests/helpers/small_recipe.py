@@ -12,6 +12,7 @@ SMALL = (
     "Qwen3Config.head_dim=16",
     *(f"{stage}/Training.steps={STEPS}" for stage in STAGES),
     "Logging.every_steps=1",
+    "Logging.writers=[]",  # TensorBoard's imports TensorFlow
     "Checkpointing.every_steps=1",
     "Evaluation.held_out=4",
     "Optimizer.warmup_steps=1",
