@@ -3,19 +3,22 @@
 import dataclasses
 import itertools
 
+import gguf
 import numpy as np
 import pytest
 import regex
 import torch
 from helpers.exported import load
+from helpers.gguf_model import PARTS, neighbours
 from helpers.smollm2 import smollm2
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from pplx_jax.checkpoints.huggingface.reader import ImportPlan
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.export.export_hf import export_hf
 from pplx_jax.export.import_parity import jax_states, torch_states
 
-LAYERS = 3
+LAYERS = 2
 TEXTS = [
     "The capital of France is",
     "def read_file(path):\n    with open(path) as stream:\n        return [line.rstrip() for line in stream]\n" * 8,
@@ -38,11 +41,32 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def theirs():
-    from transformers import LlamaForCausalLM
+def file():
+    return gguf.GGUFReader(smollm2())
 
-    folder, name = smollm2().parent, smollm2().name
-    return LlamaForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32, local_files_only=True).eval()
+
+@pytest.fixture(scope="module")
+def theirs(file):
+    """transformers' model with the published sizes. Its own reader of GGUF files takes a minute for this one."""
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e5}}
+    config = LlamaConfig(**sizes, **heads, **rope, rms_norm_eps=1e-5, tie_word_embeddings=True)
+    model = LlamaForCausalLM(config).float().eval()
+    names = {"token_embd.weight": "embed_tokens.weight", "output_norm.weight": "norm.weight"}
+    state = {}
+    for tensor in file.tensors:
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        name = names.get(tensor.name)
+        if name is None:
+            _, layer, part, _ = tensor.name.split(".")
+            name = f"layers.{layer}.{PARTS[part]}.weight"
+            if part in ("attn_q", "attn_k"):
+                stored, values = values, np.empty_like(values)
+                values[neighbours(len(stored))] = stored
+        state[name] = torch.tensor(values)
+    model.model.load_state_dict(state)
+    return model
 
 
 def test_causal_logits_are_transformers(model, theirs):
@@ -61,7 +85,8 @@ def test_causal_logits_are_transformers(model, theirs):
 
 def test_the_first_layers_export_bidirectional(model, theirs, tmp_path):
     cut = ImportPlan.of(smollm2(), "float32", layers=LAYERS).load()
-    save_model(tmp_path / "model", cut.config, cut.vocabulary, cut.params, stage="imported")
+    config = dataclasses.replace(cut.config, max_length=512)  # of the texts of the export's parity
+    save_model(tmp_path / "model", config, cut.vocabulary, cut.params, stage="imported")
     report = export_hf(tmp_path / "model", tmp_path / "export")
     assert report["parity"]["max_abs_diff"] <= 1e-3  # within 1e-4 of the states' root mean square
     ids = [np.array(cut.vocabulary.encode(text), np.int32) for text in TEXTS]
@@ -93,10 +118,8 @@ def _reference_ids(text: str, ranks: dict[tuple[str, str], int], places: dict[st
         yield from (places[piece] for piece in pieces if piece in places)
 
 
-def test_tokens_are_those_of_the_merges_in_the_file(model):
-    import gguf
-
-    fields = {name: field.contents() for name, field in gguf.GGUFReader(smollm2()).fields.items()}
+def test_tokens_are_those_of_the_merges_in_the_file(model, file):
+    fields = {name: field.contents() for name, field in file.fields.items()}
     places = {token: place for place, token in enumerate(fields["tokenizer.ggml.tokens"])}
     ranks = {tuple(merge.split(" ")): rank for rank, merge in enumerate(fields["tokenizer.ggml.merges"])}
     # GPT-2's letters: printable bytes stand for themselves, the others follow from 256.

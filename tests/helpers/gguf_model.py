@@ -23,7 +23,7 @@ KINDS = {
     "ffn_up": "BF16",
     "ffn_down": "Q4_K",
 }
-_PARTS = {
+PARTS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -75,7 +75,7 @@ def write_gguf(path: pathlib.Path, architecture: str, *, rules: str = "qwen2", *
         raw, decoded = _random(generator, KINDS.get(part, "F32") if name.endswith("weight") else "F32", shape)
         values[key] = decoded
         if architecture == "llama" and part in ("attn_q", "attn_k"):
-            raw = raw[_neighbours(shape[0])]
+            raw = raw[neighbours(shape[0])]
         writer.add_tensor(
             name, raw, raw_dtype=gguf.GGMLQuantizationType[KINDS.get(part, "F32")] if len(shape) > 1 else None
         )
@@ -121,7 +121,7 @@ def _tensors(architecture: str) -> list[tuple[str, str, tuple[int, ...]]]:
         ("output_norm.weight", "norm.weight", (WIDTH,)),
     ]
     for layer in range(LAYERS):
-        for part, key in _PARTS.items():
+        for part, key in PARTS.items():
             if part.endswith(("q_norm", "k_norm")):
                 shape = (HEAD_DIM,)
             else:
@@ -133,7 +133,7 @@ def _tensors(architecture: str) -> list[tuple[str, str, tuple[int, ...]]]:
     return found
 
 
-def _neighbours(rows: int) -> np.ndarray:
+def neighbours(rows: int) -> np.ndarray:
     """The published row at every stored row: llama.cpp puts dimension i of a head next to dimension i + E / 2."""
     order = [i for pair in range(HEAD_DIM // 2) for i in (pair, pair + HEAD_DIM // 2)]
     return np.concatenate([start + np.array(order) for start in range(0, rows, HEAD_DIM)])
