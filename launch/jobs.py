@@ -53,6 +53,12 @@ class LaunchedTrial:
         identity = f"{self.workdir}\n{self.record['fingerprint']}"
         return f"pplx-{hashlib.sha256(identity.encode()).hexdigest()[:10]}-{job.name}"
 
+    def shown(self, job: Job) -> dict[str, Any]:
+        """Returns the arguments that XManager shows of a job: the parameters of the trial first."""
+        files, params = list(self.record["gin_files"]), list(self.record["gin_params"])
+        about = {"stage": job.name, "workdir": self.workdir, "gin_file": files, "gin_param": params}
+        return {**self.record["parameters"], **about}
+
     def environment(self) -> dict[str, str]:
         """Returns the environment variables that `launch/entry.py` reads."""
         note: dict[str, Any] = {"workdir": self.workdir, "record": self.record}

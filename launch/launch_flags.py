@@ -32,6 +32,7 @@ _STAGE = flags.DEFINE_string("stage", None, "Train only this stage, on existing 
 _BASE = flags.DEFINE_string("base", None, "A run from which the trials take the data and earlier stages.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Absolute path; the trials of a sweep are in WORKDIR/000, 001, ...")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print trials, commands and requests; launch nothing.")
+_STOP = flags.DEFINE_boolean("stop", False, "Stop the jobs in the cloud that the same command has launched.")
 _PARALLEL = flags.DEFINE_integer(
     "parallel", None, "Trials at a time; default: 1 here, all in the cloud.", lower_bound=1
 )
@@ -65,6 +66,7 @@ class Options:
     base: str | None = None
     workdir: str = ""
     dry_run: bool = False
+    stop: bool = False
     parallel: int | None = None
     title: str | None = None
     executor: str = "local"
@@ -89,6 +91,8 @@ class Options:
         if self.executor == "local":
             if self.slices:
                 raise BadInput("--tpu needs --executor=kubernetes or vertex; jobs on this machine use its own devices")
+            if self.stop:
+                raise BadInput("--stop needs --executor=kubernetes or vertex; jobs on this machine end with xm_launch")
             return
         hardware = self._hardware
         if self.base and bucket_of(self.base) != bucket_of(self.workdir):
@@ -192,6 +196,7 @@ def options() -> Options:
         base=_BASE.value,
         workdir=_WORKDIR.value or "",
         dry_run=_DRY_RUN.value,
+        stop=_STOP.value,
         parallel=_PARALLEL.value,
         title=_TITLE.value,
         executor=_EXECUTOR.value,

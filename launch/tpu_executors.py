@@ -13,27 +13,21 @@ from xmanager.xm_local import executables, registry
 
 from launch.custom_job import custom_job
 from launch.jobset import GROUP, NAMESPACE, PLURAL, VERSION, jobset
+from launch.tpu_handles import CustomJob, JobSet, RefusedJob, TpuHandle, kubernetes_api, vertex_client
 from launch.tpu_slices import TpuSlices
 
-POLL_SECONDS = 30.0
-MOST_MISSED = 20  # failed requests in a row before the wait is given up
 
-
-class JobFailed(RuntimeError):
-    """A job has failed; the message says which one and why."""
-
-
-class _TpuExecutor(xm.Executor):
+class TpuExecutor(xm.Executor):
     """The common part of both executors. XManager calls `launch` for all jobs of a kind."""
 
     def __init__(self, name: str):
         self.name = name
-        self._refused: str | None = None
         registry.register(type(self), launch=type(self).launch)
 
     @classmethod
-    async def launch(cls, local_experiment_unit: Any, job_group: xm.JobGroup) -> list[Any]:
-        """Submits every job of the group. Returns no handles: XManager keeps only those of its own executors."""
+    async def launch(cls, local_experiment_unit: Any, job_group: xm.JobGroup) -> list[TpuHandle]:
+        """Submits every job of the group and returns their handles, which the unit waits for and stops."""
+        found: list[TpuHandle] = []
         for job in xm.job_operators.flatten_jobs(job_group):
             image, executor = job.executable, job.executor
             if isinstance(executor, cls):
@@ -41,47 +35,23 @@ class _TpuExecutor(xm.Executor):
                 args = xm.merge_args(image.args, job.args).to_list(str)
                 environment = {**image.env_vars, **job.env_vars}
                 try:
-                    await asyncio.to_thread(executor.submit, image.image_path, args, environment)
+                    found.append(await asyncio.to_thread(executor.submit, image.image_path, args, environment))
                 except Exception as error:  # from any client library; XManager would stop the other trials too
-                    executor._refused = f"{executor.name} was refused: {error}"
-        return []
+                    found.append(RefusedJob(executor.name, str(error)))
+        # A unit keeps the handles that `launch` returns only of XManager's own executors.
+        local_experiment_unit._non_local_execution_handles.extend(found)
+        return found
 
-    def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> None:
+    def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> TpuHandle:
         """Creates the job, or finds an existing one."""
         raise NotImplementedError
 
-    def has_ended(self) -> bool:
-        """Returns whether the job has succeeded.
-
-        Raises:
-          JobFailed: it has failed.
-        """
+    def find(self) -> TpuHandle | None:
+        """Returns the handle of the existing job, if there is one."""
         raise NotImplementedError
 
-    async def wait(self) -> None:
-        """Waits until the job has succeeded.
 
-        Raises:
-          JobFailed: it has failed, or its service does not answer.
-        """
-        if self._refused:
-            raise JobFailed(self._refused)
-        missed = 0
-        while True:
-            try:
-                if await asyncio.to_thread(self.has_ended):
-                    return
-                missed = 0
-            except JobFailed:
-                raise
-            except Exception as error:  # from any client library; the next request may succeed
-                missed += 1
-                if missed > MOST_MISSED:
-                    raise JobFailed(f"{self.name}: no answer about it: {error}") from error
-            await asyncio.sleep(POLL_SECONDS)
-
-
-class TpuKubernetes(_TpuExecutor):
+class TpuKubernetes(TpuExecutor):
     """A JobSet in the current cluster of kubectl.
 
     Args:
@@ -99,38 +69,26 @@ class TpuKubernetes(_TpuExecutor):
         super().__init__(name)
         self._slices, self._options = slices, options
 
-    def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> None:
+    def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> TpuHandle:
         """Creates the JobSet, or finds the one with this name."""
         from kubernetes.client import ApiException
 
         body = jobset(self.name, image, args, environment, self._slices, **self._options)
         try:
-            self._api().create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, body)
+            kubernetes_api().create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, body)
         except ApiException as error:
             if error.status != 409:
                 raise
             print(f"JobSet {self.name} exists already; waiting for it")
+        return JobSet(self.name)
 
-    def has_ended(self) -> bool:
-        """Reads the conditions of the JobSet."""
-        found: Any = self._api().get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, self.name)
-        conditions = found.get("status", {}).get("conditions", [])
-        ended = {one["type"]: one.get("message", "") for one in conditions if one["status"] == "True"}
-        if "Failed" in ended:
-            raise JobFailed(f"JobSet {self.name}: {ended['Failed']}; to try again: kubectl delete jobset {self.name}")
-        return "Completed" in ended
-
-    def _api(self) -> Any:
-        from kubernetes import client, config
-
-        try:
-            config.load_incluster_config()
-        except config.ConfigException:
-            config.load_kube_config()
-        return client.CustomObjectsApi()
+    def find(self) -> TpuHandle | None:
+        """Looks for the JobSet with this name."""
+        found = JobSet(self.name)
+        return found if found.exists() else None
 
 
-class TpuVertex(_TpuExecutor):
+class TpuVertex(TpuExecutor):
     """A custom job of Vertex AI.
 
     Args:
@@ -150,31 +108,20 @@ class TpuVertex(_TpuExecutor):
         super().__init__(name)
         self._slices, self._service_account = slices, service_account
         self._region, self._parent = region, f"projects/{project}/locations/{region}"
-        self._resource = ""
 
-    def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> None:
+    def submit(self, image: str, args: list[str], environment: Mapping[str, str]) -> TpuHandle:
         """Creates the custom job, or finds a running one with this name."""
-        running = " OR ".join(f'state="JOB_STATE_{state}"' for state in ("QUEUED", "PENDING", "RUNNING"))
-        request = {"parent": self._parent, "filter": f'display_name="{self.name}" AND ({running})'}
-        found = next(iter(self._client().list_custom_jobs(request=request)), None)
+        found = self.find()
         if found is not None:
             print(f"custom job {self.name} is running already; waiting for it")
-        else:
-            body = custom_job(self.name, image, args, environment, self._slices, service_account=self._service_account)
-            found = self._client().create_custom_job(parent=self._parent, custom_job=body)
-        self._resource = found.name
+            return found
+        body = custom_job(self.name, image, args, environment, self._slices, service_account=self._service_account)
+        created = vertex_client(self._region).create_custom_job(parent=self._parent, custom_job=body)
+        return CustomJob(created.name, self._region)
 
-    def has_ended(self) -> bool:
-        """Reads the state of the custom job."""
-        from google.cloud.aiplatform_v1 import JobState
-
-        job = self._client().get_custom_job(name=self._resource)
-        if job.state in (JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED, JobState.JOB_STATE_EXPIRED):
-            raise JobFailed(f"custom job {self._resource}: {JobState(job.state).name}: {job.error.message}")
-        return job.state == JobState.JOB_STATE_SUCCEEDED
-
-    def _client(self) -> Any:
-        from google.cloud.aiplatform_v1 import JobServiceClient
-
-        endpoint = {"api_endpoint": f"{self._region}-aiplatform.googleapis.com"}
-        return JobServiceClient(client_options=endpoint, transport="rest")
+    def find(self) -> TpuHandle | None:
+        """Looks for a custom job with this display name that has not ended."""
+        running = " OR ".join(f'state="JOB_STATE_{state}"' for state in ("QUEUED", "PENDING", "RUNNING"))
+        request = {"parent": self._parent, "filter": f'display_name="{self.name}" AND ({running})'}
+        found = next(iter(vertex_client(self._region).list_custom_jobs(request=request)), None)
+        return None if found is None else CustomJob(found.name, self._region)

@@ -10,8 +10,8 @@ import re
 
 from pplx_jax.core.errors import BadInput
 
-_PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # all topologies of v5e and v6e
-_SMALL_V5P = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
+PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # all topologies of v5e and v6e
+SMALL_V5P = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4")
 _MAX_V5P_CHIPS, _MAX_V5P_AXIS = 8960, 256
 _CHIPS_PER_HOST = 4  # in a slice of several hosts
 _LABELS = {"v5e": "tpu-v5-lite-podslice", "v5p": "tpu-v5p-slice", "v6e": "tpu-v6e-slice"}
@@ -41,11 +41,11 @@ class TpuSlices:
         if self.kind == "v5p":
             if not re.fullmatch(r"\d+x\d+x\d+", self.topology) or not self._is_v5p:
                 raise BadInput(
-                    f"--topology={self.topology}: v5p has {', '.join(_SMALL_V5P)}, and AxBxC in rising order and "
+                    f"--topology={self.topology}: v5p has {', '.join(SMALL_V5P)}, and AxBxC in rising order and "
                     f"multiples of 4, such as 4x4x8, up to {_MAX_V5P_CHIPS} chips"
                 )
-        elif self.topology not in _PLANE:
-            raise BadInput(f"--topology={self.topology}: {self.kind} has {', '.join(_PLANE)}")
+        elif self.topology not in PLANE:
+            raise BadInput(f"--topology={self.topology}: {self.kind} has {', '.join(PLANE)}")
         if self.num_slices < 1:
             raise BadInput(f"--num_slices={self.num_slices}; set it to 1 or more")
         if self.num_slices > 1 and self.hosts == 1:
@@ -61,7 +61,7 @@ class TpuSlices:
     def _is_v5p(self) -> bool:
         multiples = all(axis >= 4 and axis % 4 == 0 for axis in self._axes)
         large = multiples and self._axes[-1] <= _MAX_V5P_AXIS and self.chips <= _MAX_V5P_CHIPS
-        return self.topology in _SMALL_V5P or (large and list(self._axes) == sorted(self._axes))
+        return self.topology in SMALL_V5P or (large and list(self._axes) == sorted(self._axes))
 
     @property
     def chips(self) -> int:

@@ -7,10 +7,12 @@ r"""Launches a recipe or one stage of it, once or as a sweep, on this machine or
 
 Each stage is a job; the next one starts when it has succeeded. This process waits for all jobs. If it is interrupted,
 run the same command again: finished jobs return at once, running ones are waited for, interrupted ones resume from
-their last checkpoint. `--dry_run` prints trials, commands and requests, and does not need XManager.
+their last checkpoint. The same command with `--stop` stops its jobs in the cloud. `--dry_run` prints trials, commands
+and requests, and does not need XManager.
 """
 
 import asyncio
+import functools
 import importlib.util
 import json
 import pathlib
@@ -79,9 +81,10 @@ def show(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> Non
 
 async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> int:
     """Runs all trials until they end; returns the number of failed ones."""
-    if importlib.util.find_spec("xmanager") is None:
-        raise BadInput("XManager is not installed: pip install -c constraints.txt -e '.[launch]'; or give --dry_run")
     from xmanager import xm, xm_local
+
+    async def submitted(unit: xm.ExperimentUnit, job: xm.Job, **_: object) -> None:
+        await unit.add(job)
 
     at_a_time = asyncio.Semaphore(options.parallel or (1 if options.executor == "local" else len(trials)))
     succeeded: list[bool] = []
@@ -94,10 +97,9 @@ async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options
                 words = [*first_words, *job.args]
                 xm_job = xm.Job(executable, executor, name=name, args=words, env_vars=trial.environment())
                 try:
-                    unit = await experiment.add(xm_job)
+                    # The arguments of a unit are what XManager shows of it; a job alone would show its environment.
+                    unit = await experiment.add(functools.partial(submitted, job=xm_job), args=trial.shown(job))
                     await unit.wait_until_complete()
-                    if not isinstance(executor, xm_local.Local):
-                        await executor.wait()
                 except (xm.ExperimentUnitError, RuntimeError) as error:
                     print(f"{trial.workdir}: {job.name} failed: {error}", file=sys.stderr)
                     return False
@@ -114,10 +116,22 @@ async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options
     return succeeded.count(False)
 
 
+def stop(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> None:
+    """Stops the jobs of the trials that are in the cloud."""
+    for trial in trials:
+        for job in trial.jobs:
+            handle = options.make_executor(trial.cloud_name(job)).find()
+            if handle is not None:
+                handle.stop()
+            print(f"{trial.workdir}: {job.name}: {'not there' if handle is None else f'stopping {handle}'}")
+
+
 def _interrupted(*_: object) -> None:
     """Exits at once. XManager would wait for its jobs; at exit it stops those on this machine."""
     print(
-        "xm_launch: interrupted; jobs in the cloud keep running; run the same command to wait for them", file=sys.stderr
+        "xm_launch: interrupted; jobs in the cloud keep running; run the same command to wait for them, or with --stop "
+        "to stop them",
+        file=sys.stderr,
     )
     sys.exit(INTERRUPTED)
 
@@ -148,6 +162,13 @@ def main(argv: list[str]) -> int:
         trials = plan(options)
         show(trials, options)
         if options.dry_run:
+            return DONE
+        if importlib.util.find_spec("xmanager") is None:
+            raise BadInput(
+                "XManager is not installed: pip install -c constraints.txt -e '.[launch]'; or give --dry_run"
+            )
+        if options.stop:
+            stop(trials, options)
             return DONE
         signal.signal(signal.SIGINT, _interrupted)
         signal.signal(signal.SIGTERM, _interrupted)

@@ -27,9 +27,22 @@ SLOW_FOLDERS = ("export", "evaluation/suites/mteb", "training/stages", "benchmar
 _fast = False  # whether the test that runs now is not marked `slow`
 
 
+def _in_slow_folder(path: pathlib.Path) -> bool:
+    return any(path.is_relative_to(TESTS / folder) for folder in SLOW_FOLDERS)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Imports no file of slow tests alone where only fast ones are wanted."""
+    if config.option.markexpr != "not slow" or not collection_path.match("test_*.py"):
+        return None
+    return (
+        _in_slow_folder(collection_path) or "\npytestmark = pytest.mark.slow\n" in collection_path.read_text() or None
+    )
+
+
 def pytest_itemcollected(item):
     """Marks the tests of whole folders as slow; other slow tests have the mark in their file."""
-    if any(item.path.is_relative_to(TESTS / folder) for folder in SLOW_FOLDERS):
+    if _in_slow_folder(item.path):
         item.add_marker(pytest.mark.slow)
 
 
@@ -70,3 +83,22 @@ def pytest_configure(config):
 def pytest_unconfigure(config):
     if config.compiled:
         shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def bucket_server():
+    """The server of buckets on loopback, which only tests that ask for `bucket` use."""
+    from helpers.buckets import BucketServer
+
+    with BucketServer() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(bucket_server, monkeypatch, tmp_path):
+    """A folder gs://... of its own on that server, with an empty cache of what is read from it."""
+    for name, value in {**bucket_server.environment, "PPLX_JAX_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    from pplx_jax.core.paths import as_path
+
+    return as_path(f"gs://bucket/{tmp_path.name}")

@@ -14,6 +14,7 @@ from pplx_jax.checkpoints.model_folder import AVERAGED_FROM, load_model, save_mo
 from pplx_jax.checkpoints.orbax import CHECKPOINTS, MODEL, saved_steps
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import describes, replaced_folder, require_free
+from pplx_jax.core.paths import as_path
 
 
 def average_checkpoints(
@@ -36,15 +37,15 @@ def average_checkpoints(
       BadInput: fewer than two checkpoints; one that is not a model or not of the same stage, vocabulary and
         configuration; `output` holds something other than an average.
     """
-    output = pathlib.Path(output)
+    output = as_path(output)
     require_free(output, "average of checkpoints", lambda folder: describes(folder / MODEL, AVERAGED_FROM))
-    paths = [pathlib.Path(path) for path in models] if latest is None else _latest(models, latest)
+    paths = [as_path(path) for path in models] if latest is None else _latest(models, latest)
     if len(paths) < 2:
         raise BadInput(f"average: {len(paths)} checkpoint; give two or more, or one stage with --latest=2 or more")
     first, total = _sum(paths)
     params = jax.tree.map(lambda leaf: (leaf / len(paths)).astype(np.float32), total)
     averaged = [str(path) for path in paths]
-    with replaced_folder(output) as folder:
+    with replaced_folder(output, last=MODEL) as folder:
         save_model(
             folder, first.config, first.vocabulary, params, stage=first.stage, kind=first.kind, averaged_from=averaged
         )
@@ -60,7 +61,7 @@ def _latest(models: Sequence[pathlib.Path], count: int) -> list[pathlib.Path]:
             f"average: --latest={count}, and {models[0]} has {len(steps)} checkpoints; give a number from 2 to "
             "that, or keep more while training (Checkpointing.keep, Checkpointing.keep_every_steps)"
         )
-    return [pathlib.Path(models[0]) / CHECKPOINTS / str(step) for step in steps[-count:]]
+    return [as_path(models[0]) / CHECKPOINTS / str(step) for step in steps[-count:]]
 
 
 def _sum(paths: Sequence[pathlib.Path]) -> tuple[LoadedModel, Any]:

@@ -14,6 +14,7 @@ from pplx_jax.checkpoints.huggingface.reader import read_model
 from pplx_jax.checkpoints.model_folder import is_published, load_config
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
@@ -31,6 +32,8 @@ ARCHITECTURE = (
     "rms_norm_eps",
     "rope_theta",
     "tied",
+    "qk_norm",
+    "qkv_bias",
 )
 
 Folder = str | os.PathLike[str]
@@ -72,7 +75,7 @@ def load_weights(initial: Folder, config: Qwen3Config, mesh: jax.sharding.Mesh) 
     _check_architecture(config, load_config(initial), initial)
     if is_published(initial):
         return read_model(initial, sharding=lambda path, shape: leaf_sharding(path, shape, mesh)).params
-    return load_params(pathlib.Path(initial))
+    return load_params(as_path(initial))
 
 
 def _check_architecture(config: Qwen3Config, found: Qwen3Config, initial: Folder) -> None:

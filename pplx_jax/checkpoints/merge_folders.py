@@ -6,8 +6,10 @@ from typing import Any
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.merge import Merge, Per, slerp
 from pplx_jax.checkpoints.model_folder import load_model, save_model, stage_of
+from pplx_jax.checkpoints.orbax import MODEL
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import replaced_folder, require_free
+from pplx_jax.core.paths import as_path
 
 MERGED = "merged"  # the stage name of a merged folder
 
@@ -25,12 +27,12 @@ def merge_checkpoints(
       BadInput: a folder is not a model, the two differ in vocabulary or in a field that embeddings depend on, a weight
         is non-finite, `output` is something other than a merge, or `Merge` refuses an argument.
     """
-    output, merge = pathlib.Path(output), Merge(weight=weight, per=per)
+    output, merge = as_path(output), Merge(weight=weight, per=per)
     require_free(output, "merged model", lambda folder: stage_of(folder) == MERGED)
     first, second = load_model(a), load_model(b)
     require_alike("merge", a, first, b, second)
     params = slerp(first.params, second.params, weight=merge.weight, per=merge.per)
-    with replaced_folder(output) as folder:
+    with replaced_folder(output, last=MODEL) as folder:
         merged_from = (first.stage, second.stage)
         save_model(folder, first.config, first.vocabulary, params, stage=MERGED, merged_from=merged_from)
     return {"output": str(output), "weight": weight, "per": per}
@@ -42,8 +44,8 @@ def require_alike(verb: str, a: pathlib.Path, first: LoadedModel, b: pathlib.Pat
         raise BadInput(f"{verb}: {a} and {b} have different vocabularies; {verb} models of one run")
     differing = [
         f"{name} is {getattr(first.config, name)} and {getattr(second.config, name)}"
-        for name, value in first.config.computing.items()
-        if value != second.config.computing[name]
+        for name in first.config.computing | second.config.computing
+        if first.config.computing.get(name) != second.config.computing.get(name)
     ]
     if differing:
         raise BadInput(f"{verb}: {a} and {b} differ: {'; '.join(differing)}; {verb} models of one run")

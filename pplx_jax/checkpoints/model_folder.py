@@ -15,6 +15,7 @@ from pplx_jax.checkpoints.orbax import CHECKPOINTS, MODEL, load_params, save_par
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.parameter_trees import named_shapes, require_finite
+from pplx_jax.core.paths import absolute, as_path
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
@@ -92,7 +93,7 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
       BadInput: a file is missing or damaged, weights are non-finite or do not have the shapes of the configuration, or
         the vocabulary is larger than the embedding table. The message names the folder.
     """
-    folder, step = _model_and_step(pathlib.Path(folder))
+    folder, step = _model_and_step(as_path(folder))
     if is_published(folder):
         return read_model(folder)
     config, kind, stage = _read_description(folder)
@@ -114,7 +115,7 @@ def load_config(folder: str | os.PathLike[str]) -> Qwen3Config:
     Raises:
       BadInput: as `load_model`.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     if is_published(folder):
         return read_config(folder)
     return _read_description(folder)[0]
@@ -135,7 +136,7 @@ def is_published(folder: str | os.PathLike[str]) -> bool:
     Raises:
       BadInput: the folder does not exist.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     if not folder.is_dir():
         raise BadInput(f"no model in {folder}: the folder does not exist; give the folder of a stage or a merge")
     return not (folder / MODEL).exists() and (folder / "config.json").exists()
@@ -144,11 +145,11 @@ def is_published(folder: str | os.PathLike[str]) -> bool:
 def _model_and_step(path: pathlib.Path) -> tuple[pathlib.Path, int | None]:
     """Returns the model folder that the path is or is part of, and the step that it names."""
     if path.is_dir() and not (path / MODEL).exists():
-        match path.absolute().parts:
-            case *folder, last if last == CHECKPOINTS:
-                return pathlib.Path(*folder), None
-            case *folder, above, step if above == CHECKPOINTS and step.isdigit():
-                return pathlib.Path(*folder), int(step)
+        path = absolute(path)
+        if path.name == CHECKPOINTS:
+            return path.parent, None
+        if path.parent.name == CHECKPOINTS and path.name.isdigit():
+            return path.parent.parent, int(path.name)
     return path, None
 
 

@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,15 +16,21 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint import checkpoint_managers as managers
 
+from pplx_jax.core.buckets import remove
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import read_json, write_json, write_text
+from pplx_jax.core.output_folder import replaced_folder
 from pplx_jax.core.parameter_trees import digest, named_shapes
+from pplx_jax.core.paths import absolute, as_path, is_bucket
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.parallel.processes import barrier, is_first, over_processes
 
 CHECKPOINTS = "checkpoints"
+SELECTED = "selected.json"
 MODEL = "model.json"
 # The name, among the parameters of a stage, of those that its loss learns: they are not part of the model.
 LOSS_PARAMS = "loss"
+_STEP = "step"  # among the metrics of a checkpoint, because Orbax ranks by metrics alone
 EMA = "ema"  # the name, in a checkpoint, of the moving average of the parameters, if the stage has one
 _METADATA_BYTES = 1 << 20  # at most, on disk
 _CHUNK_BYTES = 1 << 22  # of an array, in one file: reading holds a few of them besides the array
@@ -38,11 +44,15 @@ class Keep:
       latest: the latest N.
       every_steps: those of steps that are multiples of this; 0 for none.
       every_seconds: the first, and then one per this much time; 0 for none.
+      best: those with the N highest `best_value`; 0 for none.
+      best_value: (metrics saved with a checkpoint, its step) -> what is higher for a better one; equal for no two.
     """
 
     latest: int = 2
     every_steps: int = 0
     every_seconds: float = 0.0
+    best: int = 0
+    best_value: Callable[[Mapping[str, float], int], Any] = lambda metrics, step: step
 
 
 class Restored(NamedTuple):
@@ -65,26 +75,41 @@ class Checkpoints:
     """
 
     def __init__(self, folder: pathlib.Path, keep: Keep = Keep()):  # noqa: B008 - frozen
-        self.root = pathlib.Path(folder).absolute() / CHECKPOINTS
+        self.root = absolute(as_path(folder)) / CHECKPOINTS
         policies: list[Any] = [managers.LatestN(keep.latest)]
         if keep.every_steps:
             policies.append(managers.EveryNSteps(keep.every_steps))
         if keep.every_seconds:
             policies.append(managers.EveryNSeconds(keep.every_seconds))  # type: ignore[arg-type]
+        self._scores = keep.best > 0
+
+        def value(saved: Mapping[str, float]) -> Any:
+            return keep.best_value({name: saved[name] for name in saved if name != _STEP}, int(saved[_STEP]))
+
+        if self._scores:
+            policies.append(managers.BestN(get_metric_fn=value, n=keep.best, keep_checkpoints_without_metrics=False))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=managers.AnyPreservationPolicy(policies),
+            best_fn=value if self._scores else None,  # without it, Orbax saves no metrics
             create=True,
             cleanup_tmp_directories=True,  # of saves that were killed
         )
         self._manager = ocp.CheckpointManager(self.root, options=options)
 
-    def save(self, step: int, state: dict[str, Any], about: dict[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        about: dict[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Starts saving `state` as `step`; returns once the arrays are copied.
 
         Args:
           step: the number of the checkpoint.
           state: tree of arrays and numbers.
           about: metadata that JSON can hold, saved in the same folder.
+          metrics: of the evaluation at this step, for `Keep.best`; empty if there was none.
 
         Raises:
           OSError: ENOSPC, before anything is written, if the disk is too full; or the error of the previous save.
@@ -92,7 +117,8 @@ class Checkpoints:
         """
         _require_room(self.root, state)
         with _os_errors(self.root):
-            self._manager.save(step, args=ocp.args.StandardSave(state), custom_metadata=about)
+            scores = {**(metrics or {}), _STEP: step} if self._scores else None
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=scores, custom_metadata=about)
 
     def check(self) -> None:
         """Raises the error of a save in progress; see `save`."""
@@ -157,7 +183,7 @@ class Checkpoints:
         reason = re.sub(r"\s+", " ", str(error))[:200]
         logging.warning("%s is damaged (%s): renamed to %s; resuming from step %d", path, reason, aside.name, instead)
         if is_first():
-            shutil.rmtree(aside, ignore_errors=True)
+            remove(aside)
             path.rename(aside)
         barrier(f"{aside} is renamed")  # or another process would find the damaged one again
         self._manager.reload()
@@ -177,6 +203,8 @@ def _os_errors(root: pathlib.Path) -> Iterator[None]:
 
 
 def _require_room(root: pathlib.Path, state: Any) -> None:
+    if is_bucket(root):
+        return
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if hasattr(leaf, "nbytes"))
     if shutil.disk_usage(root).free < needed + _METADATA_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(root))
@@ -193,6 +221,8 @@ def _damaged(path: pathlib.Path, error: Exception) -> BadInput:
 def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
     """Writes only parameters as a checkpoint (merged and imported models); returns when it is complete.
 
+    In a job of several processes, the first one calls it alone. An earlier checkpoint of this step is replaced.
+
     Host arrays are written without a copy. Their digest is saved next to the checkpoint as STEP.sha256, because this
     format has no checksum.
 
@@ -200,7 +230,7 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
       OSError: ENOSPC, before anything is written, if the disk is too full.
     """
     tree = {"params": jax.tree.map(np.asarray, params)}
-    root = pathlib.Path(folder).absolute() / CHECKPOINTS
+    root = absolute(as_path(folder)) / CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
     _require_room(root, tree)
     # Memory stays that of the arrays: without compression, chunks are written from where they are; OCDBT would hold all
@@ -211,12 +241,30 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
         use_compression=False,
         type_handler_registry=ocp.type_handlers.create_type_handler_registry((np.ndarray, in_place)),
     )
-    options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-    manager = ocp.CheckpointManager(root, options=options, item_handlers=handler)
-    with contextlib.closing(manager):
-        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
-        manager.save(step, args=ocp.args.PyTreeSave(tree, save_args=chunks))
-    _digest_file(root / str(step)).write_text(digest(tree["params"]) + "\n", encoding="utf-8")
+    # Not with a manager or a checkpointer of Orbax: they would wait for the other processes of the job, and count a
+    # save that these do not make, which blocks the next save that all of them make.
+    chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+    with contextlib.closing(handler), replaced_folder(root / str(step)) as checkpoint:
+        item: Any = checkpoint / "default"  # Orbax's annotations name a path type that is not pathlib's
+        item.mkdir()
+        handler.save(item, args=ocp.args.PyTreeSave(tree, save_args=chunks))
+    write_text(_digest_file(root / str(step)), digest(tree["params"]) + "\n")
+
+
+def select_checkpoint(folder: pathlib.Path, step: int) -> None:
+    """Makes a checkpoint the model of its folder, in place of the latest one."""
+    write_json(folder / SELECTED, {"step": step})
+
+
+def selected_step(folder: pathlib.Path) -> int | None:
+    """Returns the step that `select_checkpoint` named; None for the latest."""
+    return int(read_json(folder / SELECTED)["step"]) if (folder / SELECTED).exists() else None
+
+
+def checkpoint_steps(folder: str | pathlib.Path) -> list[int]:
+    """Returns the steps of the complete checkpoints of a folder, in order; none if it has no checkpoint."""
+    root = absolute(as_path(folder)) / CHECKPOINTS
+    return sorted(int(path.name) for path in root.glob("*") if path.name.isdigit() and _is_complete(path))
 
 
 def saved_steps(folder: str | pathlib.Path) -> list[int]:
@@ -225,15 +273,18 @@ def saved_steps(folder: str | pathlib.Path) -> list[int]:
     Raises:
       BadInput: there is none.
     """
-    root = pathlib.Path(folder).absolute() / CHECKPOINTS
-    steps = sorted(int(path.name) for path in root.glob("*") if path.name.isdigit())
+    steps = checkpoint_steps(folder)
     if not steps:
         raise BadInput(f"{folder} holds no checkpoint; give the folder of a stage, or train the stage first")
     return steps
 
 
 def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str, Any]:
-    """Returns the model's parameters in a checkpoint, by default the latest, as a nested dict of float32 NumPy arrays.
+    """Returns the model's parameters in a checkpoint as a nested dict of float32 NumPy arrays.
+
+    Args:
+      folder: of the model.
+      step: of the checkpoint; None for the one that `select_checkpoint` named, else the latest.
 
     If the stage keeps a moving average of its parameters, the average is what is returned.
 
@@ -241,8 +292,11 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
       BadInput: there is no such folder, it has no checkpoint, or the checkpoint is damaged; this includes values that
         differ from those that `save_params` wrote.
     """
-    root = pathlib.Path(folder).absolute() / CHECKPOINTS
-    step = saved_steps(folder)[-1] if step is None else step
+    root = absolute(as_path(folder)) / CHECKPOINTS
+    steps = saved_steps(folder)
+    if step is None:
+        selected = selected_step(root.parent)
+        step = steps[-1] if selected is None else selected
     path: Any = root / str(step) / "default"  # Orbax's annotations name a path type that is not pathlib's
     try:
         # Restored as complete NumPy arrays on the host: the caller decides on which devices they go.
@@ -260,6 +314,13 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
         raise _damaged(root / str(step), error) from error
     _require_digest(root / str(step), params)
     return params
+
+
+def _is_complete(checkpoint: pathlib.Path) -> bool:
+    """Returns whether a checkpoint is complete. On a disk, it has its name only then. In a bucket, Orbax writes a file
+    last, and `save_params` writes the digest last."""
+    marks = (checkpoint / "commit_success.txt", _digest_file(checkpoint))
+    return not is_bucket(checkpoint) or any(mark.exists() for mark in marks)
 
 
 def _digest_file(checkpoint: pathlib.Path) -> pathlib.Path:

@@ -1,11 +1,11 @@
 """What `--dry_run` prints: the arguments of the call, the stages of a recipe, the files, the resolved recipe."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pplx_jax.cli.verb import Verb
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 
 if TYPE_CHECKING:
     from pplx_jax.checkpoints.merge import Merge
@@ -46,7 +46,7 @@ def describe(verb: Verb, arguments: Mapping[str, Any], config: "Config") -> dict
     if trains:
         stages = _chosen(arguments["stages"], arguments.get("stage"), arguments.get("until"))
         described["stages"] = [_stage(training) for training in stages]
-        workdir, names = pathlib.Path(arguments["workdir"]), [training.stage.name for training in stages]
+        workdir, names = as_path(arguments["workdir"]), [training.stage.name for training in stages]
         files = [f"{name}/{file}" for name in names for file in STAGE_FILES]
         if "stage" not in arguments:
             files += ["data/", *(RUN_FILES if stages else ())]

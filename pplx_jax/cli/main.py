@@ -9,6 +9,7 @@ import errno
 import inspect
 import json
 import logging
+import os
 import pathlib
 import signal
 import sys
@@ -35,6 +36,7 @@ from pplx_jax.core.errors import (
     Unmet,
 )
 from pplx_jax.core.native_logs import skip_absent_tpu
+from pplx_jax.core.paths import as_path, is_bucket, scheme
 
 if TYPE_CHECKING:
     from pplx_jax.configuration import Config, Table
@@ -70,10 +72,8 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
         from pplx_jax.cli.show import show
 
         show(result)
-    if code != DONE and verb.runs_recipe(options):
-        from pplx_jax.parallel.heartbeat import leave
-
-        leave(code)
+    if code != DONE and (heartbeat := sys.modules.get("pplx_jax.parallel.heartbeat")):
+        heartbeat.leave(code)
     return code
 
 
@@ -155,7 +155,19 @@ def _perform(verb: Verb, options: dict[str, Any], table: "Table | None") -> Any:
         from pplx_jax.cli.dry_run import describe
 
         return describe(verb, arguments, config)
+    _require_usable(verb, arguments)
     return function(**arguments)
+
+
+def _require_usable(verb: Verb, arguments: Mapping[str, Any]) -> None:
+    """Raises BadInput if a bucket of the call cannot be used: now, and not when the first result is there."""
+    outputs = {*verb.outputs, *(("workdir",) if verb.runs_recipe(arguments) else ())}
+    for name, value in arguments.items():
+        for path in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(path, str | os.PathLike) and is_bucket(path):
+                from pplx_jax.core.buckets import require_usable
+
+                require_usable(as_path(path), output=name in outputs)
 
 
 def _require_recipe(verb: Verb, files: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -194,7 +206,7 @@ def _arguments(
 
 def _start_from(workdir: pathlib.Path | None, value: Any) -> Any:
     """Returns the value of a flag with its relative paths in the workdir; a URL or a name stays as it is."""
-    if workdir is None:
+    if workdir is None or (isinstance(value, os.PathLike) and (is_bucket(value) or os.path.isabs(value))):
         return value
     match value:
         case list():
@@ -202,8 +214,8 @@ def _start_from(workdir: pathlib.Path | None, value: Any) -> Any:
         case pathlib.Path():
             return workdir / value
         case PathOrUrl():
-            return value if "://" in value else str(workdir / value)
-        case PathOrName() if (workdir / value).exists():
+            return value if scheme(value) else os.path.join(workdir, value)
+        case PathOrName() if scheme(value) is None and (workdir / value).exists():
             return workdir / value
     return value
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Container
 from typing import Any
 
-from pplx_jax.core.paths import local_path, path_or_url, scheme
+from pplx_jax.core.paths import as_path, path_or_url, require_local, scheme
 
 
 class PathOrName(str):
@@ -57,6 +57,7 @@ class Flag:
         gin_file: the flag names a gin file that is read after the recipe; a bare name is put into this pattern.
         output: the flag names a file or folder that the verb writes.
         owner: "module:Class" if the flag sets a field of that dataclass instead of a parameter of the function.
+        local: if the flag takes no bucket, what the user should do instead of naming one.
     """
 
     names: tuple[str, ...]
@@ -64,6 +65,7 @@ class Flag:
     gin_file: str | None = None
     output: bool = False
     owner: str | None = None
+    local: str | None = None
 
     @property
     def parameter(self) -> str:
@@ -84,18 +86,26 @@ class Flag:
             return [self.checked_path(item) for item in value]
         if not isinstance(value, str | os.PathLike) or not os.fspath(value):
             return value
+        if kind in (pathlib.Path, PathOrName) and self.local is not None:
+            local = require_local(value, self.local)
+            return local if kind is pathlib.Path else PathOrName(local if scheme(value) else value)
         if kind is pathlib.Path:
-            return local_path(value)
+            return as_path(value)
         if kind is PathOrName:
-            return PathOrName(local_path(value) if scheme(value) else value)
+            return PathOrName(as_path(value) if scheme(value) else value)
         return PathOrUrl(path_or_url(os.fspath(value), self.output))
 
 
 def flag(
-    *names: str, gin_file: str | None = None, output: bool = False, owner: str | None = None, **options: Any
+    *names: str,
+    gin_file: str | None = None,
+    output: bool = False,
+    owner: str | None = None,
+    local: str | None = None,
+    **options: Any,
 ) -> Flag:
     """Returns a Flag, written like a call of `add_argument`."""
-    return Flag(names, options, gin_file, output, owner)
+    return Flag(names, options, gin_file, output, owner, local)
 
 
 WORKDIR = flag("--workdir", type=pathlib.Path)  # of every verb

@@ -18,6 +18,7 @@ PARTS = (
     "pplx_jax.training.settings:Training",
     "pplx_jax.training.settings:Checkpointing",
     "pplx_jax.training.settings:Logging",
+    "pplx_jax.training.settings:Evaluation",
     "pplx_jax.training.metrics_writers:TensorBoard",
     "pplx_jax.training.metrics_writers:WeightsAndBiases",
     "pplx_jax.data.tokens.lengths:Lengths",

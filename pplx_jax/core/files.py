@@ -1,19 +1,31 @@
 """Atomic writes and JSON: a file is written under a temporary name and renamed when complete, so that readers never
-see half of it."""
+see half of it. In a bucket, an object is complete when its upload ends."""
 
 import contextlib
 import json
 import pathlib
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from pplx_jax.core.buckets import filesystem
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import is_bucket
 
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields a temporary sibling to write to, and renames it to `path` if the block ends without an error."""
+    """Yields a temporary file to write to, and renames it to `path` if the block ends without an error.
+
+    The temporary file is a sibling of `path`. If `path` is in a bucket, it is on this machine, and uploaded.
+    """
+    if is_bucket(path):
+        with tempfile.TemporaryDirectory(prefix="pplx-jax-") as scratch:
+            temporary = pathlib.Path(scratch) / path.name
+            yield temporary
+            filesystem().put_file(str(temporary), str(path))
+        return
     # The name is random because hosts that share a folder can have equal names and process numbers.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -1,23 +1,67 @@
-"""Paths as a user gives them: which are URLs, and which of those can be used."""
+"""Paths as a user gives them: on this machine, or in a bucket (gs://).
 
+`as_path` gives both the same methods: `pathlib.Path` for a local path, `etils.epath.Path` for a bucket. Two things
+differ, and only `core` looks at the difference: the built-in `open` and memory maps need a file of this machine
+(`core.buckets.local_copy`), and a folder in a bucket cannot be renamed at once (`core.output_folder`).
+"""
+
+import logging
 import os
 import pathlib
 import re
 import urllib.parse
+from typing import Any, cast
 
 from pplx_jax.core.errors import BadInput
 
 # `pathlib` drops one of the two slashes after the scheme. A scheme has at least two letters, because "C:/" is a drive.
-_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 # URLs that fsspec opens but that name nothing outside this process or this machine.
 _PRIVATE = ("memory", "data")
 _READ_ONLY = ("http", "https", "github", "git", "zip", "tar")
+_BUCKET = ("gs", "gcs")
 
 
 def scheme(path: str | os.PathLike[str]) -> str | None:
     """Returns the scheme of a URL ("gs"), or None for a path."""
     found = _URL.match(os.fspath(path))
     return found[1].lower() if found else None
+
+
+def is_bucket(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is in a bucket."""
+    return scheme(path) in _BUCKET
+
+
+def as_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns a path of this machine or of a bucket gs://BUCKET. file:///PATH is PATH.
+
+    Raises:
+        BadInput: it is another URL, or the package for buckets is not installed.
+    """
+    if not is_bucket(path):
+        return local_path(path)
+    if isinstance(path, pathlib.PurePath) and not isinstance(path, pathlib.Path):
+        return cast(pathlib.Path, path)  # epath's
+    rest = _URL.sub("", os.fspath(path), count=1).strip("/")
+    if not rest:
+        raise BadInput(f"{path} names no bucket; write gs://BUCKET/FOLDER")
+    return cast(pathlib.Path, _epath()(f"gs://{rest}"))
+
+
+def require_local(path: str | os.PathLike[str], fix: str) -> pathlib.Path:
+    """Returns a path of this machine, for what cannot be in a bucket.
+
+    Args:
+        path: as the user gave it.
+        fix: what to do instead of giving a URL; it ends the message.
+
+    Raises:
+        BadInput: it is a URL.
+    """
+    if is_bucket(path):
+        raise BadInput(f"{os.fspath(path)} is in a bucket, which this cannot take; {fix}")
+    return local_path(path)
 
 
 def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -35,7 +79,7 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
             if parts.netloc not in ("", "localhost"):
                 raise BadInput(f"{text} names another machine, {parts.netloc}; write file:///PATH, or PATH alone")
             return pathlib.Path(urllib.parse.unquote(parts.path))
-    raise BadInput(f"{text} is a URL, and this takes only a path; give a path, of a mounted bucket for example")
+    raise BadInput(f"{text} is a URL, which this cannot take; give a path or gs://BUCKET/PATH")
 
 
 def path_or_url(path: str, output: bool = False) -> str:
@@ -56,7 +100,57 @@ def path_or_url(path: str, output: bool = False) -> str:
     return path
 
 
-def _fsspec_knows(name: str) -> bool:
+def absolute(path: pathlib.Path) -> pathlib.Path:
+    """Returns the absolute path; one in a bucket always is."""
+    return path if is_bucket(path) else path.absolute()
+
+
+def resolved(path: pathlib.Path) -> pathlib.Path:
+    """Returns the absolute path without links; one in a bucket has none."""
+    return path if is_bucket(path) else path.resolve()
+
+
+def relative(target: pathlib.Path, start: pathlib.Path) -> str:
+    """Returns the path from the folder `start` to `target`: "../model", or a URL or absolute path if only one of the
+    two is in a bucket. Links of this machine are resolved first, because ".." after a link is the parent of its
+    target. `joined` is its inverse."""
+    if is_bucket(target) != is_bucket(start):
+        return str(target) if is_bucket(target) else str(target.resolve())
+    if is_bucket(target):
+        same = target.parts[2] == start.parts[2]
+        return os.path.relpath(f"/{str(target)[5:]}", f"/{str(start)[5:]}") if same else str(target)
+    return os.path.relpath(os.path.realpath(target), os.path.realpath(start))
+
+
+def joined(start: pathlib.Path, path: str) -> pathlib.Path:
+    """Returns the path that `relative` described, without ".."."""
+    if is_bucket(path) or os.path.isabs(path):
+        return as_path(path)
+    if is_bucket(start):
+        return as_path("gs://" + os.path.normpath(f"{str(start)[5:]}/{path}"))
+    return (start / path).resolve()
+
+
+def _epath() -> Any:
+    """Returns `epath.Path`, set to read buckets with gcsfs and to see at once what other processes write."""
+    # Without these, epath starts TensorFlow, and gcsfs asks for the type of a bucket through another API at each call.
+    os.environ.setdefault("EPATH_USE_TF", "0")
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    try:
+        import fsspec.config
+        import gcsfs  # noqa: F401  (checked here, because epath imports it at the first access)
+        from etils import epath
+    except ImportError as error:
+        raise BadInput(
+            f"gs:// needs a package that is not installed ({error}); pip install 'pplx-jax[bucket]'"
+        ) from None
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs, with a traceback, what it raises anyway
+    for name in _BUCKET:
+        fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
+    return epath.Path
+
+
+def _fsspec_knows(name: str | None) -> bool:
     try:
         import fsspec
     except ImportError:

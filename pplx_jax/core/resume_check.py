@@ -17,11 +17,14 @@ from typing import Any
 from pplx_jax.core.errors import BadInput
 
 # All fields of these classes may differ,
-_FREE_CLASSES = frozenset({"Mesh", "Processes", "Checkpointing", "Logging"})
+_FREE_CLASSES = frozenset({"Mesh", "Processes", "Checkpointing", "Logging", "Evaluation"})
 # and these fields of any class: those that hold the classes above, those that trade memory for time, and the one that
 # lets a failed stage go on: it changes nothing before the step that failed.
 _FREE_FIELDS = frozenset(
-    {"mesh", "processes", "checkpointing", "logging", "remat_policy", "remat", "microbatches", "skip_nonfinite"}
+    {
+        *("mesh", "processes", "checkpointing", "logging", "evaluation"),
+        *("remat_policy", "remat", "microbatches", "skip_nonfinite"),
+    }
 )
 
 

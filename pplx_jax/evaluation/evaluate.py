@@ -1,14 +1,20 @@
 """The verb `eval`: scores a model, or BM25, on a benchmark or a BEIR folder."""
 
+import functools
 import itertools
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
+from pplx_jax.core.log_folder import LogFolder
+from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.evaluation.core.benchmark import Benchmark, Task
 from pplx_jax.evaluation.core.comparison import compare as compare_outcomes
 from pplx_jax.evaluation.core.results import Results, Subject
@@ -16,17 +22,21 @@ from pplx_jax.evaluation.core.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.core.summary import format_table, summarize
 from pplx_jax.evaluation.registry import open_benchmark
 from pplx_jax.evaluation.scoring.system import Settings, System
+from pplx_jax.evaluation.watch import watch_stage
 from pplx_jax.inference.encoder import Encoder, check_quantization, quantizations
+from pplx_jax.inference.lead import lead, leads
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.kernels.quantization import check_form
+from pplx_jax.parallel.processes import joins_processes
 
 Context = Literal["without", "with", "both"]
 BM25 = "bm25"
 _CONTEXTS: dict[str, tuple[bool, ...]] = {"without": (False,), "with": (True,), "both": (False, True)}
 
 
+@joins_processes
 def evaluate_task(
-    model: str | pathlib.Path | Encoder,
+    model: str | pathlib.Path | Encoder | None = None,
     task: str | pathlib.Path | None = None,
     *,
     benchmark: Benchmark | None = None,
@@ -41,11 +51,17 @@ def evaluate_task(
     output: str | pathlib.Path | None = None,
     compare: str | pathlib.Path | None = None,
     run_file: str | pathlib.Path | None = None,
-) -> dict[str, Any]:
+    watch: str | pathlib.Path | None = None,
+    poll_seconds: float = 30.0,
+) -> dict[str, Any] | None:
     """Scores a model. A second call with the same `output` skips the finished tasks.
 
+    Several processes encode the texts of a model folder together. Process 0 alone reads the benchmark, ranks, and
+    writes the results.
+
     Args:
-        model: "bm25", a model folder, a sentence-transformers folder, or a loaded encoder.
+        model: "bm25", a model folder, a sentence-transformers folder, or a loaded encoder (with several processes an
+            `Embedder` of `shared=True`).
         task: the name of a benchmark, a BEIR folder, a folder of BEIR folders, or MODULE:NAME of a benchmark in your
             own package; see `evaluation.registry`.
         benchmark: the benchmark itself, in place of `task`: `evaluate_task.benchmark = @MyBenchmark()` in a gin file.
@@ -60,47 +76,81 @@ def evaluate_task(
         output: the results folder to write.
         compare: another results folder; the first setting is compared with it.
         run_file: the file to write the best 1000 documents of each query to. Needs one task and one setting.
+        watch: in place of `model`: the folder of a stage, whose checkpoints are scored as they appear; see
+            `evaluation.watch`. Needs `output`.
+        poll_seconds: time between two looks at the folder of `watch`.
 
     Returns:
+        With `watch`, what `watch_stage` returns.
         For one task, the first setting's {"metrics", "intervals", "queries", "documents"}. For several tasks, "metrics"
         holds the benchmark's averages and the mean of each metric that all finished tasks report, "queries" and
         "documents" are sums, and there are also "averages", "average_intervals", "finished", "of" and "tasks". Always
-        "benchmark", "settings" (all settings, as in results.json) and "table"; with `compare`, "comparison".
+        "benchmark", "settings" (all settings, as in results.json) and "table"; with `compare`, "comparison". None on
+        processes other than 0.
 
     Raises:
         BadInput: an argument is wrong, an input is missing, the results folder holds another model or benchmark, or a
             text is over the model's limit.
     """
+    if (model is None) == (watch is None):
+        raise BadInput("give either --model, or --watch with the folder of a stage")
     for name, given in {"tasks": tasks, "quantization": quantization, "dims": dims}.items():
         if isinstance(given, Sequence) and not given:
             raise BadInput(f"--{name} is empty; give one or several separated by commas, or leave it out")
     if (task is None) == (benchmark is None):
         raise BadInput("give --task, or bind evaluate_task.benchmark in a gin file, and not both")
-    if benchmark is None:
-        benchmark = open_benchmark(str(task), None if data is None else pathlib.Path(data))
-    chosen = chosen_tasks(benchmark, tasks)
-    if isinstance(model, str | pathlib.Path):
-        name = str(model)
-        prompts = {"query_prompt": query_prompt, "document_prompt": document_prompt}
-        encoder = None if name == BM25 else load_encoder(model, **prompts)
-    else:
-        name, encoder = type(model).__name__, model
-    settings = _settings(encoder, quantization, dims, context, truncate)
-    systems = [System(name, encoder, one) for one in settings]
-    if run_file is not None:
-        chosen = [_with_run_file(chosen, systems, pathlib.Path(run_file))]
-    results = Results(_subject(benchmark, name, encoder), output)
-    if results.folder is not None:
-        chosen = [one.within(results.folder) if hasattr(one, "within") else one for one in chosen]
-    run_tasks(chosen, systems, results, again=run_file is not None)
+    chosen: list[Task] = []
+    if leads():
+        if benchmark is None:
+            benchmark = open_benchmark(str(task), None if data is None else local_copy(as_path(data)))
+        chosen = chosen_tasks(benchmark, tasks)
+    if watch is not None:
+        if output is None or compare is not None or run_file is not None or query_prompt or document_prompt:
+            raise BadInput("--watch needs --output, and takes no --compare, --run_file or prompts")
+        if jax.distributed.is_initialized() or benchmark is None:
+            raise BadInput("--watch runs as one process, with all its devices; leave --num_processes out")
+        settings = {"quantization": quantization, "dims": dims, "context": context, "truncate": truncate}
+        names = [one.name for one in chosen]
+        scores = functools.partial(evaluate_task, benchmark=benchmark, tasks=names, **settings)
+        facts = {"benchmark": benchmark.name, "tasks": names, **settings}
+        return watch_stage(
+            as_path(watch),
+            as_path(output),
+            lambda encoder, results: scores(encoder, output=results),
+            facts,
+            poll_seconds=poll_seconds,
+        )
+    name, encoder = (str(model), None) if isinstance(model, str | os.PathLike) else (type(model).__name__, model)
+    if encoder is None and name != BM25:
+        encoder = load_encoder(name, query_prompt=query_prompt, document_prompt=document_prompt, shared=True)
+
+    def score(encoder: Encoder | None) -> dict[str, Any]:
+        assert benchmark is not None  # of the process that leads
+        settings = _settings(encoder, quantization, dims, context, truncate)
+        systems = [System(name, encoder, one) for one in settings]
+        ready = chosen if run_file is None else [_with_run_file(chosen, systems, as_path(run_file))]
+        results = Results(_subject(benchmark, name, encoder), output)
+        files = None if results.folder is None else LogFolder(results.folder)
+        if files is not None:
+            ready = [one.within(files.local) if hasattr(one, "within") else one for one in ready]
+        run_tasks(ready, systems, results, again=run_file is not None)
+        if files is not None:
+            files.upload()
+        return _reported(results, benchmark, systems[0].setting, [one.name for one in ready], compare)
+
+    return lead(encoder, score)
+
+
+def _reported(
+    results: Results, benchmark: Benchmark, setting: str, names: list[str], compare: str | pathlib.Path | None
+) -> dict[str, Any]:
+    """Writes the summary, and returns the report with the numbers of one setting first."""
     summary = summarize(results, benchmark)
     if results.folder is not None:
         _write(results.folder, summary, results)
-    first = systems[0].setting
-    result = _report(summary, first, [one.name for one in chosen])
+    result = _report(summary, setting, names)
     if compare is not None:
-        names = {one.name for one in chosen}
-        ours = [one for one in results.outcomes if one.setting == first and one.task in names]
+        ours = [one for one in results.outcomes if one.setting == setting and one.task in names]
         result["comparison"] = compare_outcomes(ours, compare)
     return result
 
@@ -108,7 +158,7 @@ def evaluate_task(
 def _with_run_file(tasks: Sequence[Task], systems: Sequence[System], path: pathlib.Path) -> Task:
     if len(tasks) > 1 or len(systems) > 1 or not hasattr(tasks[0], "with_run_file"):
         raise BadInput("--run_file needs one retrieval task and one setting; choose the task with --tasks")
-    if not path.parent.is_dir() or path.is_dir():
+    if path.is_dir() or not (is_bucket(path) or path.parent.is_dir()):
         raise BadInput(f"{path}: --run_file must name a file in an existing folder; create the folder first")
     return tasks[0].with_run_file(path)
 

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.evaluation import suites
 from pplx_jax.evaluation.core.benchmark import Benchmark
 from pplx_jax.evaluation.suites.beir_folder import open_folder
@@ -55,7 +56,7 @@ def open_benchmark(task: str | pathlib.Path, data: pathlib.Path | None = None, *
     try:
         if str(task) in names:
             return names[str(task)](str(task), data, **options)
-        if pathlib.Path(task).is_dir():
+        if _is_folder(task):
             if data is not None:
                 raise BadInput(f"--data is for benchmarks with a name; {task} is a folder with its own files")
             return open_folder(task)
@@ -67,6 +68,10 @@ def open_benchmark(task: str | pathlib.Path, data: pathlib.Path | None = None, *
         f"no benchmark and no folder {task}; give a BEIR folder, MODULE:NAME of your own benchmark, or one of "
         f"{', '.join(names)}"
     )
+
+
+def _is_folder(task: str | pathlib.Path) -> bool:
+    return as_path(task).is_dir()
 
 
 def _open_external(task: str, data: pathlib.Path | None, **options: Any) -> Benchmark:

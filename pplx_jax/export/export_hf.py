@@ -4,22 +4,21 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
 from absl import logging
 
-from pplx_jax.checkpoints.huggingface.config import PPLX_MODEL_TYPE
+from pplx_jax.checkpoints.huggingface.families import QWEN3, Family, family_of
 from pplx_jax.checkpoints.huggingface.name_map import to_torch_layout
 from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import Kind, load_model
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.output_folder import require_free, take_place
+from pplx_jax.core.output_folder import require_free, scratch_beside, take_place
 from pplx_jax.core.packages import require_packages
+from pplx_jax.core.paths import absolute, as_path
 from pplx_jax.export.model_card import model_card
 from pplx_jax.export.onnx_graph import write_onnx
 from pplx_jax.export.onnx_parity import check_onnx_parity
@@ -28,13 +27,20 @@ from pplx_jax.export.peak_memory import process_peak_bytes
 from pplx_jax.export.run_record import read_run
 from pplx_jax.export.tokenizer import save_tokenizer
 from pplx_jax.export.weights import write_weights
-from pplx_jax.inference.sentence_transformer import is_foreign
+from pplx_jax.inference.sentence_transformer import MODULES, is_foreign
 
+# The files are those of Qwen3. Those of another family differ only in its name: transformers gives the classes of all
+# families the same modules, and what differs between families is inside them.
 _TORCH_MODEL = pathlib.Path(__file__).with_name("torch_model")
 _FILES = ("configuration_pplx_qwen3.py", "modeling_pplx_qwen3.py", "st_quantize.py")
 _CLASSES = {
     "v1": ("modeling_pplx_qwen3", "PPLXQwen3Model"),
     "context_v1": ("contextual_pplx_qwen3", "PPLXQwen3ContextualModel"),
+}
+# Keys of Qwen3's configuration that another family's configuration does not have.
+_UNKNOWN_KEYS = {
+    "llama": ("use_sliding_window", "sliding_window", "max_window_layers"),
+    "qwen2": ("attention_bias",),
 }
 
 
@@ -72,7 +78,7 @@ def export_hf(
         package is not installed.
       RuntimeError: the export does not compute the same as the model.
     """
-    output = pathlib.Path(output).absolute()
+    source, output = as_path(model_folder), absolute(as_path(output))
     if dtype not in WRITTEN_DTYPES:
         raise BadInput(f"dtype={dtype!r} of an export is not one of {', '.join(WRITTEN_DTYPES)}")
     if kind is not None and kind not in get_args(Kind):
@@ -80,19 +86,19 @@ def export_hf(
     require_packages("an export", "torch", "transformers", "sentence_transformers", extra="convert")
     if onnx:
         require_packages("an ONNX export", "onnx", "onnxruntime", extra="convert")
-    require_free(output, "export", lambda folder: (folder / "modules.json").is_file() and not is_foreign(folder))
-    model = load_model(pathlib.Path(model_folder))
+    require_free(output, "export", lambda folder: (folder / MODULES).is_file() and not is_foreign(folder))
+    model = load_model(source)
+    family_of(model.config)  # refuses a model that no family describes
     if model.config.causal:
         logging.warning("%s is causal, but the published layout is not: the export is bidirectional", model_folder)
     config = dataclasses.replace(model.config, causal=False)
     model = dataclasses.replace(model, config=config, kind=kind or model.kind, params=_rounded(model.params, dtype))
-    record = read_run(pathlib.Path(model_folder), model.stage, model.kind)
+    record = read_run(source, model.stage, model.kind)
     record = dataclasses.replace(record, scores=record.scores if scores is None else scores)
     tensors = to_torch_layout(model.params, model.config)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}-partial-", dir=output.parent) as scratch:
+    with scratch_beside(output) as scratch:
         # The folder has its final name already, because transformers names the modules that it loads after it.
-        partial = pathlib.Path(scratch) / output.name
+        partial = scratch / output.name
         partial.mkdir()
         write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
         _write_description(partial, model, dtype)
@@ -104,23 +110,24 @@ def export_hf(
             (partial / "onnx").mkdir()
             graph = write_onnx(tensors, model.config, partial / "onnx")
             checked["onnx_parity"] = check_onnx_parity(graph, model)
-        take_place(partial, output)
+        take_place(partial, output, last=MODULES)
     reports = {name: dataclasses.asdict(parity) for name, parity in checked.items()}
     return {"tensors": len(tensors), **reports, "peak_bytes": process_peak_bytes()}
 
 
 def hf_config(model: LoadedModel, dtype: str) -> dict[str, Any]:
     """Returns the content of `config.json` for transformers 4.57 to 5.x and text-embeddings-inference."""
-    config = model.config
-    module, class_name = _CLASSES[model.kind]
-    return {
+    config, family = model.config, family_of(model.config)
+    module, class_name = (_renamed(name, family) for name in _CLASSES[model.kind])
+    configuration = _renamed("PPLXQwen3Config", family)
+    content = {
         "architectures": [class_name],
         # The configuration class comes from the model's module: transformers finds a model class by its configuration
         # class, so if two kinds shared one, the second would open as the first.
-        "auto_map": {"AutoConfig": f"{module}.PPLXQwen3Config", "AutoModel": f"{module}.{class_name}"},
-        "model_type": PPLX_MODEL_TYPE,
+        "auto_map": {"AutoConfig": f"{module}.{configuration}", "AutoModel": f"{module}.{class_name}"},
+        "model_type": family.pplx_model_type,
         "use_bidirectional_attention": True,
-        "is_causal": False,  # transformers' own Qwen3Model uses it since 5.2
+        "is_causal": False,  # transformers' own classes use it since 5.2
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
         "intermediate_size": config.mlp_width,
@@ -145,6 +152,12 @@ def hf_config(model: LoadedModel, dtype: str) -> dict[str, Any]:
         "eos_token_id": model.vocabulary.pad_id,
         "dtype": dtype,
     }
+    return {key: value for key, value in content.items() if key not in _UNKNOWN_KEYS.get(family.model_type, ())}
+
+
+def _renamed(text: str, family: Family) -> str:
+    """Returns text or a name of Qwen3's files for another family."""
+    return text.replace(QWEN3.title, family.title).replace(QWEN3.model_type, family.model_type)
 
 
 def _write_description(folder: pathlib.Path, model: LoadedModel, dtype: str) -> None:
@@ -153,8 +166,10 @@ def _write_description(folder: pathlib.Path, model: LoadedModel, dtype: str) -> 
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     files = (*_FILES, "contextual_pplx_qwen3.py") if model.kind == "context_v1" else _FILES
+    family = family_of(model.config)
     for name in files:
-        shutil.copyfile(_TORCH_MODEL / name, folder / name)
+        text = (_TORCH_MODEL / name).read_text(encoding="utf-8")
+        (folder / _renamed(name, family)).write_text(_renamed(text, family), encoding="utf-8")
     write("config.json", hf_config(model, dtype))
     modules = (
         {"path": "", "type": "sentence_transformers.models.Transformer"},

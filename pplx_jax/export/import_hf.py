@@ -1,16 +1,18 @@
-"""The verb `import-hf`: converts a Hugging Face folder to a model folder, with a parity report against PyTorch."""
+"""The verb `import-hf`: converts a Hugging Face folder or a GGUF file, with a parity report against PyTorch."""
 
 import dataclasses
 import gc
 import os
-import pathlib
-import tempfile
 from typing import Any
 
+from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX
 from pplx_jax.checkpoints.huggingface.reader import ImportPlan
 from pplx_jax.checkpoints.model_folder import save_model
-from pplx_jax.core.output_folder import require_free, take_place
+from pplx_jax.checkpoints.orbax import MODEL
+from pplx_jax.core.buckets import local_copy
+from pplx_jax.core.output_folder import require_free, scratch_beside, take_place
 from pplx_jax.core.packages import require_packages
+from pplx_jax.core.paths import absolute, as_path
 from pplx_jax.export import import_parity
 from pplx_jax.export.peak_memory import PeakMemory
 
@@ -22,6 +24,7 @@ def import_hf(
     dtype: str = "float32",
     mask_token: str | None = None,
     separator_token: str | None = None,
+    layers: int | None = None,
     no_parity: bool = False,
 ) -> dict[str, Any]:
     """Writes a model folder from which a recipe can start, and which `Embedder.load` and `export_hf` read.
@@ -30,11 +33,12 @@ def import_hf(
     PyTorch, with the source's own mask and, for a causal source, also with the bidirectional mask.
 
     Args:
-      source: a folder of safetensors, `config.json` and `tokenizer.json`.
+      source: a folder of safetensors, `config.json` and `tokenizer.json`, or a file that ends with `.gguf`.
       output: the folder to write; it must not exist, or be empty.
       dtype: of the written weights, "float32" or "bfloat16".
       mask_token: name of the mask token for diffusion; None for the default of `data/tokens/tokenizer_vocabulary.py`.
       separator_token: name of the separator token between chunks; None for the default.
+      layers: number of layers to keep, from the first; None for all. The final norm stays.
       no_parity: whether to skip the comparison, which needs PyTorch and runs the model twice.
 
     Returns:
@@ -46,21 +50,19 @@ def import_hf(
         is not empty, or a package for the parity check is not installed.
       RuntimeError: the import does not compute the same as the source.
     """
-    source, output = pathlib.Path(source), pathlib.Path(output).absolute()
+    source, output = local_copy(as_path(source)), absolute(as_path(output))
     require_free(output, "empty folder", lambda _: False)
     if not no_parity:
-        require_packages(
-            "the parity report", "torch", "transformers", extra="convert", otherwise=", or give --no_parity"
-        )
-    plan = ImportPlan.of(source, dtype, mask_token, separator_token)
+        needed = ("torch", "transformers", *(("accelerate",) if source.suffix == SUFFIX else ()))
+        require_packages("the parity report", *needed, extra="convert", otherwise=", or give --no_parity")
+    plan = ImportPlan.of(source, dtype, mask_token, separator_token, layers)
     states = None
     if not no_parity:
         # Run PyTorch first and free it, so that both models are never in memory together.
         states = import_parity.source_states(source, plan.described, plan.vocabulary, dtype)
         gc.collect()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{output.name}-partial-", dir=output.parent) as scratch:
-        partial = pathlib.Path(scratch) / "model"
+    with scratch_beside(output) as scratch:
+        partial = scratch / "model"
         memory = PeakMemory()
         model = plan.load()
         save_model(partial, model.config, model.vocabulary, model.params, stage=model.stage, kind=model.kind)
@@ -68,5 +70,5 @@ def import_hf(
         parity = None
         if states is not None:
             parity = dataclasses.asdict(import_parity.check_import(model, states))
-        take_place(partial, output)
+        take_place(partial, output, last=MODEL)
     return {"tensors": len(plan.tensors), "parity": parity, "peak_bytes": peak}

@@ -1,8 +1,8 @@
 """Parity of an import: checks that the imported model computes the same as PyTorch with the original files.
 
 PyTorch runs first and its hidden states are stored, so that both models are never in memory together. The folder is
-opened with transformers' Qwen3, whatever class it names, so no code of the folder is run. transformers reads the
-configuration and the weights itself, which also checks how we read them.
+opened with transformers' own class of its family, whatever class it names, so no code of the folder is run.
+transformers reads the configuration and the weights itself, which also checks how we read them.
 """
 
 import dataclasses
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pplx_jax.checkpoints.huggingface.config import CONFIG, Source
+from pplx_jax.checkpoints.huggingface.families import family_of
+from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.core.files import read_json
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.export.agreement import hidden_difference, int8_equal_share
-from pplx_jax.export.parity import SENTENCES, Parity, padded
+from pplx_jax.export.parity import SENTENCES, Parity, encoder_states, padded
 from pplx_jax.kernels.quantization import LEVELS, quantize
 
 if TYPE_CHECKING:
@@ -45,11 +47,11 @@ class SourceStates:
 
 
 def source_states(source: pathlib.Path, described: Source, vocabulary: Vocabulary, dtype: str) -> SourceStates:
-    """Runs a Hugging Face folder in PyTorch, in float32, in padded batches of mixed lengths.
+    """Runs a Hugging Face folder or a GGUF file in PyTorch, in float32, in padded batches of mixed lengths.
 
     Args:
-      source: the folder.
-      described: the result of `read_source`.
+      source: the folder or file.
+      described: the model as imported; PyTorch's model is cut to its number of layers.
       vocabulary: of the folder.
       dtype: of the import. The weights are rounded to it first, so that parity checks only the conversion.
 
@@ -100,7 +102,7 @@ def parity_ids(vocabulary: Vocabulary, max_length: int) -> list[np.ndarray]:
 
 
 def torch_states(model: "torch.nn.Module", ids: Sequence[np.ndarray], *, causal: bool) -> list[np.ndarray]:
-    """Returns the final hidden states [L, D] of each text from transformers' Qwen3Model, padded on the right.
+    """Returns the final hidden states [L, D] of each text from transformers' model, padded on the right.
 
     For the causal mask, transformers gets only the padding mask. For the bidirectional mask, it gets the full bias
     [B, 1, 1, L] that is added to the scores, and uses it unchanged.
@@ -123,21 +125,9 @@ def torch_states(model: "torch.nn.Module", ids: Sequence[np.ndarray], *, causal:
 
 def jax_states(model: LoadedModel, ids: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Returns the same from our encoder, with the mask and dtype of `model.config`."""
-    import jax
-    import jax.numpy as jnp
-
-    from pplx_jax.models.parameters import bind
-    from pplx_jax.parallel.mesh import Mesh
-
-    encoder = bind(model.config, jax.tree.map(jnp.asarray, model.params))
-    forward = jax.jit(lambda encoder, *arrays: encoder(*arrays))
     found: dict[int, np.ndarray] = {}
     for batch in _batches(ids):
-        tokens, valid = padded([ids[place] for place in batch])
-        positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-        arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, valid, positions))
-        with jax.set_mesh(Mesh().build()):  # the kernels look up their platform in the mesh
-            hidden = np.asarray(forward(encoder, *arrays))
+        hidden = encoder_states(model, *padded([ids[place] for place in batch]))
         for place, states in zip(batch, hidden, strict=True):
             found[place] = states[: len(ids[place])]
     return [found[place] for place in range(len(ids))]
@@ -145,21 +135,34 @@ def jax_states(model: LoadedModel, ids: Sequence[np.ndarray]) -> list[np.ndarray
 
 def _open(source: pathlib.Path, described: Source, dtype: str) -> "torch.nn.Module":
     import torch
-    from transformers import Qwen3Config, Qwen3Model
+    import transformers
     from transformers.utils import logging as transformers_logging
 
+    title = family_of(described.config).title
     transformers_logging.disable_progress_bar()
-    content = {key: value for key, value in read_json(source / CONFIG).items() if key not in _CLASS_KEYS}
-    if content.get("rope_theta") is None:  # transformers 4 ignores rope_parameters
-        content["rope_theta"] = described.config.rope_theta
-    model, report = Qwen3Model.from_pretrained(  # type: ignore[not-iterable]
-        os.fspath(source),
-        config=Qwen3Config.from_dict(content),
-        dtype=torch.float32,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-    )
+    if source.suffix == SUFFIX:
+        # Names of tensors in GGUF files are mapped to the model with a head.
+        model, report = getattr(transformers, f"{title}ForCausalLM").from_pretrained(
+            os.fspath(source.parent),
+            gguf_file=source.name,
+            dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        model = model.model
+    else:
+        content = {key: value for key, value in read_json(source / CONFIG).items() if key not in _CLASS_KEYS}
+        if content.get("rope_theta") is None:  # transformers 4 ignores rope_parameters
+            content["rope_theta"] = described.config.rope_theta
+        model, report = getattr(transformers, f"{title}Model").from_pretrained(
+            os.fspath(source),
+            config=getattr(transformers, f"{title}Config").from_dict(content),
+            dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    model.layers = model.layers[: described.config.layers]
     problems = {kind: sorted(report[kind]) for kind in ("missing_keys", "mismatched_keys") if report[kind]}
     if problems:
         raise RuntimeError(f"{source}: transformers does not find the encoder's tensors: {problems}")

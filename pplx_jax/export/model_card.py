@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pplx_jax.checkpoints.huggingface.families import QWEN3, family_of
 from pplx_jax.export.run_record import RunRecord
 from pplx_jax.models.transformer import Qwen3Config
 
@@ -106,7 +107,7 @@ def model_card(config: Qwen3Config, kind: str, stage: str, record: RunRecord, *,
       onnx: whether the export has an ONNX graph.
     """
     use = _USE + (_USE_CONTEXT if kind == "context_v1" else "")
-    plain = _USE_PLAIN + (_USE_ONNX.format() if onnx else "")
+    plain = _USE_PLAIN.replace(QWEN3.title, family_of(config).title) + (_USE_ONNX.format() if onnx else "")
     title = "Contextual text embeddings" if kind == "context_v1" else "Text embeddings"
     return f"""{_HEADER}
 # {title}, {config.parameters / 1e6:,.1f}M parameters

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pplx_jax.checkpoints.huggingface.config import PPLX_MODEL_TYPE
+from pplx_jax.checkpoints.huggingface.families import family_of
 from pplx_jax.kernels.quantization import LEVELS
 from pplx_jax.models.transformer import Qwen3Config
 
@@ -78,7 +78,7 @@ class _Builder:
         width = self.config.width
         graph = helper.make_graph(
             self.nodes,
-            PPLX_MODEL_TYPE,
+            family_of(self.config).pplx_model_type,
             [declared(name, types.INT64, "batch", "length") for name in ("input_ids", "attention_mask")],
             [
                 declared(OUTPUTS[0], types.FLOAT, "batch", "length", width),
@@ -113,10 +113,16 @@ class _Builder:
 
         def heads(name: str, members: int) -> str:
             shape = self.constant([0, 0, config.kv_heads, members, config.head_dim], np.int64)
-            return self.op("Reshape", self.project(y, f"{prefix}.{name}_proj.weight"), shape)
+            projected = self.project(y, f"{prefix}.{name}_proj.weight")
+            if config.qkv_bias:
+                projected = self.op("Add", projected, self.weight(f"{prefix}.{name}_proj.bias"))
+            return self.op("Reshape", projected, shape)
 
-        query = self.rotated(self.norm(heads("q", group), f"{prefix}.q_norm.weight"), angles)
-        key = self.rotated(self.norm(heads("k", 1), f"{prefix}.k_norm.weight"), angles)
+        def rotated(name: str, members: int) -> str:
+            x = heads(name, members)
+            return self.rotated(self.norm(x, f"{prefix}.{name}_norm.weight") if config.qk_norm else x, angles)
+
+        query, key = rotated("q", group), rotated("k", 1)
         query = self.op("Mul", query, self.constant(config.head_dim**-0.5))
         query = self.op("Transpose", query, perm=[0, 2, 3, 1, 4])
         key = self.op("Transpose", key, perm=[0, 2, 3, 4, 1])

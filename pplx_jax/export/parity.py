@@ -1,6 +1,7 @@
 """Parity of an export: checks that it computes the same as our model, in float32, on texts of mixed lengths."""
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -76,14 +77,9 @@ class Reference:
     def hidden(self, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Returns our hidden states [B, L, D] for tokens and mask [B, L]."""
         import jax
-        import jax.numpy as jnp
 
-        from pplx_jax.models.parameters import bind
-
-        positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
-        arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, mask, positions))
         with jax.default_matmul_precision("highest"):
-            return np.asarray(bind(self.model.config, self.model.params)(*arrays))
+            return encoder_states(self.model, tokens, mask)
 
     def documents(self) -> list[list[str]]:
         """Returns documents with one or more chunks, up to the model's limit, and one with empty chunks."""
@@ -122,6 +118,28 @@ def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
     ).eval()
     differences = [_hidden_difference(pipeline, reference, texts, folder) for texts in reference.batches()]
     return Parity(max(differences), _int8_equal_share(pipeline, reference, folder), reference.longest)
+
+
+def encoder_states(model: LoadedModel, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Returns the final hidden states [B, L, D] of our encoder for tokens and mask [B, L], padded on the right."""
+    import jax
+    import jax.numpy as jnp
+
+    from pplx_jax.models.parameters import bind
+    from pplx_jax.parallel.mesh import Mesh
+
+    positions = np.broadcast_to(np.arange(mask.shape[1]), mask.shape)
+    arrays = (jnp.asarray(array, jnp.int32) for array in (tokens, mask, positions))
+    encoder = bind(model.config, jax.tree.map(jnp.asarray, model.params))
+    with jax.set_mesh(Mesh().build()):  # the kernels look up their platform in the mesh
+        return np.asarray(_forward()(encoder, *arrays))
+
+
+@functools.cache
+def _forward():
+    import jax
+
+    return jax.jit(lambda encoder, *arrays: encoder(*arrays))  # one function, so that equal shapes compile once
 
 
 def padded(texts: Sequence[Sequence[int] | np.ndarray], pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:

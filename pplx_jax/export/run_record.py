@@ -6,7 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from pplx_jax.checkpoints.orbax import selected_step
 from pplx_jax.core.files import read_json
+from pplx_jax.core.paths import resolved
 from pplx_jax.data.tokens.kinds import FOLDERS
 
 _PREFIXES = re.compile(r"^(?:(\w+)/)?(\w+)Stage\.prefixes = (.*?)(?:  #.*)?$", re.MULTILINE)
@@ -19,7 +21,7 @@ class TrainedStage:
     Attributes:
       name: of the stage.
       summary: what it trained on, in words.
-      steps: how many it took.
+      steps: how many its model took.
       loss: the last that was logged.
       examples: in its token table, where that is recorded.
       tokens: in its token table.
@@ -71,7 +73,7 @@ def read_run(model_folder: pathlib.Path, stage: str, kind: str) -> RunRecord:
     Raises:
       BadInput: a record is damaged.
     """
-    folder = model_folder.resolve()
+    folder = resolved(model_folder)
     workdir = folder.parent
     lineage = _lineage(workdir, stage) if folder.name == stage else []
     if not lineage:
@@ -106,7 +108,7 @@ def _stage(workdir: pathlib.Path, name: str) -> TrainedStage:
     return TrainedStage(
         name=name,
         summary=finished.get("summary", ""),
-        steps=finished["steps"],
+        steps=selected_step(workdir / name) or finished["steps"],
         loss=finished.get("metrics", {}).get("loss"),
         examples=manifest.get("examples", manifest.get("count")),
         tokens=sum(ragged) if ragged else None,

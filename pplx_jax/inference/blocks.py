@@ -215,14 +215,3 @@ def in_passes(blocks: Sequence[Block], devices: int) -> list[list[Block]]:
     for block in blocks:
         of_shape.setdefault(block.shape, []).append(block)
     return [same[start : start + devices] for same in of_shape.values() for start in range(0, len(same), devices)]
-
-
-def deal(passes: Sequence[list[Block]], processes: int) -> list[list[list[Block]]]:
-    """Shares passes between processes, the largest first, each to the process with the fewest tokens so far."""
-    shares: list[list[list[Block]]] = [[] for _ in range(processes)]
-    tokens = [0] * processes
-    for one in sorted(passes, key=lambda blocks: -blocks[0].rows * blocks[0].length):
-        least = tokens.index(min(tokens))
-        shares[least].append(one)
-        tokens[least] += one[0].rows * one[0].length
-    return shares

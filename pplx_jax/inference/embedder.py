@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Sequence
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -10,10 +11,16 @@ from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import load_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
+from pplx_jax.inference.blocks import Tokens
 from pplx_jax.inference.chunking import chunk
+from pplx_jax.inference.encoding_mesh import encoding_mesh
 from pplx_jax.inference.overflow import Overflow
-from pplx_jax.inference.packed_encoder import PackedEncoder, Tokens
+from pplx_jax.inference.packed_encoder import PackedEncoder
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
+from pplx_jax.parallel.gather_rows import gather_ragged
+from pplx_jax.parallel.processes import is_first
+
+_TEXTS_TO_SHARE = 64  # fewer are tokenized before they could be sent
 
 
 class Embedder:
@@ -35,8 +42,12 @@ class Embedder:
 
     Args:
       model: a loaded model.
-      batch_tokens: tokens per forward pass.
+      batch_tokens: tokens per device in a forward pass.
       slots: maximum number of texts or chunks in a sequence.
+      mesh: the devices, such as `jax.sharding.Mesh(jax.local_devices()[:1], ("data",))` for one; see `PackedEncoder`.
+        None for all devices of this process. Each has a copy of the parameters if it has the memory for one.
+      shared: whether all processes of the job make every call together, with the same texts. Each then encodes a share
+        of them, and all of them return all embeddings.
 
     Example:
       >>> model = Embedder.load("quickstart_run/merged")
@@ -44,11 +55,20 @@ class Embedder:
       dtype('int8')
     """
 
-    def __init__(self, model: LoadedModel, *, batch_tokens: int = 8192, slots: int = 64):
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        batch_tokens: int = 8192,
+        slots: int = 64,
+        mesh: jax.sharding.Mesh | None = None,
+        shared: bool = False,
+    ):
         self.config = model.config
         self.vocabulary = model.vocabulary
         self.kind = model.kind
         self.fingerprint = model.fingerprint
+        self._shared = shared and jax.process_count() > 1
         self._encoder = PackedEncoder(
             model.config,
             model.params,
@@ -56,6 +76,8 @@ class Embedder:
             separator_id=model.vocabulary.separator_id,
             batch_tokens=batch_tokens,
             slots=slots,
+            mesh=encoding_mesh(model.params, model.config.dtype, everywhere=shared) if mesh is None else mesh,
+            shared=shared,
         )
 
     @classmethod
@@ -98,7 +120,7 @@ class Embedder:
         """
         texts = _as_list(texts, "texts")
         check_form(quantization, dims, self.dims, bit_order)
-        ids = self.vocabulary.encode_batch(texts)
+        ids = self._tokenize(texts)
         empty = [f"text {index}" for index, chunk in enumerate(ids) if not len(chunk)]
         pooled = self._pool(ids, np.ones(len(ids), np.int64), "text", empty, overflow, overlap, progress)
         return quantize(pooled[:, :dims], quantization, bit_order)
@@ -136,7 +158,7 @@ class Embedder:
         documents = [_as_list(document, f"document {i}") for i, document in enumerate(documents)]
         check_form(quantization, dims, self.dims, bit_order)
         counts = np.array([len(document) for document in documents], np.int64)
-        ids = self.vocabulary.encode_batch([chunk for document in documents for chunk in document])
+        ids = self._tokenize([chunk for document in documents for chunk in document])
         names = ((document, index) for document, count in enumerate(counts) for index in range(count))
         empty = [f"document {d}, chunk {c}" for (d, c), chunk in zip(names, ids, strict=True) if not len(chunk)]
         pooled = self._pool(ids, counts, "document", empty, overflow, overlap, progress)
@@ -161,7 +183,7 @@ class Embedder:
         Raises:
           BadInput: a text is not a valid str, or `texts` is a str.
         """
-        return np.array([len(ids) for ids in self.vocabulary.encode_batch(_as_list(texts, "texts"))], np.int64)
+        return np.array([len(ids) for ids in self._tokenize(_as_list(texts, "texts"))], np.int64)
 
     def is_empty(self, texts: Iterable[str]) -> np.ndarray:
         """Returns bool [n], whether a text has no tokens. The embedding of such a text is a zero vector."""
@@ -171,12 +193,23 @@ class Embedder:
         """Splits a text into chunks of at most `tokens` tokens, at sentence ends; see `inference.chunking`."""
         return chunk(text, tokens, count_tokens=self.count_tokens)
 
+    def _tokenize(self, texts: list[str]) -> Sequence[Tokens]:
+        """Returns the token ids of each text. If the texts are shared, every process makes those of a part of them."""
+        if not self._shared or len(texts) < _TEXTS_TO_SHARE:
+            return self.vocabulary.encode_batch(texts)
+        ends = np.cumsum([len(text) for text in texts])
+        processes = jax.process_count()
+        cuts = np.searchsorted(ends, ends[-1] * np.arange(1, processes) / processes)
+        bounds = [0, *cuts.tolist(), len(texts)]
+        own = slice(bounds[jax.process_index()], bounds[jax.process_index() + 1])
+        return gather_ragged(self.vocabulary.encode_batch(texts[own]), np.diff(bounds).tolist())
+
     def _pool(self, ids, counts, noun: str, empty: list[str], overflow, overlap, progress: bool) -> np.ndarray:
         if empty:
             logging.warning(
                 "%d of %d texts have no tokens and give zero vectors; the first is %s", len(empty), len(ids), empty[0]
             )
-        with Progress("encode", len(counts), noun, enabled=progress) as report:
+        with Progress("encode", len(counts), noun, enabled=progress and is_first()) as report:
             texts_done, tokens_done = 0, 0
 
             def done(texts: int, tokens: int) -> None:

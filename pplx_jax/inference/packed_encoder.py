@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.parameter_trees import dotted
 from pplx_jax.data.batches.packing import shorten
-from pplx_jax.inference.blocks import Block, Cutter, Tokens, deal, in_passes
+from pplx_jax.inference.blocks import Block, Cutter, Tokens, in_passes
 from pplx_jax.inference.overflow import Overflow, TooLong
 from pplx_jax.models.embedding import embed
 from pplx_jax.models.parameters import bind
@@ -20,6 +20,7 @@ from pplx_jax.models.transformer import Qwen3, Qwen3Config
 from pplx_jax.parallel.gather_rows import gather_rows
 from pplx_jax.parallel.mesh import Mesh, batch_sharding, leaf_sharding, replicated
 from pplx_jax.parallel.rules import constrain, shards
+from pplx_jax.parallel.shares import deal
 
 
 @functools.partial(jax.jit, static_argnames="slots")
@@ -174,7 +175,8 @@ class PackedEncoder:
         """Returns the passes of this process, and for each process the blocks whose vectors it sends to the others."""
         passes, processes = in_passes(blocks, self._shards), range(jax.process_count())
         if self._dealt:
-            shares = deal(passes, len(processes))
+            cells = [passed[0].rows * passed[0].length for passed in passes]
+            shares = [[passes[place] for place in share] for share in deal(cells, len(processes))]
             return shares[jax.process_index()], [list(itertools.chain(*share)) for share in shares]
         pairs = [pair for passed in passes for pair in zip(passed, self._owners, strict=False)]
         return passes, [[block for block, owner in pairs if owner == process] for process in processes]

@@ -9,9 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pplx_jax.checkpoints.huggingface.config import CONFIG, PPLX_MODEL_TYPE
+from pplx_jax.checkpoints.huggingface.config import CONFIG
+from pplx_jax.checkpoints.huggingface.families import PPLX_MODEL_TYPES
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json_if_valid
+from pplx_jax.core.paths import as_path
 from pplx_jax.inference.encoder import check_quantization
 from pplx_jax.inference.overflow import Overflow, TooLong
 from pplx_jax.kernels.quantization import Quantization, quantize
@@ -22,11 +25,11 @@ _NOT_WEIGHTS = {"onnx", "openvino", "coreml"}
 
 def is_foreign(folder: str | os.PathLike[str]) -> bool:
     """Returns whether this is a sentence-transformers folder of a model other than pplx-embed."""
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     if not (folder / MODULES).is_file():
         return False
     config = read_json_if_valid(folder / CONFIG) or {}  # sentence-transformers reports what is wrong with it
-    return config.get("model_type") != PPLX_MODEL_TYPE
+    return config.get("model_type") not in PPLX_MODEL_TYPES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,7 @@ class SentenceTransformerEncoder:
         except ImportError:
             line = "needs sentence-transformers: pip install 'pplx-jax[eval]'"
             raise BadInput(f"the model in {folder} {line}") from None
+        folder = local_copy(as_path(folder))
         try:
             model = SentenceTransformer(os.fspath(folder), local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
@@ -74,7 +78,7 @@ class SentenceTransformerEncoder:
         limit = model.get_max_seq_length() or model.tokenizer.model_max_length
         self.config = ForeignLimits(int(limit), str(next(model.parameters()).dtype).removeprefix("torch."))
         self.dims = model.get_embedding_dimension() or 0
-        self.fingerprint = _fingerprint(pathlib.Path(folder), self._prompts)
+        self.fingerprint = _fingerprint(folder, self._prompts)
 
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         """Returns the number of tokens of each text [n], without prompt and special tokens."""

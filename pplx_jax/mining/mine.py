@@ -10,6 +10,7 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import require_free
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.batches.gather import Gatherer
 from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.ragged import Ragged
@@ -23,6 +24,8 @@ from pplx_jax.mining.documents import Documents
 from pplx_jax.mining.parts import Parts
 from pplx_jax.mining.report import write_mining_report
 from pplx_jax.mining.work import Work, negatives_of
+from pplx_jax.parallel.processes import barrier, joins_processes
+from pplx_jax.parallel.shares import own_share, parse_share
 
 _DEFAULT = Mining()
 
@@ -46,7 +49,7 @@ def mine_table(
     positives and never negatives. So are texts with the same tokens after cutting.
 
     The work is divided into parts in a folder next to `output`. After an interruption, the next call resumes with them.
-    The result does not depend on this.
+    The processes of a job divide the parts, and process 0 writes the table. The result does not depend on this.
 
     Args:
       embedder: the model that ranks.
@@ -62,13 +65,16 @@ def mine_table(
 
     Returns:
       `queries`, `left_out`, number of ranked `documents`, `mean_positive_similarity`, `mean_negative_similarity`, and
-      the numbers of refused documents in the window, `positives` and `above_ceiling`. For a shard, `parts`.
+      the numbers of refused documents in the window, `positives` and `above_ceiling`. For a shard, and on processes
+      other than 0, `parts`.
 
     Raises:
       BadInput: `output` contains something other than mined triplets, there are fewer documents than `last_rank`, or no
         query has K negatives.
     """
     require_free(output, "token table of stage triplet", holds_triplets)
+    if shard is not None and own_share()[1] > 1:
+        raise BadInput("shard is for workers that do not know each other; several processes divide the work themselves")
     if shard is not None and not 0 <= shard[0] < shard[1]:
         raise BadInput(f"mining: shard {shard[0]} of {shard[1]} does not exist; count shards from 0")
     rows = np.arange(table.count) if among is None else among
@@ -82,6 +88,24 @@ def mine_table(
     parts = Parts(output.with_name(output.name + ".mining"), work.fingerprint())
     if shard is not None:
         return {"parts": work.run(parts, *shard)}
+    index, processes = own_share()
+    own = work.run(parts, index, processes, wait=lambda: barrier("mine: documents"))
+    barrier("mine: queries")
+    result = _collect(work, parts, table, vocabulary, mining, chosen, output) if index == 0 else {"parts": own}
+    barrier("mine: table")
+    return result
+
+
+def _collect(
+    work: Work,
+    parts: Parts,
+    table: TokenTable,
+    vocabulary: Vocabulary,
+    mining: Mining,
+    chosen: np.ndarray,
+    output: pathlib.Path,
+) -> dict[str, Any]:
+    """Writes the table and the reports from all parts, removes the parts, and returns the counts of `mine_table`."""
     found = [parts(negatives_of(part), dict) for part in range(work.run(parts, 0, 1))]
     kept, negatives, ranks, scores, positive = (
         np.concatenate([one[name] for one in found]) for name in ("kept", "negatives", "ranks", "scores", "positive")
@@ -154,14 +178,14 @@ def _sampled(tables: Sequence[TokenTable], mining: Mining) -> TokenTable:
     return Gatherer(tables)(table, chosen - (ends - counts)[table])
 
 
+@joins_processes
 def mine_file(
     model: pathlib.Path,
     pairs: pathlib.Path,
     output: pathlib.Path,
     mining: Mining = _DEFAULT,
     documents: Sequence[pathlib.Path] = (),
-    shard: int | None = None,
-    shards: int | None = None,
+    shard: str | None = None,
 ) -> dict[str, Any]:
     """The verb `mine`: mines the token files of a pair stage with a model folder; see `mine_table`.
 
@@ -171,25 +195,22 @@ def mine_file(
       output: folder of the triplet table.
       mining: the rule.
       documents: tables of any stage, or folders of them, whose texts are ranked too.
-      shard: the share of the work to do, from 0; None for all.
-      shards: the number of shares.
+      shard: "I/N" does only share I of the work, from 0, of N shares; None for all.
 
     Returns:
       See `mine_table`.
 
     Raises:
-      BadInput: as in `mine_table`; only one of `shard` and `shards` is given; or there are no pair tables or no
-        document tables with the model's vocabulary.
+      BadInput: as in `mine_table`; `shard` is not I/N; or there are no pair tables or no document tables with the
+        model's vocabulary.
     """
-    if (shard is None) != (shards is None):
-        raise BadInput("give --shard and --shards together: --shard=0 --shards=4 does the first of four shares")
+    share = None if shard is None else parse_share(shard)
     embedder = Embedder.load(model)
     vocabulary = embedder.vocabulary
     tables = _open(pairs, vocabulary, "pair")
     table = tables[0] if len(tables) == 1 else _sampled(tables, mining)
     others = [other for folder in documents for other in _open(folder, vocabulary)]
-    share = None if shard is None or shards is None else (shard, shards)
-    return mine_table(embedder, table, vocabulary, mining, pathlib.Path(output), documents=others, shard=share)
+    return mine_table(embedder, table, vocabulary, mining, as_path(output), documents=others, shard=share)
 
 
 def _open(folder: pathlib.Path, vocabulary: Vocabulary, kind: str | None = None) -> list[TokenTable]:

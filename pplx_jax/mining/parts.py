@@ -1,12 +1,12 @@
 """Parts of a long computation, each in one file that appears when it is complete, so that machines can share them."""
 
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import remove
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, read_json, write_json
 
@@ -38,7 +38,7 @@ class Parts:
             with atomic_path(path) as temporary, temporary.open("wb") as file:
                 np.savez(file, **arrays)
             return arrays
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
 
     def has(self, name: str) -> bool:
@@ -47,4 +47,4 @@ class Parts:
 
     def remove(self) -> None:
         """Removes the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove(self.folder)

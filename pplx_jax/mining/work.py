@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,32 +71,43 @@ class Work:
             digest.update(np.array(sorted(positives)).tobytes())
         return digest.hexdigest()
 
-    def run(self, parts: Parts, index: int, shards: int) -> int:
-        """Computes the missing parts of one share, and returns the number of its query parts."""
+    def run(self, parts: Parts, index: int, shards: int, *, wait: Callable[[], None] = lambda: None) -> int:
+        """Computes the missing parts of one share, and returns the number of its query parts.
+
+        Args:
+          parts: of all shares.
+          index: of the share.
+          shards: number of shares.
+          wait: called when the documents of the share are encoded, to wait for those of the others.
+        """
         queries, documents = self._in_parts(len(self._chosen)), self._in_parts(len(self.documents))
         share = range(index, len(queries), shards)
+        # Others compute the parts of their shares, so start with the own share.
+        order = sorted(range(len(documents)), key=lambda part: (part - index) % shards)
+        own = [part for part in order if part % shards == index % shards]
         missing = [part for part in share if not parts.has(negatives_of(part))]
-        if missing or not all(parts.has(_vectors(part)) for part in range(index, len(documents), shards)):
-            # Other machines compute the parts of their shares, so start with the own share.
-            order = sorted(range(len(documents)), key=lambda part: (part - index) % shards)
-            vectors = self._encode_documents(parts, documents, order)
-            if missing:
-                self._rank(parts, vectors, {part: queries[part] for part in missing})
+        unfinished = bool(missing) or not all(parts.has(_vectors(part)) for part in own)
+        vectors: dict[int, np.ndarray] = {}
+        with Progress("mine: encode", len(self.documents), "document", enabled=unfinished) as progress:
+            for part in own if unfinished else ():
+                vectors[part] = self._encode_documents(parts, part, documents[part])
+                progress.update(sum(map(len, vectors.values())))
+            wait()
+            for part in order[len(own) :] if unfinished else ():
+                vectors[part] = self._encode_documents(parts, part, documents[part])
+                progress.update(sum(map(len, vectors.values())))
+        if missing:
+            whole = np.concatenate([vectors[part] for part in range(len(documents))])
+            self._rank(parts, whole, {part: queries[part] for part in missing})
         return len(share)
 
     def _in_parts(self, count: int) -> list[range]:
         size = self._mining.part_size
         return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
-    def _encode_documents(self, parts: Parts, places: list[range], order: list[int]) -> np.ndarray:
-        found, done = {}, 0
-        with Progress("mine: encode", total=len(self.documents), unit="document") as progress:
-            for part in order:
-                work = lambda part=part: {"vectors": self._encode([self._document(row) for row in places[part]])}  # noqa: E731
-                found[part] = parts(_vectors(part), work)["vectors"]
-                done += len(places[part])
-                progress.update(done)
-        return np.concatenate([found[part] for part in range(len(places))])
+    def _encode_documents(self, parts: Parts, part: int, places: range) -> np.ndarray:
+        work = lambda: {"vectors": self._encode([self._document(row) for row in places])}  # noqa: E731
+        return parts(_vectors(part), work)["vectors"]
 
     def _rank(self, parts: Parts, vectors: np.ndarray, places: dict[int, range]) -> None:
         if self._mining.search == "exact":

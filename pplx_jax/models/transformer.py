@@ -1,8 +1,9 @@
-"""Qwen3 as a bidirectional encoder (NNX, scanned layers).
+"""Qwen3 as a bidirectional encoder (NNX, scanned layers). By configuration it is also Llama or Qwen2.5.
 
 The architecture: RMSNorm before attention and before the MLP, grouped-query attention with RMSNorm per head on q and k
-*before* rotate-half RoPE, SwiGLU, no biases, and a head_dim that is not width / heads. Sources: Qwen3 technical report
-(arXiv 2505.09388); arXiv 2602.11151 section 2 for the bidirectional mask.
+*before* rotate-half RoPE, SwiGLU, no biases, and a head_dim that is not width / heads. Llama (SmolLM2) has no RMSNorm
+on q and k. Qwen2.5 has none either, and it has biases of q, k and v. Sources: Qwen3 technical report (arXiv
+2505.09388), Llama (arXiv 2302.13971), Qwen2 (arXiv 2407.10671); arXiv 2602.11151 section 2 for the bidirectional mask.
 """
 
 import dataclasses
@@ -24,6 +25,9 @@ from pplx_jax.parallel.rules import constrain
 SAVEABLE = ("projections", "attention", "mlp")
 # Fields that only training reads. Embeddings depend on all the others.
 _TRAINING_FIELDS = ("tied", "embedding_init_std", "residual_init_scale", "remat", "remat_policy")
+# Fields of other families than Qwen3. `computing` has them only where they differ from Qwen3's, so that fingerprints of
+# Qwen3 models do not depend on them.
+_FAMILY_FIELDS = {"qk_norm": True, "qkv_bias": False}
 _SIZES = ("vocab_size", "width", "mlp_width", "layers", "query_heads", "kv_heads", "head_dim")
 
 
@@ -50,6 +54,8 @@ class Qwen3Config:
       dtype: precision of activations; parameters stay float32.
       remat: recompute each block in the backward pass instead of saving its activations.
       remat_policy: activations that are saved even so, any of `SAVEABLE`.
+      qk_norm: whether queries and keys have an RMSNorm per head (Qwen3); Llama and Qwen2.5 have none.
+      qkv_bias: whether queries, keys and values have a bias (Qwen2.5).
     """
 
     vocab_size: int
@@ -69,6 +75,8 @@ class Qwen3Config:
     dtype: str = "bfloat16"
     remat: bool = True
     remat_policy: tuple[str, ...] = ()
+    qk_norm: bool = True
+    qkv_bias: bool = False
 
     def __post_init__(self):
         for name in (*_SIZES, "max_length"):
@@ -97,13 +105,18 @@ class Qwen3Config:
     def computing(self) -> dict[str, float | str]:
         """The fields that embeddings depend on, numbers as floats, so that 1000000 and 1e6 are equal."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _TRAINING_FIELDS}
+        for name, of_qwen3 in _FAMILY_FIELDS.items():
+            if fields[name] == of_qwen3:
+                del fields[name]
         return {name: value if isinstance(value, str) else float(value) for name, value in fields.items()}
 
     @property
     def parameters(self) -> int:
         """Number of parameters, without an untied head."""
         attention_width = 2 * (self.query_heads + self.kv_heads) * self.head_dim * self.width
-        layer = attention_width + 3 * self.width * self.mlp_width + 2 * self.width + 2 * self.head_dim
+        layer = attention_width + 3 * self.width * self.mlp_width + 2 * self.width
+        layer += self.qk_norm * 2 * self.head_dim
+        layer += self.qkv_bias * (self.query_heads + 2 * self.kv_heads) * self.head_dim
         return self.vocab_size * self.width + self.layers * layer + self.width
 
 
@@ -121,13 +134,18 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A product without bias; kernel [in, out], the transpose of PyTorch's weight."""
+    """A product; kernel [in, out], the transpose of PyTorch's weight. A bias [out] starts at zero."""
 
-    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, scale: float = 1.0):
+    def __init__(self, inputs: int, outputs: int, rngs: nnx.Rngs, scale: float = 1.0, *, bias: bool = False):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs)) * scale * inputs**-0.5)
+        if bias:
+            self.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
+        self.has_bias = bias
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return project(x, self.kernel[...])
+        y = project(x, self.kernel[...])
+        # In float32, so that the gradient of the bias is summed in float32.
+        return (y.astype(jnp.float32) + self.bias[...]).astype(x.dtype) if self.has_bias else y
 
 
 class Embedding(nnx.Module):
@@ -178,16 +196,18 @@ _rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with RMSNorm per head before RoPE; x [B, L, D] to [B, L, D]."""
+    """Grouped-query attention, with RMSNorm per head before RoPE if configured; x [B, L, D] to [B, L, D]."""
 
     def __init__(self, config: Qwen3Config, rngs: nnx.Rngs):
         query_width, kv_width = config.query_heads * config.head_dim, config.kv_heads * config.head_dim
-        self.q = Linear(config.width, query_width, rngs)
-        self.k = Linear(config.width, kv_width, rngs)
-        self.v = Linear(config.width, kv_width, rngs)
+        self.q = Linear(config.width, query_width, rngs, bias=config.qkv_bias)
+        self.k = Linear(config.width, kv_width, rngs, bias=config.qkv_bias)
+        self.v = Linear(config.width, kv_width, rngs, bias=config.qkv_bias)
         self.o = Linear(query_width, config.width, rngs, config.residual_init_scale)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.qk_norm = config.qk_norm
         self.head_dim = config.head_dim
         self.causal = config.causal
 
@@ -195,9 +215,11 @@ class Attention(nnx.Module):
         def heads(projected, name):
             return constrain(projected.reshape(*x.shape[:2], -1, self.head_dim), "rows", "tokens", name, None)
 
-        query = rotate(self.q_norm(heads(self.q(x), "heads")), angles)
-        key = rotate(self.k_norm(heads(self.k(x), "kv_heads")), angles)
+        query, key = heads(self.q(x), "heads"), heads(self.k(x), "kv_heads")
         value = heads(self.v(x), "kv_heads")
+        if self.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = rotate(query, angles), rotate(key, angles)
         query, key, value = (checkpoint_name(part, "projections") for part in (query, key, value))
         out = attention(query, key, value, segment_ids, causal=self.causal)
         return self.o(constrain(out.reshape(*x.shape[:2], -1), "rows", "tokens", "heads"))

@@ -10,9 +10,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pplx_jax.core.errors import BadInput
+from pplx_jax.core.errors import BadInput, ProcessLost
 
 MESSAGE_BYTES = 1 << 20
+_NO_ANSWER_SECONDS = 30.0  # an open or a closed port answers at once; a firewall that drops packets never does
 
 
 class Peer:
@@ -21,10 +22,12 @@ class Peer:
     Attributes:
       writer: of the connection.
       heard: when the last message came, in seconds of `time.monotonic`.
+      failure: why that process fails, and its exit code; None while it works.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self.writer, self._reader, self.heard = writer, reader, time.monotonic()
+        self.failure: tuple[str, int] | None = None
 
     def send(self, message: dict[str, Any]) -> None:
         """Sends a message; a closed connection shows in `receive`."""
@@ -40,6 +43,53 @@ class Peer:
             if isinstance(message := json.loads(line), dict):
                 return message
         raise ValueError("not a message of this protocol")
+
+
+async def connected(host: str, port: int, seconds: float, place: str) -> Peer:
+    """Returns a connection to a port of process 0.
+
+    Args:
+      host: where process 0 runs.
+      port: of it.
+      seconds: the longest wait for any answer; at most `_NO_ANSWER_SECONDS`.
+      place: of this process, for the message.
+
+    Raises:
+      ProcessLost: nothing answers in this time, not even that the port is closed.
+      OSError: the port is closed, or the host is not known.
+    """
+    seconds = min(seconds, _NO_ANSWER_SECONDS)
+    try:
+        async with asyncio.timeout(seconds):
+            return Peer(*await asyncio.open_connection(host, port, limit=MESSAGE_BYTES))
+    except TimeoutError:
+        raise _no_answer(host, port, seconds, place) from None
+
+
+def wait_for_port(host: str, port: int, seconds: float, place: str) -> None:
+    """Waits until process 0 accepts connections on a port. See `connected` for the arguments.
+
+    Raises:
+      ProcessLost: as `connected`, or the port stays closed for `seconds`.
+    """
+    deadline, patience = time.monotonic() + seconds, min(seconds, _NO_ANSWER_SECONDS)
+    while True:
+        try:
+            return socket.create_connection((host, port), timeout=patience).close()
+        except TimeoutError:
+            raise _no_answer(host, port, patience, place) from None
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise ProcessLost(f"{place} cannot reach process 0 at {host}:{port} ({error})") from None
+            time.sleep(0.2)
+
+
+def _no_answer(host: str, port: int, seconds: float, place: str) -> ProcessLost:
+    return ProcessLost(
+        f"{place}: no answer from process 0 at {host}:{port} for {seconds:.0f} s. The host is down, or a firewall "
+        "drops the packets: open this port and its neighbour between the hosts of the job, or give --coordinator "
+        "another port"
+    )
 
 
 def refusal_of(hello: Mapping[str, Any], expected: Mapping[str, Any], names: Mapping[int, str]) -> str | None:

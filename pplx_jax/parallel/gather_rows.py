@@ -1,5 +1,6 @@
-"""Gathers rows of arrays, or texts as token ids, from all processes."""
+"""Sends data between processes: rows of arrays from all to all, and bytes from process 0 to the others."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -46,4 +47,25 @@ def gather_ragged(own: Sequence[Sequence[int] | np.ndarray], counts: Sequence[in
     lengths = gather_rows(np.array([len(one) for one in own], np.int32), counts)
     flat = np.concatenate([np.asarray(one, np.int32) for one in own]) if own else np.zeros(0, np.int32)
     found = gather_rows(flat, [int(one.sum()) for one in lengths])
-    return [one for size, values in zip(lengths, found, strict=True) for one in np.split(values, np.cumsum(size)[:-1])]
+    cut = [np.split(values, np.cumsum(size))[:-1] for size, values in zip(lengths, found, strict=True)]
+    return list(itertools.chain(*cut))
+
+
+def broadcast_bytes(data: bytes) -> bytes:
+    """Returns the bytes of process 0. Collective; it waits for the other processes without a time limit.
+
+    Args:
+      data: of process 0; ignored on the others.
+    """
+    if jax.process_count() == 1:
+        return data
+    barrier("broadcast")
+    size = np.array([len(data) // _BYTES_AT_ONCE, len(data) % _BYTES_AT_ONCE], np.int32)
+    whole, rest = map(int, multihost_utils.broadcast_one_to_all(size))
+    parts = []
+    for part, length in enumerate([_BYTES_AT_ONCE] * whole + [rest] * (rest > 0)):
+        padded = np.zeros(1 << (length - 1).bit_length(), np.uint8)
+        if jax.process_index() == 0:
+            padded[:length] = np.frombuffer(data, np.uint8, length, part * _BYTES_AT_ONCE)
+        parts.append(np.asarray(multihost_utils.broadcast_one_to_all(padded))[:length].tobytes())
+    return b"".join(parts)

@@ -11,22 +11,24 @@ import inspect
 import json
 import math
 import os
+import pathlib
 import secrets
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
 
-from pplx_jax.core.errors import BAD_INPUT, PROCESS_LOST, BadInput, Preempted, ProcessLost
-from pplx_jax.parallel.connections import listening
+from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, Preempted, ProcessLost
+from pplx_jax.core.paths import as_path
+from pplx_jax.parallel.connections import listening, wait_for_port
 from pplx_jax.parallel.heartbeat import Heartbeat
+from pplx_jax.parallel.same_job import unseen_by, what_runs
+from pplx_jax.parallel.tpu_hosts import tpu_hosts
 
 _JAX_HEARTBEAT_SECONDS = 60  # without a `Heartbeat`, JAX ends the other processes after this time
 
@@ -40,12 +42,15 @@ class Processes:
     """The number of processes and how they find each other; by default a single process.
 
     Attributes:
-      coordinator: HOST:PORT of process 0, the same text for all processes; the next port is used too. "auto": JAX finds
-        all three values itself (Cloud TPU, GKE, Slurm). Default: JAX_COORDINATOR_ADDRESS of the environment.
+      coordinator: HOST:PORT of process 0, the same text for all processes; the next port is used too. "auto": all
+        three values are found, see `tpu_hosts`; elsewhere than on Cloud TPU by JAX (Slurm). Default:
+        JAX_COORDINATOR_ADDRESS of the environment.
       num_processes: number of processes. Default: JAX_NUM_PROCESSES of the environment.
       process_id: index of this process, from 0. Default: JAX_PROCESS_ID of the environment.
       startup_seconds: the longest wait until all processes are connected.
       silence_seconds: a process that sends no heartbeat for this long counts as dead, and the others exit.
+      stuck_seconds: all processes exit if none moves on for this long and those that the others wait for use no
+        processor time; 0 for never. Who is behind is logged before that.
     """
 
     coordinator: str | None = None
@@ -53,6 +58,7 @@ class Processes:
     process_id: int | None = None
     startup_seconds: float = 300.0
     silence_seconds: float = 30.0
+    stuck_seconds: float = 600.0
 
     def resolved(self, environment: Mapping[str, str] | None = None) -> "Processes":
         """Returns these settings with missing values taken from the environment.
@@ -98,18 +104,27 @@ class Processes:
 
 
 @contextlib.contextmanager
-def joined(processes: Processes) -> Iterator[None]:
+def joined(processes: Processes, about: Mapping[str, str] | None = None) -> Iterator[None]:
     """Joins this process to its job within a `with` block; does nothing for a single process.
 
     Enter it before the first use of JAX. A failure in the block is sent to the other processes, which then exit.
 
+    Args:
+      processes: the job.
+      about: what this process runs; the job is refused if it differs between processes. See `what_runs`.
+
     Raises:
-      BadInput: as `Processes.resolved`, or process 0 refused this process, or a port of process 0 is taken.
+      BadInput: as `Processes.resolved`, or process 0 refused this process or the job, or a port of process 0 is taken.
       ProcessLost: a process did not connect in time.
     """
     global _job
-    found = processes.resolved()
-    if not found.several or _job is not None:
+    found, hosts = processes.resolved(), ()
+    if found.coordinator == "auto" and (tpu := tpu_hosts(os.environ)):
+        hosts = tuple(tpu.names)
+        found = dataclasses.replace(
+            found, coordinator=tpu.coordinator, num_processes=len(hosts), process_id=tpu.index
+        ).resolved()
+    if not found.several or _job is not None or jax.distributed.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -124,15 +139,17 @@ def joined(processes: Processes) -> Iterator[None]:
         if found.coordinator == "auto":
             logging.info("waiting up to %g s for the other processes that JAX finds here", found.startup_seconds)
             jax.distributed.initialize(**settings)
-            _job = _connected_after_jax(found)
+            _job = _connected_after_jax(found, about)
         else:
             host, _, port = str(found.coordinator).rpartition(":")
             index, count = int(found.process_id or 0), int(found.num_processes or 1)
+            place: int | socket.socket = int(port) + 1
             if index == 0:
                 listening("", int(port)).close()  # JAX would crash if its port were taken
-                _job = _connected(found, host, listening(host, int(port) + 1), index, count, found.coordinator)
-            else:
-                _job = _connected(found, host, int(port) + 1, index, count, found.coordinator)
+                place = listening(host, int(port) + 1)
+            _job = _connected(found, host, place, index, count, str(found.coordinator), about, hosts)
+            if index > 0:  # JAX would wait for the whole time, and abort
+                wait_for_port(host, int(port), found.startup_seconds, f"process {index} of {count}")
             jax.distributed.initialize(
                 found.coordinator,
                 count,
@@ -143,11 +160,15 @@ def joined(processes: Processes) -> Iterator[None]:
         # JAX installs its own handler; here `PreemptionNotice` handles SIGTERM.
         signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         yield
+        barrier("the work")  # nobody leaves while another one may still fail, or be waited for in JAX's shutdown
     except BaseException as error:
         if isinstance(error, Preempted) and error.together:
             raise
-        failure = f"{type(error).__name__}: {error}"[:500]
-        code = BAD_INPUT if isinstance(error, BadInput) else PROCESS_LOST
+        failure, code = f"failed: {type(error).__name__}: {error}"[:500], PROCESS_LOST
+        if isinstance(error, BadInput):
+            code = BAD_INPUT
+        elif isinstance(error, Preempted):
+            failure, code = "was stopped by SIGTERM", PREEMPTED
         raise
     finally:
         if _job is not None:
@@ -164,12 +185,16 @@ def joins_processes(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(*arguments: Any, processes: Processes = Processes(), **keywords: Any) -> Any:  # noqa: B008 - frozen
         given = {name: keywords.pop(name) for name in _FLAGS if name in keywords}
-        with joined(dataclasses.replace(processes, **given)):
+        named = signature.bind_partial(*arguments, **keywords).arguments
+        found, joins = dataclasses.replace(processes, **given), _job is None
+        with joined(found, what_runs(function, named) if found.resolved().several else None):
+            if joins and "workdir" in named:
+                _require_shared(as_path(named["workdir"]))
             return function(*arguments, **keywords)
 
+    signature = inspect.signature(function)
     # A recipe may bind `processes`, but not the flags, which differ between machines. Without the signature, and with
     # __wrapped__, gin would use the parameters of `function`.
-    signature = inspect.signature(function)
     added = inspect.Parameter("processes", inspect.Parameter.KEYWORD_ONLY, default=Processes(), annotation=Processes)
     vars(run)["__signature__"] = signature.replace(parameters=[*signature.parameters.values(), added])
     del vars(run)["__wrapped__"]
@@ -184,6 +209,15 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def at(place: str) -> None:
+    """Says where this process is, for the report if it is behind.
+
+    All processes must say the same places in the same order.
+    """
+    if _job is not None:
+        _job.at(place)
+
+
 def barrier(name: str) -> None:
     """Waits until every process is at the barrier of this name."""
     if _job is not None:
@@ -192,92 +226,60 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-class Agreement:
-    """Decisions that all processes make together, without waiting for the devices.
-
-    At every step each process requests some actions. All processes know one step later what any of them requested,
-    while the devices work on the step after that. A single process knows it at once.
-
-    Args:
-      mesh: the devices in use; every process has some of them.
-      requests: number of actions to decide about.
-    """
-
-    def __init__(self, mesh: jax.sharding.Mesh, requests: int):
-        self._alone = jax.process_count() == 1
-        if self._alone:
-            return
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        self._spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._shape = (mesh.size, requests)
-        # It depends on the step's result, so that two programs with collectives never run at the same time.
-        self._any = jax.jit(lambda asked, step: asked.max(axis=0) + 0 * step, out_shardings=everywhere)
-        self._last: jax.Array | None = None
-
-    def __call__(self, step: jax.Array, *requests: bool) -> tuple[bool, ...]:
-        """Returns what any process requested one step ago.
-
-        Args:
-          step: the step counter of the state, after the step that is running.
-          *requests: the requests of this process.
-        """
-        if self._alone:
-            return requests
-        asked = np.broadcast_to(np.asarray(requests, np.int32), self._shape)
-        before = self._last
-        self._last = self._any(jax.make_array_from_callback(self._shape, self._spread, lambda at: asked[at]), step)
-        if before is None:
-            return (False,) * len(requests)
-        return tuple(bool(value) for value in jax.device_get(before.addressable_data(0)))
-
-
-class PreemptionNotice:
-    """Records SIGTERM instead of ending the process, within a `with` block on the main thread.
-
-    Attributes:
-      given: whether SIGTERM was received.
-    """
-
-    def __init__(self):
-        self.given = False
-        self._previous: Any = None
-
-    def __enter__(self) -> "PreemptionNotice":
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._notice) or signal.SIG_DFL
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def _notice(self, *_: object) -> None:
-        self.given = True
-        logging.warning("SIGTERM: saving at the end of a step, then exiting")
-
-
 def over_processes(numbers: Mapping[str, float]) -> dict[str, np.ndarray]:
     """Returns each number as float32 [processes], one value from every process. Collective."""
+    if _job is not None:
+        _job.at()
     values = np.array(list(numbers.values()), np.float32)
     found = multihost_utils.process_allgather(values) if jax.process_count() > 1 else values[None]
     return dict(zip(numbers, found.T, strict=True))
 
 
+def from_first(numbers: Sequence[float]) -> list[float]:
+    """Returns the numbers of process 0, to the last bit of float64. Collective; all processes pass as many."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    own = np.frombuffer(np.array(numbers, np.float64).tobytes(), np.uint32)
+    return np.frombuffer(np.asarray(multihost_utils.broadcast_one_to_all(own)).tobytes(), np.float64).tolist()
+
+
+def _require_shared(folder: pathlib.Path) -> None:
+    """Raises BadInput unless all processes see the same folder. Collective."""
+    if _job is None:
+        return
+    if unseen := unseen_by(folder, _job.index == 0, _job.barrier):
+        names = ", ".join(_job.names[index] for index in unseen)
+        raise BadInput(
+            f"{names} does not see in {folder} what {_job.names[0]} writes there; mount the same file system or bucket "
+            "on every host, or give another --workdir"
+        )
+
+
 def _connected(
-    processes: Processes, host: str, port: int | socket.socket, index: int, count: int, token: str | None
+    processes: Processes,
+    host: str,
+    port: int | socket.socket,
+    index: int,
+    count: int,
+    token: str,
+    about: Mapping[str, str] | None,
+    hosts: Sequence[str] = (),
 ) -> Heartbeat:
     return Heartbeat(
         host,
         port,
         index,
         count,
-        token=str(token),
+        token=token,
+        about=about,
+        hosts=hosts,
         startup_seconds=processes.startup_seconds,
         silence_seconds=processes.silence_seconds,
+        stuck_seconds=processes.stuck_seconds,
     )
 
 
-def _connected_after_jax(processes: Processes) -> Heartbeat | None:
+def _connected_after_jax(processes: Processes, about: Mapping[str, str] | None) -> Heartbeat | None:
     """Returns the heartbeat of processes that JAX found; None if they cannot reach the port of process 0."""
     if jax.process_count() == 1:
         return None
@@ -289,7 +291,7 @@ def _connected_after_jax(processes: Processes) -> Heartbeat | None:
     letters = np.frombuffer(said.encode().ljust(_SAID_BYTES), np.uint8)
     host, port, token = json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(letters))))
     try:
-        return _connected(processes, host, server or port, jax.process_index(), jax.process_count(), token)
+        return _connected(processes, host, server or port, jax.process_index(), jax.process_count(), token, about)
     except ProcessLost as error:
         logging.warning(
             "%s. The job goes on; if a process dies, JAX ends the others within %d s and gives only its number",

@@ -1,8 +1,10 @@
-"""Rates of TPU chips and their links. Sources: Google Cloud's TPU pages (system architecture of each version) and, for
-one-way link rates and the data-centre network, "How to Scale Your Model" (jax-ml.github.io/scaling-book), chapter 2.
+"""Rates of TPU chips, their links and their hosts. Sources: Google Cloud's TPU pages (system architecture of each
+version) and, for one-way link rates and the data-centre network, "How to Scale Your Model"
+(jax-ml.github.io/scaling-book), chapter 2.
 """
 
 import dataclasses
+import math
 import re
 
 from pplx_jax.core.errors import BadInput
@@ -10,7 +12,7 @@ from pplx_jax.core.errors import BadInput
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A chip of one TPU version.
+    """A device of one TPU version: a chip, or one of the two cores that JAX sees of a tpu7x chip.
 
     Attributes:
       peak_flops: bfloat16 operations per second.
@@ -21,6 +23,7 @@ class Chip:
       torus_axes: number of axes of the torus; a chip has two links along each.
       full_axis: smallest number of chips along an axis whose ends are connected.
       dcn_bytes_per_second: the chip's share of the host's link to the data-centre network, one way.
+      host_bytes: memory of a host of four chips.
     """
 
     peak_flops: float
@@ -31,13 +34,17 @@ class Chip:
     torus_axes: int
     full_axis: int
     dcn_bytes_per_second: float
+    host_bytes: float
 
 
 CHIPS = {
-    "v5e": Chip(197e12, 1.5e9, 819e9, int(15.75 * 2**30), 4.5e10, 2, 16, 3.125e9),
-    "v5p": Chip(459e12, 1.75e9, 2765e9, int(95.74 * 2**30), 9e10, 3, 4, 6.25e9),
-    "v6e": Chip(918e12, 1.75e9, 1640e9, int(31.25 * 2**30), 9e10, 2, 16, 12.5e9),
+    "v5e": Chip(197e12, 1.5e9, 819e9, int(15.75 * 2**30), 4.5e10, 2, 16, 3.125e9, 192e9),
+    "v5p": Chip(459e12, 1.75e9, 2765e9, int(95.74 * 2**30), 9e10, 3, 4, 6.25e9, 448e9),
+    "v6e": Chip(918e12, 1.75e9, 1640e9, int(31.25 * 2**30), 9e10, 2, 16, 12.5e9, 720e9),
+    "tpu7x": Chip(1153.5e12, 1.75e9, 3690e9, int(94.75 * 2**30), 9e10, 3, 4, 6.25e9, 960e9),
 }
+
+COMPILED = ("v5e", "v5p", "v6e")  # the versions whose kernels have schedules in `plan.kernels`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,16 @@ class Topology:
     @property
     def chip(self) -> Chip:
         return CHIPS[self.version]
+
+    @property
+    def is_one_host(self) -> bool:
+        """Whether it is a slice of eight chips that Google Cloud offers as one host; libtpu describes two of four."""
+        return self.version in ("v5e", "v6e") and self.shape == (2, 4)
+
+    @property
+    def host_bytes(self) -> float:
+        """Memory of one host; hosts of other sizes have as much for each chip."""
+        return self.chip.host_bytes * min(math.prod(self.shape), 8 if self.is_one_host else 4) / 4
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,12 +1,15 @@
 """A stage's batch in which every text has the recipe's maximum length: the memory that a plan must allow for."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from pplx_jax.data.batches.batch_spec import BatchSpec, multiple_for
 from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.recipes.recipe import Lengths
+from pplx_jax.training.settings import Training
 
 
 class LongestTexts:
@@ -57,3 +60,46 @@ def text_lengths(segment_ids: np.ndarray) -> list[int]:
         counts = np.bincount(row)[1:]
         found += counts[counts > 0].tolist()
     return found
+
+
+class LongestBatch(NamedTuple):
+    """A batch of the longest texts.
+
+    Attributes:
+      arrays: name -> shape and dtype in the whole batch.
+      sequences: B, the number of sequences.
+      texts: the number of tokens of every text.
+    """
+
+    arrays: dict[str, jax.ShapeDtypeStruct]
+    sequences: int
+    texts: list[int]
+
+
+def longest_batch(training: Training, lengths: Lengths, row_shards: int) -> LongestBatch:
+    """Returns the batch of a stage as `HostBatches` packs it for this number of row shards.
+
+    Raises:
+      BadInput: the batch does not divide into `Training.packing_groups`.
+    """
+    spec, groups = training.stage.batch, training.packing_groups
+    multiple = multiple_for(groups, row_shards)
+    key = repr((spec, lengths, groups, multiple))
+    if key not in _batches:  # a stage has the same batch on several meshes
+        _batches[key] = _pack(spec, lengths, groups, multiple)
+    return _batches[key]
+
+
+_batches: dict[str, LongestBatch] = {}
+
+
+def _pack(spec: BatchSpec, lengths: Lengths, groups: int, multiple: int) -> LongestBatch:
+    part = spec.part(groups)  # all groups are alike
+    table: Any = LongestTexts(lengths, part.batch_size, getattr(spec, "negatives", 0)).of_kind(spec.kind)
+    sequences = part.sequences_needed(table, multiple_of=multiple)
+    packed = part.pack(table, np.arange(part.batch_size), sequences).arrays
+    arrays = {
+        name: jax.ShapeDtypeStruct((groups * len(array), *array.shape[1:]), array.dtype)
+        for name, array in packed.items()
+    }
+    return LongestBatch(arrays, groups * sequences, groups * text_lengths(packed["segment_ids"]))

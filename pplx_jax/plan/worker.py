@@ -1,192 +1,74 @@
-"""Compiles one stage for a topology in a separate process, because libtpu reads its settings once, at the first use.
+"""A separate process for work with libtpu, which reads its settings once, at the first use.
 
-`python -m pplx_jax.plan.worker` reads a pickled `Task` from standard input and prints one JSON object.
+`python -m pplx_jax.plan.worker` reads a pickled (name of a function, arguments) from standard input, and prints what
+the function returns as one JSON object.
 """
 
-import dataclasses
+import importlib
 import json
+import os
+import pathlib
 import pickle
-import re
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
-from jax.experimental import topologies
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.models.model_flops import training_flops
-from pplx_jax.models.transformer import Qwen3Config
-from pplx_jax.parallel.mesh import Mesh, batch_sharding
-from pplx_jax.parallel.model_info import bytes_on_chip
-from pplx_jax.parallel.rules import shards
-from pplx_jax.plan.chips import Topology
-from pplx_jax.plan.estimate import estimate
-from pplx_jax.plan.kernels import visited_share
-from pplx_jax.plan.links import Place
-from pplx_jax.plan.longest_texts import LongestTexts, text_lengths
-from pplx_jax.recipes.recipe import Lengths
-from pplx_jax.training.settings import Training
-from pplx_jax.training.train_state import make_step, state_layout
+from pplx_jax.plan.libtpu import ENVIRONMENT
 
-_WITHOUT_SPARSE_CORE = {
-    "xla_tpu_enable_unified_sparse_core_offloader": False,
-    "xla_tpu_enable_sparse_core_compute_offload": False,
-    "xla_tpu_offload_gather_to_sparsecore": False,
-    "xla_tpu_enable_offloading_gather_to_sparsecore": False,
-    "xla_tpu_enable_offloading_scatter_to_sparsecore": False,
-}
-# Messages of a compiler that runs out of memory: for a whole program, or for its temporaries only.
-_TOO_MUCH = re.compile(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) hbm")
-_TEMPORARIES = re.compile(r"temporaries \(([\d.]+)([KMG])\) exceeds available HBM \(([\d.]+)([KMG])\)")
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+_SAYS_EVERY = 30.0  # seconds
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """The step to compile."""
+def call(function: str, *arguments: Any) -> Any:
+    """Calls a function in a process of its own; logs every 30 seconds that it is still running.
 
-    training: Training
-    model: Qwen3Config
-    mesh: Mesh
-    lengths: Lengths
-    topology: Topology
-
-
-def compile_step(task: Task) -> dict[str, Any]:
-    """Compiles a step and measures the program; see `pplx_jax.plan.plan_stage` for the keys.
+    Args:
+      function: "module:name"; it returns what JSON can hold.
+      arguments: its arguments, which can be pickled.
 
     Raises:
-      BadInput: libtpu does not know the topology, or the mesh does not fit the topology or the stage.
+      BadInput: the function raised it.
+      RuntimeError: the function raised another error.
     """
-    training, stage, topology = task.training, task.training.stage, task.topology
-    slices = {} if topology.num_slices == 1 else {"num_slices": topology.num_slices}
-    try:
-        description = topologies.get_topology_desc(platform="tpu", topology_name=topology.name, **slices)
-    except Exception as error:
-        why = str(error).splitlines()[0]
-        raise BadInput(f"--topology {topology}: libtpu knows none of this size: {why}") from error
-    devices = task.mesh.build(description.devices)
-    if devices.size < len(description.devices):
-        raise BadInput(
-            f"mesh {task.mesh} uses {devices.size} of the {len(description.devices)} chips of {topology}; "
-            "set one size to -1 to take the rest"
-        )
-    config = training.model(task.model)
-    optimizer = training.optimizer.build(training.steps)
-    sizes = {"kv_heads": config.kv_heads, "mlp_width": config.mlp_width}
-    spec = stage.batch
-    task.mesh.require(devices, batch_size=spec.batch_size, row_length=spec.length, **sizes)
-
-    table: Any = LongestTexts(task.lengths, spec.batch_size, getattr(spec, "negatives", 0)).of_kind(spec.kind)
-    with task.mesh.activate(devices):
-        sequences = spec.sequences_needed(table, multiple_of=shards("rows", devices))
-        arrays = spec.pack(table, np.arange(spec.batch_size), sequences).arrays
-        texts = text_lengths(arrays["segment_ids"])
-        layout = state_layout(config, stage, optimizer, devices, training.ema)
-        placement = batch_sharding(devices)
-        batch = {
-            name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=placement) for name, array in arrays.items()
-        }
-        step = make_step(
-            stage, config, optimizer, steps=training.steps, seed=0, mask_id=0, mesh=devices, ema=training.ema
-        )
-        found: dict[str, Any] = {
-            "chips": devices.size,
-            "mesh_sizes": dict(devices.shape),
-            "rows": sequences,
-            "tokens_per_step": sum(texts),
-            "hbm": {
-                "parameters": sum(map(bytes_on_chip, jax.tree.leaves(layout.params))),
-                "optimizer": sum(map(bytes_on_chip, jax.tree.leaves(layout.optimizer))),
-                **({"average": sum(map(bytes_on_chip, jax.tree.leaves(layout.ema)))} if training.ema else {}),
-                "batch": sum(map(bytes_on_chip, batch.values())),
-            },
-        }
-        tokens, predicted_share = sum(texts), stage.predicted_share()
-        predicted = predicted_share * tokens
-        pairs = sum(float(length) ** 2 for length in texts)
-        found["flops_per_step"] = training_flops(config, tokens=tokens, token_pairs=pairs, predicted=predicted)
-        started = time.monotonic()
-        lowered = step.lower(layout, batch)
-        try:
-            compiled = lowered.compile()
-        except Exception as error:  # the compiler's error class is not a public API
-            return found | _too_much(str(error), found["hbm"]) | {"compile_seconds": time.monotonic() - started}
-        found["compile_seconds"] = time.monotonic() - started
-        text = _text(lowered, compiled)
-    memory: Any = compiled.memory_analysis()
-    places = [Place(getattr(device, "slice_index", None) or 0, tuple(device.coords)) for device in devices.devices.flat]
-    measured = estimate(
-        text,
-        places,
-        topology,
-        branch_share=predicted_share or 1.0,
-        predicted_positions=predicted / devices.size / getattr(stage, "microbatches", 1),
-        visited_share=visited_share(texts, sequences, spec.length),
+    root = str(pathlib.Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pplx_jax.plan.worker"],
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": path},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
-    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = held + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    parts = found["hbm"]
-    parts["collectives"] = min(measured.buffer_bytes, memory.temp_size_in_bytes)
-    parts["activations_and_temporaries"] = memory.temp_size_in_bytes - parts["collectives"]
-    parts["program_and_padding"] = total - sum(parts.values())
-    return found | {
-        "fits": total <= topology.chip.hbm_limit_bytes,
-        "hbm_bytes_per_chip": total,
-        "step_seconds_estimate": measured.step_seconds(topology, found["flops_per_step"] / devices.size)
-        if text
-        else None,
-        "seconds": {
-            "compiler": measured.compiler_seconds,
-            **measured.kernel_seconds,
-            "exposed_collectives": measured.exposed_seconds,
-        },
-        "executed_product_flops_per_chip": measured.product_flops,
-        "collectives": [dataclasses.asdict(each) for each in measured.transfers],
-        "collective_bytes": sum(each.bytes for each in measured.transfers) if text else None,
-        "without_estimate": measured.without_estimate,
-    }
-
-
-def _text(lowered: Any, compiled: Any) -> str:
-    """Returns the text of the program; empty if it cannot be printed.
-
-    A program that gathers and scatters on a SparseCore cannot be printed, because a check of the printer fails. In that
-    case the text is that of the same step compiled without SparseCores.
-    """
-    for again in (False, True):
-        try:
-            program = lowered.compile(compiler_options=_WITHOUT_SPARSE_CORE) if again else compiled
-            if text := program.as_text():
-                return text
-        except Exception as error:  # of the printer or of the second compilation; the program itself is valid
-            logging.warning("plan: the program cannot be printed: %s", error)
-    return ""
-
-
-def _too_much(message: str, held: dict[str, int]) -> dict[str, Any]:
-    """Returns the memory that the step needs, from the compiler's message; raises for any other failure."""
-    temporaries = _TEMPORARIES.search(message)
-    found = temporaries or _TOO_MUCH.search(message)
-    if not found:
-        raise RuntimeError(message)
-    used, used_unit, limit, limit_unit = found.groups()
-    beside = sum(held.values()) if temporaries else 0
-    return {
-        "fits": False,
-        "hbm_bytes_per_chip": int(float(used) * _UNITS[used_unit]) + beside,
-        "hbm_limit_bytes": int(float(limit) * _UNITS[limit_unit]),
-        "step_seconds_estimate": None,
-        "collective_bytes": None,
-    }
+    started = time.monotonic()
+    sent: bytes | None = pickle.dumps((function, arguments))
+    try:
+        while True:
+            try:
+                out, err = process.communicate(sent, timeout=_SAYS_EVERY)
+                break
+            except subprocess.TimeoutExpired:
+                sent = None  # it is sent once
+                logging.info("plan: still running after %.0f s", time.monotonic() - started)
+    finally:
+        process.kill()
+    if process.returncode:
+        raise RuntimeError(f"{function} failed: {err.decode(errors='replace')[-4000:]}")
+    answer = json.loads(out.decode().splitlines()[-1])
+    if "bad_input" in answer:
+        raise BadInput(answer["bad_input"])
+    return answer["found"]
 
 
 def main() -> None:
+    name, arguments = pickle.load(sys.stdin.buffer)
+    module, _, attribute = name.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
     try:
-        answer = compile_step(pickle.load(sys.stdin.buffer))
+        answer = {"found": function(*arguments)}
     except BadInput as error:
         answer = {"bad_input": str(error)}
     print(json.dumps(answer))

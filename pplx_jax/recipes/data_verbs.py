@@ -4,8 +4,10 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from pplx_jax.core.buckets import local_copy, staged
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.batches.batch_spec import ContextualBatch, PairBatch, TextBatch, TripletBatch
 from pplx_jax.data.quality.fill import Packed
 from pplx_jax.data.quality.report import report_sources
@@ -66,7 +68,7 @@ def cache_corpus(
     options = pipeline_options(runner, beam_options)
     found = _vocabulary(workdir, initial, vocabulary)
     sources = corpus.training_sources(_built(workdir, corpus))
-    target = output or str(pathlib.Path(workdir) / "data" / "tokens")
+    target = output or str(as_path(workdir) / "data" / "tokens")
     overlap = corpus.excluded_texts()
     return cache_sources(sources, found, lengths, overlap, target, options=options, seqio_records=seqio_records)
 
@@ -122,16 +124,16 @@ def report_corpus(
         found = _known_vocabulary(workdir, initial, vocabulary)
         packed = _packed(stages) if stages else {source.kind: _packed_file(source, lengths)}
         report = report_sources([source], found, lengths, None, stages=packed, **limits)
-        folder = pathlib.Path(output or pathlib.Path(workdir or ".") / f"{source.name}-report")
+        folder = as_path(output or as_path(workdir or ".") / f"{source.name}-report")
     elif corpus is not None and workdir is not None:
-        name = pathlib.Path(workdir).name
+        name = as_path(workdir).name
         found = _vocabulary(workdir, initial, vocabulary)
         built = _built(workdir, corpus)
         excluded = corpus.excluded_texts()
         overlap = excluded or evaluation_overlap(corpus.evaluation_folder(built))
         sources, drop = corpus.training_sources(built), excluded is not None
         report = report_sources(sources, found, lengths, overlap, stages=_packed(stages), drop_overlap=drop, **limits)
-        folder = pathlib.Path(output or pathlib.Path(workdir) / "data" / "report")
+        folder = as_path(output or as_path(workdir) / "data" / "report")
     else:
         raise BadInput("data report needs --input FILE, or a recipe and its workdir (--gin_file, --workdir)")
     return _write_report(folder, report, name)
@@ -150,16 +152,17 @@ def _write_report(folder: pathlib.Path, report: dict[str, Any], name: str) -> di
 
 def _built(workdir: pathlib.Path, corpus: Corpus) -> pathlib.Path:
     """Returns WORKDIR/data/corpus, after building the corpus if its sources need that and it is not there."""
-    folder = pathlib.Path(workdir) / "data" / "corpus"
+    folder = as_path(workdir) / "data" / "corpus"
     if corpus.sources_need_build and not folder.exists():
-        corpus.build(folder)
-    return folder
+        with staged(folder) as written:
+            corpus.build(written)
+    return local_copy(folder)
 
 
 def _vocabulary(workdir: pathlib.Path, initial: str | None, vocabulary: pathlib.Path | None) -> Vocabulary:
     found = _known_vocabulary(workdir, initial, vocabulary)
     if found is None:
-        raise BadInput(f"no vocabulary in {pathlib.Path(workdir) / 'data'}; run the recipe first, or give --vocabulary")
+        raise BadInput(f"no vocabulary in {as_path(workdir) / 'data'}; run the recipe first, or give --vocabulary")
     return found
 
 
@@ -168,7 +171,7 @@ def _known_vocabulary(
 ) -> Vocabulary | None:
     if vocabulary or initial:
         return load_vocabulary(vocabulary or initial or "")
-    data = None if workdir is None else pathlib.Path(workdir) / "data"
+    data = None if workdir is None else as_path(workdir) / "data"
     if data is None or not any((data / name).exists() for name in (FILE_NAME, TOKENIZER)):
         return None
     return load_vocabulary(data)

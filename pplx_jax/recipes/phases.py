@@ -1,6 +1,7 @@
 """The phases of a run, each done once, and the work of all phases except training."""
 
 import pathlib
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,29 +12,36 @@ from absl import logging
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import Kind
+from pplx_jax.core.buckets import local_copy, remove, staged
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import take_place
+from pplx_jax.core.paths import is_bucket
 from pplx_jax.core.resume_check import require_same
 from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.corpus import Corpus
 from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.token_table import MANIFEST
 from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.evaluation.scoring.retrieval_evaluator import RetrievalEvaluator, read_evaluation_sets
 from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model
 from pplx_jax.inference.embedder import Embedder
+from pplx_jax.inference.lead import lead
 from pplx_jax.mining.choice import Mining
 from pplx_jax.mining.mine import mine_table
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.models.transformer import Qwen3Config
-from pplx_jax.parallel.processes import barrier, is_first
+from pplx_jax.parallel.processes import at, barrier, is_first
+from pplx_jax.parallel.same_job import appears
 from pplx_jax.training.settings import Training
 
 
 class Phases:
     """Runs phases by name. The result of each is saved in WORKDIR/phases/NAME.json with its seconds and settings.
 
-    The first process runs a phase and the others wait. All processes run a training phase.
+    The first process runs a phase and the others wait, however long it takes. All processes run a phase of `everyone`:
+    a training, or one that encodes on all devices.
 
     Args:
       workdir: the workdir of the run.
@@ -55,7 +63,10 @@ class Phases:
         for name, phase in sorted(done.items(), key=lambda item: _place(item[1])):
             after = {other: each for other, each in done.items() if _place(each) >= _place(phase)}
             outputs = {self._workdir / output for each in after.values() for output in each.get("writes", ())}
-            remove = [*(self._folder / f"{other}.json" for other in after), *filter(pathlib.Path.exists, outputs)]
+            remove = [
+                *(self._folder / f"{other}.json" for other in after),
+                *filter(lambda path: path.exists(), outputs),
+            ]
             fix = f"; or remove {' '.join(map(str, sorted(remove)))} to run {name} and what follows it again"
             found, wanted = phase.get("settings", {}), self._settings.get(name, {})
             require_same(self._workdir, f"the finished phase {name}", found, wanted, fix)
@@ -73,6 +84,7 @@ class Phases:
           everyone: whether all processes call `work`.
           writes: files and folders in the workdir that `work` writes.
         """
+        at(f"phase {name}")
         marker = self._folder / f"{name}.json"
         if not marker.exists() and (everyone or is_first()):
             logging.info("phase: %s", name)
@@ -87,6 +99,7 @@ class Phases:
                 place = len([*self._folder.glob("*.json")])  # in the order of the run
                 write_json(marker, {"seconds": seconds, "result": result, "place": place, **about})
         barrier(f"phase {name}")
+        appears(marker)
         done = read_json(marker)
         self.seconds[name] = done["seconds"]
         return done["result"]
@@ -101,6 +114,19 @@ def tables_folder(workdir: pathlib.Path, kind: str) -> pathlib.Path:
     return workdir / "data" / "tokens" / FOLDERS[kind]
 
 
+def build(workdir: pathlib.Path, corpus: Corpus) -> dict[str, Any]:
+    """Writes WORKDIR/data/corpus. A corpus writes to this machine, whatever the workdir is."""
+    with staged(workdir / "data" / "corpus") as folder:
+        return dict(corpus.build(folder))
+
+
+def tokenize(workdir: pathlib.Path, corpus: Corpus, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, Any]:
+    """Writes WORKDIR/data/tokens from WORKDIR/data/corpus."""
+    written = local_copy(workdir / "data" / "corpus")
+    with staged(workdir / "data" / "tokens", last=MANIFEST) as folder:
+        return corpus.tokenize(written, vocabulary, folder, lengths)
+
+
 def mine(
     workdir: pathlib.Path,
     corpus: Corpus,
@@ -113,7 +139,7 @@ def mine(
     """Mines hard negatives with the model of the stage `miner`, for the pairs that no earlier stage has read.
 
     If earlier stages have read every pair of a source, all its pairs are used. The negatives of a query come from its
-    own source. Nothing is mined if the corpus declares triplets.
+    own source. Nothing is mined if the corpus declares triplets. All processes mine.
 
     Args:
       workdir: the workdir of the run.
@@ -131,7 +157,8 @@ def mine(
     embedder = Embedder.load(workdir / miner)
     reader = next((one for one in trainings if one.stage.name == miner and one.stage.batch.kind == "pair"), None)
     batch_size = reader.stage.batch.batch_size if reader else 1
-    examples = Examples(tables, reader.data if reader else None, batch_size, seed)
+    held_out = reader.held_out if reader else 0
+    examples = Examples(tables, reader.data if reader else None, batch_size, seed, held_out)
     mined: dict[str, Any] = {}
     partial = output.with_name(f"{output.name}.partial")
     for name, shards in tables.items():
@@ -143,30 +170,61 @@ def mine(
         mined[name] = mine_table(embedder, table, vocabulary, mining, written, among=among)
     if len(tables) == 1:
         return mined.popitem()[1]
-    take_place(partial, output)
+    if is_first() and is_bucket(partial):
+        with staged(output, last=MANIFEST) as folder:
+            shutil.copytree(local_copy(partial), folder)
+        remove(partial)
+    elif is_first():
+        take_place(partial, output)
     return mined
 
 
-def score_random(model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path) -> dict[str, Any]:
-    """Scores the same architecture with random weights."""
+def evaluation_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the folder of the retrieval sets of the corpus."""
+    return workdir / "data" / "corpus" / "evaluation"
+
+
+def retrieval_evaluator(
+    training: Training,
+    vocabulary: Vocabulary,
+    held_out: pathlib.Path,
+    lengths: Lengths | None,
+    config: Qwen3Config,
+    devices: jax.sharding.Mesh,
+) -> RetrievalEvaluator:
+    """Returns the evaluator of a stage on the sets that its settings name, or on those of the corpus."""
+    assert training.evaluation is not None
+    sets = read_evaluation_sets(training.evaluation, held_out)
+    contextual = training.stage.model_kind == "context_v1"
+    size = document_size(lengths) if lengths else {}
+    return RetrievalEvaluator(sets, config, vocabulary, devices, contextual=contextual, **size)
+
+
+def document_size(lengths: Lengths) -> dict[str, int]:
+    """Returns the size of the documents in which passages are scored: as in the contextual stage."""
+    return {"chunks_per_document": lengths.chunks, "tokens_per_document": lengths.chunks * (lengths.chunk + 1)}
+
+
+def score_random(
+    model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path
+) -> dict[str, Any] | None:
+    """Scores the same architecture with random weights, on all processes; only the first one has the result."""
     params = jax.tree.map(np.asarray, initial_params(model, seed))
-    embedder = Embedder(LoadedModel(model, vocabulary, params, "v1", "random"))
-    return score_model(embedder, read_sets(held_out))
+    embedder = Embedder(LoadedModel(model, vocabulary, params, "v1", "random"), shared=True)
+    return lead(embedder, lambda encoder: score_model(encoder, read_sets(held_out)))
 
 
-def score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
+def score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any] | None:
     """Scores a model folder on single passages; a context model also on each passage in its document.
 
-    Documents are cut as in the contextual stage.
+    Documents are cut as in the contextual stage. All processes encode; only the first one has the result.
     """
-    embedder = Embedder.load(folder)
-    return score_model(
-        embedder,
-        read_sets(held_out),
-        contextual=embedder.kind == "context_v1",
-        chunks_per_document=lengths.chunks,
-        tokens_per_document=lengths.chunks * (lengths.chunk + 1),
-    )
+    embedder = Embedder.load(folder, shared=True)
+    options: dict[str, Any] = {
+        "contextual": embedder.kind == "context_v1",
+        **document_size(lengths),
+    }
+    return lead(embedder, lambda encoder: score_model(encoder, read_sets(held_out), **options))
 
 
 def export(workdir: pathlib.Path, models: Mapping[Kind, str], results: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,10 +239,10 @@ def export(workdir: pathlib.Path, models: Mapping[Kind, str], results: Mapping[s
 
 
 def index(workdir: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
-    """Embeds and indexes the corpus's search file."""
+    """Embeds the corpus's search file on all processes; the first one indexes it."""
     from pplx_jax.retrieval.build_index import build_index
     from pplx_jax.retrieval.embed_file import embed_file
 
     searched = workdir / "data" / "corpus" / "search.jsonl"
     embedded = embed_file(model, searched, workdir / "embeddings", overflow="truncate")
-    return {**embedded, **build_index(workdir / "embeddings", workdir / "index")}
+    return {**embedded, **build_index(workdir / "embeddings", workdir / "index")} if is_first() else embedded

@@ -8,6 +8,8 @@ import jax
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.packages import require_packages
+from pplx_jax.core.paths import is_bucket
+from pplx_jax.evaluation.scoring.retrieval_evaluator import evaluation_folders
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training.settings import Training
@@ -18,17 +20,29 @@ _GIB = 1 << 30
 
 
 def check_stages(stages: Sequence[Training], model: Qwen3Config, mesh: Mesh) -> None:
-    """Checks every stage of a recipe as `check_stage` does.
+    """Checks every stage of a recipe as `check_stage` does, and that its evaluation has the sets that it names.
 
     Raises:
-      BadInput: a stage cannot be trained on the mesh; the message starts with its name.
+      BadInput: a stage cannot be trained on the mesh, or a set of its evaluation is missing, or what its best metric
+        needs; the message starts with the name of the stage.
     """
     devices = mesh.build()
     for training in stages:
         try:
             check_stage(training, training.model(model), devices, mesh)
+            _check_evaluation(training)
         except BadInput as error:
             raise BadInput(f"{training.stage.name}: {error}") from error
+
+
+def _check_evaluation(training: Training) -> None:
+    if training.evaluation is None:
+        return
+    evaluation_folders(training.evaluation)
+    best = training.checkpointing.best_metric
+    if best and not (training.held_out if best.startswith("eval/loss/") else training.evaluates_retrieval):
+        field = "held_out" if best.startswith("eval/loss/") else "sets"
+        raise BadInput(f"Checkpointing.best_metric={best!r} needs Evaluation.{field}; set it, or name another metric")
 
 
 def check_packages(remains: Callable[[str], bool], *, whole: bool) -> None:
@@ -52,6 +66,8 @@ def check_disk(
 ) -> None:
     """Checks that the checkpoints of the stages fit on the disk of the workdir, next to what is there already.
 
+    A bucket is never full.
+
     Each stage keeps its latest checkpoints, and one more while it saves. The merge and two exports hold one model each.
 
     Args:
@@ -64,13 +80,18 @@ def check_disk(
     Raises:
       BadInput: they do not fit; the message gives both sizes.
     """
+    if is_bucket(workdir):
+        return
     devices = mesh.build()
     needed, largest, weights = 0, 0, 0
     for training in stages:
         optimizer = training.optimizer.build(training.steps)
         state = state_layout(training.model(model), training.stage, optimizer, devices, training.ema)
         each, weights = _bytes(state), _bytes(state.params)
-        needed += max(training.checkpointing.keep * each - _used(workdir / training.stage.name), 0)
+        kept = training.checkpointing.keep + (
+            training.checkpointing.keep_best if training.checkpointing.best_metric else 0
+        )
+        needed += max(kept * each - _used(workdir / training.stage.name), 0)
         largest = max(largest, each)
     needed += largest + (3 * weights if whole else 0)
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())

@@ -8,13 +8,16 @@ from typing import Any
 
 from absl import logging
 
+from pplx_jax.checkpoints.huggingface.families import family_of
 from pplx_jax.checkpoints.initial_model import copy_vocabulary, model_to_train
 from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import MERGED, merge_checkpoints
 from pplx_jax.checkpoints.model_folder import Kind
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
 from pplx_jax.core.output_folder import require_free
+from pplx_jax.core.paths import as_path
 from pplx_jax.core.resume_check import settings_of
 from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
 from pplx_jax.data.tokens.kinds import FOLDERS
@@ -31,7 +34,7 @@ from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.recipes import phases as work
-from pplx_jax.recipes.phases import Phases, tables_folder
+from pplx_jax.recipes.phases import Phases, evaluation_folder, tables_folder
 from pplx_jax.recipes.preflight import check_disk, check_packages, check_stages
 from pplx_jax.recipes.results import environment, format_sets, format_table, write_report, write_results
 from pplx_jax.recipes.weighted_start import NAME as INITIAL
@@ -90,7 +93,7 @@ def run(
     """
     names = _names(stages)
     check_until(until, names)
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     trained = () if until == UNTIL_DATA else stages[: names.index(until) + 1] if until else stages
     whole = until is None and {*merge.stages} <= {*names}
@@ -100,45 +103,47 @@ def run(
         require_free(workdir, "folder", lambda _: True)
         phases.require_same()
         check_packages(phases.remains, whole=whole)
+        if whole and phases.remains("export"):
+            family_of(model)  # refuses a model that cannot be exported
         unfinished = [training for training in trained if phases.remains(training.stage.name)]
         check_disk(workdir, unfinished, model, mesh, whole=whole)
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / "config.gin", config_text)
         write_json(workdir / "recipe.json", {"stages": names})
     barrier("workdir")
-    written, tokens = workdir / "data" / "corpus", workdir / "data" / "tokens"
-    held_out = written / "evaluation"
+    held_out = evaluation_folder(workdir)
     results: dict[str, Any] = {}
 
-    counts = phases("corpus", lambda: dict(corpus.build(written)), writes=("data/corpus",))
+    counts = phases("corpus", lambda: work.build(workdir, corpus), writes=("data/corpus",))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
     if initial:
         vocabulary = _initial_vocabulary(workdir, initial)
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
-    tokenize = functools.partial(corpus.tokenize, written, vocabulary, tokens, lengths)
+    tokenize = functools.partial(work.tokenize, workdir, corpus, vocabulary, lengths)
     examples = phases("tokenize", tokenize, writes=("data/tokens",))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
     results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
-    results["random"] = phases("evaluate_random", lambda: work.score_random(model, vocabulary, seed, held_out))
+    random_scores = functools.partial(work.score_random, model, vocabulary, seed, held_out)
+    results["random"] = phases("evaluate_random", random_scores, everyone=True)
 
     if term_weights:
         tables = [table for kind in ("text", "pair") for table in _tables(workdir, kind, vocabulary)]
         weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
         phases(INITIAL, weigh, writes=(INITIAL,))
-        results[INITIAL] = phases(f"evaluate_{INITIAL}", lambda: work.score(workdir / INITIAL, held_out, lengths))
+        results[INITIAL] = _scores(phases, workdir / INITIAL, held_out, lengths)
 
     for training in stages:
         name, stage = training.stage.name, training.stage
         if stage.batch.kind == "triplet" and stage.starts_from in names:
             miner = stage.starts_from
             mine = functools.partial(work.mine, workdir, corpus, vocabulary, mining, miner, stages, seed)
-            phases("mine", mine, writes=(f"data/tokens/{FOLDERS['triplet']}",))
+            phases("mine", mine, everyone=True, writes=(f"data/tokens/{FOLDERS['triplet']}",))
 
-        learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start)
+        learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start, lengths)
         phases(name, learn, everyone=True, writes=(name,))
-        results[name] = phases(f"evaluate_{name}", lambda name=name: work.score(workdir / name, held_out, lengths))
+        results[name] = _scores(phases, workdir / name, held_out, lengths)
         if name == until:
             break
 
@@ -146,11 +151,11 @@ def run(
         first, second, merged = (workdir / name for name in (*merge.stages, MERGED))
         join = functools.partial(merge_checkpoints, first, second, merged, weight=merge.weight, per=merge.per)
         phases("merge", join, writes=(MERGED,))
-        results[MERGED] = phases(f"evaluate_{MERGED}", lambda: work.score(merged, held_out, lengths))
+        results[MERGED] = _scores(phases, merged, held_out, lengths)
         exported: dict[Kind, str] = {"v1": MERGED}
         exported |= {one.stage.model_kind: one.stage.name for one in stages if one.stage.model_kind != "v1"}
         phases("export", lambda: work.export(workdir, exported, results), writes=("export",))
-        phases("index", lambda: work.index(workdir, merged), writes=("embeddings", "index"))
+        phases("index", lambda: work.index(workdir, merged), everyone=True, writes=("embeddings", "index"))
     results |= {"seconds": phases.seconds, "environment": environment()}
     if is_first():
         write_results(workdir, results)
@@ -158,6 +163,11 @@ def run(
     written, report = (str(workdir / name) for name in ("results.json", "report.html"))
     table = "\n\n".join(filter(None, (format_table(results), format_sets(results)))) + "\n"
     return {"results": written, "report": report, "table": table}
+
+
+def _scores(phases: Phases, model: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
+    """Returns the scores of a model folder, in the phase that has its name."""
+    return phases(f"evaluate_{model.name}", lambda: work.score(model, held_out, lengths), everyone=True)
 
 
 def check_until(until: str | None, stages: Sequence[str]) -> None:
@@ -176,6 +186,7 @@ def train_stage(
     model: Qwen3Config | None = None,
     initial: str | None = None,
     term_weights: TermWeights | None = None,
+    lengths: Lengths | None = None,
     mesh: Mesh = _DEFAULT_MESH,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -188,10 +199,10 @@ def train_stage(
     names = _names(stages)
     if stage not in names:
         raise BadInput(f"--stage {stage}: the recipe has {', '.join(names)}")
-    workdir, chosen = pathlib.Path(workdir), stages[names.index(stage)]
+    workdir, chosen = as_path(workdir), stages[names.index(stage)]
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
-    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start)
+    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths)
 
 
 def _train(
@@ -203,9 +214,12 @@ def _train(
     seed: int,
     config_text: str,
     initial: str | None,
+    lengths: Lengths | None,
 ) -> dict[str, Any]:
     """Trains one stage. It starts from the stage that it names if that was trained, else from the initial weights."""
     stage, kind = training.stage, training.stage.batch.kind
+    held_out = evaluation_folder(workdir)
+    retrieval = functools.partial(work.retrieval_evaluator, training, vocabulary, held_out, lengths)
     return train(
         workdir / stage.name,
         training,
@@ -215,8 +229,9 @@ def _train(
         mesh=mesh,
         seed=seed,
         start_from=_earlier(workdir, stage.starts_from),
-        initial=pathlib.Path(initial) if initial else None,
+        initial=as_path(initial) if initial else None,
         config_text=config_text,
+        evaluators=[retrieval] if training.evaluates_retrieval else [],
     )
 
 
@@ -263,7 +278,10 @@ def _settings(
         "vocabulary": {"size": model.vocab_size, "seed": seed},
         "tokenize": settings_of(lengths),
         "evaluate_random": start,
-        **{training.stage.name: settings_of(training) | start for training in stages},
+        **{
+            training.stage.name: settings_of(training) | start | {"Evaluation.held_out": training.held_out}
+            for training in stages
+        },
         "mine": settings_of(mining, seed=seed),
         "merge": settings_of(merge),
     }
@@ -283,7 +301,7 @@ def _vocabulary(workdir: pathlib.Path, phases: Phases, corpus: Corpus, size: int
     folder = workdir / "data"
 
     def make() -> dict[str, Any]:
-        texts = vocabulary_texts(corpus, folder / "corpus")
+        texts = vocabulary_texts(corpus, local_copy(folder / "corpus"))
         vocabulary = train_vocabulary(texts, folder / "vocabulary.model", size=size, seed=seed)
         return {"size": vocabulary.size, "fingerprint": vocabulary.fingerprint}
 

@@ -7,6 +7,7 @@ from typing import Any
 import tabulate
 
 from pplx_jax.core.files import write_json, write_text
+from pplx_jax.core.paths import as_path
 from pplx_jax.reports.run import METRICS, PRECISIONS, collect, environment, result_rows, set_rows
 from pplx_jax.reports.run_page import render_run
 
@@ -24,7 +25,7 @@ def write_results(workdir: str | pathlib.Path, results: Mapping[str, Any]) -> pa
             numbers by set. "seconds" is {phase: seconds} in the order of the phases; "environment" is that of
             `environment()`; "stages", the names of the recipe's stages in order, is optional.
     """
-    path = pathlib.Path(workdir) / "results.json"
+    path = as_path(workdir) / "results.json"
     write_json(path, results)
     return path
 
@@ -38,7 +39,7 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
     Raises:
         BadInput: there is no such folder, or a file in it is damaged.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = as_path(workdir)
     page = render_run(collect(workdir))
     write_text(workdir / "report.html", page)
     return workdir / "report.html"

@@ -9,6 +9,7 @@ import tabulate
 from pplx_jax.checkpoints.merge_folders import MERGED
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_text
+from pplx_jax.core.paths import as_path, resolved
 from pplx_jax.core.spelling import nearest
 from pplx_jax.recipes.sweep_trials import differing_settings, find_trials
 from pplx_jax.reports.sweep_page import Ranking, TrialRun
@@ -40,9 +41,9 @@ def report_trials(
     from pplx_jax.reports.sweep_page import render_trials
 
     ranking = rank(find_trials(folders), metric, best)
-    output = pathlib.Path(output or pathlib.Path(folders[0]) / "trials.html")
+    output = as_path(output or as_path(folders[0]) / "trials.html")
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(output, render_trials(ranking, title=pathlib.Path(folders[0]).resolve().name))
+    write_text(output, render_trials(ranking, title=resolved(as_path(folders[0])).name))
     rows = [
         {
             "trial": trial.name,
@@ -74,11 +75,15 @@ def rank(trials: Sequence[TrialRun], metric: str | None = None, best: str | None
     if known and metric not in known:
         hint = nearest(metric, known) or f"; there are {', '.join(known[:12])}"
         raise BadInput(f"--metric {metric}: no trial has it{hint}")
-    lowest = best == "lowest" if best else metric.startswith("seconds.") or metric.endswith(_LOWER_IS_BETTER)
+    lowest = best == "lowest" if best else _is_lower_better(metric)
     in_order = sorted(trials, key=lambda trial: _order(trial, metric, lowest))
     ranked = [trial.name for trial in in_order if trial.finished and metric in trial.metrics]
     ranks = {name: place for place, name in enumerate(ranked, 1)}
     return Ranking(metric, lowest, differing_settings(trials), in_order, ranks)
+
+
+def _is_lower_better(metric: str) -> bool:
+    return metric.startswith("seconds.") or metric.endswith(_LOWER_IS_BETTER) or ".eval/loss/" in metric
 
 
 def _default_metric(trials: Sequence[TrialRun], known: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from pplx_jax.checkpoints.merge_folders import MERGED
 from pplx_jax.configuration import read_resolved
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
+from pplx_jax.core.paths import as_path
 from pplx_jax.reports.run import configured_stages, numbers, stages_of
 from pplx_jax.reports.sweep_page import TrialRun
 from pplx_jax.training.metrics import read_metrics
@@ -24,7 +25,7 @@ def find_trials(folders: Sequence[pathlib.Path]) -> list[TrialRun]:
       BadInput: a folder does not exist or contains no run, or a file in a run is damaged.
     """
     found: list[TrialRun] = []
-    for folder in map(pathlib.Path, folders):
+    for folder in map(as_path, folders):
         if not folder.is_dir():
             raise BadInput(f"no folder {folder}: give the workdir of a run, or of a sweep")
         if _is_run(folder):

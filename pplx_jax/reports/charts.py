@@ -6,7 +6,7 @@ Not by matplotlib: its SVG is four times as large, has the colours of one colour
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 
 from markupsafe import Markup
@@ -78,14 +78,7 @@ def grouped_bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, reference: tupl
     ticks = nice_ticks(0, max(values + [1e-9]), 4)
     scale = (height - top - bottom) / ticks[-1]
     base = height - bottom
-    marks = []
-    for tick in ticks:
-        y = base - tick * scale
-        line = "axis-line" if tick == 0 else "grid-line"
-        marks += [
-            f'<line class="{line}" x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>',
-            _text(left - 8, y + 4, _number(tick, ticks[1]), "end"),
-        ]
+    marks = _grid(ticks, left, width, lambda tick: base - tick * scale, axis=True)
     room = (width - left) / max(len(groups), 1)
     thick = min(34.0, room * 0.8 / max(max((len(group) for _, group in groups), default=1), 1))
     for place, (label, group) in enumerate(groups):
@@ -122,13 +115,7 @@ def line(points: Sequence[tuple[float, float]], color: str) -> Markup:
         value = min(max(value, ticks[0]), ticks[-1])
         return left + (step - first) * across, height - bottom - (value - ticks[0]) * up
 
-    marks = []
-    for tick in ticks:
-        y = at(first, tick)[1]
-        marks += [
-            f'<line class="grid-line" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>',
-            _text(left - 8, y + 4, _number(tick, ticks[1] - ticks[0]), "end"),
-        ]
+    marks = _grid(ticks, left, width - right, lambda tick: at(first, tick)[1])
     for tick in nice_ticks(first, last, 4):
         if first <= tick <= last:
             marks.append(_text(at(tick, 0)[0], height - 6, f"{tick:,.0f}", "middle"))
@@ -171,13 +158,7 @@ def scatter(points: Sequence[tuple[float, float, str]], color: str) -> Markup:
     def at(x: float, y: float) -> tuple[float, float]:
         return left + (place(x) - first + margin) * across, height - bottom - (y - ticks[0]) * up
 
-    marks = []
-    for tick in ticks:
-        y = at(xs[0], tick)[1]
-        marks += [
-            f'<line class="grid-line" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>',
-            _text(left - 8, y + 4, _number(tick, ticks[1] - ticks[0]), "end"),
-        ]
+    marks = _grid(ticks, left, width - right, lambda tick: at(xs[0], tick)[1])
     labelled = sorted({*xs})
     for x in labelled if len(labelled) <= 6 else (labelled[0], labelled[len(labelled) // 2], labelled[-1]):
         marks.append(_text(at(x, 0)[0], height - 6, f"{x:.4g}", "middle"))
@@ -208,6 +189,20 @@ def stacked(segments: Sequence[Segment]) -> Markup:
             marks.append(f'<rect {shape} fill="url(#compile)">{title}</rect>')
         x += room
     return _svg(width, height, marks)
+
+
+def _grid(
+    ticks: Sequence[float], left: float, right: float, place: Callable[[float], float], *, axis: bool = False
+) -> list[str]:
+    """Returns horizontal lines at the ticks with their numbers; that of 0 is an axis if `axis`."""
+    marks = []
+    for tick in ticks:
+        y, kind = place(tick), "axis-line" if axis and tick == 0 else "grid-line"
+        marks += [
+            f'<line class="{kind}" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>',
+            _text(left - 8, y + 4, _number(tick, ticks[1] - ticks[0]), "end"),
+        ]
+    return marks
 
 
 def nice_ticks(low: float, high: float, about: int) -> list[float]:

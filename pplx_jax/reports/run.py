@@ -1,7 +1,6 @@
 """What the page of a run shows, read from its workdir; parts that are missing are left out."""
 
 import dataclasses
-import importlib.metadata
 import math
 import os
 import pathlib
@@ -12,8 +11,11 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
+from pplx_jax.core.paths import resolved
+from pplx_jax.core.versions import installed_versions
 from pplx_jax.training.metrics import read_metrics
 
+EVALUATED = "eval/"  # metrics of evaluation during training begin with it
 UNTRAINED = ("random", "initial")
 PRECISIONS = ("float", "int8", "binary")
 METRICS = {"ndcg@10": "nDCG@10", "recall@100": "Recall@100"}
@@ -31,6 +33,7 @@ class Run:
         stages: names of stages and merges, in order.
         results: the content of results.json.
         losses: stage -> [(step, loss)] in order of steps.
+        evaluations: stage -> metric -> [(step, value)], of the evaluations while it trained.
         configs: stage -> resolved configuration, as text.
         compile_seconds: phase -> the part of its seconds that was compilation.
         counts: of the corpus.
@@ -41,6 +44,7 @@ class Run:
     stages: Sequence[str]
     results: Mapping[str, Any]
     losses: Mapping[str, list[tuple[float, float]]]
+    evaluations: Mapping[str, Mapping[str, list[tuple[float, float]]]]
     configs: Mapping[str, str]
     compile_seconds: Mapping[str, float]
     counts: Mapping[str, Any]
@@ -144,15 +148,20 @@ def collect(workdir: pathlib.Path) -> Run:
     results = _read_json(workdir / "results.json")
     stages = stages_of(workdir, results)
     folders = [name for name in stages if (workdir / name).is_dir()]
-    losses = {name: _losses(workdir / name / "metrics.jsonl") for name in folders}
+    curves = {name: _curves(workdir / name / "metrics.jsonl") for name in folders}
+    evaluations = {
+        stage: {name: points for name, points in found.items() if name.startswith(EVALUATED)}
+        for stage, found in curves.items()
+    }
     configs = {name: workdir / name / "config.gin" for name in folders}
     if (workdir / "config.gin").exists():
         configs = {"run": workdir / "config.gin", **configs}
     return Run(
-        name=workdir.resolve().name,
+        name=resolved(workdir).name,
         stages=stages,
         results=results,
-        losses={name: points for name, points in losses.items() if points},
+        losses={stage: found["loss"] for stage, found in curves.items() if "loss" in found},
+        evaluations={stage: found for stage, found in evaluations.items() if found},
         configs={name: path.read_text(encoding="utf-8") for name, path in configs.items() if path.exists()},
         compile_seconds={name: seconds for name in folders if (seconds := _compile_seconds(workdir / name))},
         counts=_read_json(workdir / "data" / "corpus" / "counts.json"),
@@ -193,19 +202,14 @@ def environment() -> dict[str, str]:
     import jax  # starts the devices, which only a report that needs them should do
 
     devices = jax.devices()
-    found = {
+    return {
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "processes": str(jax.process_count()),
         "processors": str(os.cpu_count()),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
+        **installed_versions(_PACKAGES),
     }
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def numbers(values: Any) -> dict[str, float]:
@@ -218,9 +222,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _losses(path: pathlib.Path) -> list[tuple[float, float]]:
-    found = (numbers(row) for row in read_metrics(path))
-    return [(row["step"], row["loss"]) for row in found if "step" in row and "loss" in row]
+def _curves(path: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
+    """Returns metric -> [(step, value)] of a log."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in map(numbers, read_metrics(path)):
+        for name, value in row.items():
+            if "step" in row and name != "step":
+                found.setdefault(name, []).append((row["step"], value))
+    return found
 
 
 def _compile_seconds(stage: pathlib.Path) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 from pplx_jax.reports import charts
 from pplx_jax.reports.html import Change, Row, Tile, duration, render, score, signed
 from pplx_jax.reports.run import (
+    EVALUATED,
     METRICS,
     PRECISIONS,
     UNTRAINED,
@@ -42,6 +43,10 @@ def render_run(run: Run) -> str:
             (stage, f"{len(points):,} logged steps", charts.line(points, colors.get(stage, "other")))
             for stage, points in run.losses.items()
             if len(points) > 1
+        ],
+        "evaluations": [
+            (stage, list(_evaluation_charts(curves, colors.get(stage, "other"))))
+            for stage, curves in run.evaluations.items()
         ],
         "total": duration(total),
         "time": _time(run, seconds, colors),
@@ -102,6 +107,16 @@ def _score_charts(rows: Sequence[ScoreRow], colors: Mapping[str, str]) -> Iterab
         if bars:
             reference = lexical.main(metric) if lexical else None
             yield title, charts.bars(bars, reference=None if reference is None else ("BM25", reference))
+
+
+def _evaluation_charts(
+    curves: Mapping[str, Sequence[tuple[float, float]]], color: str
+) -> Iterable[tuple[str, str, Any]]:
+    """Yields for each metric its name, its best value, and its curve."""
+    for name, points in curves.items():
+        lowest = name.startswith(f"{EVALUATED}loss/")
+        step, value = (min if lowest else max)(points, key=lambda point: point[1])
+        yield name.removeprefix(EVALUATED), f"best {value:.4g} at step {step:,.0f}", charts.line(points, color)
 
 
 def _score_table(rows: Sequence[ScoreRow]) -> list[Row]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import joined, resolved
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.kernels.quantization import BitOrder, Quantization
 
@@ -23,7 +24,7 @@ class BaseIndex:
 
     def __init__(self, path: pathlib.Path, description: dict[str, Any]):
         self.path = path
-        self.model = (path / description["model"]).resolve()
+        self.model = joined(resolved(path), description["model"])
         self.model_fingerprint: str = description["model_fingerprint"]
         self.dims: int = description["dims"]
         self.quantization: Quantization = description["quantization"]

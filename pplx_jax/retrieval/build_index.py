@@ -10,9 +10,10 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json
 from pplx_jax.core.output_folder import describes, replaced_folder, require_free
+from pplx_jax.core.paths import as_path, relative
 from pplx_jax.core.progress import Progress
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
-from pplx_jax.retrieval.index import FORMAT, BuiltEngine
+from pplx_jax.retrieval.index import FORMAT, INDEX, BuiltEngine
 from pplx_jax.retrieval.metrics import tie_places
 from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 from pplx_jax.retrieval.sign_search import default_lists, write_signs
@@ -52,26 +53,24 @@ def build_index(
         from pplx_jax.retrieval import vespa  # needs an HTTP client
 
         return vespa.build(embeddings, output, url=vespa_url, config_url=vespa_config_url)
-    source, output = EmbeddingFolder.read(pathlib.Path(embeddings)), pathlib.Path(output)
+    source, output = EmbeddingFolder.read(as_path(embeddings)), as_path(output)
     settings = source.settings
     vectors = _open_vectors(source)
     engine, lists = _chosen(source, engine, lists, len(vectors))
     require_free(output, "index", _is_index)
-    model = (source.path / source.model).resolve()
     description = {"count": len(vectors), "dims": settings.dims, "quantization": settings.quantization}
     description |= {"engine": engine, "lists": lists}
-    with replaced_folder(output) as folder:
-        for shard in range(len(source.shards)):
-            for ending in ("npy", "jsonl"):
-                _link(source.path / f"{shard:05d}.{ending}", folder / f"{shard:05d}.{ending}")
+    with replaced_folder(output, last=INDEX) as folder:
+        for file in (*source.vector_paths(), *source.line_paths()):
+            _link(file, folder / file.name)
         _write_rows(folder, source)
         if engine == "faiss":
             write_signs(folder, vectors, lists)
         write_json(
-            folder / "index.json",
+            folder / INDEX,
             {
                 "format": FORMAT,
-                "model": os.path.relpath(model, output.resolve()),
+                "model": relative(source.model_folder, output),
                 "model_fingerprint": settings.model_fingerprint,
                 "bit_order": settings.bit_order,
                 "shards": len(source.shards),
@@ -82,7 +81,7 @@ def build_index(
 
 
 def _is_index(folder: pathlib.Path) -> bool:
-    return describes(folder / "index.json", "format", "model_fingerprint", "shards", "count")
+    return describes(folder / INDEX, "format", "model_fingerprint", "shards", "count")
 
 
 def _open_vectors(source: EmbeddingFolder) -> ShardedVectors:

@@ -1,27 +1,38 @@
-"""The verb `embed`: embeds a file of texts or documents. Keeps the order, resumes, and reports every skipped row."""
+"""The verb `embed`: embeds a file of texts or documents. Keeps the order, resumes, and reports every skipped row.
+
+The unit of work is a shard of rows. Processes or workers divide the shards; one of them embeds a shard alone, so its
+bytes do not depend on how many there are.
+"""
 
 import dataclasses
 import hashlib
 import itertools
 import pathlib
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.core.progress import Progress
 from pplx_jax.inference.chunking import chunk
 from pplx_jax.inference.encoder import Encoder, check_quantization, document_tokens
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
-from pplx_jax.retrieval.embedding_input import BadRow, InputRow, TooLongRow, count_rows, read_rows
+from pplx_jax.parallel.processes import barrier, joins_processes
+from pplx_jax.parallel.same_job import appears
+from pplx_jax.parallel.shares import deal, own_share, parse_share
+from pplx_jax.retrieval.embedding_folder import MANIFEST, PROGRESS, EmbeddingFolder, Settings, Shard
+from pplx_jax.retrieval.embedding_input import BadRow, InputRow, TooLongRow, read_shards, weigh_shards
 
 _NAMED_ROWS = 10
 
 
+@joins_processes
 def embed_file(
     model_path: str | pathlib.Path,
     input: str | pathlib.Path,
@@ -36,9 +47,14 @@ def embed_file(
     chunk_tokens: int | None = None,
     overflow: Overflow = "error",
     overlap: int | None = None,
+    shard: str | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
-    """Embeds every row of a file. A second call after an interruption resumes after the finished shards.
+    """Embeds every row of a file. A second call after an interruption embeds the shards that are missing.
+
+    The processes of a job divide the missing shards. Workers that do not know each other divide them by `shard`; the
+    shards of a lost worker can be embedded by another one with the same `shard`, or by a call without it. Whoever
+    finds all shards finished writes the manifest.
 
     A row with `chunks_field` is a document: its chunks are encoded together and give one vector each. An empty text
     gives a zero vector, which is marked as empty. Rows that cannot be embedded (not JSON, no such column) are skipped,
@@ -53,28 +69,33 @@ def embed_file(
         quantization: "int8", "binary" (-1/+1), "ubinary" (packed), "tanh" or "none".
         bit_order: of "ubinary".
         dims: number of leading dimensions; None for all.
-        shard_size: input rows per shard. An interruption loses the work of at most one shard.
+        shard_size: input rows per shard. An interruption loses the work of at most one shard per worker.
         chunk_tokens: split every text into chunks of at most this many tokens and embed it as a document of chunks.
         overflow: what happens to a text or document over the model's limit: "error" fails at the end, "split" encodes
             overlapping windows, "truncate" cuts it.
         overlap: tokens shared by the windows of "split".
+        shard: "I/N" embeds only share I, from 0, of N shares of about the same size; None embeds everything.
         encoder: the loaded model, if the caller has it.
 
     Returns:
-        {"count": number of vectors, "shards", "tokens", "seconds", "skipped": number of skipped rows}, including
-        earlier runs.
+        {"count": number of vectors, "shards", "tokens", "seconds", "skipped": number of skipped rows} of all finished
+        shards. If other workers have not finished theirs, also "missing": number of shards.
 
     Raises:
-        BadInput: the input or the model cannot be read, the output contains something else or embeddings with other
-            settings, the model does not support the quantization or dims, a row is over the model's limit with
-            overflow="error", or no row could be embedded.
+        BadInput: `shard` is not I/N or there are several processes, the input or the model cannot be read, the output
+            contains something else or embeddings with other settings, the model does not support the quantization or
+            dims, a row is over the model's limit with overflow="error", or no row could be embedded.
     """
-    source, folder_path, model_path = pathlib.Path(input), pathlib.Path(output), pathlib.Path(model_path)
+    source, folder_path, model_path = local_copy(as_path(input)), as_path(output), as_path(model_path)
     if shard_size < 1:
         raise BadInput(f"shard_size={shard_size}: give at least 1")
     if chunk_tokens is not None and chunk_tokens < 1:
         raise BadInput(f"chunk_tokens={chunk_tokens}: give at least 1")
-    total = count_rows(source)
+    index, processes = own_share()
+    if shard is not None and processes > 1:
+        raise BadInput("shard is for workers that do not know each other; several processes divide the work themselves")
+    share = None if shard is None else parse_share(shard)
+    total, weights = weigh_shards(source, shard_size)
     encoder = encoder or load_encoder(model_path)
     check_quantization(encoder, quantization)
     check_form(quantization, dims, encoder.dims, bit_order)
@@ -91,27 +112,78 @@ def embed_file(
         overflow=overflow,
         overlap=overlap,
     )
-    folder = EmbeddingFolder.open_for_writing(folder_path, settings, model_path)
-    done = sum(shard.rows for shard in folder.shards)
-    if not folder.complete:
-        with Progress("embed", total, unit="row", start=done) as progress:
-            remaining = read_rows(source, text_field, chunks_field, start=done)
-            embedded_tokens = 0
-            while batch := list(itertools.islice(remaining, shard_size)):
-                started = time.monotonic()
-                vectors, described, tokens, skipped = _embed_rows(encoder, batch, settings)
-                _report_skipped(progress, folder, source, skipped)
-                seconds = round(time.monotonic() - started, 3)
-                folder.add(vectors, described, Shard(len(batch), len(vectors), tokens, seconds, _listed(skipped)))
-                done += len(batch)
-                embedded_tokens += tokens
-                progress.update(done, tokens=embedded_tokens)
+    folder = _opened_together(folder_path, settings, model_path, alone=share is None)
+    everything = range(len(weights))
+    if share is not None:
+        own = deal(weights, share[1])[share[0]]
+    else:
+        missing = [number for number in everything if number not in folder.finished]
+        own = [missing[place] for place in deal([weights[number] for number in missing], processes)[index]]
+    _embed_shards(folder, source, encoder, own, total)
+    barrier("embedded")
+    folder.refresh()
+    if index == 0 and share is None:  # what an interrupted process of the same job left, if any
+        _embed_shards(folder, source, encoder, everything, total)
+    if index == 0 and not folder.complete and len(folder.finished) == len(weights):
         folder.finish()
+    barrier("embeddings finished")
+    folder.refresh()
+    totals = {"shards": len(folder.finished), **folder.totals()}
+    if not folder.complete:
+        return {**totals, "missing": len(weights) - len(folder.finished)}
     _refuse_too_long(folder, source)
-    if total and not folder.totals()["count"]:
+    if total and not totals["count"]:
         first = folder.shards[0].skipped[0]
         raise BadInput(f"{source}: none of its {total} rows could be embedded; line {first['row']}: {first['reason']}")
-    return {"shards": len(folder.shards), **folder.totals()}
+    return totals
+
+
+def _opened_together(path: pathlib.Path, settings: Settings, model: pathlib.Path, *, alone: bool) -> EmbeddingFolder:
+    """Opens the folder on all processes, before any of them writes a shard."""
+    index, _ = own_share()
+    if index > 0:
+        barrier("embeddings opened")
+        if not any(appears(path / name) for name in (PROGRESS, MANIFEST)):
+            raise BadInput(
+                f"process {index} does not see what process 0 writes to {path}; give an --output that all share"
+            )
+    folder = EmbeddingFolder.open_for_writing(path, settings, model, alone=alone and index == 0)
+    if index == 0:
+        barrier("embeddings opened")
+    barrier("embeddings read")
+    return folder
+
+
+def _embed_shards(
+    folder: EmbeddingFolder, source: pathlib.Path, encoder: Encoder, numbers: Collection[int], total: int
+) -> None:
+    """Embeds those of these shards that are not finished.
+
+    Args:
+        folder: of the shards.
+        source: the input file.
+        encoder: the model.
+        numbers: of the shards.
+        total: rows of the input.
+    """
+    settings = folder.settings
+    rows = {number: min(settings.shard_size, total - number * settings.shard_size) for number in numbers}
+    wanted = rows.keys() - folder.finished.keys()
+    if folder.complete or not wanted:
+        return
+    done = sum(rows[number] for number in rows.keys() - wanted)
+    with Progress("embed", sum(rows.values()), unit="row", start=done, enabled=own_share()[0] == 0) as progress:
+        embedded_tokens = 0
+        fields = settings.text_field, settings.chunks_field
+        for number, batch in read_shards(source, *fields, settings.shard_size, wanted):
+            started = time.monotonic()
+            vectors, described, tokens, skipped = _embed_rows(encoder, batch, settings)
+            _report_skipped(progress, folder, source, skipped)
+            seconds = round(time.monotonic() - started, 3)
+            folder.add(number, vectors, described, Shard(len(batch), len(vectors), tokens, seconds, _listed(skipped)))
+            done += len(batch)
+            embedded_tokens += tokens
+            progress.update(done, tokens=embedded_tokens)
 
 
 def _embed_rows(

@@ -3,16 +3,16 @@
     00000.npy      [n, width] vectors in input order; int8, uint8 (packed signs) or float32
     00000.jsonl    one object per vector: {"id", "text", "row", "document"?, "chunk"?, "start"?, "end"?, "path"?,
                    "line"?, "empty"?}; start and end are character offsets of the chunk in its text
-    progress.json  during the run: the settings and the finished shards
-    manifest.json  the same, when all shards are finished
+    00000.json     until all shards are finished: the numbers of this one
+    progress.json  until all shards are finished: the settings
+    manifest.json  the settings and the numbers of all shards, when they are finished
 
-A shard counts only when progress.json lists it. That file is replaced after the shard is complete, so an interruption
-loses at most the current shard.
+A shard counts only when its NNNNN.json exists, which is written last. So an interruption loses at most one shard of
+each worker, and workers that share a folder can write its shards in any order.
 """
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -20,14 +20,18 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import atomic_path, read_json, write_json, write_text
+from pplx_jax.core.files import atomic_path, read_json, read_json_if_valid, write_json, write_text
 from pplx_jax.core.output_folder import describes, require_free
+from pplx_jax.core.paths import joined, relative, resolved
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import BitOrder, Quantization
 
 FORMAT = 2
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
+_OF_SHARD = re.compile(r"\d{5,}\.json")
 _FIX = "delete the folder and embed again"
 
 
@@ -75,17 +79,26 @@ class Shard:
 class EmbeddingFolder:
     """The shards of one folder."""
 
-    def __init__(self, path: pathlib.Path, settings: Settings, model: str, shards: list[Shard], complete: bool):
+    def __init__(self, path: pathlib.Path, settings: Settings, model: str, finished: dict[int, Shard], complete: bool):
         """Use `open_for_writing` or `read` instead. `model` is the path of the model folder, relative to `path`."""
         self.path = path
+        self._readable = path
         self.settings = settings
         self.model = model
-        self.shards = shards
+        self.finished = finished
         self.complete = complete
 
     @classmethod
-    def open_for_writing(cls, path: pathlib.Path, settings: Settings, model: pathlib.Path) -> "EmbeddingFolder":
+    def open_for_writing(
+        cls, path: pathlib.Path, settings: Settings, model: pathlib.Path, *, alone: bool = True
+    ) -> "EmbeddingFolder":
         """Starts a folder, or opens an unfinished one with equal settings to resume.
+
+        Args:
+            path: the folder.
+            settings: of the embeddings.
+            model: the model folder.
+            alone: whether no other worker writes to the folder now. Then files of an interrupted one are removed.
 
         Raises:
             BadInput: the folder contains something else, embeddings with other settings (the message names the first
@@ -93,14 +106,10 @@ class EmbeddingFolder:
         """
         require_free(path, "embeddings", _is_begun)
         path.mkdir(parents=True, exist_ok=True)
-        for temporary in _temporary_files(path):  # of an interrupted run
+        for temporary in _temporary_files(path) if alone else ():
             temporary.unlink(missing_ok=True)
-        if not any(path.iterdir()):
-            # Resolve links first: ".." after a link means the parent of its target.
-            relative = os.path.relpath(os.path.realpath(model), os.path.realpath(path))
-            folder = cls(path, settings, relative, [], complete=False)
-            folder._write("progress.json")
-            return folder
+        if not any((path / name).exists() for name in (MANIFEST, PROGRESS)):
+            write_json(path / PROGRESS, cls(path, settings, relative(model, path), {}, complete=False)._content())
         folder = cls._read(path)
         for field in dataclasses.fields(Settings):
             old, new = getattr(folder.settings, field.name), getattr(settings, field.name)
@@ -110,6 +119,8 @@ class EmbeddingFolder:
                     "give another --output or delete that folder"
                 )
         folder._require_complete()
+        if folder.complete and alone:
+            folder._remove_progress()  # of a worker that finished a shard after another one had
         return folder
 
     @classmethod
@@ -122,14 +133,17 @@ class EmbeddingFolder:
         folder = cls._read(path)
         if not folder.complete:
             raise BadInput(
-                f"{path} is unfinished ({len(folder.shards)} shards); run the same `embed` again to finish it"
+                f"{path} is unfinished ({len(folder.finished)} shards); run the same `embed` again to finish it"
             )
         folder._require_complete()
         return folder
 
     @classmethod
     def _read(cls, path: pathlib.Path) -> "EmbeddingFolder":
-        for name in ("manifest.json", "progress.json"):
+        # The manifest last: when it is written, the other files are removed.
+        of_shards = {int(file.stem): file for file in path.glob("*.json") if _OF_SHARD.fullmatch(file.name)}
+        finished: dict[int, Any] = {number: read_json_if_valid(file) for number, file in of_shards.items()}
+        for name in (MANIFEST, PROGRESS):
             if (path / name).exists():
                 break
         else:
@@ -138,15 +152,19 @@ class EmbeddingFolder:
         try:
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
-            shards = [Shard(**shard) for shard in content["shards"]]
+            listed = dict(enumerate(content["shards"]))  # in progress.json of earlier versions too
+            found = listed if name == MANIFEST else {**listed, **{n: one for n, one in finished.items() if one}}
+            shards = {number: Shard(**found[number]) for number in sorted(found)}
             settings = Settings(**content["settings"])
-            return cls(path, settings, content["model"], shards, complete=name == "manifest.json")
+            return cls(path, settings, content["model"], shards, complete=name == MANIFEST)
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path / name} cannot be used ({error}); {_FIX}") from None
 
     def _require_complete(self) -> None:
         """Raises BadInput if a shard is missing or has another size than when it was written."""
-        for vectors, lines, shard in zip(self.vector_paths(), self._line_paths(), self.shards, strict=True):
+        self._readable = local_copy(self.path)
+        for number, shard in self.finished.items():
+            vectors, lines = (self._readable / self._file(number, suffix).name for suffix in ("npy", "jsonl"))
             try:
                 count = len(np.load(vectors, mmap_mode="r"))
                 with open(lines, "rb") as file:
@@ -160,31 +178,53 @@ class EmbeddingFolder:
             if described != shard.count:
                 raise BadInput(f"{lines}: {described} lines of {shard.count} vectors; {_FIX}")
 
-    def add(self, vectors: np.ndarray, described: list[dict[str, Any]], shard: Shard) -> None:
-        """Writes the next shard: vectors [n, width] and one object per vector."""
-        stem = f"{len(self.shards):05d}"
-        with atomic_path(self.path / f"{stem}.npy") as temporary, open(temporary, "wb") as file:
+    @property
+    def model_folder(self) -> pathlib.Path:
+        """The folder of the model that made the embeddings."""
+        return joined(resolved(self.path), self.model)
+
+    def add(self, number: int, vectors: np.ndarray, described: list[dict[str, Any]], shard: Shard) -> None:
+        """Writes a shard: vectors [n, width] and one object per vector."""
+        with atomic_path(self._file(number, "npy")) as temporary, open(temporary, "wb") as file:
             np.save(file, vectors)
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in described)
-        write_text(self.path / f"{stem}.jsonl", "".join(lines))
-        self.shards.append(shard)
-        self._write("progress.json")
+        write_text(self._file(number, "jsonl"), "".join(lines))
+        write_json(self._file(number, "json"), dataclasses.asdict(shard))
+        self.finished[number] = shard
+
+    def refresh(self) -> None:
+        """Reads again which shards are finished, for those of other workers."""
+        found = self._read(self.path)
+        self.finished, self.complete = found.finished, found.complete
 
     def finish(self) -> None:
-        """Renames the progress file to the manifest."""
-        self._write("progress.json")
-        (self.path / "progress.json").replace(self.path / "manifest.json")
+        """Writes the manifest, when all shards are finished."""
+        self.finished = dict(sorted(self.finished.items()))
+        write_json(self.path / MANIFEST, self._content())
+        self._remove_progress()
         self.complete = True
 
-    def _write(self, name: str) -> None:
-        content = {
+    def _remove_progress(self) -> None:
+        for number in self.finished:
+            self._file(number, "json").unlink(missing_ok=True)
+        (self.path / PROGRESS).unlink(missing_ok=True)
+
+    def _content(self) -> dict[str, Any]:
+        return {
             "format": FORMAT,
             "model": self.model,
             "settings": dataclasses.asdict(self.settings),
             **self.totals(),
             "shards": [dataclasses.asdict(shard) for shard in self.shards],
         }
-        write_json(self.path / name, content)
+
+    def _file(self, number: int, suffix: str) -> pathlib.Path:
+        return self.path / f"{number:05d}.{suffix}"
+
+    @property
+    def shards(self) -> list[Shard]:
+        """The finished shards, in order."""
+        return list(self.finished.values())
 
     def totals(self) -> dict[str, Any]:
         """Returns sums over the finished shards."""
@@ -196,16 +236,17 @@ class EmbeddingFolder:
         }
 
     def vector_paths(self) -> list[pathlib.Path]:
-        """Returns the file of each shard's vectors, in order."""
-        return [self.path / f"{place:05d}.npy" for place in range(len(self.shards))]
+        """Returns the file of each shard's vectors, in order, on this machine."""
+        return [self._readable / self._file(number, "npy").name for number in self.finished]
+
+    def line_paths(self) -> list[pathlib.Path]:
+        """Returns the file of each shard's descriptions, in order, on this machine."""
+        return [self._readable / self._file(number, "jsonl").name for number in self.finished]
 
     def vectors(self) -> Iterator[np.ndarray]:
         """Yields the memory-mapped vectors of each shard, in order."""
         for path in self.vector_paths():
             yield np.load(path, mmap_mode="r")
-
-    def _line_paths(self) -> list[pathlib.Path]:
-        return [self.path / f"{place:05d}.jsonl" for place in range(len(self.shards))]
 
     def described(self) -> Iterator[dict[str, Any]]:
         """Yields the description of each vector, in order. Raises BadInput like `described_of`."""
@@ -218,7 +259,7 @@ class EmbeddingFolder:
         Raises:
             BadInput: a line is damaged; the message names it.
         """
-        path, offset = self._line_paths()[place], 0
+        path, offset = self.line_paths()[place], 0
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
@@ -244,11 +285,12 @@ def parse_described(line: bytes) -> dict[str, Any]:
 
 def _is_begun(path: pathlib.Path) -> bool:
     """Returns whether `embed` started here, also if it was interrupted before it finished its first file."""
-    described = (describes(path / name, "format", "settings", "shards") for name in ("manifest.json", "progress.json"))
+    described = (describes(path / name, "format", "settings", "shards") for name in (MANIFEST, PROGRESS))
     return any(described) or len(list(path.iterdir())) == len(_temporary_files(path))
 
 
 def _temporary_files(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns the temporary files of `atomic_path` that an interrupted `embed` left, and no other files."""
-    name = re.compile(r"\.(\d{5}\.(npy|jsonl)|progress\.json|manifest\.json)\.[0-9a-f]+\.tmp")
-    return [entry for entry in path.iterdir() if name.fullmatch(entry.name)]
+    name = re.compile(r"\.(\d{5,}\.(npy|jsonl|json)|progress\.json|manifest\.json)\.[0-9a-f]+\.tmp")
+    entries = path.iterdir() if path.is_dir() else ()  # an empty folder in a bucket does not exist
+    return [entry for entry in entries if name.fullmatch(entry.name)]

@@ -1,8 +1,9 @@
 """Reads rows to embed from JSON lines or Parquet. A row has a text, or a document's chunks."""
 
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 from pplx_jax.core.errors import BadInput
@@ -48,35 +49,46 @@ class TooLongRow(BadRow):
     id: str
 
 
-def read_rows(path: pathlib.Path, text_field: str, chunks_field: str, start: int = 0) -> Iterator[InputRow | BadRow]:
-    """Yields the rows in order, from row `start` on. A bad row does not raise an error.
+def read_rows(path: pathlib.Path, text_field: str, chunks_field: str) -> Iterator[InputRow | BadRow]:
+    """Yields the rows in order. A bad row does not raise an error.
 
     Args:
         path: .jsonl, .jsonl.gz or .parquet.
         text_field, chunks_field: names of the columns. A row with `chunks_field` is a document.
-        start: number of rows to skip, good or bad.
 
     Raises:
         BadInput: the file cannot be read.
     """
-    for place, (number, source) in enumerate(raw_rows(path)):
-        if place < start:
-            continue
-        try:
-            row = parse_object(source) if isinstance(source, bytes) else source
-            yield _check(number, row, text_field, chunks_field)
-        except ValueError as error:
-            yield BadRow(number, escaped(str(error)))
-        except RecursionError:
-            yield BadRow(number, "nested too deeply")
+    for row in raw_rows(path):
+        yield _parse(row, text_field, chunks_field)
 
 
-def count_rows(path: pathlib.Path) -> int:
-    """Returns the number of rows that `read_rows` yields."""
+def read_shards(
+    path: pathlib.Path, text_field: str, chunks_field: str, shard_size: int, wanted: Collection[int]
+) -> Iterator[tuple[int, list[InputRow | BadRow]]]:
+    """Yields (number, rows) of the wanted shards of `shard_size` rows, in order; see `read_rows`."""
+    rows, left = raw_rows(path), len(wanted)
+    for number in itertools.count():
+        if not left or not (batch := list(itertools.islice(rows, shard_size))):
+            return
+        if number in wanted:
+            left -= 1
+            yield number, [_parse(row, text_field, chunks_field) for row in batch]
+
+
+def weigh_shards(path: pathlib.Path, shard_size: int) -> tuple[int, list[int]]:
+    """Returns the number of rows, and the weight of each shard: the bytes of its lines, or its rows of Parquet."""
     if path.suffix == ".parquet":
         with _opened(path) as file:
-            return open_parquet(file, str(path)).metadata.num_rows
-    return sum(1 for _ in numbered_lines(path))
+            rows = open_parquet(file, str(path)).metadata.num_rows
+        return rows, [min(shard_size, rows - start) for start in range(0, rows, shard_size)]
+    rows, weights = 0, []
+    for _, line in numbered_lines(path):
+        if rows % shard_size == 0:
+            weights.append(0)
+        weights[-1] += len(line)
+        rows += 1
+    return rows, weights
 
 
 def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
@@ -93,6 +105,16 @@ def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]
     with _opened(path) as file:
         for number, row in enumerate(parquet_rows(file, str(path)), start=1):
             yield number, decoded(row)
+
+
+def _parse(row: tuple[int, bytes | dict[str, Any]], text_field: str, chunks_field: str) -> InputRow | BadRow:
+    number, source = row
+    try:
+        return _check(number, parse_object(source) if isinstance(source, bytes) else source, text_field, chunks_field)
+    except ValueError as error:
+        return BadRow(number, escaped(str(error)))
+    except RecursionError:
+        return BadRow(number, "nested too deeply")
 
 
 def _opened(path: pathlib.Path) -> BinaryIO:

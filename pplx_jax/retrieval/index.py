@@ -23,7 +23,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.base_index import BaseIndex
@@ -34,6 +36,7 @@ from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 from pplx_jax.retrieval.sign_search import SignSearch
 
 FORMAT = 2
+INDEX = "index.json"
 BuiltEngine = Literal["faiss", "numpy", "vespa"]
 Engine = Literal["faiss", "numpy", "jax"]
 CHUNKS_SHOWN = 3
@@ -77,21 +80,22 @@ class Index(BaseIndex):
     def __init__(self, path: pathlib.Path, description: dict[str, Any]):
         """Use `Index.load` instead."""
         super().__init__(path, description)
+        self._files = local_copy(path)
         self.engine: Engine = description["engine"]
         self.lists: int = description["lists"]
-        self._vectors = ShardedVectors([path / f"{shard:05d}.npy" for shard in range(description["shards"])])
+        self._vectors = ShardedVectors([self._files / f"{shard:05d}.npy" for shard in range(description["shards"])])
         if len(self._vectors) != self.count:
             raise ValueError(f"{len(self._vectors)} vectors of {self.count}")
         self._places = self._column("places", np.int64)
         self._empty = np.array(self._column("empty", np.bool_))
         self._offsets = self._column("offsets", np.int64)
-        self.has_chunks = (path / "documents.npy").exists()
+        self.has_chunks = (self._files / "documents.npy").exists()
         if self.has_chunks:
             self.documents = self._column("documents", np.int64)
 
     def _column(self, name: str, dtype: type[np.generic]) -> np.ndarray:
         """Maps an array with one value per vector. Raises ValueError if the file holds anything else."""
-        found = np.load(self.path / f"{name}.npy", mmap_mode="r")
+        found = np.load(self._files / f"{name}.npy", mmap_mode="r")
         if found.shape != (self.count,) or found.dtype != dtype:
             raise ValueError(f"{name}.npy holds {found.dtype}{list(found.shape)} for {self.count} vectors")
         return found
@@ -103,9 +107,9 @@ class Index(BaseIndex):
         Raises:
             BadInput: there is no index, or it is damaged or of another version.
         """
-        path = pathlib.Path(path)
+        path = as_path(path)
         with _usable(path):
-            description = json.loads((path / "index.json").read_text(encoding="utf-8"))
+            description = json.loads((path / INDEX).read_text(encoding="utf-8"))
             if description["format"] != FORMAT:
                 raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
             return cls(path, description)
@@ -152,7 +156,7 @@ class Index(BaseIndex):
         if self.engine != "faiss":
             raise BadInput(f"the index {self.path} has no signs; build it with --engine faiss, or search with numpy")
         with _usable(self.path):
-            signs = SignSearch(self.path, self.lists)
+            signs = SignSearch(self._files, self.lists)
             if signs.shape != (self.count, self.dims // 8):
                 raise ValueError(
                     f"signs.npy holds {list(signs.shape)} for {self.count} vectors of {self.dims} dimensions"
@@ -232,7 +236,7 @@ class Index(BaseIndex):
         found: list[dict[str, Any]] = [{}] * len(numbers)
         shards = self._vectors.shard_of(numbers)
         for shard in np.unique(shards):
-            with _usable(self.path), open(self.path / f"{shard:05d}.jsonl", "rb") as file:
+            with _usable(self.path), open(self._files / f"{shard:05d}.jsonl", "rb") as file:
                 for place in np.flatnonzero(shards == shard):
                     file.seek(self._offsets[numbers[place]])
                     try:

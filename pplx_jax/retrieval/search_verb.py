@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path
+from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.trec_run import run_line
 from pplx_jax.inference.encoder import Encoder
@@ -57,7 +59,7 @@ def search_index(
     """
     if (query is None) == (queries is None):
         raise BadInput("give a query to search for, or --queries FILE, and not both")
-    if engine == "vespa" or (engine is None and (pathlib.Path(index) / "vespa.json").exists()):
+    if engine == "vespa" or (engine is None and (as_path(index) / "vespa.json").exists()):
         from pplx_jax.retrieval import vespa  # needs an HTTP client
 
         if query is None:
@@ -73,7 +75,7 @@ def search_index(
         return {"hits": opened.search(vector, k, model_fingerprint=encoder.fingerprint, options=options)}
     if output is None:
         raise BadInput("--queries needs --output FILE.trec or FILE.jsonl")
-    source, output = pathlib.Path(str(queries)), pathlib.Path(output)
+    source, output = local_copy(as_path(str(queries))), as_path(output)
     with _writer(output) as write:
         entries = _read_queries(source)
         encoder = encoder or load_encoder(opened.model)
@@ -112,7 +114,7 @@ def _writer(path: pathlib.Path) -> Iterator[Write]:
     formats: dict[str, Callable[[str, str, list[dict[str, Any]]], str]] = {".trec": _trec_lines, ".jsonl": _json_line}
     if path.suffix not in formats:
         raise BadInput(f"{path}: rankings are written as .trec or .jsonl; give a name with such an ending")
-    if not path.parent.is_dir():
+    if not is_bucket(path) and not path.parent.is_dir():
         raise BadInput(f"{path}: the folder {path.parent} does not exist; create it first")
     lines = formats[path.suffix]
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -15,10 +15,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.encoder import document_tokens
 from pplx_jax.inference.packed_encoder import Tokens
-from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.serving import wire
 from pplx_jax.serving.batching import Batcher
 from pplx_jax.serving.errors import RequestError
@@ -27,30 +26,12 @@ from pplx_jax.serving.errors import RequestError
 _DRAINED = 4
 
 
-class Model(Protocol):
-    """The protocol of a served model. `inference.embedder.Embedder` implements it."""
-
-    config: Qwen3Config
-    vocabulary: Vocabulary
-    kind: str
-    fingerprint: str
-
-    @property
-    def dims(self) -> int:
-        """Number of dimensions of an embedding."""
-        ...
-
-    def encode_tokens(self, ids: Sequence[Tokens], counts: np.ndarray | None = None) -> np.ndarray:
-        """Returns pooled vectors of chunks of token ids."""
-        ...
-
-
 class App:
     """One model with its queue and routes. `asgi` is the application for a server."""
 
     def __init__(
         self,
-        model: Model,
+        model: Embedder,
         name: str,
         *,
         limits: wire.Limits,

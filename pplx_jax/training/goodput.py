@@ -32,14 +32,14 @@ class Goodput:
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        self.seconds = dict.fromkeys(("compile", "data_wait", "checkpoint", "repeated", "stopped"), 0.0)
+        self.seconds = dict.fromkeys(("compile", "data_wait", "checkpoint", "evaluation", "repeated", "stopped"), 0.0)
         self.starts, self.first_start = 1, self.clock()
         path = self.folder / FILE
         if path.exists():
             before = read_json(path)
             self.starts += before["starts"]
             self.first_start = before["first_start"]
-            self.seconds |= {name: before["seconds"][name] for name in self.seconds}
+            self.seconds |= {name: before["seconds"].get(name, 0.0) for name in self.seconds}
             self.seconds["repeated"] += max(before["useful_seconds"] - self.useful, 0.0)
             self.seconds["stopped"] += max(self.clock() - before["last_written"], 0.0)
 

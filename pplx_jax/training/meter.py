@@ -29,11 +29,11 @@ class Meter:
         self._since = time.monotonic()
 
     def lost(self, what: str, seconds: float) -> None:
-        """Excludes the seconds of a "compile" from the rates; counts the wait of steps for a "checkpoint"."""
-        if what == "compile":
-            self._since += seconds
-        else:
+        """Excludes a "compile" or an "evaluation" from the rates; counts the wait of steps for a "checkpoint"."""
+        if what == "checkpoint":
             self._checkpoint_seconds += seconds
+        else:
+            self._since += seconds
 
     def read(self, counts: dict[str, float], tokens: int, wait_seconds: float) -> None:
         """Counts the batch of a step: `counts` of this process, and `tokens` of all processes."""

@@ -1,6 +1,7 @@
 """Trains one stage: starts it, runs the trainer, finishes it."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import time
@@ -13,9 +14,10 @@ import optax
 from absl import logging
 
 from pplx_jax.checkpoints.model_folder import describe_model
-from pplx_jax.checkpoints.orbax import Checkpoints, Keep, Restored
+from pplx_jax.checkpoints.orbax import Checkpoints, Keep, Restored, select_checkpoint
 from pplx_jax.core.errors import Preempted
-from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.files import read_json, write_json, write_text
+from pplx_jax.core.log_folder import LogFolder
 from pplx_jax.core.progress import Progress
 from pplx_jax.core.resume_check import require_same, settings_of
 from pplx_jax.data.batches.examples import Tables
@@ -27,7 +29,9 @@ from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh, batch_sharding, replicated
 from pplx_jax.parallel.model_info import model_info
 from pplx_jax.parallel.processes import is_first
+from pplx_jax.training.evaluators import Evaluations, Evaluator
 from pplx_jax.training.goodput import Goodput
+from pplx_jax.training.held_out import HeldOutLoss
 from pplx_jax.training.meter import Meter
 from pplx_jax.training.metrics import MetricsWriter, memory_numbers
 from pplx_jax.training.metrics_writers import LoggedStage
@@ -48,6 +52,7 @@ from pplx_jax.training.train_state import (
 from pplx_jax.training.trainer import CompiledStep, Hook, StepClock, Trainer
 
 FINISHED = "finished.json"
+_CONTINUED = ("metrics.jsonl", "goodput.json", "wandb.json")  # logs that a later start of the stage continues
 COMPUTES = "computes"  # key in it and in the metadata of a checkpoint: settings that `resume_check` compares
 
 
@@ -63,6 +68,7 @@ def train(
     start_from: pathlib.Path | None = None,
     initial: pathlib.Path | None = None,
     config_text: str = "",
+    evaluators: Sequence[Callable[[Qwen3Config, jax.sharding.Mesh], Evaluator]] = (),
     hooks: Sequence[Hook] = (),
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, Any]:
@@ -86,12 +92,14 @@ def train(
       start_from: folder of an earlier stage.
       initial: a model folder, or a Hugging Face folder that can be imported.
       config_text: the resolved configuration, written as `config.gin` and into every checkpoint.
+      evaluators: (encoder of the stage, mesh) -> what `training.evaluation` computes beside held-out loss.
       hooks: called around each step, before the built-in ones write the log.
       clock: returns seconds, for when checkpoints are due.
 
     Returns:
-      The content of `finished.json`: `stage`, `starts_from`, `summary`, `reads`, `steps`, `seconds`, `compile_seconds`
-      and the last `metrics`.
+      The content of `finished.json`: `stage`, `starts_from`, `summary`, `reads`, `steps` (those that were done),
+      `seconds`, `compile_seconds` and the last `metrics`; `best` (`metric`, `value`, `step`) if a best metric is named;
+      `ended_early`, the reason, if it ended before its last step.
 
     Raises:
       OutOfMemory: a device has too little memory for the state or a step.
@@ -99,7 +107,7 @@ def train(
       Preempted: SIGTERM came; the state is saved, or the stage is finished.
       BadInput: a mesh larger than the devices or one that cannot share the batch; a batch larger than the table;
         a damaged checkpoint, or one with other settings; a finished stage with other settings; an earlier stage of
-        another model.
+        another model; an evaluation without data, or without the best metric.
     """
     # The order matters. What can fail on bad input comes before anything is written. The checkpoint is restored
     # before batches are read, because it holds the position in the data. `finished.json` comes last, after the last
@@ -107,7 +115,7 @@ def train(
     started = time.monotonic()
     stage, model, config = training.stage, config, training.model(config)
     data = {"seed": seed, "data": repr(training.data or Mixture())}
-    computes = settings_of(training, config, **data)
+    computes = settings_of(training, config, **data, **{"Evaluation.held_out": training.held_out})
     if (folder / FINISHED).exists():
         summary = read_json(folder / FINISHED)
         require_same(folder, "the finished stage", summary.pop(COMPUTES, {}), computes)
@@ -124,9 +132,22 @@ def train(
         opened.enter_context(explained(training, devices, memory))
         # 1. The state, and the position in the data that belongs to it.
         placement, groups = batch_sharding(devices), training.packing_groups
-        batches = opened.enter_context(HostBatches(batch, table, training.data, seed, placement, groups=groups))
+        batches = opened.enter_context(
+            HostBatches(batch, table, training.data, seed, placement, groups=groups, held_out=training.held_out)
+        )
+        evaluating: list[Evaluator] = [make(config, devices) for make in evaluators] if training.evaluation else []
+        if training.held_out:
+            examples, count = batches.examples, training.held_out
+            evaluating.append(HeldOutLoss(stage, config, vocabulary.mask_id, examples, count, devices))
         kept = training.checkpointing
-        keep = Keep(latest=kept.keep, every_steps=kept.keep_every_steps, every_seconds=kept.keep_every_seconds)
+        evaluations = Evaluations(training, evaluating)
+        keep = Keep(
+            latest=kept.keep,
+            every_steps=kept.keep_every_steps,
+            every_seconds=kept.keep_every_seconds,
+            best=kept.keep_best if kept.best_metric else 0,
+            best_value=evaluations.goodness,
+        )
         order = {**data, "examples": batches.examples.count, "batch_size": batch.batch_size}
         checkpoints = opened.enter_context(contextlib.closing(Checkpoints(folder, keep)))
         restored = checkpoints.restore_latest(memory.state.arrays())
@@ -135,7 +156,7 @@ def train(
             restored = Restored(0, state.arrays(), {"position": 0, "seconds": 0.0, "useful_seconds": 0.0})
             info = model_info(state.params, state.optimizer, state.ema)
             if is_first():
-                (folder / "model-info.txt").write_text(info, encoding="utf-8")
+                write_text(folder / "model-info.txt", info)
         else:
             what = f"the checkpoint of step {restored.step}"
             require_same(folder, what, restored.about, order)
@@ -145,19 +166,21 @@ def train(
         counts = {"skipped": restored.about.get("skipped", 0), "tolerated": training.skip_nonfinite}
         counts = jax.device_put({name: np.int32(count) for name, count in counts.items()}, replicated(devices))
         state = TrainState(**restored.state, **counts)
+        evaluations.resume(restored.about.get("best"))
         logging.info("%s: starting from %s", stage.name, source)
         seconds_before = restored.about["seconds"]
 
         # 2. The files that describe the stage.
-        goodput = Goodput(folder, useful=restored.about["useful_seconds"], write=is_first())
+        logs = opened.enter_context(LogFolder(folder, _CONTINUED, write=is_first()))
+        goodput = Goodput(logs.local, useful=restored.about["useful_seconds"], write=is_first())
         goodput.save()  # counts the start even if it is killed early
         if is_first():
             describe_model(folder, config, vocabulary, stage=stage.name, kind=stage.model_kind)
-            (folder / "config.gin").write_text(config_text, encoding="utf-8")
-        logged = LoggedStage(folder, stage.name, restored.step, config_text)
+            write_text(folder / "config.gin", config_text)
+        logged = LoggedStage(logs.local, stage.name, restored.step, config_text)
         writers = [each.open(logged) for each in training.logging.writers] if is_first() else []
         writer = opened.enter_context(
-            contextlib.closing(MetricsWriter(folder, restored.step, write=is_first(), writers=writers))
+            contextlib.closing(MetricsWriter(logs.local, restored.step, write=is_first(), writers=writers))
         )
 
         # 3. The steps.
@@ -180,13 +203,16 @@ def train(
                 "mesh": dict(devices.shape),
                 "config": config_text,
             }
-            checkpoints.save(step, state.arrays(), about)
+            if evaluations.best:
+                about["best"] = dataclasses.asdict(evaluations.best)
+            logs.upload()
+            checkpoints.save(step, state.arrays(), about, evaluations.of_step(step))
 
         profiled = training.logging.profile_steps if is_first() else ()
         progress = opened.enter_context(
             Progress(stage.name, total=training.steps, start=restored.step, unit="step", enabled=is_first())
         )
-        profile = opened.enter_context(StepProfile(folder / "profile", profiled))
+        profile = opened.enter_context(StepProfile(logs.local / "profile", profiled))
         log = _Log(learning_rate, meter, goodput, writer, progress, checkpoints)
         trainer = Trainer(
             training,
@@ -197,6 +223,7 @@ def train(
             mesh=devices,
             save=save,
             loss_of=stage_loss(stage, config, **shape),
+            evaluations=evaluations,
             hooks=[*hooks, log, profile],
             clock=times,
             now=clock,
@@ -205,18 +232,22 @@ def train(
         stops = trainer.run()
 
     # 4. Finished.
-    summary = {
+    summary: dict[str, Any] = {
         "stage": stage.name,
         "starts_from": start_from.name if start_from else None,
         "summary": stage.summary,
         "reads": batch.kind,
-        "steps": training.steps,
+        "steps": trainer.steps_done,
         "seconds": seconds_before + time.monotonic() - started,
         "compile_seconds": compiled.compile_seconds,
         "metrics": writer.last,
+        **evaluations.summary(trainer.steps_done),
     }
     if is_first():
         goodput.save()
+        if kept.use_best and "best" in summary:
+            select_checkpoint(folder, summary["best"]["step"])
+        logs.upload()
         write_json(folder / FINISHED, {**summary, COMPUTES: computes})
     if stops:
         raise Preempted(f"{stage.name}: asked to stop at its end; the same command resumes after it", together=True)

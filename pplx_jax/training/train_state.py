@@ -72,6 +72,26 @@ def new_state(
     return jax.jit(start, out_shardings=shardings(jax.eval_shape(start, params), mesh))(params)
 
 
+def state_shapes(
+    config: Qwen3Config, stage: Stage, optimizer: optax.GradientTransformation, ema: Ema | None = None
+) -> TrainState:
+    """Returns shape and dtype (`jax.ShapeDtypeStruct`) of every array of a stage's state; allocates none."""
+
+    def start() -> TrainState:
+        return _first(trained_params(initial_params(config, seed=0), stage), optimizer, ema)
+
+    return jax.eval_shape(start)
+
+
+def laid_out(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Returns the tree of `jax.ShapeDtypeStruct`s with the sharding of each on the mesh."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings(shapes, mesh),
+    )
+
+
 def state_layout(
     config: Qwen3Config,
     stage: Stage,
@@ -79,16 +99,8 @@ def state_layout(
     mesh: jax.sharding.Mesh,
     ema: Ema | None = None,
 ) -> TrainState:
-    """Returns shape, dtype and sharding (`jax.ShapeDtypeStruct`) of every array of a stage's state; allocates none."""
-
-    def start() -> TrainState:
-        return _first(trained_params(initial_params(config, seed=0), stage), optimizer, ema)
-
-    def laid_out(leaf: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-    shapes = jax.eval_shape(start)
-    return jax.tree.map(laid_out, shapes, shardings(shapes, mesh))
+    """Returns `state_shapes` with the sharding of every array on the mesh."""
+    return laid_out(state_shapes(config, stage, optimizer, ema), mesh)
 
 
 def _first(params: dict[str, Any], optimizer: optax.GradientTransformation, ema: Ema | None) -> TrainState:

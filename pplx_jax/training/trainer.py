@@ -12,7 +12,9 @@ from absl import logging
 
 from pplx_jax.core.errors import Failed, Preempted
 from pplx_jax.data.batches.host_batches import Batch, HostBatches
-from pplx_jax.parallel.processes import Agreement, PreemptionNotice, is_first, over_processes
+from pplx_jax.parallel.agreement import Agreement, PreemptionNotice
+from pplx_jax.parallel.processes import at, is_first, over_processes
+from pplx_jax.training.evaluators import Evaluations
 from pplx_jax.training.goodput import Goodput
 from pplx_jax.training.meter import Meter
 from pplx_jax.training.nonfinite import first_nonfinite
@@ -54,9 +56,14 @@ class Trainer:
       batches: at the position that belongs to the state.
       save: (step, state, position) -> None, starts saving a checkpoint.
       loss_of: (params, batch, step) -> (loss, metrics), to find the cause of a non-finite step.
+      evaluations: of the stage; their metrics join those of the step before the hooks see them.
       hooks: called in this order.
       clock: counts what the time is spent on.
       now: returns seconds, for when checkpoints are due.
+
+    Attributes:
+      state: after the last step that was done.
+      steps_done: number of that step.
     """
 
     def __init__(
@@ -70,11 +77,13 @@ class Trainer:
         mesh: jax.sharding.Mesh,
         save: Callable[[int, TrainState, int], None],
         loss_of: Callable[..., Any],
+        evaluations: Evaluations,
         hooks: Sequence[Hook],
         clock: "StepClock",
         now: Callable[[], float],
     ):
-        self.state, self.first_step, self.last_step = state, first_step, training.steps
+        self.state, self.steps_done, self.last_step = state, first_step, training.steps
+        self._evaluations = evaluations
         self._training, self._step_function, self._batches = training, step_function, batches
         self._save, self._loss_of, self._hooks, self._clock = save, loss_of, hooks, clock
         self._stopping = _Decisions(training, mesh, now)
@@ -82,7 +91,7 @@ class Trainer:
         self._unfetched: list[tuple[int, dict[str, jax.Array]]] = []  # metrics that are still on the devices
 
     def run(self) -> bool:
-        """Runs the remaining steps.
+        """Runs the remaining steps, to the last one or to an evaluation that ends the stage.
 
         Returns:
           Whether SIGTERM came during the last steps, to any process.
@@ -93,18 +102,29 @@ class Trainer:
         """
         # Every process runs the same phases in this order. Deciding, fetching for a log and saving are collective: if
         # one process left one out, the others would block. Metrics are checked before hooks see them and before a
-        # save, so no non-finite parameters are ever saved.
+        # save, so no non-finite parameters are ever saved. An evaluation comes before the save of its step: the
+        # checkpoint has its result, so a resumed stage decides alike.
+        name = self._training.stage.name
         with self._stopping:
-            for step in range(self.first_step + 1, self.last_step + 1):
+            while self.steps_done < self.last_step and not self._evaluations.ends:
+                step = self.steps_done + 1
                 for hook in self._hooks:
                     hook.before_step(step)
                 with step_scope(step):
+                    at(f"{name} step {step}, reading the batch")
                     batch = self._clock.read(self._batches)
+                    at(f"{name} step {step}")
                     self.state, metrics = self._step_function(self.state, batch.arrays)
                     self._unfetched.append((step, metrics))
                     saves, stops = self._stopping.decide(step, self.state.step)
-                logs = self._training.logging.due(step, self.last_step)
+                evaluates = self._evaluations.due(step)
+                logs = evaluates or self._training.logging.due(step, self.last_step)
                 numbers = self._fetch(batch.position) if logs or saves else {}
+                if evaluates:
+                    at(f"{name} step {step}, evaluating")
+                    with self._clock.spending("evaluation"):
+                        numbers |= self._evaluations(step, self.state.result)
+                    saves = saves or self._evaluations.is_among_best(step) or self._evaluations.ends
                 if logs:
                     for hook in self._hooks:
                         hook.on_log(step, numbers)
@@ -115,7 +135,8 @@ class Trainer:
                         self._save(step, self.state, batch.position)
                     self._stopping.saved()
                 self._clock.end_step()
-                if stops and step < self.last_step:
+                self.steps_done = step
+                if stops and step < self.last_step and not self._evaluations.ends:
                     raise Preempted(
                         f"{self._training.stage.name}: asked to stop at step {step}, which is saved; the same command "
                         "resumes from there",
@@ -224,7 +245,7 @@ class StepClock:
 
     def _spend(self, what: str, seconds: float) -> None:
         self._spent[what] = self._spent.get(what, 0.0) + seconds
-        if what in ("compile", "checkpoint"):
+        if what != "data_wait":
             self._meter.lost(what, seconds)
 
 

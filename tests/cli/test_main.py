@@ -199,6 +199,7 @@ class TestRunning:
         assert CALLS[0][1:] == (work / "a", work / "model", 10, pathlib.Path("/b"), {})
         assert CALLS[1][1:] == (work / "a", "bm25", 10, None, {})
 
+    @pytest.mark.usefixtures("bucket")
     def test_so_do_those_of_a_verb_with_a_recipe(self, command, recipe):
         assert command("re-port", *recipe, "--output", "tokens")[0] == 0
         assert command("re-port", *recipe, "--output", "gs://bucket/tokens")[0] == 0

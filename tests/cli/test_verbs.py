@@ -103,6 +103,23 @@ def test_a_url_that_a_verb_cannot_take_is_refused_at_once(verb, url, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("bucket")
+@of_every_verb
+def test_a_bucket_that_cannot_be_used_is_refused_at_once(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = [*verb.name.split(), *shlex.split(verb.example)]
+    for flag in (*verb.flags, WORKDIR):
+        if flag.options.get("type") not in PATHS or (flag is WORKDIR and not verb.runs_recipe()):
+            continue
+        url = "gs://no-such-bucket/x"
+        words = [word.replace("gs://bucket/tokens", "tokens") for word in _with_value(verb, example, flag, url)]
+        assert cli.main(words) == cli.BAD_INPUT
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "no-such-bucket" in error and "Traceback" not in error
+        assert "cannot be" in error or flag.local is not None
+    assert not [path for path in tmp_path.iterdir() if path.name != "cache"]
+
+
 def _with_value(verb, words, flag, value):
     """Returns the words of a call with the value of a flag replaced or added."""
     if flag.names[0].startswith("-"):

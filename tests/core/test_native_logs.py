@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pplx_jax.core.native_logs import silent_native_stderr, skip_absent_tpu
+from pplx_jax.core.native_logs import silent_native_stderr, skip_absent_tpu, write_last_line
 
 
 def test_the_descriptor_is_silent_inside_and_itself_again_after(capfd):
@@ -13,6 +13,14 @@ def test_the_descriptor_is_silent_inside_and_itself_again_after(capfd):
         os.write(2, b"inside ")
     os.write(2, b"after")
     assert capfd.readouterr().err == "before after"
+
+
+def test_the_last_line_of_a_process_is_seen_in_any_case(capfd):
+    write_last_line("outside")
+    with silent_native_stderr():
+        os.write(2, b"a page about GPUs")
+        write_last_line("inside")
+    assert capfd.readouterr().err == "outside\ninside\n"
 
 
 def test_an_exception_passes_and_the_descriptor_is_itself_again(capfd):

@@ -1,7 +1,6 @@
 """Benchmarks are found without a table: shipped families, and one that a user defines in a package of their own."""
 
 import json
-import subprocess
 import sys
 import textwrap
 
@@ -79,20 +78,14 @@ def test_a_benchmark_as_an_object(my_lab):
             evaluate_task(WordEncoder(), **arguments)
 
 
-@pytest.mark.slow
-def test_the_command_line_finds_a_module_of_the_working_directory(my_lab, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pplx_jax",
-        "eval",
-        "--model=bm25",
-        "--task=my_lab.benchmarks:MyBenchmark",
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["metrics"]["ndcg@10"] == 1.0
+def test_the_command_line_finds_a_module_of_the_working_directory(my_lab, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry != str(my_lab)])
+    command = ["eval", "--model=bm25", "--task=my_lab.benchmarks:MyBenchmark", "--json"]
+    assert cli.main(command) == cli.BAD_INPUT  # control: it is not found elsewhere
+    assert "No module named 'my_lab'" in json.loads(capsys.readouterr().out)["error"]
+    monkeypatch.chdir(my_lab)
+    assert cli.main(command) == cli.DONE
+    assert json.loads(capsys.readouterr().out)["metrics"]["ndcg@10"] == 1.0
 
 
 def test_a_gin_file_binds_a_benchmark_of_another_package(my_lab, tmp_path, capsys):

@@ -65,6 +65,24 @@ def exports(tmp_path_factory, model_folder) -> dict:
     }
 
 
+FAMILIES = {"llama": {"qk_norm": False}, "qwen2": {"qk_norm": False, "qkv_bias": True}}
+
+
+@pytest.fixture(scope="session")
+def family_exports(tmp_path_factory, vocabulary) -> dict:
+    """Family -> (folder of a context model with an ONNX graph, report, the model). No Qwen3."""
+    from pplx_jax.export.export_hf import export_hf
+
+    found = {}
+    for family, fields in FAMILIES.items():
+        folder = tmp_path_factory.mktemp(family)
+        config = odd_config(vocabulary.size, **fields)
+        save_model(folder / "model", config, vocabulary, odd_params(config), stage="contextual", kind="context_v1")
+        report = export_hf(folder / "model", folder / family, onnx=True)
+        found[family] = folder / family, report, load_model(folder / "model")
+    return found
+
+
 @pytest.fixture(scope="session")
 def onnx_export(tmp_path_factory, model_folder) -> tuple[pathlib.Path, dict]:
     """An export with an ONNX graph, and its report."""

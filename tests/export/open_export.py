@@ -3,7 +3,9 @@
 Usage: python open_export.py IDS_AND_MASK.npz EXPORT..., with the release on PYTHONPATH; writes EXPORT's name.npz here.
 """
 
+import json
 import pathlib
+import re
 import sys
 
 import numpy as np
@@ -20,7 +22,9 @@ def main(inputs: str, *exports: str) -> None:
 
 def computed(export: str, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, np.ndarray]:
     model = transformers.AutoModel.from_pretrained(export, trust_remote_code=True, torch_dtype=torch.float32).eval()
-    plain = transformers.Qwen3Model.from_pretrained(export, torch_dtype=torch.float32).eval()
+    (architecture,) = json.loads((pathlib.Path(export) / "config.json").read_text())["architectures"]
+    family = re.match("PPLX(.*?)(Contextual)?Model", architecture)[1]
+    plain = getattr(transformers, f"{family}Model").from_pretrained(export, torch_dtype=torch.float32).eval()
     bias = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1])
     bias = bias.masked_fill(~mask.bool()[:, None, None, :], torch.finfo(torch.float32).min)
     with torch.inference_mode():

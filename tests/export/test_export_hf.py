@@ -1,10 +1,13 @@
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import numpy as np
 import pytest
+from helpers.odd_model import odd_config, odd_params
 
+import pplx_jax.export
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.export.export_hf import export_hf
@@ -33,6 +36,11 @@ def test_the_folder_holds_what_it_should(exports):
         "README.md",
     } <= v1
     assert not list(exports["v1"][0].parent.glob("*partial*"))
+
+
+def test_the_code_is_that_of_the_package_byte_for_byte(exports):
+    for path in (pathlib.Path(pplx_jax.export.__path__[0]) / "torch_model").glob("*.py"):
+        assert (exports["context_v1"][0] / path.name).read_bytes() == path.read_bytes()
 
 
 def test_model_card(exports):
@@ -172,6 +180,14 @@ def test_what_is_no_export_is_not_replaced(model_folder, tmp_path, files):
     with pytest.raises(BadInput, match="in the way and no export"):
         export_hf(model_folder, output)
     assert {path.name: path.read_text() for path in output.iterdir()} == files
+
+
+def test_a_model_of_no_family_is_refused_before_anything_is_written(vocabulary, tmp_path):
+    config = odd_config(vocabulary.size, qkv_bias=True)
+    save_model(tmp_path / "model", config, vocabulary, odd_params(config), stage="pair")
+    with pytest.raises(BadInput, match="no family of Hugging Face models has qk_norm=True and qkv_bias=True"):
+        export_hf(tmp_path / "model", tmp_path / "v1")
+    assert not (tmp_path / "v1").exists()
 
 
 def test_left_over_parameters_are_an_error(config, vocabulary, params, tmp_path):

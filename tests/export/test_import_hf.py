@@ -1,8 +1,9 @@
 """Import of Hugging Face folders: bit for bit, as PyTorch computes, whole or refused, in little memory."""
 
+import contextlib
 import dataclasses
+import io
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -44,6 +45,8 @@ VARIANTS = {
         "num_key_value_heads": 1,
         "head_dim": 8,
     },
+    "llama": {"family": "Llama", "sharded": True},
+    "qwen2": {"family": "Qwen2", "tied": False, "dtype": "bfloat16"},
 }
 
 
@@ -56,9 +59,9 @@ def qwen3(tmp_path_factory):
 def imported(qwen3, tmp_path_factory):
     """(folder, what the command printed) of the causal model."""
     folder = tmp_path_factory.mktemp("imported") / "model"
-    words = [sys.executable, "-m", "pplx_jax", "import-hf", str(qwen3), str(folder), "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    return folder, json.loads(done.stdout)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert cli.main(["import-hf", str(qwen3), str(folder), "--json"]) == cli.DONE
+    return folder, json.loads(printed.getvalue())
 
 
 def test_the_command_reports_tensors_parity_and_memory(imported):
@@ -233,7 +236,7 @@ def test_a_head_of_its_own_predicts_the_tokens(tmp_path):
     from transformers import Qwen3ForCausalLM
 
     source = write_source(tmp_path / "source", tied=False)
-    import_hf(source, tmp_path / "model")
+    import_hf(source, tmp_path / "model", no_parity=True)
     model = load_model(tmp_path / "model")
     assert not model.config.tied and model.config == load_config(source)
     ids = [np.arange(5, 25, dtype=np.int32)]

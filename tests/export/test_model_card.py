@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from pplx_jax.checkpoints.orbax import select_checkpoint
 from pplx_jax.core.errors import BadInput
 from pplx_jax.export.model_card import model_card
 from pplx_jax.export.run_record import RunRecord, read_run
@@ -84,6 +85,12 @@ def test_a_card_of_a_recorded_run(workdir, config):
     assert "pair (query 32, document 96)" in card
     assert "no MRL" in card
     assert "PairStage.prefixes = ()" in card
+
+
+def test_a_card_of_a_model_of_the_best_checkpoint_has_its_step(workdir, config):
+    select_checkpoint(workdir / "pair", 20)
+    card = model_card(config, "v1", "pair", read_run(workdir / "pair", "pair", "v1"))
+    assert "| pair | pairs, in-batch negatives | 20 | 3.5000 | 90 | 1000 |" in card
 
 
 def test_lineage_of_the_merged_model(workdir, config):

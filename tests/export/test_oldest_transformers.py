@@ -16,13 +16,14 @@ OLDEST = pathlib.Path(sys.prefix) / "oldest"
 
 
 @pytest.fixture(scope="module")
-def computed(exports, tmp_path_factory):
-    """The folder of what the oldest release computed with each export: KIND.npz."""
+def computed(exports, family_exports, tmp_path_factory):
+    """The folder of what the oldest release computed with each export: KIND.npz or FAMILY.npz."""
     if not (OLDEST / "transformers").exists():
         pytest.skip(f"no transformers in {OLDEST}; `make test` installs it")
     scratch = tmp_path_factory.mktemp("oldest")
     np.savez(scratch / "inputs.npz", ids=IDS.numpy(), mask=MASK.numpy())
-    program, folders = pathlib.Path(__file__).with_name("open_export.py"), [folder for folder, _ in exports.values()]
+    program = pathlib.Path(__file__).with_name("open_export.py")
+    folders = [export[0] for export in (*exports.values(), *family_exports.values())]
     subprocess.run(
         [sys.executable, program, "inputs.npz", *folders],
         cwd=scratch,
@@ -32,10 +33,11 @@ def computed(exports, tmp_path_factory):
     return scratch
 
 
-@pytest.fixture(params=["v1", "context_v1"])
-def opened(request, computed, exports):
-    """A kind of export, its folder, and what the oldest release computed with it."""
-    return request.param, exports[request.param][0], np.load(computed / f"{request.param}.npz")
+@pytest.fixture(params=["v1", "context_v1", "llama", "qwen2"])
+def opened(request, computed, exports, family_exports):
+    """A kind or family of export, its folder, and what the oldest release computed with it."""
+    folder = (exports | family_exports)[request.param][0]
+    return request.param, folder, np.load(computed / f"{request.param}.npz")
 
 
 def test_the_oldest_release_computes_the_same(opened):
@@ -45,7 +47,7 @@ def test_the_oldest_release_computes_the_same(opened):
     newest = load(export)
     np.testing.assert_allclose(found["hidden"][valid], hidden(newest), atol=1e-5, rtol=0)
     np.testing.assert_allclose(found["plain"][valid], hidden(newest), atol=1e-4, rtol=0)
-    if kind == "context_v1":
+    if kind != "v1":
         chunks = np.concatenate(newest.encode([["read a file", "line by line"], ["a query"]]))
         np.testing.assert_array_equal(found["chunks"], chunks)
 

@@ -30,12 +30,13 @@ class Cluster:
     """Kubernetes' side of the wire: keeps what it is asked, answers as a cluster would.
 
     A JobSet ends at the second look at it, well unless its name holds a word of `failing`; one that holds a word of
-    `refusing` is not taken; the first looks, `unanswered` of them, are answered by an error.
+    `refusing` is not taken; the first looks, `unanswered` of them, are answered by an error. One that holds a word of
+    `lasting` does not end. A deleted one is still there for one look, as long as its pods end.
     """
 
-    def __init__(self, failing=(), refusing=(), unanswered=0):
+    def __init__(self, failing=(), refusing=(), unanswered=0, lasting=()):
         self.requests, self.failing, self.looks = [], failing, {}
-        self.refusing, self.unanswered = refusing, unanswered
+        self.refusing, self.unanswered, self.lasting, self.deleted = refusing, unanswered, lasting, set()
 
     def request(self, _pool, method, url, body=None, **_keywords):
         self.requests.append((method, url, json.loads(body) if body else None))
@@ -49,6 +50,16 @@ class Cluster:
         elif self.unanswered:
             self.unanswered -= 1
             status, answer = 503, {"message": "overloaded"}
+        elif url.partition("?")[0] not in self.looks:
+            status, answer = 404, {"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}
+        elif method == "DELETE":
+            self.deleted.add(url.partition("?")[0])
+            status, answer = 200, {"kind": "Status", "status": "Success"}
+        elif url in self.deleted:
+            del self.looks[url]
+            status, answer = 200, {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {}}
+        elif any(word in url for word in self.lasting):
+            status, answer = 200, {"status": {"conditions": []}}
         else:
             self.looks[url] += 1
             kind = "Failed" if any(word in url for word in self.failing) else "Completed"
@@ -60,10 +71,14 @@ class Cluster:
 
 
 class Google:
-    """Google Cloud's side of the wire: tokens, and Vertex AI, where a job has ended at the second look."""
+    """Google Cloud's side of the wire: tokens, and Vertex AI, where a job has ended at the second look.
+
+    With `ends` None it does not end before it is cancelled, and then at the second look.
+    """
 
     def __init__(self, ends="JOB_STATE_SUCCEEDED", running=()):
         self.requests, self.ends, self.running, self.looks = [], ends, list(running), 0
+        self.cancelled = False
 
     def send(self, request, **_keywords):
         if "oauth2" in request.url:
@@ -81,12 +96,18 @@ class Google:
 
     def answer(self, request):
         name = "projects/1/locations/us-central1/customJobs/7"
+        if request.url.partition("?")[0].endswith(":cancel"):
+            self.cancelled, self.looks = True, 0
+            return {}
         if request.method == "POST":
             return {**json.loads(request.body), "name": name}
         if request.url.partition("?")[0].endswith("/customJobs"):
             return {"customJobs": self.running}
         self.looks += 1
-        state = self.ends if self.looks > 1 else "JOB_STATE_RUNNING"
+        if self.cancelled:
+            state = "JOB_STATE_CANCELLED" if self.looks > 1 else "JOB_STATE_CANCELLING"
+            return {"name": name, "state": state, "error": {"code": 1, "message": "CANCELED"}}
+        state = self.ends if self.ends and self.looks > 1 else "JOB_STATE_RUNNING"
         return {"name": name, "state": state, "error": {"message": "out of quota"}}
 
 

@@ -31,6 +31,7 @@ def write_source(
     sharded: bool = False,
     bidirectional: bool = False,
     theta: float = 50_000.0,
+    family: str = "Qwen3",
     **sizes,
 ) -> pathlib.Path:
     """Writes weights, config.json and a tokenizer; returns the folder.
@@ -43,23 +44,25 @@ def write_source(
         sharded: in several files.
         bidirectional: under pplx-embed's model_type.
         theta: of RoPE.
+        family: the start of transformers' class names: "Qwen3", "Llama" or "Qwen2".
         sizes: over `SIZES`.
     """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": theta}
-    config = Qwen3Config(**{**SIZES, **sizes}, tie_word_embeddings=tied, rope_theta=theta, rope_parameters=rope)
-    model = (Qwen3ForCausalLM if prefix else Qwen3Model)(config)
+    config_class = getattr(transformers, f"{family}Config")
+    config = config_class(**{**SIZES, **sizes}, tie_word_embeddings=tied, rope_theta=theta, rope_parameters=rope)
+    model = getattr(transformers, f"{family}ForCausalLM" if prefix else f"{family}Model")(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             # Scales of norms too: all ones would hide a norm left out or applied twice.
             scale = "norm" in name
-            fan_in = 1 if "embed" in name else parameter.shape[-1]
+            fan_in = 1 if "embed" in name or "bias" in name else parameter.shape[-1]
             values = torch.rand_like(parameter) * 1.5 + 0.5 if scale else torch.randn_like(parameter) * fan_in**-0.5
             parameter.copy_(values)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size="60KB" if sharded else "1GB")

@@ -60,6 +60,13 @@ def start_job(
     ]
 
 
+def start_verb(words: list[str], *, count: int, devices: int) -> list[subprocess.Popen]:
+    """`count` processes that run one command of the program as one job."""
+    together = [f"--coordinator=127.0.0.1:{free_ports()}", f"--num_processes={count}"]
+    command = ["-m", "pplx_jax", *words, *together]
+    return [start_python([*command, f"--process_id={index}"], devices=devices) for index in range(count)]
+
+
 def free_ports() -> int:
     """A port that is free, as is the one after it: below those that the system gives to whoever asks for any."""
     while True:

@@ -27,6 +27,9 @@ _GROUPED = {
     "checkpoint_every_seconds": ("checkpointing", "every_seconds"),
     "checkpoint_every_steps": ("checkpointing", "every_steps"),
     "keep_checkpoints": ("checkpointing", "keep"),
+    "best_metric": ("checkpointing", "best_metric"),
+    "keep_best": ("checkpointing", "keep_best"),
+    "use_best": ("checkpointing", "use_best"),
 }
 STAGES = {
     "diffusion": DiffusionStage(batch_size=8, row_length=LENGTH),

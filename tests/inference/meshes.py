@@ -1,7 +1,7 @@
 """Encodes the same documents on meshes of this process's (or these processes') devices; a folder gets the vectors.
 
 Run as a program: `meshes.py FOLDER NAME...`. Process 0 writes FOLDER/NAME.npy, and every process prints a checksum of
-what it has.
+what it has, and the tokens that it reported.
 """
 
 import hashlib
@@ -41,31 +41,36 @@ def documents() -> tuple[list[np.ndarray], np.ndarray]:
     return [generator.integers(2, CONFIG.vocab_size, size) for size in sizes], counts
 
 
-def pool(mesh: jax.sharding.Mesh | None, *, placed: bool = False, shared: bool = False) -> np.ndarray:
-    """Pooled vectors of `documents` [C, D]; `placed` gives the encoder parameters that are on the mesh already."""
+def pool(mesh: jax.sharding.Mesh | None, *, placed: bool = False, shared: bool = False) -> tuple[np.ndarray, int]:
+    """Pooled vectors of `documents` [C, D], and the tokens that this process reports.
+
+    `placed` gives the encoder parameters that are on the mesh already.
+    """
     params = initial_params(CONFIG, 1, mesh) if placed else jax.tree.map(np.asarray, initial_params(CONFIG, 1))
     encoder = PackedEncoder(
         CONFIG, params, pad_id=0, separator_id=1, batch_tokens=512, slots=8, mesh=mesh, shared=shared
     )
-    return encoder.pool(*documents(), overflow="split")
+    counted: list[int] = []
+    vectors = encoder.pool(*documents(), overflow="split", done=lambda texts, tokens: counted.append(tokens))
+    return vectors, sum(counted)
 
 
-def main(folder: pathlib.Path, names: list[str]) -> dict[str, str]:
+def main(folder: pathlib.Path, names: list[str]) -> dict[str, tuple[str, int]]:
     found = {}
     for name in names:
         kind, _, how = name.partition("-")
         devices = [jax.devices()[place] for place in TORUS] if how == "torus" else jax.devices()
         if kind == "one":
-            vectors = pool(None)
+            vectors, tokens = pool(None)
         elif how == "shared":
-            vectors = pool(MESHES[kind].build(jax.local_devices()), shared=True)
+            vectors, tokens = pool(MESHES[kind].build(jax.local_devices()), shared=True)
         else:
             sizes = tuple(MESHES[kind].sizes(len(devices)).values())
             mesh = jax.sharding.Mesh(np.array(devices).reshape(sizes), MESH_AXES)
-            vectors = pool(mesh, placed=how in ("placed", "torus"))
+            vectors, tokens = pool(mesh, placed=how in ("placed", "torus"))
         if is_first():
             np.save(folder / f"{name}.npy", vectors)
-        found[name] = hashlib.sha256(vectors.tobytes()).hexdigest()
+        found[name] = hashlib.sha256(vectors.tobytes()).hexdigest(), tokens
     return found
 
 

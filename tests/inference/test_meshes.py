@@ -54,5 +54,12 @@ def test_devices_that_share_a_sum_differ_in_its_last_bits_only(folder, name):
 
 @pytest.mark.parametrize("name", TWO_PROCESSES)
 def test_two_processes_give_the_vectors_of_one_device(folder, printed, name):
-    assert printed[0][name] == printed[1][name]
+    assert printed[0][name][0] == printed[1][name][0]
     np.testing.assert_array_equal(read(folder, name), read(folder, "one"))
+
+
+def test_two_processes_have_equal_shares(printed):
+    (_, first), (_, second) = (printed[index]["data-shared"] for index in range(2))
+    _, all_tokens = printed[0]["data_fsdp-torus"]
+    assert first + second == all_tokens
+    assert abs(first - second) < all_tokens / 5

@@ -1,5 +1,7 @@
 """The sum over candidates: blockwise is the reference, gradients included, and holds no matrix of scores."""
 
+import functools
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ def case(queries=23, candidates=57, width=12, groups=9, seed=0):
     )
 
 
+@functools.cache
 def by_face(block):
     @jax.jit
     def run(query, candidate, query_group, candidate_group, temperature, ceiling, candidate_valid):
@@ -50,14 +53,16 @@ def by_face(block):
     return run
 
 
-def gradients(function, arguments):
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=arguments[0].shape[0]), jnp.float32)
+@functools.cache
+def graded(function):
+    """Gradients of a weighted sum in both embeddings and the temperature, and what the function gives."""
 
-    def loss(query, candidate, temperature):
-        found = function(query, candidate, *arguments[2:4], temperature, *arguments[5:])
-        return jnp.sum(jnp.where(found.used > 0, found.logsumexp, 0.0) * weights)
+    def loss(query, candidate, query_group, candidate_group, temperature, ceiling, candidate_valid):
+        found = function(query, candidate, query_group, candidate_group, temperature, ceiling, candidate_valid)
+        weights = np.random.default_rng(1).normal(size=query.shape[0]).astype(np.float32)
+        return jnp.sum(jnp.where(found.used > 0, found.logsumexp, 0.0) * weights), found
 
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*arguments[:2], arguments[4])
+    return jax.jit(jax.grad(loss, argnums=(0, 1, 4), has_aux=True))
 
 
 def test_by_hand():
@@ -77,23 +82,25 @@ def test_by_hand():
     np.testing.assert_array_equal(found.used, [3, 2])
 
 
-@settings(max_examples=8, deadline=None)
+# Queries, candidates and the block: one of each, a block a candidate, blocks that do not divide, one block.
+@settings(max_examples=16, deadline=None)
 @given(
-    queries=st.integers(1, 40),
-    candidates=st.integers(1, 90),
+    shape=st.sampled_from([(1, 1, 7), (5, 90, 1), (40, 33, 32), (23, 57, 4096)]),
     groups=st.integers(1, 12),
-    block=st.sampled_from([1, 7, 32, 4096]),
     seed=st.integers(0, 99),
 )
-def test_blocks_are_the_whole(queries, candidates, groups, block, seed):
+def test_blocks_are_the_whole(shape, groups, seed):
+    queries, candidates, block = shape
     arguments = case(queries, candidates, groups=groups, seed=seed)
-    found, expected = by_face(block)(*arguments), jax.jit(reference)(*arguments)
+    (gradients, found), (expected_gradients, expected) = (
+        graded(function)(*arguments) for function in (by_face(block), reference)
+    )
     np.testing.assert_array_equal(found.used, expected.used)
     np.testing.assert_allclose(found.logsumexp, expected.logsumexp, rtol=1e-5, atol=1e-5)
     # A sum of `width` products of unit vectors is off by no more than width * eps / 2, however small the sum itself is.
     rounding = arguments[0].shape[1] * np.finfo(np.float32).eps
     np.testing.assert_allclose(found.hardest, expected.hardest, rtol=0, atol=rounding)
-    for one, other in zip(gradients(by_face(block), arguments), gradients(reference, arguments), strict=True):
+    for one, other in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * (1 + float(jnp.abs(other).max())))
 
 
@@ -150,38 +157,42 @@ def test_memory_grows_with_the_batch_not_with_its_square():
 
 # 8 devices share 1528 candidates evenly, 191 each, which their share of a block (17) does not divide; 1531 they do not,
 # nor 508 queries. Rows lie on "tensor" by rules of one's own.
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "axes,queries,candidates",
-    [("data", 512, 1531), ("data,fsdp", 512, 1528), ("data,fsdp", 508, 1528), ("data,tensor", 512, 1528)],
-)
-def test_over_a_mesh_it_is_one_device_and_no_scores_travel(axes, queries, candidates):
-    program = """
-import re, sys
+OVER_MESHES = """
+import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from pplx_jax.kernels.masked_logsumexp import masked_logsumexp
 from pplx_jax.parallel import rules
-axes, queries, count = tuple(sys.argv[1].split(",")), int(sys.argv[2]), int(sys.argv[3])
-mesh = jax.make_mesh((8,) if len(axes) == 1 else (2, 4), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
-generator = np.random.default_rng(0)
-query, candidate = (jnp.asarray(generator.normal(size=(n, 8)), jnp.float32) / 8 for n in (queries, count))
-def loss(query, candidate, temperature):
-    groups = jnp.arange(queries) // 2, jnp.arange(count) // 5
-    return masked_logsumexp(query, candidate, *groups, temperature=temperature, block=136).logsumexp.mean()
-run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-expected = run(query, candidate, 0.1)
-with jax.set_mesh(mesh), rules.using((("rows", axes),)):
-    rows = NamedSharding(mesh, PartitionSpec(axes))
-    even = count % 8 == 0
-    placed = *(jax.device_put(x, rows) if len(x) % 8 == 0 else x for x in (query, candidate)), 0.1
-    compiled = run.lower(*placed).compile()
-    found = compiled(*placed)
-jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), found, expected)
-moved = [line for line in compiled.as_text().splitlines() if re.search(r" all-[a-z]+\\(| reduce-scatter\\(", line)]
-shapes = [shape for line in moved for shape in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", line.split(" all-")[0])]
-sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in shapes]
-# A block of embeddings, or what does not lie on the devices in equal shares: neither scores nor all candidates.
-assert sizes and max(sizes) <= (1536 if not even else 136 if queries % 8 == 0 else 512) * 8, moved
+
+def check(axes, queries, count):
+    mesh = jax.make_mesh((8,) if len(axes) == 1 else (2, 4), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+    generator = np.random.default_rng(0)
+    query, candidate = (jnp.asarray(generator.normal(size=(n, 8)), jnp.float32) / 8 for n in (queries, count))
+    def loss(query, candidate, temperature):
+        groups = jnp.arange(queries) // 2, jnp.arange(count) // 5
+        return masked_logsumexp(query, candidate, *groups, temperature=temperature, block=136).logsumexp.mean()
+    run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+    expected = run(query, candidate, 0.1)
+    with jax.set_mesh(mesh), rules.using((("rows", axes),)):
+        rows = NamedSharding(mesh, PartitionSpec(axes))
+        even = count % 8 == 0
+        placed = *(jax.device_put(x, rows) if len(x) % 8 == 0 else x for x in (query, candidate)), 0.1
+        compiled = run.lower(*placed).compile()
+        found = compiled(*placed)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), found, expected)
+    moved = [line for line in compiled.as_text().splitlines() if re.search(r" all-[a-z]+\\(| reduce-scatter\\(", line)]
+    shapes = [shape for line in moved for shape in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", line.split(" all-")[0])]
+    sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in shapes]
+    # A block of embeddings, or what does not lie on the devices in equal shares: neither scores nor all candidates.
+    assert sizes and max(sizes) <= (1536 if not even else 136 if queries % 8 == 0 else 512) * 8, (axes, queries, moved)
+
+check(("data",), 512, 1531)
+check(("data", "fsdp"), 512, 1528)
+check(("data", "fsdp"), 508, 1528)
+check(("data", "tensor"), 512, 1528)
 """
-    simulated.run("-c", program, axes, str(queries), str(candidates))
+
+
+@pytest.mark.slow
+def test_over_a_mesh_it_is_one_device_and_no_scores_travel():
+    simulated.run("-c", OVER_MESHES)

@@ -211,31 +211,32 @@ def test_tiles_refuse_what_does_not_fit():
             choose_tiles(4224, width, slots, 4).require(slots, 4)
 
 
-PROGRAM = """
-import sys
-import jax, jax.numpy as jnp
-from jax.experimental import topologies
+# Kernels of a pass without a gradient.
+MEASURE = """
 from pplx_jax.kernels.segment_pool import segment_pool
-topology, width, slots = sys.argv[1], *map(int, sys.argv[2:])
-device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-sharding = jax.sharding.SingleDeviceSharding(device)
-hidden = jax.ShapeDtypeStruct((4, 4096, width), jnp.bfloat16, sharding=sharding)
-ids = jax.ShapeDtypeStruct((4, 4096), jnp.int32, sharding=sharding)
-def loss(hidden, ids):
-    return segment_pool(hidden, ids, slots, output="tanh_int8")[0].sum()
-jax.jit(jax.grad(loss)).lower(hidden, ids).compile()
-compiled = jax.jit(lambda hidden, ids: segment_pool(hidden, ids, slots, output="int8")[0]).lower(hidden, ids).compile()
-print(compiled.cost_analysis()["bytes accessed"], compiled.as_text().count("tpu_custom_call"))
+
+def measure(topology, width, slots):
+    mesh, array = on(topology)
+    shapes = array(4, 4096, width, dtype=jnp.bfloat16), array(4, 4096, dtype=jnp.int32)
+    def pool(output):
+        return lambda hidden, ids: segment_pool(hidden, ids, slots, output=output)[0]
+    with jax.set_mesh(mesh):
+        jax.jit(jax.grad(lambda *arguments: pool("tanh_int8")(*arguments).sum())).lower(*shapes).compile()
+        return jax.jit(pool("int8")).lower(*shapes).compile().as_text().count("tpu_custom_call")
 """
+MODELS = [(topology, width, 64) for topology in tpu_compile.TOPOLOGIES for width in (1024, 2560)]
+
+
+@pytest.fixture(scope="module")
+def on_tpus():
+    return tpu_compile.compile_all(MEASURE, MODELS)
 
 
 @pytest.mark.slow
 @tpu_compile.needs_libtpu
-@pytest.mark.parametrize("topology", tpu_compile.TOPOLOGIES)
-@pytest.mark.parametrize("width", [1024, 2560])
-def test_it_compiles_for_both_models(topology, width):
-    _, calls = tpu_compile.run(PROGRAM, topology, str(width), "64").split()
-    assert int(calls) == 1
+@pytest.mark.parametrize("case", MODELS)
+def test_it_compiles_for_both_models(on_tpus, case):
+    assert on_tpus(*case) == 1
 
 
 ON_A_MESH = """

@@ -392,30 +392,32 @@ def test_over_a_mesh_it_is_one_device_and_no_logits_travel():
     simulated.run("-c", OVER_A_MESH)
 
 
-ON_TPU = """
-import sys
-import jax, jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
+# Kernels, and bytes of temporaries.
+MEASURE = """
 from pplx_jax.kernels.vocab_cross_entropy import vocab_cross_entropy
-device = topologies.get_topology_desc(platform="tpu", topology_name=sys.argv[1]).devices[0]
-tokens, width = 8192, int(sys.argv[2])
-mesh = jax.sharding.Mesh([device], ("data",))
-def array(*shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
-shapes = array(tokens, width, dtype=jnp.bfloat16), array(151936, width), array(tokens, dtype=jnp.int32), array(tokens)
-with jax.set_mesh(mesh):
-    run = jax.jit(jax.value_and_grad(lambda *arguments: vocab_cross_entropy(*arguments)[0], argnums=(0, 1)))
-    lowered = run.lower(*shapes)
-    print(lowered.as_text().count("tpu_custom_call"), lowered.compile().memory_analysis().temp_size_in_bytes)
+
+def measure(topology, width):
+    mesh, array = on(topology)
+    tokens = 8192
+    hidden, table = array(tokens, width, dtype=jnp.bfloat16), array(151936, width)
+    with jax.set_mesh(mesh):
+        run = jax.jit(jax.value_and_grad(lambda *arguments: vocab_cross_entropy(*arguments)[0], argnums=(0, 1)))
+        lowered = run.lower(hidden, table, array(tokens, dtype=jnp.int32), array(tokens))
+        return lowered.as_text().count("tpu_custom_call"), lowered.compile().memory_analysis().temp_size_in_bytes
 """
+CASES = list(zip(tpu_compile.TOPOLOGIES, (1024, 2560, 1024), strict=True))
+
+
+@pytest.fixture(scope="module")
+def on_tpus():
+    return tpu_compile.compile_all(MEASURE, CASES)
 
 
 @pytest.mark.slow
 @tpu_compile.needs_libtpu
-@pytest.mark.parametrize("topology,width", list(zip(tpu_compile.TOPOLOGIES, (1024, 2560, 1024), strict=True)))
-def test_the_kernels_compile_for_tpus(topology, width):
-    calls, temporaries = map(int, tpu_compile.run(ON_TPU, topology, str(width)).split())
+@pytest.mark.parametrize("topology,width", CASES)
+def test_the_kernels_compile_for_tpus(on_tpus, topology, width):
+    calls, temporaries = on_tpus(topology, width)
     assert calls == 2
     # A block's exponentials and the table in bfloat16, and little else; all logits would take 5 GB.
     assert temporaries < 1.15 * 2 * 151936 * (2048 + width)

@@ -16,7 +16,7 @@ def cloud_home(tmp_path_factory):
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
 
-    from launch import tpu_executors
+    from launch import tpu_handles
 
     folder = tmp_path_factory.mktemp("home")
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -36,7 +36,7 @@ def cloud_home(tmp_path_factory):
         patch.setenv("HOME", str(folder))
         patch.setenv("KUBECONFIG", str(folder / ".kube" / "config"))
         patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(folder / "account.json"))
-        patch.setattr(tpu_executors, "POLL_SECONDS", 0.0)
+        patch.setattr(tpu_handles, "POLL_SECONDS", 0.0)
         flags.FLAGS(["xm_launch"])
         yield folder
 

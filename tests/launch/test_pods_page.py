@@ -105,7 +105,7 @@ def test_our_commands_are_understood(calls, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     inside = [inner_command(call) for call in of(calls, "gcloud", "compute", "tpus", "tpu-vm", "ssh")]
     commands = [call[1:] for call in of(calls, "pplx-jax")] + [words for words in inside if words]
-    assert {words[0] for words in commands} == {"run", "train", "plan", "report"}
+    assert {words[0] for words in commands} == {"run", "train", "embed", "plan", "report"}
     for words in commands:
         if words[0] == "report":  # there is nothing to report of
             words = [*words[:1], *words[2:], str(ROOT / "docs")]

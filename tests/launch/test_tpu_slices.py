@@ -1,9 +1,12 @@
-"""What Google Cloud calls the hardware, against its own tables."""
+"""What Google Cloud calls the hardware, against its own tables and the device lists of libtpu."""
 
 import pytest
+from helpers import rehearsals, tpu_compile
 
+from launch import tpu_slices
 from launch.tpu_slices import TpuSlices
 from pplx_jax.core.errors import BadInput
+from pplx_jax.plan.chips import Topology
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,16 @@ def test_hosts_and_names(kind, topology, hosts, chips_per_host, machine, label):
 def test_what_does_not_exist(arguments, words):
     with pytest.raises(BadInput, match=words):
         TpuSlices(*arguments)
+
+
+@pytest.mark.slow
+@tpu_compile.needs_libtpu
+def test_the_hosts_are_those_of_libtpu():
+    """Every topology of v5e and v6e, and of v5p the small ones and some of each shape of large ones."""
+    large = ("4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16", "16x16x24")
+    every = [(kind, topology) for kind in ("v5e", "v6e") for topology in tpu_slices.PLANE]
+    every += [("v5p", topology) for topology in (*tpu_slices.SMALL_V5P, *large)]
+    slices = [TpuSlices(*each) for each in every] + [TpuSlices("v6e", "4x4", 2), TpuSlices("v5p", "4x4x8", 2)]
+    known = rehearsals.in_worker("hosts", [Topology(f"{one.kind}:{one.topology}", one.num_slices) for one in slices])
+    for one, chips in zip(slices, known, strict=True):
+        assert chips == one.hosts * one.num_slices * [one.chips_per_host], one

@@ -1,12 +1,13 @@
 """`mine` through the command line."""
 
+import json
 import pathlib
 import re
 import shlex
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import job, tiny
 
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.cli import main as cli
@@ -119,6 +120,19 @@ def test_pairs_in_shards_of_several_sources_are_mined_together(run, mine, tmp_pa
     assert one.manifest["sources"] == ["shard-00000-of-00002", "shard-00001-of-00002", "b"]
 
 
+def test_two_processes_write_the_bytes_of_one(run, tmp_path):
+    bindings = ("negatives=3", "first_rank=2", "last_rank=40", "ceiling=2.0", "part_size=25")
+    params = [f"--gin_param=Mining.{binding}" for binding in bindings]
+    words = ["mine", f"--model={run / 'pair'}", f"--pairs={run / 'data' / 'tokens' / 'pair'}", "--json", *params]
+    alone = job.start_python(["-m", "pplx_jax", *words, f"--output={tmp_path / 'one'}"])
+    together = job.start_verb([*words, f"--output={tmp_path / 'two'}"], count=2, devices=2)
+    one, first, second = (json.loads(output.splitlines()[-1]) for output in job.finish([alone, *together]))
+    assert first == one and one["queries"] > 100 and second == {"parts": 2}
+    contents = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")]
+    assert contents[0] == contents[1] and "report.txt" in contents[0]
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
+
+
 def test_what_is_no_pair_table_is_refused_in_one_line(run, mine, tmp_path, capsys):
     vocabulary = load_vocabulary(run / "pair")
     write_table(tmp_path / "text", "text", vocabulary, {"tokens": Ragged.from_arrays([[5, 6]])})
@@ -128,7 +142,7 @@ def test_what_is_no_pair_table_is_refused_in_one_line(run, mine, tmp_path, capsy
     ):
         assert mine(tmp_path / folder, tmp_path / "out") == cli.BAD_INPUT
         assert complaint in capsys.readouterr().err
-    assert mine("run/data/tokens/pair", tmp_path / "out", "--shard=0", "--shards=0") == cli.BAD_INPUT
+    assert mine("run/data/tokens/pair", tmp_path / "out", "--shard=0/0") == cli.BAD_INPUT
     assert {path.name for path in tmp_path.iterdir()} == {"text"}
 
 

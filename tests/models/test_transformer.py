@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 from flax import nnx
 
 from pplx_jax.core.errors import BadInput
@@ -29,7 +27,31 @@ MLP_KERNELS = {"gate": (WIDTH, MLP), "up": (WIDTH, MLP), "down": (MLP, WIDTH)}
 
 
 @functools.cache
+def weights():
+    """Of transformers' model, by its names: norms away from one, kernels of unit gain."""
+    shapes = {"embed_tokens": (VOCABULARY, WIDTH), "norm": (WIDTH,)}
+    for layer in range(LAYERS):
+        block = dict.fromkeys(("input_layernorm", "post_attention_layernorm"), (WIDTH,))
+        block |= dict.fromkeys(("self_attn.q_norm", "self_attn.k_norm"), (HEAD_DIM,))
+        block |= {f"self_attn.{name}_proj": (after, before) for name, (before, after) in ATTENTION.items()}
+        block |= {f"mlp.{name}_proj": (after, before) for name, (before, after) in MLP_KERNELS.items()}
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in block.items()}
+    generator = np.random.default_rng(0)
+
+    def draw(name, shape):
+        noise = generator.normal(size=shape).astype(np.float32)
+        if len(shape) == 1:
+            return 1 + np.float32(0.3) * noise
+        return noise * np.float32(0.02 if name == "embed_tokens" else shape[1] ** -0.5)
+
+    return {f"{name}.weight": draw(name, shape) for name, shape in shapes.items()}
+
+
+@functools.cache
 def torch_model(theta=1e6, epsilon=1e-6):
+    import torch
+    import transformers
+
     config = transformers.Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
@@ -45,20 +67,16 @@ def torch_model(theta=1e6, epsilon=1e-6):
         use_cache=False,
     )
     model = transformers.Qwen3Model(config).to(torch.float32).eval()
-    generator = torch.Generator().manual_seed(0)
+    assert {name for name, _ in model.named_parameters()} == weights().keys()
     with torch.no_grad():
-        for name, value in model.named_parameters():  # norms away from one, kernels of unit gain
-            noise = torch.randn(value.shape, generator=generator)
-            if name.endswith("norm.weight"):
-                value.copy_(1 + 0.3 * noise)
-            elif name.startswith("embed_tokens"):
-                value.copy_(0.02 * noise)
-            else:
-                value.copy_(noise / value.shape[1] ** 0.5)
+        for name, value in model.named_parameters():
+            value.copy_(torch.tensor(weights()[name]))
     return model
 
 
 def attention_mask(length, causal):
+    import torch
+
     mask = torch.zeros(1, 1, length, length)
     if causal:
         later = torch.ones(length, length, dtype=torch.bool).triu(1)
@@ -67,7 +85,9 @@ def attention_mask(length, causal):
 
 
 def torch_hidden(tokens, causal, model=None):
-    """Hidden states [L, D] of one text alone."""
+    """Hidden states [L, D] of one text alone, with their graph."""
+    import torch
+
     ids = torch.tensor(np.asarray(tokens)[None], dtype=torch.long)
     out = (model or torch_model())(input_ids=ids, attention_mask=attention_mask(ids.shape[1], causal))
     return out.last_hidden_state[0]
@@ -143,8 +163,7 @@ def our_model(causal):
     """Graph definition, parameters as a nested dict, and a compiled forward pass."""
     # Shapes only: every parameter is replaced, so none needs drawing.
     graph, state = nnx.split(nnx.eval_shape(lambda: qwen3.Qwen3(config(causal), rngs=nnx.Rngs(0))))
-    weights = dict(torch_model().named_parameters())
-    params = nest({k: jnp.asarray(v) for k, v in from_torch(lambda n: weights[n].detach().numpy()).items()})
+    params = nest({path: jnp.asarray(value) for path, value in from_torch(weights().__getitem__).items()})
 
     def forward(params, tokens, segment_ids, positions):
         nnx.replace_by_pure_dict(state, params)
@@ -186,24 +205,23 @@ def test_parameter_paths_and_shapes():
     assert actual == expected_shapes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
 def test_packed_texts_equal_transformers_alone(causal):
     batch = packed()
     hidden = run(batch, causal)
     assert hidden.shape == (ROWS, LENGTH, WIDTH) and hidden.dtype == np.float32
     for row, part in texts(batch[1]):
-        with torch.no_grad():
-            expected = torch_hidden(batch[0][row, part], causal).numpy()
+        expected = torch_hidden(batch[0][row, part], causal).detach().numpy()
         np.testing.assert_allclose(hidden[row, part], expected, rtol=0, atol=TOLERANCE)
     row, part = 0, slice(0, LENGTHS[0][0])
-    with torch.no_grad():  # controls: the other mask, another rotation base and another epsilon show
-        controls = [
-            torch_hidden(batch[0][row, part], not causal),
-            torch_hidden(batch[0][row, part], causal, torch_model(theta=1e4)),
-            torch_hidden(batch[0][row, part], causal, torch_model(epsilon=1e-5)),
-        ]
+    controls = [  # the other mask, another rotation base and another epsilon show
+        torch_hidden(batch[0][row, part], not causal),
+        torch_hidden(batch[0][row, part], causal, torch_model(theta=1e4)),
+        torch_hidden(batch[0][row, part], causal, torch_model(epsilon=1e-5)),
+    ]
     for control in controls:
-        assert np.abs(hidden[row, part] - control.numpy()).max() > 20 * TOLERANCE
+        assert np.abs(hidden[row, part] - control.detach().numpy()).max() > 20 * TOLERANCE
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -263,19 +281,22 @@ def test_packed_equals_padded_equals_alone():
     np.testing.assert_allclose(run(batch, False)[0], base[row, part], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_gradients_equal_torch_autograd():
+    import torch
+
     # The gradient of a packed batch is the sum of the gradients of its texts alone.
     tokens, segment_ids, positions = packed()
-    weights = np.random.default_rng(1).normal(size=(ROWS, LENGTH, WIDTH)).astype(np.float32)
-    weights *= (segment_ids > 0)[..., None]
+    factors = np.random.default_rng(1).normal(size=(ROWS, LENGTH, WIDTH)).astype(np.float32)
+    factors *= (segment_ids > 0)[..., None]
     _, params, forward, _ = our_model(False)
     gradient = flatten(
-        jax.jit(jax.grad(lambda p: (forward(p, tokens, segment_ids, positions) * weights).sum()))(params)
+        jax.jit(jax.grad(lambda p: (forward(p, tokens, segment_ids, positions) * factors).sum()))(params)
     )
     model = torch_model()
     model.zero_grad()
     for row, part in texts(segment_ids):
-        (torch_hidden(tokens[row, part], False) * torch.tensor(weights[row, part])).sum().backward()
+        (torch_hidden(tokens[row, part], False) * torch.tensor(factors[row, part])).sum().backward()
     named = dict(model.named_parameters())
     expected = from_torch(lambda name: named[name].grad.numpy().copy())
     model.zero_grad()

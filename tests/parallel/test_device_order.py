@@ -2,25 +2,14 @@
 
 import numpy as np
 import pytest
-from helpers import job, tiny
+from helpers import job, tiny, torus
 
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.training.metrics import read_metrics
 
-# A 4 x 2 torus of four hosts with 2 x 1 chips: along the mesh axis the hosts alternate.
-TORUS = """
-import jax, numpy as np
-from pplx_jax.parallel.mesh import MESH_AXES
-
-ORDER = [0, 2, 1, 3, 4, 6, 5, 7]  # global device numbers; process p holds 2 p and 2 p + 1
-
-def build(self, devices=None):
-    found = jax.devices()
-    sizes = self.sizes(len(found))
-    arranged = np.array([found[place] for place in ORDER]).reshape(tuple(sizes.values()))
-    return jax.sharding.Mesh(arranged, MESH_AXES)
-
-Mesh.build = build
+TORUS = (
+    torus.CODE
+    + """
 # Adam divides by the size of the gradient: a larger eps keeps rounding errors from becoming whole steps.
 optimizer = dataclasses.replace(tiny.OPTIMIZER, eps=1e-3)
 
@@ -30,6 +19,7 @@ def train_all(groups):
         run(setting, output / name, name, mesh=Mesh(fsdp=8), stage=stage, optimizer=optimizer, packing_groups=groups,
             steps=2)
 """
+)
 STAGES = ("diffusion", "pair", "contextual", "triplet")
 
 

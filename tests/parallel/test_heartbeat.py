@@ -12,7 +12,8 @@ import time
 import pytest
 from helpers.job import free_ports
 
-from pplx_jax.core.errors import BAD_INPUT, PROCESS_LOST, BadInput, ProcessLost
+from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST, BadInput, ProcessLost
+from pplx_jax.parallel import connections, roll_call, stuck
 from pplx_jax.parallel import heartbeat as module
 from pplx_jax.parallel.connections import Peer, listening
 from pplx_jax.parallel.heartbeat import Heartbeat
@@ -29,7 +30,7 @@ def this_process_has_not_failed(monkeypatch):
 class Job:
     """Heartbeats of `count` processes, each with a queue of the reasons for which it was to end."""
 
-    def __init__(self, count: int, silence: float = 20.0):
+    def __init__(self, count: int, silence: float = 20.0, stuck: float = 0.0):
         self.ends = [queue.Queue() for _ in range(count)]
         self.codes: list[int] = []
         port = free_ports()
@@ -39,7 +40,7 @@ class Job:
                 self.codes.append(code)
                 self.ends[index].put(reason)
 
-            return connect(port, index, count, silence=silence, end=end)
+            return connect(port, index, count, silence=silence, stuck=stuck, end=end)
 
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
             self.processes = list(pool.map(start, range(count)))
@@ -53,9 +54,9 @@ class Job:
         return self.processes[index]._peers[0]
 
 
-def connect(port: int, index: int, count: int, *, startup=20.0, silence=20.0, token="job", end=None):
+def connect(port: int, index: int, count: int, *, startup=20.0, silence=20.0, stuck=0.0, token="job", end=None):
     place = listening(HOST, port) if index == 0 else port
-    seconds = {"startup_seconds": startup, "silence_seconds": silence}
+    seconds = {"startup_seconds": startup, "silence_seconds": silence, "stuck_seconds": stuck}
     return Heartbeat(HOST, place, index, count, token=token, end=end or refuse_to_end, **seconds)
 
 
@@ -114,22 +115,66 @@ def test_heartbeats_keep_a_quiet_job_alive():
 
 
 def test_a_failure_is_told_in_its_own_words(job):
-    job.processes[1].close("NonFiniteLoss: pair step 3: loss is nan")
+    job.processes[1].close("failed: NonFiniteLoss: pair step 3: loss is nan")
     for index in (0, 2):
         assert "failed: NonFiniteLoss: pair step 3: loss is nan" in job.ends[index].get(timeout=10)
     assert job.codes == [PROCESS_LOST] * 2
 
 
 def test_the_others_of_a_job_that_is_refused_end_as_it_does(job):
-    job.processes[1].close("BadInput: no corpus", BAD_INPUT)
+    job.processes[1].close("failed: BadInput: no corpus", BAD_INPUT)
     for index in (0, 2):
         assert "failed: BadInput: no corpus" in job.ends[index].get(timeout=10)
     assert job.codes == [BAD_INPUT] * 2
 
 
 def test_processes_that_fail_of_the_same_cause_report_their_own_errors(job):
-    job.close("BadInput: no corpus", BAD_INPUT)
+    job.close("failed: BadInput: no corpus", BAD_INPUT)
     assert all(ends.empty() for ends in job.ends)
+
+
+def test_processes_that_fail_one_after_the_other_report_their_own_errors():
+    """Each exits before the last one has told anybody: no exit of a process that failed is a death."""
+    job = Job(4)
+
+    def fail(index: int) -> None:
+        time.sleep(0.5 * index)
+        job.processes[3 - index].close("failed: BadInput: no corpus", BAD_INPUT)
+        if index < 3:
+            job.processes[3 - index]._loop.call_soon_threadsafe(cut, job.peer(3 - index))  # it exits
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(fail, range(4)))
+    assert all(ends.empty() for ends in job.ends)
+
+
+def test_a_process_that_fails_and_is_killed_at_once_has_failed(job):
+    failing = threading.Thread(target=job.processes[1].close, args=("failed: BadInput: no corpus", BAD_INPUT))
+    failing.start()
+    time.sleep(0.3)
+    cut(job.peer(1))
+    for index in (0, 2):
+        assert "failed: BadInput: no corpus" in job.ends[index].get(timeout=10)
+    failing.join(timeout=30)
+    assert job.codes == [BAD_INPUT] * 2
+
+
+def test_sigterm_to_one_that_works_alone_stops_all(job):
+    waiting = threading.Thread(target=job.processes[2].barrier, args=("phase export",), daemon=True)
+    waiting.start()
+    job.processes[0].close("was stopped by SIGTERM", PREEMPTED)
+    for index in (1, 2):
+        assert "was stopped by SIGTERM; process" in job.ends[index].get(timeout=10)
+    assert job.codes == [PREEMPTED] * 2
+
+
+def test_bad_input_is_reported_even_if_another_process_dies(job):
+    failing = threading.Thread(target=job.processes[1].close, args=("failed: BadInput: no corpus", BAD_INPUT))
+    failing.start()
+    time.sleep(0.3)
+    cut(job.peer(2))
+    failing.join(timeout=30)
+    assert job.ends[1].empty() and "died" in job.ends[0].get(timeout=10)
 
 
 def test_a_failure_that_follows_from_a_death_is_reported_as_the_death(job):
@@ -149,7 +194,7 @@ def test_the_first_tells_its_failure_to_all_before_it_hears_of_one_gone(job):
         loop.call_soon(cut, job.peer(1))
 
     job.processes[1]._end = exit_at_once
-    first.close("BadInput: no corpus", BAD_INPUT)
+    first.close("failed: BadInput: no corpus", BAD_INPUT)
     for index in (1, 2):
         assert f"{first.name} failed: BadInput: no corpus" in job.ends[index].get(timeout=10)
 
@@ -168,7 +213,7 @@ def test_the_first_exits_last(job, monkeypatch):
 
     for index in (1, 2):
         job.processes[index]._end = exits_later(index)
-    first.close("OSError: its disk is gone")
+    first.close("failed: OSError: its disk is gone")
     assert sorted(ended) == [1, 2]
 
 
@@ -191,7 +236,7 @@ def test_nobody_passes_a_barrier_before_the_last_is_there(job):
     passed: queue.Queue[int] = queue.Queue()
 
     def wait(index: int) -> None:
-        job.processes[index].barrier("phase corpus")
+        assert job.processes[index].barrier("phase corpus", 10 * index) == [0, 10, 20]
         passed.put(index)
 
     threads = [threading.Thread(target=wait, args=(index,)) for index in (0, 2)]
@@ -205,16 +250,72 @@ def test_nobody_passes_a_barrier_before_the_last_is_there(job):
     assert sorted(passed.get(timeout=1) for _ in range(3)) == [0, 1, 2]
 
 
+def test_who_is_behind_is_in_the_log_of_every_process(monkeypatch, caplog):
+    monkeypatch.setattr(stuck, "_QUIET_SECONDS", 1.0)
+    job = Job(3, silence=2.0)
+    for index in (0, 1):
+        job.processes[index].at("pair step 4")
+    deadline = time.monotonic() + 20
+    while caplog.text.count("no process has moved on") < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for index in range(3):
+        assert f"process {index} of 3: no process has moved on for" in caplog.text
+    assert f"waiting for {job.processes[2].name}, in the start" in caplog.text
+    assert "the others wait in pair step 4" in caplog.text
+    assert all(ends.empty() for ends in job.ends)
+    job.close()
+
+
+def test_who_is_stuck_ends_the_job(monkeypatch):
+    monkeypatch.setattr(stuck, "_IDLE_CPU_SECONDS", 1e9)  # the three share the processor time of this test
+    job = Job(3, silence=2.0, stuck=1.0)
+    job.processes[0].at("pair step 4")
+    for index, ends in enumerate(job.ends):
+        reason = ends.get(timeout=20)
+        assert f"waiting for {job.processes[1].name}, in the start" in reason
+        assert reason.endswith(f"it is stuck; process {index} of 3 stops too")
+    assert job.codes == [PROCESS_LOST] * 3
+
+
 # --- The start
 
 
-def test_who_is_missing_is_named_by_the_first_and_told_to_the_others():
+def test_a_port_that_never_answers_is_told_from_one_that_is_closed(monkeypatch):
+    """A firewall drops packets; so does a socket whose queue is full."""
+    monkeypatch.setattr(connections, "_NO_ANSWER_SECONDS", 1.0)
+    with socket.create_server((HOST, 0), backlog=0) as full, contextlib.ExitStack() as waiting:
+        for _ in range(3):
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        time.sleep(0.2)
+        port = full.getsockname()[1]
+        with pytest.raises(ProcessLost, match=f"no answer from process 0 at 127.0.0.1:{port} for 1 s.*a firewall"):
+            connect(port, 1, 2)
+
+
+def test_a_port_is_waited_for_until_it_opens():
+    port = free_ports()
+    with pytest.raises(ProcessLost, match=f"process 1 of 2 cannot reach process 0 at 127.0.0.1:{port}"):
+        connections.wait_for_port(HOST, port, 0.3, "process 1 of 2")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(connections.wait_for_port, HOST, port, 20.0, "process 1 of 2")
+        time.sleep(0.3)
+        assert not waiting.done()
+        with socket.create_server((HOST, port)):
+            waiting.result(timeout=20)
+
+
+def test_who_is_missing_is_named_by_the_first_and_told_to_the_others(monkeypatch, caplog):
+    monkeypatch.setattr(roll_call, "_REMINDER_SECONDS", 0.5)
+    caplog.set_level("INFO")
     port = free_ports()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         tries = [pool.submit(connect, port, index, 4, startup=3.0) for index in (0, 2)]
         for one in tries:
             with pytest.raises(ProcessLost, match="process 0 of 4 waited 3 s for process 1, 3; start 4 processes with"):
                 one.result(timeout=20)
+    assert "process 2 of 4: process 0 is waiting for process 1, 3, " in caplog.text
 
 
 def test_a_first_process_that_never_comes_is_named_with_its_address():

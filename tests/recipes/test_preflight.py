@@ -1,17 +1,20 @@
 """A run refuses in its first seconds what a later phase would need and does not have."""
 
 import collections
+import dataclasses
 import importlib.util
 import shutil
 
 import pytest
 from helpers import tiny
 
+from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.recipes.preflight import check_disk, check_packages, check_stages
-from pplx_jax.training.settings import Checkpointing, Training
+from pplx_jax.training import stage_check
+from pplx_jax.training.settings import Checkpointing, Evaluation, Training
 
 MODEL = Qwen3Config(
     vocab_size=64, width=32, mlp_width=32, layers=1, query_heads=2, kv_heads=1, head_dim=16, max_length=64
@@ -27,6 +30,23 @@ def test_a_later_stage_that_the_mesh_cannot_divide_is_refused():
         check_stages([STAGES[0], one], MODEL, Mesh())
 
 
+@pytest.mark.parametrize(
+    "evaluation, best, said",
+    [
+        (Evaluation(1, sets=("nowhere",)), None, "pair: no evaluation sets in nowhere: the folder does not exist; set"),
+        (Evaluation(1, held_out=3), None, "pair: Evaluation.held_out=3 makes no equal batches of 3 examples for 2 dev"),
+        (Evaluation(1), "eval/loss/mean", "pair: Checkpointing.best_metric='eval/loss/mean' needs Evaluation.held_out"),
+        (Evaluation(1, sets=()), "eval/mean/ndcg@10", "pair: .*best_metric='eval/mean/ndcg@10' needs Evaluation.sets"),
+    ],
+)
+def test_an_evaluation_that_lacks_something_is_refused(monkeypatch, evaluation, best, said):
+    monkeypatch.setattr(stage_check, "shards", lambda name, devices: 2)
+    stage = dataclasses.replace(STAGES[1], evaluation=evaluation, checkpointing=Checkpointing(best_metric=best))
+    with pytest.raises(BadInput, match=said):
+        check_stages([STAGES[0], stage], MODEL, Mesh())
+    check_stages([dataclasses.replace(stage, evaluation=Evaluation(1, held_out=8))], MODEL, Mesh())
+
+
 @pytest.mark.parametrize("module, phase", [("torch", "export"), ("bm25s", "evaluate_bm25")])
 def test_a_missing_package_of_a_phase_that_remains(monkeypatch, module, phase):
     find = importlib.util.find_spec
@@ -34,6 +54,13 @@ def test_a_missing_package_of_a_phase_that_remains(monkeypatch, module, phase):
     with pytest.raises(BadInput, match=rf"the phase {phase} needs the module {module}; pip install 'pplx-jax\["):
         check_packages(lambda name: True, whole=True)
     check_packages(lambda name: name != phase, whole=True)
+
+
+def test_a_model_that_cannot_be_exported_is_refused_before_anything_is_written(tmp_path, capsys):
+    words = ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={tmp_path / 'run'}"]
+    assert cli.main([*words, "--gin_param=Qwen3Config.qkv_bias=True"]) == cli.BAD_INPUT
+    assert "no family of Hugging Face models has qk_norm=True and qkv_bias=True" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_disk_too_small_for_the_checkpoints_of_all_stages(tmp_path, monkeypatch):
@@ -47,6 +74,10 @@ def test_a_disk_too_small_for_the_checkpoints_of_all_stages(tmp_path, monkeypatc
         check_disk(tmp_path / "run", two, MODEL, Mesh(), whole=False)
     free[0] = int(5.1 * state)
     check_disk(tmp_path / "run", two, MODEL, Mesh(), whole=False)
+    best = Checkpointing(keep=2, best_metric="eval/mean/ndcg@10", keep_best=1)
+    one = dataclasses.replace(two[0], checkpointing=best, evaluation=Evaluation(1))
+    with pytest.raises(BadInput, match="the checkpoints of 2 stages need"):  # the best one too
+        check_disk(tmp_path / "run", [one, two[1]], MODEL, Mesh(), whole=False)
     (tmp_path / "run" / "pair").mkdir(parents=True)
     (tmp_path / "run" / "pair" / "saved").write_bytes(bytes(2 * state))
     free[0] = int(3.1 * state)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import time
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import image, tiny
 from helpers.python_code import write_packages
+from helpers.small_recipe import SCORES, STAGES, STEPS, command
 
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.cli import main as cli
@@ -23,41 +25,10 @@ from pplx_jax.training.train_stage import FINISHED
 
 pytestmark = pytest.mark.slow
 
-STAGES = ("diffusion", "pair", "contextual", "triplet")
-STEPS = 4
-SCORES = ("bm25", "random", *STAGES, "merged")
-SMALL = (
-    "VOCABULARY=370",
-    "PythonCorpus.held_out=('gamma',)",
-    "Qwen3Config.width=32",
-    "Qwen3Config.mlp_width=32",
-    "Qwen3Config.query_heads=2",
-    "Qwen3Config.head_dim=16",
-    *(f"{stage}/Training.steps={STEPS}" for stage in STAGES),
-    "Logging.every_steps=1",
-    "Checkpointing.every_steps=1",
-    "Optimizer.warmup_steps=1",
-    "pair/Optimizer.warmup_steps=1",
-    "DiffusionStage.batch_size=16",
-    "PairStage.batch_size=16",
-    "ContextualStage.batch_size=4",
-    "TripletStage.batch_size=8",
-    "Mining.examples=0",
-    "Mining.first_rank=2",
-    "Mining.last_rank=40",
-    "Mining.ceiling=2.0",
-)
-
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
     return write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
-
-
-def command(packages, workdir, *params):
-    bindings = [*SMALL, f"PythonCorpus.roots=('{packages}',)", *params]
-    flags = [f"--gin_param={binding}" for binding in bindings]
-    return ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={workdir}", *flags]
 
 
 def complaint(arguments, capsys) -> str:
@@ -88,6 +59,7 @@ def finished(packages, tmp_path_factory):
     assert (workdir / "phases" / "evaluate_pair.json").exists() and (workdir / "report.html").exists()
     assert "merged" not in json.loads((workdir / "results.json").read_text())
     assert not (workdir / "contextual").exists() and not (workdir / "export").exists()
+    shutil.copytree(workdir, workdir.with_name("stopped"))
     assert cli.main(command(packages, workdir)) == cli.DONE
     return workdir
 
@@ -102,10 +74,19 @@ def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
     assert results["contextual"]["with_context"] != results["contextual"]["without_context"]
     assert {"corpus", "vocabulary", "tokenize", *STAGES, "mine", "merge", "export"} <= results["seconds"].keys()
     for stage in STAGES:
-        assert [row["step"] for row in read_metrics(finished / stage / "metrics.jsonl")] == [1, 2, 3, 4]
+        rows = read_metrics(finished / stage / "metrics.jsonl")
+        assert [row["step"] for row in rows] == [1, 2, 3, 4]
+        # The evaluation at the last step, on the whole set, which is small, is that of the finished stage.
+        for metric in ("ndcg@10", "recall@100"):
+            assert rows[-1][f"eval/evaluation/{metric}"] == pytest.approx(results[stage]["int8"][metric])
+        assert rows[-1]["eval/loss/mean"] > 0 and "eval/loss/mean" not in rows[-2]
+    in_context = results["contextual"]["with_context"]["int8"]["ndcg@10"]
+    rows = read_metrics(finished / "contextual" / "metrics.jsonl")
+    assert rows[-1]["eval/evaluation/with_context/ndcg@10"] == pytest.approx(in_context)
     for kind in ("v1", "context_v1"):
         assert (finished / "export" / kind / "model.safetensors").stat().st_size > 0
-    assert "</html>" in (finished / "report.html").read_text()
+    page = (finished / "report.html").read_text()
+    assert "</html>" in page and "Evaluation during training" in page
 
 
 def test_a_finished_run_is_not_done_again(finished, packages):
@@ -130,21 +111,24 @@ def test_an_empty_query_is_refused(finished, capsys):
     assert "query" in complaint(["search", f"--index={finished / 'index'}", "  "], capsys)
 
 
-def test_a_killed_run_ends_where_an_uninterrupted_one_does(finished, packages, tmp_path):
+def test_a_killed_run_ends_in_the_image_as_an_uninterrupted_one_does(finished, packages, tmp_path):
+    """What comes after the kill has only the packages that the image of the pods has: none of the phases needs more."""
     workdir = tmp_path / "run"
+    shutil.copytree(finished.with_name("stopped"), workdir)
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     program = [sys.executable, "-m", "pplx_jax", *command(packages, workdir)]
     victim = subprocess.Popen(program, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 300
-    while not read_metrics(workdir / "pair" / "metrics.jsonl"):
+    while not read_metrics(workdir / "contextual" / "metrics.jsonl"):
         assert victim.poll() is None, victim.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     victim.send_signal(signal.SIGKILL)
     victim.wait()
-    assert not (workdir / "phases" / "pair.json").exists()
+    assert not (workdir / "phases" / "contextual.json").exists()
 
-    assert cli.main(command(packages, workdir)) == cli.DONE
+    done = image.run_in_the_image(command(packages, workdir))
+    assert done.returncode == cli.DONE, done.stderr
     scores = [json.loads((folder / "results.json").read_text()) for folder in (finished, workdir)]
     assert {name: scores[0][name] for name in SCORES} == {name: scores[1][name] for name in SCORES}
     for stage in STAGES:

@@ -101,6 +101,26 @@ def test_a_stage_of_any_name_is_shown_in_the_order_of_the_recipe(workdir):
     assert collect(workdir).stages[:2] == recorded
 
 
+def test_every_metric_of_the_evaluations_has_a_curve_with_its_best_value(workdir):
+    values = {10: (0.25, 3.0), 20: (0.5, 2.0), 30: (0.375, 2.5)}
+    rows = [
+        {"step": step, "loss": 1.0, "eval/python/ndcg@10": score, "eval/loss/code": loss}
+        for step, (score, loss) in values.items()
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in [{"step": 1, "loss": 2.0}, *rows])
+    (workdir / "diffusion" / "metrics.jsonl").write_text(text)
+    assert collect(workdir).evaluations == {
+        "diffusion": {
+            "eval/python/ndcg@10": [(10, 0.25), (20, 0.5), (30, 0.375)],
+            "eval/loss/code": [(10, 3.0), (20, 2.0), (30, 2.5)],
+        }
+    }
+    text = page_text(workdir)
+    assert "Evaluation during training" in text and "step 30: 0.375" in text
+    assert "python/ndcg@10 best 0.5 at step 20" in re.sub(r"\s+", " ", text)
+    assert "loss/code best 2 at step 20" in re.sub(r"\s+", " ", text)
+
+
 @pytest.mark.parametrize("missing", sorted(RESULTS))
 def test_any_part_may_be_missing(workdir, missing):
     report.write_results(workdir, {name: part for name, part in RESULTS.items() if name != missing})

@@ -2,19 +2,17 @@
 
 import gzip
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import job, slow_embedding, tiny
 from helpers.word_encoder import WordEncoder
 
+from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.core.errors import BadInput
+from pplx_jax.models.parameters import initial_params
 from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 
@@ -44,6 +42,29 @@ def test_texts_keep_their_order(tmp_path):
     np.testing.assert_array_equal(vectors, WordEncoder().encode(texts))
     assert [row["text"] for row in described] == texts
     assert described[3] == {"id": "4", "text": texts[3], "row": 4, "path": "a.py", "line": 3}
+
+
+def test_an_interrupted_call_resumes_in_a_bucket(bucket, tmp_path, monkeypatch):
+    texts = [f"word{number} common" for number in range(10)]
+    write_rows(bucket / "in.jsonl", [{"text": text} for text in texts])
+    add = EmbeddingFolder.add
+
+    def add_one(folder, *shard):
+        add(folder, *shard)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(EmbeddingFolder, "add", add_one)
+        embed(bucket / "in.jsonl", bucket / "out", shard_size=4)
+    assert sorted(path.name for path in (bucket / "out").iterdir()) == ["00000.jsonl", "00000.npy", "progress.json"]
+    with pytest.raises(BadInput, match="is unfinished"):
+        read(bucket / "out")
+    encoder = WordEncoder()
+    embed(bucket / "in.jsonl", bucket / "out", shard_size=4, encoder=encoder)
+    assert encoder.encoded == 6  # not the first shard
+    vectors, described = read(bucket / "out")
+    np.testing.assert_array_equal(vectors, WordEncoder().encode(texts))
+    assert [row["text"] for row in described] == texts
 
 
 @pytest.mark.parametrize(
@@ -195,6 +216,89 @@ def test_an_interrupted_file_goes_on_from_its_shards(tmp_path):
     assert again.encoded == 0
 
 
+def test_a_folder_that_an_earlier_version_left_unfinished_goes_on(tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": f"word{n}"} for n in range(10)])
+    embed(source, tmp_path / "out", shard_size=3)
+    content = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    content["shards"] = content["shards"][:2]  # which listed the finished shards in progress.json
+    (tmp_path / "out" / "progress.json").write_text(json.dumps(content))
+    (tmp_path / "out" / "manifest.json").unlink()
+    rest = WordEncoder()
+    assert embed(source, tmp_path / "out", shard_size=3, encoder=rest)["count"] == 10
+    assert rest.encoded == 4
+
+
+def assert_same_embeddings(one, other):
+    names = sorted(path.name for path in one.iterdir())
+    assert sorted(path.name for path in other.iterdir()) == names
+    for name in names:
+        contents = [(folder / name).read_bytes() for folder in (one, other)]
+        if name == "manifest.json":
+            contents = [json.loads(content) for content in contents]
+            for content in contents:
+                content["seconds"] = 0
+                content["shards"] = [{**shard, "seconds": 0} for shard in content["shards"]]
+        assert contents[0] == contents[1], name
+
+
+def test_workers_that_do_not_know_each_other_write_what_one_writes(tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": f"word{n} " * (n % 7)} for n in range(40)])
+    embed(source, tmp_path / "one", shard_size=3)
+    workers = [WordEncoder() for _ in range(3)]
+
+    def work(index, encoder):
+        return embed(source, tmp_path / "three", shard_size=3, encoder=encoder, shard=f"{index}/3")
+
+    first, last = work(0, workers[0]), work(2, workers[2])
+    assert first["shards"] + first["missing"] == 14 and last["shards"] > first["shards"]
+    with pytest.raises(BadInput, match="unfinished"):
+        EmbeddingFolder.read(tmp_path / "three")
+    (tmp_path / "three" / ".00013.npy.1.tmp").write_bytes(b"half a shard of a worker that goes on")
+    whole = work(1, workers[1])
+    assert "missing" not in whole and whole["count"] == 40
+    assert (tmp_path / "three" / ".00013.npy.1.tmp").exists()
+    assert sum(worker.encoded for worker in workers) == 40
+    assert min(worker.encoded for worker in workers) >= 9
+    again = WordEncoder()
+    assert work(1, again) == whole and again.encoded == 0
+    assert embed(source, tmp_path / "three", shard_size=3)["count"] == 40  # alone: it removes what is left of others
+    assert_same_embeddings(tmp_path / "one", tmp_path / "three")
+
+
+def test_anyone_takes_the_share_of_a_lost_worker(tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": f"word{n}"} for n in range(10)])
+    embed(source, tmp_path / "out", shard_size=3, shard="0/2")
+    rest = WordEncoder()
+    assert embed(source, tmp_path / "out", shard_size=3, encoder=rest)["count"] == 10
+    assert 0 < rest.encoded < 10
+    embed(source, tmp_path / "one", shard_size=3)
+    assert_same_embeddings(tmp_path / "one", tmp_path / "out")
+
+
+@pytest.mark.parametrize("shard", ["4/4", "1", "1/0", "-1/2", "a/b", "1/2/3"])
+def test_a_share_that_does_not_exist_is_refused(tmp_path, shard):
+    with pytest.raises(BadInput, match=f"shard {shard}: give I/N with I from 0 to N - 1"):
+        embed(write_rows(tmp_path / "in.jsonl", [{"text": "a"}]), tmp_path / "out", shard=shard)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_processes_of_a_job_write_what_one_writes(tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path)
+    config = tiny.tiny_config(vocabulary, max_length=64)
+    save_model(tmp_path / "model", config, vocabulary, initial_params(config, 0), stage="pair")
+    rows = [{"id": str(n), "text": f"Read file {n}. " * (n % 9)} for n in range(200)]
+    write_rows(tmp_path / "in.jsonl", [*rows, {"id": "none"}])
+    words = ["embed", f"--model={tmp_path / 'model'}", f"--input={tmp_path / 'in.jsonl'}", "--shard_size=20"]
+    words += ["--chunk_tokens=12", "--overflow=split", "--json"]
+    alone = job.start_python(["-m", "pplx_jax", *words, f"--output={tmp_path / 'one'}"])
+    together = job.start_verb([*words, f"--output={tmp_path / 'two'}"], count=2, devices=2)
+    printed = [json.loads(output.splitlines()[-1]) for output in job.finish([alone, *together])]
+    assert all({**found, "seconds": 0} == {**printed[0], "seconds": 0} for found in printed)
+    assert (printed[0]["skipped"], printed[0]["shards"]) == (1, 11)
+    assert_same_embeddings(tmp_path / "one", tmp_path / "two")
+
+
 def test_a_folder_of_other_settings_is_left_alone(tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}])
     embed(source, tmp_path / "out")
@@ -286,27 +390,6 @@ def test_a_kill_in_the_first_shard_is_gone_on_from(tmp_path):
     assert embed(source, tmp_path / "out")["count"] == 1
 
 
-SLOW_EMBEDDING = """
-import pathlib, sys, time
-from helpers import tiny
-from pplx_jax.checkpoints.loaded_model import LoadedModel
-from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
-from pplx_jax.inference.embedder import Embedder
-from pplx_jax.retrieval.embed_file import embed_file
-from pplx_jax.models.parameters import initial_params
-
-class Slow(Embedder):
-    def encode_documents(self, documents, **options):
-        time.sleep(float(sys.argv[4]))
-        return super().encode_documents(documents, **options)
-
-vocabulary = load_vocabulary(sys.argv[3])
-config = tiny.tiny_config(vocabulary, max_length=64)
-folder = LoadedModel(config, vocabulary, __import__("jax").device_get(initial_params(config, 0)), "v1", "pair")
-embed_file("model", sys.argv[1], sys.argv[2], encoder=Slow(folder), shard_size=20, chunk_tokens=12, overflow="split")
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_kill_9_changes_no_byte(tmp_path, suffix):
@@ -317,37 +400,20 @@ def test_kill_9_changes_no_byte(tmp_path, suffix):
         parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in.parquet")
     else:
         write_rows(tmp_path / "in.jsonl", rows)
-    tests = pathlib.Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])}
-
-    def start(output, seconds):
-        command = [sys.executable, "-c", SLOW_EMBEDDING, str(tmp_path / f"in.{suffix}"), str(output)]
-        command += [str(tmp_path), str(seconds)]
-        return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
-    process = start(cut, 0.1)
+    source, cut, whole = tmp_path / f"in.{suffix}", tmp_path / "cut", tmp_path / "whole"
+    process = job.start_python(["-m", "helpers.slow_embedding", str(source), str(cut), str(tmp_path), "0.1"])
     deadline = time.monotonic() + 120
     while not (cut / "00003.npy").exists() and time.monotonic() < deadline:
-        assert process.poll() is None
+        assert process.poll() is None, process.communicate()
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     assert not (cut / "manifest.json").exists()
     (cut / ".00009.npy.1.tmp").write_bytes(b"half a shard")  # as a kill inside a write leaves it
     for output in (cut, whole):
-        assert start(output, 0).wait(120) == 0
-    names = [path.name for path in sorted(whole.iterdir())]
-    assert [path.name for path in sorted(cut.iterdir())] == names and len(names) == 21
-    for name in names:
-        if name == "manifest.json":
-            contents = [json.loads((folder / name).read_text()) for folder in (cut, whole)]
-            for content in contents:
-                del content["seconds"]
-                content["shards"] = [{**shard, "seconds": 0} for shard in content["shards"]]
-            assert contents[0] == contents[1]
-        else:
-            assert (cut / name).read_bytes() == (whole / name).read_bytes()
+        slow_embedding.embed(source, output, tmp_path)
+    assert len(list(whole.iterdir())) == 21
+    assert_same_embeddings(whole, cut)
 
 
 def test_an_odd_row_of_json_lines_is_left_out_or_kept_alone(tmp_path):
@@ -406,4 +472,4 @@ def test_a_parquet_file_with_a_damaged_page_keeps_its_shards(tmp_path):
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"in.parquet:1025: cannot be read from here on .* copy the file again"):
         embed(path, tmp_path / "out", shard_size=512)
-    assert len(json.loads((tmp_path / "out" / "progress.json").read_text())["shards"]) == 2
+    assert sorted(path.name for path in (tmp_path / "out").glob("0*.json")) == ["00000.json", "00001.json"]

@@ -1,1 +1,1 @@
-"""Hugging Face folders of Qwen3 and pplx-embed models: reading them, and the name map of their weights."""
+"""Hugging Face folders of Qwen3, Qwen2.5, Llama and pplx-embed models: how they are read, and the names of tensors."""

@@ -4,13 +4,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from pplx_jax.checkpoints.huggingface.families import FAMILIES, QWEN3, Family
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
 from pplx_jax.models.transformer import Qwen3Config
 
 CONFIG = "config.json"
-_QWEN3 = "qwen3"
-PPLX_MODEL_TYPE = "bidirectional_pplx_qwen3"
 _SIZES = {
     "vocab_size": "vocab_size",
     "width": "hidden_size",
@@ -48,12 +47,8 @@ def read_source(folder: pathlib.Path) -> Source:
     content = read_json(folder / CONFIG)
     if not isinstance(content, dict):
         raise BadInput(f"{folder / CONFIG} is not a JSON object; download it again")
-    model_type = content.get("model_type")
-    if model_type not in (_QWEN3, PPLX_MODEL_TYPE):
-        raise BadInput(
-            f"{folder / CONFIG}: model_type {model_type!r} is not supported; give a Qwen3, a Qwen3-Embedding or a "
-            f"pplx-embed model ({_QWEN3}, {PPLX_MODEL_TYPE})"
-        )
+    family = _family(folder, content.get("model_type"))
+    content = _with_defaults(content, family)
     problems = _unsupported(content)
     sizes: dict[str, Any] = {field: content.get(key) for field, key in _SIZES.items()}
     problems += [
@@ -73,20 +68,49 @@ def read_source(folder: pathlib.Path) -> Source:
             **sizes,
             rms_norm_eps=float(epsilon),  # type: ignore[arg-type]
             rope_theta=float(theta),
-            causal=model_type == _QWEN3 and not content.get("use_bidirectional_attention"),
+            causal=content["model_type"] == family.model_type and not content.get("use_bidirectional_attention"),
             embedding_init_std=float(content.get("initializer_range") or Qwen3Config.embedding_init_std),
+            qk_norm=family.qk_norm,
+            qkv_bias=family.qkv_bias,
         ),
         kind="context_v1" if "Context" in architecture else "v1",
         tied=bool(content.get("tie_word_embeddings")),
     )
 
 
+def _family(folder: pathlib.Path, model_type: Any) -> Family:
+    for family in FAMILIES:
+        if model_type in (family.model_type, family.pplx_model_type):
+            return family
+    known = ", ".join(name for family in FAMILIES for name in (family.model_type, family.pplx_model_type))
+    raise BadInput(
+        f"{folder / CONFIG}: model_type {model_type!r} is not supported; give a Qwen3, a Qwen3-Embedding, a Qwen2.5, a "
+        f"Llama or a pplx-embed model ({known})"
+    )
+
+
+def _with_defaults(content: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Adds what `config.json` of a family may leave out, with the values of transformers."""
+    if family is QWEN3:
+        return content
+    defaults = {"rms_norm_eps": family.rms_norm_eps, "rope_theta": family.rope_theta}
+    if "rope_theta" in (content.get("rope_parameters") or ()):
+        del defaults["rope_theta"]
+    width, heads = content.get("hidden_size"), content.get("num_attention_heads")
+    if type(width) is int and type(heads) is int and heads > 0 and width % heads == 0:
+        defaults["head_dim"] = width // heads
+    if family.model_type == "llama":
+        defaults["num_key_value_heads"] = heads
+    return content | {key: value for key, value in defaults.items() if content.get(key) is None}
+
+
 def _unsupported(content: dict[str, Any]) -> list[str]:
-    """Returns the features in use that change what Qwen3 computes and that our encoder does not implement."""
+    """Returns the features in use that change what the family computes and that our encoder does not implement."""
     layer_types = set(content.get("layer_types") or ())
     scaling = content.get("rope_scaling")
     in_use = {
         "attention_bias": content.get("attention_bias"),
+        "mlp_bias": content.get("mlp_bias"),
         "use_sliding_window": content.get("use_sliding_window"),
         "layer_types": sorted(map(str, layer_types - {"full_attention"})),
         "rope_scaling": None if _plain_rope(scaling) else scaling,

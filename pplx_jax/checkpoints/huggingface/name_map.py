@@ -24,11 +24,13 @@ class Entry:
       path: dotted path in our tree.
       key: PyTorch's key; `{}` stands for the layer number of a stacked parameter.
       axes: our axes without the layer axis, letters of `_our_shape`.
+      option: the field of the configuration that adds the parameter; None if every model has it.
     """
 
     path: str
     key: str
     axes: str
+    option: str | None = None
 
     @property
     def stacked(self) -> bool:
@@ -45,9 +47,12 @@ TABLE = (
     Entry("layers.attention.q.kernel", "layers.{}.self_attn.q_proj.weight", "DQ"),
     Entry("layers.attention.k.kernel", "layers.{}.self_attn.k_proj.weight", "DK"),
     Entry("layers.attention.v.kernel", "layers.{}.self_attn.v_proj.weight", "DK"),
+    Entry("layers.attention.q.bias", "layers.{}.self_attn.q_proj.bias", "Q", "qkv_bias"),
+    Entry("layers.attention.k.bias", "layers.{}.self_attn.k_proj.bias", "K", "qkv_bias"),
+    Entry("layers.attention.v.bias", "layers.{}.self_attn.v_proj.bias", "K", "qkv_bias"),
     Entry("layers.attention.o.kernel", "layers.{}.self_attn.o_proj.weight", "QD"),
-    Entry("layers.attention.q_norm.scale", "layers.{}.self_attn.q_norm.weight", "E"),
-    Entry("layers.attention.k_norm.scale", "layers.{}.self_attn.k_norm.weight", "E"),
+    Entry("layers.attention.q_norm.scale", "layers.{}.self_attn.q_norm.weight", "E", "qk_norm"),
+    Entry("layers.attention.k_norm.scale", "layers.{}.self_attn.k_norm.weight", "E", "qk_norm"),
     Entry("layers.post_attention_norm.scale", "layers.{}.post_attention_layernorm.weight", "D"),
     Entry("layers.mlp.gate.kernel", "layers.{}.mlp.gate_proj.weight", "DF"),
     Entry("layers.mlp.up.kernel", "layers.{}.mlp.up_proj.weight", "DF"),
@@ -59,7 +64,8 @@ HEAD = Entry("head.embedding", "lm_head.weight", "VD")
 
 def entries(config: Qwen3Config) -> tuple[Entry, ...]:
     """Returns the table for a model."""
-    return TABLE if config.tied else (*TABLE, HEAD)
+    table = tuple(entry for entry in TABLE if entry.option is None or getattr(config, entry.option))
+    return table if config.tied else (*table, HEAD)
 
 
 def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str, np.ndarray]:

@@ -25,6 +25,7 @@ from pplx_jax.data.tokens.open_tables import Tables
 from pplx_jax.data.tokens.token_table import TokenTable
 
 _WINDOW_EXAMPLES, _WINDOW_BATCHES = 1 << 15, 64  # most examples and most batches of a window
+_HASHES_AT_ONCE = 1 << 22
 _LOOK_AHEAD, _LOOKED_AT = 1000, 12  # `sequences` packs _LOOKED_AT of the first _LOOK_AHEAD batches
 
 
@@ -63,27 +64,34 @@ class Examples:
         data: which tables are read when; if None, all in proportion to their examples.
         batch_size: B, examples per step over all hosts.
         seed: of the order.
+        held_out: the last examples of each table, this many, are never in the stream.
 
     Attributes:
-        count: examples of all tables that are read.
+        count: examples of all tables that are read, without those held out.
+        read_names: names of the tables that are read.
 
     Raises:
         BadInput: a weight names no table; a batch may need more examples of a table than it has.
     """
 
-    def __init__(self, tables: Tables, data: Mixture | Curriculum | None, batch_size: int, seed: int):
+    def __init__(
+        self, tables: Tables, data: Mixture | Curriculum | None, batch_size: int, seed: int, held_out: int = 0
+    ):
         self._names = sorted(tables)
         self._shards = [shard for name in self._names for shard in tables[name]]
         self._first_shard = np.cumsum([0] + [len(tables[name]) for name in self._names])
         self._shard_ends = [np.cumsum([shard.count for shard in tables[name]]) for name in self._names]
-        self._counts = np.array([int(ends[-1]) for ends in self._shard_ends])
+        self._counts = np.array([int(ends[-1]) for ends in self._shard_ends]) - held_out
+        self._held_out = held_out
         self._batch_size, self._seed = batch_size, seed
         self._plain = data is None and len(self._shards) == 1
         self._gather = Gatherer(self._shards)
+        self._require_more_than_held_out()
         self._phases = self._lay_out(data or Mixture())
         self._require_enough()
         read = np.unique(np.concatenate([phase.tables for phase in self._phases]))
         self.count = int(self._counts[read].sum())
+        self.read_names = [self._names[table] for table in read]
         # Batches vary the less the larger they are.
         self._window_batches = min(max(_WINDOW_EXAMPLES // batch_size, 1), _WINDOW_BATCHES)
         self._window = functools.lru_cache(maxsize=2)(self._deal_window)
@@ -175,6 +183,24 @@ class Examples:
         met[dealt.row[under_way][dealt.table[under_way] == number]] = True
         return order[~met[order]]
 
+    def held_out(self, name: str) -> np.ndarray:
+        """Returns the rows of one table that are never in the stream."""
+        count = int(self._counts[self._names.index(name)])
+        return np.arange(count, count + self._held_out)
+
+    def are_read(self, documents: np.ndarray) -> np.ndarray:
+        """Returns for each document hash whether the stream has such a document. Examples of text have no hash."""
+        found = np.zeros(len(documents), bool)
+        for name in self.read_names if self._shards[0].kind != "text" else ():
+            number = self._names.index(name)
+            left = int(self._counts[number])
+            for shard in self._shards[self._first_shard[number] : self._first_shard[number + 1]]:
+                stop = min(left, shard.count)
+                for start in range(0, stop, _HASHES_AT_ONCE):
+                    found |= np.isin(documents, shard["document_hash"][start : min(start + _HASHES_AT_ONCE, stop)])
+                left -= stop
+        return found
+
     def table(self, name: str, rows: np.ndarray) -> TokenTable:
         """Returns these rows of one source as a table in memory."""
         return self._table(Selection(np.full(len(rows), self._names.index(name)), np.asarray(rows), 0))
@@ -207,6 +233,14 @@ class Examples:
         taken = phase.turns.before(np.array([batches]))[0] * self._batch_size
         taken[phase.turns.source(np.array([batches]))[0]] += rest
         return taken
+
+    def _require_more_than_held_out(self) -> None:
+        for name, left in zip(self._names, self._counts.tolist(), strict=True):
+            if left < 1:
+                raise BadInput(
+                    f"{name}: {left + self._held_out} examples, and Evaluation.held_out={self._held_out} leaves none "
+                    "to train on; lower it"
+                )
 
     def _require_enough(self) -> None:
         for phase in self._phases:

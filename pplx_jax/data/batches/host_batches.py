@@ -7,20 +7,29 @@ shards of its devices, whatever their order in the mesh: on real TPU slices they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from absl import logging
 
-from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches.batch_spec import BatchSpec, multiple_for
 from pplx_jax.data.batches.examples import Examples, Selection, Tables
 from pplx_jax.data.batches.packed_batch import PackedBatch
 from pplx_jax.data.batches.prefetch import Prefetch
+from pplx_jax.data.batches.shares import (
+    Share,
+    best_groups,
+    packed_part,
+    rows_of,
+    shard_count,
+    share_of,
+    shares,
+)
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.parallel.placed import placed
 
 COUNTS = ("tokens", "cut_tokens", "cells", "token_pairs")
 
@@ -55,6 +64,7 @@ class HostBatches(Iterator[Batch]):
         sharding: of the first axis of every array, over sequences and over examples alike.
         groups: parts of a batch that are packed separately.
         position: examples consumed so far; the first batch starts there.
+        held_out: the last examples of each table, this many, are in no batch.
 
     Attributes:
         examples: the stream.
@@ -74,18 +84,15 @@ class HostBatches(Iterator[Batch]):
         *,
         groups: int = 1,
         position: int = 0,
+        held_out: int = 0,
     ):
         tables = {"": [tables]} if isinstance(tables, TokenTable) else tables
-        self.examples = Examples(tables, mixture, spec.batch_size, seed)
+        self.examples = Examples(tables, mixture, spec.batch_size, seed, held_out)
         self._batch_size, self._group_spec = spec.batch_size, spec.part(groups)
         self._groups, self._sharding = groups, sharding
-        packed_by = groups_of_processes(sharding, groups)
-        own = jax.process_index()
-        if not packed_by.get(own):
-            raise BadInput(f"process {own} has no device in the mesh; make the mesh as large as all devices together")
-        self._packed = packed_by[own]
-        self._counted = [group for group in self._packed if min(_packers(packed_by, group)) == own]
-        self._say_if_packed_twice(packed_by)
+        shared = shares(sharding, groups)
+        self._share = share_of(jax.process_index(), shared)
+        self._say_if_packed_twice(shared)
         multiple = multiple_for(groups, shard_count(sharding))
         self._sequences = self.examples.sequences(self._group_spec, multiple_of=multiple)
         self._start = position
@@ -127,7 +134,7 @@ class HostBatches(Iterator[Batch]):
         selection = self.examples.select(np.arange(position, position + self._batch_size))
         sequences, size = self._sequences[selection.group], self._group_spec.batch_size
         groups, rows = {}, []
-        for group in self._packed:
+        for group in self._share.packed:
             part = slice(group * size, (group + 1) * size)
             chosen = Selection(selection.table[part], selection.row[part], selection.group)
             groups[group] = self.examples.pack(self._group_spec, chosen, sequences, group * sequences)
@@ -136,7 +143,7 @@ class HostBatches(Iterator[Batch]):
 
     def _complete(self, read: tuple[dict[int, PackedBatch], np.ndarray], position: int) -> Batch:
         groups, rows = read
-        counted = [_counts(groups[group]) for group in self._counted]
+        counted = [_counts(groups[group]) for group in self._share.counted]
         counts = {name: float(sum(one[name] for one in counted)) for name in COUNTS}
         tokens = sum(int(packed.metrics["tokens"]) for packed in groups.values()) * self._groups // len(groups)
         return Batch(self._placed(groups), counts, tokens, position, rows)
@@ -149,44 +156,20 @@ class HostBatches(Iterator[Batch]):
                 arrays[name] = jax.device_put(np.concatenate([parts[group] for group in sorted(parts)]), self._sharding)
                 continue
             shape = (len(first) * self._groups, *first.shape[1:])
-            arrays[name] = jax.make_array_from_callback(
-                shape, self._sharding, lambda index, parts=parts: _rows_of(parts, index)
-            )
+            arrays[name] = placed(shape, self._sharding, lambda index, parts=parts: rows_of(parts, index))
         return arrays
 
-    def _say_if_packed_twice(self, packed_by: Mapping[int, Sequence[int]]) -> None:
-        packings = sum(map(len, packed_by.values()))
-        if packings > self._groups and jax.process_index() == 0:
-            shards = shard_count(self._sharding)
+    def _say_if_packed_twice(self, shared: Mapping[int, Share]) -> None:
+        best = best_groups(self._sharding, self._batch_size)
+        if jax.process_index() == 0 and packed_part(shares(self._sharding, best)) < packed_part(shared):
             logging.warning(
                 "each batch is packed in %d groups, and the %d processes pack %d: some pack the same group. "
                 "Training.packing_groups=%d shares the work (it also changes how texts share sequences)",
                 self._groups,
-                len(packed_by),
-                packings,
-                shards,
+                len(shared),
+                sum(len(share.packed) for share in shared.values()),
+                best,
             )
-
-
-def shard_count(sharding: jax.sharding.Sharding) -> int:
-    """Number of parts that the sharding makes of the first axis."""
-    devices = len(sharding.device_set)
-    return devices // sharding.shard_shape((devices,))[0]
-
-
-def groups_of_processes(sharding: jax.sharding.Sharding, groups: int) -> dict[int, list[int]]:
-    """Which of `groups` equal parts of the first axis each process holds a part of, by process index."""
-    shards = shard_count(sharding)
-    held: dict[int, set[int]] = {}
-    for device, index in sharding.devices_indices_map((shards,)).items():
-        start, stop, _ = index[0].indices(shards)
-        first, last = start * groups // shards, -(-stop * groups // shards)
-        held.setdefault(device.process_index, set()).update(range(first, last))
-    return {process: sorted(own) for process, own in held.items()}
-
-
-def _packers(packed_by: Mapping[int, Sequence[int]], group: int) -> list[int]:
-    return [process for process, own in packed_by.items() if group in own]
 
 
 def _counts(packed: PackedBatch) -> dict[str, float]:
@@ -194,14 +177,3 @@ def _counts(packed: PackedBatch) -> dict[str, float]:
     # 1 + 3 + 5 + ... over the positions of a text is its length squared.
     pairs = int(np.sum((2 * positions.astype(np.int64) + 1)[segments > 0]))
     return {**packed.metrics, "cells": segments.size, "token_pairs": pairs}
-
-
-def _rows_of(parts: Mapping[int, np.ndarray], index: tuple[slice, ...] | None) -> np.ndarray:
-    """Returns a range of the global first axis, from the packed groups."""
-    size = len(next(iter(parts.values())))
-    start, stop, _ = (index or (slice(None),))[0].indices(size * (1 + max(parts)))
-    pieces = [
-        parts[group][max(start - group * size, 0) : stop - group * size]
-        for group in range(start // size, -(-stop // size))
-    ]
-    return np.concatenate(pieces)

@@ -12,7 +12,9 @@ import pathlib
 from collections.abc import Container, Iterator
 from typing import Any
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.io.json_lines import is_unicode, numbered_lines, parse_object
 
 _HEADER = ("query-id", "corpus-id", "score")
@@ -90,7 +92,7 @@ def set_files(folder: str | pathlib.Path, split: str = "test") -> tuple[pathlib.
     Raises:
         BadInput: the folder or a file is missing.
     """
-    folder = pathlib.Path(folder)
+    folder = local_copy(as_path(folder))
     if not folder.is_dir():
         raise BadInput(f"no folder {folder}: give a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv)")
     return (
@@ -106,7 +108,7 @@ def set_folders(folder: str | pathlib.Path) -> list[pathlib.Path]:
     Raises:
         BadInput: the folder does not exist.
     """
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     if not folder.is_dir():
         raise BadInput(f"no folder {folder}: give a BEIR folder, or a folder of BEIR folders")
     if any(folder.glob("corpus.jsonl*")):

@@ -8,6 +8,7 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.io.json_lines import numbered_lines
 
 _TAG = "pplx-jax"
@@ -44,7 +45,7 @@ def run_writer(
             for rank, (document, score) in enumerate(zip(ranked, values, strict=True), start=1):
                 file.write(run_line(query, document_ids[int(document)], rank, score, tag))
 
-    with atomic_path(pathlib.Path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with atomic_path(as_path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield add
 
 

@@ -4,7 +4,9 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.sources.corpus import WrittenCorpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder
 
@@ -35,7 +37,7 @@ class FolderCorpus(WrittenCorpus):
         Raises:
             BadInput: files are missing; one line names all of them.
         """
-        folder = pathlib.Path(self.path).absolute()
+        folder = local_copy(as_path(self.path)).absolute()
         if missing := [name for name in FILES if not (folder / name).is_file()]:
             raise BadInput(f"FolderCorpus.path {folder} lacks {', '.join(missing)}; write them there")
         with corpus_folder(pathlib.Path(output)) as partial:

@@ -7,7 +7,9 @@ import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.io import storage
 from pplx_jax.data.io.beir import corpus_file, read_beir, set_folders
 from pplx_jax.data.sources.corpus import Corpus
@@ -52,7 +54,7 @@ class SourceCorpus(Corpus):
             BadInput: a source has no files or token tables; there is no evaluation set; or `tokens` contain evaluation
                 texts although `drop_overlap` is set.
         """
-        evaluation = pathlib.Path(self.evaluation).absolute()
+        evaluation = self.evaluation_folder(output).absolute()
         sets = evaluation_sets(evaluation)
         if self.tokens:
             self._check_tokens()
@@ -68,10 +70,10 @@ class SourceCorpus(Corpus):
         return list(self.sources)
 
     def evaluation_folder(self, folder):
-        return pathlib.Path(self.evaluation)
+        return local_copy(as_path(self.evaluation))
 
     def excluded_texts(self):
-        return evaluation_overlap(pathlib.Path(self.evaluation)) if self.drop_overlap else None
+        return evaluation_overlap(local_copy(as_path(self.evaluation))) if self.drop_overlap else None
 
     def declares_triplets(self):
         return any(source.kind == "triplet" for source in self.sources)

@@ -1,8 +1,8 @@
 """Opens a vocabulary of either kind."""
 
 import os
-import pathlib
 
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.sentencepiece_vocabulary import SentencePieceVocabulary
 from pplx_jax.data.tokens.tokenizer_vocabulary import TokenizerVocabulary
 from pplx_jax.data.tokens.vocabulary import FILE_NAME, TOKENIZER, Vocabulary
@@ -16,7 +16,7 @@ def load_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
     Raises:
         BadInput: the file is missing or damaged, or a symbol that training needs is missing.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.is_dir():
         tokenizer_only = not (path / FILE_NAME).exists() and (path / TOKENIZER).exists()
         path = path / (TOKENIZER if tokenizer_only else FILE_NAME)

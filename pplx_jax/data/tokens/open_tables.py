@@ -5,7 +5,9 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.token_table import MANIFEST, TokenTable
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 
@@ -30,7 +32,7 @@ def open_tables(
         BadInput: there is no table; a table is damaged, or of another kind or vocabulary; or shards are missing or
             come from several runs.
     """
-    folder = pathlib.Path(folder)
+    folder = local_copy(as_path(folder))
 
     def open_one(path: pathlib.Path) -> TokenTable:
         table = TokenTable.open(path, kind=kind, vocabulary=vocabulary)

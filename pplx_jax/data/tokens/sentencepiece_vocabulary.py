@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import sentencepiece
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.vocabulary import FILE_NAME, TOKENIZER, Vocabulary, write_vocabulary_file
 
 PAD, UNKNOWN, MASK, SEPARATOR = "<pad>", "<unk>", "<mask>", "<sep>"
@@ -90,7 +91,7 @@ class SentencePieceVocabulary(Vocabulary):
         return self._processor.decode([int(token) for token in ids])
 
     def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
-        return write_vocabulary_file(pathlib.Path(folder) / FILE_NAME, self.model)
+        return write_vocabulary_file(as_path(folder) / FILE_NAME, self.model)
 
     def _id(self, piece: str) -> int:
         token = self._processor.piece_to_id(piece)

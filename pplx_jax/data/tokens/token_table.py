@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
 from pplx_jax.core.memory_map import map_array
 from pplx_jax.core.output_folder import describes, require_free
+from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.data.tokens.kinds import FEATURES, FOLDERS, KIND_OF_FOLDER, SIDE_FEATURES
 from pplx_jax.data.tokens.ragged import Ragged
 
@@ -61,7 +63,7 @@ class TokenTable:
             BadInput: a file is missing, truncated or inconsistent with the manifest; the vocabulary differs; or a
                 feature of the kind is missing.
         """
-        folder = pathlib.Path(folder)
+        folder = local_copy(as_path(folder))
         manifest = _read_manifest(folder / MANIFEST)
         features = {name: _read_feature(folder, name, spec) for name, spec in manifest["features"].items()}
         table = cls(features, manifest, folder)
@@ -140,7 +142,8 @@ def require_free_of_others(folder: pathlib.Path) -> None:
 
 
 def _complete_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and path.parent.suffix != PARTIAL)
+    inside = folder.iterdir() if is_bucket(folder) else folder.rglob("*")
+    return (path for path in inside if path.is_file() and path.parent.suffix != PARTIAL)
 
 
 def _read_manifest(path: pathlib.Path) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pplx_jax.core.output_folder import take_place
+from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.data.tokens.kinds import FEATURES, FOLDERS, SIDE_FEATURES
 from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.data.tokens.token_table import FORMAT, MANIFEST, PARTIAL, PathLike, require_free_of_others
@@ -33,13 +35,15 @@ class TokenWriter:
     """
 
     def __init__(self, folder: PathLike, kind: str, vocabulary: Vocabulary):
-        self.folder = pathlib.Path(folder)
+        self.folder = as_path(folder)
         self.notes: dict[str, Any] = {}
         self._kind = kind
         self._vocabulary = {
             name: getattr(vocabulary, name) for name in ("fingerprint", "size", "pad_id", "mask_id", "separator_id")
         }
-        self._partial = self.folder.with_name(self.folder.name + PARTIAL)
+        self._scratch = tempfile.TemporaryDirectory(prefix="pplx-jax-") if is_bucket(self.folder) else None
+        place = pathlib.Path(self._scratch.name) if self._scratch else self.folder.parent
+        self._partial = place / (self.folder.name + PARTIAL)
         self._columns: dict[str, _RaggedColumn | _ArrayFile] = {}
 
     def __enter__(self) -> TokenWriter:
@@ -54,7 +58,7 @@ class TokenWriter:
                 column.close()
             if failure is None:
                 self._write_manifest()
-                take_place(self._partial, self.folder)
+                take_place(self._partial, self.folder, last=MANIFEST)
         finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 

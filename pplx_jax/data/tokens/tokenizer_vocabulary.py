@@ -1,7 +1,8 @@
 """The vocabulary of a pretrained model: its `tokenizer.json`, read with the `tokenizers` package.
 
 It is made for Qwen's byte-level BPE, and works for any tokenizer of that format. The mask, separator and pad tokens are
-found by name, never by id: in `vocabulary.json` next to the tokenizer, else in `tokenizer_config.json`, else Qwen's.
+found by name, never by id: in `vocabulary.json` next to the tokenizer, else in `tokenizer_config.json`, else Qwen's,
+else SmolLM2's.
 
 No text encodes to a special token: the name of one in a text is encoded as ordinary text. The same holds for the names
 of those three tokens, even if they are not special (Qwen's `<|fim_pad|>` is not). Other added tokens, such as
@@ -15,11 +16,12 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary, write_vocabulary_file
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 NAMES = "vocabulary.json"
 _DECLARED = {"mask": "mask_token", "separator": "sep_token", "pad": "pad_token"}  # in tokenizer_config.json
-_QWEN = {"mask": "<|fim_pad|>", "separator": "<|endoftext|>", "pad": "<|endoftext|>"}
+# The first one that the tokenizer has: Qwen's, SmolLM2's.
+_DEFAULTS = {"mask": ("<|fim_pad|>", "<empty_output>"), "separator": ("<|endoftext|>",), "pad": ("<|endoftext|>",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +62,34 @@ class TokenizerVocabulary(Vocabulary):
         Raises:
             BadInput: a file is missing or damaged, a token does not exist, or its name encodes to it.
         """
-        path = pathlib.Path(path)
+        path = as_path(path)
         path = path / TOKENIZER if path.is_dir() else path
         given = {"mask": mask_token, "separator": separator_token, "pad": pad_token}
         try:
-            names = _QWEN | _names(path.parent) | {role: name for role, name in given.items() if name is not None}
-            vocabulary = cls(path, path.read_bytes(), **names)
+            model = path.read_bytes()
         except OSError as error:
             raise BadInput(f"cannot read {path}: {error.strerror or error}; give a {TOKENIZER}") from None
+        return cls.of(
+            path, model, _names(path.parent) | {role: name for role, name in given.items() if name is not None}
+        )
+
+    @classmethod
+    def of(cls, path: pathlib.Path, model: bytes, names: Mapping[str, str]) -> "TokenizerVocabulary":
+        """Checks the content of a `tokenizer.json`.
+
+        Args:
+            path: where it is from, for messages.
+            model: the content.
+            names: role ("mask", "separator", "pad") -> token name; one that is missing is the default.
+
+        Raises:
+            BadInput: as `read`.
+        """
+        defaults = {
+            role: next((name for name in known if json.dumps(name).encode() in model), known[0])
+            for role, known in _DEFAULTS.items()
+        }
+        vocabulary = cls(path, model, **(defaults | dict(names)))
         try:
             vocabulary._tokenizer  # noqa: B018  (parses the file)
         except ImportError:
@@ -153,7 +176,7 @@ class TokenizerVocabulary(Vocabulary):
         return self._tokenizer.decode([int(token) for token in ids if int(token) not in special])
 
     def save(self, folder: str | os.PathLike[str]) -> pathlib.Path:
-        folder = pathlib.Path(folder)
+        folder = as_path(folder)
         names = {"mask": self.mask, "separator": self.separator, "pad": self.pad}
         write_vocabulary_file(folder / NAMES, (json.dumps(names, indent=2) + "\n").encode())
         return write_vocabulary_file(folder / TOKENIZER, self.model)

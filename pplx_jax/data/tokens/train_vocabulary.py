@@ -11,6 +11,7 @@ import numpy as np
 import sentencepiece
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.normalization import rules_table
 from pplx_jax.data.tokens.sentencepiece_vocabulary import MASK, PAD, SEPARATOR, UNKNOWN, SentencePieceVocabulary
 from pplx_jax.data.tokens.vocabulary import write_vocabulary_file
@@ -41,7 +42,7 @@ def train_vocabulary(
     Raises:
         BadInput: the texts hold too few distinct pieces for `size`, or `size` is too small for the fixed pieces.
     """
-    output = pathlib.Path(output)
+    output = as_path(output)
     model = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder:
         rules = pathlib.Path(folder) / "normalization.tsv"

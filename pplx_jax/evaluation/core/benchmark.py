@@ -58,6 +58,14 @@ def mean_over_tasks(parts: Mapping[str, Sequence[Part]], metric: str) -> float:
     return float(np.mean([main_value(of_task, metric) for of_task in parts.values()]))
 
 
+def mean_of_each(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Returns the mean of the values of each name, in order of first appearance."""
+    by_name: dict[str, list[float]] = {}
+    for name, value in values:
+        by_name.setdefault(name, []).append(value)
+    return {name: float(np.mean(each)) for name, each in by_name.items()}
+
+
 def revision_of_files(paths: Iterable[pathlib.Path]) -> str:
     """Returns 16 hex digits that change with the content of the files: a revision for a `Task`."""
     digest = hashlib.sha256()

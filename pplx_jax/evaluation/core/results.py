@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.paths import as_path
 from pplx_jax.evaluation.core.benchmark import Part
 from pplx_jax.evaluation.scoring.system import Settings
 
@@ -74,7 +76,7 @@ class Results:
     """
 
     def __init__(self, subject: Subject, folder: str | pathlib.Path | None = None):
-        self.subject, self.folder = subject, None if folder is None else pathlib.Path(folder)
+        self.subject, self.folder = subject, None if folder is None else as_path(folder)
         self._outcomes: dict[tuple[str, str], Outcome] = {}
         if self.folder is None:
             return
@@ -112,7 +114,7 @@ def read_subject(folder: str | pathlib.Path) -> Subject:
     Raises:
         BadInput: it is not a results folder, is damaged or of another version.
     """
-    path = pathlib.Path(folder) / _MODEL
+    path = as_path(folder) / _MODEL
     if not path.is_file():
         raise BadInput(f"{folder} is not a results folder (no {_MODEL}); give a folder that eval --output wrote")
     content = read_json(path, "evaluate again into a new folder")
@@ -130,7 +132,7 @@ def read_outcomes(folder: str | pathlib.Path) -> list[Outcome]:
     Raises:
         BadInput: a file is damaged.
     """
-    return [_from_json(path) for path in sorted((pathlib.Path(folder) / _TASKS).glob("*/*.json"))]
+    return [_from_json(path) for path in sorted((local_copy(as_path(folder)) / _TASKS).glob("*/*.json"))]
 
 
 def _check_same(held: Subject, requested: Subject, folder: pathlib.Path) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import datetime
-import importlib.metadata
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import tabulate
 
+from pplx_jax.core.versions import installed_versions
 from pplx_jax.evaluation.core import significance
 from pplx_jax.evaluation.core.benchmark import Benchmark, Part, main_value
 from pplx_jax.evaluation.core.results import Outcome, Results
@@ -53,7 +53,7 @@ def summarize(results: Results, benchmark: Benchmark) -> dict[str, Any]:
         "benchmark": benchmark.name,
         "model": dataclasses.asdict(results.subject),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "packages": _versions(),
+        "packages": installed_versions(_PACKAGES),
         "tasks_of_benchmark": len(order),
         "settings": settings,
     }
@@ -118,16 +118,6 @@ def _average_intervals(
         for draw in range(significance.INTERVAL_RESAMPLES)
     ]
     return {name: significance.interval(np.array([draw[name] for draw in draws])) for name in averages}
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def format_table(summary: Mapping[str, Any]) -> str:

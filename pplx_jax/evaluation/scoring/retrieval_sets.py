@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import local_copy
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.io.beir import RetrievalSet, read_beir, set_folders
 from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
 from pplx_jax.evaluation.scoring.scorers import bm25_scorer, cosine_scorer, means, score
@@ -72,7 +74,7 @@ def read_sets(folder: pathlib.Path) -> dict[str, RetrievalSet] | RetrievalSet:
     Raises:
         BadInput: a set cannot be read.
     """
-    folder = pathlib.Path(folder)
+    folder = local_copy(as_path(folder))
     inner = set_folders(folder)
     return read_beir(folder) if inner == [folder] else {path.name: read_beir(path) for path in inner}
 

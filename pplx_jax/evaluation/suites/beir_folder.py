@@ -5,6 +5,8 @@ import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from pplx_jax.core.buckets import local_copy
+from pplx_jax.core.paths import as_path
 from pplx_jax.data.io.beir import read_beir, set_files, set_folders
 from pplx_jax.evaluation.core.benchmark import Part, mean_over_tasks, revision_of_files
 from pplx_jax.evaluation.core.retrieval_task import RetrievalTask
@@ -27,7 +29,7 @@ def open_folder(folder: str | pathlib.Path) -> FolderBenchmark:
     Raises:
         BadInput: the folder does not exist.
     """
-    folder = pathlib.Path(folder)
+    folder = local_copy(as_path(folder))
     read = functools.lru_cache(maxsize=1)(read_beir)  # consecutive settings use the same set
     tasks = [
         RetrievalTask(

@@ -107,6 +107,18 @@ class Call:
         """Spec of [B, H, L]: all queries of a key head's group."""
         return pl.BlockSpec((None, self.group, self.query.shape[1]), lambda block, sequence, head: (sequence, head, 0))
 
+    def inputs(self, ids: jax.Array, key_ids: jax.Array, *, backward: bool = False) -> list[pl.BlockSpec]:
+        """Specs of what a kernel reads: the ranges, queries, keys, values and both segment ids; in the backward pass
+        also the output's gradient, lse and delta."""
+        if self.by_key:
+            of_queries, of_keys = None, self.blocks.block_kv
+            queries, keys, lse = self.all_queries(), self.block(self.key, of_keys), self.all_lse()
+        else:
+            of_queries, of_keys = self.blocks.block_q, None
+            queries, keys, lse = self.block(self.query, of_queries), self.all_keys(), self.lse_block(of_queries)
+        forward = [*self.ranges(), queries, keys, keys, self.ids(ids, of_queries), self.ids(key_ids, of_keys)]
+        return [*forward, queries, lse, lse] if backward else forward
+
     def run(self, kernel: Any, name: str, interpret: bool, **specs: Any) -> Any:
         blocks = self.blocks
         return pl.pallas_call(

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet
+from pplx_jax.data.io.set_samples import draw
 from pplx_jax.recipes.corpora.markdown_sections import Section, sections
-from pplx_jax.recipes.corpora.sampling import draw
 from pplx_jax.recipes.corpora.training_rows import Row, TrainingRows, cropped_pairs, read_rows
 
 PIVOT = "eng"

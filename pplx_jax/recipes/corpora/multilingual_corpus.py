@@ -21,13 +21,13 @@ from absl import logging
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet, read_beir
+from pplx_jax.data.io.set_samples import draw, restricted, sampled
 from pplx_jax.data.sources.corpus import WrittenCorpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder, write_beir, write_rows
 from pplx_jax.data.sources.overlap import Overlap, texts_within, words_of
 from pplx_jax.recipes.corpora.aligned_text import Pages, Sentences
 from pplx_jax.recipes.corpora.docstrings import described
 from pplx_jax.recipes.corpora.python_corpus import PythonCorpus
-from pplx_jax.recipes.corpora.sampling import draw, restricted, sampled
 from pplx_jax.recipes.corpora.training_rows import Row, TrainingRows, cropped_pairs, question_rows, read_rows
 
 Split = Literal["test", "development"]

@@ -9,7 +9,7 @@ from typing import Any
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.io.json_lines import numbered_lines, parse_object
-from pplx_jax.recipes.corpora.sampling import draw, passages_of_parents
+from pplx_jax.data.io.set_samples import draw, passages_of_parents
 
 Row = dict[str, Any]
 

@@ -5,7 +5,6 @@ vespa.json     {format, url, model (relative to the folder), model_fingerprint, 
 fed.json, feed/  see `feed`
 """
 
-import os
 import pathlib
 import shutil
 from typing import Any
@@ -16,6 +15,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.http_client import HttpClient
 from pplx_jax.core.output_folder import describes, require_free
+from pplx_jax.core.paths import as_path, relative, require_local
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.kernels.quantization import quantize
@@ -33,6 +33,7 @@ from pplx_jax.retrieval.vespa.client import Vespa, deploy
 from pplx_jax.retrieval.vespa.documents import packed_signs
 from pplx_jax.retrieval.vespa.feed import feed, write_feed_files
 
+_LOCAL_OUTPUT = "give --engine vespa a folder of this machine as --output"
 FORMAT = 1
 LOCAL = "http://localhost:8080"
 CANDIDATES_PER_HIT = 40
@@ -70,7 +71,7 @@ def build(
         BadInput: the embeddings are missing, unfinished, empty or floats, `output` contains something else, or Vespa
             refuses a request or does not answer.
     """
-    source, output = EmbeddingFolder.read(pathlib.Path(embeddings)), pathlib.Path(output)
+    source, output = EmbeddingFolder.read(as_path(embeddings)), require_local(output, _LOCAL_OUTPUT)
     settings = source.settings
     if settings.quantization not in _STORED:
         raise BadInput(f"{source.path} holds {settings.quantization!r} vectors; Vespa takes {', '.join(_STORED)}")
@@ -83,13 +84,12 @@ def build(
     files = (application or VespaApplication()).files(settings.dims, int8=settings.quantization == "int8")
     output.mkdir(parents=True, exist_ok=True)
     description = {"dims": settings.dims, "quantization": settings.quantization, "count": count}
-    model = (source.path / source.model).resolve()
     write_json(
         output / "vespa.json",
         {
             "format": FORMAT,
             "url": url or LOCAL,
-            "model": os.path.relpath(model, output.resolve()),
+            "model": relative(source.model_folder, output),
             "model_fingerprint": settings.model_fingerprint,
             "bit_order": settings.bit_order,
             **description,
@@ -132,7 +132,7 @@ class VespaIndex(BaseIndex):
         Raises:
             BadInput: there is no index, or it is damaged or of another version.
         """
-        path = pathlib.Path(path)
+        path = as_path(path)
         if not (path / "vespa.json").exists():
             raise BadInput(f"no Vespa index in {path}; make one with `index --engine vespa`")
         description = read_json(path / "vespa.json", fix="make the index again")

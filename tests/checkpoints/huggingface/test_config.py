@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import transformers
 
 from pplx_jax.checkpoints.huggingface.config import read_source
 from pplx_jax.core.errors import BadInput
@@ -68,8 +69,16 @@ def test_the_rope_base_of_either_generation_of_transformers(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"model_type": "llama"}, "model_type 'llama' is not supported"),
+        ({"model_type": "mistral"}, "model_type 'mistral' is not supported"),
         ({"attention_bias": True}, "attention_bias is True"),
+        ({"model_type": "llama", "attention_bias": True}, "attention_bias is True"),
+        ({"model_type": "llama", "mlp_bias": True}, "mlp_bias is True"),
+        (
+            {"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_scaling is {'rope_type'",
+        ),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window is True"),
+        ({"model_type": "llama", "head_dim": None, "hidden_size": 50}, "head_dim is None, not a size"),
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is ['sliding_attention']"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is {'rope_type': 'yarn'"),
@@ -86,6 +95,26 @@ def test_the_rope_base_of_either_generation_of_transformers(tmp_path):
 )
 def test_what_is_not_ours_is_refused(tmp_path, changes, words):
     assert words in refusal(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("model_type, bias", [("llama", False), ("qwen2", True)])
+def test_other_families_and_what_they_leave_out(tmp_path, model_type, bias):
+    read(tmp_path, model_type=model_type)
+    keys = ("head_dim", "rms_norm_eps", "rope_theta")
+    content = {key: value for key, value in QWEN3.items() if key not in keys} | {"model_type": model_type}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    config = read_source(tmp_path).config
+    assert (config.qk_norm, config.qkv_bias, config.causal) == (False, bias, True)
+    of_transformers = transformers.AutoConfig.for_model(**content)
+    assert config.head_dim == content["hidden_size"] // content["num_attention_heads"]
+    assert config.rms_norm_eps == of_transformers.rms_norm_eps
+    assert config.rope_theta == of_transformers.rope_parameters["rope_theta"] == 10_000.0
+    assert not read(tmp_path, model_type=f"bidirectional_pplx_{model_type}").config.causal
+
+
+def test_a_llama_without_groups_has_as_many_key_heads_as_query_heads(tmp_path):
+    assert read(tmp_path, model_type="llama", num_key_value_heads=None).config.kv_heads == 6
+    assert "num_key_value_heads is None" in refusal(tmp_path, num_key_value_heads=None)
 
 
 def test_everything_at_once(tmp_path):

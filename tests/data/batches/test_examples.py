@@ -101,6 +101,29 @@ def test_a_curriculum_changes_its_mixture_on_the_step_and_goes_on_where_a_source
 
 
 @pytest.mark.parametrize("data", [None, MIXED, ONE_SOURCE, CURRICULUM], ids=["all", "mixed", "one", "curriculum"])
+def test_held_out_rows_are_in_no_pass(tables, data):
+    examples = Examples(tables, data, B, seed=3, held_out=60)
+    read = {example for step in range(200) for example in ids(examples, step)}
+    everything = {(name, row) for name in tables for row in range(sum(table.count for table in tables[name]))}
+    held_out = {(name, int(row)) for name in tables for row in examples.held_out(name)}
+    assert len(held_out) == 60 * len(tables) and read == everything - held_out  # several passes over each table
+    assert examples.count == len(read)
+    assert not {(name, row) for name in tables for row in examples.unread(name, 3)} & held_out
+    whole = Examples(tables, data, B, seed=3)
+    assert {example for step in range(200) for example in ids(whole, step)} == everything  # control
+
+
+def test_held_out_rows_of_a_sharded_table_are_its_last_ones(tables):
+    examples = Examples({"b": tables["b"]}, None, B, seed=3, held_out=150)  # of three shards of 100
+    assert {row for step in range(30) for _, row in ids(examples, step)} == set(range(150))
+    rows = examples.held_out("b")
+    assert examples.table("b", rows)["query"][0].tolist() == [11, 250]
+    np.testing.assert_array_equal(examples.are_read(np.array([0, 149, 150, 299])), [True, True, False, False])
+    with pytest.raises(BadInput, match="b: 300 examples, and Evaluation.held_out=300 leaves none to train on"):
+        Examples({"b": tables["b"]}, None, B, seed=3, held_out=300)
+
+
+@pytest.mark.parametrize("data", [None, MIXED, ONE_SOURCE, CURRICULUM], ids=["all", "mixed", "one", "curriculum"])
 def test_unread_rows_are_those_no_batch_held(tables, data):
     examples = Examples(tables, data, B, seed=1)
     for steps in (0, 3, 12, 17):

@@ -11,7 +11,8 @@ from helpers import tiny
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches import host_batches
-from pplx_jax.data.batches.host_batches import HostBatches, groups_of_processes, shard_count
+from pplx_jax.data.batches.host_batches import HostBatches
+from pplx_jax.data.batches.shares import best_groups, packed_part, shard_count, shares
 
 BATCH = 8
 # Which process holds which of eight shards of the rows: neighbours, a torus of 2 x 2 hosts, and shards held twice.
@@ -152,10 +153,30 @@ def test_a_process_packs_the_groups_that_its_devices_hold_a_part_of(order):
     shards = shard_count(sharding)
     assert shards == len(ORDERS[order])
     for groups in (1, 2, shards, 2 * shards):
-        packed = groups_of_processes(sharding, groups)
-        for process, own in packed.items():
+        shared = shares(sharding, groups)
+        counted = sorted(group for share in shared.values() for group in share.counted)
+        assert counted == list(range(groups))
+        for process, share in shared.items():
             held = {shard for shard, holder in enumerate(sharding.processes) if holder == process}
-            assert own == [g for g in range(groups) if any(g * shards < (s + 1) * groups and s * groups < (g + 1) * shards for s in held)]  # fmt: skip # noqa: E501
+            assert share.packed == [g for g in range(groups) if any(g * shards < (s + 1) * groups and s * groups < (g + 1) * shards for s in held)]  # fmt: skip # noqa: E501
+
+
+@pytest.mark.parametrize(
+    "order, batch_size, best, part",
+    [
+        ("one process", 8, 1, 1),
+        ("neighbours", 8, 4, 1 / 4),
+        ("torus", 8, 8, 1 / 4),
+        ("scattered", 16, 8, 1 / 4),
+        ("held twice", 8, 2, 1 / 2),
+        ("neighbours", 6, 6, 1 / 3),  # four groups do not divide it
+    ],
+)
+def test_the_fewest_groups_that_share_the_work(order, batch_size, best, part):
+    sharding = spread(order)
+    assert best_groups(sharding, batch_size) == best
+    assert packed_part(shares(sharding, best)) == part
+    assert packed_part(shares(sharding, 1)) == 1
 
 
 def test_batches_resume_at_any_position(tables):

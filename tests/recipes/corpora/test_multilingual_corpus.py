@@ -9,12 +9,12 @@ from helpers.python_code import write_packages
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import read_beir
+from pplx_jax.data.io.set_samples import draw, sampled
 from pplx_jax.data.sources.overlap import Overlap, texts_within
 from pplx_jax.evaluation.scoring.retrieval_sets import read_sets
 from pplx_jax.recipes.corpora.markdown_sections import sections
 from pplx_jax.recipes.corpora.multilingual_corpus import MultilingualCorpus
 from pplx_jax.recipes.corpora.python_corpus import PythonCorpus
-from pplx_jax.recipes.corpora.sampling import draw, sampled
 from pplx_jax.recipes.corpora.training_rows import cropped_pairs
 
 LANGUAGES = ("eng", "deu", "fra")

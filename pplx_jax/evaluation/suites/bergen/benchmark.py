@@ -22,8 +22,9 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path
-from pplx_jax.evaluation.core.benchmark import Part, System
+from pplx_jax.evaluation.core.benchmark import Part, mean_of_each
 from pplx_jax.evaluation.core.data_options import read_options
+from pplx_jax.evaluation.scoring.system import System
 from pplx_jax.evaluation.suites.bergen.data import FILES, Question, read_questions
 from pplx_jax.evaluation.suites.bergen.passage_index import open_passage_index
 from pplx_jax.evaluation.suites.bergen.reader import SYSTEM_PROMPT, USER_PROMPT, Reader
@@ -182,11 +183,7 @@ class Bergen:
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
         """Returns the mean of each metric over the question sets."""
-        values: dict[str, list[float]] = {}
-        for (part,) in parts.values():
-            for name, value in part.metrics.items():
-                values.setdefault(name, []).append(value)
-        return {name: float(np.mean(of_sets)) for name, of_sets in values.items()}
+        return mean_of_each(metric for (part,) in parts.values() for metric in part.metrics.items())
 
 
 def open_benchmark(name: str, data: pathlib.Path | None, **options: Any) -> Bergen:

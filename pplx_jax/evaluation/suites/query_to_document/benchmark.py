@@ -26,7 +26,7 @@ import numpy as np
 from pplx_jax.core.errors import BadInput, require
 from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.beir import corpus_file
-from pplx_jax.evaluation.core.benchmark import Part
+from pplx_jax.evaluation.core.benchmark import Part, mean_of_each
 from pplx_jax.evaluation.core.data_options import read_options
 from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
 from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import (
@@ -177,11 +177,12 @@ class PoolBenchmark:
 
     def averages(self, parts: Mapping[str, Sequence[Part]]) -> dict[str, float]:
         """Returns the mean of each metric over tasks, by kind of label and pool size: "fused 30000000 recall@10"."""
-        values: dict[str, list[float]] = {}
-        for part in (part for of_task in parts.values() for part in of_task):
-            for metric, value in part.metrics.items():
-                values.setdefault(f"{part.subset} {metric}", []).append(value)
-        return {name: float(np.mean(of_tasks)) for name, of_tasks in values.items()}
+        return mean_of_each(
+            (f"{part.subset} {metric}", value)
+            for of_task in parts.values()
+            for part in of_task
+            for metric, value in part.metrics.items()
+        )
 
 
 def _part(labelled: LabelledQueries, kind: str, size: int, ranks: np.ndarray) -> Part:
