@@ -140,12 +140,14 @@ def require_usable(path: pathlib.Path, output: bool) -> None:
     """
     if not is_bucket(path):
         return
-    root = str(path)[len("gs://") :]
+    root, role = str(path)[len("gs://") :], f"Storage Object {'User' if output else 'Viewer'}"
     try:
         if output:
             probe = f"{root}{'.' if '/' in root else '/'}probe-{uuid.uuid4().hex}"
             filesystem().pipe_file(probe, b"", timeout=_PROBE_SECONDS)
             filesystem().rm_file(probe, timeout=_PROBE_SECONDS)
+            role = "Storage Legacy Bucket Reader"  # to read the bucket's description, as Orbax does
+            filesystem().call("GET", "b/{}", root.partition("/")[0], timeout=_PROBE_SECONDS)
         else:
             filesystem().find(root, maxdepth=1, timeout=_PROBE_SECONDS)
     except BadInput:
@@ -154,8 +156,7 @@ def require_usable(path: pathlib.Path, output: bool) -> None:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BadInput(
             f"{path} cannot be {'written' if output else 'read'} ({reason}); check the name of the bucket, log in with "
-            "`gcloud auth application-default login`, or give this machine's account the role "
-            f"{'Storage Object User' if output else 'Storage Object Viewer'} on the bucket"
+            f"`gcloud auth application-default login`, or give this machine's account the role {role} on the bucket"
         ) from None
 
 

@@ -5,6 +5,7 @@ differ, and only `core` looks at the difference: the built-in `open` and memory 
 (`core.buckets.local_copy`), and a folder in a bucket cannot be renamed at once (`core.output_folder`).
 """
 
+import importlib.util
 import logging
 import os
 import pathlib
@@ -20,6 +21,11 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")
 _PRIVATE = ("memory", "data")
 _READ_ONLY = ("http", "https", "github", "git", "zip", "tar")
 _BUCKET = ("gs", "gcs")
+if importlib.util.find_spec("gcsfs"):
+    # Both are read once, at the first use of a path by any library. epath is to use gcsfs and not TensorFlow, and gcsfs
+    # is not to ask for the type of a bucket through another API at each call.
+    os.environ.setdefault("EPATH_USE_TF", "0")
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 
 def scheme(path: str | os.PathLike[str]) -> str | None:
@@ -132,10 +138,7 @@ def joined(start: pathlib.Path, path: str) -> pathlib.Path:
 
 
 def _epath() -> Any:
-    """Returns `epath.Path`, set to read buckets with gcsfs and to see at once what other processes write."""
-    # Without these, epath starts TensorFlow, and gcsfs asks for the type of a bucket through another API at each call.
-    os.environ.setdefault("EPATH_USE_TF", "0")
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    """Returns `epath.Path`, set to see at once what other processes write."""
     try:
         import fsspec.config
         import gcsfs  # noqa: F401  (checked here, because epath imports it at the first access)
@@ -144,7 +147,8 @@ def _epath() -> Any:
         raise BadInput(
             f"gs:// needs a package that is not installed ({error}); pip install 'pplx-jax[bucket]'"
         ) from None
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs, with a traceback, what it raises anyway
+    for name in ("gcsfs", "google.auth"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # they log, with a traceback, what they raise anyway
     for name in _BUCKET:
         fsspec.config.conf.setdefault(name, {}).setdefault("use_listings_cache", False)
     return epath.Path

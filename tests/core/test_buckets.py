@@ -165,6 +165,20 @@ def test_a_bucket_that_cannot_be_used_is_refused(bucket):
             require_usable(as_path("gs://no-such-bucket/run"), output)
 
 
+@pytest.mark.parametrize(
+    ("forbidden", "told"),
+    [
+        ("POST /upload/", "cannot be written .*Storage Object User"),
+        ("DELETE ", "cannot be written .*Storage Object User"),
+        ("GET /storage/v1/b/bucket ", "the role Storage Legacy Bucket Reader"),
+    ],
+)
+def test_a_missing_right_is_named(bucket, bucket_server, monkeypatch, forbidden, told):
+    monkeypatch.setattr(bucket_server, "forbidden", forbidden)
+    with pytest.raises(BadInput, match=told):
+        require_usable(bucket, output=True)
+
+
 def test_paths_between_folders(tmp_path):
     embedded, model = as_path("gs://bucket/run/embeddings"), as_path("gs://bucket/run/merged")
     assert relative(model, embedded) == "../merged" and joined(embedded, "../merged") == model

@@ -21,12 +21,14 @@ class BucketServer:
 
     Attributes:
         refusals: how many of the next requests are refused: by 503, by 429, or by closing the connection.
+        forbidden: what begins the "METHOD PATH " of requests that no account may make; None for none.
         requests: "METHOD PATH" of every request.
         environment: variables that make every client of a process use the server.
     """
 
     def __init__(self):
         self.refusals, self.requests = 0, []
+        self.forbidden: str | None = None
         self.storage, self.lock = Storage(use_memory_fs=True), threading.Lock()
         buckets.create_bucket(BUCKET, self.storage)
         self._server = http.server.ThreadingHTTPServer(
@@ -74,7 +76,9 @@ class _Handler(RequestHandler):
     def _answer(self, inherited):
         with self._owner.lock:
             self._owner.requests.append(f"{self.command} {self.path}")
-            status = self._owner.refusal() or self._unmet()
+            wanted = f"{self.command} {self.path.partition('?')[0]} "
+            forbidden = self._owner.forbidden and wanted.startswith(self._owner.forbidden)
+            status = self._owner.refusal() or (403 if forbidden else self._unmet())
             if not status:
                 inherited(self)
                 return

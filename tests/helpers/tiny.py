@@ -24,6 +24,7 @@ OPTIMIZER = Optimizer(peak_learning_rate=0.01, warmup_steps=0)
 _GROUPED = {
     "log_every_steps": ("logging", "every_steps"),
     "profile_steps": ("logging", "profile_steps"),
+    "writers": ("logging", "writers"),
     "checkpoint_every_seconds": ("checkpointing", "every_seconds"),
     "checkpoint_every_steps": ("checkpointing", "every_steps"),
     "keep_checkpoints": ("checkpointing", "keep"),
@@ -41,7 +42,8 @@ STAGES = {
 
 def training(name: str, **fields) -> Training:
     """A Training of a stage; the fields of its groups are given flat, by the names of `_GROUPED`."""
-    groups: dict[str, dict[str, object]] = {"logging": {"every_steps": 1}, "checkpointing": {}}
+    # TensorBoard's writer imports TensorFlow.
+    groups: dict[str, dict[str, object]] = {"logging": {"every_steps": 1, "writers": ()}, "checkpointing": {}}
     for field in [field for field in fields if field in _GROUPED]:
         group, own = _GROUPED[field]
         groups[group][own] = fields.pop(field)

@@ -26,6 +26,7 @@ SMALL = (
     "run.stages=[@pair/Training()]",
     "pair/Optimizer.warmup_steps=0",
     "Logging.every_steps=1",
+    "Logging.writers=[]",  # TensorBoard's imports TensorFlow
     "PairStage.batch_size=8",
     f"PairStage.row_length={LENGTH}",
     "PairStage.slots=8",

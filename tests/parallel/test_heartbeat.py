@@ -25,6 +25,7 @@ HOST = "127.0.0.1"
 def this_process_has_not_failed(monkeypatch):
     monkeypatch.setattr(module, "_failed", False)
     monkeypatch.setattr(module, "_LAST_SECONDS", 0.5)  # a process that fails here does not exit
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 1.2)
 
 
 class Job:
@@ -109,7 +110,7 @@ def test_a_machine_that_vanishes_is_missed(monkeypatch):
 
 def test_heartbeats_keep_a_quiet_job_alive():
     job = Job(2, silence=1.0)
-    time.sleep(2.5)
+    time.sleep(1.8)
     assert all(ends.empty() for ends in job.ends)
     job.close()
 
@@ -138,7 +139,7 @@ def test_processes_that_fail_one_after_the_other_report_their_own_errors():
     job = Job(4)
 
     def fail(index: int) -> None:
-        time.sleep(0.5 * index)
+        time.sleep(0.3 * index)
         job.processes[3 - index].close("failed: BadInput: no corpus", BAD_INPUT)
         if index < 3:
             job.processes[3 - index]._loop.call_soon_threadsafe(cut, job.peer(3 - index))  # it exits

@@ -209,6 +209,7 @@ Training.optimizer = @Optimizer()
 Training.logging = @Logging()
 Training.steps = 1000000
 Logging.every_steps = 1
+Logging.writers = []
 Training.packing_groups = 2
 Optimizer.peak_learning_rate = 0.01
 DiffusionStage.batch_size = 8

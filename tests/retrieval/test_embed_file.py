@@ -56,7 +56,12 @@ def test_an_interrupted_call_resumes_in_a_bucket(bucket, tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(EmbeddingFolder, "add", add_one)
         embed(bucket / "in.jsonl", bucket / "out", shard_size=4)
-    assert sorted(path.name for path in (bucket / "out").iterdir()) == ["00000.jsonl", "00000.npy", "progress.json"]
+    assert sorted(path.name for path in (bucket / "out").iterdir()) == [
+        "00000.json",
+        "00000.jsonl",
+        "00000.npy",
+        "progress.json",
+    ]
     with pytest.raises(BadInput, match="is unfinished"):
         read(bucket / "out")
     encoder = WordEncoder()

@@ -556,7 +556,9 @@ def test_counts_below_one_are_refused_by_name(setting, field, name):
 
 
 def test_training_from_token_files_needs_no_tensorflow(setting, whole, tmp_path):
-    job.finish([job.start("run(setting, output, 'pair')", setting.folder, tmp_path / "run")])
+    writers = "from pplx_jax.training.metrics_writers import TensorBoard\n"
+    code = writers + "run(setting, output, 'pair', writers=[TensorBoard()])"
+    job.finish([job.start(code, setting.folder, tmp_path / "run")])
     assert numbers(tmp_path / "run") == numbers(whole["pair"])
     assert not (tmp_path / "run" / "tensorboard").exists()
 

@@ -1,12 +1,13 @@
-"""A corpus that exists already: a folder of corpus files, which are linked into the run and never copied."""
+"""A corpus that exists already: a folder of corpus files, which are linked into the run, or copied from a bucket."""
 
 import dataclasses
 import pathlib
+import shutil
 from typing import Any
 
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.paths import as_path
+from pplx_jax.core.paths import absolute, as_path, is_bucket
 from pplx_jax.data.sources.corpus import WrittenCorpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder
 
@@ -26,22 +27,25 @@ class FolderCorpus(WrittenCorpus):
     """The files that `WrittenCorpus` describes. Their lines are checked during tokenisation.
 
     Attributes:
-        path: the folder. It must not move while a run uses it.
+        path: the folder, which may be in a bucket. It must not move while a run uses it.
     """
 
     path: str
 
     def build(self, output: pathlib.Path) -> dict[str, Any]:
-        """Links the files into `output`, and returns their sizes in bytes.
+        """Links or copies the files into `output`, and returns their sizes in bytes.
 
         Raises:
             BadInput: files are missing; one line names all of them.
         """
-        folder = local_copy(as_path(self.path)).absolute()
+        folder = absolute(local_copy(as_path(self.path)))
         if missing := [name for name in FILES if not (folder / name).is_file()]:
             raise BadInput(f"FolderCorpus.path {folder} lacks {', '.join(missing)}; write them there")
         with corpus_folder(pathlib.Path(output)) as partial:
             for name in FILES:
                 (partial / name).parent.mkdir(exist_ok=True)
-                (partial / name).symlink_to(folder / name)
+                if is_bucket(self.path):  # other machines do not have the cache of this one
+                    shutil.copyfile(folder / name, partial / name)
+                else:
+                    (partial / name).symlink_to(folder / name)
         return {"bytes": {name: (folder / name).stat().st_size for name in FILES}}

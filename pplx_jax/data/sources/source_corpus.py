@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.paths import as_path
+from pplx_jax.core.paths import absolute, as_path, is_bucket
 from pplx_jax.data.io import storage
 from pplx_jax.data.io.beir import corpus_file, read_beir, set_folders
 from pplx_jax.data.sources.corpus import Corpus
@@ -26,7 +26,7 @@ class SourceCorpus(Corpus):
 
     Attributes:
         sources: sources of every kind. The `Mixture` of a stage names those that it reads.
-        evaluation: a BEIR folder, or a folder of several.
+        evaluation: a BEIR folder, or a folder of several; it may be in a bucket.
         search: a JSON-lines file that a search of the finished run looks through; by default the first evaluation set.
         tokens: a local folder that `pplx-jax data cache` wrote from these sources. If empty, the run tokenises them.
         drop_overlap: whether to leave out training rows that overlap with evaluation texts. They are counted.
@@ -48,18 +48,21 @@ class SourceCorpus(Corpus):
             raise BadInput(f"SourceCorpus.tokens {self.tokens}: a URL; copy the folder to a disk of this machine")
 
     def build(self, output: pathlib.Path) -> dict[str, Any]:
-        """Links the evaluation sets into `output`, and returns the number of files of each source.
+        """Links or copies the evaluation sets into `output`, and returns the number of files of each source.
 
         Raises:
             BadInput: a source has no files or token tables; there is no evaluation set; or `tokens` contain evaluation
                 texts although `drop_overlap` is set.
         """
-        evaluation = self.evaluation_folder(output).absolute()
+        evaluation = absolute(self.evaluation_folder(output))
         sets = evaluation_sets(evaluation)
         if self.tokens:
             self._check_tokens()
         with corpus_folder(pathlib.Path(output)) as partial:
-            (partial / "evaluation").symlink_to(evaluation)
+            if is_bucket(self.evaluation):  # other machines do not have the cache of this one
+                shutil.copytree(evaluation, partial / "evaluation")
+            else:
+                (partial / "evaluation").symlink_to(evaluation)
             searched = self.search or str(corpus_file(sets[0]))
             with storage.open_bytes(searched) as file, (partial / "search.jsonl").open("wb") as copy:
                 shutil.copyfileobj(file, copy)
