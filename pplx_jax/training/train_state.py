@@ -152,7 +152,7 @@ def make_step(
             params = optax.apply_updates(state.params, updates)
         with jax.named_scope("metrics"):
             metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
-            # Not of the update: then the new parameters could not replace the old ones as they are computed.
+            # The norms of the update do not count: no new parameter could replace an old one before all are computed.
             finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
             metrics |= {"parameter_norm": optax.tree.norm(params), "update_norm": optax.tree.norm(updates)}
         halted = state.step < 0

@@ -283,6 +283,6 @@ class _Decisions:
 
 
 def _require_finite(stage: str, step: int, numbers: dict[str, float]) -> None:
-    for name in sorted(numbers, key=lambda name: name != "loss"):  # the loss is the first to tell
+    for name in sorted(numbers, key=lambda name: name != "loss"):  # the loss comes first in the message
         if not math.isfinite(numbers[name]):
             raise NonFiniteLoss(f"{stage} step {step}: {name} is {numbers[name]}")
