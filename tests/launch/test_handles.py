@@ -1,8 +1,5 @@
 """What XManager knows of the jobs in the cloud: their arguments, their state, and how to stop them."""
 
-import asyncio
-import types
-
 import pytest
 from helpers.fake_clouds import IMAGE, PARAMS, RECIPE, VERTEX, launched
 from xmanager import xm_local
@@ -62,19 +59,15 @@ def test_a_unit_knows_the_state_of_its_job(cluster, google, units, where):
 
 
 @pytest.mark.parametrize("where", ["kubernetes", "vertex"])
-def test_a_unit_stops_its_job(cluster, google, units, monkeypatch, capsys, where):
+def test_a_unit_stops_its_job(cluster, google, units, capsys, where):
     made = cluster(lasting=("pair",)) if where == "kubernetes" else google(ends=None)
 
-    async def stopped_by_xmanager(seconds):
-        """The first time that a handle waits, XManager stops the unit."""
-        monkeypatch.setattr(tpu_handles, "asyncio", asyncio)
+    def stopped_by_xmanager():
         [unit] = units[0]
         assert unit.get_status().is_active
         unit.stop()
 
-    # Only the handle's own sleep: XManager and urllib3 sleep too, and an error there would be lost.
-    waiting = types.SimpleNamespace(sleep=stopped_by_xmanager, to_thread=asyncio.to_thread)
-    monkeypatch.setattr(tpu_handles, "asyncio", waiting)
+    made.at_look = stopped_by_xmanager
     assert launched(**(GKE if where == "kubernetes" else VERTEX))[0] == 1
     methods = [(method, url.partition("?")[0].rpartition("/")[2]) for method, url, _ in made.requests]
     error = capsys.readouterr().err
