@@ -48,7 +48,7 @@ class Best:
     def with_value(self, value: float, step: int, keep: int) -> "Best":
         """Returns the record after one more evaluation; it holds the best `keep` values."""
         top = sorted([*self.top, (value, step)], key=lambda one: _order(self.metric, *one), reverse=True)[:keep]
-        return Best(self.metric, tuple(top), 0 if top[0] == (value, step) else self.since + 1)
+        return Best(self.metric, tuple(top), 0 if top[0][1] == step else self.since + 1)
 
 
 class Evaluations:
@@ -62,7 +62,7 @@ class Evaluations:
       best: None if the stage names no best metric.
 
     Raises:
-      BadInput: no evaluator has `Checkpointing.best_metric`, two have the same metric, or there is nothing to evaluate.
+      BadInput: no evaluator has `Checkpointing.best_metric`, or there is nothing to evaluate.
     """
 
     def __init__(self, training: Training, evaluators: Sequence[Evaluator]):
@@ -135,5 +135,7 @@ class Evaluations:
 
 
 def _order(metric: str, value: float, step: int) -> tuple[float, int]:
-    """Returns what is higher for the better of two evaluations. Losses are best when they are low."""
+    """Returns what is higher for the better of two evaluations. Losses are best when they are low; NaN is the worst."""
+    if math.isnan(value):
+        return -math.inf, -step
     return (-value if metric.startswith("eval/loss/") else value), -step

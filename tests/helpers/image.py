@@ -70,25 +70,37 @@ class _Without:
 
 def run_in_the_image(words: list[str], extras: Iterable[str] | None = None) -> subprocess.CompletedProcess:
     """Runs `pplx-jax` with these words in a process of its own; `extras` other than the image's for a control."""
-    hidden = hidden_modules(extras_of_the_image() if extras is None else extras)
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path, "HIDDEN": ",".join(sorted(hidden))}
+    extras = extras_of_the_image() if extras is None else list(extras)
+    installed = {canonicalize_name(each.name) for each in importlib.metadata.distributions()}
+    hidden = {
+        "HIDDEN_MODULES": hidden_modules(extras),
+        "HIDDEN_PACKAGES": installed - packages_with(extras) - {"pplx-jax"},
+    }
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment |= {name: ",".join(sorted(names)) for name, names in hidden.items()}
     command = [sys.executable, "-c", _PROGRAM, *words]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 _PROGRAM = """
-import os, sys
+import os, re, sys
 
-hidden = set(os.environ["HIDDEN"].split(","))
-assert not hidden & sys.modules.keys()
+modules, packages = (set(os.environ[f"HIDDEN_{kind}"].split(",")) for kind in ("MODULES", "PACKAGES"))
+assert not modules & sys.modules.keys()
 
 class Without:
+    # A finder that finds none of the hidden modules, and no metadata of their packages.
     def __init__(self, finder):
         self.finder = finder
+        if hasattr(finder, "find_distributions"):
+            self.find_distributions = self.visible
 
     def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in hidden else self.finder.find_spec(name, path, target)
+        return None if name.partition(".")[0] in modules else self.finder.find_spec(name, path, target)
+
+    def visible(self, *context):
+        found = self.finder.find_distributions(*context)
+        return (each for each in found if re.sub("[-_.]+", "-", each.name).lower() not in packages)
 
     def __getattr__(self, name):
         return getattr(self.finder, name)

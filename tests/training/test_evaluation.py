@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 
 import jax
@@ -18,6 +19,7 @@ from pplx_jax.models.parameters import bind
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training import train_stage
 from pplx_jax.training import trainer as loop
+from pplx_jax.training.evaluators import Best
 from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.settings import Evaluation
 from pplx_jax.training.stages.base import Step
@@ -175,27 +177,34 @@ def test_a_stage_ends_when_its_metric_no_longer_improves_and_resumes_alike(stage
         "best_metric": "eval/set/ndcg@10",
         "evaluation": Evaluation(every_steps=2, patience=2),
         "steps": 20,
-        "checkpoint_every_steps": 1,
+        "checkpoint_every_steps": 3,
     }
     values = [0.1, 0.4, 0.3, 0.4, 0.9]  # of the steps 2, 4, ...: equal is no improvement
     whole = stages.train(tmp_path / "whole", "pair", evaluators=Scripted(values), **fields)
-    assert whole["steps"] == 8 and checkpoint_steps(tmp_path / "whole") == [4, 7, 8]
+    assert whole["steps"] == 8 and checkpoint_steps(tmp_path / "whole") == [4, 6, 8]
     assert whole["ended_early"] == "eval/set/ndcg@10 did not improve in 2 evaluations"
     finished = json.loads((tmp_path / "whole" / FINISHED).read_text())
     assert (finished["steps"], finished["ended_early"]) == (8, whole["ended_early"])
     assert finished["best"] == {"metric": "eval/set/ndcg@10", "value": 0.4, "step": 4}
-    for step in (5, 8):
-        folder, scripted = tmp_path / str(step), Scripted(values)
-        with monkeypatch.context() as patched, pytest.raises(Interrupted):
-            interrupt(patched, step)
-            stages.train(folder, "pair", evaluators=scripted, **fields)
-        assert stages.train(folder, "pair", evaluators=scripted, **fields)["best"] == whole["best"]
-        assert rows(folder) == rows(tmp_path / "whole")
-        assert same(load_params(folder), load_params(tmp_path / "whole"))
+    folder, scripted = tmp_path / "resumed", Scripted(values)
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        interrupt(patched, 8)
+        stages.train(folder, "pair", evaluators=scripted, **fields)
+    assert checkpoint_steps(folder) == [4, 6]
+    assert stages.train(folder, "pair", evaluators=scripted, **fields)["best"] == whole["best"]
+    assert rows(folder) == rows(tmp_path / "whole")
+    assert same(load_params(folder), load_params(tmp_path / "whole"))
     # After a kill between the last checkpoint and finished.json there is no step left to do.
     (tmp_path / "whole" / FINISHED).unlink()
     again = stages.train(tmp_path / "whole", "pair", evaluators=Scripted(values), **fields)
     assert {**again, "seconds": 0, "compile_seconds": 0} == {**whole, "seconds": 0, "compile_seconds": 0}
+
+
+def test_a_value_that_is_no_number_is_the_worst():
+    best = Best("eval/loss/mean")
+    for step, value in ((1, math.nan), (2, 3.0), (3, math.nan), (4, 2.0)):
+        best = best.with_value(value, step, keep=2)
+    assert best.top == ((2.0, 4), (3.0, 2)) and best.since == 0
 
 
 def test_a_metric_that_is_named_after_the_last_evaluation_chooses_nothing(stages, tmp_path):

@@ -175,7 +175,7 @@ def test_a_process_packs_the_groups_that_its_devices_hold_a_part_of(order):
 def test_the_fewest_groups_that_share_the_work(order, batch_size, best, part):
     sharding = spread(order)
     assert best_groups(sharding, batch_size) == best
-    assert packed_part(shares(sharding, best)) == part
+    assert float(packed_part(shares(sharding, best))) == part
     assert packed_part(shares(sharding, 1)) == 1
 
 
