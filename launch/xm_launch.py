@@ -81,6 +81,7 @@ def show(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> Non
 
 async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> int:
     """Runs all trials until they end; returns the number of failed ones."""
+    _require_xmanager()
     from xmanager import xm, xm_local
 
     async def submitted(unit: xm.ExperimentUnit, job: xm.Job, **_: object) -> None:
@@ -118,12 +119,18 @@ async def launch(trials: list[jobs.LaunchedTrial], options: launch_flags.Options
 
 def stop(trials: list[jobs.LaunchedTrial], options: launch_flags.Options) -> None:
     """Stops the jobs of the trials that are in the cloud."""
+    _require_xmanager()
     for trial in trials:
         for job in trial.jobs:
             handle = options.make_executor(trial.cloud_name(job)).find()
             if handle is not None:
                 handle.stop()
             print(f"{trial.workdir}: {job.name}: {'not there' if handle is None else f'stopping {handle}'}")
+
+
+def _require_xmanager() -> None:
+    if importlib.util.find_spec("xmanager") is None:
+        raise BadInput("XManager is not installed: pip install -c constraints.txt -e '.[launch]'; or give --dry_run")
 
 
 def _interrupted(*_: object) -> None:

@@ -5,6 +5,9 @@ import random
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from typing import Any
 
 from helpers import simulated
 
@@ -85,3 +88,28 @@ def finish(processes: list[subprocess.Popen], timeout: float = 300) -> list[str]
     codes = [process.returncode for process in processes]
     assert codes == [0] * len(processes), "\n".join([str(codes), *(errors[-3000:] for _, errors in ended)])
     return [output for output, _ in ended]
+
+
+def ends(processes: list[subprocess.Popen], timeout: float = 300) -> tuple[list[int], list[str]]:
+    """The exit codes and what was written to standard error; no process outlives this."""
+    try:
+        said = [process.communicate(timeout=timeout)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [process.returncode for process in processes], said
+
+
+def wait_until(processes: list[subprocess.Popen], happened: Callable[[], Any], timeout: float = 300) -> None:
+    """Waits for a moment in the work of a job.
+
+    Raises:
+      AssertionError: a process ended before that.
+    """
+    deadline = time.monotonic() + timeout
+    while not happened():
+        if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
+            for process in processes:
+                process.terminate()
+            raise AssertionError(ends(processes))
+        time.sleep(0.02)

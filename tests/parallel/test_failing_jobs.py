@@ -40,12 +40,12 @@ def start(commands: list[list[str]]) -> list[subprocess.Popen]:
     ]
 
 
-def ends(running: list[subprocess.Popen], timeout: float = 120) -> tuple[list[int], list[str]]:
+def ends(running: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     """The exit codes, and the lines that say why."""
-    said = [process.communicate(timeout=timeout)[1] for process in running]
+    codes, said = job.ends(running, timeout=120)
     lines = ["\n".join(re.findall(r"^pplx-jax: (.*)", text, re.MULTILINE)) for text in said]
     assert all(lines), said
-    return [process.returncode for process in running], lines
+    return codes, lines
 
 
 def test_each_process_reports_its_own_bad_input(tmp_path):
@@ -59,9 +59,8 @@ def test_each_process_reports_its_own_bad_input(tmp_path):
 def test_sigterm_while_the_first_works_alone_stops_all(tmp_path, to):
     packages = write_packages(tmp_path / "code", ("alpha", "beta", "gamma"))
     running = start([[*command(packages, tmp_path / "run", "Mesh.fsdp=-1"), "--until=data"]] * 2)
-    while not (tmp_path / "run" / "phases" / "vocabulary.json").exists():  # the next phase takes long
-        assert all(process.poll() is None for process in running), ends(running)
-        time.sleep(0.02)
+    vocabulary = tmp_path / "run" / "phases" / "vocabulary.json"
+    job.wait_until(running, vocabulary.exists)  # the next phase takes long
     time.sleep(0.5)
     for index in to:
         running[index].send_signal(signal.SIGTERM)

@@ -59,50 +59,37 @@ def start(arguments, count: int) -> list[subprocess.Popen]:
     ]
 
 
-def wait_for(running: list[subprocess.Popen], happened) -> None:
-    while not happened():
-        assert all(process.poll() is None for process in running), errors_of(running)
-        time.sleep(0.02)
-
-
-def errors_of(running: list[subprocess.Popen]) -> str:
-    return "\n\n".join(process.communicate()[1][-3000:] for process in running if process.poll() is not None)
-
-
-def ends(running: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
-    said = [process.communicate(timeout=300)[1] for process in running]
-    return [process.returncode for process in running], said
-
-
 def test_a_run_that_is_killed_and_changes_its_processes_ends_as_that_of_one(packages, prepared, tmp_path):
     one, many = tmp_path / "one", tmp_path / "many"
     for workdir in (one, many):
         shutil.copytree(prepared, workdir)
-    codes, said = ends(start(command(packages, one, *RECIPE), 1))
+    codes, said = job.ends(start(command(packages, one, *RECIPE), 1))
     assert codes == [DONE], said
 
-    chance = random.Random()
+    seed = random.randrange(1000)
+    print("seed", seed)
+    chance = random.Random(seed)
     arguments = command(packages, many, *RECIPE)
     # Four processes; one is killed while they train.
     running, stage = start(arguments, 4), chance.choice(STAGES[:2])
-    wait_for(running, lambda: read_metrics(many / stage / "metrics.jsonl"))
+    job.wait_until(running, lambda: read_metrics(many / stage / "metrics.jsonl"))
     time.sleep(chance.uniform(0.0, 1.0))
     victim = chance.randrange(4)
     running[victim].send_signal(signal.SIGKILL)
-    codes, said = ends(running)
+    codes, said = job.ends(running)
     assert codes == [-signal.SIGKILL if index == victim else PROCESS_LOST for index in range(4)], said
     assert all(f"process {victim} (" in text for index, text in enumerate(said) if index != victim)
 
     # Two processes; both are asked to stop, in training or while the first one works alone.
     running, stage = start(arguments, 2), chance.choice(STAGES[2:])
-    wait_for(running, lambda: read_metrics(many / stage / "metrics.jsonl"))
+    job.wait_until(running, lambda: read_metrics(many / stage / "metrics.jsonl"))
     time.sleep(chance.uniform(0.0, 3.0))
     for process in running:
         process.send_signal(signal.SIGTERM)
-    codes, said = ends(running)
+    codes, said = job.ends(running)
     assert codes == [PREEMPTED] * 2, said
 
-    codes, said = ends(start(arguments, 4))
+    codes, said = job.ends(start(arguments, 4))
     assert codes == [DONE] * 4, said
     found = [json.loads((workdir / "results.json").read_text()) for workdir in (one, many)]
     assert {*SCORES, "initial"} <= found[0].keys() == found[1].keys()
