@@ -1,6 +1,7 @@
 """What XManager knows of the jobs in the cloud: their arguments, their state, and how to stop them."""
 
 import asyncio
+import types
 
 import pytest
 from helpers.fake_clouds import IMAGE, PARAMS, RECIPE, VERTEX, launched
@@ -65,14 +66,15 @@ def test_a_unit_stops_its_job(cluster, google, units, monkeypatch, capsys, where
     made = cluster(lasting=("pair",)) if where == "kubernetes" else google(ends=None)
 
     async def stopped_by_xmanager(seconds):
-        """The first time that the launch sleeps, XManager stops the unit."""
-        monkeypatch.setattr(tpu_handles.asyncio, "sleep", sleep)
+        """The first time that a handle waits, XManager stops the unit."""
+        monkeypatch.setattr(tpu_handles, "asyncio", asyncio)
         [unit] = units[0]
         assert unit.get_status().is_active
         unit.stop()
 
-    sleep = asyncio.sleep
-    monkeypatch.setattr(tpu_handles.asyncio, "sleep", stopped_by_xmanager)
+    # Only the handle's own sleep: XManager and urllib3 sleep too, and an error there would be lost.
+    waiting = types.SimpleNamespace(sleep=stopped_by_xmanager, to_thread=asyncio.to_thread)
+    monkeypatch.setattr(tpu_handles, "asyncio", waiting)
     assert launched(**(GKE if where == "kubernetes" else VERTEX))[0] == 1
     methods = [(method, url.partition("?")[0].rpartition("/")[2]) for method, url, _ in made.requests]
     error = capsys.readouterr().err
