@@ -141,13 +141,16 @@ def _open(source: pathlib.Path, described: Source, dtype: str) -> "torch.nn.Modu
     title = family_of(described.config).title
     transformers_logging.disable_progress_bar()
     if source.suffix == SUFFIX:
+        place = {"gguf_file": source.name, "local_files_only": True}
+        config = getattr(transformers, f"{title}Config").from_pretrained(os.fspath(source.parent), **place)
+        config.head_dim = described.config.head_dim  # transformers does not read it from GGUF files of every family
         # Names of tensors in GGUF files are mapped to the model with a head.
         model, report = getattr(transformers, f"{title}ForCausalLM").from_pretrained(
             os.fspath(source.parent),
-            gguf_file=source.name,
+            config=config,
             dtype=torch.float32,
-            local_files_only=True,
             output_loading_info=True,
+            **place,
         )
         model = model.model
     else:

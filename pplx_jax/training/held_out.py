@@ -28,7 +28,9 @@ class HeldOutLoss:
     """The `Evaluator` of held-out loss.
 
     Each source is evaluated alone, so in-batch negatives come from the source itself. A contrastive loss does not count
-    the queries whose document is also trained on, in any source; the documents stay negatives.
+    the queries whose document is also trained on, in any source; the documents stay negatives. A source without an
+    example that counts, or too small to hold examples out, is left out with a warning, because no long run should end
+    for it.
 
     Args:
       stage: its loss is computed as at its last step.
@@ -42,7 +44,7 @@ class HeldOutLoss:
       metrics: names of the metrics.
 
     Raises:
-      BadInput: as `held_out_batch`, or every held-out example of a source has a document that is trained on.
+      BadInput: as `held_out_batch`.
     """
 
     def __init__(
@@ -61,20 +63,32 @@ class HeldOutLoss:
         self._spec = dataclasses.replace(stage.batch, batch_size=size)
         if isinstance(self._spec, PairBatch):
             self._spec = dataclasses.replace(self._spec, source_weights=())
-        self._batches = {name: np.split(examples.held_out(name), count // size) for name in examples.read_names}
-        self._counted = {name: self._not_trained_on(name) for name in self._batches}
+        self._batches: dict[str, list[np.ndarray]] = {}
+        self._counted: dict[str, list[np.ndarray]] = {}
+        for name in examples.read_names:
+            rows = examples.held_out(name)
+            counted = self._not_trained_on(name, rows)
+            if counted.any():
+                self._batches[name], self._counted[name] = (np.split(part, count // size) for part in (rows, counted))
+            else:
+                logging.warning("%s: no held-out loss, because %s", name, _why_none(len(rows)))
         self._sequences = max(
-            self._spec.sequences_needed(examples.table(name, rows), parts)
-            for name, batches in self._batches.items()
-            for rows in batches
+            (
+                self._spec.sequences_needed(examples.table(name, rows), parts)
+                for name, batches in self._batches.items()
+                for rows in batches
+            ),
+            default=0,
         )
         names = [name or self._spec.kind for name in self._batches]  # a table that is opened alone has no name
-        self.metrics = (*(f"eval/loss/{name}" for name in names), "eval/loss/mean")
+        self.metrics = tuple(f"eval/loss/{name}" for name in (*names, "mean")) if names else ()
         self._loss = jax.jit(self._loss_of, out_shardings=replicated(devices))
 
     def __call__(self, params: dict[str, Any]) -> dict[str, float]:
         """Returns the loss of each source and their mean. Collective."""
-        losses = []
+        losses: list[float] = []
+        if not self.metrics:
+            return {}
         for name, counted in self._counted.items():
             values = [
                 self._loss(params, batch, np.array([zlib.crc32(name.encode()), number], np.uint32))
@@ -100,26 +114,20 @@ class HeldOutLoss:
                 for key, array in arrays.items()
             }
 
-    def _not_trained_on(self, name: str) -> list[np.ndarray]:
-        """Returns for each batch of a source which of its examples count."""
-        batches = self._batches[name]
-        if not isinstance(self._spec, PairBatch):
-            return [np.ones(len(rows), bool) for rows in batches]
-        documents = [self._examples.table(name, rows)["document_hash"][: len(rows)] for rows in batches]
-        read = self._examples.are_read(np.concatenate(documents))
-        if read.all():
-            raise BadInput(
-                f"{name}: the documents of all {len(read)} held-out examples are trained on too; raise "
-                "Evaluation.held_out, or shuffle the source by document"
-            )
+    def _not_trained_on(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Returns which of the held-out rows of a source count."""
+        if not len(rows) or not isinstance(self._spec, PairBatch):
+            return np.ones(len(rows), bool)
+        read = self._examples.are_read(self._examples.table(name, rows)["document_hash"][: len(rows)])
         if read.any():
-            logging.info(
-                "%s: %d of %d held-out examples do not count: their documents are trained on",
-                name,
-                int(read.sum()),
-                len(read),
-            )
-        return np.split(~read, len(batches))
+            logging.info("%s: the documents of %d of %d held-out examples are trained on", name, read.sum(), len(read))
+        return ~read
+
+
+def _why_none(rows: int) -> str:
+    if rows:
+        return "the documents of all held-out examples are trained on; raise Evaluation.held_out"
+    return "it is too small to hold examples out; lower Evaluation.held_out"
 
 
 def held_out_batch(count: int, batch_size: int, parts: int) -> int:

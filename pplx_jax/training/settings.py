@@ -96,7 +96,8 @@ class Evaluation:
       queries: most queries of a set; 0 for all.
       documents: most passages of a set, after those of the documents that are judged for a query; 0 for all.
       held_out: examples of each source that are kept out of training, the last ones of its token table; 0 for none.
-        They are evaluated in batches of the stage's size, or in one smaller batch.
+        They are evaluated in batches of the stage's size, or in one smaller batch. A source that would have fewer left
+        than it holds out, or fewer than a batch, holds none out.
       patience: the stage ends after this many evaluations in a row without a new best `Checkpointing.best_metric`; 0
         for never.
     """

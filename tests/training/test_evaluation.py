@@ -245,7 +245,11 @@ def test_an_evaluated_step_is_logged_and_its_seconds_are_counted(stages, tmp_pat
         (Evaluation(1), {"best_metric": "eval/set/ndgc@10"}, "no evaluation of the stage pair has it; did you mean"),
         (Evaluation(1, held_out=8), {"best_metric": "recall"}, "has it; it has eval/set/ndcg@10, .*, eval/loss/second"),
         (Evaluation(1, held_out=12), {}, "held_out=12 makes no equal batches of 8 examples for 1 devices; set it to a"),
-        (Evaluation(1, held_out=24), {}, "first: 24 examples, and Evaluation.held_out=24 leaves none to train on"),
+        (
+            Evaluation(1, held_out=16),
+            {"best_metric": "eval/loss/mean"},
+            "best_metric=.eval/loss/mean.: no evaluation of the stage pair has it",
+        ),
     ],
 )
 def test_an_evaluation_that_cannot_be_made_is_refused(stages, tmp_path, evaluation, fields, said):
@@ -254,11 +258,11 @@ def test_an_evaluation_that_cannot_be_made_is_refused(stages, tmp_path, evaluati
     assert not (tmp_path / "run").exists()
 
 
-def test_an_evaluation_of_nothing_is_refused(stages, tmp_path):
+def test_an_evaluation_of_nothing_is_refused(stages, tmp_path, caplog):
     with pytest.raises(BadInput, match="pair: Training.evaluation has nothing to compute; set"):
         stages.train(tmp_path / "run", "pair", evaluation=Evaluation(1))
     both = stages.tables["pair"]["first"] * 2
-    with pytest.raises(BadInput, match="first: the documents of all 8 held-out examples are trained on too"):
+    with pytest.raises(BadInput, match="pair: Training.evaluation has nothing to compute"):
         train(
             tmp_path / "run",
             tiny.training("pair", evaluation=Evaluation(1, held_out=8)),
@@ -268,6 +272,7 @@ def test_an_evaluation_of_nothing_is_refused(stages, tmp_path):
             mesh=Mesh(),
             seed=3,
         )
+    assert "second: no held-out loss, because the documents of all held-out examples are trained on" in caplog.text
     assert not (tmp_path / "run").exists()
 
 

@@ -140,6 +140,8 @@ def read_gguf(path: pathlib.Path) -> GgufFile:
 
     try:
         reader = gguf.GGUFReader(path)
+        if reader.byte_order != "I":
+            raise ValueError("its byte order is not that of this machine")
         fields = {name: field.contents() for name, field in reader.fields.items()}
         stored = {tensor.name: tensor for tensor in reader.tensors}
     except (ValueError, KeyError, IndexError, TypeError, OSError, OverflowError, MemoryError) as error:

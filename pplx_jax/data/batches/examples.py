@@ -64,7 +64,8 @@ class Examples:
         data: which tables are read when; if None, all in proportion to their examples.
         batch_size: B, examples per step over all hosts.
         seed: of the order.
-        held_out: the last examples of each table, this many, are never in the stream.
+        held_out: the last examples of each table, this many, are never in the stream. A table that would have fewer
+            left than these, or fewer than a batch, holds none out.
 
     Attributes:
         count: examples of all tables that are read, without those held out.
@@ -81,12 +82,12 @@ class Examples:
         self._shards = [shard for name in self._names for shard in tables[name]]
         self._first_shard = np.cumsum([0] + [len(tables[name]) for name in self._names])
         self._shard_ends = [np.cumsum([shard.count for shard in tables[name]]) for name in self._names]
-        self._counts = np.array([int(ends[-1]) for ends in self._shard_ends]) - held_out
-        self._held_out = held_out
+        whole = np.array([int(ends[-1]) for ends in self._shard_ends])
+        self._held_out = np.where(whole - held_out >= max(held_out, batch_size), held_out, 0)
+        self._counts = whole - self._held_out
         self._batch_size, self._seed = batch_size, seed
         self._plain = data is None and len(self._shards) == 1
         self._gather = Gatherer(self._shards)
-        self._require_more_than_held_out()
         self._phases = self._lay_out(data or Mixture())
         self._require_enough()
         read = np.unique(np.concatenate([phase.tables for phase in self._phases]))
@@ -184,9 +185,9 @@ class Examples:
         return order[~met[order]]
 
     def held_out(self, name: str) -> np.ndarray:
-        """Returns the rows of one table that are never in the stream."""
-        count = int(self._counts[self._names.index(name)])
-        return np.arange(count, count + self._held_out)
+        """Returns the rows of one table that are never in the stream; none if the table is too small."""
+        number = self._names.index(name)
+        return self._counts[number] + np.arange(self._held_out[number])
 
     def are_read(self, documents: np.ndarray) -> np.ndarray:
         """Returns for each document hash whether the stream has such a document. Examples of text have no hash."""
@@ -233,14 +234,6 @@ class Examples:
         taken = phase.turns.before(np.array([batches]))[0] * self._batch_size
         taken[phase.turns.source(np.array([batches]))[0]] += rest
         return taken
-
-    def _require_more_than_held_out(self) -> None:
-        for name, left in zip(self._names, self._counts.tolist(), strict=True):
-            if left < 1:
-                raise BadInput(
-                    f"{name}: {left + self._held_out} examples, and Evaluation.held_out={self._held_out} leaves none "
-                    "to train on; lower it"
-                )
 
     def _require_enough(self) -> None:
         for phase in self._phases:
