@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import logging
@@ -162,9 +161,11 @@ def train(
             what = f"the checkpoint of step {restored.step}"
             require_same(folder, what, restored.about, order)
             require_same(folder, what, restored.about.get(COMPUTES, {}), computes)
-            skipped = jax.device_put(jnp.int32(restored.about.get("skipped", 0)), replicated(devices))
-            state, source = TrainState(**restored.state, skipped=skipped), f"its own checkpoint of step {restored.step}"
+            source = f"its own checkpoint of step {restored.step}"
             batches.seek(restored.about["position"])
+        counts = {"skipped": restored.about.get("skipped", 0), "tolerated": training.skip_nonfinite}
+        counts = jax.device_put({name: np.int32(count) for name, count in counts.items()}, replicated(devices))
+        state = TrainState(**restored.state, **counts)
         evaluations.resume(restored.about.get("best"))
         logging.info("%s: starting from %s", stage.name, source)
         seconds_before = restored.about["seconds"]
@@ -186,8 +187,8 @@ def train(
         meter = Meter(config, devices.size)
         times = StepClock(goodput, meter)
         shape = {"steps": training.steps, "seed": seed, "mask_id": vocabulary.mask_id}
-        options = {"skip_nonfinite": training.skip_nonfinite, "ema": training.ema}
-        compiled = CompiledStep(make_step(stage, config, optimizer, mesh=devices, **options, **shape), times, memory)
+        step_of = make_step(stage, config, optimizer, mesh=devices, ema=training.ema, **shape)
+        compiled = CompiledStep(step_of, times, memory)
 
         def save(step: int, state: TrainState, position: int) -> None:
             about = {

@@ -27,6 +27,7 @@ class TrainState:
       step: int32 scalar, steps done; negative after a non-finite step that was one too many. The rng of a step is a
         function of it and of the seed.
       skipped: int32 scalar, how many of those steps were not finite and changed no parameter.
+      tolerated: int32 scalar, how many may be; a value and not a part of the program, so that no result depends on it.
       ema: moving average of `params`, of the same shapes and shardings; None for a stage without one.
     """
 
@@ -34,6 +35,7 @@ class TrainState:
     optimizer: Any
     step: jax.Array
     skipped: jax.Array
+    tolerated: jax.Array
     ema: Any = None
 
     @property
@@ -103,7 +105,8 @@ def state_layout(
 
 def _first(params: dict[str, Any], optimizer: optax.GradientTransformation, ema: Ema | None) -> TrainState:
     average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(params, optimizer.init(params), step=jnp.int32(0), skipped=jnp.int32(0), ema=average)
+    zeros = {name: jnp.int32(0) for name in ("step", "skipped", "tolerated")}
+    return TrainState(params, optimizer.init(params), **zeros, ema=average)
 
 
 def stage_loss(
@@ -129,15 +132,14 @@ def make_step(
     seed: int,
     mask_id: int,
     mesh: jax.sharding.Mesh,
-    skip_nonfinite: int = 0,
     ema: Ema | None = None,
 ) -> jax.stages.Wrapped:
     """Returns one optimizer step of a stage, jitted: (state, batch) -> (state, metrics).
 
-    A step with a metric that is not finite (the loss and the norms of gradient, parameters and update are metrics)
-    leaves parameters and optimizer unchanged. It counts as done and as skipped, up to `skip_nonfinite` skipped steps.
-    After one more, `TrainState.step` becomes negative and no later step changes anything: so the cause can be found
-    later, with the parameters of the failed step. The metric `skipped` includes the step itself.
+    A step whose loss, gradient norm or metric of the stage is not finite leaves parameters and optimizer unchanged. It
+    counts as done and as skipped, up to `TrainState.tolerated` skipped steps. After one more, `TrainState.step` becomes
+    negative and no later step changes anything: so the cause can be found later, with the parameters of the failed
+    step. The metric `skipped` includes the step itself.
     """
 
     loss_of = stage_loss(stage, config, steps=steps, seed=seed, mask_id=mask_id)
@@ -149,20 +151,17 @@ def make_step(
             updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
             params = optax.apply_updates(state.params, updates)
         with jax.named_scope("metrics"):
-            metrics |= {
-                "loss": loss,
-                "gradient_norm": optax.tree.norm(gradient),
-                "parameter_norm": optax.tree.norm(params),
-                "update_norm": optax.tree.norm(updates),
-            }
+            metrics |= {"loss": loss, "gradient_norm": optax.tree.norm(gradient)}
+            # The norms of the update do not count: no new parameter could replace an old one before all are computed.
+            finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
+            metrics |= {"parameter_norm": optax.tree.norm(params), "update_norm": optax.tree.norm(updates)}
         halted = state.step < 0
-        finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
         skipped = state.skipped + ~finite
         metrics["skipped"] = skipped
-        step = jnp.where(finite | (skipped <= skip_nonfinite), state.step + 1, -1 - state.step)
+        step = jnp.where(finite | (skipped <= state.tolerated), state.step + 1, -1 - state.step)
         with jax.named_scope("ema"):
             average = ema.updated(state.ema, params, state.step + 1 - skipped) if ema else None
-        stepped = TrainState(params, optimizer_state, step, skipped, average)
+        stepped = TrainState(params, optimizer_state, step, skipped, state.tolerated, average)
         stays = dataclasses.replace(state, step=jnp.where(halted, state.step, step), skipped=skipped)
         return jax.tree.map(lambda new, old: jnp.where(finite & ~halted, new, old), stepped, stays), metrics
 

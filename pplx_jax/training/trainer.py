@@ -87,6 +87,7 @@ class Trainer:
         self._training, self._step_function, self._batches = training, step_function, batches
         self._save, self._loss_of, self._hooks, self._clock = save, loss_of, hooks, clock
         self._stopping = _Decisions(training, mesh, now)
+        self._skipped = int(jax.device_get(state.skipped))
         self._unfetched: list[tuple[int, dict[str, jax.Array]]] = []  # metrics that are still on the devices
 
     def run(self) -> bool:
@@ -159,18 +160,19 @@ class Trainer:
                 _require_finite(stage.name, step, numbers)
             except NonFiniteLoss as error:
                 skipped = int(numbers["skipped"])
-                if skipped <= tolerated:
+                if self._skipped < skipped <= tolerated:
+                    self._skipped = skipped
                     logging.warning("%s: the step is skipped, %d of at most %d", error, skipped, tolerated)
                     numbers = {name: value for name, value in numbers.items() if math.isfinite(value)}
                     continue
                 # The state is still the one before the failed step: `make_step` does not change it afterwards.
                 batch = self._batches.at(position - (last - step + 1) * stage.batch.batch_size)
                 array = first_nonfinite(self._loss_of, self.state.params, batch.arrays, jnp.int32(step - 1))
-                raise NonFiniteLoss(
-                    f"{error}; the last checkpoint is from before it; first array that is not finite: {array}. The "
-                    f"same command meets this step again: to go on without it, add "
-                    f"--gin_param={stage.name}/Training.skip_nonfinite={skipped}"
-                ) from None
+                message = f"{error}; the last checkpoint is from before it; first array that is not finite: {array}"
+                if skipped > self._skipped:
+                    setting = f"--gin_param={stage.name}/Training.skip_nonfinite={skipped}"
+                    message += f". The same command meets this step again: to go on without it, add {setting}"
+                raise NonFiniteLoss(message) from None
         self._unfetched.clear()
         return numbers
 
@@ -281,6 +283,6 @@ class _Decisions:
 
 
 def _require_finite(stage: str, step: int, numbers: dict[str, float]) -> None:
-    for name in sorted(numbers, key=lambda name: name != "loss"):  # the loss is the first to tell
+    for name in sorted(numbers, key=lambda name: name != "loss"):  # the loss comes first in the message
         if not math.isfinite(numbers[name]):
             raise NonFiniteLoss(f"{stage} step {step}: {name} is {numbers[name]}")

@@ -26,13 +26,23 @@ def launched(**options) -> tuple[int, list]:
     return asyncio.run(xm_launch.launch(trials, chosen)), trials
 
 
+def _call_once(cloud) -> None:
+    call, cloud.at_look = cloud.at_look, None
+    if call:
+        call()
+
+
 class Cluster:
     """Kubernetes' side of the wire: keeps what it is asked, answers as a cluster would.
 
     A JobSet ends at the second look at it, well unless its name holds a word of `failing`; one that holds a word of
     `refusing` is not taken; the first looks, `unanswered` of them, are answered by an error. One that holds a word of
     `lasting` does not end. A deleted one is still there for one look, as long as its pods end.
+
+    `at_look` is called once, at the first look at one that lasts.
     """
+
+    at_look = None
 
     def __init__(self, failing=(), refusing=(), unanswered=0, lasting=()):
         self.requests, self.failing, self.looks = [], failing, {}
@@ -60,6 +70,7 @@ class Cluster:
             status, answer = 200, {"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {}}
         elif any(word in url for word in self.lasting):
             status, answer = 200, {"status": {"conditions": []}}
+            _call_once(self)
         else:
             self.looks[url] += 1
             kind = "Failed" if any(word in url for word in self.failing) else "Completed"
@@ -73,8 +84,11 @@ class Cluster:
 class Google:
     """Google Cloud's side of the wire: tokens, and Vertex AI, where a job has ended at the second look.
 
-    With `ends` None it does not end before it is cancelled, and then at the second look.
+    With `ends` None it does not end before it is cancelled, and then at the second look; `at_look` is called once, at
+    the first look at it.
     """
+
+    at_look = None
 
     def __init__(self, ends="JOB_STATE_SUCCEEDED", running=()):
         self.requests, self.ends, self.running, self.looks = [], ends, list(running), 0
@@ -108,6 +122,8 @@ class Google:
             state = "JOB_STATE_CANCELLED" if self.looks > 1 else "JOB_STATE_CANCELLING"
             return {"name": name, "state": state, "error": {"code": 1, "message": "CANCELED"}}
         state = self.ends if self.ends and self.looks > 1 else "JOB_STATE_RUNNING"
+        if self.ends is None:
+            _call_once(self)
         return {"name": name, "state": state, "error": {"message": "out of quota"}}
 
 

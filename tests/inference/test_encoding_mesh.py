@@ -1,28 +1,22 @@
 """The mesh that a model encodes on: copies if a device can hold one, and devices of any host of a real slice."""
 
-import json
-
 import pytest
 from helpers import tpu_compile
 
 from pplx_jax.inference.encoding_mesh import copies
 
 GIB = 2**30
-LOCAL = """
-import json, sys
-from jax.experimental import topologies
+MEASURE = """
 from pplx_jax.parallel.mesh import REST, Mesh
 
-found = {}
-for name in sys.argv[1:]:
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+def measure(topology, copies):
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     hosts = sorted({device.process_index for device in devices})
+    found = []
     for host in (hosts[0], hosts[-1]):
         local = [device for device in devices if device.process_index == host]
-        for count in (1, 2, 4):
-            mesh = Mesh(data=count, fsdp=REST).build(local)
-            found[f"{name} {host} {count}"] = [mesh.shape["data"], mesh.shape["fsdp"]]
-print(json.dumps(found))
+        found.append(list(Mesh(data=copies, fsdp=REST).build(local).devices.shape))
+    return found
 """
 
 
@@ -44,6 +38,7 @@ def test_as_many_copies_as_the_memory_holds(bytes_needed, memory, devices, expec
 @pytest.mark.slow
 @tpu_compile.needs_libtpu
 def test_the_devices_of_every_host_of_a_slice_are_a_mesh():
-    found = json.loads(tpu_compile.run(LOCAL, "v5e:4x8", "v5p:4x4x4", "v6e:8x8").splitlines()[-1])
-    assert len(found) == 18
-    assert all(data * fsdp == 4 and data == int(name.split()[-1]) for name, (data, fsdp) in found.items())
+    cases = [(topology, count) for topology in ("v5e:4x8", "v5p:4x4x4", "v6e:8x8") for count in (1, 2, 4)]
+    measured = tpu_compile.compile_all(MEASURE, cases)
+    for topology, count in cases:
+        assert measured(topology, count) == [[1, count, 4 // count, 1, 1]] * 2

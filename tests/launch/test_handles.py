@@ -1,7 +1,5 @@
 """What XManager knows of the jobs in the cloud: their arguments, their state, and how to stop them."""
 
-import asyncio
-
 import pytest
 from helpers.fake_clouds import IMAGE, PARAMS, RECIPE, VERTEX, launched
 from xmanager import xm_local
@@ -61,18 +59,15 @@ def test_a_unit_knows_the_state_of_its_job(cluster, google, units, where):
 
 
 @pytest.mark.parametrize("where", ["kubernetes", "vertex"])
-def test_a_unit_stops_its_job(cluster, google, units, monkeypatch, capsys, where):
+def test_a_unit_stops_its_job(cluster, google, units, capsys, where):
     made = cluster(lasting=("pair",)) if where == "kubernetes" else google(ends=None)
 
-    async def stopped_by_xmanager(seconds):
-        """The first time that the launch sleeps, XManager stops the unit."""
-        monkeypatch.setattr(tpu_handles.asyncio, "sleep", sleep)
+    def stopped_by_xmanager():
         [unit] = units[0]
         assert unit.get_status().is_active
         unit.stop()
 
-    sleep = asyncio.sleep
-    monkeypatch.setattr(tpu_handles.asyncio, "sleep", stopped_by_xmanager)
+    made.at_look = stopped_by_xmanager
     assert launched(**(GKE if where == "kubernetes" else VERTEX))[0] == 1
     methods = [(method, url.partition("?")[0].rpartition("/")[2]) for method, url, _ in made.requests]
     error = capsys.readouterr().err

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from helpers.python_code import write_packages
+from helpers.small_recipe import command
 
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.cli import main as cli
@@ -22,21 +23,6 @@ from pplx_jax.training.metrics import read_metrics
 pytestmark = pytest.mark.slow
 
 STAGES, STEPS = ("diffusion", "pair"), 6
-SMALL = (
-    "VOCABULARY=370",
-    "PythonCorpus.held_out=('gamma',)",
-    "Qwen3Config.width=32",
-    "Qwen3Config.mlp_width=32",
-    "Qwen3Config.query_heads=2",
-    "Qwen3Config.head_dim=16",
-    *(f"{stage}/Training.steps={STEPS}" for stage in STAGES),
-    "Logging.every_steps=1",
-    "Checkpointing.every_steps=1",
-    "Optimizer.warmup_steps=1",
-    "pair/Optimizer.warmup_steps=1",
-    "DiffusionStage.batch_size=16",
-    "PairStage.batch_size=16",
-)
 KILLED = "killed"
 
 
@@ -57,8 +43,7 @@ def roots(server, tmp_path_factory):
     disk, bucket = tmp_path_factory.mktemp("run") / "run", as_path(f"gs://bucket/{KILLED}")
 
     def words(workdir):
-        flags = [f"--gin_param={binding}" for binding in (*SMALL, f"PythonCorpus.roots=('{packages}',)")]
-        return ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={workdir}", "--until=pair", *flags]
+        return [*command(packages, workdir, *(f"{stage}/Training.steps={STEPS}" for stage in STAGES)), "--until=pair"]
 
     process = subprocess.Popen([sys.executable, "-m", "pplx_jax", *words(bucket)], stderr=subprocess.PIPE, text=True)
     assert cli.main(words(disk)) == cli.DONE
@@ -94,7 +79,7 @@ def test_so_are_its_results(roots):
         name: bucket[name] for name in ("bm25", "random", *STAGES)
     }
     assert read_json(roots[1] / "pair" / "goodput.json")["starts"] == 2
-    assert (roots[1] / "report.html").exists() and list((roots[1] / "pair" / "tensorboard").iterdir())
+    assert (roots[1] / "report.html").exists()
 
 
 def on_both(roots, capsys, *words):
