@@ -14,7 +14,7 @@ from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training.settings import Training
 from pplx_jax.training.stage_check import check_stage
-from pplx_jax.training.train_state import state_layout
+from pplx_jax.training.train_state import state_shapes
 
 _GIB = 1 << 30
 
@@ -61,12 +61,8 @@ def check_packages(remains: Callable[[str], bool], *, whole: bool) -> None:
         require_packages("the phase export", "torch", "transformers", "sentence_transformers", extra="convert")
 
 
-def check_disk(
-    workdir: pathlib.Path, stages: Sequence[Training], model: Qwen3Config, mesh: Mesh, *, whole: bool
-) -> None:
-    """Checks that the checkpoints of the stages fit on the disk of the workdir, next to what is there already.
-
-    A bucket is never full.
+def check_disk(workdir: pathlib.Path, stages: Sequence[Training], model: Qwen3Config, *, whole: bool) -> None:
+    """Checks that the checkpoints of the stages fit on the disk of the workdir. A bucket has no limit.
 
     Each stage keeps its latest checkpoints, and one more while it saves. The merge and two exports hold one model each.
 
@@ -74,7 +70,6 @@ def check_disk(
       workdir: the workdir; it need not exist.
       stages: those that are not finished.
       model: the encoder.
-      mesh: devices.
       whole: whether the run goes on to the export.
 
     Raises:
@@ -82,11 +77,10 @@ def check_disk(
     """
     if is_bucket(workdir):
         return
-    devices = mesh.build()
     needed, largest, weights = 0, 0, 0
     for training in stages:
         optimizer = training.optimizer.build(training.steps)
-        state = state_layout(training.model(model), training.stage, optimizer, devices, training.ema)
+        state = state_shapes(training.model(model), training.stage, optimizer, training.ema)
         each, weights = _bytes(state), _bytes(state.params)
         kept = training.checkpointing.keep + (
             training.checkpointing.keep_best if training.checkpointing.best_metric else 0

@@ -106,7 +106,7 @@ def run(
         if whole and phases.remains("export"):
             family_of(model)  # refuses a model that cannot be exported
         unfinished = [training for training in trained if phases.remains(training.stage.name)]
-        check_disk(workdir, unfinished, model, mesh, whole=whole)
+        check_disk(workdir, unfinished, model, whole=whole)
         workdir.mkdir(parents=True, exist_ok=True)
         write_text(workdir / "config.gin", config_text)
         write_json(workdir / "recipe.json", {"stages": names})

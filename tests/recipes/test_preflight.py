@@ -71,14 +71,14 @@ def test_a_disk_too_small_for_the_checkpoints_of_all_stages(tmp_path, monkeypatc
     two = [Training(one.stage, one.optimizer, one.steps, checkpointing=Checkpointing(keep=2)) for one in STAGES]
     free[0] = 5 * state - 1
     with pytest.raises(BadInput, match="the checkpoints of 2 stages need .* GiB are free; choose a --workdir"):
-        check_disk(tmp_path / "run", two, MODEL, Mesh(), whole=False)
+        check_disk(tmp_path / "run", two, MODEL, whole=False)
     free[0] = int(5.1 * state)
-    check_disk(tmp_path / "run", two, MODEL, Mesh(), whole=False)
+    check_disk(tmp_path / "run", two, MODEL, whole=False)
     best = Checkpointing(keep=2, best_metric="eval/mean/ndcg@10", keep_best=1)
     one = dataclasses.replace(two[0], checkpointing=best, evaluation=Evaluation(1))
     with pytest.raises(BadInput, match="the checkpoints of 2 stages need"):  # the best one too
-        check_disk(tmp_path / "run", [one, two[1]], MODEL, Mesh(), whole=False)
+        check_disk(tmp_path / "run", [one, two[1]], MODEL, whole=False)
     (tmp_path / "run" / "pair").mkdir(parents=True)
     (tmp_path / "run" / "pair" / "saved").write_bytes(bytes(2 * state))
     free[0] = int(3.1 * state)
-    check_disk(tmp_path / "run", two, MODEL, Mesh(), whole=False)
+    check_disk(tmp_path / "run", two, MODEL, whole=False)
