@@ -16,6 +16,9 @@ SMALL = (
     "Checkpointing.every_steps=1",
     "Evaluation.held_out=16",
     "Evaluation.queries=0",
+    # The other two show it without and with context; each stage that evaluates compiles an encoder of its own.
+    "diffusion/Training.evaluation=None",
+    "triplet/Training.evaluation=None",
     "Optimizer.warmup_steps=1",
     "pair/Optimizer.warmup_steps=1",
     "DiffusionStage.batch_size=16",

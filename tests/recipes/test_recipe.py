@@ -76,10 +76,12 @@ def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
     for stage in STAGES:
         rows = read_metrics(finished / stage / "metrics.jsonl")
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for stage in ("pair", "contextual"):
+        rows = read_metrics(finished / stage / "metrics.jsonl")
         # The evaluation at the last step, on the whole set, which is small, is that of the finished stage.
         for metric in ("ndcg@10", "recall@100"):
             assert rows[-1][f"eval/evaluation/{metric}"] == pytest.approx(results[stage]["int8"][metric])
-        if stage in ("diffusion", "pair"):
+        if stage == "pair":
             assert rows[-1]["eval/loss/mean"] > 0 and "eval/loss/mean" not in rows[-2]
     in_context = results["contextual"]["with_context"]["int8"]["ndcg@10"]
     rows = read_metrics(finished / "contextual" / "metrics.jsonl")
