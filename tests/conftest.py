@@ -36,13 +36,15 @@ def pytest_ignore_collect(collection_path, config):
     if config.option.markexpr != "not slow" or not collection_path.match("test_*.py"):
         return None
     return (
-        _in_slow_folder(collection_path) or "\npytestmark = pytest.mark.slow\n" in collection_path.read_text() or None
+        _in_slow_folder(collection_path)
+        or any(f"\npytestmark = pytest.mark.{mark}\n" in collection_path.read_text() for mark in ("slow", "long"))
+        or None
     )
 
 
 def pytest_itemcollected(item):
-    """Marks the tests of whole folders as slow; other slow tests have the mark in their file."""
-    if _in_slow_folder(item.path):
+    """Marks the tests of whole folders, and long tests, as slow; other slow tests have the mark in their file."""
+    if _in_slow_folder(item.path) or item.get_closest_marker("long"):
         item.add_marker(pytest.mark.slow)
 
 

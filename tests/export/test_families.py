@@ -14,6 +14,8 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.export.parity import check_parity
 from pplx_jax.inference.sentence_transformer import is_foreign
 
+pytestmark = pytest.mark.long
+
 TITLES = {"llama": "Llama", "qwen2": "Qwen2"}
 LENGTHS = (1, 7, 33, 600)
 

@@ -18,6 +18,7 @@ from pplx_jax.export.export_hf import export_hf
 from pplx_jax.export.import_hf import import_hf
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 def test_from_the_file_to_an_export(architecture, tmp_path):
     values = write_gguf(tmp_path / "model.gguf", architecture)

@@ -18,6 +18,8 @@ from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.export.export_hf import export_hf
 from pplx_jax.export.import_parity import jax_states, torch_states
 
+pytestmark = pytest.mark.long
+
 LAYERS = 2
 TEXTS = [
     "The capital of France is",

