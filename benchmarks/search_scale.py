@@ -83,10 +83,11 @@ def write_embeddings(folder: pathlib.Path, blocks: Any, count: int, dims: int) -
     written = EmbeddingFolder.open_for_writing(folder, settings, folder)
     done = 0
     with Progress("draw", count, unit="vector") as progress:
-        for pooled in blocks:
+        for number, pooled in enumerate(blocks):
             ids = range(done, done + len(pooled))
-            described = [{"id": f"d{number:09d}", "text": f"text {number}", "row": number + 1} for number in ids]
-            written.add(quantize(pooled, "int8"), described, Shard(len(pooled), len(pooled), 0, 0.0, []))
+            described = [{"id": f"d{place:09d}", "text": f"text {place}", "row": place + 1} for place in ids]
+            shard = Shard(len(pooled), len(pooled), 0, 0.0, [])
+            written.add(number, quantize(pooled, "int8"), described, shard)
             done += len(pooled)
             progress.update(done)
     written.finish()

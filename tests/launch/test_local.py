@@ -30,6 +30,7 @@ SMALL = (
     "PairStage.batch_size=8",
     f"PairStage.row_length={LENGTH}",
     "PairStage.slots=8",
+    "Training.evaluation=None",  # the base has no evaluation sets
 )
 RATES = (1e-3, 1e-2, 1e-1)
 SWEEP = f"""
