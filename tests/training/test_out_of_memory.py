@@ -54,7 +54,7 @@ def test_other_errors_of_the_runtime_pass():
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
-PROGRAM = """
+MEASURE = """
 import sys
 sys.path.insert(0, "tests")
 import jax, numpy as np
@@ -66,33 +66,34 @@ from pplx_jax.training.out_of_memory import DeviceMemory, OutOfMemory, explained
 from pplx_jax.training.train_state import make_step, state_layout
 from pplx_jax.training.trainer import CompiledStep, StepClock
 
-description = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-mesh = Mesh(data=2, fsdp=2)
-devices = mesh.build(description.devices)
-training, optimizer = tiny.training("pair"), tiny.OPTIMIZER.build(4)
-config = Qwen3Config(vocab_size=1024, width=128, mlp_width=4096, layers=1, query_heads=2, kv_heads=1, head_dim=64)
-count = 1 << 17
-with mesh.activate(devices):
-    shapes = dict.fromkeys(("tokens", "segment_ids", "positions", "chunk_ids"), (count, 128))
-    shapes |= {"query": (1024, 2), "document": (1024, 2), "query_hash": (1024,), "document_hash": (1024,)}
-    placed = batch_sharding(devices)
-    batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=placed) for name, shape in shapes.items()}
-    layout = state_layout(config, training.stage, optimizer, devices)
-    memory = DeviceMemory(layout)
-    step = make_step(training.stage, config, optimizer, steps=4, seed=0, mask_id=2, mesh=devices)
-    clock = StepClock.__new__(StepClock)
-    clock._spent, clock._meter = {}, type("Meter", (), {"lost": lambda *_: None})()
-    try:
-        with explained(training, devices, memory):
-            CompiledStep(step, clock, memory)(layout, batch)
-    except OutOfMemory as error:
-        print(error)
+def measure(topology):
+    description = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    mesh = Mesh(data=2, fsdp=2)
+    devices = mesh.build(description.devices)
+    training, optimizer = tiny.training("pair"), tiny.OPTIMIZER.build(4)
+    config = Qwen3Config(vocab_size=1024, width=128, mlp_width=4096, layers=1, query_heads=2, kv_heads=1, head_dim=64)
+    count = 1 << 17
+    with mesh.activate(devices):
+        shapes = dict.fromkeys(("tokens", "segment_ids", "positions", "chunk_ids"), (count, 128))
+        shapes |= {"query": (1024, 2), "document": (1024, 2), "query_hash": (1024,), "document_hash": (1024,)}
+        placed = batch_sharding(devices)
+        batch = {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=placed) for name, shape in shapes.items()}
+        layout = state_layout(config, training.stage, optimizer, devices)
+        memory = DeviceMemory(layout)
+        step = make_step(training.stage, config, optimizer, steps=4, seed=0, mask_id=2, mesh=devices)
+        clock = StepClock.__new__(StepClock)
+        clock._spent, clock._meter = {}, type("Meter", (), {"lost": lambda *_: None})()
+        try:
+            with explained(training, devices, memory):
+                CompiledStep(step, clock, memory)(layout, batch)
+        except OutOfMemory as error:
+            return str(error)
 """
 
 
 @tpu_compile.needs_libtpu
 def test_the_compiler_of_a_tpu_is_understood():
-    message = tpu_compile.run(PROGRAM)
+    message = tpu_compile.compile_all(MEASURE, [("v5e:2x2",)])("v5e:2x2")
     assert message.startswith("pair: a device is out of memory: ")
     assert "exceeds available HBM (15.75G)" in message or "of 15.75G hbm" in message
     assert "temporaries of the step unknown, it is not compiled" in message
