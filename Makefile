@@ -16,7 +16,7 @@ quickstart: .venv/installed
 test: .venv/installed .venv/oldest/installed lint
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
 
-# Also what takes minutes: whole runs in a bucket and by several processes, exports of other model families.
+# Also what is marked long: whole runs in a bucket and by several processes, jobs that fail, other model families, more.
 test-all: .venv/installed .venv/oldest/installed .venv/smollm2/installed lint
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile
 

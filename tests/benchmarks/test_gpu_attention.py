@@ -14,6 +14,8 @@ import pytest
 
 from pplx_jax.kernels.attention import attention
 
+pytestmark = pytest.mark.long
+
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_attention.py"
 spec = importlib.util.spec_from_file_location("gpu_attention", PATH)
 gpu_attention = importlib.util.module_from_spec(spec)

@@ -66,6 +66,7 @@ def packages(tmp_path_factory):
     return write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
 
 
+@pytest.mark.long
 def test_a_run_from_an_import(imported, packages, tmp_path, capsys):
     workdir = tmp_path / "run"
     assert cli.main(command(packages, workdir, imported)) == cli.DONE

@@ -33,6 +33,7 @@ def test_from_the_file_to_an_export(architecture, tmp_path):
         np.testing.assert_allclose(tensors[key], expected, rtol=1e-6, atol=1e-7, err_msg=key)
 
 
+@pytest.mark.long
 def test_rows_that_are_not_put_back_fail_parity(tmp_path, monkeypatch):
     write_gguf(tmp_path / "model.gguf", "llama")
 
@@ -47,6 +48,7 @@ def test_rows_that_are_not_put_back_fail_parity(tmp_path, monkeypatch):
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.long
 def test_the_first_layers(tmp_path):
     source = write_source(tmp_path / "source", family="Llama", max_position_embeddings=200)
     words = ["import-hf", str(source), str(tmp_path / "model"), "--layers=2"]

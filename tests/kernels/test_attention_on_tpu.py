@@ -5,7 +5,7 @@ import itertools
 import pytest
 from helpers import tpu_compile
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 # Kernels of both passes, and bytes of temporaries.
 MEASURE = """

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its variables must not reach other tests
 def cloud_home(tmp_path_factory):
     """A home with credentials of nobody, and XManager's database."""
     from absl import flags

@@ -7,6 +7,8 @@ from helpers import job, tiny, torus
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.training.metrics import read_metrics
 
+pytestmark = pytest.mark.long
+
 TORUS = (
     torus.CODE
     + """

@@ -12,7 +12,7 @@ from helpers.small_recipe import command
 
 from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 MAIN = """
 import sys, time

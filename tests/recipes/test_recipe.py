@@ -114,6 +114,7 @@ def test_an_empty_query_is_refused(finished, capsys):
     assert "query" in complaint(["search", f"--index={finished / 'index'}", "  "], capsys)
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_in_the_image_as_an_uninterrupted_one_does(finished, packages, tmp_path):
     """What comes after the kill has only the packages that the image of the pods has: none of the phases needs more."""
     workdir = tmp_path / "run"

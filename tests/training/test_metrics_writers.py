@@ -51,6 +51,7 @@ def test_tensorboard_reads_the_numbers(tmp_path):
     assert [event.step for event in events.Tensors(name)] == [1, 2]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_weights_and_biases_records_offline_and_continues_one_run(tmp_path, monkeypatch):
     pytest.importorskip("wandb")

@@ -17,7 +17,7 @@ from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.settings import Evaluation
 from pplx_jax.training.train_stage import train
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 WORDS = "read write open close file index vector table line block".split()
 SIZE = {"chunks_per_document": 3, "tokens_per_document": 60}

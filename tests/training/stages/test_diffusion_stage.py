@@ -41,6 +41,7 @@ def distance(one, two) -> float:
     return float(optax.tree.norm(jax.tree.map(jnp.subtract, one, two)) / optax.tree.norm(two))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("normalizer, microbatches", [("valid", 2), ("masked", 8)])
 def test_microbatches_change_neither_loss_nor_metrics_nor_gradient(made, normalizer, microbatches):
     config, batch = made

@@ -2,11 +2,14 @@
 
 import jax
 import numpy as np
+import pytest
 from helpers import tiny
 
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training.stages.triplet import TripletStage
 from pplx_jax.training.train_state import make_step, state_layout
+
+pytestmark = pytest.mark.long
 
 LENGTH, SLOTS, TEXTS, ROWS_OF_MICROBATCH = 64, 4, 4, 64  # a query, its document and two negatives fill a row
 
