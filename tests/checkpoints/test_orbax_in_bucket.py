@@ -10,6 +10,8 @@ import pytest
 from pplx_jax.checkpoints.orbax import Checkpoints, Keep, load_params, save_params
 from pplx_jax.core.errors import BadInput
 
+pytestmark = pytest.mark.long
+
 COMMIT = "commit_success.txt"
 
 
@@ -56,7 +58,6 @@ def test_every_bit_comes_back_and_so_many_are_kept(bucket):
     assert bits(load_params(bucket, 2)) == bits(state(2)["params"])
 
 
-@pytest.mark.long
 def test_one_without_its_last_file_does_not_count(bucket):
     save(bucket, 1, 2)
     (bucket / "checkpoints" / "2" / COMMIT).unlink()
