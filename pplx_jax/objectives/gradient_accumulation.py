@@ -15,8 +15,8 @@ def sum_in_microbatches(
     """Adds up `terms(params, microbatch)` over the microbatches of a batch, one after another.
 
     For losses whose terms are normalised by counts of the whole batch: the sum is the loss of the whole batch. Unlike
-    `encode_in_microbatches` it needs no second forward pass: where a gradient is asked for, each microbatch adds its
-    own to a float32 sum of the parameters' size and leaves nothing else in memory.
+    `encode_in_microbatches` it needs no second forward pass. The gradient of each microbatch is added to a float32 sum,
+    which takes as much memory as the parameters. Nothing else of a microbatch stays in memory.
 
     Args:
       terms: (params, microbatch) -> (loss, metrics), a scalar and a tree of arrays; it may use other arrays that do not

@@ -3,7 +3,6 @@
 JAX's coordination service cannot do this through its public API: when a process is missing or dead it ends the others
 with SIGABRT, without the names of the missing ones, the reason of a failure or an exit code (measured in
 docs/appendix-processes.md). These connections therefore open before `jax.distributed.initialize`.
-
 """
 
 import asyncio

@@ -15,6 +15,12 @@ BUCKET = "bucket"
 _CLOSED = 1
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    """Orbax opens dozens of connections at once. A refused one would look to it like an absent object."""
+
+    daemon_threads, request_queue_size = True, 256
+
+
 class BucketServer:
     """gcp-storage-emulator with what it lacks: many connections, moves, generations of what is read, and conditions
     on them.
@@ -31,10 +37,7 @@ class BucketServer:
         self.forbidden: str | None = None
         self.storage, self.lock = Storage(use_memory_fs=True), threading.Lock()
         buckets.create_bucket(BUCKET, self.storage)
-        self._server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(_Handler, self.storage, owner=self)
-        )
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), functools.partial(_Handler, self.storage, owner=self))
         url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self.environment = {
             "STORAGE_EMULATOR_HOST": url,

@@ -183,7 +183,7 @@ def check(axes, queries, count):
     moved = [line for line in compiled.as_text().splitlines() if re.search(r" all-[a-z]+\\(| reduce-scatter\\(", line)]
     shapes = [shape for line in moved for shape in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", line.split(" all-")[0])]
     sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in shapes]
-    # A block of embeddings, or what does not lie on the devices in equal shares: neither scores nor all candidates.
+    # At most a block of embeddings, or embeddings that 8 devices do not divide: never scores, never all candidates.
     assert sizes and max(sizes) <= (1536 if not even else 136 if queries % 8 == 0 else 512) * 8, (axes, queries, moved)
 
 check(("data",), 512, 1531)
