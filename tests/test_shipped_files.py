@@ -52,14 +52,14 @@ def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys):
 
 
 def test_a_dry_run_stops_nowhere_else(tmp_path, capsys):
-    flags = ["--gin_file=gin/recipes/quickstart.gin", f"--workdir={tmp_path}", "--until=nope", "--dry_run"]
+    flags = ["--gin_file=gin/recipes/quickstart_scratch.gin", f"--workdir={tmp_path}", "--until=nope", "--dry_run"]
     assert cli.main(["run", *flags]) == cli.BAD_INPUT
     assert "--until nope: the recipe has data, diffusion, pair" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("until", "stages"), [("data", []), ("pair", ["diffusion", "pair"])])
 def test_a_dry_run_stops_where_the_run_does(until, stages, tmp_path, capsys):
-    flags = ["--gin_file=gin/recipes/quickstart.gin", f"--workdir={tmp_path}", f"--until={until}", "--json"]
+    flags = ["--gin_file=gin/recipes/quickstart_scratch.gin", f"--workdir={tmp_path}", f"--until={until}", "--json"]
     assert cli.main(["run", *flags, "--dry_run"]) == cli.DONE
     plan = json.loads(capsys.readouterr().out)
     assert [stage["stage"] for stage in plan["stages"]] == stages
@@ -200,7 +200,7 @@ def test_a_wheel_contains_the_gin_files_and_runs_them_from_any_folder(tmp_path):
     assert shipped == {f"pplx_jax/{path.relative_to(ROOT)}" for path in (ROOT / "gin").rglob("*.gin")}
 
     program = "import sys, pplx_jax; from pplx_jax.cli.main import main; print(pplx_jax.__file__); sys.exit(main())"
-    flags = ("--gin_file=gin/recipes/quickstart.gin", "--mesh=fsdp", "--workdir=w", "--dry_run")
+    flags = ("--gin_file=gin/recipes/quickstart_scratch.gin", "--mesh=fsdp", "--workdir=w", "--dry_run")
     printed = run(sys.executable, "-c", program, "run", *flags, PYTHONPATH=str(site))
     assert printed.startswith(str(site / "pplx_jax" / "__init__.py"))
     assert "Mesh.fsdp = -1  # gin/meshes/fsdp.gin:6" in printed

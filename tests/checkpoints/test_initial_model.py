@@ -58,7 +58,7 @@ def imported(source, tmp_path_factory):
 def command(packages, workdir, initial, *params):
     bindings = [*SMALL, f"PythonCorpus.roots=('{packages}',)", f"run.initial='{initial}'", *params]
     flags = [f"--gin_param={binding}" for binding in bindings]
-    return ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={workdir}", *flags]
+    return ["run", "--gin_file=gin/recipes/quickstart_scratch.gin", f"--workdir={workdir}", *flags]
 
 
 @pytest.fixture(scope="module")
