@@ -9,7 +9,7 @@ import numpy as np
 
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.io.trec_run import run_writer
-from pplx_jax.kernels.quantization import Quantization, quantize
+from pplx_jax.kernels.quantization import Quantization, quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
 from pplx_jax.retrieval.metrics import judge, metrics_per_query, relevant_ranks, tie_places
 from pplx_jax.retrieval.search import rank_scores, similarity
@@ -18,18 +18,29 @@ RUN_DEPTH = 1000
 _SCORES_PER_BLOCK = 1 << 24
 _QUERIES_PER_BLOCK = 256
 
-# Maps a slice of the queries to their scores [Q, N].
+# Maps a slice of the queries to their scores [Q, N], -inf for a document that is not retrieved.
 Scorer = Callable[[slice], np.ndarray]
 
 
 def cosine_scorer(queries: np.ndarray, documents: np.ndarray, quantization: Quantization) -> Scorer:
-    """Returns a scorer that quantizes pooled vectors [Q, d] and [N, d] and compares them."""
+    """Returns a scorer that quantizes pooled vectors [Q, d] and [N, d] and compares them.
+
+    A zero vector belongs to an empty text, which retrieves nothing and is never retrieved.
+    """
+    empty_queries, empty_documents = map(zero_rows, (queries, documents))
     quantized_queries, quantized_documents = (
         quantize(queries, quantization),
         quantize(documents, quantization),
     )
     packed = quantization == "ubinary"
-    return lambda block: similarity(quantized_queries[block], quantized_documents, packed)
+
+    def scores(block: slice) -> np.ndarray:
+        found = similarity(quantized_queries[block], quantized_documents, packed)
+        found[empty_queries[block]] = -np.inf
+        found[:, empty_documents] = -np.inf
+        return found
+
+    return scores
 
 
 def bm25_scorer(data: RetrievalSet) -> Scorer:

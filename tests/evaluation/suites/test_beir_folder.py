@@ -100,6 +100,30 @@ def test_a_run_file_gives_the_metrics_again(folder, kind):
         assert {k: result["metrics"][k] for k in ("ndcg@10", "recall@100")} == evaluate_bm25(folder)
 
 
+def write(folder, corpus, queries, qrels):
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in corpus.items()))
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in queries.items()))
+    (folder / "qrels.tsv").write_text("".join(f"{query}\t{document}\t1\n" for query, document in qrels))
+
+
+@pytest.mark.parametrize("kind", ["bm25", "int8", "binary", "ubinary", "none"])
+def test_what_shares_nothing_with_a_query_is_not_retrieved(tmp_path, kind):
+    """The relevant documents of two queries have the greatest id, so that ties would put them first."""
+    corpus = {"a": "ant bee", "b": "bee cat", "empty": "", "z": "dog"}
+    queries = {"found": "bee", "none": "qqqq" if kind == "bm25" else "", "of-empty": "ant"}
+    write(tmp_path, corpus, queries, [("found", "b"), ("none", "z"), ("of-empty", "empty")])
+    options = {} if kind == "bm25" else {"quantization": kind}
+    model = "bm25" if kind == "bm25" else WordEncoder(dims=64)
+    result = evaluate_task(model, tmp_path, run_file=tmp_path / "out.trec", **options)
+    run = [line.split() for line in (tmp_path / "out.trec").read_text().splitlines()]
+    assert {cells[0] for cells in run} == {"found", "of-empty"}
+    assert "empty" not in {cells[2] for cells in run}
+    assert len(run) == (3 if kind == "bm25" else 6)
+    assert result["metrics"]["recall@100"] == pytest.approx(1 / 3)
+    assert 0.2 < result["metrics"]["ndcg@10"] <= 1 / 3 + 1e-9
+    assert result["metrics"]["map"] <= 1 / 3 + 1e-9
+
+
 def test_an_id_that_a_run_file_cannot_hold(folder):
     with open(folder / "corpus.jsonl", "a") as file:
         file.write('{"_id": "two words", "text": "ant"}\n')

@@ -41,7 +41,7 @@ from pplx_jax.evaluation.suites.query_to_document.nested_pools import NestedPool
 from pplx_jax.evaluation.suites.query_to_document.pool_ranks import PoolRanks
 from pplx_jax.inference.encoder import query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
-from pplx_jax.kernels.quantization import quantize
+from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
 from pplx_jax.retrieval.search import similarity
 
@@ -121,14 +121,16 @@ class PoolTask:
         settings, embeddings = system.settings, self.folder / "embeddings"
         encode = query_encoder(system.encoder)
         with too_long_by_name(labelled.ids, TOO_LONG):
-            queries = quantize(encode(labelled.texts, **encode_options(settings)), settings.quantization)
+            pooled = encode(labelled.texts, **encode_options(settings))
+        queries, empty = quantize(pooled, settings.quantization), zero_rows(pooled)
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)
         else:
             corpus = EncodedCorpus(*read_corpus(corpus_file(self.folder)), system)
 
         def scores(block: Block) -> np.ndarray:
-            return block.document_scores(similarity(queries, block.vectors, settings.quantization == "ubinary"))
+            found = block.document_scores(similarity(queries, block.vectors, settings.quantization == "ubinary"))
+            return np.where(empty[:, None], np.float32(-np.inf), found)
 
         pools = self._pools(corpus.ids(), labelled)
         relevant = frozenset(labelled.documents)

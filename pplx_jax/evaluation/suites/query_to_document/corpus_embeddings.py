@@ -12,7 +12,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.json_lines import numbered_lines, parse_object
 from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
 from pplx_jax.inference.overflow import too_long_by_name
-from pplx_jax.kernels.quantization import quantize
+from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 
 _DOCUMENTS_PER_BLOCK = 16_384
@@ -73,7 +73,7 @@ class EncodedCorpus:
         with too_long_by_name(ids, TOO_LONG):
             pooled = system.encoder.encode(texts, **encode_options(system.settings))
         self._vectors = quantize(pooled, system.settings.quantization)
-        self._empty = np.array([not text.strip() for text in texts])
+        self._empty = zero_rows(pooled)
 
     def ids(self) -> Iterator[str]:
         yield from self._ids

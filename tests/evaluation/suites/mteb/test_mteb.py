@@ -193,7 +193,7 @@ class OwnEncoder(Search):
     def encode(self, inputs, *, task_metadata, prompt_type=None, **_):
         texts = [text for batch in inputs for text in batch["text"]]
         ids = [str(place) for place in range(len(texts))]
-        return mteb_search.encode(self.system.encoder, texts, ids, self.system.settings).astype(np.float32)
+        return mteb_search.pool(self.system.encoder, texts, ids, self.system.settings)
 
     def similarity(self, one, other):
         return torch.from_numpy(mteb_search.similarity(*(np.atleast_2d(np.asarray(each)) for each in (one, other))))
@@ -217,6 +217,18 @@ def test_ties_at_the_last_rank_go_to_the_greater_id(data):
             expected = sorted(scores, key=lambda document: (scores[document], document), reverse=True)[:7]  # noqa: B023
             assert sorted(cut[query]) == sorted(expected)
             assert all(cut[query][document] == scores[document] for document in expected)
+
+
+@pytest.mark.parametrize("name", ["bm25", "int8", "ubinary"])
+def test_what_shares_nothing_with_a_query_is_not_retrieved(name, monkeypatch):
+    monkeypatch.setattr(mteb_search, "DOCUMENTS_PER_BLOCK", 2)
+    texts = {"a": "ant bee", "b": "bee cat", "empty": "", "z": "dog"}
+    corpus = datasets.Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
+    queries = datasets.Dataset.from_dict({"id": ["found", "none"], "text": ["bee", "qqqq" if name == "bm25" else ""]})
+    others = {"a", "b"} if name == "bm25" else {"a", "b", "z"}
+    for more in ({}, {"top_ranked": {"found": list(texts), "none": list(texts)}}):
+        found = run_of(search_of(SYSTEMS[name]), corpus, queries, **more)
+        assert {query: set(hits) for query, hits in found.items()} == {"found": others, "none": set()}
 
 
 def test_a_wrong_order_of_ties_or_a_cosine_of_packed_bits_would_show(data, parts, monkeypatch):
