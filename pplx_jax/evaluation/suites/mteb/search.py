@@ -38,13 +38,23 @@ class Search:
         prompts: templates around its texts.
         meta: mteb's `ModelMeta`.
         scratch: folder for the vectors of a corpus until it is ranked, so that an interrupted run resumes.
+        drops_own: whether the document with the id of a query is no hit of this query.
 
     Attributes:
         mteb_model_meta: the metadata that mteb writes with results.
     """
 
-    def __init__(self, system: System, prompts: Prompts, meta: Any, scratch: pathlib.Path | None = None):
+    def __init__(
+        self,
+        system: System,
+        prompts: Prompts,
+        meta: Any,
+        scratch: pathlib.Path | None = None,
+        *,
+        drops_own: bool = False,
+    ):
         self.system, self.prompts, self.mteb_model_meta, self._scratch = system, prompts, meta, scratch
+        self._drops_own = drops_own
         self._corpus: Any = None
 
     def index(self, corpus: Any, **_: Any) -> None:
@@ -79,12 +89,17 @@ class Search:
             with EmbeddingStore(len(ids), folder) as store:
                 scores = self._scores(texts, query_ids, store, instruct["document"], where)
                 if top_ranked is None:
-                    return dict(zip(query_ids, _best(scores, ids, len(query_ids), top_k), strict=True))
+                    best = _best(scores, ids, query_ids, top_k, drops_own=self._drops_own)
+                    return dict(zip(query_ids, best, strict=True))
                 row = {document: index for index, document in enumerate(ids)}
+                candidates = {
+                    query: [one for one in documents if not (self._drops_own and one == query)]
+                    for query, documents in top_ranked.items()
+                }
                 return {
-                    query: _among(scores, place, np.array([row[one] for one in top_ranked[query]]), ids, top_k)
+                    query: _among(scores, place, np.array([row[one] for one in candidates[query]], int), ids, top_k)
                     for place, query in enumerate(query_ids)
-                    if query in top_ranked
+                    if query in candidates
                 }
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from None
@@ -192,14 +207,18 @@ class _BM25Scores:
 _Scores = _VectorScores | _BM25Scores
 
 
-def _best(scores: _Scores, ids: list[str], queries: int, k: int) -> Iterator[dict[str, float]]:
+def _best(
+    scores: _Scores, ids: list[str], query_ids: list[str], k: int, *, drops_own: bool
+) -> Iterator[dict[str, float]]:
     """Yields each query's best documents and their scores."""
     places = tie_places(ids)
-    for begin in range(0, queries, _QUERIES_PER_BLOCK):
-        documents, values = scores.best(slice(begin, begin + _QUERIES_PER_BLOCK), places, k)
-        # Worst first, so that an id that occurs twice in the corpus keeps its better score.
-        for ranked, found in zip(documents[:, ::-1].tolist(), values[:, ::-1].tolist(), strict=True):
-            yield {ids[document]: score for document, score in zip(ranked, found, strict=True) if score > -np.inf}
+    for begin in range(0, len(query_ids), _QUERIES_PER_BLOCK):
+        block = slice(begin, begin + _QUERIES_PER_BLOCK)
+        documents, values = scores.best(block, places, k + drops_own)
+        for query, ranked, found in zip(query_ids[block], documents.tolist(), values.tolist(), strict=True):
+            hits = [(ids[document], score) for document, score in zip(ranked, found, strict=True) if score > -np.inf]
+            kept = [hit for hit in hits if not (drops_own and hit[0] == query)][:k]
+            yield dict(reversed(kept))  # worst first, so that an id that occurs twice keeps its better score
 
 
 def _among(scores: _Scores, query: int, rows: np.ndarray, ids: list[str], k: int) -> dict[str, float]:
