@@ -51,7 +51,7 @@ class SharedPhases:
         redone = {key.split("/")[0] for key in changed if "/" in key} | ({stage} if stage else set())
         if any(key.startswith("Mining.") for key in changed):
             redone.add("triplet")
-        starts_from = {one.stage.name: one.stage.starts_from for one in trial.arguments["run"]["stages"]}
+        starts_from = {one.stage.name: one.earlier_stage for one in trial.arguments["run"]["stages"]}
         kept = [name for name in starts_from if not redone & {name, *_earlier(name, starts_from)}]
         mined = "pair" in kept and not any(key.startswith("Mining.") for key in changed)
         corpus = trial.arguments["run"].get("corpus")

@@ -246,6 +246,11 @@ VERBS = (
             flag("--output", output=True, **_PATH, help="the results folder to write or to continue"),
             flag("--compare", **_PATH, help="another results folder: differences, intervals, p-values"),
             flag("--run_file", output=True, **_PATH, help="a file to write the ranking to, in TREC's format"),
+            flag(
+                "--own_document",
+                choices=("keep", "drop"),
+                help="rank the document with the id of a query for this query, or not (default: see docs/evaluate.md)",
+            ),
             *_PROCESS_FLAGS,
         ),
         resumes=True,

@@ -5,7 +5,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from pplx_jax.evaluation.core.results import Results, Subject
 from pplx_jax.evaluation.core.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.core.summary import format_table, summarize
 from pplx_jax.evaluation.registry import open_benchmark
+from pplx_jax.evaluation.scoring.scorers import OwnDocument
 from pplx_jax.evaluation.scoring.system import Settings, System
 from pplx_jax.evaluation.watch import watch_stage
 from pplx_jax.inference.encoder import Encoder, check_quantization, quantizations
@@ -51,6 +52,7 @@ def evaluate_task(
     output: str | pathlib.Path | None = None,
     compare: str | pathlib.Path | None = None,
     run_file: str | pathlib.Path | None = None,
+    own_document: OwnDocument | None = None,
     watch: str | pathlib.Path | None = None,
     poll_seconds: float = 30.0,
 ) -> dict[str, Any] | None:
@@ -76,6 +78,9 @@ def evaluate_task(
         output: the results folder to write.
         compare: another results folder; the first setting is compared with it.
         run_file: the file to write the best 1000 documents of each query to. Needs one task and one setting.
+        own_document: "drop" removes the document with the id of a query from the ranking of this query, "keep" ranks
+            it. None drops it if it contains the query, in a set where no query has its own as a relevant document
+            (ArguAna); a task of mteb follows mteb.
         watch: in place of `model`: the folder of a stage, whose checkpoints are scored as they appear; see
             `evaluation.watch`. Needs `output`.
         poll_seconds: time between two looks at the folder of `watch`.
@@ -104,12 +109,15 @@ def evaluate_task(
         if benchmark is None:
             benchmark = open_benchmark(str(task), None if data is None else local_copy(as_path(data)))
         chosen = chosen_tasks(benchmark, tasks)
+        if own_document is not None:
+            chosen = [_with_own_document(one, own_document) for one in chosen]
     if watch is not None:
         if output is None or compare is not None or run_file is not None or query_prompt or document_prompt:
             raise BadInput("--watch needs --output, and takes no --compare, --run_file or prompts")
         if jax.distributed.is_initialized() or benchmark is None:
             raise BadInput("--watch runs as one process, with all its devices; leave --num_processes out")
         settings = {"quantization": quantization, "dims": dims, "context": context, "truncate": truncate}
+        settings["own_document"] = own_document
         names = [one.name for one in chosen]
         scores = functools.partial(evaluate_task, benchmark=benchmark, tasks=names, **settings)
         facts = {"benchmark": benchmark.name, "tasks": names, **settings}
@@ -161,6 +169,14 @@ def _with_run_file(tasks: Sequence[Task], systems: Sequence[System], path: pathl
     if path.is_dir() or not (is_bucket(path) or path.parent.is_dir()):
         raise BadInput(f"{path}: --run_file must name a file in an existing folder; create the folder first")
     return tasks[0].with_run_file(path)
+
+
+def _with_own_document(task: Task, own_document: OwnDocument) -> Task:
+    if own_document not in get_args(OwnDocument):
+        raise BadInput(f"own_document={own_document!r}: give one of {', '.join(get_args(OwnDocument))}")
+    if not hasattr(task, "with_own_document"):
+        raise BadInput(f"the task {task.name} has no choice of --own_document; leave it out")
+    return task.with_own_document(own_document)
 
 
 def _settings(

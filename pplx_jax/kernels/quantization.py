@@ -115,6 +115,11 @@ def quantize(v: np.ndarray, quantization: Quantization, bit_order: BitOrder = "b
     raise BadInput(f"quantization={quantization!r} is not one of {', '.join(get_args(Quantization))}")
 
 
+def zero_rows(v: np.ndarray) -> np.ndarray:
+    """Returns bool [N], which pooled vectors [N, D] are zero: those of empty texts, which match nothing."""
+    return np.logical_not(np.any(v, axis=1))
+
+
 def check_form(quantization: str, dims: int | None, width: int, bit_order: str = "big") -> None:
     """Checks that embeddings of `width` dimensions can have this form, before any is computed.
 

@@ -24,7 +24,21 @@ def embed(model: Qwen3, batch: dict[str, jax.Array], slots: int) -> tuple[jax.Ar
       The vectors v [B, S, D] float32, and the number of tokens of each, [B, S] float32.
     """
     hidden = model(batch["tokens"], batch["segment_ids"], batch["positions"])
-    return segment_pool(hidden, batch["chunk_ids"], slots)
+    pool = segment_pool if model.config.pooling == "mean" else last_token
+    return pool(hidden, batch["chunk_ids"], slots)
+
+
+def last_token(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
+    """Takes the hidden state of each slot's last token; arguments and result as for `segment_pool`."""
+    places = jnp.broadcast_to(jnp.arange(chunk_ids.shape[1]), chunk_ids.shape)
+
+    def of_slots(reduce, values):  # [B, L] -> [B, S]; slot 0 takes the tokens outside every slot
+        return jax.vmap(lambda values, ids: reduce(values, ids, num_segments=slots + 1)[1:])(values, chunk_ids)
+
+    last = of_slots(jax.ops.segment_max, places)  # negative for an empty slot
+    counts = of_slots(jax.ops.segment_sum, jnp.ones(chunk_ids.shape, jnp.float32))
+    found = jnp.take_along_axis(hidden, last.clip(0)[..., None], axis=1).astype(jnp.float32)
+    return jnp.where(last[..., None] < 0, 0.0, found), counts
 
 
 def take_slots(pooled: jax.Array, references: jax.Array) -> jax.Array:

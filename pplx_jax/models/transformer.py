@@ -7,6 +7,7 @@ on q and k. Qwen2.5 has none either, and it has biases of q, k and v. Sources: Q
 """
 
 import dataclasses
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,10 @@ from pplx_jax.parallel.rules import constrain
 SAVEABLE = ("projections", "attention", "mlp")
 # Fields that only training reads. Embeddings depend on all the others.
 _TRAINING_FIELDS = ("tied", "embedding_init_std", "residual_init_scale", "remat", "remat_policy")
-# Fields of other families than Qwen3. `computing` has them only where they differ from Qwen3's, so that fingerprints of
-# Qwen3 models do not depend on them.
-_FAMILY_FIELDS = {"qk_norm": True, "qkv_bias": False}
+# Fields that the published models do not need, and their values there. `computing` has them only where they differ, so
+# that fingerprints of other models do not depend on them.
+_USUAL = {"qk_norm": True, "qkv_bias": False, "pooling": "mean"}
+Pooling = Literal["mean", "last"]
 _SIZES = ("vocab_size", "width", "mlp_width", "layers", "query_heads", "kv_heads", "head_dim")
 
 
@@ -56,6 +58,8 @@ class Qwen3Config:
       remat_policy: activations that are saved even so, any of `SAVEABLE`.
       qk_norm: whether queries and keys have an RMSNorm per head (Qwen3); Llama and Qwen2.5 have none.
       qkv_bias: whether queries, keys and values have a bias (Qwen2.5).
+      pooling: what a text's or chunk's vector is: the "mean" of the hidden states of its tokens, or that of its "last"
+        token, as in causal embedding models.
     """
 
     vocab_size: int
@@ -77,6 +81,7 @@ class Qwen3Config:
     remat_policy: tuple[str, ...] = ()
     qk_norm: bool = True
     qkv_bias: bool = False
+    pooling: Pooling = "mean"
 
     def __post_init__(self):
         for name in (*_SIZES, "max_length"):
@@ -92,6 +97,7 @@ class Qwen3Config:
             raise BadInput(f"Qwen3Config: remat_policy={unknown[0]!r} is not one of {', '.join(SAVEABLE)}")
         if self.dtype not in ("float32", "bfloat16"):
             raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is neither 'float32' nor 'bfloat16'")
+        require(self.pooling in get_args(Pooling), self, "pooling", " or ".join(get_args(Pooling)))
 
     def build(self, rngs: nnx.Rngs) -> "Qwen3":
         """Returns the model with random weights. A subclass with another `build` is another model family.
@@ -105,8 +111,8 @@ class Qwen3Config:
     def computing(self) -> dict[str, float | str]:
         """The fields that embeddings depend on, numbers as floats, so that 1000000 and 1e6 are equal."""
         fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _TRAINING_FIELDS}
-        for name, of_qwen3 in _FAMILY_FIELDS.items():
-            if fields[name] == of_qwen3:
+        for name, usual in _USUAL.items():
+            if fields[name] == usual:
                 del fields[name]
         return {name: value if isinstance(value, str) else float(value) for name, value in fields.items()}
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.vocab_cross_entropy import vocab_cross_entropy
 from pplx_jax.objectives.corruption import Corruption
+from pplx_jax.objectives.token_prediction import following, is_followed
 
 Normalizer = Literal["valid", "masked"]
 
@@ -72,9 +73,9 @@ def diffusion_loss(
         case _:
             raise BadInput(f"normalizer={normalizer!r} is not one of {', '.join(get_args(Normalizer))}")
 
-    mask_probability = jnp.where(target, _following(corruption.mask_probability), 1.0)
+    mask_probability = jnp.where(target, following(corruption.mask_probability), 1.0)
     elbo_weight = jnp.where(target, 1.0 / mask_probability, 0.0) / jnp.maximum(count, 1.0)
-    loss, cross_entropy = vocab_cross_entropy(hidden, embedding, _following(tokens), elbo_weight)
+    loss, cross_entropy = vocab_cross_entropy(hidden, embedding, following(tokens), elbo_weight)
     metrics = {
         "cross_entropy": jnp.sum(cross_entropy) / jnp.maximum(counts.targets, 1.0),
         "masked_share": of_part.targets / jnp.maximum(counts.predictable, 1.0),
@@ -84,11 +85,5 @@ def diffusion_loss(
 
 def _targets(corruption: Corruption) -> tuple[jax.Array, jax.Array]:
     """Returns [B, L] of whether the token after each position is one of its text, and of whether it is masked too."""
-    segments = corruption.segment_ids
-    predictable = _following(corruption.valid) & (_following(segments) == segments)
-    return predictable, predictable & _following(corruption.corrupted)
-
-
-def _following(x: jax.Array) -> jax.Array:
-    """Returns [B, L] of the token after each position; 0 after the last."""
-    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
+    predictable = is_followed(corruption.segment_ids)
+    return predictable, predictable & following(corruption.corrupted)

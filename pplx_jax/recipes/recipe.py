@@ -136,8 +136,8 @@ def run(
 
     for training in stages:
         name, stage = training.stage.name, training.stage
-        if stage.batch.kind == "triplet" and stage.starts_from in names:
-            miner = stage.starts_from
+        miner = training.earlier_stage
+        if stage.batch.kind == "triplet" and miner in names:
             mine = functools.partial(work.mine, workdir, corpus, vocabulary, mining, miner, stages, seed)
             phases("mine", mine, everyone=True, writes=(f"data/tokens/{FOLDERS['triplet']}",))
 
@@ -228,7 +228,7 @@ def _train(
         vocabulary,
         mesh=mesh,
         seed=seed,
-        start_from=_earlier(workdir, stage.starts_from),
+        start_from=_earlier(workdir, training.earlier_stage),
         initial=as_path(initial) if initial else None,
         config_text=config_text,
         evaluators=[retrieval] if training.evaluates_retrieval else [],
@@ -239,15 +239,18 @@ def _names(stages: Sequence[Training]) -> list[str]:
     """Returns the names of the stages, in their order.
 
     Raises:
-      BadInput: two stages have one name, or a stage comes before the one it starts from.
+      BadInput: two stages have one name, a stage comes before the one it starts from, or `Training.starts_from` or
+        `Training.initial_share` needs a stage that the recipe does not have.
     """
     names = [training.stage.name for training in stages]
     for place, training in enumerate(stages):
-        name, earlier = training.stage.name, training.stage.starts_from
+        name, earlier = training.stage.name, training.earlier_stage
         if name in names[:place]:
             raise BadInput(f"run.stages: two stages are called {name}; give one of them another name")
         if earlier in names[place:]:
             raise BadInput(f"run.stages: {name} starts from {earlier}; list {earlier} before it")
+        if earlier not in names and (training.starts_from or training.initial_share):
+            raise BadInput(f"run.stages: {name} starts from {earlier}, which the recipe does not have; add that stage")
     return names
 
 

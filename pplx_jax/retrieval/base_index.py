@@ -9,7 +9,7 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import joined, resolved
 from pplx_jax.inference.encoder import Encoder
-from pplx_jax.kernels.quantization import BitOrder, Quantization
+from pplx_jax.kernels.quantization import BitOrder, Quantization, zero_rows
 
 
 class BaseIndex:
@@ -35,7 +35,7 @@ class BaseIndex:
         """Returns the pooled vectors of queries, float32 [Q, dims].
 
         Raises:
-            BadInput: a text is empty, or the model is not the model of the index.
+            BadInput: a text is empty or has no tokens, or the model is not the model of the index.
         """
         if not all(text.strip() for text in texts):
             raise BadInput("the query is empty; give some text to search for")
@@ -44,4 +44,7 @@ class BaseIndex:
                 f"the index {self.path} was made by model {self.model_fingerprint}, {self.model} is now "
                 f"{encoder.fingerprint}; embed and index again"
             )
-        return encoder.encode(texts, quantization="none", dims=self.dims)
+        pooled = encoder.encode(texts, quantization="none", dims=self.dims)
+        if len(empty := np.flatnonzero(zero_rows(pooled))):
+            raise BadInput(f"the query {texts[empty[0]]!r} has no tokens in this model; give some text to search for")
+        return pooled

@@ -65,10 +65,11 @@ class BM25:
         self._index.index((terms, self._vocabulary), show_progress=False)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """Returns float32 [len(queries), N]. The score is 0 if a document has no term of the query."""
-        block = np.zeros((len(queries), self._documents), np.float32)
+        """Returns float32 [len(queries), N]. A document without a term of the query is not retrieved: -inf."""
+        block = np.full((len(queries), self._documents), -np.inf, np.float32)
         for row, query in enumerate(queries):
             terms = [self._vocabulary[term] for term in tokenize(query) if term in self._vocabulary]
             if terms:
-                block[row] = self._index.get_scores_from_ids(terms)
+                found = self._index.get_scores_from_ids(terms)
+                np.copyto(block[row], found, where=found > 0)  # Lucene's weights of terms are above 0
         return block

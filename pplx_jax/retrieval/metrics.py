@@ -73,13 +73,15 @@ def relevant_ranks(scores: np.ndarray, judgements: Judgements, places: np.ndarra
     """Returns the ranks of the relevant documents of a block of queries.
 
     Args:
-        scores: [Q, N], greater is better; row r belongs to query `first_query + r`.
+        scores: [Q, N], greater is better, -inf if the document is not retrieved; row r belongs to query
+            `first_query + r`.
         judgements: pairs of all queries; the result has only those of the block.
         places: int64 [N] from `tie_places`.
         first_query: the query of the block's first row.
 
     Returns:
-        int64 [j], rank from 1 of every relevant pair of these queries, in the order of `judgements`.
+        int64 [j], rank from 1 of every relevant pair of these queries, in the order of `judgements`; NOT_RETRIEVED for
+        a document that is not retrieved.
 
     Raises:
         ValueError: a score is NaN.
@@ -95,7 +97,8 @@ def relevant_ranks(scores: np.ndarray, judgements: Judgements, places: np.ndarra
         rows = scores[judgements.query[pairs] - first_query]
         own = np.take_along_axis(rows, column, axis=1)
         ahead = (rows > own) | ((rows == own) & (places < places[column]))
-        found = np.where(column[:, 0] >= 0, 1 + np.count_nonzero(ahead, axis=1), NOT_RETRIEVED)
+        retrieved = (column[:, 0] >= 0) & (own[:, 0] > -np.inf)
+        found = np.where(retrieved, 1 + np.count_nonzero(ahead, axis=1), NOT_RETRIEVED)
         ranks[pairs.start - begin : pairs.stop - begin] = found
     return ranks
 

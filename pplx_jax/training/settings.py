@@ -140,6 +140,9 @@ class Training:
       ema_decay: decay of a moving average of the parameters (`Ema`), such as 0.999; 0 for none. The average is the
         stage's result: evaluation, later stages, merge and export use it.
       ema_warmup: whether the decay warms up, which suits a start from random parameters.
+      starts_from: name of the stage whose parameters it starts from; None for the one that the stage names.
+      initial_share: share of the initial weights in the parameters that it starts from: 0 gives those of the earlier
+        stage, 1 the initial weights, a number between them their SLERP, one angle for each tensor.
     """
 
     stage: Stage
@@ -154,12 +157,15 @@ class Training:
     skip_nonfinite: int = 0
     ema_decay: float = 0.0
     ema_warmup: bool = False
+    starts_from: str | None = None
+    initial_share: float = 0.0
 
     def __post_init__(self):
         for name in ("steps", "packing_groups"):
             require(getattr(self, name) >= 1, self, name, "1 or more")
         require(self.skip_nonfinite >= 0, self, "skip_nonfinite", "0 or more steps")
         require(0 <= self.ema_decay < 1, self, "ema_decay", "a number from 0 (no average) to below 1")
+        require(0 <= self.initial_share <= 1, self, "initial_share", "a number from 0 to 1")
         best = self.checkpointing.best_metric
         if best and self.evaluation is None:
             raise BadInput(f"Checkpointing.best_metric={best!r} needs Training.evaluation; bind it to @Evaluation()")
@@ -182,7 +188,13 @@ class Training:
         return Ema(self.ema_decay, self.ema_warmup) if self.ema_decay else None
 
     def model(self, config: Qwen3Config) -> Qwen3Config:
-        """Returns the encoder as this stage trains it: without a head if the stage predicts no tokens."""
+        """Returns the encoder as this stage trains it: with its mask, and without a head if it predicts no tokens."""
         tied = config.tied or not self.stage.predicts_tokens
         policy = config.remat_policy if self.remat_policy is None else self.remat_policy
-        return dataclasses.replace(config, tied=tied, remat_policy=policy)
+        causal = config.causal if self.stage.causal is None else self.stage.causal
+        return dataclasses.replace(config, tied=tied, causal=causal, remat_policy=policy)
+
+    @property
+    def earlier_stage(self) -> str | None:
+        """Name of the stage that this one starts from, if the recipe has it."""
+        return self.starts_from or self.stage.starts_from

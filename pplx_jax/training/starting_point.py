@@ -4,8 +4,11 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from pplx_jax.checkpoints.initial_model import load_weights
+from pplx_jax.checkpoints.merge import slerp
+from pplx_jax.checkpoints.model_folder import load_model
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.core.parameter_trees import named_shapes
 from pplx_jax.core.resume_check import require_same_shapes
@@ -22,6 +25,7 @@ def starting_params(
     seed: int,
     start_from: pathlib.Path | None,
     initial: pathlib.Path | None,
+    initial_share: float = 0.0,
 ) -> tuple[dict[str, Any], str]:
     """Returns the parameters of a stage without a checkpoint, and text that says where they come from.
 
@@ -33,6 +37,7 @@ def starting_params(
       seed: of random parameters.
       start_from: folder of an earlier stage; has priority over `initial`.
       initial: imported weights.
+      initial_share: as in `Training`; both sets of parameters are read on the host.
 
     Raises:
       BadInput: the earlier stage is of another model, or as in `load_weights`.
@@ -40,7 +45,11 @@ def starting_params(
     if start_from:
         params = _without_head(load_params(start_from), config)
         require_same_shapes(start_from, named_shapes(params), named_shapes(wanted))
-        return params, f"the stage in {start_from}"
+        if not initial_share:
+            return params, f"the stage in {start_from}"
+        first = load_model(initial).params if initial else jax.tree.map(np.asarray, initial_params(config, seed))
+        mixed = slerp(params, _without_head(first, config), weight=initial_share)
+        return mixed, f"the stage in {start_from}, merged with {initial or 'its random weights'}"
     if initial:
         return _without_head(load_weights(initial, model, mesh), config), f"the weights in {initial}"
     return initial_params(config, seed, mesh), "random numbers"

@@ -266,7 +266,16 @@ def _first_state(
 ) -> tuple[TrainState, str]:
     """Returns the state before the first step, and text that says where its parameters come from."""
     wanted = model_params(state_layout(config, training.stage, optimizer, devices).params)
-    params, source = starting_params(model, config, wanted, devices, seed=seed, start_from=start_from, initial=initial)
+    params, source = starting_params(
+        model,
+        config,
+        wanted,
+        devices,
+        seed=seed,
+        start_from=start_from,
+        initial=initial,
+        initial_share=training.initial_share,
+    )
     return new_state(trained_params(params, training.stage), optimizer, devices, training.ema), source
 
 

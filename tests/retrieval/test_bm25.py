@@ -37,9 +37,9 @@ def test_scores_follow_the_formula():
         return idf * frequency / (frequency + k1 * (1 - b + b * length / mean))
 
     expected = [
-        [weight(2, 3, 1) + weight(1, 3, 2), weight(1, 1, 2), 0],
-        [0, 0, 0],
-        [0, 0, 2 * weight(1, 4, 1)],
+        [weight(2, 3, 1) + weight(1, 3, 2), weight(1, 1, 2), -math.inf],
+        [-math.inf] * 3,
+        [-math.inf, -math.inf, 2 * weight(1, 4, 1)],
     ]
     scores = BM25(documents).scores(["Cat, dog!", "unheard of", "dawn dawn"])
     # Lucene's variant leaves the constant factor k1 + 1 out.

@@ -100,6 +100,12 @@ def test_every_judged_query_counts():
     assert set(metrics.values()) == {1 / 3}
 
 
+def test_a_score_of_minus_infinity_is_not_retrieved():
+    qrels = {"q": {"b": 1}}
+    assert score_metrics(np.array([[-np.inf, -np.inf]]), qrels, ["q"], ["a", "b"]) == dict.fromkeys(DEFAULT_METRICS, 0)
+    assert score_metrics(np.array([[-np.inf, -3e38]]), qrels, ["q"], ["a", "b"]) == dict.fromkeys(DEFAULT_METRICS, 1)
+
+
 def test_values_of_trec_eval():
     """Expected values printed by pytrec_eval-terrier 0.5.11, which wraps trec_eval 9."""
     qrels = {"q1": {"d1": 3, "d2": 1, "d5": 0, "d7": 2}, "q2": {"d3": 1, "d4": -1, "é": 2}}

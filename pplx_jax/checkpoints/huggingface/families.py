@@ -50,6 +50,8 @@ def family_of(config: Qwen3Config) -> Family:
     Raises:
       BadInput: no family has its features.
     """
+    if config.pooling != "mean":
+        raise BadInput(f"a model with pooling={config.pooling!r} cannot be exported; the published layout has the mean")
     for family in FAMILIES:
         if (family.qk_norm, family.qkv_bias) == (config.qk_norm, config.qkv_bias):
             return family

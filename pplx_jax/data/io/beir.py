@@ -25,7 +25,7 @@ class RetrievalSet:
     """A collection of passages, the queries with judgements, and the judgements.
 
     Attributes:
-        document_ids, documents: N ids and texts, in file order. A title is put before its text.
+        document_ids, documents: N ids and texts, in file order; see `document_text`.
         parents: N ids of the document that each passage belongs to; the passage's id if the file has no parent.
         chunks: N positions within the parent; counted in file order if the file has none.
         query_ids, queries: ids and texts of the judged queries only, in file order.
@@ -46,6 +46,11 @@ class RetrievalSet:
         return len(set(self.parents)) < len(self.parents)
 
 
+def document_text(title: str | None, text: str) -> str:
+    """Returns "TITLE TEXT" without surrounding white space, as BEIR's own code encodes a document."""
+    return f"{title} {text}".strip() if title else text.strip()
+
+
 def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
     """Reads a BEIR folder.
 
@@ -61,8 +66,7 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
     documents, parents, chunks = {}, [], []
     seen_of_parent: dict[str, int] = {}
     for where, row in _read_rows(corpus_file, documents):
-        title = str(row.get("title") or "")
-        documents[row["_id"]] = f"{title} {row['text']}" if title else row["text"]
+        documents[row["_id"]] = document_text(str(row.get("title") or ""), row["text"])
         parent = str(row.get("parent", row["_id"]))
         chunk = row.get("chunk", seen_of_parent.get(parent, 0))
         if isinstance(chunk, bool) or not isinstance(chunk, int):

@@ -34,7 +34,7 @@ def run_writer(
 
     Yields:
         add(query_ids, documents, scores): adds one ranking per query, from [Q, K] document indices and scores,
-        best first.
+        best first. A score of -inf is not retrieved and not written.
 
     Raises:
         BadInput: see `run_line`.
@@ -42,7 +42,8 @@ def run_writer(
 
     def add(query_ids: Iterable[str], documents: np.ndarray, scores: np.ndarray) -> None:
         for query, ranked, values in zip(query_ids, documents, scores, strict=True):
-            for rank, (document, score) in enumerate(zip(ranked, values, strict=True), start=1):
+            retrieved = int(np.count_nonzero(values > -np.inf))
+            for rank, (document, score) in enumerate(zip(ranked[:retrieved], values, strict=False), start=1):
                 file.write(run_line(query, document_ids[int(document)], rank, score, tag))
 
     with atomic_path(as_path(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:

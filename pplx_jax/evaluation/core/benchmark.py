@@ -83,6 +83,8 @@ class Task(Protocol):
             reused.
         within(folder): returns the task configured to keep its own files in the results folder.
         with_run_file(path): returns the task configured to write its ranking there (`--run_file`).
+        with_own_document(choice): returns the task that keeps or drops the document with the id of a query
+            (`--own_document`).
 
     Attributes:
         name: unique within the benchmark.

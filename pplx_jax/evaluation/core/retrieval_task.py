@@ -9,7 +9,7 @@ import numpy as np
 
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.evaluation.core.benchmark import Part
-from pplx_jax.evaluation.scoring.scorers import bm25_scorer, cosine_scorer, means, score
+from pplx_jax.evaluation.scoring.scorers import OwnDocument, bm25_scorer, cosine_scorer, means, score
 from pplx_jax.evaluation.scoring.set_embeddings import CONTEXT_CHUNKS, embed_set
 from pplx_jax.evaluation.scoring.system import System
 
@@ -29,6 +29,7 @@ class RetrievalTask:
         metrics: see `retrieval.metrics`.
         chunks_per_document: maximum number of chunks encoded together if `context` is set.
         run_file: the file to write the best 1000 documents of each query to; None for no file.
+        own_document: whether the document with the id of a query is ranked for it; see `scorers.with_own_document`.
     """
 
     name: str
@@ -40,14 +41,19 @@ class RetrievalTask:
     metrics: tuple[str, ...] = METRICS
     chunks_per_document: int = CONTEXT_CHUNKS
     run_file: pathlib.Path | None = None
+    own_document: OwnDocument | None = None
 
     @property
     def revision(self) -> str:
-        return self.revision_of()
+        return self.revision_of() + (f" own_document {self.own_document}" if self.own_document else "")
 
     def with_run_file(self, path: pathlib.Path) -> Self:
         """Returns the task configured to write its ranking to `path`."""
         return dataclasses.replace(self, run_file=path)
+
+    def with_own_document(self, own_document: OwnDocument) -> Self:
+        """Returns the task with this choice for documents with the id of a query."""
+        return dataclasses.replace(self, own_document=own_document)
 
     def evaluate(self, system: System) -> Sequence[Part]:
         data = self.load()
@@ -64,7 +70,7 @@ class RetrievalTask:
                 chunks_per_document=self.chunks_per_document,
             )
             scorer = cosine_scorer(queries, documents, settings.quantization)
-        values = score(data, scorer, self.metrics, self.run_file)
+        values = score(data, scorer, self.metrics, self.run_file, self.own_document)
         part = Part(
             split=self.split,
             subset=self.subset,

@@ -11,6 +11,8 @@ from pplx_jax.evaluation.core.results import Outcome, Results
 from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
 from pplx_jax.evaluation.scoring.system import System
 
+SCORING = 2  # raised when the same data and model get other numbers; stored outcomes of another version are not reused
+
 
 def chosen_tasks(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:
     """Returns the tasks with these names, in the benchmark's order; all tasks if `names` is None.
@@ -44,7 +46,7 @@ def run_tasks(tasks: Sequence[Task], systems: Sequence[System], results: Results
     systems = [dataclasses.replace(system, encoder=shared) for system in systems]
     with Progress("eval", len(tasks), "task") as progress:
         for done, task in enumerate(tasks, 1):
-            revision = getattr(task, "revision", "")
+            revision = f"{getattr(task, 'revision', '')} scoring {SCORING}".strip()
             for system in systems:
                 if not again and results.finished(task.name, system.setting, system.settings, revision):
                     continue

@@ -39,6 +39,7 @@ class Stage:
       summary: what it trains on, in a few words for reports and model cards.
       model_kind: "context_v1" if it trains chunks in the context of their document, else "v1".
       predicts_tokens: whether it trains the output head; the stages after it drop an untied head.
+      causal: whether the stage has a causal mask; None for the mask of the recipe's model.
     """
 
     name: ClassVar[str]
@@ -46,6 +47,7 @@ class Stage:
     summary: ClassVar[str] = ""
     model_kind: ClassVar[Literal["v1", "context_v1"]] = "v1"
     predicts_tokens: ClassVar[bool] = False
+    causal: ClassVar[bool | None] = None
 
     @property
     def batch(self) -> BatchSpec:

@@ -9,6 +9,7 @@ from helpers.word_encoder import WordEncoder
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import read_beir
+from pplx_jax.data.io.trec_run import read_run
 from pplx_jax.evaluation.evaluate import evaluate_task
 from pplx_jax.evaluation.scoring.retrieval_sets import evaluate, evaluate_bm25
 from pplx_jax.evaluation.scoring.set_embeddings import context_groups, embed_set
@@ -98,6 +99,89 @@ def test_a_run_file_gives_the_metrics_again(folder, kind):
     assert again == pytest.approx(result["metrics"])
     if kind == "bm25":
         assert {k: result["metrics"][k] for k in ("ndcg@10", "recall@100")} == evaluate_bm25(folder)
+
+
+def write(folder, corpus, queries, qrels):
+    folder.mkdir(exist_ok=True)
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in corpus.items()))
+    (folder / "queries.jsonl").write_text("".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in queries.items()))
+    (folder / "qrels.tsv").write_text("".join(f"{query}\t{document}\t1\n" for query, document in qrels))
+
+
+@pytest.mark.parametrize("kind", ["bm25", "int8", "binary", "ubinary", "none"])
+def test_what_shares_nothing_with_a_query_is_not_retrieved(tmp_path, kind):
+    """The relevant documents of two queries have the greatest id, so that ties would put them first."""
+    corpus = {"a": "ant bee", "b": "bee cat", "empty": "", "z": "dog"}
+    queries = {"found": "bee", "none": "qqqq" if kind == "bm25" else "", "of-empty": "ant"}
+    write(tmp_path, corpus, queries, [("found", "b"), ("none", "z"), ("of-empty", "empty")])
+    options = {} if kind == "bm25" else {"quantization": kind}
+    model = "bm25" if kind == "bm25" else WordEncoder(dims=64)
+    result = evaluate_task(model, tmp_path, run_file=tmp_path / "out.trec", **options)
+    run = [line.split() for line in (tmp_path / "out.trec").read_text().splitlines()]
+    assert {cells[0] for cells in run} == {"found", "of-empty"}
+    assert "empty" not in {cells[2] for cells in run}
+    assert len(run) == (3 if kind == "bm25" else 6)
+    assert result["metrics"]["recall@100"] == pytest.approx(1 / 3)
+    assert 0.2 < result["metrics"]["ndcg@10"] <= 1 / 3 + 1e-9
+    assert result["metrics"]["map"] <= 1 / 3 + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["bm25", "words"])
+def test_the_document_of_a_query_itself_is_dropped_as_in_arguana(tmp_path, kind):
+    corpus = {"q1": "ant bee cat", "q2": "cat dog bee", "a": "ant bee", "b": "dog gnu"}
+    write(tmp_path, corpus, {"q1": "ant bee cat", "q2": "cat dog bee"}, [("q1", "a"), ("q2", "b")])
+    model = "bm25" if kind == "bm25" else WordEncoder(dims=256)
+
+    def figure(own_document=None):
+        options = {"run_file": tmp_path / "out.trec", "own_document": own_document}
+        found = evaluate_task(model, tmp_path, **options)["metrics"]["mrr"]
+        run = {tuple(line.split()[0:3:2]) for line in (tmp_path / "out.trec").read_text().splitlines()}
+        return found, ("q1", "q1") in run, ("q1", "q2") in run
+
+    assert figure() == figure("drop") == (pytest.approx(0.75), False, True)
+    assert figure("keep") == (pytest.approx((1 / 2 + 1 / 3) / 2), True, True)
+    with open(tmp_path / "qrels.tsv", "a") as file:
+        file.write("q2\tq2\t1\n")
+    assert figure()[1] is True
+    corpus["q1"] = "cat ant"  # ids that are equal by chance, as row numbers are
+    write(tmp_path, corpus, {"q1": "ant bee cat", "q2": "cat dog bee"}, [("q1", "a"), ("q2", "b")])
+    assert figure()[1] is True and figure("drop")[1] is False
+
+
+def test_another_choice_for_own_documents_is_scored_again(tmp_path):
+    write(tmp_path / "set", {"q": "ant bee", "a": "ant"}, {"q": "ant bee"}, [("q", "a")])
+    options = {"output": tmp_path / "results"}
+    figures = [
+        evaluate_task("bm25", tmp_path / "set", own_document=choice, **options)["metrics"]["mrr"]
+        for choice in (None, "keep", "drop")
+    ]
+    assert figures == [1, 0.5, 1]
+    with pytest.raises(BadInput, match="own_document='no': give one of keep, drop"):
+        evaluate_task("bm25", tmp_path / "set", own_document="no")
+
+
+def test_every_metric_ends_with_the_run_file(tmp_path):
+    """The relevant document is at rank 1,001 of 1,100."""
+    corpus = {f"d{number:04d}": "bee" for number in range(1100)}
+    write(tmp_path, corpus, {"q": "bee", "p": "bee"}, [("q", "d0099"), ("p", "d0100")])
+    result = evaluate_task("bm25", tmp_path, run_file=tmp_path / "out.trec")
+    run = read_run(tmp_path / "out.trec")
+    assert list(map(len, run.values())) == [1000, 1000] and "d0099" not in run["q"]
+    names = ("map", "mrr", "recall@1000", "ndcg@10")
+    expected = run_metrics(run, read_beir(tmp_path).qrels, names)
+    assert {name: result["metrics"][name] for name in names} == pytest.approx(expected, abs=1e-9)
+    assert result["metrics"]["map"] == pytest.approx(1 / 1000 / 2)
+
+
+def test_a_title_and_its_text_are_joined_as_in_beir(tmp_path):
+    write(tmp_path, {}, {"q": "ant"}, [("q", "a")])
+    rows = [
+        {"_id": "a", "title": " Ant", "text": "bee\n"},
+        {"_id": "b", "text": " cat "},
+        {"_id": "c", "title": "dog", "text": ""},
+    ]
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_beir(tmp_path).documents == ["Ant bee", "cat", "dog"]
 
 
 def test_an_id_that_a_run_file_cannot_hold(folder):

@@ -244,11 +244,28 @@ def test_queries_as_corpus_do_not_find_themselves(tmp_path):
     assert parts["human 13"].metrics["recall@10"] == 0.5
 
 
+@pytest.mark.parametrize("name", ["bm25", "int8"])
+def test_the_document_of_a_query_itself_is_dropped_as_in_a_folder(tmp_path, name):
+    """Ten copies come before the relevant document, one of them with the id of the query."""
+    corpus = {"q": "ant bee", "a": "ant dog", **{f"x{number}": "ant bee" for number in range(9)}}
+    folder = write(tmp_path / "set", corpus, {"q": "ant bee"}, [("q", "a", 1)])
+    system = System("bm25", None) if name == "bm25" else words()
+    for choice, expected in ((None, 1), ("drop", 1), ("keep", 0)):
+        task = open_benchmark("query-to-document", folder).tasks[0]
+        (part,) = (task.with_own_document(choice) if choice else task).evaluate(system)
+        assert part.metrics["recall@10"] == expected
+    write(folder, corpus, {"q": "ant bee"}, [("q", "a", 1), ("q", "q", 1)])
+    for choice, expected in ((None, 0.5), ("drop", 1), ("keep", 0.5)):
+        task = open_benchmark("query-to-document", folder).tasks[0]
+        (part,) = (task.with_own_document(choice) if choice else task).evaluate(system)
+        assert part.metrics["recall@10"] == expected
+
+
 def test_a_query_takes_no_place_among_its_own_fused_labels(tmp_path):
     queries = {"1": "cat dog", "2": "cat", "3": "dog", "4": "moon"}
     folder = write(tmp_path / "set", queries, {"1": "cat dog"}, runs=[{"1": ["1", "2", "3", "4"]}] * 2)
-    for queries_are_corpus, expected in ((True, ["2", "3"]), (False, ["1", "2"])):
-        assert read_labelled_queries(folder, 2, queries_are_corpus=queries_are_corpus).documents == expected
+    for never_own, expected in ((True, ["2", "3"]), (False, ["1", "2"])):
+        assert read_labelled_queries(folder, 2, never_own=never_own).documents == expected
 
 
 def test_queries_of_several_pools_and_labels_count_once(big, tmp_path):
@@ -258,11 +275,32 @@ def test_queries_of_several_pools_and_labels_count_once(big, tmp_path):
     assert [part["queries"] for part in kept["parts"]] == [9, 12]
 
 
+@pytest.mark.parametrize("name", ["bm25", "int8", "ubinary"])
+def test_what_shares_nothing_with_a_query_is_not_retrieved(tmp_path, name):
+    corpus = {"a": "ant", "b": "bee", "empty": "", "z": "dog"}
+    queries = {"found": "bee", "none": "qqqq" if name == "bm25" else "", "of empty": "ant"}
+    folder = write(tmp_path / "set", corpus, queries, [("found", "b", 1), ("none", "z", 1), ("of empty", "empty", 1)])
+    _, parts = evaluate(folder, System("bm25", None) if name == "bm25" else words(name))
+    (part,) = parts.values()
+    recall = dict(zip(part.query_ids, part.per_query["recall@1000"], strict=True))
+    assert recall == {"found": 1, "none": 0, "of empty": 0}
+
+
 def test_bm25_indexes_each_pool(big):
     _, parts = evaluate(big, System("bm25", None), sizes=(200, 300))
     metrics = [parts[f"fused {size}"].metrics["recall@10"] for size in (200, 300)]
     assert 0 < metrics[1] < metrics[0] <= 1
-    assert parts["fused 300"].metrics["recall@1000"] == 1.0
+    assert parts["fused 300"].metrics["recall@1000"] == pytest.approx(np.mean(list(share_of_words(big).values())))
+
+
+def share_of_words(folder):
+    """Query -> the share of its fused labels that have one of its words."""
+    corpus, queries = (
+        {row["_id"]: set(row["text"].split()) for row in map(json.loads, (folder / name).read_text().splitlines())}
+        for name in ("corpus.jsonl", "queries.jsonl")
+    )
+    fused = fused_labels([read_run(path) for path in sorted((folder / "runs").iterdir())], 50)
+    return {q: np.mean([bool(corpus[d] & queries[q]) for d in relevant]) for q, relevant in fused.items()}
 
 
 def test_several_sets_are_tasks_of_their_own(big, tmp_path):

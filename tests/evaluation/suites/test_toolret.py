@@ -66,7 +66,10 @@ def independent(task, *, instructions, by_category):
     queries, tools = (model.encode(list(of), quantization="none") for of in (texts, pool.values()))
     norms = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(tools, axis=1)
     cosines = np.divide(queries @ tools.T, norms, out=np.zeros_like(norms), where=norms > 0)
-    run = {str(n): dict(zip(pool, map(float, row), strict=True)) for n, row in enumerate(cosines)}
+    run = {
+        str(n): dict(zip(pool, map(float, row), strict=True)) if queries[n].any() else {}  # nothing matches no words
+        for n, row in enumerate(cosines)
+    }
     qrels = {str(n): {f"{own}_tool_{tool}": 1 for tool in relevant} for n, (_, _, relevant) in enumerate(requests)}
     found = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.10", "P.10", "map_cut.10"}).evaluate(run)
     sums = collections.Counter()

@@ -16,11 +16,12 @@ from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.evaluation.scoring.set_embeddings import embed_set
 from pplx_jax.evaluation.scoring.system import TOO_LONG, Settings, System
+from pplx_jax.evaluation.suites.mteb import embedding_store
 from pplx_jax.evaluation.suites.mteb.embedding_store import EmbeddingStore, store_folder
 from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts, document_texts, query_texts, task_instruction
 from pplx_jax.inference.encoder import Encoder, query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
-from pplx_jax.kernels.quantization import quantize
+from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
 from pplx_jax.retrieval.metrics import tie_places
 from pplx_jax.retrieval.search import rank_scores, similarity, top_k
@@ -37,13 +38,23 @@ class Search:
         prompts: templates around its texts.
         meta: mteb's `ModelMeta`.
         scratch: folder for the vectors of a corpus until it is ranked, so that an interrupted run resumes.
+        drops_own: whether the document with the id of a query is no hit of this query.
 
     Attributes:
         mteb_model_meta: the metadata that mteb writes with results.
     """
 
-    def __init__(self, system: System, prompts: Prompts, meta: Any, scratch: pathlib.Path | None = None):
+    def __init__(
+        self,
+        system: System,
+        prompts: Prompts,
+        meta: Any,
+        scratch: pathlib.Path | None = None,
+        *,
+        drops_own: bool = False,
+    ):
         self.system, self.prompts, self.mteb_model_meta, self._scratch = system, prompts, meta, scratch
+        self._drops_own = drops_own
         self._corpus: Any = None
 
     def index(self, corpus: Any, **_: Any) -> None:
@@ -64,7 +75,7 @@ class Search:
         """Ranks the indexed corpus, or only the candidates `top_ranked` of each query.
 
         Returns:
-            query id -> document id -> score, for the `top_k` best documents.
+            query id -> document id -> score, for the `top_k` best documents that are retrieved; see `metrics`.
 
         Raises:
             BadInput: a text is over the model's limit, or a row has no text.
@@ -78,12 +89,17 @@ class Search:
             with EmbeddingStore(len(ids), folder) as store:
                 scores = self._scores(texts, query_ids, store, instruct["document"], where)
                 if top_ranked is None:
-                    return dict(zip(query_ids, _best(scores, ids, len(query_ids), top_k), strict=True))
+                    best = _best(scores, ids, query_ids, top_k, drops_own=self._drops_own)
+                    return dict(zip(query_ids, best, strict=True))
                 row = {document: index for index, document in enumerate(ids)}
+                candidates = {
+                    query: [one for one in documents if not (self._drops_own and one == query)]
+                    for query, documents in top_ranked.items()
+                }
                 return {
-                    query: _among(scores, place, np.array([row[one] for one in top_ranked[query]]), ids, top_k)
+                    query: _among(scores, place, np.array([row[one] for one in candidates[query]], int), ids, top_k)
                     for place, query in enumerate(query_ids)
-                    if query in top_ranked
+                    if query in candidates
                 }
         except BadInput as error:
             raise BadInput(f"{where}: {error}") from None
@@ -101,10 +117,11 @@ class Search:
             )
             pooled = embed_set(encoder, data, context=True, dims=settings.dims, truncate=settings.truncate)
             query_vectors, document_vectors = (quantize(part, settings.quantization) for part in pooled)
-            return _VectorScores(query_vectors, document_vectors, packed)
+            return _VectorScores(query_vectors, document_vectors, packed, *map(zero_rows, pooled))
         # A query template replaces the query prompt of the model.
         encode_queries = query_encoder(encoder) if self.prompts.query == NO_PROMPTS.query else encoder.encode
-        query_vectors = encode(encoder, queries, query_ids, settings, encode_queries)
+        pooled_queries = pool(encoder, queries, query_ids, settings, encode_queries)
+        query_vectors = quantize(pooled_queries, settings.quantization)
         total = len(corpus)
         with Progress(
             f"encode {where}", total, "document", start=store.done, enabled=total > DOCUMENTS_PER_BLOCK
@@ -112,9 +129,10 @@ class Search:
             for begin in range(store.done, total, DOCUMENTS_PER_BLOCK):
                 columns = corpus[begin : begin + DOCUMENTS_PER_BLOCK]
                 texts = self.prompts.documents(document_texts(columns), instruction)
-                store.add(encode(encoder, texts, columns["id"], settings))
+                pooled_texts = pool(encoder, texts, columns["id"], settings)
+                store.add(quantize(pooled_texts, settings.quantization), zero_rows(pooled_texts))
                 progress.update(store.done)
-        return _VectorScores(query_vectors, store.vectors, packed)
+        return _VectorScores(query_vectors, store.vectors, packed, zero_rows(pooled_queries), store.empty)
 
     def _folder(self, where: str, revision: str, documents: int) -> pathlib.Path | None:
         encoder, settings = self.system.encoder, self.system.settings
@@ -126,17 +144,18 @@ class Search:
             model=encoder.fingerprint,
             settings=dataclasses.asdict(settings),
             prompt=self.prompts.document,
+            format=embedding_store.FORMAT,
         )
 
 
-def encode(
+def pool(
     encoder: Encoder,
     texts: Sequence[str],
     ids: Sequence[str],
     settings: Settings,
     method: Callable[..., np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Returns the vectors of texts [n, width] under `settings`.
+    """Returns the pooled vectors of texts [n, width] under `settings`, before quantization. An empty text has zeros.
 
     Args:
         encoder: the model.
@@ -150,22 +169,27 @@ def encode(
     overflow = "truncate" if settings.truncate else "error"
     method = method or encoder.encode
     with too_long_by_name(ids, TOO_LONG):
-        return method(texts, quantization=settings.quantization, dims=settings.dims, overflow=overflow)
+        return method(texts, quantization="none", dims=settings.dims, overflow=overflow)
 
 
 @dataclasses.dataclass(frozen=True)
 class _VectorScores:
-    """Scores of query vectors [Q, width] and document vectors [N, width]."""
+    """Scores of query vectors [Q, width] and document vectors [N, width]. Empty texts are not retrieved: -inf."""
 
     queries: np.ndarray
     documents: np.ndarray
     packed: bool
+    empty_queries: np.ndarray
+    empty_documents: np.ndarray
 
     def best(self, block: slice, places: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        return top_k(self.queries[block], self.documents, places, k, packed=self.packed)
+        queries, excluded = self.queries[block], self.empty_documents
+        documents, scores = top_k(queries, self.documents, places, k, packed=self.packed, excluded=excluded)
+        return documents, np.where(self.empty_queries[block, None], np.float32(-np.inf), scores)
 
     def of(self, query: int, rows: np.ndarray) -> np.ndarray:
-        return similarity(self.queries[query : query + 1], self.documents[rows], self.packed)
+        scores = similarity(self.queries[query : query + 1], self.documents[rows], self.packed)
+        return np.where(self.empty_queries[query] | self.empty_documents[rows], np.float32(-np.inf), scores)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,14 +207,18 @@ class _BM25Scores:
 _Scores = _VectorScores | _BM25Scores
 
 
-def _best(scores: _Scores, ids: list[str], queries: int, k: int) -> Iterator[dict[str, float]]:
+def _best(
+    scores: _Scores, ids: list[str], query_ids: list[str], k: int, *, drops_own: bool
+) -> Iterator[dict[str, float]]:
     """Yields each query's best documents and their scores."""
     places = tie_places(ids)
-    for begin in range(0, queries, _QUERIES_PER_BLOCK):
-        documents, values = scores.best(slice(begin, begin + _QUERIES_PER_BLOCK), places, k)
-        # Worst first, so that an id that occurs twice in the corpus keeps its better score.
-        for ranked, found in zip(documents[:, ::-1].tolist(), values[:, ::-1].tolist(), strict=True):
-            yield {ids[document]: score for document, score in zip(ranked, found, strict=True)}
+    for begin in range(0, len(query_ids), _QUERIES_PER_BLOCK):
+        block = slice(begin, begin + _QUERIES_PER_BLOCK)
+        documents, values = scores.best(block, places, k + drops_own)
+        for query, ranked, found in zip(query_ids[block], documents.tolist(), values.tolist(), strict=True):
+            hits = [(ids[document], score) for document, score in zip(ranked, found, strict=True) if score > -np.inf]
+            kept = [hit for hit in hits if not (drops_own and hit[0] == query)][:k]
+            yield dict(reversed(kept))  # worst first, so that an id that occurs twice keeps its better score
 
 
 def _among(scores: _Scores, query: int, rows: np.ndarray, ids: list[str], k: int) -> dict[str, float]:
@@ -199,7 +227,8 @@ def _among(scores: _Scores, query: int, rows: np.ndarray, ids: list[str], k: int
         return {}
     candidates = [ids[row] for row in rows]
     ranked, found = rank_scores(scores.of(query, rows), tie_places(candidates), k)
-    return {candidates[place]: score for place, score in zip(ranked[0].tolist(), found[0].tolist(), strict=True)}
+    best = zip(ranked[0].tolist(), found[0].tolist(), strict=True)
+    return {candidates[place]: score for place, score in best if score > -np.inf}
 
 
 def _with_parents(corpus: Any, documents: list[str], query_ids: list[str], queries: list[str]) -> RetrievalSet:

@@ -14,6 +14,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
 from pplx_jax.evaluation.core.benchmark import Part
 from pplx_jax.evaluation.scoring.retrieval_sets import REPORTED_METRICS
+from pplx_jax.evaluation.scoring.scorers import OwnDocument
 from pplx_jax.evaluation.scoring.system import System
 from pplx_jax.evaluation.suites.mteb.results import model_meta, write_result
 from pplx_jax.evaluation.suites.mteb.search import Search
@@ -36,6 +37,7 @@ class MtebTask:
         results: folder for mteb's own result files; None for none.
         model_name: "organization/model" in those files.
         scratch: folder for the vectors of a corpus until it is ranked, so that an interrupted run resumes.
+        own_document: whether the document with the id of a query is ranked for it; None for mteb's choice.
     """
 
     name: str
@@ -45,6 +47,7 @@ class MtebTask:
     results: pathlib.Path | None = None
     model_name: str | None = None
     scratch: pathlib.Path | None = None
+    own_document: OwnDocument | None = None
 
     @property
     def main_metric(self) -> str:
@@ -56,11 +59,16 @@ class MtebTask:
         results, scratch = self.results or folder / "leaderboard", self.scratch or folder / "scratch"
         return dataclasses.replace(self, results=results, scratch=scratch)
 
+    def with_own_document(self, own_document: OwnDocument) -> Self:
+        """Returns the task with this choice for documents with the id of a query."""
+        return dataclasses.replace(self, own_document=own_document)
+
     @property
     def revision(self) -> str:
-        """The data set's commit and the prompts."""
-        commit = str(self.task.metadata.revision)
-        return commit if self.prompts == NO_PROMPTS else f"{commit} {self.prompts}"
+        """The data set's commit, and the prompts and the choice of own documents if they are not the default."""
+        prompts = None if self.prompts == NO_PROMPTS else self.prompts
+        own = self.own_document and f"own_document {self.own_document}"
+        return " ".join(str(part) for part in (self.task.metadata.revision, prompts, own) if part is not None)
 
     def evaluate(self, system: System) -> Sequence[Part]:
         """Returns a part for every split and subset. `metrics` are mteb's, before it rounds them to five digits.
@@ -78,7 +86,12 @@ class MtebTask:
 
     def _search(self, system: System) -> Search:
         prompts = NO_PROMPTS if system.encoder is None else self.prompts
-        return Search(system, prompts, model_meta(system, prompts, self.model_name), self.scratch)
+        meta = model_meta(system, prompts, self.model_name)
+        return Search(system, prompts, meta, self.scratch, drops_own=self._drops_own)
+
+    @property
+    def _drops_own(self) -> bool:
+        return self.task.ignore_identical_ids if self.own_document is None else self.own_document == "drop"
 
     @contextlib.contextmanager
     def _loaded(self) -> Iterator[None]:
@@ -125,6 +138,7 @@ class MtebTask:
 
         # mteb passes its metrics per query only to this hook, which is meant for task-specific metrics.
         self.task.task_specific_scores = collect
+        before, self.task.ignore_identical_ids = self.task.ignore_identical_ids, self._drops_own
         try:
             with Progress(self.name, len(pairs), "subset") as progress:
                 for done, (split, subset) in enumerate(pairs, start=1):
@@ -133,6 +147,7 @@ class MtebTask:
                     progress.update(done)
         finally:
             del self.task.task_specific_scores
+            self.task.ignore_identical_ids = before
         return parts, scores
 
     def _part(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io.beir import document_text
 
 Columns = Mapping[str, Sequence[Any]]
 
@@ -72,7 +73,7 @@ def document_texts(columns: Columns) -> list[str]:
     """
     texts = _texts(columns)
     titles = columns.get("title") or itertools.repeat(None)
-    return [f"{title} {text}".strip() if title else text.strip() for title, text in zip(titles, texts, strict=False)]
+    return [document_text(title, text) for title, text in zip(titles, texts, strict=False)]
 
 
 def query_texts(columns: Columns) -> list[str]:

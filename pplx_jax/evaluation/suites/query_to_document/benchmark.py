@@ -18,8 +18,8 @@ keep the system under test out of runs/.
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.beir import corpus_file
 from pplx_jax.evaluation.core.benchmark import Part, mean_of_each
 from pplx_jax.evaluation.core.data_options import read_options
+from pplx_jax.evaluation.scoring.scorers import OwnDocument, with_own_document
 from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
 from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import (
     Block,
@@ -41,7 +42,7 @@ from pplx_jax.evaluation.suites.query_to_document.nested_pools import NestedPool
 from pplx_jax.evaluation.suites.query_to_document.pool_ranks import PoolRanks
 from pplx_jax.inference.encoder import query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
-from pplx_jax.kernels.quantization import quantize
+from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
 from pplx_jax.retrieval.search import similarity
 
@@ -80,6 +81,8 @@ class PoolTask:
         family: "query-to-document" or "query-to-query". In the latter a query is not a hit for itself.
         options: see `PoolOptions`.
         main_metric: of all parts.
+        own_document: of query-to-document: whether the document with the id of a query is ranked for it; see
+            `scorers.with_own_document`.
     """
 
     name: str
@@ -87,11 +90,16 @@ class PoolTask:
     family: str
     options: PoolOptions
     main_metric: str = f"recall@{CUTOFFS[-1]}"
+    own_document: OwnDocument | None = None
+
+    def with_own_document(self, own_document: OwnDocument) -> Self:
+        """Returns the task with this choice for documents with the id of a query."""
+        return dataclasses.replace(self, own_document=own_document)
 
     @property
     def revision(self) -> str:
         """16 hex digits of the options and all files; of embeddings/ only the manifest, which has the input's hash."""
-        digest = hashlib.sha256(repr((self.family, self.options)).encode())
+        digest = hashlib.sha256(repr((self.family, self.options, self.own_document)).encode())
         for path in sorted(path for path in self.folder.rglob("*") if path.is_file()):
             name = path.relative_to(self.folder)
             digest.update(f"{name} {path.stat().st_size}\n".encode())
@@ -101,13 +109,11 @@ class PoolTask:
         return digest.hexdigest()[:16]
 
     @property
-    def _queries_are_corpus(self) -> bool:
-        return self.family == "query-to-query"
+    def _never_own(self) -> bool:
+        return self.family == "query-to-query" or self.own_document == "drop"
 
     def evaluate(self, system: System) -> Sequence[Part]:
-        labelled = read_labelled_queries(
-            self.folder, self.options.relevant, queries_are_corpus=self._queries_are_corpus
-        )
+        labelled = read_labelled_queries(self.folder, self.options.relevant, never_own=self._never_own)
         rank = self._rank_by_bm25 if system.encoder is None else self._rank_by_vectors
         sizes, ranks = rank(labelled, system)
         return [
@@ -121,20 +127,31 @@ class PoolTask:
         settings, embeddings = system.settings, self.folder / "embeddings"
         encode = query_encoder(system.encoder)
         with too_long_by_name(labelled.ids, TOO_LONG):
-            queries = quantize(encode(labelled.texts, **encode_options(settings)), settings.quantization)
+            pooled = encode(labelled.texts, **encode_options(settings))
+        queries, empty = quantize(pooled, settings.quantization), zero_rows(pooled)
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)
         else:
             corpus = EncodedCorpus(*read_corpus(corpus_file(self.folder)), system)
 
         def scores(block: Block) -> np.ndarray:
-            return block.document_scores(similarity(queries, block.vectors, settings.quantization == "ubinary"))
+            found = block.document_scores(similarity(queries, block.vectors, settings.quantization == "ubinary"))
+            return np.where(empty[:, None], np.float32(-np.inf), found)
 
-        pools = self._pools(corpus.ids(), labelled)
+        judged, own = frozenset(labelled.ids), set[str]()
+
+        def ids() -> Iterator[str]:
+            for name in corpus.ids():
+                if name in judged:
+                    own.add(name)
+                yield name
+
+        pools = self._pools(ids(), labelled)
+        dropped = self._dropped(labelled, corpus.texts(own) if own else {})
         relevant = frozenset(labelled.documents)
         chosen = joined([block.taken([i for i, name in enumerate(block.ids) if name in relevant])
                          for block in corpus.blocks()])  # fmt: skip
-        counted = self._counted(labelled, chosen.ids, scores(chosen), len(pools.sizes))
+        counted = self._counted(labelled, chosen.ids, scores(chosen), len(pools.sizes), dropped)
         done = 0
         with Progress(f"rank {self.name}", pools.documents, unit="document") as progress:
             for block in corpus.blocks():
@@ -147,12 +164,13 @@ class PoolTask:
         """Builds a BM25 index per pool, because document frequencies depend on the pool. All texts are in memory."""
         ids, texts = read_corpus(corpus_file(self.folder))
         pools = self._pools(ids, labelled)
+        dropped = self._dropped(labelled, dict(zip(ids, texts, strict=True)))
         shells = pools.shells(ids)
         ranks = []
         for size in range(len(pools.sizes)):
             pool = np.flatnonzero(shells <= size)
             names, scores = [ids[i] for i in pool], BM25([texts[i] for i in pool]).scores(labelled.texts)
-            counted = self._counted(labelled, names, scores, 1)
+            counted = self._counted(labelled, names, scores, 1, dropped)
             counted.add(names, scores, np.zeros(len(names), np.int64))
             ranks.append(counted.ranks()[0])
         return pools.sizes, np.stack(ranks)
@@ -161,10 +179,21 @@ class PoolTask:
         relevant, options = frozenset(labelled.documents), self.options
         return NestedPools(ids, relevant, options.sizes, PAPER_SIZES[self.family], seed=options.seed)
 
-    def _counted(self, labelled: LabelledQueries, ids: Sequence[str], scores: np.ndarray, pools: int) -> PoolRanks:
+    def _dropped(self, labelled: LabelledQueries, documents: Mapping[str, str]) -> frozenset[str]:
+        """Returns the queries that do not find the document with their id."""
+        qrels: dict[str, dict[str, int]] = {query: {} for query in labelled.ids}
+        for row, document in zip(labelled.query, labelled.documents, strict=True):
+            qrels[labelled.ids[row]][document] = 1
+        queries = dict(zip(labelled.ids, labelled.texts, strict=True))
+        return with_own_document(queries, documents, qrels, "drop" if self._never_own else self.own_document)
+
+    def _counted(
+        self, labelled: LabelledQueries, ids: Sequence[str], scores: np.ndarray, pools: int, dropped: frozenset[str]
+    ) -> PoolRanks:
         column = {name: index for index, name in enumerate(ids)}
         own = scores[labelled.query, [column[document] for document in labelled.documents]]
-        excluded = [labelled.ids[row] for row in labelled.query] if self._queries_are_corpus else None
+        queries = [labelled.ids[row] for row in labelled.query]
+        excluded = [query if query in dropped else "" for query in queries] if dropped else None
         return PoolRanks(labelled.query, labelled.documents, own, pools, excluded)
 
 

@@ -3,16 +3,17 @@
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io.beir import document_text
 from pplx_jax.data.io.json_lines import numbered_lines, parse_object
 from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
 from pplx_jax.inference.overflow import too_long_by_name
-from pplx_jax.kernels.quantization import quantize
+from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 
 _DOCUMENTS_PER_BLOCK = 16_384
@@ -69,14 +70,18 @@ class EncodedCorpus:
             BadInput: a text is over the model's limit, unless the settings allow to cut it.
         """
         assert system.encoder is not None
-        self._ids = ids
+        self._ids, self._texts = ids, texts
         with too_long_by_name(ids, TOO_LONG):
             pooled = system.encoder.encode(texts, **encode_options(system.settings))
         self._vectors = quantize(pooled, system.settings.quantization)
-        self._empty = np.array([not text.strip() for text in texts])
+        self._empty = zero_rows(pooled)
 
     def ids(self) -> Iterator[str]:
         yield from self._ids
+
+    def texts(self, names: Set[str]) -> dict[str, str]:
+        """Returns the texts of these documents by id."""
+        return {name: text for name, text in zip(self._ids, self._texts, strict=True) if name in names}
 
     def blocks(self) -> Iterator[Block]:
         for begin in range(0, len(self._ids), _DOCUMENTS_PER_BLOCK):
@@ -113,6 +118,14 @@ class EmbeddedCorpus:
         for _, chunks in itertools.groupby(self._folder.described(), key=lambda row: row["row"]):
             yield _document_id(next(chunks))
 
+    def texts(self, names: Set[str]) -> dict[str, str]:
+        """Returns the texts of these documents by id. Chunks are joined by spaces."""
+        found: dict[str, str] = {}
+        for row in self._folder.described():
+            if (name := _document_id(row)) in names:
+                found[name] = f"{found[name]} {row['text']}" if name in found else row["text"]
+        return found
+
     def blocks(self) -> Iterator[Block]:
         described = self._folder.described()
         for vectors in self._folder.vectors():
@@ -132,7 +145,7 @@ def _document_id(described: dict[str, Any]) -> str:
 
 
 def read_corpus(path: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Reads ids and texts of a corpus.jsonl (BEIR). A title is put before its text.
+    """Reads ids and texts of a corpus.jsonl (BEIR); see `beir.document_text`.
 
     Raises:
         BadInput: a line has no "_id" or no "text" (the message names the line), or there is no line.
@@ -141,10 +154,10 @@ def read_corpus(path: pathlib.Path) -> tuple[list[str], list[str]]:
     for number, line in numbered_lines(path):
         try:
             row = parse_object(line)
-            title, text = row.get("title") or "", row["text"]
+            text = document_text(row.get("title"), row["text"])
             ids.append(str(row["_id"]))
-            texts.append(f"{title} {text}" if title else text)
-        except (ValueError, KeyError) as error:
+            texts.append(text)
+        except (ValueError, KeyError, AttributeError) as error:
             raise BadInput(f"{path}, line {number}: {error}; each line is one object with _id and text") from None
     if not ids:
         raise BadInput(f"{path} has no documents; each line is one object with _id and text")

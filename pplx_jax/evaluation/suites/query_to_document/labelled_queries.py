@@ -47,20 +47,20 @@ class LabelledQueries:
         return (found / np.maximum(relevant, 1))[self.judged[kind]]
 
 
-def read_labelled_queries(folder: pathlib.Path, relevant: int, *, queries_are_corpus: bool) -> LabelledQueries:
+def read_labelled_queries(folder: pathlib.Path, relevant: int, *, never_own: bool) -> LabelledQueries:
     """Reads queries.jsonl, and qrels.tsv and runs/*.trec if they exist.
 
     Args:
         folder: the set.
         relevant: number of relevant documents per query in fused labels.
-        queries_are_corpus: whether the corpus is the queries; a query is then never relevant to itself.
+        never_own: whether the document with the id of a query is never relevant to it.
 
     Raises:
         BadInput: there are no labels, a file cannot be read, or a label names an unknown query.
     """
 
     def may_be_relevant(query: str, document: str) -> bool:
-        return not (queries_are_corpus and document == query)
+        return not (never_own and document == query)
 
     queries = read_queries(folder)
     labels: dict[str, Mapping[str, Mapping[str, int]]] = {}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pplx_jax.retrieval.metrics import NOT_RETRIEVED
 from pplx_jax.retrieval.search import ranking_keys
 
 
@@ -27,7 +28,7 @@ class PoolRanks:
         Args:
             query: int64 [J], index of each pair's query.
             documents: J ids of the relevant documents.
-            scores: float32 [J], scores of these documents.
+            scores: float32 [J], scores of these documents; -inf for one that is not retrieved.
             pools: number of pools S.
             excluded: J ids that do not count, such as the query itself if the corpus is the queries.
         """
@@ -75,5 +76,5 @@ class PoolRanks:
         np.subtract.at(self._ahead, (shells[column[inside]], present[inside]), 1)
 
     def ranks(self) -> np.ndarray:
-        """Returns int64 [S, J], the rank from 1 of every pair in every pool."""
-        return 1 + np.cumsum(self._ahead, axis=0)
+        """Returns int64 [S, J], the rank from 1 of every pair in every pool, or NOT_RETRIEVED."""
+        return np.where(self._scores > -np.inf, 1 + np.cumsum(self._ahead, axis=0), NOT_RETRIEVED)

@@ -193,7 +193,7 @@ class OwnEncoder(Search):
     def encode(self, inputs, *, task_metadata, prompt_type=None, **_):
         texts = [text for batch in inputs for text in batch["text"]]
         ids = [str(place) for place in range(len(texts))]
-        return mteb_search.encode(self.system.encoder, texts, ids, self.system.settings).astype(np.float32)
+        return mteb_search.pool(self.system.encoder, texts, ids, self.system.settings)
 
     def similarity(self, one, other):
         return torch.from_numpy(mteb_search.similarity(*(np.atleast_2d(np.asarray(each)) for each in (one, other))))
@@ -217,6 +217,61 @@ def test_ties_at_the_last_rank_go_to_the_greater_id(data):
             expected = sorted(scores, key=lambda document: (scores[document], document), reverse=True)[:7]  # noqa: B023
             assert sorted(cut[query]) == sorted(expected)
             assert all(cut[query][document] == scores[document] for document in expected)
+
+
+@pytest.mark.parametrize("name", ["bm25", "int8", "ubinary"])
+def test_what_shares_nothing_with_a_query_is_not_retrieved(name, monkeypatch):
+    monkeypatch.setattr(mteb_search, "DOCUMENTS_PER_BLOCK", 2)
+    texts = {"a": "ant bee", "b": "bee cat", "empty": "", "z": "dog"}
+    corpus = datasets.Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
+    queries = datasets.Dataset.from_dict({"id": ["found", "none"], "text": ["bee", "qqqq" if name == "bm25" else ""]})
+    others = {"a", "b"} if name == "bm25" else {"a", "b", "z"}
+    for more in ({}, {"top_ranked": {"found": list(texts), "none": list(texts)}}):
+        found = run_of(search_of(SYSTEMS[name]), corpus, queries, **more)
+        assert {query: set(hits) for query, hits in found.items()} == {"found": others, "none": set()}
+
+
+@pytest.mark.parametrize("name", ["bm25", "int8"])
+@pytest.mark.parametrize("choice", ["keep", "drop"])
+def test_own_documents_count_as_in_the_evaluation_of_folders(tmp_path, name, choice):
+    """Queries are documents of the set, as in ArguAna. One relevant document is at rank 1,001 with the own one."""
+    texts = {f"d{number:04d}": "ant" for number in range(1010)} | {"z": "ant bee", "y": "ant bee ant bee ant bee dog"}
+    one = RetrievalSet(
+        document_ids=list(texts),
+        documents=list(texts.values()),
+        parents=list(texts),
+        chunks=[0] * len(texts),
+        query_ids=["z", "y"],
+        queries=[texts["z"], texts["y"]],
+        qrels={"z": {"d0011": 1}, "y": {"z": 1}},
+    )
+    repository = tmp_path / NAME
+    repository.mkdir()
+    card = ["---", "configs:"]
+    write_beir(repository / "all", one)
+    rows = [{"query-id": q, "corpus-id": d, "score": s} for q, grades in one.qrels.items() for d, s in grades.items()]
+    write_rows(repository / "all" / "qrels.jsonl", rows)
+    for subset in SUBSETS:
+        for config, file in (("corpus", "corpus.jsonl"), ("queries", "queries.jsonl"), ("qrels", "qrels.jsonl")):
+            card += [f"- config_name: {subset}-{config}", "  data_files:"]
+            card += [f"  - {{split: {split}, path: all/{file}}}" for split in SPLITS]
+    (repository / "README.md").write_text("\n".join([*card, "---", ""]))
+    task = words_task(tmp_path)
+    part, *_ = task.with_own_document(choice).evaluate(SYSTEMS[name])
+    assert task.task.ignore_identical_ids is False
+    folder = RetrievalTask("ours", lambda: read_beir(repository / "all"), metrics=METRICS, own_document=choice)
+    (expected,) = folder.evaluate(SYSTEMS[name])
+    assert part.metrics == pytest.approx(expected.metrics)
+    assert part.metrics["ndcg@10"] == pytest.approx(0.5 if choice == "drop" else 0.5 / np.log2(3))
+    kept = run_of(
+        Search(SYSTEMS[name], NO_PROMPTS, None, drops_own=choice == "drop"),
+        *(
+            datasets.Dataset.from_dict(rows)
+            for rows in ({"id": list(texts), "text": list(texts.values())}, {"id": ["z"], "text": ["ant bee"]})
+        ),
+        top_k=1000,
+    )
+    assert (len(kept["z"]), "z" in kept["z"], "d0011" in kept["z"]) == (1000, choice == "keep", choice == "drop")
 
 
 def test_a_wrong_order_of_ties_or_a_cosine_of_packed_bits_would_show(data, parts, monkeypatch):
