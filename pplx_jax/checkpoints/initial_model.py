@@ -17,6 +17,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
+from pplx_jax.kernels.platform import fast_dtype
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import leaf_sharding
 
@@ -39,8 +40,13 @@ ARCHITECTURE = (
 Folder = str | os.PathLike[str]
 
 
-def model_to_train(model: Qwen3Config | None, initial: Folder | None) -> Qwen3Config:
+def model_to_train(model: Qwen3Config | None, initial: Folder | None, platform: str | None = None) -> Qwen3Config:
     """Returns the encoder to train: `model` if the recipe binds it, else that of `initial`, made bidirectional.
+
+    Args:
+      model: of the recipe.
+      initial: the folder of the initial model.
+      platform: decides the precision of a model with dtype "auto"; that of this process if None.
 
     Raises:
       BadInput: neither is given, `initial` is not a model, or the two differ in a field of `ARCHITECTURE`.
@@ -48,12 +54,18 @@ def model_to_train(model: Qwen3Config | None, initial: Folder | None) -> Qwen3Co
     if initial is None:
         if model is None:
             raise BadInput("the recipe has no model; bind run.model, or run.initial to start from a model")
-        return model
+        return _in_fast_dtype(model, platform)
     found = load_config(initial)
     if model is None:
         return dataclasses.replace(found, causal=False)
     _check_architecture(model, found, initial)
-    return model
+    return _in_fast_dtype(model, platform)
+
+
+def _in_fast_dtype(model: Qwen3Config, platform: str | None) -> Qwen3Config:
+    if model.dtype != "auto":
+        return model
+    return dataclasses.replace(model, dtype=fast_dtype(platform or jax.default_backend()))
 
 
 def copy_vocabulary(initial: Folder, output: pathlib.Path) -> Vocabulary:

@@ -53,12 +53,14 @@ class Cutter:
       limit: tokens of the longest sequence.
       batch_tokens: tokens of a block. A longer sequence is a block by itself.
       slots: chunks of a sequence. A document with more chunks gets a sequence with more slots.
+      shortest: tokens of the shortest sequence, a power of two.
       separator_id: the token between chunks.
     """
 
     limit: int
     batch_tokens: int
     slots: int
+    shortest: int
     separator_id: int
 
     def packed(
@@ -74,7 +76,8 @@ class Cutter:
           chosen: indices of the documents to encode.
         """
         first_chunk = np.cumsum(counts) - counts
-        for plan in plan_sequences(chosen, sizes, counts, limit=self.limit, slots=self.slots):
+        shape = {"limit": self.limit, "slots": self.slots, "shortest": self.shortest}
+        for plan in plan_sequences(chosen, sizes, counts, **shape):
             chunks = np.concatenate([np.arange(first_chunk[t], first_chunk[t] + counts[t]) for t in plan.texts])
             placed = lay_out(lengths[chunks], counts[plan.texts], plan.sequence, np.arange(len(plan.texts)))
             for first_row, rows in self._rows(int(placed.row.max()) + 1, plan.length):

@@ -14,6 +14,7 @@ from pplx_jax.core.parameter_trees import dotted
 from pplx_jax.data.batches.packing import shorten
 from pplx_jax.inference.blocks import Block, Cutter, Tokens, in_passes
 from pplx_jax.inference.overflow import Overflow, TooLong
+from pplx_jax.inference.sequence_plan import shortest_sequence
 from pplx_jax.models.embedding import embed
 from pplx_jax.models.parameters import bind
 from pplx_jax.models.transformer import Qwen3, Qwen3Config
@@ -76,7 +77,8 @@ class PackedEncoder:
         self._mesh = _mesh_of(params) if mesh is None else mesh
         self._model = bind(config, _placed(in_compute_precision(params, config.dtype), self._mesh))
         self._pad_id = pad_id
-        self._cutter = Cutter(config.max_length, batch_tokens, slots, separator_id)
+        shortest = shortest_sequence(self._mesh.devices.flat[0].platform)
+        self._cutter = Cutter(config.max_length, batch_tokens, slots, shortest, separator_id)
         self._shards = shards("rows", self._mesh)
         self._placement = batch_sharding(self._mesh)
         self._owners = _owners(self._placement, self._shards)

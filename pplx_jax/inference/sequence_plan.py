@@ -9,7 +9,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-SHORTEST = 256
+# Shortest sequence, by platform. Accelerators need long ones to fill their tiles. On a CPU a token pays for every other
+# token of its sequence in attention, so a sequence is hardly longer than its longest text.
+_SHORTEST = {"cpu": 64}
+_SHORTEST_ELSEWHERE = 256
 _TEXTS_AT_ONCE = 8192
 _TRIED = 16
 
@@ -31,13 +34,18 @@ class Sequences:
     sequence: np.ndarray
 
 
+def shortest_sequence(platform: str) -> int:
+    """Returns the shortest sequence on a platform ("cpu", "gpu", "tpu"), in tokens."""
+    return _SHORTEST.get(platform, _SHORTEST_ELSEWHERE)
+
+
 def plan_sequences(
-    texts: np.ndarray, sizes: np.ndarray, counts: np.ndarray, *, limit: int, slots: int
+    texts: np.ndarray, sizes: np.ndarray, counts: np.ndarray, *, limit: int, slots: int, shortest: int
 ) -> Iterator[Sequences]:
     """Assigns every text to a sequence. There are few shapes, so that few programs are compiled. Deterministic.
 
-    The length of a sequence is the smallest power of two that fits its longest text, at most `limit`. The sequence is
-    filled with the longest other texts that fit.
+    The length of a sequence is the smallest power of two from `shortest` that fits its longest text, at most `limit`.
+    The sequence is filled with the longest other texts that fit.
 
     Args:
       texts: indices of the texts to assign.
@@ -45,6 +53,7 @@ def plan_sequences(
       counts: [T] chunks of every text.
       limit: maximum length of a sequence.
       slots: chunks of a sequence. A text with more chunks gets a sequence with a power of two of slots.
+      shortest: minimum length of a sequence, a power of two.
 
     Yields:
       Groups of sequences of one shape. A shape rarely occurs more than once per 8192 texts.
@@ -52,7 +61,9 @@ def plan_sequences(
     for start in range(0, len(texts), _TEXTS_AT_ONCE):
         block = texts[start : start + _TEXTS_AT_ONCE]
         groups: dict[tuple[int, int], list[list[int]]] = {}
-        for shape, members in _fill(block[np.argsort(sizes[block], kind="stable")], sizes, counts, limit, slots):
+        for shape, members in _fill(
+            block[np.argsort(sizes[block], kind="stable")], sizes, counts, limit, slots, shortest
+        ):
             groups.setdefault(shape, []).append(members)
         for (length, most), sequences in groups.items():
             numbers = np.repeat(np.arange(len(sequences)), [len(members) for members in sequences])
@@ -60,13 +71,13 @@ def plan_sequences(
 
 
 def _fill(
-    ascending: np.ndarray, sizes: np.ndarray, counts: np.ndarray, limit: int, slots: int
+    ascending: np.ndarray, sizes: np.ndarray, counts: np.ndarray, limit: int, slots: int, shortest: int
 ) -> Iterator[tuple[tuple[int, int], list[int]]]:
     """Yields ((length, slots), texts) of each sequence, from the longest text to the shortest."""
     waiting, waiting_sizes = ascending.tolist(), sizes[ascending].tolist()
     while waiting:
         text, size = waiting.pop(), waiting_sizes.pop()
-        length = min(max(power_of_two(size), SHORTEST), limit)
+        length = min(max(power_of_two(size), shortest), limit)
         most = max(slots, power_of_two(counts[text]))
         members, free, free_slots = [text], length - size, most - counts[text]
         while free_slots > 0:

@@ -1,5 +1,6 @@
 """The platform that an operation runs on: that of the mesh in use, or the one that its program is compiled for."""
 
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,26 @@ def by_platform(*arguments: Any, default: Callable[..., Any], **kernels: Callabl
 def platform() -> str:
     """The platform of the mesh, or of this process without one: "tpu", "cuda", or "cpu" for all others."""
     return _platform_of(_of_mesh() or jax.devices()[0].device_kind)
+
+
+def fast_dtype(platform: str) -> str:
+    """The faster precision of matrix products on a platform ("cpu", "gpu", "tpu"): "bfloat16" or "float32".
+
+    A CPU multiplies bfloat16 faster than float32 if it has matrix units (AMX); otherwise it is slower. Processes of one
+    job may have different CPUs, so several processes on CPU use float32.
+    """
+    if platform != "cpu":
+        return "bfloat16"
+    return "bfloat16" if jax.process_count() == 1 and "amx_bf16" in _cpu_flags() else "float32"
+
+
+def _cpu_flags() -> frozenset[str]:
+    """The instruction sets of this CPU as Linux names them; empty elsewhere."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), ()))
 
 
 def device_kind() -> str:

@@ -53,7 +53,8 @@ class Qwen3Config:
       embedding_init_std: standard deviation of the random embedding table.
       residual_init_scale: factor of the random kernels that write to the residual (attention's o, MLP's down); with 0
         every block starts as the identity, and a model from scratch starts as a bag of words.
-      dtype: precision of activations; parameters stay float32.
+      dtype: precision of activations, "float32", "bfloat16", or "auto": the faster one here (`fast_dtype`), which a
+        recipe chooses when it starts and writes to its models. Parameters stay float32.
       remat: recompute each block in the backward pass instead of saving its activations.
       remat_policy: activations that are saved even so, any of `SAVEABLE`.
       qk_norm: whether queries and keys have an RMSNorm per head (Qwen3); Llama and Qwen2.5 have none.
@@ -95,8 +96,8 @@ class Qwen3Config:
             raise BadInput(f"Qwen3Config: head_dim={self.head_dim} is odd; RoPE rotates pairs of dimensions")
         if unknown := [name for name in self.remat_policy if name not in SAVEABLE]:
             raise BadInput(f"Qwen3Config: remat_policy={unknown[0]!r} is not one of {', '.join(SAVEABLE)}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is neither 'float32' nor 'bfloat16'")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is not one of auto, float32, bfloat16")
         require(self.pooling in get_args(Pooling), self, "pooling", " or ".join(get_args(Pooling)))
 
     def build(self, rngs: nnx.Rngs) -> "Qwen3":

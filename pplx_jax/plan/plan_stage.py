@@ -87,7 +87,7 @@ def plan_stage(
     for name, value in {"--host": host, "--picture": picture}.items():
         if value is not None and rehearse == (name == "--picture"):
             raise BadInput(f"{name} belongs to a plan {'without' if rehearse else 'with'} --rehearse; leave it out")
-    config = model_to_train(model, None if model else initial)
+    config = model_to_train(model, None if model else initial, "tpu")
     tasks = [Task(training, config, mesh, lengths, where) for training in chosen]
     if rehearse:
         return _rehearsed(tasks, host)

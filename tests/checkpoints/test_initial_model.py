@@ -19,6 +19,7 @@ from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.export.import_hf import import_hf
+from pplx_jax.kernels import platform
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.settings import Training
@@ -58,7 +59,7 @@ def imported(source, tmp_path_factory):
 def command(packages, workdir, initial, *params):
     bindings = [*SMALL, f"PythonCorpus.roots=('{packages}',)", f"run.initial='{initial}'", *params]
     flags = [f"--gin_param={binding}" for binding in bindings]
-    return ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={workdir}", *flags]
+    return ["run", "--gin_file=gin/recipes/quickstart_scratch.gin", f"--workdir={workdir}", *flags]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,16 @@ class TestConfiguration:
     def test_the_recipes_mask_and_numerics_win(self, imported):
         bound = dataclasses.replace(load_config(imported), dtype="bfloat16", remat=False, max_length=64)
         assert model_to_train(bound, imported) == bound
+
+    def test_an_automatic_precision_is_chosen_by_the_platform(self, imported, monkeypatch):
+        automatic = dataclasses.replace(load_config(imported), dtype="auto")
+        for flags, dtype in (({"avx512f", "amx_bf16"}, "bfloat16"), ({"avx512f", "avx512_bf16"}, "float32")):
+            monkeypatch.setattr(platform, "_cpu_flags", lambda flags=flags: frozenset(flags))
+            assert model_to_train(automatic, None, "cpu").dtype == model_to_train(automatic, imported).dtype == dtype
+            assert model_to_train(automatic, None, "tpu").dtype == "bfloat16"
+        monkeypatch.setattr(platform, "_cpu_flags", lambda: frozenset({"amx_bf16"}))
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        assert model_to_train(automatic, None, "cpu").dtype == "float32"
 
     def test_neither_is_refused(self, tmp_path):
         with pytest.raises(BadInput, match=r"bind run\.model"):

@@ -335,11 +335,11 @@ class TestResolved:
         assert write(RECIPE, "SEED=8").fingerprint != recipe.fingerprint
 
     def test_fingerprint_leaves_out_where_it_runs_and_how_often_it_logs(self):
-        recipe = load(["gin/recipes/quickstart.gin"])
+        recipe = load(["gin/recipes/quickstart_scratch.gin"])
         for changed in ("Mesh.data=8", "pair/Logging.every_steps=3", "Logging.profile_steps=(2, 3)"):
-            assert load(["gin/recipes/quickstart.gin"], [changed]).fingerprint == recipe.fingerprint, changed
+            assert load(["gin/recipes/quickstart_scratch.gin"], [changed]).fingerprint == recipe.fingerprint, changed
         for changed in ("pair/Training.steps=3", "Training.packing_groups=2", "run.seed=4"):
-            assert load(["gin/recipes/quickstart.gin"], [changed]).fingerprint != recipe.fingerprint, changed
+            assert load(["gin/recipes/quickstart_scratch.gin"], [changed]).fingerprint != recipe.fingerprint, changed
 
     def test_settings_expand_macros_and_name_the_line(self, write):
         settings = write(RECIPE, "b/Training.steps=5").settings

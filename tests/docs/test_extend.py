@@ -103,7 +103,7 @@ def test_the_optimizer_makes_an_update(my_lab):
 
 def test_the_metrics_writer_is_bound_and_writes(my_lab, tmp_path):
     (tmp_path / "own.gin").write_text(
-        "from my_lab.writers import CsvWriter\ninclude 'gin/recipes/quickstart.gin'\n"
+        "from my_lab.writers import CsvWriter\ninclude 'gin/recipes/quickstart_scratch.gin'\n"
         "Logging.writers = [@TensorBoard(), @CsvWriter()]\nCsvWriter.folder = 'tables'\n"
     )
     writer = load(["own.gin"]).arguments["run"]["stages"][0].logging.writers[1]

@@ -489,7 +489,7 @@ def test_a_short_list_costs_a_short_pass(model, monkeypatch):
 
     monkeypatch.setattr(packed_encoder, "_embed", watched)
     model.encode(["read the file"])
-    assert shapes == [(1, 256)]
+    assert shapes == [(1, 64)]
 
 
 def test_matrices_are_kept_in_the_precision_they_are_used_in(folder):

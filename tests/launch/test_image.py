@@ -21,7 +21,7 @@ def test_without_an_extra_its_modules_are_hidden(extra, module):
 def test_a_phase_that_lacks_its_extra_is_refused_at_the_start(tmp_path):
     extras = [one for one in image.extras_of_the_image() if one != "eval"]
     done = image.run_in_the_image(
-        ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={tmp_path / 'run'}"], extras
+        ["run", "--gin_file=gin/recipes/quickstart_scratch.gin", f"--workdir={tmp_path / 'run'}"], extras
     )
     assert done.returncode == 2 and "bm25s; pip install 'pplx-jax[eval]'" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -19,7 +19,7 @@ from pplx_jax.training.metrics import read_metrics
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
-RECIPE = "gin/recipes/quickstart.gin"
+RECIPE = "gin/recipes/quickstart_scratch.gin"
 SMALL = (
     "VOCABULARY=332",
     *(f"Qwen3Config.{name}={size}" for name, size in {"width": WIDTH, "mlp_width": 16, "head_dim": 16}.items()),
@@ -162,6 +162,6 @@ def test_a_dry_run_needs_no_xmanager(tmp_path):
     command = [sys.executable, "-c", block + "runpy.run_path(sys.argv[0], run_name='__main__')", "launch/xm_launch.py"]
     done = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("pplx-jax run --gin_file=gin/recipes/quickstart.gin") == 9 * 5
+    assert done.stdout.count("pplx-jax run --gin_file=gin/recipes/quickstart_scratch.gin") == 9 * 5
     assert "PairStage.temperature=0.05" in done.stdout and "9 trials, 45 jobs" in done.stdout
     assert not list(tmp_path.iterdir())

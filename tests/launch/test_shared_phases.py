@@ -8,7 +8,7 @@ from launch.sweep import Trial
 from pplx_jax.configuration import load
 from pplx_jax.core.errors import BadInput
 
-RECIPE = "gin/recipes/quickstart.gin"
+RECIPE = "gin/recipes/quickstart_scratch.gin"
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ def sweep_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def write(text: str) -> str:
-        lines = ["sweep.gin_files = ('gin/recipes/quickstart.gin',)", *text.strip().splitlines()]
+        lines = ["sweep.gin_files = ('gin/recipes/quickstart_scratch.gin',)", *text.strip().splitlines()]
         pathlib.Path("sweep.gin").write_text("\n".join(line.strip() for line in lines) + "\n")
         return "sweep.gin"
 

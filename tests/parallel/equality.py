@@ -90,7 +90,7 @@ def batches(stage: str) -> list[dict[str, np.ndarray]]:
 
 def preset(name: str) -> Mesh:
     """As `gin/meshes/` has it."""
-    return load(["gin/recipes/quickstart.gin", f"gin/meshes/{name}.gin"]).arguments["run"]["mesh"]
+    return load(["gin/recipes/quickstart_scratch.gin", f"gin/meshes/{name}.gin"]).arguments["run"]["mesh"]
 
 
 @functools.cache

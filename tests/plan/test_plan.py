@@ -26,7 +26,7 @@ PROMISED = {
 }
 SMALL = [
     "plan",
-    "--gin_file=gin/recipes/quickstart.gin",
+    "--gin_file=gin/recipes/quickstart_scratch.gin",
     "--topology=v5e:2x2",
     "--mesh=fsdp",
     "--json",

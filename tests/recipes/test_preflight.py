@@ -57,7 +57,7 @@ def test_a_missing_package_of_a_phase_that_remains(monkeypatch, module, phase):
 
 
 def test_a_model_that_cannot_be_exported_is_refused_before_anything_is_written(tmp_path, capsys):
-    words = ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={tmp_path / 'run'}"]
+    words = ["run", "--gin_file=gin/recipes/quickstart_scratch.gin", f"--workdir={tmp_path / 'run'}"]
     assert cli.main([*words, "--gin_param=Qwen3Config.qkv_bias=True"]) == cli.BAD_INPUT
     assert "no family of Hugging Face models has qk_norm=True and qkv_bias=True" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

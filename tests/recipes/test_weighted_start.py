@@ -44,7 +44,7 @@ def packages(tmp_path_factory):
 def command(packages, workdir, *params):
     bindings = [*SMALL, f"PythonCorpus.roots=('{packages}',)", *params]
     flags = [f"--gin_param={binding}" for binding in bindings]
-    return ["run", "--gin_file=gin/recipes/quickstart.gin", f"--workdir={workdir}", *flags]
+    return ["run", "--gin_file=gin/recipes/quickstart_scratch.gin", f"--workdir={workdir}", *flags]
 
 
 def test_the_first_stage_starts_from_the_weighted_model(packages, tmp_path):

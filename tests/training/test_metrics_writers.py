@@ -19,7 +19,7 @@ CONFIG = "Training.steps = 4\n"
 
 
 def training_of(*bindings):
-    return load(["gin/recipes/quickstart.gin"], bindings).arguments["run"]["stages"][0]
+    return load(["gin/recipes/quickstart_scratch.gin"], bindings).arguments["run"]["stages"][0]
 
 
 def test_a_recipe_binds_writers():

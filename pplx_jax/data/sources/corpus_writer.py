@@ -29,14 +29,14 @@ def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def write_retrieval_set(folder: pathlib.Path, passages: Sequence[tuple[Mapping[str, Any], str]]) -> None:
-    """Writes a BEIR folder from pairs of a passage (a row of corpus.jsonl) and the query that it answers."""
-    folder.mkdir()
+def write_retrieval_set(folder: pathlib.Path, passages: Sequence[tuple[Mapping[str, Any], str | None]]) -> None:
+    """Writes a BEIR folder from pairs of a passage (a row of corpus.jsonl) and the query that it answers, if any."""
+    folder.mkdir(parents=True)
     write_rows(folder / "corpus.jsonl", (passage for passage, _ in passages))
     # A query and its passage have different ids, because evaluation tools drop hits with the id of the query.
-    queries = ({"_id": f"query:{passage['_id']}", "text": query} for passage, query in passages)
-    write_rows(folder / "queries.jsonl", queries)
-    _write_qrels(folder, ((f"query:{passage['_id']}", passage["_id"], 1) for passage, _ in passages))
+    asked = [(passage["_id"], query) for passage, query in passages if query is not None]
+    write_rows(folder / "queries.jsonl", ({"_id": f"query:{name}", "text": query} for name, query in asked))
+    _write_qrels(folder, ((f"query:{name}", name, 1) for name, _ in asked))
 
 
 def write_beir(folder: pathlib.Path, data: RetrievalSet) -> None:

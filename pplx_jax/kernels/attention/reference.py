@@ -42,16 +42,18 @@ def block_attention(
       [B, Q, H, E] in the dtype of `query`; zero for padding.
     """
     batch, queries, heads, head_dim = query.shape
-    kv_heads = key.shape[2]
-    grouped = query.reshape(batch, queries, kv_heads, heads // kv_heads, head_dim)
-    einsum = functools.partial(jnp.einsum, precision=precision(key.dtype), preferred_element_type=jnp.float32)
-    # g counts the query heads of a key head, m the keys.
-    scores = einsum("blkge,bmke->bkglm", grouped, key)
+    kv_heads, keys = key.shape[2:0:-1]
+    # Heads come first, so that each product is over a batch of matrices. XLA on CPU takes half again as long otherwise.
+    grouped = query.transpose(0, 2, 1, 3).reshape(batch * kv_heads, -1, head_dim)
+    key, value = (x.transpose(0, 2, 1, 3).reshape(batch * kv_heads, keys, head_dim) for x in (key, value))
+    product = functools.partial(jax.lax.dot_general, precision=precision(key.dtype), preferred_element_type=jnp.float32)
+    scores = product(grouped, key, (((2,), (2,)), ((0,), (0,))))
     visible = query_segment_ids[:, :, None] == key_segment_ids[:, None, :]
     if causal:
-        visible &= (query_offset + jnp.arange(queries))[:, None] >= jnp.arange(key.shape[1])
-    scores = jnp.where(visible[:, None, None], scores * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+        visible &= (query_offset + jnp.arange(queries))[:, None] >= jnp.arange(keys)
+    scores = scores.reshape(batch, heads, queries, keys) * head_dim**-0.5
+    scores = jnp.where(visible[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = einsum("bkglm,bmke->blkge", weights, value)
-    out = out.reshape(batch, queries, heads, head_dim).astype(query.dtype)
+    out = product(weights.reshape(batch * kv_heads, -1, keys), value, (((2,), (1,)), ((0,), (0,))))
+    out = out.reshape(batch, heads, queries, head_dim).transpose(0, 2, 1, 3).astype(query.dtype)
     return jnp.where((query_segment_ids > 0)[:, :, None, None], out, 0)

@@ -4,6 +4,7 @@
     pairs.jsonl      {"query", "document", "source", "path", "line"}: summary, definition without docstrings
     documents.jsonl  {"id", "source", "chunks": [...], "queries": [{"text", "chunk"}]}: modules, by definition
     evaluation/      the held-out packages as a BEIR folder (data/io/beir.py), parent = module
+    probes/context/  their methods as a BEIR folder, parent = class: queries name the class, which no method's text does
     search.jsonl     texts for searching: rows of evaluation/corpus.jsonl, and more of the same kind
     counts.json      numbers of kept and dropped items, and a fingerprint of the input
 
@@ -20,17 +21,18 @@ import multiprocessing
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from pplx_jax.core.errors import BadInput
+from pplx_jax.core.errors import BadInput, require
 from pplx_jax.core.files import read_json_if_valid, write_json
 from pplx_jax.data.sources.corpus import WrittenCorpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder, write_retrieval_set, write_rows
+from pplx_jax.recipes.corpora.python_classes import context_passages, training_documents
 from pplx_jax.recipes.corpora.python_packages import SourceFile, find_files
-from pplx_jax.recipes.corpora.python_pairs import Pair, Parsed, Selection, read_file, select
+from pplx_jax.recipes.corpora.python_pairs import Pair, Parsed, Selection, query_key, read_file, select
 
-FORMAT = 2  # to be raised when equal input gives other rows
+FORMAT = 3  # to be raised when equal input gives other rows
 _FILES_PER_TASK = 16
 _PARALLEL_FROM = 256  # files; below, starting processes takes longer than parsing
 _REPORT_EVERY = 2000  # files
@@ -56,6 +58,13 @@ class PythonCorpus(WrittenCorpus):
         max_characters: longer definitions are cut at an end of line.
         min_chunks, max_chunks: number of definitions in a row of `documents.jsonl`. A larger module is split evenly
             into consecutive documents; a smaller one is in `pairs.jsonl` only.
+        named_share: share of the methods in `documents.jsonl` whose query names their class: half of them as
+            "Class: summary", half as "Class: name of the method in words". If above 0, methods are in documents of
+            their class, which begin with its head, and not in those of the module.
+        class_chunks: most chunks of such a document, and of one in `probes/context`. Not more than `Lengths.chunks`, or
+            the rest of a document is without the head.
+        class_characters: longest document of `probes/context`; other methods of the class are left out.
+        other_classes: in `probes/context`, number of other classes that have a method of the same name.
         seed: seed of the samples.
     """
 
@@ -73,7 +82,15 @@ class PythonCorpus(WrittenCorpus):
     max_characters: int = 2400
     min_chunks: int = 2
     max_chunks: int = 16
+    named_share: float = 0.0
+    class_chunks: int = 8
+    class_characters: int = 1800
+    other_classes: int = 2
     seed: int = 0
+
+    def __post_init__(self):
+        require(0 <= self.named_share <= 1, self, "named_share", "a number from 0 to 1")
+        require(self.class_chunks >= 2, self, "class_chunks", "2 or more")
 
     def build(
         self,
@@ -112,7 +129,7 @@ class PythonCorpus(WrittenCorpus):
                 "files": len(files),
                 "unparsable_files": parsed.count(None),
                 "definitions": sum(result.found for result in parsed if result),
-                **_write(self, selection, folder),
+                **_write(self, selection, list(zip(files, parsed, strict=True)), folder),
                 **selection.dropped,
                 "fingerprint": fingerprint,
             }
@@ -174,16 +191,22 @@ def _parse(
         max_characters=config.max_characters,
         window_characters=config.window_characters,
     )
+    is_held_out = [file.source in config.held_out for file in files]
     if len(files) < _PARALLEL_FROM or workers < 2:
-        yield from map(read, files, gives_text)
+        yield from map(read, files, gives_text, is_held_out)
         return
     # Not fork: the threads of JAX and TensorFlow do not survive it.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(read, files, gives_text, chunksize=_FILES_PER_TASK)
+        yield from pool.map(read, files, gives_text, is_held_out, chunksize=_FILES_PER_TASK)
 
 
-def _write(config: PythonCorpus, selection: Selection, folder: pathlib.Path) -> dict[str, int]:
+def _write(
+    config: PythonCorpus,
+    selection: Selection,
+    results: Sequence[tuple[SourceFile, Parsed | None]],
+    folder: pathlib.Path,
+) -> dict[str, int]:
     """Writes all files except the counts, which it returns."""
     pairs = [
         {
@@ -196,22 +219,16 @@ def _write(config: PythonCorpus, selection: Selection, folder: pathlib.Path) -> 
         for file, members in selection.training
         for pair in members
     ]
-    documents = [
-        {
-            "id": name,
-            "source": file.source,
-            "chunks": [pair.definition.text for pair in part],
-            "queries": [{"text": pair.definition.summary, "chunk": chunk} for chunk, pair in enumerate(part)],
-        }
-        for file, members in selection.training
-        for name, part in _parts(file.module, members, config.max_chunks)
-        if len(part) >= config.min_chunks
-    ]
+    context = _context(config, selection, results)
+    asked = {query_key(query) for _, query in context if query}
+    documents = list(_documents(config, selection, {file: each.heads for file, each in results if each}, asked))
     write_rows(folder / "text.jsonl", selection.texts)
     write_rows(folder / "pairs.jsonl", pairs)
     write_rows(folder / "documents.jsonl", documents)
     passages = list(_passages(config, selection.evaluation))
     write_retrieval_set(folder / "evaluation", passages)
+    if context:
+        write_retrieval_set(folder / "probes" / "context", context)
     searched = [(file, members) for file, members in selection.training if file.source in config.searched]
     write_rows(folder / "search.jsonl", (row for row, _ in _passages(config, [*selection.evaluation, *searched])))
     return {
@@ -219,9 +236,47 @@ def _write(config: PythonCorpus, selection: Selection, folder: pathlib.Path) -> 
         "pairs_evaluation": len(passages),
         "documents_training": len(documents),
         "documents_evaluation": len({passage["parent"] for passage, _ in passages}),
+        "context_queries": len(asked),
+        "context_passages": len(context),
         "texts": len(selection.texts),
         "text_characters": sum(len(row["text"]) for row in selection.texts),
     }
+
+
+def _context(
+    config: PythonCorpus, selection: Selection, results: Sequence[tuple[SourceFile, Parsed | None]]
+) -> list[tuple[dict[str, Any], str | None]]:
+    pairs = [pair for _, members in selection.training for pair in members]
+    return context_passages(
+        [(file, result) for file, result in results if result and file.source in config.held_out],
+        {key for pair in pairs for key in (pair.query, pair.document)},
+        chunks=config.class_chunks,
+        characters=config.class_characters,
+        other_classes=config.other_classes,
+    )
+
+
+def _documents(
+    config: PythonCorpus, selection: Selection, heads: Mapping[SourceFile, Mapping[str, str]], asked: set[bytes]
+) -> Iterator[dict[str, Any]]:
+    """Yields the rows of `documents.jsonl`. `asked` has the keys of the queries of `probes/context`."""
+    for file, members in selection.training:
+        methods = [pair for pair in members if pair.definition.owner] if config.named_share else []
+        others = [pair for pair in members if not pair.definition.owner] if config.named_share else members
+        for name, part in _parts(file.module, others, config.max_chunks):
+            if len(part) >= config.min_chunks:
+                queries = [{"text": pair.definition.summary, "chunk": chunk} for chunk, pair in enumerate(part)]
+                texts = [pair.definition.text for pair in part]
+                yield {"id": name, "source": file.source, "chunks": texts, "queries": queries}
+        yield from training_documents(
+            file,
+            methods,
+            heads[file],
+            chunks=config.class_chunks,
+            named_share=config.named_share,
+            held_out=asked,
+            seed=config.seed,
+        )
 
 
 def _parts(module: str, pairs: list[Pair], limit: int) -> Iterator[tuple[str, list[Pair]]]:

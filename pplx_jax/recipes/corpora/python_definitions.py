@@ -1,4 +1,4 @@
-"""Finds the documented definitions of a Python file: the summary of the docstring, and the code without docstrings."""
+"""Finds the definitions of a Python file: the summary of the docstring, and the code without docstrings."""
 
 import ast
 import dataclasses
@@ -22,34 +22,46 @@ class Definition:
         line: the first line in the file, including decorators, from 1.
         summary: the first paragraph of the docstring, on one line without markup.
         text: the source of the definition, dedented, without docstrings.
+        owner: the qualified name of the class of a method; empty for functions and classes.
     """
 
     name: str
     line: int
     summary: str
     text: str
+    owner: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A parsed file: its source and its documented definitions, in source order."""
+    """A parsed file.
+
+    Attributes:
+        source: its text.
+        definitions: the documented ones, in source order.
+        heads: qualified name of a class -> its source before the first definition in it, dedented, without docstring.
+        methods: if asked for, all methods with code, in source order. The summary of one without a usable docstring is
+            its name in words.
+    """
 
     source: str
     definitions: tuple[Definition, ...]
+    heads: dict[str, str]
+    methods: tuple[Definition, ...] = ()
 
 
-def read_module(path: str | os.PathLike[str]) -> Module | None:
+def read_module(path: str | os.PathLike[str], *, methods: bool = False) -> Module | None:
     """Parses a file. Returns None if the running interpreter cannot read it as Python."""
     try:
         with tokenize.open(path) as file:
             source = file.read()
-        return parse_module(source)
+        return parse_module(source, methods=methods)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-def parse_module(source: str) -> Module:
-    """Parses source text.
+def parse_module(source: str, *, methods: bool = False) -> Module:
+    """Parses source text, with all methods if `methods`.
 
     Raises:
         SyntaxError, ValueError, RecursionError: the text is not Python, holds null bytes, or nests too deep.
@@ -57,21 +69,49 @@ def parse_module(source: str) -> Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in strings
         tree = ast.parse(source)
-    return Module(source, tuple(_definitions(tree, _Text(source), "")))
+    text, heads = _Text(source), {}
+    definitions, all_methods = [], []
+    for name, owner, node in _nodes(tree, ""):
+        is_class = isinstance(node, ast.ClassDef)
+        if is_class:
+            heads[name] = text.head(node)
+        if _is_stub(node):
+            continue
+        docstring = ast.get_docstring(node, clean=False)
+        query = summary(docstring) if docstring else None
+        is_asked_for = methods and owner and not is_class and name_words(node.name)
+        if query or is_asked_for:
+            says = query or name_in_words(node.name)
+            of_class = "" if is_class else owner
+            definition = Definition(name, _first_line(node), says, text.definition(node), of_class)
+            definitions += [definition] if query else []
+            all_methods += [definition] if is_asked_for else []
+    return Module(source, tuple(definitions), heads, tuple(all_methods))
 
 
-def _definitions(node: ast.AST, text: "_Text", prefix: str) -> Iterator[Definition]:
-    """Yields the definitions of a module or class, also below `if` and `try`, but not those local to a function."""
+def name_words(name: str) -> list[str]:
+    """Splits an identifier at underscores and camelCase: HTTPServer_v2 -> HTTP, Server, v, 2."""
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)
+
+
+def name_in_words(name: str) -> str:
+    """Returns the words of an identifier as text: __getItem__ -> get item."""
+    return " ".join(name_words(name)).lower()
+
+
+def _nodes(node: ast.AST, owner: str) -> Iterator[tuple[str, str, _Definition]]:
+    """Yields (qualified name, name of the class that it is in, node) of the definitions of a module or class.
+
+    Also those below `if` and `try`, but not those local to a function.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, _Definition):
-            name = prefix + child.name
-            docstring = ast.get_docstring(child, clean=False)
-            if docstring and not _is_stub(child) and (query := summary(docstring)):
-                yield Definition(name, _first_line(child), query, text.definition(child))
+            name = f"{owner}.{child.name}" if owner else child.name
+            yield name, owner, child
             if isinstance(child, ast.ClassDef):
-                yield from _definitions(child, text, f"{name}.")
+                yield from _nodes(child, name)
         elif isinstance(child, ast.stmt | ast.ExceptHandler):
-            yield from _definitions(child, text, prefix)
+            yield from _nodes(child, owner)
 
 
 def _docstring(node: _Definition) -> ast.Expr | None:
@@ -116,6 +156,16 @@ class _Text:
             start = end
         pieces.append(self._bytes[start : self._end(node)])
         return _dedent(b"".join(pieces).decode(), node.col_offset).rstrip()
+
+    def head(self, node: ast.ClassDef) -> str:
+        """Returns the source of a class before its first definition, without the docstring."""
+        start = self._line_starts[_first_line(node) - 1] + node.col_offset
+        first = next(_inner_definitions(node), None)
+        end = self._end(node) if first is None else self._line_starts[_first_line(first) - 1]
+        docstring = _docstring(node)
+        cut, after = self._docstring_range(docstring) if docstring else (end, end)
+        head = self._bytes[start:cut] + self._bytes[after:end]
+        return _dedent(head.decode(), node.col_offset).rstrip()
 
     def _cuts(self, node: _Definition) -> Iterator[tuple[int, int, bytes]]:
         """Yields (start, end, replacement) in order: docstrings, and in a class the bodies of documented methods.

@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from pplx_jax.recipes.corpora import python_definitions
 from pplx_jax.recipes.corpora.python_packages import SourceFile
+
+_HEAD_CHARACTERS = 240  # of a class: its bases and first fields, about as many tokens as a short chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,11 +23,21 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Parsed:
-    """The result of a file. `found` is the number of its documented definitions before any is dropped."""
+    """The result of a file.
+
+    Attributes:
+        found: number of its documented definitions before any is dropped.
+        pairs: its documented definitions.
+        windows: its raw text.
+        heads: the start of each class that has methods, by qualified name.
+        methods: all methods of a held-out file, documented or not.
+    """
 
     found: int
     pairs: list[Pair]
     windows: list[str]
+    heads: dict[str, str]
+    methods: list[Pair]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,26 +53,38 @@ class Selection:
 def read_file(
     file: SourceFile,
     gives_text: bool,
+    is_held_out: bool,
     *,
     min_characters: int,
     max_characters: int,
     window_characters: int,
 ) -> Parsed | None:
     """Reads a file, with raw text if `gives_text`. None if it is not Python. Limits are as in `PythonCorpus`."""
-    module = python_definitions.read_module(pathlib.Path(file.root, file.path))
+    module = python_definitions.read_module(pathlib.Path(file.root, file.path), methods=is_held_out)
     if module is None:
         return None
-    pairs = []
-    for definition in module.definitions:
-        if len(definition.text) >= min_characters:
-            cut = dataclasses.replace(definition, text=_cut(definition.text, max_characters))
-            pairs.append(Pair(cut, _key(definition.summary.rstrip(".")), _key(cut.text)))
+
+    def pairs(definitions: Iterable[python_definitions.Definition]) -> Iterator[Pair]:
+        for definition in definitions:
+            if len(definition.text) >= min_characters:
+                cut = dataclasses.replace(definition, text=_cut(definition.text, max_characters))
+                yield Pair(cut, query_key(definition.summary), text_key(cut.text))
+
+    documented, methods = list(pairs(module.definitions)), list(pairs(module.methods))
     windows = _windows(module.source, window_characters) if gives_text else ()
     windows = [window for window in windows if len(window) >= min_characters]
-    return Parsed(len(module.definitions), pairs, windows)
+    owners = dict.fromkeys(pair.definition.owner for pair in (*documented, *methods) if pair.definition.owner)
+    heads = {owner: _cut(module.heads[owner], _HEAD_CHARACTERS) for owner in owners}
+    return Parsed(len(module.definitions), documented, windows, heads, methods)
 
 
-def _key(text: str) -> bytes:
+def query_key(query: str) -> bytes:
+    """Returns a hash that ignores white space, case and full stops at the end."""
+    return text_key(query.rstrip("."))
+
+
+def text_key(text: str) -> bytes:
+    """Returns a hash that ignores white space and case."""
     return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=12).digest()
 
 
@@ -128,7 +152,7 @@ def select(files: Sequence[SourceFile], parsed: Sequence[Parsed | None], held_ou
         if any(pair.document in evaluation.documents for pair in result.pairs):
             continue  # a module that copies held-out code gives no raw text
         for window in result.windows:
-            if (key := _key(window)) not in texts_seen:
+            if (key := text_key(window)) not in texts_seen:
                 texts_seen.add(key)
                 selection.texts.append({"text": window, "source": file.source})
     return selection

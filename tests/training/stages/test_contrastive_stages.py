@@ -251,7 +251,7 @@ def test_every_field_is_bound_by_gin(name):
     stage = type(tiny.STAGES[name]).__name__
     bindings = ("microbatches = 4", "learn_temperature = True", "prefixes = (128, 512)", "prefix_weights = (1.0, 2.0)")
     weights = "source_weights = (('a', 2.0), ('b', 0.5))"
-    config = load(["gin/recipes/quickstart.gin"], [f"{stage}.{binding}" for binding in (*bindings, weights)])
+    config = load(["gin/recipes/quickstart_scratch.gin"], [f"{stage}.{binding}" for binding in (*bindings, weights)])
     (bound,) = (t.stage for t in config.arguments["run"]["stages"] if t.stage.name == name)
     assert (bound.microbatches, bound.learn_temperature, bound.prefixes) == (4, True, (128, 512))
     assert (bound.prefix_weights, bound.source_weights) == ((1.0, 2.0), (("a", 2.0), ("b", 0.5)))
