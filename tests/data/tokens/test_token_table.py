@@ -85,7 +85,7 @@ def test_a_shard_without_a_good_row_is_an_empty_table(tmp_path, kind, blocks):
     none = Ragged.from_arrays([])
     texts = dict.fromkeys(("tokens", "query", "document", "negatives", "chunks"), none)
     labels = {name: np.array([], str) for name in ("language", "source")}
-    numbers = {name: np.zeros(0, np.int64) for name in ("chunk_counts", "chunk")}
+    numbers = {name: np.zeros(0, np.int32) for name in ("chunk_counts", "chunk")}
     block = {**texts, **labels, **numbers, **({"document": numbers["chunk"]} if kind == "contextual" else {})}
     with table_maker(tmp_path / kind, kind, VOCABULARY, Lengths(24, 6, 12, 6, 3), allow_empty=True) as maker:
         for _ in range(blocks):
