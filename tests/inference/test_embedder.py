@@ -462,16 +462,17 @@ def test_the_longest_text_needs_no_array_of_length_by_length(folder, slots):
 def test_a_text_longer_than_whole_rows_of_attention(folder, reference):
     config = dataclasses.replace(folder.config, max_length=4096)
     long_model = Embedder(dataclasses.replace(folder, config=config), batch_tokens=512)
-    ids = np.array(long_model.vocabulary.encode(long_text(long_model, 3000))[:3000])
+    length = attention_face.MAX_REFERENCE_LENGTH + 100
+    ids = np.array(long_model.vocabulary.encode(long_text(long_model, length))[:length])
     batch = {
         "tokens": ids[None],
-        "segment_ids": np.ones((1, 3000), np.int32),
-        "positions": np.arange(3000)[None],
-        "chunk_ids": np.ones((1, 3000), np.int32),
+        "segment_ids": np.ones((1, length), np.int32),
+        "positions": np.arange(length)[None],
+        "chunk_ids": np.ones((1, length), np.int32),
     }
     encoder = bind(config, jax.device_put(folder.params))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_face, "MAX_REFERENCE_LENGTH", 3000)
+        patch.setattr(attention_face, "MAX_REFERENCE_LENGTH", length)
         expected = embed(encoder, jax.tree.map(jnp.asarray, batch), 1)[0][0, 0]
     np.testing.assert_allclose(long_model.encode_tokens([ids])[0], expected, rtol=0, atol=1e-5)
 
