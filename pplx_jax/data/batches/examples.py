@@ -97,7 +97,9 @@ class Examples:
         self.read_names = [self._names[table] for table in read]
         # Batches vary the less the larger they are.
         self._window_batches = min(max(_WINDOW_EXAMPLES // batch_size, 1), _WINDOW_BATCHES)
-        self._window = functools.lru_cache(maxsize=2)(self._deal_window)
+        # Batches of one source take turns: the window of every source is kept, and one more at its end.
+        sources = max(1 if phase.batches == "mixed" else len(phase.tables) for phase in self._phases)
+        self._window = functools.lru_cache(maxsize=sources + 1)(self._deal_window)
 
     def select(self, places: np.ndarray) -> Selection:
         """Returns the examples at these places: consecutive places of one batch or of a host's share of it."""
