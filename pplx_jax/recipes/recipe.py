@@ -1,5 +1,6 @@
 """A whole recipe: from raw text to trained, scored, exported and searchable models."""
 
+import contextlib
 import functools
 import itertools
 import pathlib
@@ -19,24 +20,27 @@ from pplx_jax.core.files import write_json, write_text
 from pplx_jax.core.output_folder import require_free
 from pplx_jax.core.paths import as_path
 from pplx_jax.core.resume_check import settings_of
+from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
 from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
-from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.open_tables import open_tables, require_lengths
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
-from pplx_jax.evaluation.scoring.retrieval_sets import evaluate_bm25, read_sets, score_sets
+from pplx_jax.evaluation.scoring.retrieval_sets import PER_QUERY
 from pplx_jax.mining.choice import Mining
 from pplx_jax.models.term_weights import TermWeights
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.recipes import phases as work
+from pplx_jax.recipes.gains import compared_models, gains
+from pplx_jax.recipes.masked_tokens import masked_tokens, predicts_masked_tokens
 from pplx_jax.recipes.phases import Phases, evaluation_folder, tables_folder
 from pplx_jax.recipes.preflight import check_disk, check_packages, check_stages
-from pplx_jax.recipes.results import environment, format_sets, format_table, write_report, write_results
+from pplx_jax.recipes.results import TABLES, environment, write_report, write_results
 from pplx_jax.recipes.weighted_start import NAME as INITIAL
 from pplx_jax.recipes.weighted_start import start_folder, write_weighted_start
 from pplx_jax.training.settings import Training
@@ -113,6 +117,11 @@ def run(
     barrier("workdir")
     held_out = evaluation_folder(workdir)
     results: dict[str, Any] = {}
+    per_query: dict[str, dict[str, list[float]]] = {}
+
+    def keep(name: str, scores: dict[str, Any]) -> None:
+        per_query[name] = scores.pop(PER_QUERY, {})
+        results[name] = scores
 
     counts = phases("corpus", lambda: work.build(workdir, corpus), writes=("data/corpus",))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
@@ -124,15 +133,18 @@ def run(
     examples = phases("tokenize", tokenize, writes=("data/tokens",))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
-    results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
+    keep("bm25", phases("evaluate_bm25", lambda: work.score_baseline(held_out)))
     random_scores = functools.partial(work.score_random, model, vocabulary, seed, held_out)
-    results["random"] = phases("evaluate_random", random_scores, everyone=True)
+    keep("random", phases("evaluate_random", random_scores, everyone=True))
 
+    if initial:
+        initial_scores = functools.partial(work.score_initial, model, vocabulary, initial, held_out)
+        keep(INITIAL, phases(f"evaluate_{INITIAL}", initial_scores, everyone=True))
     if term_weights:
         tables = [table for kind in ("text", "pair") for table in _tables(workdir, kind, vocabulary)]
         weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
         phases(INITIAL, weigh, writes=(INITIAL,))
-        results[INITIAL] = _scores(phases, workdir / INITIAL, held_out, lengths)
+        keep(INITIAL, _scores(phases, workdir / INITIAL, held_out, lengths))
 
     for training in stages:
         name, stage = training.stage.name, training.stage
@@ -143,7 +155,12 @@ def run(
 
         learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start, lengths)
         phases(name, learn, everyone=True, writes=(name,))
-        results[name] = _scores(phases, workdir / name, held_out, lengths)
+        keep(name, _scores(phases, workdir / name, held_out, lengths))
+        if predicts_masked_tokens(stage):
+            earlier, first = _earlier(workdir, training.earlier_stage), as_path(start) if start else None
+            fill = (workdir / name, training, model, vocabulary, mesh, seed, earlier, first, held_out)
+            predict = functools.partial(masked_tokens, *fill)
+            results[name]["masked_tokens"] = phases(f"masked_tokens_{name}", predict, everyone=True)
         if name == until:
             break
 
@@ -151,17 +168,18 @@ def run(
         first, second, merged = (workdir / name for name in (*merge.stages, MERGED))
         join = functools.partial(merge_checkpoints, first, second, merged, weight=merge.weight, per=merge.per)
         phases("merge", join, writes=(MERGED,))
-        results[MERGED] = _scores(phases, merged, held_out, lengths)
+        keep(MERGED, _scores(phases, merged, held_out, lengths))
         exported: dict[Kind, str] = {"v1": MERGED}
         exported |= {one.stage.model_kind: one.stage.name for one in stages if one.stage.model_kind != "v1"}
         phases("export", lambda: work.export(workdir, exported, results), writes=("export",))
         phases("index", lambda: work.index(workdir, merged), everyone=True, writes=("embeddings", "index"))
+    results["gains"] = gains(per_query, compared_models(stages, merge, results))
     results |= {"seconds": phases.seconds, "environment": environment()}
     if is_first():
         write_results(workdir, results)
         write_report(workdir)
     written, report = (str(workdir / name) for name in ("results.json", "report.html"))
-    table = "\n\n".join(filter(None, (format_table(results), format_sets(results)))) + "\n"
+    table = "\n\n".join(filter(None, (make(results) for make in TABLES))) + "\n"
     return {"results": written, "report": report, "table": table}
 
 
@@ -202,7 +220,8 @@ def train_stage(
     workdir, chosen = as_path(workdir), stages[names.index(stage)]
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
-    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths)
+    with sole_owner(workdir) if is_first() else contextlib.nullcontext():
+        return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths)
 
 
 def _train(
@@ -219,12 +238,15 @@ def _train(
     """Trains one stage. It starts from the stage that it names if that was trained, else from the initial weights."""
     stage, kind = training.stage, training.stage.batch.kind
     held_out = evaluation_folder(workdir)
+    tables = open_tables(tables_folder(workdir, kind), kind=kind, vocabulary=vocabulary, verify=is_first())
+    if lengths:
+        require_lengths(tables, lengths)
     retrieval = functools.partial(work.retrieval_evaluator, training, vocabulary, held_out, lengths)
     return train(
         workdir / stage.name,
         training,
         model,
-        open_tables(tables_folder(workdir, kind), kind=kind, vocabulary=vocabulary, verify=is_first()),
+        tables,
         vocabulary,
         mesh=mesh,
         seed=seed,
@@ -279,8 +301,9 @@ def _settings(
     settings = {
         "corpus": settings_of(corpus),
         "vocabulary": {"size": model.vocab_size, "seed": seed},
-        "tokenize": settings_of(lengths),
+        "tokenize": settings_of(lengths) | (corpus.file_digests() if is_first() else {}),
         "evaluate_random": start,
+        f"evaluate_{INITIAL}": start if initial else {},
         **{
             training.stage.name: settings_of(training) | start | {"Evaluation.held_out": training.held_out}
             for training in stages

@@ -31,9 +31,15 @@ def imported(target):
     return getattr(importlib.import_module(module), name)
 
 
+_help: dict[str, str] = {}
+
+
 def help_of(words, capsys):
-    assert cli.main([*words.split(), "--help"]) == cli.DONE
-    return capsys.readouterr().out
+    """Returns what the program prints, asked once for each verb."""
+    if words not in _help:
+        assert cli.main([*words.split(), "--help"]) == cli.DONE
+        _help[words] = capsys.readouterr().out
+    return _help[words]
 
 
 def without_breaks(text):

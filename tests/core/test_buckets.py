@@ -1,7 +1,10 @@
 """Files and folders in a bucket, on a server of the same protocol: complete or absent, cached, retried, refused."""
 
+import asyncio
 import time
+import types
 
+import gcsfs.retry
 import pytest
 
 from pplx_jax.core import log_folder
@@ -37,7 +40,9 @@ class TestFiles:
             raise RuntimeError
         assert read_json(bucket / "b.json") == {"one": 1} and names_in(bucket) == ["b.json"]
 
-    def test_a_busy_server_is_asked_again(self, bucket, bucket_server):
+    def test_a_busy_server_is_asked_again(self, bucket, bucket_server, monkeypatch):
+        # gcsfs waits 1 s, 2 s and so on between its tries.
+        monkeypatch.setattr(gcsfs.retry, "asyncio", types.SimpleNamespace(sleep=lambda _: asyncio.sleep(0.01)))
         bucket_server.refusals = 3  # a closed connection, 429, 503
         write_json(bucket / "b.json", {"one": 1})
         assert bucket_server.refusals == 0

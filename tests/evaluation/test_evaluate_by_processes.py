@@ -12,7 +12,7 @@ from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.sources.corpus_writer import write_beir
 from pplx_jax.models.parameters import initial_params
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 WORDS = "ant bee cat dog eel fox gnu hen ibis jay".split()
 

@@ -10,7 +10,8 @@ import sys
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 JAXLIB = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
 if JAXLIB == (0, 10):  # a release that does not know a flag ends the process
-    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"  # which compile for more than half of the time
+    # Fusion emitters compile for more than half of the time, and the division of a program for a third of the rest.
+    XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def environment(devices: int) -> dict[str, str]:

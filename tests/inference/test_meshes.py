@@ -9,7 +9,7 @@ from helpers import job, simulated
 
 from pplx_jax.kernels.quantization import quantize
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 PROGRAM = str(pathlib.Path(__file__).with_name("meshes.py"))
 EXACT = ("data", "data_fsdp-placed")

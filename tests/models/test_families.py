@@ -17,7 +17,7 @@ from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.rules import parameter_axes
 from pplx_jax.training.optimizers import _is_matrix
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 SIZES = {"vocab_size": 97, "width": 48, "mlp_width": 80, "layers": 3, "query_heads": 4, "kv_heads": 2, "head_dim": 20}
 FAMILIES = {

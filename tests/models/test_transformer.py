@@ -324,7 +324,6 @@ def test_config_is_frozen():
         config(False).causal = True
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_the_remat_policy_changes_no_gradient():
     tokens, segment_ids, positions = packed()

@@ -7,7 +7,7 @@ from helpers import job, tiny, torus
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.training.metrics import read_metrics
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 TORUS = (
     torus.CODE
@@ -25,7 +25,6 @@ def train_all(groups):
 STAGES = ("diffusion", "pair", "contextual", "triplet")
 
 
-@pytest.mark.slow
 def test_four_processes_in_the_order_of_a_torus_train_as_one_does(tmp_path):
     tiny.tiny_tables(tmp_path, tiny.tiny_vocabulary(tmp_path))
     code = f"STAGES = {STAGES!r}\n{TORUS}"

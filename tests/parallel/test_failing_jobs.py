@@ -12,7 +12,7 @@ from helpers.small_recipe import command
 
 from pplx_jax.core.errors import BAD_INPUT, PREEMPTED, PROCESS_LOST
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 MAIN = """
 import sys, time

@@ -19,6 +19,8 @@ from pplx_jax.parallel.connections import Peer, listening
 from pplx_jax.parallel.heartbeat import Heartbeat
 
 HOST = "127.0.0.1"
+# Processes that are silent or exit one after the other: shorter times than seconds would fail on a busy machine.
+waits_for_seconds = pytest.mark.slow
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +28,13 @@ def this_process_has_not_failed(monkeypatch):
     monkeypatch.setattr(module, "_failed", False)
     monkeypatch.setattr(module, "_LAST_SECONDS", 0.5)  # a process that fails here does not exit
     monkeypatch.setattr(module, "_GRACE_SECONDS", 1.2)
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """For a job in which one process fails, or all at once."""
+    monkeypatch.setattr(module, "_LAST_SECONDS", 0.1)
+    monkeypatch.setattr(module, "_GRACE_SECONDS", 0.3)
 
 
 class Job:
@@ -108,6 +117,7 @@ def test_a_machine_that_vanishes_is_missed(monkeypatch):
     job.close()
 
 
+@waits_for_seconds
 def test_heartbeats_keep_a_quiet_job_alive():
     job = Job(2, silence=1.0)
     time.sleep(1.8)
@@ -115,6 +125,7 @@ def test_heartbeats_keep_a_quiet_job_alive():
     job.close()
 
 
+@pytest.mark.usefixtures("brief")
 def test_a_failure_is_told_in_its_own_words(job):
     job.processes[1].close("failed: NonFiniteLoss: pair step 3: loss is nan")
     for index in (0, 2):
@@ -122,6 +133,7 @@ def test_a_failure_is_told_in_its_own_words(job):
     assert job.codes == [PROCESS_LOST] * 2
 
 
+@pytest.mark.usefixtures("brief")
 def test_the_others_of_a_job_that_is_refused_end_as_it_does(job):
     job.processes[1].close("failed: BadInput: no corpus", BAD_INPUT)
     for index in (0, 2):
@@ -129,11 +141,13 @@ def test_the_others_of_a_job_that_is_refused_end_as_it_does(job):
     assert job.codes == [BAD_INPUT] * 2
 
 
+@pytest.mark.usefixtures("brief")
 def test_processes_that_fail_of_the_same_cause_report_their_own_errors(job):
     job.close("failed: BadInput: no corpus", BAD_INPUT)
     assert all(ends.empty() for ends in job.ends)
 
 
+@waits_for_seconds
 def test_processes_that_fail_one_after_the_other_report_their_own_errors():
     """Each exits before the last one has told anybody: no exit of a process that failed is a death."""
     job = Job(4)
@@ -160,6 +174,7 @@ def test_a_process_that_fails_and_is_killed_at_once_has_failed(job):
     assert job.codes == [BAD_INPUT] * 2
 
 
+@pytest.mark.usefixtures("brief")
 def test_sigterm_to_one_that_works_alone_stops_all(job):
     waiting = threading.Thread(target=job.processes[2].barrier, args=("phase export",), daemon=True)
     waiting.start()
@@ -187,6 +202,7 @@ def test_a_failure_that_follows_from_a_death_is_reported_as_the_death(job):
     broken.join(timeout=10)
 
 
+@pytest.mark.usefixtures("brief")
 def test_the_first_tells_its_failure_to_all_before_it_hears_of_one_gone(job):
     first, loop = job.processes[0], job.processes[1]._loop
 
@@ -200,6 +216,7 @@ def test_the_first_tells_its_failure_to_all_before_it_hears_of_one_gone(job):
         assert f"{first.name} failed: BadInput: no corpus" in job.ends[index].get(timeout=10)
 
 
+@waits_for_seconds
 def test_the_first_exits_last(job, monkeypatch):
     monkeypatch.setattr(module, "_LAST_SECONDS", 20.0)
     ended, first = [], job.processes[0]
@@ -218,6 +235,7 @@ def test_the_first_exits_last(job, monkeypatch):
     assert sorted(ended) == [1, 2]
 
 
+@waits_for_seconds
 def test_a_process_that_stood_still_hears_before_it_judges():
     job = Job(2, silence=1.0)
     for one in job.processes:
@@ -267,6 +285,7 @@ def test_who_is_behind_is_in_the_log_of_every_process(monkeypatch, caplog):
     job.close()
 
 
+@waits_for_seconds
 def test_who_is_stuck_ends_the_job(monkeypatch):
     monkeypatch.setattr(stuck, "_IDLE_CPU_SECONDS", 1e9)  # the three share the processor time of this test
     job = Job(3, silence=2.0, stuck=1.0)
@@ -308,13 +327,15 @@ def test_a_port_is_waited_for_until_it_opens():
 
 
 def test_who_is_missing_is_named_by_the_first_and_told_to_the_others(monkeypatch, caplog):
-    monkeypatch.setattr(roll_call, "_REMINDER_SECONDS", 0.5)
+    monkeypatch.setattr(roll_call, "_REMINDER_SECONDS", 0.25)
     caplog.set_level("INFO")
     port = free_ports()
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        tries = [pool.submit(connect, port, index, 4, startup=3.0) for index in (0, 2)]
+        tries = [pool.submit(connect, port, index, 4, startup=1.5) for index in (0, 2)]
         for one in tries:
-            with pytest.raises(ProcessLost, match="process 0 of 4 waited 3 s for process 1, 3; start 4 processes with"):
+            with pytest.raises(
+                ProcessLost, match="process 0 of 4 waited 1.5 s for process 1, 3; start 4 processes with"
+            ):
                 one.result(timeout=20)
     assert "process 2 of 4: process 0 is waiting for process 1, 3, " in caplog.text
 

@@ -18,6 +18,11 @@ from helpers.small_recipe import SCORES, STAGES, STEPS, command
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.ragged import Ragged
+from pplx_jax.data.tokens.table_maker import table_maker
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.recipes.recipe import train_stage
 from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.settings import Training
@@ -25,10 +30,18 @@ from pplx_jax.training.train_stage import FINISHED
 
 pytestmark = pytest.mark.slow
 
+PRECISIONS = {"float", "int8", "binary"}
+PROBED = ("open", "close")  # methods
+
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    return write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
+    """Also classes of the held-out package, for the probe of context."""
+    root = write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
+    methods = "".join(f"    def {name}(self, path):\n        return self.index.{name}(path)\n\n" for name in PROBED)
+    classes = (f"class {name}Reader(Reader):\n    index = None\n\n{methods}" for name in ("Disk", "Queue", "Stack"))
+    (root / "gamma" / "classes.py").write_text("\n\n".join(classes), encoding="utf-8")
+    return root
 
 
 def complaint(arguments, capsys) -> str:
@@ -67,10 +80,30 @@ def finished(packages, tmp_path_factory):
 def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
     results = json.loads((finished / "results.json").read_text())
     for name in SCORES[1:]:
-        for precision in ("float", "int8", "binary"):
+        for precision in PRECISIONS:
             assert results[name][precision].keys() == {"ndcg@10", "recall@100"}
             assert all(0.0 < value <= 1.0 for value in results[name][precision].values())
-    assert results["bm25"].keys() == {"ndcg@10", "recall@100"}
+    assert results["bm25"].keys() == {"ndcg@10", "recall@100", "probes"}
+    assert results["contextual"]["probes"]["context"].keys() == {*PRECISIONS, "with_context", "without_context"}
+    for name in ("bm25", "pair", "merged"):
+        assert results[name]["probes"]["context"].keys() == (
+            {"ndcg@10", "recall@100"} if name == "bm25" else PRECISIONS
+        )
+    assert [(row["of"], row["over"]) for row in results["gains"] if row["set"] == "context"] == [
+        ("pair", "diffusion"),
+        ("contextual", "pair"),
+        ("contextual, in context", "contextual, alone"),
+        ("triplet", "pair"),
+        *(("merged", other) for other in ("contextual", "triplet", "bm25")),
+    ]
+    assert "masked_tokens" not in results["pair"]
+    for rate in ("0.15", "0.5"):
+        loss, accuracy = (results["diffusion"]["masked_tokens"][rate][name] for name in ("loss", "accuracy"))
+        assert loss["change"] == pytest.approx(loss["after"] - loss["before"]) and loss["change"] != 0
+        assert loss["low"] <= loss["change"] <= loss["high"] and 0 <= accuracy["after"] <= 1
+    gain = next(row for row in results["gains"] if row["of"] == "pair" and row["set"] == "evaluation")
+    change = results["pair"]["int8"]["ndcg@10"] - results["diffusion"]["int8"]["ndcg@10"]
+    assert gain["ndcg@10"] == pytest.approx(change, abs=1e-5) and gain["low"] < change < gain["high"]
     assert results["contextual"]["with_context"] != results["contextual"]["without_context"]
     assert {"corpus", "vocabulary", "tokenize", *STAGES, "mine", "merge", "export"} <= results["seconds"].keys()
     for stage in STAGES:
@@ -90,6 +123,7 @@ def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
         assert (finished / "export" / kind / "model.safetensors").stat().st_size > 0
     page = (finished / "report.html").read_text()
     assert "</html>" in page and "Evaluation during training" in page
+    assert "What each stage adds" in page and "Masked tokens" in page
 
 
 def test_a_finished_run_is_not_done_again(finished, packages):
@@ -177,6 +211,37 @@ def test_a_stage_does_not_start_from_one_that_is_not_finished(tmp_path):
     assert not (tmp_path / "pair").exists()
     (tmp_path / "kept").rename(tmp_path / "diffusion" / FINISHED)
     assert train_stage(tmp_path, "pair", "", **recipe)["steps"] == 1
+
+
+def test_another_table_of_as_many_examples_is_refused(tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path / "data")
+    folder = tmp_path / "data" / "tokens"
+    tiny.tiny_tables(folder, vocabulary)
+    stages = [Training(tiny.STAGES["diffusion"], tiny.OPTIMIZER, steps=1)]
+    recipe = {"stages": stages, "model": tiny.tiny_config(vocabulary)}
+    first = train_stage(tmp_path, "diffusion", "", **recipe)
+    tiny.tiny_tables(folder, vocabulary)
+    assert train_stage(tmp_path, "diffusion", "", **recipe) == first
+    tokens = TokenTable.open(folder / "diffusion")["tokens"]
+    changed = Ragged(np.where(np.arange(len(tokens.values)) == 7, 5, tokens.values), tokens.offsets)
+    write_table(folder / "diffusion", "text", vocabulary, {"tokens": changed})
+    for what in ("the finished stage", "the checkpoint of step 1"):
+        with pytest.raises(BadInput, match=f"{what} has other settings: tables '.*', this recipe has"):
+            train_stage(tmp_path, "diffusion", "", **recipe)
+        (tmp_path / "diffusion" / FINISHED).unlink(missing_ok=True)
+
+
+def test_lengths_that_the_tables_were_not_made_with_are_refused(tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path / "data")
+    with table_maker(tmp_path / "data/tokens/diffusion", "text", vocabulary, Lengths(20, 5, 9, 6, 4)) as maker:
+        texts = Ragged.from_arrays([np.arange(4, 24)] * 64)
+        maker.add({"tokens": texts, "language": np.array([""] * 64)})
+    stages = [Training(tiny.STAGES["diffusion"], tiny.OPTIMIZER, steps=1)]
+    recipe = {"stages": stages, "model": tiny.tiny_config(vocabulary)}
+    with pytest.raises(BadInput, match=r"was made with Lengths.text=20, this recipe has 24; set it back"):
+        train_stage(tmp_path, "diffusion", "", **recipe, lengths=Lengths(24, 5, 9, 6, 4))
+    assert not (tmp_path / "diffusion").exists()
+    assert train_stage(tmp_path, "diffusion", "", **recipe, lengths=Lengths(20, 6, 9, 6, 4))["steps"] == 1
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.train_stage import train
 from pplx_jax.training.train_state import new_state, state_layout
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 STEPS, SEED, DECAY = 4, 3, 0.7
 STILL = dataclasses.replace(tiny.OPTIMIZER, peak_learning_rate=0.0)

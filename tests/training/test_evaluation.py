@@ -25,7 +25,7 @@ from pplx_jax.training.settings import Evaluation
 from pplx_jax.training.stages.base import Step
 from pplx_jax.training.train_stage import FINISHED, train
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 STEPS, HELD_OUT = 6, 8
 STILL = dataclasses.replace(tiny.OPTIMIZER, peak_learning_rate=0.0)

@@ -22,7 +22,7 @@ from pplx_jax.training.train_stage import train
 from pplx_jax.training.train_state import stage_loss
 from pplx_jax.training.trainer import NonFiniteLoss
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 
 STEPS, SEED, BAD = 5, 3, (2, 3)
 

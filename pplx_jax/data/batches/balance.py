@@ -91,5 +91,7 @@ def _blocks(open_bins: np.ndarray, load: np.ndarray, batch_of_bin: np.ndarray) -
 
 def _place_within(ascending: np.ndarray) -> np.ndarray:
     """Returns how many equal values come before each value."""
-    starts = np.flatnonzero(np.diff(ascending, prepend=ascending[0] - 1))
-    return np.arange(len(ascending)) - np.repeat(starts, np.diff(np.append(starts, len(ascending))))
+    places = np.arange(len(ascending))
+    repeated = np.zeros(len(ascending), bool)
+    np.equal(ascending[1:], ascending[:-1], out=repeated[1:])
+    return places - np.maximum.accumulate(np.where(repeated, 0, places))

@@ -34,7 +34,8 @@ class Corpus(abc.ABC):
         """Prepares the corpus in the folder `output`, and returns counts.
 
         The folder must contain `search.jsonl`, the texts that a search of the finished run looks through, and
-        `evaluation/`, a BEIR folder or a folder of them. Files that the sources read may be anywhere.
+        `evaluation/`, a BEIR folder or a folder of them. It may contain `probes/NAME`, BEIR folders that are scored
+        beside the evaluation sets and are in no mean. Files that the sources read may be anywhere.
 
         Raises:
             BadInput: the corpus is empty, or a file is missing.
@@ -55,6 +56,10 @@ class Corpus(abc.ABC):
     def declares_triplets(self) -> bool:
         """Returns whether the corpus has its own hard negatives. Then none are mined."""
         return False
+
+    def file_digests(self) -> dict[str, str]:
+        """Returns "files of SOURCE" -> digits that change with the files that tokenisation reads outside the run."""
+        return {}
 
     def tokenize(
         self, folder: pathlib.Path, vocabulary: Vocabulary, tokens: pathlib.Path, lengths: Lengths

@@ -180,27 +180,42 @@ class Pages:
             if not others or not section.anchor:
                 continue
             other = others[int(draw(seed, "across", path, language, section.anchor) * len(others))]
-            same = [one for one in self.sections[path][other] if one.anchor == section.anchor]
-            if same:
-                yield {"query": _asked(section), "document": same[0].text, "source": f"{self.source}-across"}
+            for same in self._same(path, section, other):
+                yield {"query": _asked(section), "document": same.text, "source": f"{self.source}-across"}
 
-    def retrieval_set(self, language: str = PIVOT_PAGES) -> RetrievalSet:
-        """Returns a set whose queries are headings and whose passages are all sections of a language."""
+    def retrieval_set(self, language: str = PIVOT_PAGES, asked_in: str | None = None) -> RetrievalSet:
+        """Returns a set whose passages are all sections of a language.
+
+        Args:
+            language: the language of the passages.
+            asked_in: the language of the queries, which are headings: of the sections themselves if None, else of the
+                sections of the same anchor.
+        """
         found = [
             (path, chunk, section)
             for path, versions in self.sections.items()
             for chunk, section in enumerate(versions.get(language, ()))
         ]
         names = [f"{path}#{chunk}" for path, chunk, _ in found]
+        queries = {
+            name: _asked(same)
+            for name, (path, _, section) in zip(names, found, strict=True)
+            for same in ([section] if asked_in is None else self._same(path, section, asked_in))
+        }
         return RetrievalSet(
             document_ids=names,
             documents=[section.text for _, _, section in found],
             parents=[path for path, _, _ in found],
             chunks=[chunk for _, chunk, _ in found],
-            query_ids=[f"query:{name}" for name in names],
-            queries=[_asked(section) for _, _, section in found],
-            qrels={f"query:{name}": {name: 1} for name in names},
+            query_ids=[f"query:{name}" for name in queries],
+            queries=list(queries.values()),
+            qrels={f"query:{name}": {name: 1} for name in queries},
         )
+
+    def _same(self, path: str, section: Section, language: str) -> list[Section]:
+        """Returns the section of another language that has the same anchor; [] if there is none."""
+        others = self.sections[path].get(language, ()) if section.anchor else ()
+        return [one for one in others if one.anchor == section.anchor][:1]
 
 
 def _asked(section: Section) -> str:

@@ -1,4 +1,4 @@
-"""Splits Markdown pages at their headings."""
+"""Sections of pages: their headings with the text below. Splits Markdown pages."""
 
 import dataclasses
 import re
@@ -25,17 +25,23 @@ class Section:
     text: str
 
 
-def sections(page: str, *, min_characters: int = 80, max_characters: int = 2400) -> list[Section]:
-    """Returns the sections of a page in order. Shorter ones are left out, longer ones are cut at an end of line."""
+def cut_text(text: str, *, min_characters: int = 80, max_characters: int = 2400) -> str:
+    """Returns the text of a section: "" if it is shorter than a section is, cut at an end of line if it is longer."""
+    text = text.strip()
+    if len(text) > max_characters:
+        end = text.rfind("\n", max_characters // 2, max_characters)
+        text = text[: end if end > 0 else max_characters].rstrip()
+    return text if len(text) >= min_characters else ""
+
+
+def sections(page: str) -> list[Section]:
+    """Returns the sections of a page in order. Short ones are left out, long ones are cut."""
     found, title = [], ""
     heading, anchor, lines, fenced = "", "", [], False
 
     def close():
-        text = "\n".join(lines).strip()
-        if len(text) > max_characters:
-            end = text.rfind("\n", max_characters // 2, max_characters)
-            text = text[: end if end > 0 else max_characters].rstrip()
-        if heading and len(text) >= min_characters:
+        text = cut_text("\n".join(lines))
+        if heading and text:
             found.append(Section(title, heading, anchor, text))
 
     for line in page.splitlines():

@@ -9,12 +9,9 @@ describes; evaluation/ has one BEIR folder per set. Training rows that overlap w
 and every written row is checked again.
 """
 
-import collections
 import dataclasses
-import json
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from absl import logging
@@ -23,12 +20,13 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet, read_beir
 from pplx_jax.data.io.set_samples import draw, restricted, sampled
 from pplx_jax.data.sources.corpus import WrittenCorpus
-from pplx_jax.data.sources.corpus_writer import corpus_folder, write_beir, write_rows
-from pplx_jax.data.sources.overlap import Overlap, texts_within, words_of
+from pplx_jax.data.sources.overlap import words_of
 from pplx_jax.recipes.corpora.aligned_text import Pages, Sentences
+from pplx_jax.recipes.corpora.checked_corpus import PairSamples, write_corpus
+from pplx_jax.recipes.corpora.docs_corpus import DocsCorpus
 from pplx_jax.recipes.corpora.docstrings import described
 from pplx_jax.recipes.corpora.python_corpus import PythonCorpus
-from pplx_jax.recipes.corpora.training_rows import Row, TrainingRows, cropped_pairs, question_rows, read_rows
+from pplx_jax.recipes.corpora.training_rows import TrainingRows, cropped_pairs, question_rows, read_rows
 
 Split = Literal["test", "development"]
 
@@ -45,6 +43,7 @@ class MultilingualCorpus(WrittenCorpus):
     Attributes:
         path: the folder.
         python: the Python code. Its held-out packages are the evaluation set `python`.
+        docs: documentation in many languages to train on besides; it adds its own evaluation sets in both splits.
         split: "test" evaluates on the sets in `evaluated`. "development" is for choosing settings and never reads
             them: it evaluates on a held-out share of the training data and on the whole of some sources.
         trained: names of retrieval sets to train on.
@@ -69,6 +68,7 @@ class MultilingualCorpus(WrittenCorpus):
 
     path: str
     python: PythonCorpus
+    docs: DocsCorpus | None = None
     split: Split = "test"
     trained: tuple[str, ...] = ()
     evaluated: tuple[str, ...] = ()
@@ -137,6 +137,11 @@ class MultilingualCorpus(WrittenCorpus):
         if self.split == "development":
             evaluation[pages.source] = pages.within(developed).retrieval_set()
 
+        if self.docs is not None:
+            of_docs, sets = self.docs.parts()
+            rows.extend(of_docs)
+            evaluation |= sets
+
         evaluation = {
             name: sampled(data, self.most_documents, self.most_queries, self.seed) for name, data in evaluation.items()
         }
@@ -144,7 +149,8 @@ class MultilingualCorpus(WrittenCorpus):
             raise BadInput(
                 f"MultilingualCorpus: nothing is left to evaluate on in {', '.join(empty)}; raise most_documents"
             )
-        return self._write(output, rows, evaluation, searched)
+        samples = PairSamples(self.most_pairs, self.most_pairs_of, self.seed)
+        return write_corpus(output, rows, evaluation, searched, samples)
 
     def _python_rows(self, code: pathlib.Path) -> TrainingRows:
         pairs = [(row["query"], row["document"], "python") for row in read_rows(code / "pairs.jsonl")]
@@ -203,72 +209,6 @@ class MultilingualCorpus(WrittenCorpus):
         others = sentences.documents.keys() - tested
         developed = {name for name in others if self._developed("document", name)}
         return (tested if self.split == "test" else developed), set(others - developed)
-
-    def _write(
-        self,
-        output: pathlib.Path,
-        rows: TrainingRows,
-        evaluation: Mapping[str, RetrievalSet],
-        searched: list[dict[str, Any]],
-    ) -> dict[str, Any]:
-        overlap = Overlap(text for data in evaluation.values() for text in (*data.documents, *data.queries))
-        rows, dropped = rows.without(lambda row: any(map(overlap.of, texts_within(row))))
-        rows.pairs = _sampled_pairs(rows.pairs, self.most_pairs, self.most_pairs_of, self.seed)
-        with corpus_folder(output) as partial:
-            write_rows(partial / "text.jsonl", rows.texts)
-            write_rows(partial / "pairs.jsonl", rows.pairs)
-            write_rows(partial / "documents.jsonl", rows.documents)
-            (partial / "evaluation").mkdir()
-            for name, data in evaluation.items():
-                write_beir(partial / "evaluation" / name, data)
-            write_rows(partial / "search.jsonl", [*searched, *_passages(evaluation)])
-            checked = sum(
-                overlap.refuse(_written(partial / f"{name}.jsonl")) for name in ("text", "pairs", "documents")
-            )
-            counts = {
-                **{name: len(of) for name, of in vars(rows).items()},
-                "pairs_of": dict(collections.Counter(row["source"] for row in rows.pairs)),
-                "documents_of": dict(collections.Counter(row["source"] for row in rows.documents)),
-                "dropped_for_overlap": dropped,
-                "checked_texts": checked,
-                "evaluated": {
-                    name: {"queries": len(data.query_ids), "documents": len(data.document_ids)}
-                    for name, data in evaluation.items()
-                },
-            }
-            (partial / "counts.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
-        return counts
-
-
-def _sampled_pairs(pairs: list[Row], most: int, most_of: Mapping[str, int], seed: int) -> list[Row]:
-    """Returns a sample of the pairs of each source; 0 means all."""
-    if not most and not most_of:
-        return pairs
-    taken: collections.Counter[str] = collections.Counter()
-    kept = []
-    for row in sorted(pairs, key=lambda row: draw(seed, "sample", row["query"], row["document"])):
-        source = row["source"]
-        taken[source] += 1
-        if taken[source] <= (most_of.get(source, most) or len(pairs)):
-            kept.append(row)
-    return kept
-
-
-def _written(path: pathlib.Path) -> Iterator[tuple[str, list[str]]]:
-    for number, row in enumerate(read_rows(path), start=1):
-        yield f"{path.name}, line {number}", list(texts_within(row))
-
-
-def _passages(evaluation: Mapping[str, RetrievalSet]) -> Iterator[dict[str, Any]]:
-    """Yields the passages of every set except `python`, each text once, with unique ids."""
-    seen = set()
-    for name, data in evaluation.items():
-        for document, text, parent, chunk in zip(
-            data.document_ids, data.documents, data.parents, data.chunks, strict=True
-        ):
-            if name != "python" and text not in seen:
-                seen.add(text)
-                yield {"_id": f"{name}:{document}", "text": text, "parent": f"{name}:{parent}", "chunk": chunk}
 
 
 def _one_of(folder: pathlib.Path, name: str) -> pathlib.Path:

@@ -12,6 +12,7 @@ from pplx_jax.data.io.beir import read_beir
 from pplx_jax.data.io.set_samples import draw, sampled
 from pplx_jax.data.sources.overlap import Overlap, texts_within
 from pplx_jax.evaluation.scoring.retrieval_sets import read_sets
+from pplx_jax.recipes.corpora.docs_corpus import DocsCorpus
 from pplx_jax.recipes.corpora.markdown_sections import sections
 from pplx_jax.recipes.corpora.multilingual_corpus import MultilingualCorpus
 from pplx_jax.recipes.corpora.python_corpus import PythonCorpus
@@ -210,6 +211,30 @@ def test_the_same_folder_gives_the_same_bytes(built, folder, python, tmp_path):
     corpus(folder, python).build(tmp_path / "corpus")
     for path in sorted(path for path in output.rglob("*") if path.is_file()):
         assert (tmp_path / "corpus" / path.relative_to(output)).read_bytes() == path.read_bytes(), path
+
+
+def test_documentation_is_trained_on_and_has_its_own_sets(folder, python, built, tmp_path):
+    def page(lang, number):
+        return f"<h1>Help {lang} {number}</h1><p>{sentence('help', lang, number)}</p>"
+
+    for lang, number in itertools.product(("en", "de"), range(30)):
+        path = tmp_path / f"docs/help-{lang}/usr/share/help/{lang}/{number}.html"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(lang, number))
+    # A page that a set of the corpus tests.
+    tested = read_beir(built[0] / "evaluation" / "questions-dev").documents[0]
+    (tmp_path / "docs/help-en/usr/share/help/en/0.html").write_text(f"<h1>Help</h1><p>{tested}</p>")
+    docs = DocsCorpus(path=str(tmp_path / "docs"), held_out_share=0.2, across=("de",))
+    output = tmp_path / "corpus"
+    counts = corpus(folder, python, docs=docs).build(output)
+    without = built[1]
+    added = counts["evaluated"].keys() - without["evaluated"].keys()
+    assert added == {"docs-en", "docs-de-en"}
+    assert counts["pairs_of"].keys() - without["pairs_of"].keys() == {"help", "help-across"}
+    assert {name: counts["evaluated"][name] for name in without["evaluated"]} == without["evaluated"]
+    assert counts["dropped_for_overlap"]["pairs"] > without["dropped_for_overlap"]["pairs"]
+    overlap = Overlap(text for one in read_sets(output / "evaluation").values() for text in one.documents)
+    assert not any(overlap.of(text) for row in rows_of(output, "pairs") for text in texts_within(row))
 
 
 def test_samples_of_sources_and_of_sets(folder, python, tmp_path):

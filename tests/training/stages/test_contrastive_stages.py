@@ -145,7 +145,6 @@ def test_rows_are_shared_by_devices_and_microbatches(tables, name):
     assert stage_of(name).batch.sequences_needed(tables[name], multiple_of=2) <= needed
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", STAGES)
 def test_prefixes_enter_every_stage_by_their_weights(tables, vocabulary, name):
     half = tiny.WIDTH // 2
