@@ -62,6 +62,7 @@ def run(
     merge: Merge = _DEFAULT_MERGE,
     seed: int = 0,
     until: str | None = None,
+    scored: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Runs every stage in order, then merge, evaluation, export, index and report. Finished phases are skipped.
 
@@ -81,6 +82,7 @@ def run(
       seed: the seed of vocabulary, parameters, order and corruption.
       until: the last stage to train and score, or "data" to stop before the first stage, when the token tables are
         written. The same call without it does the rest.
+      scored: what is scored: any of "bm25", "random", "initial", the stages and "merged"; None for all.
 
     Returns:
       {"results": path, "report": path, "table": text}; until "data" {"corpus": counts, "examples": by stage}.
@@ -98,7 +100,7 @@ def run(
     trained = () if until == UNTIL_DATA else stages[: names.index(until) + 1] if until else stages
     whole = until is None and {*merge.stages} <= {*names}
     check_stages(trained, model, mesh)
-    phases = Phases(workdir, _settings(corpus, lengths, stages, model, initial, term_weights, mining, merge, seed))
+    phases = Phases(workdir, phase_settings(corpus, lengths, stages, model, initial, term_weights, mining, merge, seed))
     if is_first():
         require_free(workdir, "folder", lambda _: True)
         phases.require_same()
@@ -124,15 +126,22 @@ def run(
     examples = phases("tokenize", tokenize, writes=("data/tokens",))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
-    results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
-    random_scores = functools.partial(work.score_random, model, vocabulary, seed, held_out)
-    results["random"] = phases("evaluate_random", random_scores, everyone=True)
+    if scored is None or "bm25" in scored:
+        results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
+    if scored is None or "random" in scored:
+        random_scores = functools.partial(work.score_random, model, vocabulary, seed, held_out)
+        results["random"] = phases("evaluate_random", random_scores, everyone=True)
+
+    def note_scores(folder: pathlib.Path) -> None:
+        if scored is None or folder.name in scored:
+            score = functools.partial(work.score, folder, held_out, lengths)
+            results[folder.name] = phases(f"evaluate_{folder.name}", score, everyone=True)
 
     if term_weights:
         tables = [table for kind in ("text", "pair") for table in _tables(workdir, kind, vocabulary)]
         weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
         phases(INITIAL, weigh, writes=(INITIAL,))
-        results[INITIAL] = _scores(phases, workdir / INITIAL, held_out, lengths)
+        note_scores(workdir / INITIAL)
 
     for training in stages:
         name, stage = training.stage.name, training.stage
@@ -143,7 +152,7 @@ def run(
 
         learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start, lengths)
         phases(name, learn, everyone=True, writes=(name,))
-        results[name] = _scores(phases, workdir / name, held_out, lengths)
+        note_scores(workdir / name)
         if name == until:
             break
 
@@ -151,7 +160,7 @@ def run(
         first, second, merged = (workdir / name for name in (*merge.stages, MERGED))
         join = functools.partial(merge_checkpoints, first, second, merged, weight=merge.weight, per=merge.per)
         phases("merge", join, writes=(MERGED,))
-        results[MERGED] = _scores(phases, merged, held_out, lengths)
+        note_scores(merged)
         exported: dict[Kind, str] = {"v1": MERGED}
         exported |= {one.stage.model_kind: one.stage.name for one in stages if one.stage.model_kind != "v1"}
         phases("export", lambda: work.export(workdir, exported, results), writes=("export",))
@@ -163,11 +172,6 @@ def run(
     written, report = (str(workdir / name) for name in ("results.json", "report.html"))
     table = "\n\n".join(filter(None, (format_table(results), format_sets(results)))) + "\n"
     return {"results": written, "report": report, "table": table}
-
-
-def _scores(phases: Phases, model: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
-    """Returns the scores of a model folder, in the phase that has its name."""
-    return phases(f"evaluate_{model.name}", lambda: work.score(model, held_out, lengths), everyone=True)
 
 
 def check_until(until: str | None, stages: Sequence[str]) -> None:
@@ -263,7 +267,7 @@ def _earlier(workdir: pathlib.Path, name: str | None) -> pathlib.Path | None:
     return workdir / name
 
 
-def _settings(
+def phase_settings(
     corpus: Corpus,
     lengths: Lengths,
     stages: Sequence[Training],
@@ -279,7 +283,7 @@ def _settings(
     settings = {
         "corpus": settings_of(corpus),
         "vocabulary": {"size": model.vocab_size, "seed": seed},
-        "tokenize": settings_of(lengths),
+        "tokenize": settings_of(lengths, initial=initial),
         "evaluate_random": start,
         **{
             training.stage.name: settings_of(training) | start | {"Evaluation.held_out": training.held_out}
