@@ -17,6 +17,7 @@ import numpy as np
 
 from pplx_jax.data.batches.batch_spec import multiple_for
 from pplx_jax.data.batches.examples import Examples, Selection
+from pplx_jax.data.batches.packed_batch import padded
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.seqio_tasks import tokenize_sources
 from pplx_jax.data.sources.source import Source
@@ -101,7 +102,8 @@ def measure(stage, tokens: pathlib.Path, hosts: int, devices: int) -> dict[str, 
     spec = stage.batch
     examples = Examples(open_tables(tokens / FOLDERS[spec.kind], kind=spec.kind), None, spec.batch_size, seed=0)
     group_spec = spec.part(hosts)
-    sequences = examples.sequences(group_spec, multiple_of=multiple_for(hosts, devices))
+    filled, multiple = examples.sequences(group_spec, multiple_of=1), multiple_for(hosts, devices)
+    sequences = {group: -(-rows // multiple) * multiple for group, rows in filled.items()}
     rows, fills, cut, packed_tokens = 0, [], 0, 0
     for batch in range(BATCHES):
         selection = examples.select(batch * spec.batch_size + np.arange(spec.batch_size))
@@ -110,7 +112,8 @@ def measure(stage, tokens: pathlib.Path, hosts: int, devices: int) -> dict[str, 
         for host in range(hosts):
             part = slice(host * group_spec.batch_size, (host + 1) * group_spec.batch_size)
             own = Selection(selection.table[part], selection.row[part], selection.group)
-            metrics.append(examples.pack(group_spec, own, sequences[selection.group]).metrics)
+            packed = examples.pack(group_spec, own, filled[selection.group])
+            metrics.append(padded(packed, sequences[selection.group], examples.pad_id).metrics)
         fills.append(float(np.mean([one["fill"] for one in metrics])))
         cut += sum(one["cut_tokens"] for one in metrics)
         packed_tokens += sum(one["tokens"] for one in metrics)

@@ -301,18 +301,26 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
       folder: of the model.
       step: of the checkpoint; None for the one that `select_checkpoint` named, else the latest.
 
-    If the stage keeps a moving average of its parameters, the average is what is returned.
+    If the stage keeps a moving average of its parameters, the average is what is returned. A run that is still training
+    may delete the latest checkpoint while it is read; then a later one is read.
 
     Raises:
       BadInput: there is no such folder, it has no checkpoint, or the checkpoint is damaged; this includes values that
         differ from those that `save_params` wrote.
     """
     root = absolute(as_path(folder)) / CHECKPOINTS
-    steps = saved_steps(folder)
-    if step is None:
-        selected = selected_step(root.parent)
-        step = steps[-1] if selected is None else selected
-    path: Any = root / str(step) / "default"  # Orbax's annotations name a path type that is not pathlib's
+    given = selected_step(root.parent) if step is None else step
+    while True:
+        chosen = saved_steps(folder)[-1] if given is None else given
+        try:
+            return _read_params(root / str(chosen))
+        except BadInput:
+            if given is not None or saved_steps(folder)[-1] == chosen:
+                raise
+
+
+def _read_params(checkpoint: pathlib.Path) -> dict[str, Any]:
+    path: Any = checkpoint / "default"  # Orbax's annotations name a path type that is not pathlib's
     try:
         # Restored as complete NumPy arrays on the host: the caller decides on which devices they go.
         with contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
@@ -326,8 +334,8 @@ def load_params(folder: str | pathlib.Path, step: int | None = None) -> dict[str
             arguments = ocp.args.PyTreeRestore(item={name: tree}, restore_args={name: as_numpy}, partial_restore=True)
             params = handler.restore(path, args=arguments)[name]
     except (ValueError, KeyError, OSError, TypeError) as error:
-        raise _damaged(root / str(step), error) from error
-    _require_digest(root / str(step), params)
+        raise _damaged(checkpoint, error) from error
+    _require_digest(checkpoint, params)
     return params
 
 

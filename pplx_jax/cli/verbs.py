@@ -262,6 +262,7 @@ VERBS = (
             flag("--output", output=True, **_PATH, help="the results folder to write or to continue"),
             flag("--compare", **_PATH, help="another results folder: differences, intervals, p-values"),
             flag("--run_file", output=True, **_PATH, help="a file to write the ranking to, in TREC's format"),
+            flag("--split", metavar="NAME", help="of a BEIR folder: read qrels/NAME.tsv (default: test)"),
             flag(
                 "--own_document",
                 choices=("keep", "drop"),

@@ -3,8 +3,7 @@
 A finished phase, a finished stage and a checkpoint each keep the settings that they were computed with. A later start
 compares its own settings with them and refuses a difference by name, unless the setting changes only where the run
 executes, how often it logs and saves, or how much memory a step takes. Settings of phases that have not begun are free.
-Another mesh or number of microbatches may also change the number of sequences in a batch, and so which few tokens are
-cut.
+Another number of microbatches may also change the number of sequences in a batch, and so which few tokens are cut.
 """
 
 import dataclasses

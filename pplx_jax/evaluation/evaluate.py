@@ -53,6 +53,7 @@ def evaluate_task(
     compare: str | pathlib.Path | None = None,
     run_file: str | pathlib.Path | None = None,
     own_document: OwnDocument | None = None,
+    split: str | None = None,
     watch: str | pathlib.Path | None = None,
     poll_seconds: float = 30.0,
 ) -> dict[str, Any] | None:
@@ -81,6 +82,7 @@ def evaluate_task(
         own_document: "drop" removes the document with the id of a query from the ranking of this query, "keep" ranks
             it. None drops it if it contains the query, in a set where no query has its own as a relevant document
             (ArguAna); a task of mteb follows mteb.
+        split: of a BEIR folder without qrels.tsv: reads qrels/SPLIT.tsv; None for "test".
         watch: in place of `model`: the folder of a stage, whose checkpoints are scored as they appear; see
             `evaluation.watch`. Needs `output`.
         poll_seconds: time between two looks at the folder of `watch`.
@@ -107,7 +109,8 @@ def evaluate_task(
     chosen: list[Task] = []
     if leads():
         if benchmark is None:
-            benchmark = open_benchmark(str(task), None if data is None else local_copy(as_path(data)))
+            options = {} if split is None else {"split": split}
+            benchmark = open_benchmark(str(task), None if data is None else local_copy(as_path(data)), **options)
         chosen = chosen_tasks(benchmark, tasks)
         if own_document is not None:
             chosen = [_with_own_document(one, own_document) for one in chosen]

@@ -55,11 +55,13 @@ def open_benchmark(task: str | pathlib.Path, data: pathlib.Path | None = None, *
     names = benchmark_names()
     try:
         if str(task) in names:
+            if "split" in options:
+                raise BadInput(f"--split is for BEIR folders; the task {task} has its own splits")
             return names[str(task)](str(task), data, **options)
         if _is_folder(task):
             if data is not None:
                 raise BadInput(f"--data is for benchmarks with a name; {task} is a folder with its own files")
-            return open_folder(task)
+            return open_folder(task, **options)
         if ":" in str(task):
             return _open_external(str(task), data, **options)
     except ModuleNotFoundError as error:

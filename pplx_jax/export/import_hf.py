@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX
-from pplx_jax.checkpoints.huggingface.reader import ImportPlan
+from pplx_jax.checkpoints.huggingface.reader import ImportPlan, warn_of_pooling
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.checkpoints.orbax import MODEL
 from pplx_jax.core.buckets import local_copy
@@ -56,6 +56,7 @@ def import_hf(
         needed = ("torch", "transformers", *(("accelerate",) if source.suffix == SUFFIX else ()))
         require_packages("the parity report", *needed, extra="convert", otherwise=", or give --no_parity")
     plan = ImportPlan.of(source, dtype, mask_token, separator_token, layers)
+    warn_of_pooling(source)
     states = None
     if not no_parity:
         # Run PyTorch first and free it, so that both models are never in memory together.

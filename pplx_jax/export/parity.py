@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.export.agreement import hidden_difference, int8_equal_share
+from pplx_jax.export.fuzz_texts import fuzz_texts
 from pplx_jax.kernels.quantization import LEVELS
 
 _LENGTHS = (16, 128, 512, 2048)  # of the generated texts, in tokens; short texts do not reveal RoPE errors
 _LONG = 300  # tokens; longer texts have a separate batch
+_FUZZED = 3000  # random texts whose tokens are compared
 
 SENTENCES = (
     "",
@@ -96,8 +99,8 @@ class Reference:
 def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
     """Opens the export like a user and compares it with `model`.
 
-    Tokens must be equal. Hidden states of padded batches, and int8 embeddings of `SentenceTransformer` and of the
-    context model's `encode`, must agree within the tolerances of `agreement`.
+    Tokens must be equal, also of `_FUZZED` random texts. Hidden states of padded batches, and int8 embeddings of
+    `SentenceTransformer` and of the context model's `encode`, must agree within the tolerances of `agreement`.
 
     Args:
       folder: the export.
@@ -116,6 +119,7 @@ def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
     pipeline = SentenceTransformer(
         os.fspath(folder), device="cpu", trust_remote_code=True, model_kwargs={"dtype": torch.float32}
     ).eval()
+    _require_same_tokens(pipeline.tokenizer, model.vocabulary, folder)
     differences = [_hidden_difference(pipeline, reference, texts, folder) for texts in reference.batches()]
     return Parity(max(differences), _int8_equal_share(pipeline, reference, folder), reference.longest)
 
@@ -161,6 +165,15 @@ def _text(model: LoadedModel, tokens: int, seed: int) -> str:
         enough = len(model.vocabulary.encode(" ".join(chosen[:middle]))) <= tokens
         fits, over = (middle, over) if enough else (fits, middle)
     return " ".join(chosen[:fits])
+
+
+def _require_same_tokens(tokenizer: Any, vocabulary: Vocabulary, folder: pathlib.Path) -> None:
+    texts = fuzz_texts(_FUZZED)
+    found = tokenizer(texts, verbose=False)["input_ids"]
+    for text, ids, expected in zip(texts, found, vocabulary.encode_batch(texts), strict=True):
+        # Rounding decides between spellings with the same pieces in another order; see `export.tokenizer`.
+        if list(ids) != list(expected) and sorted(ids) != sorted(expected):
+            raise RuntimeError(f"{folder}: tokens of {text!r} are {list(ids)}, not {list(expected)}")
 
 
 def _hidden_difference(pipeline: Any, reference: Reference, texts: list[str], folder: pathlib.Path) -> float:

@@ -64,6 +64,9 @@ def convert_tokenizer(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
             normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
             normalizers.Replace(Regex(" +"), " "),
             normalizers.Strip(),
+            # SentencePiece removes its own sign for a space from the end, and puts one before every text.
+            normalizers.Replace(Regex(f"[ {_SPACE}]+$"), ""),
+            normalizers.Replace(Regex(f"^{_SPACE}"), f" {_SPACE}"),
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme="always")

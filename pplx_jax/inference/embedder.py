@@ -173,9 +173,30 @@ class Embedder:
           counts: int64, number of chunks of each document; None if every text is encoded alone.
 
         Raises:
-          BadInput: a text is over the model's limit.
+          BadInput: a text is over the model's limit, or has an id that is not an integer from 0 to the size of the
+            model's table; or the counts are not those of all chunks.
         """
-        return self._encoder.pool(ids, np.ones(len(ids), np.int64) if counts is None else counts)
+        checked = [self._checked(text, place) for place, text in enumerate(ids)]
+        counts = np.ones(len(checked), np.int64) if counts is None else np.asarray(counts)
+        whole = counts.ndim == 1 and (counts.dtype.kind in "iu" or not counts.size)
+        if not whole or (counts < 0).any() or counts.sum() != len(checked):
+            raise BadInput(f"counts must be one-dimensional integers that add up to the {len(checked)} chunks of ids")
+        return self._encoder.pool(checked, counts.astype(np.int64))
+
+    def _checked(self, text: Tokens, place: int) -> np.ndarray:
+        """Returns token ids int32 [L]. Raises BadInput if they are not ids of the model."""
+        try:
+            ids = np.asarray(text)
+        except (TypeError, ValueError, OverflowError):
+            ids = np.zeros((), object)
+        if not ids.size and ids.ndim == 1:
+            return np.zeros(0, np.int32)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise BadInput(f"ids of text {place} are {ids.dtype}{list(ids.shape)}; give a list of integers")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            wrong = int(ids[(ids < 0) | (ids >= self.config.vocab_size)][0])
+            raise BadInput(f"ids of text {place} have {wrong}; the model has ids 0 to {self.config.vocab_size - 1}")
+        return ids.astype(np.int32)
 
     def count_tokens(self, texts: Iterable[str]) -> np.ndarray:
         """Returns the number of tokens of each text [n].

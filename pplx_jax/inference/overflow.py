@@ -50,6 +50,14 @@ def too_long_by_name(names: Sequence[str], fix: str) -> Iterator[None]:
         raise BadInput(f"{name!r} has {size}; {fix}") from None
 
 
+def chunks_fit(lengths: Sequence[int], limit: int) -> bool:
+    """Returns whether a document that is cut to `limit` tokens keeps a token of each of its chunks of these lengths.
+
+    A chunk that keeps none would have a zero vector.
+    """
+    return sum(length > 0 for length in lengths) + len(lengths) - 1 <= limit
+
+
 @dataclasses.dataclass(frozen=True)
 class Window:
     """Tokens `start` to `stop` of a document are encoded together. Those from `own` to `own_stop` are pooled."""

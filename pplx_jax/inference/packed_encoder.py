@@ -130,10 +130,16 @@ class PackedEncoder:
             fix = 'shorten it, or pass overflow="split" or "truncate"'
             raise TooLong(first, int(sizes[first]), limit, noun=noun, fix=fix)
         if overflow == "truncate":
-            too_many_chunks = np.flatnonzero(too_long & (counts - 1 >= limit))
+            filled = np.concatenate([[0], np.cumsum(lengths > 0)])
+            with_tokens = filled[first_chunk + counts] - filled[first_chunk]
+            # A chunk that keeps no token would have a zero vector.
+            too_many_chunks = np.flatnonzero(too_long & (with_tokens + counts - 1 > limit))
             if len(too_many_chunks):
                 first = int(too_many_chunks[0])
-                raise BadInput(f"{noun} {first} has {counts[first]} chunks, the model takes {limit} tokens; split it")
+                raise BadInput(
+                    f"{noun} {first} has {counts[first]} chunks, but a model of {limit} tokens takes {(limit + 1) // 2}"
+                    ', with the separators between them; split it, or pass overflow="split"'
+                )
             for text in np.flatnonzero(too_long):
                 chunks = slice(first_chunk[text], first_chunk[text] + counts[text])
                 lengths[chunks] = shorten(lengths[chunks], limit - int(counts[text]) + 1)

@@ -1,5 +1,6 @@
 """The phases of a run, each done once, and the work of all phases except training."""
 
+import contextlib
 import pathlib
 import shutil
 import time
@@ -17,6 +18,7 @@ from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import take_place
 from pplx_jax.core.paths import is_bucket
 from pplx_jax.core.resume_check import require_same
+from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.corpus import Corpus
 from pplx_jax.data.tokens.kinds import FOLDERS
@@ -83,13 +85,20 @@ class Phases:
           work: does it, and returns what JSON can hold.
           everyone: whether all processes call `work`.
           writes: files and folders in the workdir that `work` writes.
+
+        Raises:
+          BadInput: another process does a phase of this workdir.
         """
         at(f"phase {name}")
         marker = self._folder / f"{name}.json"
         if not marker.exists() and (everyone or is_first()):
             logging.info("phase: %s", name)
             started = time.monotonic()
-            result = work()
+            with contextlib.ExitStack() as stack:
+                if is_first():
+                    self._workdir.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(sole_owner(self._workdir))
+                result = work()
             # A stage that was interrupted counts the seconds of its earlier starts; other phases start again.
             total = result.get("seconds") if isinstance(result, Mapping) else None
             if is_first():

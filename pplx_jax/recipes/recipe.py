@@ -1,5 +1,6 @@
 """A whole recipe: from raw text to trained, scored, exported and searchable models."""
 
+import contextlib
 import functools
 import itertools
 import pathlib
@@ -19,11 +20,12 @@ from pplx_jax.core.files import write_json, write_text
 from pplx_jax.core.output_folder import require_free
 from pplx_jax.core.paths import as_path
 from pplx_jax.core.resume_check import settings_of
+from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
 from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
-from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.open_tables import open_tables, require_lengths
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
@@ -206,7 +208,8 @@ def train_stage(
     workdir, chosen = as_path(workdir), stages[names.index(stage)]
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
-    return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths)
+    with sole_owner(workdir) if is_first() else contextlib.nullcontext():
+        return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths)
 
 
 def _train(
@@ -223,12 +226,15 @@ def _train(
     """Trains one stage. It starts from the stage that it names if that was trained, else from the initial weights."""
     stage, kind = training.stage, training.stage.batch.kind
     held_out = evaluation_folder(workdir)
+    tables = open_tables(tables_folder(workdir, kind), kind=kind, vocabulary=vocabulary, verify=is_first())
+    if lengths:
+        require_lengths(tables, lengths)
     retrieval = functools.partial(work.retrieval_evaluator, training, vocabulary, held_out, lengths)
     return train(
         workdir / stage.name,
         training,
         model,
-        open_tables(tables_folder(workdir, kind), kind=kind, vocabulary=vocabulary, verify=is_first()),
+        tables,
         vocabulary,
         mesh=mesh,
         seed=seed,
@@ -283,7 +289,7 @@ def phase_settings(
     settings = {
         "corpus": settings_of(corpus),
         "vocabulary": {"size": model.vocab_size, "seed": seed},
-        "tokenize": settings_of(lengths, initial=initial),
+        "tokenize": settings_of(lengths, initial=initial) | (corpus.file_digests() if is_first() else {}),
         "evaluate_random": start,
         **{
             training.stage.name: settings_of(training) | start | {"Evaluation.held_out": training.held_out}

@@ -21,7 +21,7 @@ from pplx_jax.core.progress import Progress
 from pplx_jax.inference.chunking import chunk
 from pplx_jax.inference.encoder import Encoder, check_quantization, document_tokens
 from pplx_jax.inference.load_encoder import load_encoder
-from pplx_jax.inference.overflow import Overflow
+from pplx_jax.inference.overflow import Overflow, chunks_fit
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
 from pplx_jax.parallel.processes import barrier, joins_processes
 from pplx_jax.parallel.same_job import appears
@@ -202,6 +202,10 @@ def _embed_rows(
         length = document_tokens(lengths)
         if length > limit and settings.overflow == "error":
             skipped.append(TooLongRow(row.number, f"{length} tokens, the model takes {limit}", row.id))
+            continue
+        if length > limit and settings.overflow == "truncate" and not chunks_fit(lengths, limit):
+            reason = f"{len(lengths)} chunks, of which {limit} tokens have room for {(limit + 1) // 2}; give split"
+            skipped.append(TooLongRow(row.number, reason, row.id))
             continue
         tokens += min(length, limit) if settings.overflow == "truncate" else length
         good.append(row)

@@ -59,7 +59,7 @@ def read_rows(path: pathlib.Path, text_field: str, chunks_field: str) -> Iterato
     Raises:
         BadInput: the file cannot be read.
     """
-    for row in raw_rows(path):
+    for row in raw_rows(path, _columns(path, text_field, chunks_field)):
         yield _parse(row, text_field, chunks_field)
 
 
@@ -67,7 +67,7 @@ def read_shards(
     path: pathlib.Path, text_field: str, chunks_field: str, shard_size: int, wanted: Collection[int]
 ) -> Iterator[tuple[int, list[InputRow | BadRow]]]:
     """Yields (number, rows) of the wanted shards of `shard_size` rows, in order; see `read_rows`."""
-    rows, left = raw_rows(path), len(wanted)
+    rows, left = raw_rows(path, _columns(path, text_field, chunks_field)), len(wanted)
     for number in itertools.count():
         if not left or not (batch := list(itertools.islice(rows, shard_size))):
             return
@@ -91,10 +91,16 @@ def weigh_shards(path: pathlib.Path, shard_size: int) -> tuple[int, list[int]]:
     return rows, weights
 
 
-def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
+def raw_rows(
+    path: pathlib.Path, columns: Collection[str] | None = None
+) -> Iterator[tuple[int, bytes | dict[str, Any]]]:
     """Yields (number from 1, a line of JSON or a row of Parquet without null values).
 
     A value of type bytes in a Parquet row is a string that is not UTF-8.
+
+    Args:
+        path: the file.
+        columns: of Parquet, the columns to read; None for all.
 
     Raises:
         BadInput: the file cannot be read.
@@ -103,8 +109,17 @@ def raw_rows(path: pathlib.Path) -> Iterator[tuple[int, bytes | dict[str, Any]]]
         yield from numbered_lines(path)
         return
     with _opened(path) as file:
-        for number, row in enumerate(parquet_rows(file, str(path)), start=1):
+        for number, row in enumerate(parquet_rows(file, str(path), columns), start=1):
             yield number, decoded(row)
+
+
+def _columns(path: pathlib.Path, text_field: str, chunks_field: str) -> Collection[str] | None:
+    """Returns the columns of a Parquet file to read; None for all, so that a message can name them."""
+    if path.suffix != ".parquet":
+        return None
+    with _opened(path) as file:
+        names = open_parquet(file, str(path)).schema_arrow.names
+    return {text_field, chunks_field, "id", "_id", *_METADATA} if {text_field, chunks_field} & {*names} else None
 
 
 def _parse(row: tuple[int, bytes | dict[str, Any]], text_field: str, chunks_field: str) -> InputRow | BadRow:

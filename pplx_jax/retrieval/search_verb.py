@@ -65,6 +65,8 @@ def search_index(
         if query is None:
             raise BadInput("a Vespa index takes one query at a time; give its text, not --queries")
         return vespa.search(index, query, k, url=vespa_url, candidates=k * candidates, encoder=encoder)
+    if query is not None and output is not None:
+        raise BadInput("--output is for the rankings of --queries FILE; leave it out, or give the query in a file")
     opened, options = Index.load(index), SearchOptions(engine, candidates, probes=probes)
     if query is not None:
         if not query.strip():

@@ -23,6 +23,7 @@ from pplx_jax.core.resume_check import require_same, settings_of
 from pplx_jax.data.batches.examples import Tables
 from pplx_jax.data.batches.host_batches import HostBatches
 from pplx_jax.data.sources.mixture import Mixture
+from pplx_jax.data.tokens.open_tables import digest_of
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.transformer import Qwen3Config
@@ -114,7 +115,7 @@ def train(
     # checkpoint. Every process runs all of it, but only the first process writes single files.
     started = time.monotonic()
     stage, model, config = training.stage, config, training.model(config)
-    data = {"seed": seed, "data": repr(training.data or Mixture())}
+    data = {"seed": seed, "data": repr(training.data or Mixture()), "tables": digest_of(table)}
     computes = settings_of(training, config, **data, **{"Evaluation.held_out": training.held_out})
     if (folder / FINISHED).exists():
         summary = read_json(folder / FINISHED)

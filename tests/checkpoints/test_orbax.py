@@ -125,6 +125,23 @@ def test_parameters_written_alone_come_back(tmp_path, monkeypatch):
     assert bits(load_params(tmp_path)) == bits(state(3)["params"])
 
 
+def test_a_checkpoint_that_training_deletes_while_it_is_read(tmp_path, monkeypatch):
+    first, second = ({"layer": {"kernel": np.full((2, 3), value, np.float32)}} for value in (1, 2))
+    save_params(tmp_path, 1, first)
+    read = checkpointing._read_params
+
+    def after_pruning(checkpoint):
+        if checkpoint.name == "1" and checkpoint.exists():
+            save_params(tmp_path, 2, second)
+            shutil.rmtree(checkpoint)
+        return read(checkpoint)
+
+    monkeypatch.setattr(checkpointing, "_read_params", after_pruning)
+    np.testing.assert_array_equal(load_params(tmp_path)["layer"]["kernel"], second["layer"]["kernel"])
+    with pytest.raises(BadInput, match="1 is damaged"):
+        load_params(tmp_path, 1)
+
+
 def test_half_precision_parameters_come_back_as_float32(tmp_path):
     halves = {"a": jnp.asarray([0.5, 1.5, -3.0], jnp.bfloat16)}
     save_params(tmp_path, 0, halves)

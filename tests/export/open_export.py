@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import sys
+import tempfile
 
 import numpy as np
 import torch
@@ -30,8 +31,21 @@ def computed(export: str, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, np
     with torch.inference_mode():
         found = {
             "hidden": model(ids, mask).last_hidden_state.numpy(),
+            "without_mask": model(ids[:1]).last_hidden_state.numpy(),
             "plain": plain(input_ids=ids, attention_mask=bias).last_hidden_state.numpy(),
         }
+    eager = transformers.AutoModel.from_pretrained(
+        export, trust_remote_code=True, torch_dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.inference_mode():
+        found["eager_without_mask"] = eager(ids[:1]).last_hidden_state.numpy()
+    with tempfile.TemporaryDirectory() as scratch:
+        saved = pathlib.Path(scratch) / pathlib.Path(export).name
+        model.save_pretrained(saved)
+        found["saved"] = np.array(sorted(path.name for path in saved.glob("*.py")))
+        again = transformers.AutoModel.from_pretrained(saved, trust_remote_code=True, torch_dtype=torch.float32).eval()
+        with torch.inference_mode():
+            found["again"] = again(ids, mask).last_hidden_state.numpy()
     tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(export)
     found["tokens"] = np.array(tokenizer("read a file line by line")["input_ids"])
     if hasattr(model, "encode"):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -218,6 +219,31 @@ def test_an_embedder_of_the_source_is_one_of_the_import(qwen3, imported):
     documents = [TEXTS[:3], TEXTS[3:]]
     for first, second in zip(one.encode_documents(documents), two.encode_documents(documents), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "content, pooling",
+    [
+        ({"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False, "include_prompt": True}, "lasttoken"),
+        ({"pooling_mode": "lasttoken"}, "lasttoken"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "cls"),
+        ({"pooling_mode_mean_tokens": True}, None),
+        ({"pooling_mode": "mean", "include_prompt": True}, None),
+    ],
+)
+def test_another_pooling_is_said(qwen3, tmp_path, caplog, content, pooling):
+    source = shutil.copytree(qwen3, tmp_path / "source")
+    modules = [{"idx": 0, "path": "", "type": "sentence_transformers.models.Transformer"}]
+    modules.append({"idx": 1, "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"})
+    (source / "modules.json").write_text(json.dumps(modules))
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(content))
+    for load in (Embedder.load, lambda folder: import_hf(folder, tmp_path / "imported", no_parity=True)):
+        caplog.clear()
+        load(source)
+        said = [record.getMessage() for record in caplog.records if "pool" in record.getMessage()]
+        assert len(said) == (pooling is not None)
+        assert pooling is None or f"its authors pool {pooling} " in said[0]
 
 
 def test_tokens_are_named(qwen3, imported, tmp_path):

@@ -52,6 +52,19 @@ def test_the_oldest_release_computes_the_same(opened):
         np.testing.assert_array_equal(found["chunks"], chunks)
 
 
+def test_without_a_mask_no_text_is_causal(opened):
+    _, export, found = opened
+    expected = hidden(load(export))[:7]  # the first text has no padding
+    for name in ("without_mask", "eager_without_mask"):
+        np.testing.assert_allclose(found[name][0], expected, atol=1e-4, rtol=0)
+
+
+def test_a_saved_model_has_its_code(opened):
+    _, export, found = opened
+    assert set(found["saved"]) >= {path.name for path in export.glob("*_pplx_*.py")}
+    np.testing.assert_array_equal(found["again"], found["hidden"])
+
+
 def test_the_oldest_release_makes_the_same_tokens(opened, vocabulary):
     _, _, found = opened
     assert found["tokens"].tolist() == vocabulary.encode("read a file line by line")

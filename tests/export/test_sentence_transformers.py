@@ -106,6 +106,16 @@ def test_saved_again_it_opens_again(pipeline, tmp_path):
     pipeline.save(str(tmp_path / "again"))
     again = SentenceTransformer(str(tmp_path / "again"), device="cpu", trust_remote_code=True)
     np.testing.assert_array_equal(again.encode(TEXTS), pipeline.encode(TEXTS))
+    again.save(str(tmp_path / "twice"))
+    twice = SentenceTransformer(str(tmp_path / "twice"), device="cpu", trust_remote_code=True)
+    for model in (again, twice):
+        with pytest.raises(ValueError, match="the model takes 1024"):
+            model.encode(["a " * 5000])
+    twice.max_seq_length = 8  # the user's own limit stays
+    twice.save(str(tmp_path / "short"))
+    short = SentenceTransformer(str(tmp_path / "short"), device="cpu", trust_remote_code=True)
+    assert short.max_seq_length == 8
+    np.testing.assert_array_equal(short.encode(["a " * 5000]), short.encode(["a " * 6000]))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

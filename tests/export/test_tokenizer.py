@@ -1,3 +1,6 @@
+import json
+import pathlib
+
 import hypothesis
 import pytest
 import sentencepiece
@@ -6,6 +9,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.sentencepiece_vocabulary import SentencePieceVocabulary
+from pplx_jax.export.fuzz_texts import fuzz_texts
+from pplx_jax.export.parity import _require_same_tokens
 from pplx_jax.export.tokenizer import convert_tokenizer, save_tokenizer
 
 TEXTS = [
@@ -27,6 +32,14 @@ TEXTS = [
     "\U0001f600 \U0001f44d\U0001f3fd \U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f",
     "\U0001f1eb\U0001f1f7\U0001f1e9\U0001f1ea",
     "a\x00b\x01c\x7fd\x80",
+    "\u2581",
+    "\u2581\u2581",
+    "\u2581word",
+    " \u2581 word",
+    "\u2581\u2581word \u2581",
+    "word\u2581",
+    "word \u2581 \u2581\u2581 ",
+    "\u2581<mask>\u2581",
     "Pneumonoultramicroscopicsilicovolcanoconiosis" * 20,
     "0123456789" * 30,
 ]
@@ -62,6 +75,29 @@ def test_same_ids(text, tokenizer, exact):
 @hypothesis.given(strategies.lists(PIECES, max_size=8).map("".join))
 def test_same_ids_of_any_text(tokenizer, exact, text):
     assert tokenizer.encode(text).ids == exact.encode(text)
+
+
+def test_same_ids_of_thousands_of_texts(tokenizer, exact):
+    texts = fuzz_texts(6000, seed=1)
+    assert len(set(texts)) > 5000 and any(text.startswith("\u2581") for text in texts)
+    for text, found, expected in zip(texts, tokenizer.encode_batch(texts), exact.encode_batch(texts), strict=True):
+        assert found.ids == expected, text
+
+
+def test_parity_fails_where_a_rare_text_differs(exports, vocabulary):
+    import tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def parity(**changes):
+        content = json.loads((exports["v1"][0] / "tokenizer.json").read_text())
+        content["normalizer"]["normalizers"] = content["normalizer"]["normalizers"][: changes.get("kept")]
+        backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+        _require_same_tokens(PreTrainedTokenizerFast(tokenizer_object=backend), vocabulary, pathlib.Path("out"))
+
+    parity()
+    for kept in (-1, -2):  # without the rules for U+2581
+        with pytest.raises(RuntimeError, match="out: tokens of '.*\u2581.*' are "):
+            parity(kept=kept)
 
 
 def test_ties_fall_alike(tokenizer, exact):

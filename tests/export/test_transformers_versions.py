@@ -57,6 +57,28 @@ def test_layers_may_return_tuples(exports, expected):
     np.testing.assert_array_equal(hidden(model), expected)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_without_a_mask_every_token_sees_all(exports, expected, attention):
+    model = load(exports["v1"][0], attn_implementation=attention)
+    with torch.inference_mode():
+        alone = model(IDS[:1]).last_hidden_state[0].numpy()
+        later = model(torch.cat([IDS[:1, :-1], IDS[:1, :1]], dim=1)).last_hidden_state[0].numpy()
+    np.testing.assert_allclose(alone, expected[:7], atol=1e-4, rtol=0)
+    assert np.abs(alone[0] - later[0]).max() > 1e-3  # the first token sees the last
+
+
+def test_sdpa_is_told_that_there_is_no_causal_mask(exports):
+    """Before transformers 4.53 a missing mask meant a causal one."""
+    model, told = load(exports["v1"][0], attn_implementation="sdpa"), []
+    for layer in model.layers:
+        layer.forward = lambda *args, forward=layer.forward, **kwargs: (
+            told.append(kwargs.get("is_causal")), forward(*args, **kwargs)
+        )[1]  # fmt: skip
+    model(IDS[:1])
+    model(IDS, MASK)
+    assert told == [False] * len(model.layers) + [None] * len(model.layers)
+
+
 def test_rope_by_either_key(folder, expected):
     theta = json.loads((folder / "config.json").read_text())["rope_theta"]
     configure(folder, remove=["rope_theta"], rope_parameters={"rope_theta": theta, "rope_type": "default"})

@@ -279,6 +279,40 @@ def test_truncation_of_a_document_cuts_its_longest_chunk(model, reference):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "ids, words",
+    [
+        ([[5], [5, 10**9]], "ids of text 1 have 1000000000; the model has ids 0 to"),
+        ([[5, -1]], "ids of text 0 have -1"),
+        ([np.array([2**31 + 5], np.uint32)], "ids of text 0 have 2147483653"),
+        ([[5, 6.5]], r"ids of text 0 are float64\[2\]; give a list of integers"),
+        ([[True, False]], r"ids of text 0 are bool\[2\]"),
+        ([["5"]], "ids of text 0 are <U1"),
+        ([[[5]]], r"ids of text 0 are int64\[1, 1\]"),
+        ([7], r"ids of text 0 are int64\[\]"),
+        ([[[5], [6, 7]]], "ids of text 0 are object"),
+    ],
+)
+def test_impossible_ids_are_named(model, ids, words):
+    with pytest.raises(BadInput, match=words):
+        model.encode_tokens(ids)
+
+
+@pytest.mark.parametrize("counts", [[1], [1, 2], [3, -1], [1.0, 1.0], [[2]], 2])
+def test_counts_are_of_all_chunks(model, counts):
+    with pytest.raises(BadInput, match="integers that add up to the 2 chunks"):
+        model.encode_tokens([[5, 6], [7]], np.array(counts))
+
+
+def test_ids_without_texts(model):
+    assert model.encode_tokens([]).shape == (0, WIDTH)
+    assert not model.encode_tokens([[]]).any()
+    np.testing.assert_array_equal(model.encode_tokens([[5], [6]], np.array([2], np.uint8))[0],
+                                  model.encode_tokens([[5], [6]], np.array([2]))[0])  # fmt: skip
+    table = model.config.vocab_size
+    assert model.encode_tokens([[0, table - 1]]).any()
+
+
 def test_a_str_is_not_a_list_of_texts(model):
     with pytest.raises(BadInput, match="texts is a single str"):
         model.encode("read the file")
@@ -381,8 +415,14 @@ def test_overflow_and_overlap_are_checked(model):
     for overlap in (-1, LIMIT):
         with pytest.raises(BadInput, match=f"overlap={overlap} with a model of {LIMIT} tokens"):
             model.encode([too_long], overflow="split", overlap=overlap)
-    with pytest.raises(BadInput, match=f"document 0 has {LIMIT + 1} chunks"):
-        model.encode_documents([["read"] * (LIMIT + 1)], overflow="truncate")
+    most = (LIMIT + 1) // 2
+    for count in (most + 1, LIMIT + 1):
+        with pytest.raises(BadInput, match=f"document 0 has {count} chunks, but a model of {LIMIT} .* takes {most}"):
+            model.encode_documents([["read the file"] * count], overflow="truncate")
+    (found,) = model.encode_documents([["read the file"] * most], overflow="truncate")
+    assert found.any(axis=1).all()
+    (found,) = model.encode_documents([["read the file"] * (most - 9) + [""] * 15], overflow="truncate")
+    assert found.any(axis=1).tolist() == [True] * (most - 9) + [False] * 15
     (found,) = model.encode_documents([["read"] * (LIMIT + 1)], overflow="split")
     assert found.shape == (LIMIT + 1, WIDTH)
 

@@ -7,6 +7,7 @@ import shutil
 import pytest
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.recipes.phases import Phases
 
 SETTINGS = {"corpus": {"Corpus.size": 1}, "pair": {"Training.steps": 4}, "merge": {"Merge.weight": 0.5}}
@@ -63,3 +64,14 @@ def test_phases_written_before_settings_were_kept_go_on(tmp_path):
     for marker in (tmp_path / "phases").glob("*.json"):
         marker.write_text('{"seconds": 1.0, "result": {}}')
     assert run(tmp_path, {"pair": {"Training.steps": 5}}) == ["evaluate_pair", "merge"]
+
+
+def test_another_process_in_the_workdir_is_refused(tmp_path):
+    phases, done = Phases(tmp_path, {}), []
+    with sole_owner(tmp_path), pytest.raises(BadInput, match="another process is at work in this folder; wait until"):
+        phases("pair", lambda: done.append(1))
+    assert not done and not any(tmp_path.iterdir())
+    assert phases("pair", lambda: done.append(1) or 5) == 5
+    with sole_owner(tmp_path):  # what is finished needs no lock
+        assert phases("pair", lambda: done.append(1)) == 5
+    assert done == [1]

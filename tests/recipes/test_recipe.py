@@ -18,6 +18,11 @@ from helpers.small_recipe import SCORES, STAGES, STEPS, command
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.data.tokens.ragged import Ragged
+from pplx_jax.data.tokens.table_maker import table_maker
+from pplx_jax.data.tokens.token_table import TokenTable
+from pplx_jax.data.tokens.token_writer import write_table
 from pplx_jax.recipes.recipe import train_stage
 from pplx_jax.training.metrics import read_metrics
 from pplx_jax.training.settings import Training
@@ -177,6 +182,37 @@ def test_a_stage_does_not_start_from_one_that_is_not_finished(tmp_path):
     assert not (tmp_path / "pair").exists()
     (tmp_path / "kept").rename(tmp_path / "diffusion" / FINISHED)
     assert train_stage(tmp_path, "pair", "", **recipe)["steps"] == 1
+
+
+def test_another_table_of_as_many_examples_is_refused(tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path / "data")
+    folder = tmp_path / "data" / "tokens"
+    tiny.tiny_tables(folder, vocabulary)
+    stages = [Training(tiny.STAGES["diffusion"], tiny.OPTIMIZER, steps=1)]
+    recipe = {"stages": stages, "model": tiny.tiny_config(vocabulary)}
+    first = train_stage(tmp_path, "diffusion", "", **recipe)
+    tiny.tiny_tables(folder, vocabulary)
+    assert train_stage(tmp_path, "diffusion", "", **recipe) == first
+    tokens = TokenTable.open(folder / "diffusion")["tokens"]
+    changed = Ragged(np.where(np.arange(len(tokens.values)) == 7, 5, tokens.values), tokens.offsets)
+    write_table(folder / "diffusion", "text", vocabulary, {"tokens": changed})
+    for what in ("the finished stage", "the checkpoint of step 1"):
+        with pytest.raises(BadInput, match=f"{what} has other settings: tables '.*', this recipe has"):
+            train_stage(tmp_path, "diffusion", "", **recipe)
+        (tmp_path / "diffusion" / FINISHED).unlink(missing_ok=True)
+
+
+def test_lengths_that_the_tables_were_not_made_with_are_refused(tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path / "data")
+    with table_maker(tmp_path / "data/tokens/diffusion", "text", vocabulary, Lengths(20, 5, 9, 6, 4)) as maker:
+        texts = Ragged.from_arrays([np.arange(4, 24)] * 64)
+        maker.add({"tokens": texts, "language": np.array([""] * 64)})
+    stages = [Training(tiny.STAGES["diffusion"], tiny.OPTIMIZER, steps=1)]
+    recipe = {"stages": stages, "model": tiny.tiny_config(vocabulary)}
+    with pytest.raises(BadInput, match=r"was made with Lengths.text=20, this recipe has 24; set it back"):
+        train_stage(tmp_path, "diffusion", "", **recipe, lengths=Lengths(24, 5, 9, 6, 4))
+    assert not (tmp_path / "diffusion").exists()
+    assert train_stage(tmp_path, "diffusion", "", **recipe, lengths=Lengths(20, 6, 9, 6, 4))["steps"] == 1
 
 
 @pytest.mark.parametrize(

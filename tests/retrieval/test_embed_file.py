@@ -12,6 +12,7 @@ from helpers.word_encoder import WordEncoder
 
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.io.parquet import parquet_rows
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
@@ -148,6 +149,15 @@ def test_long_texts_are_cut_on_request(tmp_path):
     assert (result["count"], result["tokens"], result["skipped"]) == (1, 20, 0)
 
 
+def test_a_cut_document_keeps_a_token_of_every_chunk_or_is_named(tmp_path):
+    """Ten chunks and nine separators are the most that twenty tokens hold."""
+    rows = [{"id": count, "chunks": ["long long"] * count} for count in (10, 11)]
+    source = write_rows(tmp_path / "in.jsonl", [*rows, {"id": "empty", "chunks": ["long long"] * 7 + [""] * 6}])
+    with pytest.raises(BadInput, match=r"1 of 3 rows, the first is '11' in line 2 \(11 chunks, .* 20 .* for 10; give"):
+        embed(source, tmp_path / "out", overflow="truncate")
+    assert [row["row"] for row in read(tmp_path / "out")[1]] == [1] * 10 + [3] * 13
+
+
 def test_long_texts_are_split_on_request(tmp_path):
     source = write_rows(tmp_path / "in.jsonl", [{"text": "long " * 30}, {"chunks": ["a " * 15, "b " * 15]}])
     result = embed(source, tmp_path / "out", overflow="split", overlap=4)
@@ -185,6 +195,28 @@ def test_documents_of_parquet_are_those_of_json_lines(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(BadInput, match="broken.parquet: not a Parquet file"):
         embed(tmp_path / "broken.parquet", tmp_path / "elsewhere")
+
+
+def test_other_columns_of_parquet_are_not_read(tmp_path, monkeypatch):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = {
+        "text": pyarrow.array(["a", "b"]),
+        "id": pyarrow.array([10**15, 1], pyarrow.timestamp("s")),  # the year 31,690,708
+        "far": pyarrow.array([10**15, None], pyarrow.timestamp("s")),
+        "took": pyarrow.array([5, 6], pyarrow.duration("us")),
+        "line": pyarrow.array([10**7, 2], pyarrow.date32()),
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "in.parquet")
+    assert embed(tmp_path / "in.parquet", tmp_path / "out")["count"] == 2
+    rows = read(tmp_path / "out")[1]
+    assert rows[1]["id"].startswith("1970-01-01 00:00:01") and rows[1]["line"] == "1970-01-03"
+    with open(tmp_path / "in.parquet", "rb") as file:
+        assert list(next(parquet_rows(file, "in", {"text", "absent"}))) == ["text"]
+    with open(tmp_path / "in.parquet", "rb") as file:
+        whole = list(parquet_rows(file, "in"))
+    assert [row["took"].microseconds for row in whole] == [5, 6] and "far" in whole[0] and "far" not in whole[1]
+    with pytest.raises(BadInput, match='neither "body" nor "chunks", only text, id'):
+        embed(tmp_path / "in.parquet", tmp_path / "other", text_field="body")
 
 
 def test_parquet_and_gzip_give_what_json_lines_give(tmp_path):

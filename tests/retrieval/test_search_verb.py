@@ -112,6 +112,7 @@ def test_what_is_refused(chunked, queries, tmp_path):
     for options, message in (
         ({}, "give a query"),
         ({"query": "a", "queries": queries}, "not both"),
+        ({"query": "a", "output": output}, "--output is for the rankings of --queries FILE"),
         ({"queries": queries}, "needs --output"),
         ({"queries": queries, "output": tmp_path / "run.txt"}, "as .trec or .jsonl"),
         ({"queries": queries, "output": tmp_path / "none" / "run.trec"}, "does not exist; create it first"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from pplx_jax.checkpoints.huggingface.families import FAMILIES, QWEN3, Family
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json
+from pplx_jax.core.files import read_json, read_json_if_valid
 from pplx_jax.models.transformer import Qwen3Config
 
 CONFIG = "config.json"
@@ -49,7 +49,13 @@ def read_source(folder: pathlib.Path) -> Source:
         raise BadInput(f"{folder / CONFIG} is not a JSON object; download it again")
     family = _family(folder, content.get("model_type"))
     content = _with_defaults(content, family)
+    published = content["model_type"] == family.pplx_model_type
+    bidirectional = published or content.get("is_causal") is False
     problems = _unsupported(content)
+    if content.get("use_bidirectional_attention") and not bidirectional:
+        problems.append(
+            "use_bidirectional_attention is true without is_causal false, which transformers ignores; give both or none"
+        )
     sizes: dict[str, Any] = {field: content.get(key) for field, key in _SIZES.items()}
     problems += [
         f"{_SIZES[field]} is {value!r}, not a size"
@@ -68,7 +74,7 @@ def read_source(folder: pathlib.Path) -> Source:
             **sizes,
             rms_norm_eps=float(epsilon),  # type: ignore[arg-type]
             rope_theta=float(theta),
-            causal=content["model_type"] == family.model_type and not content.get("use_bidirectional_attention"),
+            causal=not bidirectional,
             embedding_init_std=float(content.get("initializer_range") or Qwen3Config.embedding_init_std),
             qk_norm=family.qk_norm,
             qkv_bias=family.qkv_bias,
@@ -76,6 +82,19 @@ def read_source(folder: pathlib.Path) -> Source:
         kind="context_v1" if "Context" in architecture else "v1",
         tied=bool(content.get("tie_word_embeddings")),
     )
+
+
+def other_pooling(folder: pathlib.Path) -> str | None:
+    """Returns how a sentence-transformers folder pools, such as "lasttoken"; None for the mean, or if unknown."""
+    for path in sorted(folder.glob(f"*_Pooling/{CONFIG}")):
+        content = read_json_if_valid(path) or {}
+        given = content.get("pooling_mode")
+        modes = [given] if isinstance(given, str) else list(given or ())
+        modes += [key.removeprefix("pooling_mode_") for key, on in content.items() if on is True]
+        found = [mode for mode in modes if mode not in ("mean", "mean_tokens", "include_prompt")]
+        if found:
+            return ", ".join(mode.removesuffix("_token") for mode in found)
+    return None
 
 
 def _family(folder: pathlib.Path, model_type: Any) -> Family:

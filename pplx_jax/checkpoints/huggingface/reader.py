@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from pplx_jax.checkpoints.huggingface.config import CONFIG, Source, read_source
+from pplx_jax.checkpoints.huggingface.config import CONFIG, Source, other_pooling, read_source
 from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX, GgufTensor, read_gguf
 from pplx_jax.checkpoints.huggingface.name_map import HEAD, from_torch_layout, mismatches, torch_shapes
 from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES, StoredTensor, stored_tensors
@@ -49,7 +49,9 @@ def read_model(
     Raises:
       BadInput: as in `import_hf`.
     """
-    plan = ImportPlan.of(local_copy(as_path(folder)), dtype)
+    source = local_copy(as_path(folder))
+    plan = ImportPlan.of(source, dtype)
+    warn_of_pooling(source)
     if sharding is None:
         return plan.load()
 
@@ -58,6 +60,17 @@ def read_model(
         return jax.make_array_from_callback(leaf.shape, sharding(path, leaf.shape), leaf.__getitem__)
 
     return plan.load(place)
+
+
+def warn_of_pooling(source: pathlib.Path) -> None:
+    """Logs a warning if the authors of a model pool otherwise than this project."""
+    if source.is_dir() and (pooling := other_pooling(source)):
+        logging.warning(
+            "%s: its authors pool %s and may append an end token; here it pools the mean of all tokens, a start for "
+            "training. For their vectors use sentence-transformers, as `eval` does with this folder",
+            source,
+            pooling,
+        )
 
 
 def read_config(folder: str | os.PathLike[str]) -> Qwen3Config:

@@ -70,6 +70,7 @@ class Examples:
     Attributes:
         count: examples of all tables that are read, without those held out.
         read_names: names of the tables that are read.
+        pad_id: token id of padding.
 
     Raises:
         BadInput: a weight names no table; a batch may need more examples of a table than it has.
@@ -79,6 +80,7 @@ class Examples:
         self, tables: Tables, data: Mixture | Curriculum | None, batch_size: int, seed: int, held_out: int = 0
     ):
         self._names = sorted(tables)
+        self.pad_id = tables[self._names[0]][0].pad_id
         self._shards = [shard for name in self._names for shard in tables[name]]
         self._first_shard = np.cumsum([0] + [len(tables[name]) for name in self._names])
         self._shard_ends = [np.cumsum([shard.count for shard in tables[name]]) for name in self._names]

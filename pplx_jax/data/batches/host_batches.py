@@ -1,8 +1,9 @@
 """Complete batches for this process: examples selected, packed, and placed on the devices that this process holds.
 
-A batch is packed in `groups` of equal size, each into sequences of its own. The groups are the same for any number of
-processes, and so is every batch. A process packs the groups that its devices hold a part of, and fills exactly the
-shards of its devices, whatever their order in the mesh: on real TPU slices they are not neighbours.
+A batch is packed in `groups` of equal size, each into sequences of its own. The groups and the number of sequences that
+they fill are the same for any number of processes and devices, and so is every batch. Empty sequences at the end of a
+group make their number divisible by the devices. A process packs the groups that its devices hold a part of, and fills
+exactly the shards of its devices, whatever their order in the mesh: on real TPU slices they are not neighbours.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from absl import logging
 
 from pplx_jax.data.batches.batch_spec import BatchSpec, multiple_for
 from pplx_jax.data.batches.examples import Examples, Selection, Tables
-from pplx_jax.data.batches.packed_batch import PackedBatch
+from pplx_jax.data.batches.packed_batch import PackedBatch, padded
 from pplx_jax.data.batches.prefetch import Prefetch
 from pplx_jax.data.batches.shares import (
     Share,
@@ -93,8 +94,9 @@ class HostBatches(Iterator[Batch]):
         shared = shares(sharding, groups)
         self._share = share_of(jax.process_index(), shared)
         self._say_if_packed_twice(shared)
-        multiple = multiple_for(groups, shard_count(sharding))
-        self._sequences = self.examples.sequences(self._group_spec, multiple_of=multiple)
+        self._filled = self.examples.sequences(self._group_spec, multiple_of=1)
+        multiple = spec.microbatches * multiple_for(groups, shard_count(sharding))
+        self._sequences = {group: -(-filled // multiple) * multiple for group, filled in self._filled.items()}
         self._start = position
         self._prefetch: Prefetch | None = None  # the thread starts with the first `next`
 
@@ -137,7 +139,9 @@ class HostBatches(Iterator[Batch]):
         for group in self._share.packed:
             part = slice(group * size, (group + 1) * size)
             chosen = Selection(selection.table[part], selection.row[part], selection.group)
-            groups[group] = self.examples.pack(self._group_spec, chosen, sequences, group * sequences)
+            filled = self._filled[selection.group]
+            packed = self.examples.pack(self._group_spec, chosen, filled, group * sequences)
+            groups[group] = padded(packed, sequences, self.examples.pad_id)
             rows.append(chosen.row)
         return groups, np.concatenate(rows)
 

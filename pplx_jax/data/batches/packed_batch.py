@@ -35,6 +35,18 @@ class PackedBatch(NamedTuple):
     metrics: dict[str, float]
 
 
+def padded(packed: PackedBatch, sequences: int, pad_id: int) -> PackedBatch:
+    """Returns the batch with empty sequences added at its end, `sequences` in all."""
+    missing = sequences - len(packed.arrays["tokens"])
+    blank = {name: pad_id if name == "tokens" else 0 for name in ("tokens", "segment_ids", "positions", "chunk_ids")}
+    more = {
+        name: np.pad(packed.arrays[name], ((0, missing), (0, 0)), constant_values=value)
+        for name, value in blank.items()
+    }
+    fill = packed.metrics["fill"] * (sequences - missing) / sequences
+    return PackedBatch({**packed.arrays, **more}, {**packed.metrics, "fill": fill})
+
+
 class Texts(NamedTuple):
     """Texts to pack: chunk rows of a ragged feature, and the number of chunks of each text (None: one)."""
 

@@ -1,6 +1,6 @@
 """Reads Parquet rows with strings as bytes, so that a string that is not UTF-8 makes only its own row bad."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, BinaryIO
 
 from pplx_jax.core.errors import BadInput
@@ -8,12 +8,15 @@ from pplx_jax.core.errors import BadInput
 _ROWS_AT_ONCE = 1024
 
 
-def parquet_rows(file: BinaryIO, path: str) -> Iterator[dict[str, Any]]:
+def parquet_rows(file: BinaryIO, path: str, columns: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yields the rows in order, without null values. Strings are bytes, also within lists and structs.
+
+    A column with a time that Python cannot represent, such as the year 10000, has its dates and times as strings.
 
     Args:
         file: the open file.
         path: its name in messages.
+        columns: names of the columns to read; None for all.
 
     Raises:
         BadInput: it is not a Parquet file, it is damaged, or pyarrow is not installed.
@@ -23,11 +26,15 @@ def parquet_rows(file: BinaryIO, path: str) -> Iterator[dict[str, Any]]:
 
     number = 0
     try:
-        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE):
-            names, columns = batch.schema.names, [column.cast(_as_bytes(column.type)) for column in batch.columns]
-            for values in zip(*(column.to_pylist() for column in columns), strict=True):
+        names = table.schema_arrow.names
+        # Parquet takes a name with a dot for a path into a column.
+        plain = columns is not None and not any("." in name for name in names)
+        chosen = [name for name in names if name in columns] if plain and columns is not None else None
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=chosen):
+            found = batch.schema.names
+            for values in zip(*map(_as_python, batch.columns), strict=True):
                 number += 1
-                yield {name: value for name, value in zip(names, values, strict=True) if value is not None}
+                yield {name: value for name, value in zip(found, values, strict=True) if value is not None}
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise damaged(path, number + 1, error) from None
 
@@ -63,17 +70,28 @@ def damaged(path: str, line: int, error: Exception) -> BadInput:
     return BadInput(f"{path}:{line}: cannot be read from here on ({reason}); copy the file again")
 
 
-def _as_bytes(kind):
-    """Returns the Arrow type with strings replaced by bytes."""
+def _as_python(column) -> list[Any]:
+    try:
+        return column.cast(_as_bytes(column.type)).to_pylist()
+    except (OverflowError, ValueError):  # a time that Python cannot represent
+        return column.cast(_as_bytes(column.type, times=True)).to_pylist()
+
+
+def _as_bytes(kind, times: bool = False):
+    """Returns the Arrow type with strings replaced by bytes and, if `times`, dates and times by strings."""
     import pyarrow
 
     types = pyarrow.types
     if types.is_string(kind) or types.is_large_string(kind):
         return pyarrow.large_binary()
+    if times and types.is_duration(kind):
+        return pyarrow.int64()
+    if times and types.is_temporal(kind):
+        return pyarrow.string()
     if types.is_dictionary(kind):
-        return _as_bytes(kind.value_type)
+        return _as_bytes(kind.value_type, times)
     if types.is_list(kind) or types.is_large_list(kind):
-        return pyarrow.large_list(_as_bytes(kind.value_type))
+        return pyarrow.large_list(_as_bytes(kind.value_type, times))
     if types.is_struct(kind):
-        return pyarrow.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+        return pyarrow.struct([field.with_type(_as_bytes(field.type, times)) for field in kind])
     return kind

@@ -3,8 +3,10 @@
 A path that contains "://" is opened with fsspec (gs:// needs gcsfs, s3:// needs s3fs). Any other path is local.
 """
 
+import contextlib
 import glob
 import gzip
+import hashlib
 import os
 import pathlib
 from typing import BinaryIO, cast
@@ -12,6 +14,7 @@ from typing import BinaryIO, cast
 from pplx_jax.core.errors import BadInput
 
 _PATTERN = "*?["
+_SAMPLE = 1 << 16
 
 
 def is_url(path: str) -> bool:
@@ -63,6 +66,33 @@ def open_bytes(path: str) -> BinaryIO:
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror or error}); check the path of the source") from None
     return cast(BinaryIO, gzip.open(file)) if path.endswith(".gz") else file
+
+
+def files_below(path: str) -> list[str]:
+    """Returns a file itself, or all files below a folder, sorted."""
+    if is_url(path):
+        filesystem, name = _filesystem(path)
+        found = filesystem.find(name) if filesystem.isdir(name) else [name]
+        return sorted(filesystem.unstrip_protocol(each) for each in found)
+    place = pathlib.Path(path)
+    return sorted(str(each) for each in place.rglob("*") if each.is_file()) if place.is_dir() else [path]
+
+
+def sample_digest(path: str) -> str:
+    """Returns 16 hex digits of the size of a file and of its first, middle and last 64 KiB, as they are stored."""
+    digest = hashlib.sha256()
+    with contextlib.ExitStack() as stack:
+        if is_url(path):
+            filesystem, name = _filesystem(path)
+            file = stack.enter_context(filesystem.open(name, "rb"))
+        else:
+            file = stack.enter_context(open(path, "rb"))
+        size = file.seek(0, os.SEEK_END)
+        digest.update(str(size).encode())
+        for place in (0, size // 2, max(size - _SAMPLE, 0)):
+            file.seek(place)
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()[:16]
 
 
 def exists(path: str) -> bool:

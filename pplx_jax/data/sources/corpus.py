@@ -56,6 +56,10 @@ class Corpus(abc.ABC):
         """Returns whether the corpus has its own hard negatives. Then none are mined."""
         return False
 
+    def file_digests(self) -> dict[str, str]:
+        """Returns "files of SOURCE" -> digits that change with the files that tokenisation reads outside the run."""
+        return {}
+
     def tokenize(
         self, folder: pathlib.Path, vocabulary: Vocabulary, tokens: pathlib.Path, lengths: Lengths
     ) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pplx_jax.data.io.parquet import damaged, parquet_rows
 Format = Literal["auto", "jsonl", "parquet", "tfrecord", "tfds", "beir"]
 Row = dict[str, Any]
 
-_ENDINGS = {".jsonl": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".tfrecord": "tfrecord"}
+_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".tfrecord": "tfrecord"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,8 @@ def _json_lines(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
     with storage.open_bytes(path) as file:
         try:
             for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
                 try:
                     row: Row | Unreadable = parse_object(line)
                 except ValueError as error:

@@ -15,6 +15,7 @@ pair per query.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 
 from pplx_jax.core.errors import BadInput
@@ -105,6 +106,22 @@ class Source:
             BadInput: there are no files.
         """
         return list_shards(self.location(), self.format, self.split)
+
+    def digest(self) -> str | None:
+        """Returns 16 hex digits of the files: of their names, sizes, and first, middle and last 64 KiB.
+
+        None if there are no files, or if they are of TFDS, which has versions of its own.
+        """
+        if self.format == "tfds":
+            return None
+        try:
+            files = [file for shard in self.shards() for file in storage.files_below(shard)]
+        except BadInput:
+            return None
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(f"{file.rpartition('/')[2]} {storage.sample_digest(file)}\n".encode())
+        return digest.hexdigest()[:16]
 
     def examples(
         self, shard: str, bad: BadRows, *, max_chunks: int = 0, drop: Callable[[str], bool] | None = None

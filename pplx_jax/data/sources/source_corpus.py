@@ -17,7 +17,7 @@ from pplx_jax.data.sources.corpus_writer import corpus_folder
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.tokens.kinds import FOLDERS
-from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.open_tables import open_tables, require_lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +81,12 @@ class SourceCorpus(Corpus):
     def declares_triplets(self):
         return any(source.kind == "triplet" for source in self.sources)
 
+    def file_digests(self):
+        """Returns the digests of all sources whose files are there, unless `tokens` are read in their place."""
+        parts = {} if self.tokens else {name: one for source in self.sources for name, one in source.parts().items()}
+        found = {name: part.digest() for name, part in parts.items()}
+        return {f"files of {name}": digest for name, digest in found.items() if digest is not None}
+
     def tokenize(self, folder, vocabulary, tokens, lengths):
         """Writes TOKENS/KIND/SOURCE, or links the kinds that `self.tokens` has into TOKENS.
 
@@ -89,6 +95,8 @@ class SourceCorpus(Corpus):
         if not self.tokens:
             return super().tokenize(folder, vocabulary, tokens, lengths)
         folders = {source.table_folder for source in self.sources}
+        for folder in sorted(folders):
+            require_lengths(open_tables(pathlib.Path(self.tokens) / folder), lengths)
         _link_folders(folders, pathlib.Path(self.tokens).absolute(), tokens)
         return {"tokens": self.tokens}
 

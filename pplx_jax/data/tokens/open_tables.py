@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
+from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.token_table import MANIFEST, TokenTable
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 
@@ -50,6 +53,36 @@ def open_tables(
             _require_all_shards(shards)
             found[source.name] = [open_one(shard) for shard in shards]
     return found or {folder.name: [open_one(folder)]}  # raises, and says what is missing
+
+
+def digest_of(tables: Tables | TokenTable) -> str:
+    """Returns 16 hex digits that change with the content of the tables, their sources and their order."""
+    by_source = {"": [tables]} if isinstance(tables, TokenTable) else tables
+    found = {source: [table.digest for table in shards] for source, shards in by_source.items()}
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def require_lengths(tables: Tables, lengths: Lengths) -> None:
+    """Compares the limits that tables were made with to those of a recipe. Mined tables do not record theirs.
+
+    Raises:
+        BadInput: a limit differs; the message names the table and the field.
+    """
+    for table in (table for shards in tables.values() for table in shards):
+        made = table.manifest.get("lengths", {})
+        recorded = {
+            "text": table.manifest.get("length"),
+            "query": made.get("query"),
+            "document": made.get("document"),
+            "chunk": made.get("chunks"),
+            "chunks": table.manifest.get("max_chunks"),
+        }
+        for field, length in recorded.items():
+            if length is not None and length != getattr(lengths, field):
+                raise BadInput(
+                    f"{table.folder} was made with Lengths.{field}={length}, this recipe has "
+                    f"{getattr(lengths, field)}; set it back, or tokenise the corpus again"
+                )
 
 
 def _require_all_shards(shards: Sequence[pathlib.Path]) -> None:

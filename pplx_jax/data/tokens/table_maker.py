@@ -200,6 +200,8 @@ class _Triplets(TableMaker):
         super().__init__(writer, lengths, min_tokens)
         self._negatives: list[Ragged] = []
         self._per_example = 0
+        none, number = Ragged.from_arrays([]), np.zeros(0, np.int32)
+        self._writer.append(query=none, document=none, document_hash=number, source=number)
 
     def _limits(self, lengths: Lengths) -> dict[str, int]:
         return dict.fromkeys(("query", "document", "negatives"), lengths.document) | {"query": lengths.query}
@@ -207,6 +209,8 @@ class _Triplets(TableMaker):
     def add(self, block: Block) -> None:
         query, document = self._cut("query", block["query"]), self._cut("document", block["document"])
         negatives = self._cut("negatives", block["negatives"])
+        if not len(query):  # a block with bad rows only
+            return
         self._per_example = len(negatives) // len(query)
         whole = (negatives.lengths() > 0).reshape(len(query), -1).all(axis=1)
         keep = (query.lengths() > 0) & (document.lengths() > 0) & whole

@@ -8,6 +8,8 @@ files with numpy alone. `token_writer.py` writes them.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -105,6 +107,12 @@ class TokenTable:
     def count(self) -> int:
         """Number of examples. Rows after them, if any, hold documents that only serve as negatives."""
         return self.manifest.get("examples", self.manifest["count"])
+
+    @property
+    def digest(self) -> str:
+        """Hex digits that change with the content. Tables of earlier versions have those of their sizes."""
+        sizes = json.dumps([self.manifest["features"], self.count], sort_keys=True)
+        return self.manifest.get("digest") or hashlib.sha256(sizes.encode()).hexdigest()[:32]
 
     @property
     def kind(self) -> str:

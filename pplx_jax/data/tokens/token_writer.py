@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import shutil
@@ -85,9 +86,17 @@ class TokenWriter:
             "count": next(iter(counts.values())),
             "features": {name: column.spec() for name, column in self._columns.items()},
             "vocabulary": self._vocabulary,
+            "digest": self._digest(),
             **self.notes,
         }
         (self._partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+    def _digest(self) -> str:
+        """Returns 32 hex digits of the content of all features."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, column in sorted(self._columns.items()):
+            digest.update(json.dumps([name, column.spec(), column.digest()]).encode())
+        return digest.hexdigest()
 
 
 def write_table(
@@ -111,6 +120,7 @@ class _ArrayFile:
         self._file = (folder / f"{name}.npy").open("wb")
         self._dtype: np.dtype | None = None
         self._tail: tuple[int, ...] = ()
+        self._content = hashlib.blake2b(digest_size=16)
 
     def append(self, block: Any) -> None:
         block = np.ascontiguousarray(block)
@@ -120,6 +130,7 @@ class _ArrayFile:
         if (block.dtype, block.shape[1:]) != (self._dtype, self._tail):
             raise ValueError(f"{self._file.name}: block {block.dtype}{block.shape} after {self._dtype}{self._tail}")
         block.tofile(self._file)
+        self._content.update(block.data.cast("B") if block.size else b"")
         self.rows += len(block)
 
     def close(self) -> None:
@@ -128,6 +139,9 @@ class _ArrayFile:
             self._file.seek(0)
             self._write_header()
         self._file.close()
+
+    def digest(self) -> str:
+        return self._content.hexdigest()
 
     def spec(self) -> dict[str, Any]:
         return {"kind": "array", "dtype": str(self._dtype), "shape": [self.rows, *self._tail]}
@@ -160,6 +174,9 @@ class _RaggedColumn:
     def close(self) -> None:
         self._values.close()
         self._offsets.close()
+
+    def digest(self) -> str:
+        return self._values.digest() + self._offsets.digest()
 
     def spec(self) -> dict[str, Any]:
         return {**self._values.spec(), "kind": "ragged", "rows": self.rows}

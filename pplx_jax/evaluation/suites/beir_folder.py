@@ -23,8 +23,12 @@ class FolderBenchmark:
         return {"ndcg@10": mean_over_tasks(parts, "ndcg@10")}
 
 
-def open_folder(folder: str | pathlib.Path) -> FolderBenchmark:
+def open_folder(folder: str | pathlib.Path, split: str = "test") -> FolderBenchmark:
     """Returns the benchmark of a folder. No set is read yet.
+
+    Args:
+        folder: a BEIR folder, or a folder of them.
+        split: reads qrels/SPLIT.tsv of a set that has no qrels.tsv.
 
     Raises:
         BadInput: the folder does not exist.
@@ -34,13 +38,14 @@ def open_folder(folder: str | pathlib.Path) -> FolderBenchmark:
     tasks = [
         RetrievalTask(
             name=path.resolve().name,
-            load=functools.partial(read, path),
-            revision_of=functools.partial(_revision, path),
+            load=functools.partial(read, path, split),
+            revision_of=functools.partial(_revision, path, split),
+            split=split,
         )
         for path in set_folders(folder)
     ]
     return FolderBenchmark(folder.resolve().name, tasks)
 
 
-def _revision(folder: pathlib.Path) -> str:
-    return revision_of_files(set_files(folder))
+def _revision(folder: pathlib.Path, split: str) -> str:
+    return revision_of_files(set_files(folder, split))

@@ -102,3 +102,6 @@ def _mean_by_chunk(hidden: torch.Tensor, chunk_ids: torch.Tensor, chunks: int) -
     """Returns means [chunks, D] float32 of hidden [L, D] by chunk id; zero for a chunk without tokens."""
     member = (chunk_ids[None] == torch.arange(chunks, device=hidden.device)[:, None]).float()
     return (member @ hidden.float()) / member.sum(-1, keepdim=True).clamp(min=1)
+
+
+PPLXQwen3ContextualModel.register_for_auto_class("AutoModel")

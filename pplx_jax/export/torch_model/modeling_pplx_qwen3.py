@@ -1,7 +1,7 @@
 """Qwen3 as a bidirectional encoder: every token attends to all tokens of its text, and to no padding.
 
 The mask is built here from the padding. Only the layers, the norm and the rotary embedding of transformers' Qwen3 are
-used, with arguments that are the same from transformers 4.57 to 5.x.
+used, with arguments that are the same from transformers 4.51 to 5.x.
 """
 
 import torch
@@ -80,6 +80,8 @@ class PPLXQwen3Model(Qwen3Model):
         mask = attention_mask
         if mask is not None and not flash:
             mask = attention_bias(mask, hidden.dtype)
+        if mask is None and self.config._attn_implementation == "sdpa":
+            kwargs["is_causal"] = False  # before transformers 4.53, no mask meant a causal one, whatever the layer says
         position_embeddings = self.rotary_emb(hidden, position_ids)
         states = []
         for layer in self.layers if length else ():  # attention kernels refuse a batch without tokens
@@ -98,3 +100,8 @@ class PPLXQwen3Model(Qwen3Model):
             output_hidden_states = self.config.output_hidden_states
         output = BaseModelOutput(hidden, (*states, hidden) if output_hidden_states else None)
         return output.to_tuple() if return_dict is False else output
+
+
+# `save_pretrained` then copies this file; before transformers 4.53 it did so only for registered classes.
+PPLXQwen3Config.register_for_auto_class("AutoConfig")
+PPLXQwen3Model.register_for_auto_class("AutoModel")

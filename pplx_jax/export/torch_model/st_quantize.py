@@ -4,6 +4,7 @@
 even. Compare them by cosine.
 """
 
+import json
 import pathlib
 import shutil
 
@@ -73,8 +74,21 @@ class FlexibleQuantizer(torch.nn.Module):
         return cls()
 
     def save(self, output_path: str, *_, **__) -> None:
-        """Copies this file next to `modules.json`, where sentence-transformers looks for it."""
-        shutil.copy(__file__, pathlib.Path(output_path).parent)
+        """Copies this file next to `modules.json`, where sentence-transformers looks for it.
+
+        The limit of texts is written again too, if it is above that of the model, so that a longer text is an error in
+        the model. sentence-transformers does not save it, and would cut such texts silently.
+        """
+        folder = pathlib.Path(output_path).parent
+        shutil.copy(__file__, folder)
+        paths = [folder / f"{name}.json" for name in ("config", "tokenizer_config", "sentence_bert_config")]
+        if not all(path.is_file() for path in paths):
+            return
+        model, tokenizer, module = (json.loads(path.read_text(encoding="utf-8")) for path in paths)
+        limit = tokenizer.get("model_max_length", 0)
+        if limit > model["max_position_embeddings"]:
+            module["max_seq_length"] = limit
+            paths[-1].write_text(json.dumps(module, indent=2) + "\n", encoding="utf-8")
 
     def get_config_dict(self) -> dict:
         return {}

@@ -51,9 +51,18 @@ def test_a_causal_model(tmp_path):
     assert (config.rms_norm_eps, config.rope_theta) == (1e-6, 1e6)
 
 
-@pytest.mark.parametrize("changes", [{"model_type": "bidirectional_pplx_qwen3"}, {"use_bidirectional_attention": True}])
-def test_a_bidirectional_model(tmp_path, changes):
-    assert not read(tmp_path, **changes).config.causal
+@pytest.mark.parametrize(
+    "changes, causal",
+    [
+        ({"model_type": "bidirectional_pplx_qwen3"}, False),
+        ({"is_causal": False}, False),
+        ({"is_causal": False, "use_bidirectional_attention": True}, False),
+        ({"is_causal": True}, True),
+        ({"use_bidirectional_attention": False}, True),
+    ],
+)
+def test_the_mask_is_that_of_transformers(tmp_path, changes, causal):
+    assert read(tmp_path, **changes).config.causal is causal
 
 
 def test_a_contextual_model(tmp_path):
@@ -70,6 +79,7 @@ def test_the_rope_base_of_either_generation_of_transformers(tmp_path):
     "changes, words",
     [
         ({"model_type": "mistral"}, "model_type 'mistral' is not supported"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention is true without is_causal false"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"model_type": "llama", "attention_bias": True}, "attention_bias is True"),
         ({"model_type": "llama", "mlp_bias": True}, "mlp_bias is True"),

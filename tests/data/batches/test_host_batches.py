@@ -120,6 +120,26 @@ def test_the_shards_of_all_processes_are_one_batch(tables, monkeypatch, name, or
         assert sum(count[key] for count in counts) == alone.counts[key]
 
 
+@pytest.mark.parametrize("name", tiny.STAGES)
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_batch_is_the_same_on_any_number_of_devices(tables, monkeypatch, name, microbatches):
+    """Also where there is too little space, so that texts are cut. More devices only add empty sequences."""
+    spec, positions = dataclasses.replace(stage(name, microbatches=microbatches), length=20), (0, 32, 40, 72)
+    one = [whole(spec, tables[name], groups=1, position=position) for position in positions]
+    assert name == "pair" or microbatches > 1 or any(batch.counts["cut_tokens"] for batch in one)
+    for shards in (3, 8):
+        monkeypatch.setattr(host_batches, "shard_count", lambda _, shards=shards: shards)
+        for alone, position in zip(one, positions, strict=True):
+            many = whole(spec, tables[name], groups=1, position=position)
+            assert len(many.arrays["tokens"]) % (shards * microbatches) == 0
+            assert {**many.counts, "cells": 0} == {**alone.counts, "cells": 0}
+            for key, array in alone.arrays.items():
+                found = np.asarray(many.arrays[key])
+                np.testing.assert_array_equal(found[: len(array)], array, err_msg=key)
+                if len(found) > len(array):
+                    assert np.unique(found[len(array) :]).tolist() == [tables[name].pad_id if key == "tokens" else 0]
+
+
 @pytest.mark.parametrize("name", ["pair", "triplet", "contextual"])
 def test_references_find_their_texts_among_all_sequences(tables, name):
     """The query that a reference points at is the one that the table has."""

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import os
 
 import pytest
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.bad_rows import BadRows
+from pplx_jax.data.sources.file_formats import format_of
 from pplx_jax.data.sources.source import Source
 
 PAIRS = [{"query": f"question {n}", "positive": f"answer {n} Ünïcode", "language": "de"} for n in range(5)]
@@ -304,3 +306,39 @@ def test_missing_files_and_unknown_formats(tmp_path):
     (tmp_path / "rows.csv").write_text("a,b\n")
     with pytest.raises(BadInput, match="does not end in .jsonl"):
         read(Source("mine", "pair", str(tmp_path / "rows.csv")))
+
+
+def test_the_digest_of_a_source_changes_with_its_files(tmp_path):
+    rows = [json.dumps({"text": f"{number:04d} " + "word " * 20}) for number in range(3000)]
+    path = tmp_path / "rows-0.jsonl"
+
+    def digest(**fields):
+        return Source("rows", "text", str(tmp_path / "rows-*.jsonl"), **fields).digest()
+
+    assert digest() is None
+    path.write_text("\n".join(rows))
+    first = digest()
+    assert first == digest()
+    os.utime(path, (0, 0))
+    assert digest() == first
+    for place in (0, 1500, 2999):
+        changed = [*rows]
+        changed[place] = changed[place].replace("word", "work")
+        path.write_text("\n".join(changed))
+        assert digest() not in (first, None)
+    path.write_text("\n".join(rows))
+    assert digest() == first
+    (tmp_path / "rows-1.jsonl").write_text(rows[0])
+    assert digest() != first
+
+
+def test_a_blank_line_is_no_row(tmp_path):
+    for name in ("rows.jsonl", "rows.ndjson"):
+        (tmp_path / name).write_text('\n{"text": "a"}\n  \n{"text": "b"}\n\n')
+        assert format_of(name) == "jsonl"
+    source = Source("rows", "text", str(tmp_path / "rows.jsonl"))
+    bad = BadRows("rows")
+    assert [example["text"] for shard in source.shards() for example in source.examples(shard, bad)] == ["a", "b"]
+    with pytest.raises(BadInput, match="rows.jsonl:5: .*not JSON"):
+        (tmp_path / "rows.jsonl").write_text('\n{"text": "a"}\n  \n\nno\n')
+        list(source.examples(source.shards()[0], BadRows("rows")))

@@ -145,3 +145,25 @@ def test_runs_that_share_tokens_share_no_triplets(folder, tmp_path):
     # A run may hold what `data cache` wrote.
     corpus.tokenize(tmp_path, vocabulary, shared, LENGTHS)
     assert open_tables(shared / "pair", kind="pair", vocabulary=vocabulary).keys() == {"short", "long"}
+
+
+def test_a_source_that_was_edited_after_tokenisation_is_named(folder, tmp_path):
+    corpus = corpus_of(folder)
+    before = corpus.file_digests()
+    assert before.keys() == {f"files of {name}" for source in corpus.sources for name in source.parts()}
+    assert dataclasses.replace(corpus, tokens=str(tmp_path)).file_digests() == {}
+    run = phases.Phases(tmp_path, {"tokenize": before})
+    run("tokenize", dict)
+    run.require_same()
+    changed = {**before, next(iter(before)): "0"}
+    with pytest.raises(BadInput, match=f"the finished phase tokenize has other settings: {next(iter(before))}"):
+        phases.Phases(tmp_path, {"tokenize": changed}).require_same()
+
+
+def test_tokens_of_other_lengths_are_refused(folder, tmp_path):
+    vocabulary, lengths = tiny.tiny_vocabulary(tmp_path), LENGTHS
+    corpus_of(folder).tokenize(tmp_path / "corpus", vocabulary, tmp_path / "tokens", lengths)
+    cached = dataclasses.replace(corpus_of(folder), tokens=str(tmp_path / "tokens"))
+    cached.tokenize(tmp_path / "corpus", vocabulary, tmp_path / "one", lengths)
+    with pytest.raises(BadInput, match="was made with Lengths.query=6, this recipe has 7"):
+        cached.tokenize(tmp_path / "corpus", vocabulary, tmp_path / "two", dataclasses.replace(lengths, query=7))

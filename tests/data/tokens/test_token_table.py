@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.ragged import Ragged
+from pplx_jax.data.tokens.table_maker import table_maker
 from pplx_jax.data.tokens.token_table import TokenTable, require_free_of_others
 from pplx_jax.data.tokens.token_writer import TokenWriter, write_table
 
@@ -59,6 +61,36 @@ def test_blocks_equal_one_write(tmp_path):
             writer.append(tokens=Ragged.from_arrays(texts[start : start + 7]))
     for file in ("tokens.values.npy", "tokens.offsets.npy", "manifest.json"):
         assert (tmp_path / "blocks" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_the_digest_is_of_the_content(tmp_path):
+    def digest(name, **columns):
+        write_table(tmp_path / name, "pair", VOCABULARY, {**PAIRS, **columns}, notes={"sources": [name]})
+        return TokenTable.open(tmp_path / name).digest
+
+    same = digest("a")
+    assert digest("b") == same
+    assert digest("c", source=np.array([0, 1], np.int32)) != same
+    assert digest("d", document=Ragged.from_arrays([[8, 9], [10, 11]])) != same
+    assert digest("e", query=Ragged.from_arrays([[5, 6], [8]])) != same
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    del manifest["digest"]  # as earlier versions wrote it
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest))
+    assert len(TokenTable.open(tmp_path / "a").digest) == 32
+
+
+@pytest.mark.parametrize("kind", ["text", "pair", "triplet", "contextual"])
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_a_shard_without_a_good_row_is_an_empty_table(tmp_path, kind, blocks):
+    none = Ragged.from_arrays([])
+    texts = dict.fromkeys(("tokens", "query", "document", "negatives", "chunks"), none)
+    labels = {name: np.array([], str) for name in ("language", "source")}
+    numbers = {name: np.zeros(0, np.int32) for name in ("chunk_counts", "chunk")}
+    block = {**texts, **labels, **numbers, **({"document": numbers["chunk"]} if kind == "contextual" else {})}
+    with table_maker(tmp_path / kind, kind, VOCABULARY, Lengths(24, 6, 12, 6, 3), allow_empty=True) as maker:
+        for _ in range(blocks):
+            maker.add(block)
+    assert TokenTable.open(tmp_path / kind, kind=kind).count == 0
 
 
 def test_part_of_a_ragged_can_be_written(tmp_path):

@@ -184,6 +184,21 @@ def test_a_title_and_its_text_are_joined_as_in_beir(tmp_path):
     assert read_beir(tmp_path).documents == ["Ant bee", "cat", "dog"]
 
 
+def test_a_split_has_its_own_judgements(tmp_path):
+    write(tmp_path / "set", {"a": "ant", "b": "bee"}, {"p": "ant", "q": "bee"}, [])
+    (tmp_path / "set" / "qrels.tsv").unlink()
+    (tmp_path / "set" / "qrels").mkdir()
+    (tmp_path / "set" / "qrels" / "test.tsv").write_text("p\ta\t1\n")
+    (tmp_path / "set" / "qrels" / "dev.tsv").write_text("p\ta\t1\nq\ta\t1\n")
+    found = [evaluate_task("bm25", tmp_path / "set", output=tmp_path / "r", split=name) for name in (None, "dev")]
+    assert [one["metrics"]["mrr"] for one in found] == [1, 0.5]
+    assert found[1]["settings"][0]["tasks"][0]["parts"][0]["split"] == "dev"
+    with pytest.raises(BadInput, match="no qrels.tsv or qrels/train.tsv"):
+        evaluate_task("bm25", tmp_path / "set", split="train")
+    with pytest.raises(BadInput, match="--split is for BEIR folders"):
+        evaluate_task("bm25", "toolret", data=tmp_path, split="dev")
+
+
 def test_an_id_that_a_run_file_cannot_hold(folder):
     with open(folder / "corpus.jsonl", "a") as file:
         file.write('{"_id": "two words", "text": "ant"}\n')

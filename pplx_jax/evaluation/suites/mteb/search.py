@@ -38,6 +38,7 @@ class Search:
         prompts: templates around its texts.
         meta: mteb's `ModelMeta`.
         scratch: folder for the vectors of a corpus until it is ranked, so that an interrupted run resumes.
+        revision: of the data and the protocol; vectors in `scratch` of another revision are not used.
         drops_own: whether the document with the id of a query is no hit of this query.
 
     Attributes:
@@ -51,10 +52,11 @@ class Search:
         meta: Any,
         scratch: pathlib.Path | None = None,
         *,
+        revision: str = "",
         drops_own: bool = False,
     ):
         self.system, self.prompts, self.mteb_model_meta, self._scratch = system, prompts, meta, scratch
-        self._drops_own = drops_own
+        self._revision, self._drops_own = revision, drops_own
         self._corpus: Any = None
 
     def index(self, corpus: Any, **_: Any) -> None:
@@ -140,7 +142,7 @@ class Search:
             return None
         return store_folder(
             self._scratch,
-            corpus=[where, revision, documents],
+            corpus=[where, revision, self._revision, documents],
             model=encoder.fingerprint,
             settings=dataclasses.asdict(settings),
             prompt=self.prompts.document,

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import pathlib
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
@@ -12,7 +13,7 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
-from pplx_jax.evaluation.core.benchmark import Part
+from pplx_jax.evaluation.core.benchmark import Part, revision_of_folder
 from pplx_jax.evaluation.scoring.retrieval_sets import REPORTED_METRICS
 from pplx_jax.evaluation.scoring.scorers import OwnDocument
 from pplx_jax.evaluation.scoring.system import System
@@ -65,10 +66,20 @@ class MtebTask:
 
     @property
     def revision(self) -> str:
-        """The data set's commit, and the prompts and the choice of own documents if they are not the default."""
+        """The data set's commit; a hash of local files; prompts and the choice of own documents, if not the default."""
+        files = None if self._files is None or not self._files.is_dir() else revision_of_folder(self._files)
         prompts = None if self.prompts == NO_PROMPTS else self.prompts
         own = self.own_document and f"own_document {self.own_document}"
-        return " ".join(str(part) for part in (self.task.metadata.revision, prompts, own) if part is not None)
+        return " ".join(str(part) for part in (self._commit, files, prompts, own) if part is not None)
+
+    @property
+    def _commit(self) -> str | None:
+        return self.task.metadata.revision
+
+    @property
+    def _files(self) -> pathlib.Path | None:
+        """The folder of the data set in `data`."""
+        return None if self.data is None else self.data / self.task.metadata.dataset["path"].rpartition("/")[2]
 
     def evaluate(self, system: System) -> Sequence[Part]:
         """Returns a part for every split and subset. `metrics` are mteb's, before it rounds them to five digits.
@@ -87,7 +98,7 @@ class MtebTask:
     def _search(self, system: System) -> Search:
         prompts = NO_PROMPTS if system.encoder is None else self.prompts
         meta = model_meta(system, prompts, self.model_name)
-        return Search(system, prompts, meta, self.scratch, drops_own=self._drops_own)
+        return Search(system, prompts, meta, self.scratch, revision=self.revision, drops_own=self._drops_own)
 
     @property
     def _drops_own(self) -> bool:
@@ -98,13 +109,17 @@ class MtebTask:
         """Loads the task's data from `data` or the hub for the duration of the block."""
         source = self.task.metadata.dataset
         page = f"https://huggingface.co/datasets/{source['path']} (revision {source.get('revision')})"
-        name = source["path"].rpartition("/")[2]
-        try:
-            if self.data is not None:
-                folder = self.data / name
+        name, folder = source["path"].rpartition("/")[2], self._files
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._forget)
+            if folder is not None:
                 if not folder.is_dir():
                     raise BadInput(f"{self.name}: no folder {folder}; download the files of {page} into it")
-                local = {"dataset": {**source, "path": str(folder.resolve())}}
+                # The cache of `datasets` knows a folder only by its name, so the name contains a hash of the files.
+                link = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+                link = link / f"{name}-{revision_of_folder(folder)}"
+                link.symlink_to(folder.resolve())
+                local = {"dataset": {**source, "path": str(link)}}
                 self.task.metadata = self.task.metadata.model_copy(update=local)
             try:
                 self.task.load_data()
@@ -115,10 +130,11 @@ class MtebTask:
                     f"FOLDER/{name} and give --data FOLDER"
                 ) from error
             yield
-        finally:
-            if self.task.data_loaded:
-                self.task.unload_data()
-            vars(self.task).pop("metadata", None)
+
+    def _forget(self) -> None:
+        if self.task.data_loaded:
+            self.task.unload_data()
+        vars(self.task).pop("metadata", None)
 
     def _score(self, search: Search) -> tuple[list[Part], dict[str, dict[str, Mapping[str, Any]]]]:
         """Returns the parts, and mteb's own scores by split and subset."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import datasets
 import mteb
@@ -272,6 +273,39 @@ def test_own_documents_count_as_in_the_evaluation_of_folders(tmp_path, name, cho
         top_k=1000,
     )
     assert (len(kept["z"]), "z" in kept["z"], "d0011" in kept["z"]) == (1000, choice == "keep", choice == "drop")
+
+
+def test_changed_files_and_another_folder_are_read_again(data, tmp_path):
+    """The cache of `datasets` knows a folder by its name, and not what is in it."""
+    first = words_task(data)
+    before = first.evaluate(BM25)
+    shutil.copytree(data / NAME, tmp_path / NAME)
+    second, where = words_task(tmp_path), tmp_path / NAME / "english-test" / "queries.jsonl"
+    assert second.revision == first.revision
+    rows = [json.loads(line) for line in where.read_text().splitlines()]
+    where.write_text("".join(json.dumps({**row, "text": "qqqq"}) + "\n" for row in rows))
+    assert second.revision != first.revision
+    after = second.evaluate(BM25)
+    changed = PAIRS.index(("test", "english"))
+    assert after[changed].metrics["ndcg@10"] == 0 < before[changed].metrics["ndcg@10"]
+    assert [part.metrics for part in first.evaluate(BM25)] == [part.metrics for part in before]
+    results = tmp_path / "results"
+    subject = Subject("words", "bm25", "bm25")
+    for task in (first, second):
+        run_tasks([task], [BM25], Results(subject, results))
+    (outcome,) = Results(subject, results).outcomes
+    assert outcome.parts[changed].metrics["ndcg@10"] == 0
+
+
+def test_vectors_of_other_files_do_not_go_on(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(mteb_search, "DOCUMENTS_PER_BLOCK", 5)
+    shutil.copytree(data / NAME, tmp_path / NAME)
+    with open(tmp_path / NAME / "french-dev" / "corpus.jsonl", "a") as file:
+        file.write("\n")
+    one, other = (
+        words_task(folder, scratch=tmp_path / "scratch")._search(SYSTEMS["int8"]) for folder in (data, tmp_path)
+    )
+    assert one._folder("", "", 1) != other._folder("", "", 1)
 
 
 def test_a_wrong_order_of_ties_or_a_cosine_of_packed_bits_would_show(data, parts, monkeypatch):
