@@ -56,7 +56,7 @@ class SharedPhases:
         mined = "pair" in kept and not any(key.startswith("Mining.") for key in changed)
         corpus = trial.arguments["run"].get("corpus")
         declared = corpus is not None and corpus.declares_triplets()
-        phases = [*_DATA_PHASES, *kept, *(f"evaluate_{name}" for name in kept)]
+        phases = [*_DATA_PHASES, *kept, *(f"{of}_{name}" for of in ("evaluate", "masked_tokens") for name in kept)]
         links = (
             *_DATA_FILES,
             *(f"data/tokens/{name}" for name in starts_from if name != "triplet"),

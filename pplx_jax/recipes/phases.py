@@ -12,14 +12,15 @@ import numpy as np
 from absl import logging
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
-from pplx_jax.checkpoints.model_folder import Kind
+from pplx_jax.checkpoints.model_folder import Kind, load_model
 from pplx_jax.core.buckets import local_copy, remove, staged
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.output_folder import take_place
-from pplx_jax.core.paths import is_bucket
+from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.core.resume_check import require_same
 from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.data.batches.examples import Examples
+from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.sources.corpus import Corpus
 from pplx_jax.data.tokens.kinds import FOLDERS
 from pplx_jax.data.tokens.lengths import Lengths
@@ -27,7 +28,7 @@ from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.data.tokens.token_table import MANIFEST
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.evaluation.scoring.retrieval_evaluator import RetrievalEvaluator, read_evaluation_sets
-from pplx_jax.evaluation.scoring.retrieval_sets import read_sets, score_model
+from pplx_jax.evaluation.scoring.retrieval_sets import read_probes, read_sets, score_bm25, score_model
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.lead import lead
 from pplx_jax.mining.choice import Mining
@@ -193,6 +194,11 @@ def evaluation_folder(workdir: pathlib.Path) -> pathlib.Path:
     return workdir / "data" / "corpus" / "evaluation"
 
 
+def _probes(held_out: pathlib.Path) -> dict[str, RetrievalSet]:
+    """Returns the probes of the corpus, which lie beside its evaluation sets."""
+    return read_probes(held_out.with_name("probes"))
+
+
 def retrieval_evaluator(
     training: Training,
     vocabulary: Vocabulary,
@@ -214,12 +220,30 @@ def document_size(lengths: Lengths) -> dict[str, int]:
     return {"chunks_per_document": lengths.chunks, "tokens_per_document": lengths.chunks * (lengths.chunk + 1)}
 
 
+def score_baseline(held_out: pathlib.Path) -> dict[str, Any]:
+    """Scores BM25."""
+    return score_bm25(read_sets(held_out), _probes(held_out))
+
+
 def score_random(
     model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path
 ) -> dict[str, Any] | None:
-    """Scores the same architecture with random weights, on all processes; only the first one has the result."""
-    params = jax.tree.map(np.asarray, initial_params(model, seed))
-    embedder = Embedder(LoadedModel(model, vocabulary, params, "v1", "random"), shared=True)
+    """Scores the same architecture with random weights."""
+    return _score_untrained(model, vocabulary, jax.tree.map(np.asarray, initial_params(model, seed)), held_out)
+
+
+def score_initial(
+    model: Qwen3Config, vocabulary: Vocabulary, initial: str, held_out: pathlib.Path
+) -> dict[str, Any] | None:
+    """Scores the imported weights with the mask of the recipe's model."""
+    return _score_untrained(model, vocabulary, load_model(as_path(initial)).params, held_out)
+
+
+def _score_untrained(
+    model: Qwen3Config, vocabulary: Vocabulary, params: dict[str, Any], held_out: pathlib.Path
+) -> dict[str, Any] | None:
+    """All processes encode; only the first one has the result. Probes would cost time and say little."""
+    embedder = Embedder(LoadedModel(model, vocabulary, params, "v1", "untrained"), shared=True)
     return lead(embedder, lambda encoder: score_model(encoder, read_sets(held_out)))
 
 
@@ -233,7 +257,7 @@ def score(folder: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dic
         "contextual": embedder.kind == "context_v1",
         **document_size(lengths),
     }
-    return lead(embedder, lambda encoder: score_model(encoder, read_sets(held_out), **options))
+    return lead(embedder, lambda encoder: score_model(encoder, read_sets(held_out), _probes(held_out), **options))
 
 
 def export(workdir: pathlib.Path, models: Mapping[Kind, str], results: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import logging
@@ -29,16 +29,18 @@ from pplx_jax.data.tokens.open_tables import open_tables, require_lengths
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
-from pplx_jax.evaluation.scoring.retrieval_sets import evaluate_bm25, read_sets, score_sets
+from pplx_jax.evaluation.scoring.retrieval_sets import PER_QUERY
 from pplx_jax.mining.choice import Mining
 from pplx_jax.models.term_weights import TermWeights
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.parallel.processes import barrier, is_first, joins_processes
 from pplx_jax.recipes import phases as work
+from pplx_jax.recipes.gains import compared_models, gains
+from pplx_jax.recipes.masked_tokens import masked_tokens, predicts_masked_tokens
 from pplx_jax.recipes.phases import Phases, evaluation_folder, tables_folder
 from pplx_jax.recipes.preflight import check_disk, check_packages, check_stages
-from pplx_jax.recipes.results import environment, format_sets, format_table, write_report, write_results
+from pplx_jax.recipes.results import TABLES, environment, write_report, write_results
 from pplx_jax.recipes.weighted_start import NAME as INITIAL
 from pplx_jax.recipes.weighted_start import start_folder, write_weighted_start
 from pplx_jax.training.settings import Training
@@ -117,6 +119,16 @@ def run(
     barrier("workdir")
     held_out = evaluation_folder(workdir)
     results: dict[str, Any] = {}
+    per_query: dict[str, dict[str, list[float]]] = {}
+
+    def keep(name: str, score: Callable[[], Any]) -> None:
+        if scored is None or name in scored:
+            scores = phases(f"evaluate_{name}", score, everyone=name != "bm25")
+            per_query[name] = scores.pop(PER_QUERY, {})
+            results[name] = scores
+
+    def keep_model(name: str) -> None:
+        keep(name, lambda: work.score(workdir / name, held_out, lengths))
 
     counts = phases("corpus", lambda: work.build(workdir, corpus), writes=("data/corpus",))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
@@ -128,22 +140,16 @@ def run(
     examples = phases("tokenize", tokenize, writes=("data/tokens",))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
-    if scored is None or "bm25" in scored:
-        results["bm25"] = phases("evaluate_bm25", lambda: score_sets(read_sets(held_out), evaluate_bm25))
-    if scored is None or "random" in scored:
-        random_scores = functools.partial(work.score_random, model, vocabulary, seed, held_out)
-        results["random"] = phases("evaluate_random", random_scores, everyone=True)
+    keep("bm25", lambda: work.score_baseline(held_out))
+    keep("random", lambda: work.score_random(model, vocabulary, seed, held_out))
 
-    def note_scores(folder: pathlib.Path) -> None:
-        if scored is None or folder.name in scored:
-            score = functools.partial(work.score, folder, held_out, lengths)
-            results[folder.name] = phases(f"evaluate_{folder.name}", score, everyone=True)
-
+    if initial:
+        keep(INITIAL, functools.partial(work.score_initial, model, vocabulary, initial, held_out))
     if term_weights:
         tables = [table for kind in ("text", "pair") for table in _tables(workdir, kind, vocabulary)]
         weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
         phases(INITIAL, weigh, writes=(INITIAL,))
-        note_scores(workdir / INITIAL)
+        keep_model(INITIAL)
 
     for training in stages:
         name, stage = training.stage.name, training.stage
@@ -154,7 +160,12 @@ def run(
 
         learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start, lengths)
         phases(name, learn, everyone=True, writes=(name,))
-        note_scores(workdir / name)
+        keep_model(name)
+        if name in results and predicts_masked_tokens(stage):
+            earlier, first = _earlier(workdir, training.earlier_stage), as_path(start) if start else None
+            fill = (workdir / name, training, model, vocabulary, mesh, seed, earlier, first, held_out)
+            predict = functools.partial(masked_tokens, *fill)
+            results[name]["masked_tokens"] = phases(f"masked_tokens_{name}", predict, everyone=True)
         if name == until:
             break
 
@@ -162,17 +173,18 @@ def run(
         first, second, merged = (workdir / name for name in (*merge.stages, MERGED))
         join = functools.partial(merge_checkpoints, first, second, merged, weight=merge.weight, per=merge.per)
         phases("merge", join, writes=(MERGED,))
-        note_scores(merged)
+        keep_model(MERGED)
         exported: dict[Kind, str] = {"v1": MERGED}
         exported |= {one.stage.model_kind: one.stage.name for one in stages if one.stage.model_kind != "v1"}
         phases("export", lambda: work.export(workdir, exported, results), writes=("export",))
         phases("index", lambda: work.index(workdir, merged), everyone=True, writes=("embeddings", "index"))
+    results["gains"] = gains(per_query, compared_models(stages, merge, results))
     results |= {"seconds": phases.seconds, "environment": environment()}
     if is_first():
         write_results(workdir, results)
         write_report(workdir)
     written, report = (str(workdir / name) for name in ("results.json", "report.html"))
-    table = "\n\n".join(filter(None, (format_table(results), format_sets(results)))) + "\n"
+    table = "\n\n".join(filter(None, (make(results) for make in TABLES))) + "\n"
     return {"results": written, "report": report, "table": table}
 
 
@@ -291,6 +303,7 @@ def phase_settings(
         "vocabulary": {"size": model.vocab_size, "seed": seed},
         "tokenize": settings_of(lengths, initial=initial) | (corpus.file_digests() if is_first() else {}),
         "evaluate_random": start,
+        f"evaluate_{INITIAL}": start if initial else {},
         **{
             training.stage.name: settings_of(training) | start | {"Evaluation.held_out": training.held_out}
             for training in stages

@@ -18,6 +18,7 @@ from pplx_jax.training.metrics import read_metrics
 EVALUATED = "eval/"  # metrics of evaluation during training begin with it
 UNTRAINED = ("random", "initial")
 PRECISIONS = ("float", "int8", "binary")
+SETS = {"sets": "", "probes": " (probe)"}  # keys of results by set -> what is said after the name of a set
 METRICS = {"ndcg@10": "nDCG@10", "recall@100": "Recall@100"}
 _ALONE = "without_context"
 _CONTEXT = {"with_context": "in context", _ALONE: "alone"}
@@ -120,21 +121,46 @@ def context_rows(name: str, stage: Mapping[str, Any]) -> dict[str, ScoreRow]:
 def set_rows(
     results: Mapping[str, Any], stages: Sequence[str] = (), metric: str = "ndcg@10"
 ) -> tuple[list[str], list[tuple[str, list]]]:
-    """Returns the names of `result_rows`, and for each evaluation set the main number of each of them."""
+    """Returns the names of `result_rows`, and for each evaluation set and probe the main number of each of them."""
     titles = [row.name for row in result_rows(results, stages)]
-    names = dict.fromkeys(
-        name for entry in results.values() if isinstance(entry, Mapping) for name in entry.get("sets", ())
-    )
+    entries = {key: entry for key, entry in results.items() if isinstance(entry, Mapping)}
+    names = dict.fromkeys((kind, name) for kind in SETS for entry in entries.values() for name in entry.get(kind, ()))
     body = []
-    for name in names:
-        of_set = {key: entry["sets"][name] for key, entry in results.items() if _has_set(entry, name)}
+    for kind, name in names:
+        of_set = {key: entry[kind][name] for key, entry in entries.items() if name in entry.get(kind, ())}
         values = {row.name: row.main(metric) for row in result_rows(of_set)}
-        body.append((name, [values.get(title) for title in titles]))
+        body.append((f"{name}{SETS[kind]}", [values.get(title) for title in titles]))
     return titles, body
 
 
-def _has_set(entry: Any, name: str) -> bool:
-    return isinstance(entry, Mapping) and name in entry.get("sets", ())
+def masked_token_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Returns (stage, mask rate, loss, accuracy) of the stages that predict masked tokens, each before -> after."""
+    return [
+        (stage, f"{float(rate):.0%}", _change(values["loss"], 1, ""), _change(values["accuracy"], 100, "%"))
+        for stage, entry in results.items()
+        if isinstance(entry, Mapping)
+        for rate, values in entry.get("masked_tokens", {}).items()
+        if isinstance(values, Mapping)
+    ]
+
+
+def _change(values: Mapping[str, float], scale: int, unit: str) -> str:
+    before, after, change, low, high = (values[name] * scale for name in ("before", "after", "change", "low", "high"))
+    return f"{before:.3g}{unit} -> {after:.3g}{unit} ({change:+.2f} [{low:+.2f}, {high:+.2f}])"
+
+
+def gain_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Returns what each stage adds: (models compared, set, a sentence with the difference and its interval)."""
+    return [(f"{row['of']} over {row['over']}", row["set"], _gain(row)) for row in results.get("gains", ())]
+
+
+def _gain(row: Mapping[str, Any]) -> str:
+    change, low, high = (row[name] for name in ("ndcg@10", "low", "high"))
+    if low <= 0 <= high:
+        return f"no difference that can be seen: {change:+.3f} [{low:+.3f}, {high:+.3f}]"
+    if change > 0:
+        return f"adds {change:.3f} [{low:.3f}, {high:.3f}]"
+    return f"costs {-change:.3f} [{-high:.3f}, {-low:.3f}]"
 
 
 def collect(workdir: pathlib.Path) -> Run:

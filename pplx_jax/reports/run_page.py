@@ -13,6 +13,8 @@ from pplx_jax.reports.run import (
     Run,
     ScoreRow,
     context_rows,
+    gain_rows,
+    masked_token_rows,
     numbers,
     result_rows,
     set_rows,
@@ -38,6 +40,8 @@ def render_run(run: Run) -> str:
         "score_charts": list(_score_charts(rows, colors)),
         "score_table": _score_table(rows),
         "sets": _sets(run),
+        "masked_tokens": [Row(list(row)) for row in masked_token_rows(run.results)],
+        "gains": [Row(list(row)) for row in gain_rows(run.results)],
         "precision_chart": _precision_chart(rows),
         "losses": [
             (stage, f"{len(points):,} logged steps", charts.line(points, colors.get(stage, "other")))
@@ -87,12 +91,15 @@ def _score_tiles(rows: Sequence[ScoreRow]) -> Iterable[Tile]:
 def _context_tiles(run: Run) -> Iterable[Tile]:
     for stage in run.stages:
         entry = run.results.get(stage)
-        rows = context_rows(stage, entry) if isinstance(entry, Mapping) else {}
-        found = [row.main(_METRIC) for row in rows.values()]
-        if len(found) == 2 and found[0] is not None and found[1] is not None:
-            gain = found[0] - found[1]
-            note = f"nDCG@10 of {stage}, chunks in context against chunks alone"
-            yield Tile("Gain from context", signed(gain), note, "up" if gain >= 0 else "down")
+        if not isinstance(entry, Mapping):
+            continue
+        for name, scores in {"": entry, **entry.get("probes", {})}.items():
+            found = [row.main(_METRIC) for row in context_rows(stage, scores).values()]
+            if len(found) == 2 and found[0] is not None and found[1] is not None:
+                gain = found[0] - found[1]
+                where = f" on the probe {name}" if name else ""
+                note = f"nDCG@10 of {stage}{where}, chunks in context against chunks alone"
+                yield Tile("Gain from context", signed(gain), note, "up" if gain >= 0 else "down")
 
 
 def _score_charts(rows: Sequence[ScoreRow], colors: Mapping[str, str]) -> Iterable[tuple[str, Any]]:

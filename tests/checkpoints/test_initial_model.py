@@ -86,7 +86,12 @@ def test_a_run_from_an_import(imported, packages, tmp_path, capsys):
         assert vocabulary.mask == "<think>"
     for stage in STAGES:
         assert [row["step"] for row in read_metrics(workdir / stage / "metrics.jsonl")] == [1, 2]
-    assert json.loads((workdir / "results.json").read_text())["pair"]["int8"]
+    results = json.loads((workdir / "results.json").read_text())
+    # The diffusion stage has a learning rate of 0: it is the imported model with the mask removed.
+    assert results["initial"]["int8"] == results["diffusion"]["int8"] != results["random"]["int8"]
+    assert [(row["of"], row["over"]) for row in results["gains"]][0] == ("diffusion", "initial")
+    loss = results["diffusion"]["masked_tokens"]["0.5"]["loss"]
+    assert loss["before"] == loss["after"] > 1
 
 
 def test_a_recipe_of_other_sizes_is_refused_before_anything_is_written(imported, packages, tmp_path, capsys):

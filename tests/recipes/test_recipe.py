@@ -30,10 +30,18 @@ from pplx_jax.training.train_stage import FINISHED
 
 pytestmark = pytest.mark.slow
 
+PRECISIONS = {"float", "int8", "binary"}
+PROBED = ("open", "close")  # methods
+
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    return write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
+    """Also classes of the held-out package, for the probe of context."""
+    root = write_packages(tmp_path_factory.mktemp("code"), ("alpha", "beta", "gamma"))
+    methods = "".join(f"    def {name}(self, path):\n        return self.index.{name}(path)\n\n" for name in PROBED)
+    classes = (f"class {name}Reader(Reader):\n    index = None\n\n{methods}" for name in ("Disk", "Queue", "Stack"))
+    (root / "gamma" / "classes.py").write_text("\n\n".join(classes), encoding="utf-8")
+    return root
 
 
 def complaint(arguments, capsys) -> str:
@@ -72,10 +80,30 @@ def finished(packages, tmp_path_factory):
 def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
     results = json.loads((finished / "results.json").read_text())
     for name in SCORES[1:]:
-        for precision in ("float", "int8", "binary"):
+        for precision in PRECISIONS:
             assert results[name][precision].keys() == {"ndcg@10", "recall@100"}
             assert all(0.0 < value <= 1.0 for value in results[name][precision].values())
-    assert results["bm25"].keys() == {"ndcg@10", "recall@100"}
+    assert results["bm25"].keys() == {"ndcg@10", "recall@100", "probes"}
+    assert results["contextual"]["probes"]["context"].keys() == {*PRECISIONS, "with_context", "without_context"}
+    for name in ("bm25", "pair", "merged"):
+        assert results[name]["probes"]["context"].keys() == (
+            {"ndcg@10", "recall@100"} if name == "bm25" else PRECISIONS
+        )
+    assert [(row["of"], row["over"]) for row in results["gains"] if row["set"] == "context"] == [
+        ("pair", "diffusion"),
+        ("contextual", "pair"),
+        ("contextual, in context", "contextual, alone"),
+        ("triplet", "pair"),
+        *(("merged", other) for other in ("contextual", "triplet", "bm25")),
+    ]
+    assert "masked_tokens" not in results["pair"]
+    for rate in ("0.15", "0.5"):
+        loss, accuracy = (results["diffusion"]["masked_tokens"][rate][name] for name in ("loss", "accuracy"))
+        assert loss["change"] == pytest.approx(loss["after"] - loss["before"]) and loss["change"] != 0
+        assert loss["low"] <= loss["change"] <= loss["high"] and 0 <= accuracy["after"] <= 1
+    gain = next(row for row in results["gains"] if row["of"] == "pair" and row["set"] == "evaluation")
+    change = results["pair"]["int8"]["ndcg@10"] - results["diffusion"]["int8"]["ndcg@10"]
+    assert gain["ndcg@10"] == pytest.approx(change, abs=1e-5) and gain["low"] < change < gain["high"]
     assert results["contextual"]["with_context"] != results["contextual"]["without_context"]
     assert {"corpus", "vocabulary", "tokenize", *STAGES, "mine", "merge", "export"} <= results["seconds"].keys()
     for stage in STAGES:
@@ -95,6 +123,7 @@ def test_a_run_leaves_scores_models_exports_an_index_and_a_report(finished):
         assert (finished / "export" / kind / "model.safetensors").stat().st_size > 0
     page = (finished / "report.html").read_text()
     assert "</html>" in page and "Evaluation during training" in page
+    assert "What each stage adds" in page and "Masked tokens" in page
 
 
 def test_a_finished_run_is_not_done_again(finished, packages):

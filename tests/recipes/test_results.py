@@ -72,6 +72,29 @@ def test_the_page_holds_every_part(workdir):
         assert part in text, part
 
 
+def test_the_page_says_what_each_stage_adds_and_shows_probes(workdir):
+    probe = {**STAGE, "with_context": {**SCORES, "ndcg@10": 0.75}, "without_context": SCORES}
+    row = {"of": "contextual", "over": "diffusion", "set": "evaluation", "ndcg@10": -0.02, "low": -0.03, "high": -0.01}
+    contextual = {**RESULTS["contextual"], "probes": {"context": probe}}
+    report.write_results(workdir, {**RESULTS, "contextual": contextual, "gains": [row]})
+    text = page_text(workdir)
+    assert "contextual over diffusion" in text and "costs 0.020 [0.010, 0.030]" in text
+    assert "+0.350" in text and "on the probe context" in text
+    assert "context (probe)" in text
+
+
+def test_the_page_shows_what_a_stage_learned_of_masked_tokens(workdir):
+    change = {"before": 3.0, "after": 2.5, "change": -0.5, "low": -0.75, "high": -0.25}
+    hits = {"before": 0.25, "after": 0.375, "change": 0.125, "low": 0.0, "high": 0.25}
+    diffusion = {**STAGE, "masked_tokens": {"texts": 128, "0.15": {"loss": change, "accuracy": hits}}}
+    report.write_results(workdir, {**RESULTS, "diffusion": diffusion})
+    text = page_text(workdir)
+    assert "15%" in text and "3 -> 2.5 (-0.50 [-0.75, -0.25])" in text
+    lines = report.format_masked_tokens({"diffusion": diffusion}).splitlines()
+    assert "25% -> 37.5% (+12.50 [+0.00, +25.00])" in lines[2]
+    assert report.format_masked_tokens(RESULTS) == ""
+
+
 def test_a_run_that_has_only_begun(tmp_path):
     report.write_results(tmp_path, {"environment": {"device": "cpu"}})
     text = page_text(tmp_path)

@@ -34,7 +34,8 @@ class Corpus(abc.ABC):
         """Prepares the corpus in the folder `output`, and returns counts.
 
         The folder must contain `search.jsonl`, the texts that a search of the finished run looks through, and
-        `evaluation/`, a BEIR folder or a folder of them. Files that the sources read may be anywhere.
+        `evaluation/`, a BEIR folder or a folder of them. It may contain `probes/NAME`, BEIR folders that are scored
+        beside the evaluation sets and are in no mean. Files that the sources read may be anywhere.
 
         Raises:
             BadInput: the corpus is empty, or a file is missing.

@@ -24,7 +24,7 @@ FILES = (
 
 @dataclasses.dataclass(frozen=True)
 class FolderCorpus(WrittenCorpus):
-    """The files that `WrittenCorpus` describes. Their lines are checked during tokenisation.
+    """The files that `WrittenCorpus` describes, and `probes/` if there is one. Lines are checked during tokenisation.
 
     Attributes:
         path: the folder, which may be in a bucket. It must not move while a run uses it.
@@ -41,11 +41,13 @@ class FolderCorpus(WrittenCorpus):
         folder = absolute(local_copy(as_path(self.path)))
         if missing := [name for name in FILES if not (folder / name).is_file()]:
             raise BadInput(f"FolderCorpus.path {folder} lacks {', '.join(missing)}; write them there")
+        probes = sorted(str(path.relative_to(folder)) for path in folder.glob("probes/*/*") if path.is_file())
+        names = (*FILES, *probes)
         with corpus_folder(pathlib.Path(output)) as partial:
-            for name in FILES:
-                (partial / name).parent.mkdir(exist_ok=True)
+            for name in names:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
                 if is_bucket(self.path):  # other machines do not have the cache of this one
                     shutil.copyfile(folder / name, partial / name)
                 else:
                     (partial / name).symlink_to(folder / name)
-        return {"bytes": {name: (folder / name).stat().st_size for name in FILES}}
+        return {"bytes": {name: (folder / name).stat().st_size for name in names}}

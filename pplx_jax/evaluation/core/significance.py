@@ -84,6 +84,30 @@ def seeded_interval(
     return interval(np.array(means))
 
 
+def paired_interval(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[float] | None = None, *, seed: int = SEED
+) -> tuple[float, float, float]:
+    """Returns the difference of two systems and the bounds of its 95% interval. Arguments are those of `paired_test`.
+
+    Raises:
+        ValueError: the two arrays of a set differ in length.
+    """
+    weighted = _weighted_differences(pairs, weights)
+    means = [weight * resampled_means(one, seed=[seed, place]) for place, (weight, one) in enumerate(weighted)]
+    return sum(weight * float(one.mean()) for weight, one in weighted), *interval(np.sum(means, axis=0))
+
+
+def _weighted_differences(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], weights: Sequence[float] | None
+) -> list[tuple[float, np.ndarray]]:
+    for first, second in pairs:
+        if len(first) != len(second):
+            raise ValueError(f"{len(first)} values against {len(second)}: both systems need the same queries")
+    differences = [np.asarray(first, np.float64) - np.asarray(second, np.float64) for first, second in pairs]
+    weights = [1 / len(pairs)] * len(pairs) if weights is None else weights
+    return list(zip(weights, differences, strict=True))
+
+
 def paired_test(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
     weights: Sequence[float] | None = None,
@@ -102,17 +126,12 @@ def paired_test(
     Raises:
         ValueError: the two arrays of a set differ in length.
     """
-    for first, second in pairs:
-        if len(first) != len(second):
-            raise ValueError(f"{len(first)} values against {len(second)}: both systems need the same queries")
-    differences = [np.asarray(first, np.float64) - np.asarray(second, np.float64) for first, second in pairs]
-    weights = [1 / len(pairs)] * len(pairs) if weights is None else weights
-    weighted = list(zip(weights, differences, strict=True))
-    means = [weight * resampled_means(one, seed=[seed, place]) for place, (weight, one) in enumerate(weighted)]
+    weighted = _weighted_differences(pairs, weights)
+    _, low, high = paired_interval(pairs, weights, seed=seed)
     shares = np.concatenate([weight * one / len(one) for weight, one in weighted])
     shares = shares[shares != 0]
     p = _enumerated(shares) if len(shares) <= _MOST_ENUMERATED else _sampled(shares, resamples, seed)
-    return Difference(float(shares.sum()), *interval(np.sum(means, axis=0)), p)
+    return Difference(float(shares.sum()), low, high, p)
 
 
 def _enumerated(shares: np.ndarray) -> float:

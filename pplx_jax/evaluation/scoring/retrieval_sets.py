@@ -1,11 +1,13 @@
 """Scores a model or BM25 on one retrieval set, or on several: each set's metrics and their mean.
 
+Probes are further sets that each ask one question about a model, such as whether it uses context. They are in no mean.
+
 Texts are encoded once, and every quantization is derived from the same pooled vectors. All passages of a set are ranked
 together (as in ConTEB), also if a context model encoded them document by document.
 """
 
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,11 @@ from pplx_jax.evaluation.scoring.set_embeddings import embed_set
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.kernels.quantization import Quantization
 
-SETS = "sets"
-REPORTED_METRICS = ("ndcg@10", "recall@100")
+SETS, PROBES, PER_QUERY = "sets", "probes", "per_query"
+EVALUATION = "evaluation"  # the name of a set that is alone
+WITH_CONTEXT = "with_context"
+MAIN_METRIC = "ndcg@10"
+REPORTED_METRICS = (MAIN_METRIC, "recall@100")
 _REPORTED_AS = {"tanh": "float"}
 
 
@@ -48,10 +53,20 @@ def evaluate(
     Raises:
         BadInput: the folder cannot be read, or a text is over the model's limit.
     """
-    data, metrics = _read(folder), tuple(metrics)
+    values = _evaluate_queries(model, _read(folder), quantization, tuple(metrics), **encoding)
+    return {name: means(of_queries) for name, of_queries in values.items()}
+
+
+def _evaluate_queries(
+    model: Encoder,
+    data: RetrievalSet,
+    quantization: Sequence[Quantization] = ("tanh", "int8", "binary"),
+    metrics: Sequence[str] = REPORTED_METRICS,
+    **encoding: Any,
+) -> dict[str, dict[str, np.ndarray]]:
     queries, documents = embed_set(model, data, **encoding)
     return {
-        _REPORTED_AS.get(name, name): means(score(data, cosine_scorer(queries, documents, name), metrics))
+        _REPORTED_AS.get(name, name): score(data, cosine_scorer(queries, documents, name), metrics)
         for name in quantization
     }
 
@@ -79,43 +94,85 @@ def read_sets(folder: pathlib.Path) -> dict[str, RetrievalSet] | RetrievalSet:
     return read_beir(folder) if inner == [folder] else {path.name: read_beir(path) for path in inner}
 
 
+def read_probes(folder: pathlib.Path) -> dict[str, RetrievalSet]:
+    """Reads a folder of BEIR folders as sets by name; {} if there is no such folder. Raises BadInput as `read_sets`."""
+    folder = as_path(folder)
+    return {path.name: read_beir(path) for path in set_folders(local_copy(folder))} if folder.exists() else {}
+
+
 def score_sets(
-    data: Mapping[str, RetrievalSet] | RetrievalSet, score: Callable[[RetrievalSet], Mapping[str, Any]]
+    data: Mapping[str, RetrievalSet] | RetrievalSet,
+    score: Callable[[RetrievalSet], Mapping[str, Any]],
+    probes: Mapping[str, RetrievalSet] | None = None,
 ) -> dict[str, Any]:
     """Returns the scores of one set. For several sets, returns the mean of each score, and each set's under "sets".
 
     Args:
         data: what `read_sets` returned.
-        score: returns nested scores of a set, with the same keys for each set.
+        score: returns the scores of a set, or nested scores, with the same keys for each set: arrays with a value for
+            each query, or numbers.
+        probes: what `read_probes` returned. Their scores are under "probes".
+
+    Returns:
+        The scores, and under "per_query" INT8 nDCG@10 of each query by set, "probes/NAME" for a probe, with
+        "/with_context" after the name if passages are in their documents.
     """
-    if isinstance(data, RetrievalSet):
-        return dict(score(data))
-    scores = {name: dict(score(one)) for name, one in data.items()}
-    return {**_mean(list(scores.values())), SETS: scores}
+    sets = {EVALUATION: data} if isinstance(data, RetrievalSet) else data
+    places = {**sets, **{f"{PROBES}/{name}": probe for name, probe in (probes or {}).items()}}
+    values = {name: score(one) for name, one in places.items()}
+    scores = {name: _mean([found]) for name, found in values.items()}
+    of_sets = {name: scores[name] for name in sets}
+    total = of_sets[EVALUATION] if isinstance(data, RetrievalSet) else {**_mean([*of_sets.values()]), SETS: of_sets}
+    of_probes = {name: scores[f"{PROBES}/{name}"] for name in probes or ()}
+    per_query = {name: found for place, of_set in values.items() for name, found in _main(place, of_set)}
+    extra = {PROBES: of_probes, PER_QUERY: per_query}
+    return {**total, **{name: found for name, found in extra.items() if found}}
+
+
+def _main(name: str, values: Mapping[str, Any]) -> Iterator[tuple[str, list[float]]]:
+    """Yields (name of the set, main metric of each query), also with context."""
+    found = values.get("int8", values).get(MAIN_METRIC)
+    if isinstance(found, np.ndarray):
+        yield name, np.round(found, 6).tolist()
+    if WITH_CONTEXT in values:
+        yield from _main(f"{name}/{WITH_CONTEXT}", values[WITH_CONTEXT])
+
+
+def score_bm25(
+    data: Mapping[str, RetrievalSet] | RetrievalSet, probes: Mapping[str, RetrievalSet] | None = None
+) -> dict[str, Any]:
+    """Returns the scores of the BM25 baseline as `score_sets`. Raises BadInput as `evaluate_bm25`."""
+    return score_sets(data, lambda one: score(one, bm25_scorer(one), REPORTED_METRICS), probes)
 
 
 def score_model(
-    model: Encoder, data: Mapping[str, RetrievalSet] | RetrievalSet, *, contextual: bool = False, **size: Any
+    model: Encoder,
+    data: Mapping[str, RetrievalSet] | RetrievalSet,
+    probes: Mapping[str, RetrievalSet] | None = None,
+    *,
+    contextual: bool = False,
+    **size: Any,
 ) -> dict[str, Any]:
-    """Returns float, INT8 and binary scores. Passages are encoded alone and cut at the model's limit.
+    """Returns float, INT8 and binary scores as `score_sets`. Passages are encoded alone and cut at the model's limit.
 
     Args:
         model: the encoder.
         data: what `read_sets` returned.
+        probes: what `read_probes` returned.
         contextual: whether to add "with_context" and "without_context". They are equal for a set whose passages are
             separate documents.
         **size: `chunks_per_document`, `tokens_per_document` of `embed_set`.
     """
     cached = CachingEncoder(model)
 
-    def score(one: RetrievalSet) -> dict[str, Any]:
-        alone = evaluate(cached, one, truncate=True)
+    def of_set(one: RetrievalSet) -> dict[str, Any]:
+        alone = _evaluate_queries(cached, one, truncate=True)
         if not contextual:
             return alone
-        within = evaluate(cached, one, context=True, truncate=True, **size) if one.has_context else alone
-        return {**alone, "with_context": within, "without_context": alone}
+        within = _evaluate_queries(cached, one, context=True, truncate=True, **size) if one.has_context else alone
+        return {**alone, WITH_CONTEXT: within, "without_context": alone}
 
-    return score_sets(data, score)
+    return score_sets(data, of_set, probes)
 
 
 def _read(folder: str | pathlib.Path | RetrievalSet) -> RetrievalSet:
@@ -123,6 +180,7 @@ def _read(folder: str | pathlib.Path | RetrievalSet) -> RetrievalSet:
 
 
 def _mean(scores: Sequence[Any]) -> Any:
+    """Returns the mean of numbers, or of one array, or of nested mappings of them."""
     if isinstance(scores[0], Mapping):
         return {name: _mean([one[name] for one in scores]) for name in scores[0]}
     return float(np.mean(scores))

@@ -8,6 +8,8 @@ import jax
 
 from pplx_jax.data.batches.batch_spec import BatchSpec
 from pplx_jax.models.transformer import Qwen3
+from pplx_jax.objectives.corruption import Corruption
+from pplx_jax.objectives.token_prediction import Targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,13 @@ class Stage:
     def predicted_share(self) -> float:
         """Returns the expected share of the tokens that the output head predicts, for the cost of a step."""
         return 0.0
+
+    def targets(self, tokens: jax.Array, corruption: Corruption) -> Targets | None:
+        """Returns which masked token each position predicts, tokens [B, L]; None if the stage predicts none.
+
+        A run scores a stage with targets on masked tokens of held-out text, before and after.
+        """
+        return None
 
     def loss(self, model: Qwen3, batch: dict[str, jax.Array], step: Step) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the scalar loss of a batch, and metrics to log with it."""

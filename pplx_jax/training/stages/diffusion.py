@@ -6,6 +6,7 @@ from typing import ClassVar, get_args
 from pplx_jax.core.errors import require
 from pplx_jax.objectives.corruption import corrupt
 from pplx_jax.objectives.diffusion import Normalizer, count_targets, diffusion_loss
+from pplx_jax.objectives.token_prediction import masked_next_tokens
 from pplx_jax.training.stages.text import TextStage
 
 
@@ -34,6 +35,9 @@ class DiffusionStage(TextStage):
 
     def predicted_share(self):
         return (1 + self.min_time) / 2  # the mean of t, uniform in [min_time, 1)
+
+    def targets(self, tokens, corruption):
+        return masked_next_tokens(tokens, corruption)
 
     def loss(self, model, batch, step):
         corruption = corrupt(

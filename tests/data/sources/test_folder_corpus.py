@@ -33,3 +33,12 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
     with pytest.raises(BadInput, match="corpus is in the way and no corpus"):
         FolderCorpus(str(tmp_path / "given")).build(tmp_path / "corpus")
     assert thesis.read_text() == "of hours"
+
+
+def test_probes_of_the_folder_are_linked_too(tmp_path):
+    given = tmp_path / "given"
+    for name in (*FILES, "probes/context/corpus.jsonl", "probes/context/queries.jsonl"):
+        (given / name).parent.mkdir(parents=True, exist_ok=True)
+        (given / name).write_text(name)
+    FolderCorpus(str(given)).build(tmp_path / "corpus")
+    assert (tmp_path / "corpus" / "probes" / "context" / "corpus.jsonl").read_text() == "probes/context/corpus.jsonl"

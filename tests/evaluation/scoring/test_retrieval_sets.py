@@ -10,7 +10,14 @@ from pplx_jax.data.io.beir import RetrievalSet, read_beir
 from pplx_jax.data.sources.corpus_writer import write_beir
 from pplx_jax.evaluation.scoring import caching_encoder
 from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
-from pplx_jax.evaluation.scoring.retrieval_sets import evaluate, read_sets, score_model, score_sets
+from pplx_jax.evaluation.scoring.retrieval_sets import (
+    evaluate,
+    read_probes,
+    read_sets,
+    score_bm25,
+    score_model,
+    score_sets,
+)
 from pplx_jax.recipes.results import format_sets
 
 ALONE = RetrievalSet(
@@ -58,6 +65,32 @@ def test_a_model_is_scored_as_on_each_set_alone(folder):
     assert "with_context" not in score_model(model, read_sets(folder))
 
 
+def test_probes_are_in_no_mean_and_every_query_is_kept(folder, tmp_path):
+    probes = {"grouped": GROUPED}
+    sets = read_sets(folder)
+    model = WordEncoder()
+    plain, found = score_model(model, sets, contextual=True), score_model(model, sets, probes, contextual=True)
+    assert found["probes"] == {"grouped": found["sets"]["grouped"]}
+    assert {name: found[name] for name in plain if name != "per_query"} == {
+        name: value for name, value in plain.items() if name != "per_query"
+    }
+    names = {"alone", "grouped", "probes/grouped"}
+    assert found["per_query"].keys() == names | {f"{name}/with_context" for name in names}
+    assert found["per_query"]["probes/grouped"] == found["per_query"]["grouped"]
+    values = found["per_query"]["alone"]
+    assert len(values) == 2 and np.mean(values) == pytest.approx(found["sets"]["alone"]["int8"]["ndcg@10"], abs=1e-6)
+    within = found["per_query"]["grouped/with_context"]
+    assert np.mean(within) == pytest.approx(found["sets"]["grouped"]["with_context"]["int8"]["ndcg@10"], abs=1e-6)
+    bm25 = score_bm25(ALONE, probes)
+    assert bm25["probes"]["grouped"].keys() == {"ndcg@10", "recall@100"}
+    assert list(bm25["per_query"]) == ["evaluation", "probes/grouped"]
+
+
+def test_probes_are_read_from_a_folder_if_there_is_one(folder, tmp_path):
+    assert read_probes(folder) == {"alone": ALONE, "grouped": GROUPED}
+    assert read_probes(tmp_path / "nowhere") == {}
+
+
 def test_no_text_is_encoded_twice(monkeypatch):
     class Counting(WordEncoder):
         asked = 0
@@ -99,3 +132,5 @@ def test_the_table_has_a_line_a_set():
     assert lines[1].split() == ["BM25", "pair"]
     assert [line.split() for line in lines[3:]] == [["one", "0.7000", "0.6000"], ["two", "0.3000", "0.3000"]]
     assert format_sets({"pair": entry(0.6, sets=False)}) == ""
+    probe = {"pair": {**entry(0.6, sets=False), "probes": {"context": entry(0.2, sets=False)}}}
+    assert format_sets(probe).splitlines()[3].split() == ["context", "(probe)", "0.2000"]
