@@ -2,9 +2,9 @@
 
     FOLDER/PACKAGE/...   the files of each package, as `pplx_jax.recipes.corpora.debian_docs` writes them
 
-The language of a page is an element of its path: `help/de/text/a.html`, `de/a.html`, `a.de.html`; English if there is
-none. Without that element, a page has the same path in all its translations, also where each is a package of its own
-(`libreoffice-help-de`).
+The language of a page is an element of its path: `help/de/text/a.html`, `translations/de/a.html`, `de/a.html`,
+`a.de.html`; English if there is none. Without that element, a page has the same path in all its translations, also
+where each is a package of its own (`libreoffice-help-de`), whose name may be an element too.
 """
 
 import os
@@ -28,7 +28,8 @@ _CODES = frozenset(
     "sq sr sv sw ta te tg th tk tr tt ug uk ur uz vi wa xh yi zh zu".split()
 )
 _ALSO_FOLDERS = frozenset("as io is my no or so to".split())  # languages below a folder `help` only
-_LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]([A-Za-z]{2}|valencia|Hans|Hant))?(?:@[a-z]+)?")
+_LANGUAGE = re.compile(r"([a-z]{2,3})(?:[-_]([A-Za-z]{2}|valencia|Hans|Hant))?(@[a-z]+)?")
+_USUAL = {"en-US": "en", "it-IT": "it", "ja-JP": "ja", "ko-KR": "ko"}  # one name for each language
 
 
 class Page(NamedTuple):
@@ -64,7 +65,8 @@ def find_pages(folder: pathlib.Path) -> Iterator[Page]:
             for name in sorted(names):
                 file = pathlib.Path(at, name)
                 if name.endswith(_SUFFIXES) and not file.is_symlink():
-                    path, language = _path_language(file.relative_to(package).parts)
+                    parts = file.relative_to(package).parts
+                    path, language = _path_language(tuple(source if part == package.name else part for part in parts))
                     yield Page(source, path, language or of_package or PIVOT_PAGES, file)
 
 
@@ -101,8 +103,8 @@ def language_code(name: str) -> str:
     if match is None or match[1] not in _CODES:
         return ""
     region = match[2] or ""
-    region = region.upper() if len(region) == 2 else region
-    return match[1] if not region or (match[1], region) == ("en", "US") else f"{match[1]}-{region}"
+    code = "-".join(filter(None, (match[1], region.upper() if len(region) == 2 else region)))
+    return _USUAL.get(code, code) + (match[3] or "")
 
 
 def _package_language(package: str) -> tuple[str, str]:
@@ -126,5 +128,6 @@ def _path_language(parts: tuple[str, ...]) -> tuple[str, str]:
         if not language and folder in _ALSO_FOLDERS and folders[place - 1 : place] == ["help"]:
             language = folder
         if language:
-            return "/".join([*folders[:place], *folders[place + 1 :], name]), language
+            above = folders[: place - 1] if folders[place - 1 : place] == ["translations"] else folders[:place]
+            return "/".join([*above, *folders[place + 1 :], name]), language
     return "/".join(parts), ""

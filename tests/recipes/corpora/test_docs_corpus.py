@@ -16,7 +16,7 @@ from pplx_jax.recipes.corpora.docs_pages import find_pages, language_code
 from pplx_jax.recipes.corpora.html_sections import page_sections
 
 PAGES = 24
-NAMES = {"en": "Page", "de": "Seite", "pt-BR": "Lado", "ja": "頁"}
+NAMES = {"en": "Page", "de": "Seite", "pt-BR": "Lado", "ja": "頁", "as": "পৃষ্ঠা"}
 
 
 def words(*names):
@@ -68,11 +68,15 @@ def folder(tmp_path_factory):
         for language, place in (("en", "C"), ("de", "de")):
             write(folder / f"user-docs/usr/share/help/{place}/topic{page}.page", mallard(language, page))
         # The language is in the name of the file; one page is not translated, one is a copy of another.
-        write(folder / f"guide-en/usr/share/guide/{page}.en.html", html("en", 100 + page))
+        write(folder / f"guide-en/usr/share/guide-en/{page}.en.html", html("en", 100 + page))
         kept = words("first", "en", 100 + page) if page == 3 else None
-        write(folder / f"guide-de/usr/share/guide/{page}.de.html", html("de", 100 + page, text=kept))
+        write(folder / f"guide-de/usr/share/guide-de/{page}.de.html", html("de", 100 + page, text=kept))
         write(folder / f"python-doc/usr/share/doc/python/{page}.html", html("en", 200 + page))
-    write(folder / "guide-en/usr/share/guide/copy.html", html("en", 105))
+        # English above a folder of translations; a language whose code is a usual name of folders.
+        write(folder / f"kernel-doc/usr/share/doc/html/a/{page}.html", html("en", 300 + page))
+        write(folder / f"kernel-doc/usr/share/doc/html/translations/ja_JP/a/{page}.html", html("ja", 300 + page))
+        write(folder / f"user-docs/usr/share/help/as/topic{page}.page", mallard("as", page))
+    write(folder / "guide-en/usr/share/guide-en/copy.html", html("en", 105))
     (folder / "python-doc/usr/share/doc/link.html").symlink_to("python/0.html")
     write(folder / ".python-doc.partial/usr/share/doc/python/0.html", html("en", 999))
     return folder
@@ -115,17 +119,19 @@ def test_a_page_has_one_path_in_all_languages(folder):
     for page in find_pages(folder):
         found.setdefault((page.source, page.path), set()).add(page.language)
     assert found["office-help", "usr/share/help/text/0.html"] == {"en", "de", "pt-BR"}
-    assert found["user-docs", "usr/share/help/topic0.page"] == {"en", "de"}
+    assert found["user-docs", "usr/share/help/topic0.page"] == {"en", "de", "as"}
+    assert found["kernel-doc", "usr/share/doc/html/a/0.html"] == {"en", "ja"}
     assert found["guide", "usr/share/guide/0.html"] == {"en", "de"}
     assert found["python-doc", "usr/share/doc/python/0.html"] == {"en"}
-    assert len(found) == 4 * PAGES + 1  # and the copy; no link, no package that is being unpacked
+    assert len(found) == 5 * PAGES + 1  # and the copy; no link, no package that is being unpacked
 
 
 @pytest.mark.parametrize(
     "name, code",
     [
         ("de", "de"), ("pt_BR", "pt-BR"), ("zh-cn", "zh-CN"), ("en-US", "en"), ("C", "en"), ("en_GB", "en-GB"),
-        ("ca-valencia", "ca-valencia"), ("sr@latin", "sr"), ("text", ""), ("io", ""), ("doc", ""), ("de-facto", ""),
+        ("ja_JP", "ja"), ("ca-valencia", "ca-valencia"), ("sr@latin", "sr@latin"),
+        ("text", ""), ("io", ""), ("doc", ""), ("de-facto", ""),
     ],
 )  # fmt: skip
 def test_codes_of_languages(name, code):
@@ -137,7 +143,7 @@ def test_sets_are_whole_pages_of_held_out_packages_and_of_the_share(built):
     sets = read_sets(output / "evaluation")
     assert set(sets) == {"docs-en", "docs-de", "docs-de-en"}
     parents = {parent.split("/")[0] for parent in sets["docs-en"].parents}
-    assert parents == {"python-doc", "office-help", "user-docs", "guide"}
+    assert parents == {"python-doc", "office-help", "user-docs", "guide", "kernel-doc"}
     assert sum(parent.startswith("python-doc") for parent in set(sets["docs-en"].parents)) == PAGES
     assert set(sets["docs-de"].parents) < set(sets["docs-en"].parents)
     across = sets["docs-de-en"]
@@ -159,7 +165,7 @@ def test_nothing_of_a_set_is_trained_on_in_any_language(built):
     for name in ("text", "pairs", "documents"):
         for row in rows_of(output, name):
             assert not any(map(overlap.of, texts_within(row)))
-            assert row["source"].removesuffix("-across") in ("office-help", "user-docs", "guide")
+            assert row["source"].removesuffix("-across") in ("office-help", "user-docs", "guide", "kernel-doc")
     trained = {
         row["text"].split("xpt-BRx")[1].split("w")[0] for row in rows_of(output, "text") if "xpt-BRx" in row["text"]
     }
@@ -197,7 +203,7 @@ def test_languages_and_samples(folder, tmp_path):
     assert max(counts["pairs_of"].values()) == 7
     assert all(of["queries"] <= 4 for of in counts["evaluated"].values())
     assert not any("pt-BR" in row["text"] for row in rows_of(tmp_path / "corpus", "text"))
-    assert len({row["id"].split(":")[0] for row in rows_of(tmp_path / "corpus", "documents")}) <= 30
+    assert len({row["id"].split(":")[0] for row in rows_of(tmp_path / "corpus", "documents")}) <= 40
 
 
 def test_the_same_folder_gives_the_same_bytes(built, folder, tmp_path):
@@ -212,9 +218,12 @@ def test_the_same_folder_gives_the_same_bytes(built, folder, tmp_path):
     "fields, words",
     [
         ({"path": "/nowhere"}, "no folder /nowhere; .*debian_docs"),
-        ({"languages": ("xx",)}, "languages: .* has no xx; it has de, en, pt-BR"),
-        ({"evaluated": ("ja",)}, "has no ja"),
-        ({"held_out": ("office",)}, "held_out: .* has no office; it has guide, office-help, python-doc, user-docs"),
+        ({"languages": ("xx",)}, "languages: .* has no xx; it has as, de, en, ja, pt-BR"),
+        ({"evaluated": ("fr",)}, "has no fr"),
+        (
+            {"held_out": ("office",)},
+            "held_out: .* has no office; it has guide, kernel-doc, office-help, python-doc, user-docs",
+        ),
         ({"held_out_share": 0.0}, "nothing is held out for docs-de"),
         ({"held_out_share": 1.5}, "held_out_share=1.5"),
         ({"evaluated": (), "across": ()}, "name a language"),
