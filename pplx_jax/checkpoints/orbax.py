@@ -251,6 +251,21 @@ def save_params(folder: pathlib.Path, step: int, params: Any) -> None:
     write_text(_digest_file(root / str(step)), digest(tree["params"]) + "\n")
 
 
+def keep_parameters(folder: pathlib.Path) -> None:
+    """Replaces the checkpoints of a finished stage by one with only the model's parameters.
+
+    Its readers see the same model. The optimizer, and scalars of the loss, are lost.
+    """
+    steps, selected = saved_steps(folder), selected_step(folder)
+    step = steps[-1] if selected is None else selected
+    root = absolute(as_path(folder)) / CHECKPOINTS
+    if not _digest_file(root / str(step)).exists():  # that only `save_params` writes
+        save_params(folder, step, load_params(folder, step))
+    for other in steps:
+        if other != step:
+            shutil.rmtree(root / str(other))
+
+
 def select_checkpoint(folder: pathlib.Path, step: int) -> None:
     """Makes a checkpoint the model of its folder, in place of the latest one."""
     write_json(folder / SELECTED, {"step": step})

@@ -148,6 +148,9 @@ def _perform(verb: Verb, options: dict[str, Any], table: "Table | None") -> Any:
         if flag.gin_file and (given := options.pop(flag.parameter, None)):
             files.append(given if given.endswith(".gin") else flag.gin_file.format(given))
     table = table or Table(verbs=tuple(verb.target for verb in VERBS))
+    if verb.loads_recipes:
+        options |= {"gin_files": files, "gin_params": params, "dry_run": dry_run}
+        files, params, dry_run = (), (), False
     config = load(files, params, table=table, unset="unset" if verb.inspects_only else None, defaults=verb.bindings)
     function = import_name(*verb.target.split(":"))
     arguments = _arguments(verb, function, config, options)

@@ -128,6 +128,7 @@ class Verb:
             requires of its user may be missing.
         resumes: the same command continues an interrupted one instead of starting over.
         bindings: gin statements that are applied before those of the user.
+        loads_recipes: the function loads recipes itself: it gets the user's gin files and bindings, and `dry_run`.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Verb:
     inspects_only: bool = False
     resumes: bool = False
     bindings: tuple[str, ...] = ()
+    loads_recipes: bool = False
 
     @property
     def function(self) -> str:
@@ -158,4 +160,6 @@ class Verb:
         Args:
             given: the parameters whose flags are given.
         """
+        if self.loads_recipes:
+            return True
         return self.recipe is not None and not self.inspects_only and self.recipe_unless not in given

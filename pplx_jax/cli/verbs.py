@@ -56,6 +56,22 @@ VERBS = (
         resumes=True,
     ),
     Verb(
+        "experiment",
+        "run the recipes of a folder with several seeds, and compare their scores",
+        "pplx_jax.recipes.experiment:run_experiment",
+        example="--set=gin/experiments/backbone --workdir=experiments --seeds=0,1",
+        heading="train",
+        flags=(
+            flag(
+                "--set", dest="experiments", required=True, metavar="FOLDER", help="the folder of the arms' gin files"
+            ),
+            flag("--seeds", type=whole_numbers, help="values of run.seed"),
+            flag("--arms", type=names, help="only these arms, and the first one, which is the baseline"),
+        ),
+        loads_recipes=True,
+        resumes=True,
+    ),
+    Verb(
         "plan",
         "compile a stage for TPUs without having them: memory, time, fit; or rehearse every host's start",
         "pplx_jax.plan.plan_stage:plan_stage",

@@ -115,6 +115,10 @@ class PackedEncoder:
         """
         if overflow not in get_args(Overflow):
             raise BadInput(f"overflow={overflow!r} is not one of {', '.join(get_args(Overflow))}")
+        if overflow == "split" and self._config.pooling != "mean":
+            raise BadInput(
+                f"overflow='split' takes means; give 'truncate' to a model with {self._config.pooling!r} pooling"
+            )
         limit = self._config.max_length
         lengths = np.array([len(chunk) for chunk in ids], np.int64)
         first_chunk = np.cumsum(counts) - counts

@@ -8,6 +8,8 @@ With hashes of queries and documents, the duplicates of an example (`duplicate_g
 are counted.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -57,6 +59,7 @@ def pair_loss(
     query_hash: jax.Array | None = None,
     valid: jax.Array | None = None,
     weight: jax.Array | None = None,
+    query_negatives: bool = True,
 ) -> tuple[jax.Array, Metrics]:
     """InfoNCE of each query over all other documents *and queries*, without probable false negatives (section 2.3).
 
@@ -74,11 +77,12 @@ def pair_loss(
       query_hash: [N]; if given, all duplicates of an example are masked: copies of its query, and their documents.
       valid: [N] bool; if given, only valid examples have a loss and serve as negatives.
       weight: [N], weight of each query in the mean.
+      query_negatives: whether other queries are candidates; without, the last sum is left out.
 
     Returns:
       The loss and metrics: `accuracy` (share of queries whose positive scores above every negative),
-      `positive_similarity`, `masked_negatives` (masked share of the 2 (N - 1) candidates), `duplicates` and
-      `false_negatives` (masked candidates per query, by reason).
+      `positive_similarity`, `masked_negatives` (masked share of the 2 (N - 1) candidates, N - 1 without queries),
+      `duplicates` and `false_negatives` (masked candidates per query, by reason).
 
     Example:
       `loss, metrics = pair_loss(tanh_int8(q), tanh_int8(d), temperature=0.02)`
@@ -95,19 +99,20 @@ def pair_loss(
     # A query and its own document belong to its group, so they are never candidates.
     document_group = example_groups(query_hash, document_hash, count)
     query_group = example if query_hash is None else document_group
-    documents = logsumexp_over_candidates(query, document, document_group, document_group, **mask)
-    queries = logsumexp_over_candidates(query, query, query_group, query_group, **mask)
+    candidates = [(document, document_group), *([(query, query_group)] if query_negatives else ())]
+    found = [logsumexp_over_candidates(query, each, group, group, **mask) for each, group in candidates]
 
     logit = positive / temperature
-    others = jnp.logaddexp(documents.logsumexp, queries.logsumexp)
+    others = functools.reduce(jnp.logaddexp, [one.logsumexp for one in found])
     per_query = jnp.logaddexp(logit, others) - logit
-    hardest = jnp.maximum(documents.hardest, queries.hardest)
-    masked = 2 * count - 2 - documents.used - queries.used
-    duplicates = group_sizes(document_group) + group_sizes(query_group) - 2
+    hardest = functools.reduce(jnp.maximum, [one.hardest for one in found])
+    most = len(found) * (count - 1)
+    masked = most - functools.reduce(jnp.add, [one.used for one in found])
+    duplicates = functools.reduce(jnp.add, [group_sizes(group) - 1 for _, group in candidates])
     metrics = {
         "accuracy": mean_over_queries((positive > hardest).astype(jnp.float32), valid),
         "positive_similarity": mean_over_queries(positive, valid),
-        "masked_negatives": mean_over_queries(masked / max(2 * count - 2, 1), valid),
+        "masked_negatives": mean_over_queries(masked / max(most, 1), valid),
         "duplicates": mean_over_queries(duplicates.astype(jnp.float32), valid),
         "false_negatives": mean_over_queries((masked - duplicates).astype(jnp.float32), valid),
     }

@@ -266,7 +266,9 @@ def export(workdir: pathlib.Path, models: Mapping[Kind, str], results: Mapping[s
 
     exported: dict[str, Any] = {}
     for kind, name in models.items():
-        scores = results[name].get("with_context", results[name]) if kind == "context_v1" else results[name]
+        scores = results.get(name)
+        if scores and kind == "context_v1":
+            scores = scores.get("with_context", scores)
         exported[kind] = export_hf(workdir / name, workdir / "export" / kind, kind, scores=scores)
     return exported
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import logging
@@ -66,6 +66,7 @@ def run(
     merge: Merge = _DEFAULT_MERGE,
     seed: int = 0,
     until: str | None = None,
+    scored: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Runs every stage in order, then merge, evaluation, export, index and report. Finished phases are skipped.
 
@@ -85,6 +86,7 @@ def run(
       seed: the seed of vocabulary, parameters, order and corruption.
       until: the last stage to train and score, or "data" to stop before the first stage, when the token tables are
         written. The same call without it does the rest.
+      scored: what is scored: any of "bm25", "random", "initial", the stages and "merged"; None for all.
 
     Returns:
       {"results": path, "report": path, "table": text}; until "data" {"corpus": counts, "examples": by stage}.
@@ -102,7 +104,7 @@ def run(
     trained = () if until == UNTIL_DATA else stages[: names.index(until) + 1] if until else stages
     whole = until is None and {*merge.stages} <= {*names}
     check_stages(trained, model, mesh)
-    phases = Phases(workdir, _settings(corpus, lengths, stages, model, initial, term_weights, mining, merge, seed))
+    phases = Phases(workdir, phase_settings(corpus, lengths, stages, model, initial, term_weights, mining, merge, seed))
     if is_first():
         require_free(workdir, "folder", lambda _: True)
         phases.require_same()
@@ -119,9 +121,14 @@ def run(
     results: dict[str, Any] = {}
     per_query: dict[str, dict[str, list[float]]] = {}
 
-    def keep(name: str, scores: dict[str, Any]) -> None:
-        per_query[name] = scores.pop(PER_QUERY, {})
-        results[name] = scores
+    def keep(name: str, score: Callable[[], Any]) -> None:
+        if scored is None or name in scored:
+            scores = phases(f"evaluate_{name}", score, everyone=name != "bm25")
+            per_query[name] = scores.pop(PER_QUERY, {})
+            results[name] = scores
+
+    def keep_model(name: str) -> None:
+        keep(name, lambda: work.score(workdir / name, held_out, lengths))
 
     counts = phases("corpus", lambda: work.build(workdir, corpus), writes=("data/corpus",))
     logging.info("corpus: %s", ", ".join(f"{n} {name}" for name, n in counts.items() if isinstance(n, int)))
@@ -133,18 +140,16 @@ def run(
     examples = phases("tokenize", tokenize, writes=("data/tokens",))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
-    keep("bm25", phases("evaluate_bm25", lambda: work.score_baseline(held_out)))
-    random_scores = functools.partial(work.score_random, model, vocabulary, seed, held_out)
-    keep("random", phases("evaluate_random", random_scores, everyone=True))
+    keep("bm25", lambda: work.score_baseline(held_out))
+    keep("random", lambda: work.score_random(model, vocabulary, seed, held_out))
 
     if initial:
-        initial_scores = functools.partial(work.score_initial, model, vocabulary, initial, held_out)
-        keep(INITIAL, phases(f"evaluate_{INITIAL}", initial_scores, everyone=True))
+        keep(INITIAL, functools.partial(work.score_initial, model, vocabulary, initial, held_out))
     if term_weights:
         tables = [table for kind in ("text", "pair") for table in _tables(workdir, kind, vocabulary)]
         weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
         phases(INITIAL, weigh, writes=(INITIAL,))
-        keep(INITIAL, _scores(phases, workdir / INITIAL, held_out, lengths))
+        keep_model(INITIAL)
 
     for training in stages:
         name, stage = training.stage.name, training.stage
@@ -155,8 +160,8 @@ def run(
 
         learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start, lengths)
         phases(name, learn, everyone=True, writes=(name,))
-        keep(name, _scores(phases, workdir / name, held_out, lengths))
-        if predicts_masked_tokens(stage):
+        keep_model(name)
+        if name in results and predicts_masked_tokens(stage):
             earlier, first = _earlier(workdir, training.earlier_stage), as_path(start) if start else None
             fill = (workdir / name, training, model, vocabulary, mesh, seed, earlier, first, held_out)
             predict = functools.partial(masked_tokens, *fill)
@@ -168,7 +173,7 @@ def run(
         first, second, merged = (workdir / name for name in (*merge.stages, MERGED))
         join = functools.partial(merge_checkpoints, first, second, merged, weight=merge.weight, per=merge.per)
         phases("merge", join, writes=(MERGED,))
-        keep(MERGED, _scores(phases, merged, held_out, lengths))
+        keep_model(MERGED)
         exported: dict[Kind, str] = {"v1": MERGED}
         exported |= {one.stage.model_kind: one.stage.name for one in stages if one.stage.model_kind != "v1"}
         phases("export", lambda: work.export(workdir, exported, results), writes=("export",))
@@ -181,11 +186,6 @@ def run(
     written, report = (str(workdir / name) for name in ("results.json", "report.html"))
     table = "\n\n".join(filter(None, (make(results) for make in TABLES))) + "\n"
     return {"results": written, "report": report, "table": table}
-
-
-def _scores(phases: Phases, model: pathlib.Path, held_out: pathlib.Path, lengths: Lengths) -> dict[str, Any]:
-    """Returns the scores of a model folder, in the phase that has its name."""
-    return phases(f"evaluate_{model.name}", lambda: work.score(model, held_out, lengths), everyone=True)
 
 
 def check_until(until: str | None, stages: Sequence[str]) -> None:
@@ -285,7 +285,7 @@ def _earlier(workdir: pathlib.Path, name: str | None) -> pathlib.Path | None:
     return workdir / name
 
 
-def _settings(
+def phase_settings(
     corpus: Corpus,
     lengths: Lengths,
     stages: Sequence[Training],
@@ -301,7 +301,7 @@ def _settings(
     settings = {
         "corpus": settings_of(corpus),
         "vocabulary": {"size": model.vocab_size, "seed": seed},
-        "tokenize": settings_of(lengths) | (corpus.file_digests() if is_first() else {}),
+        "tokenize": settings_of(lengths, initial=initial) | (corpus.file_digests() if is_first() else {}),
         "evaluate_random": start,
         f"evaluate_{INITIAL}": start if initial else {},
         **{

@@ -57,7 +57,12 @@ def write_report(workdir: str | pathlib.Path) -> pathlib.Path:
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """Returns the scores as a table: a row per stage, a column per metric and precision, gaps for missing scores."""
+    """Returns the scores as a table: a row per stage, a column per metric and precision, gaps for missing scores.
+
+    It is empty if nothing was scored.
+    """
+    if not result_rows(results):
+        return ""
     columns = [(precision, metric) for metric in METRICS for precision in PRECISIONS]
     rows = [[row.name, *(row.value(*column) for column in columns)] for row in result_rows(results)]
     headers = [f"{METRICS[metric] if precision == PRECISIONS[0] else ''}\n{precision}" for precision, metric in columns]

@@ -94,6 +94,7 @@ def test_a_causal_last_token_sees_the_whole_text_and_no_other_token_does(vocabul
     assert np.any(vector(text, pooling="mean") != vector(text))  # control
 
 
+@pytest.mark.slow
 def test_training_and_embedder_pool_alike(vocabulary, tmp_path):
     config = config_of(vocabulary)
     params = initial_params(config, 0)
@@ -102,6 +103,8 @@ def test_training_and_embedder_pool_alike(vocabulary, tmp_path):
     found = embedder.encode_tokens(texts)
     expected = embed(bind(config, params), packed(texts, 32), SLOTS)[0][0, :3]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    with pytest.raises(BadInput, match="overflow='split' takes means"):
+        embedder.encode(["open the file"], overflow="split")
     mean = embed(bind(dataclasses.replace(config, pooling="mean"), params), packed(texts, 32), SLOTS)[0][0, :3]
     assert np.abs(mean - expected).max() > 1e-2  # control
     # A step of the pair stage depends on the pooling of the model.

@@ -354,3 +354,23 @@ def test_an_unknown_remat_policy_is_bad_input():
 def test_a_size_of_nothing_is_bad_input(name):
     with pytest.raises(BadInput, match=f"Qwen3Config.{name}=0; set it to 1 or more"):
         dataclasses.replace(config(False), **{name: 0})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theta, head_dim", [(1e4, 64), (1e5, 64), (1e6, 128), (5e5, 128)])
+def test_angles_far_into_a_text_are_those_of_transformers(theta, head_dim):
+    import torch
+    import transformers
+
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+    config = transformers.Qwen3Config(head_dim=head_dim, **rope)
+    rotary = transformers.models.qwen3.modeling_qwen3.Qwen3RotaryEmbedding(config)
+    positions = np.array([[1, 2047, 32767]])
+    with torch.inference_mode():
+        theirs = rotary(torch.zeros(1), torch.tensor(positions))[0].numpy()[0, :, : head_dim // 2]
+    ours = np.asarray(qwen3.rotary_angles(jnp.asarray(positions), head_dim, theta)[0])[0, :, 0]
+    # The last bit of one frequency may differ.
+    assert (np.abs(ours - theirs).max(axis=0) > 1e-6).sum() <= 1
+    # Negative control: the same frequencies, rounded once.
+    once = (theta ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    assert (np.abs(np.cos(positions[0][:, None] * once) - theirs).max(axis=0) > 1e-6).sum() > 5

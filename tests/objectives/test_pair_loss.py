@@ -70,6 +70,17 @@ def test_pair_against_float64(temperature):
     assert_differs(value, functools.partial(pair_reference, temperature=2 * temperature), arrays)
 
 
+def test_pair_without_query_negatives():
+    reference = functools.partial(pair_reference, temperature=0.1)
+    loss = functools.partial(losses.pair_loss, temperature=0.1, query_negatives=False)
+    value = assert_matches(loss, functools.partial(reference, query_query=False), pairs())
+    assert_differs(value, reference, pairs())
+    _, metrics = jax.jit(loss)(*pairs())
+    # Documents alone are counted: a mask of all of them is a share of 1.
+    _, nothing = jax.jit(functools.partial(loss, margin=-2.0))(*pairs())
+    assert float(nothing["masked_negatives"]) == 1.0 > float(metrics["masked_negatives"]) > 0
+
+
 def test_pair_defaults_are_the_papers():
     query, document = pairs()
     default, _ = pair_loss(query, document)

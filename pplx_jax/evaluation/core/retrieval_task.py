@@ -27,7 +27,8 @@ class RetrievalTask:
         split, subset: of the part.
         main_metric: one of `metrics`.
         metrics: see `retrieval.metrics`.
-        chunks_per_document: maximum number of chunks encoded together if `context` is set.
+        chunks_per_document, tokens_per_document: maximum number of chunks, and of tokens, that are encoded together if
+            `context` is set; None for the model's limit of tokens.
         run_file: the file to write the best 1000 documents of each query to; None for no file.
         own_document: whether the document with the id of a query is ranked for it; see `scorers.with_own_document`.
     """
@@ -40,6 +41,7 @@ class RetrievalTask:
     main_metric: str = "ndcg@10"
     metrics: tuple[str, ...] = METRICS
     chunks_per_document: int = CONTEXT_CHUNKS
+    tokens_per_document: int | None = None
     run_file: pathlib.Path | None = None
     own_document: OwnDocument | None = None
 
@@ -68,6 +70,7 @@ class RetrievalTask:
                 dims=settings.dims,
                 truncate=settings.truncate,
                 chunks_per_document=self.chunks_per_document,
+                tokens_per_document=self.tokens_per_document,
             )
             scorer = cosine_scorer(queries, documents, settings.quantization)
         values = score(data, scorer, self.metrics, self.run_file, self.own_document)

@@ -18,10 +18,12 @@ class PairStage(ContrastiveStage):
       margin: of the false-negative mask.
       mask_duplicates: leave out duplicates as well: copies of the positive document and of the query, and the texts
         paired with them (`duplicate_groups`).
+      query_negatives: whether the other queries of the batch are negatives, too, as in the paper.
     """
 
     margin: float = 0.1
     mask_duplicates: bool = True
+    query_negatives: bool = True
 
     name: ClassVar[str] = "pair"
     starts_from: ClassVar[str | None] = "diffusion"
@@ -41,4 +43,5 @@ class PairStage(ContrastiveStage):
             document_hash=batch["document_hash"] if self.mask_duplicates else None,
             query_hash=batch["query_hash"] if self.mask_duplicates else None,
             weight=batch.get("weight"),
+            query_negatives=self.query_negatives,
         )
