@@ -241,7 +241,7 @@ def test_another_pooling_is_said(qwen3, tmp_path, caplog, content, pooling):
     for load in (Embedder.load, lambda folder: import_hf(folder, tmp_path / "imported", no_parity=True)):
         caplog.clear()
         load(source)
-        said = [record.getMessage() for record in caplog.records if "pool" in record.getMessage()]
+        said = [record.getMessage() for record in caplog.records if " pool " in record.getMessage()]
         assert len(said) == (pooling is not None)
         assert pooling is None or f"its authors pool {pooling} " in said[0]
 
