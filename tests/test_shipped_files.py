@@ -44,7 +44,7 @@ def test_an_arm_of_an_experiment_loads_in_both_sizes_and_says_what_differs(arm, 
     (tmp_path / "resolved.gin").write_text(config.resolved())
     assert load([str(tmp_path / "resolved.gin")]).fingerprint == config.fingerprint
     full = load([str(arm), "gin/experiments/full.gin"], ["run.seed=1"])
-    assert (config.arguments["run"]["model"].layers, full.arguments["run"]["model"].layers) == (6, 30)
+    assert (config.arguments["run"]["model"].layers, full.arguments["run"]["model"].layers) == (4, 30)
     assert full.arguments["run"]["seed"] == 1
     assert arm.read_text().startswith("# ")
     # The other arms of the set differ, and a prediction names each but the baseline.

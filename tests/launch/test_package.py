@@ -55,8 +55,8 @@ def test_equal_trees_are_packed_once_and_others_apart(tree, tmp_path):
 def test_recipes_are_named_as_in_the_package(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     inside = ROOT / "gin" / "recipes" / "quickstart.gin"
-    assert package.packaged_name(str(inside)) == package.packaged_name("gin/recipes/quickstart_scratch.gin")
-    assert package.packaged_name(str(inside)) == "gin/recipes/quickstart_scratch.gin"
+    assert package.packaged_name(str(inside)) == package.packaged_name("gin/recipes/quickstart.gin")
+    assert package.packaged_name(str(inside)) == "gin/recipes/quickstart.gin"
     (tmp_path / "mine.gin").write_text("")
     with pytest.raises(BadInput, match="move it there"):
         package.packaged_name(str(tmp_path / "mine.gin"))

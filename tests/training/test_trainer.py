@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import time
 
@@ -316,7 +317,8 @@ def test_a_checkpoint_is_all_there_is_to_know(setting, whole):
         step, state, about = checkpoints.restore_latest(layout.arrays())
     assert step == STEPS == state["step"] and state.keys() == {"params", "optimizer", "step"}
     assert about.pop("seconds") > about.pop("useful_seconds") > 0
-    computes = about.pop("computes")
+    computes, tables = about.pop("computes"), about.pop("tables")
+    assert re.fullmatch("[0-9a-f]{16}", tables)
     assert (computes["PairStage.temperature"], computes["Training.steps"], computes["seed"]) == (0.02, STEPS, 3)
     assert computes["Qwen3Config.width"] == tiny.WIDTH and "Training.log_every_steps" not in computes
     assert about == {
