@@ -23,9 +23,15 @@ def files(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    _forget()
     yield
+    _forget()
+
+
+def _forget():
+    """Other tests have packages of this name."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
-        del sys.modules[name]  # other tests have packages of this name
+        del sys.modules[name]
 
 
 def test_its_recipes_load():
