@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pplx_jax.configuration import Config, load
 from pplx_jax.core.errors import BadInput
 
-_DATA_PHASES = ("corpus", "vocabulary", "tokenize", "evaluate_bm25", "evaluate_random")
+_DATA_PHASES = ("corpus", "vocabulary", "tokenize", "evaluate_bm25", "evaluate_random", "evaluate_initial")
 _DATA_FILES = ("data/corpus", "data/vocabulary.model", "data/vocabulary.json", "data/tokenizer.json")
 _MINED = ("data/tokens/triplet", "phases/mine.json")
 # Settings outside the stages that no stage's numbers depend on.

@@ -4,13 +4,11 @@ WORKDIR/SET/ARM/seed-N              the workdir of one run
 WORKDIR/SET/results.json, table.txt, report.html   the comparison, written again after each run
 """
 
-import contextlib
 import dataclasses
-import fcntl
 import gc
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +23,7 @@ from pplx_jax.configuration.statements import SEARCH_PATHS
 from pplx_jax.core.errors import BadInput, Failed
 from pplx_jax.core.files import read_json_if_valid, write_json, write_text
 from pplx_jax.core.paths import as_path, require_local
+from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.mining.choice import Mining
 from pplx_jax.recipes.experiment_results import compare_arms, format_comparison
 from pplx_jax.recipes.experiment_scores import score_arm
@@ -91,7 +90,8 @@ def run_experiment(
     root = pathlib.Path(require_local(workdir, "give a folder of this machine, and run arms for a bucket with `run`"))
     folder = root / pathlib.Path(experiments).name
     failures, written = {}, {}
-    with _alone(root):
+    root.mkdir(parents=True, exist_ok=True)
+    with sole_owner(root):
         for seed, arm in configs:
             place = folder / arm.name / f"seed-{seed}"
             try:
@@ -150,19 +150,6 @@ def _load(arm: Arm, seed: int, gin_files: Sequence[str], gin_params: Sequence[st
 def _described(arm: Arm, seed: int, config: Config) -> dict[str, Any]:
     stages = ", ".join(f"{one.stage.name} ({one.steps} steps)" for one in config.arguments["run"]["stages"])
     return {"arm": arm.name, "seed": seed, "stages": stages, "about": arm.about}
-
-
-@contextlib.contextmanager
-def _alone(root: pathlib.Path) -> Iterator[None]:
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(
-                f"another process runs experiments in {root}; wait for it, or give another --workdir"
-            ) from None
-        yield
 
 
 def _run_arm(workdir: pathlib.Path, root: pathlib.Path, config: Config) -> None:
