@@ -23,7 +23,7 @@ EXTRAS = {
         "onnxruntime>=1.20,<2",
         "torch>=2.9,<3",
         "transformers>=4.57,<6",
-        "sentence-transformers>=5.4,<7",  # earlier ones strip the white space around a text
+        "sentence-transformers>=6,<7",  # earlier ones run code of a local folder without being asked to
         "safetensors>=0.6,<1",
         "tokenizers>=0.22,<1",
         "gguf>=0.17,<0.20",  # `import-hf` of .gguf files
@@ -35,7 +35,7 @@ EXTRAS = {
         "datasets>=3,<6",
         "mteb>=2.20,<3",
         "regex>=2024.11.6,<2028",  # words as BERGEN sees them
-        "sentence-transformers>=5.4,<7",
+        "sentence-transformers>=6,<7",
         "torch>=2.9,<3",
         "urllib3>=2.2,<3",  # readers behind HTTP
     ],

@@ -137,6 +137,11 @@ def joined(start: pathlib.Path, path: str) -> pathlib.Path:
     return (start / path).resolve()
 
 
+def is_plain_name(name: object) -> bool:
+    """Returns whether a name from a manifest names something in the manifest's own folder, without any separator."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
+
+
 def _epath() -> Any:
     """Returns `epath.Path`, set to see at once what other processes write."""
     try:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -20,6 +21,7 @@ from pplx_jax.inference.overflow import Overflow, TooLong
 from pplx_jax.kernels.quantization import Quantization, quantize
 
 MODULES = "modules.json"
+_SAFE_VERSION = 6  # earlier ones run the code of a local folder whatever `trust_remote_code` says
 _NOT_WEIGHTS = {"onnx", "openvino", "coreml"}
 
 
@@ -69,6 +71,11 @@ class SentenceTransformerEncoder:
         except ImportError:
             line = "needs sentence-transformers: pip install 'pplx-jax[eval]'"
             raise BadInput(f"the model in {folder} {line}") from None
+        if int(importlib.metadata.version("sentence-transformers").partition(".")[0]) < _SAFE_VERSION:
+            raise BadInput(
+                f"sentence-transformers {importlib.metadata.version('sentence-transformers')} runs code of the folder "
+                f"{folder} without being asked to; pip install 'sentence-transformers>={_SAFE_VERSION}'"
+            )
         folder = local_copy(as_path(folder))
         try:
             model = SentenceTransformer(os.fspath(folder), local_files_only=True)

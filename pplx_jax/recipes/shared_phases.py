@@ -82,8 +82,11 @@ def _plain(settings: Mapping[str, Any]) -> Any:
 
 
 def _link(other: pathlib.Path, workdir: pathlib.Path, phase: str) -> bool:
-    """Links what a phase of another run wrote. Returns False if this run has begun the phase itself."""
+    """Links what a phase of another run wrote. Returns False if this run has begun the phase itself,
+    or if the other run names outputs outside its folder."""
     outputs = [other / path for path in (read_json_if_valid(_marker(other, phase)) or {}).get("writes", ())]
+    if any(os.path.relpath(path, other).startswith("..") for path in outputs):  # not what that run wrote
+        return False
     mined = (read_json_if_valid(_marker(other, "mine")) or {}).get("result") or {}
     declared = "declared" in mined
     if phase == "mine" and declared:

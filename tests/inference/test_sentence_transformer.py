@@ -50,6 +50,12 @@ def encoder(saved):
     return load_encoder(saved[0])
 
 
+def test_a_version_that_runs_code_of_the_folder_is_refused(saved, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "5.4.1")
+    with pytest.raises(BadInput, match=r"5.4.1 runs code of the folder .*pip install 'sentence-transformers>=6'"):
+        load_encoder(saved[0])
+
+
 def test_vectors_are_the_librarys_with_its_prompts(saved, encoder):
     model = saved[1]
     assert isinstance(encoder, SentenceTransformerEncoder)

@@ -108,6 +108,15 @@ def test_a_link_without_a_note_is_made_again(tmp_path):
     assert (workdir / "pair" / "made").read_text() == "pair"
 
 
+def test_outputs_outside_the_other_run_are_not_linked(tmp_path):
+    other = finished(tmp_path / "other")
+    (tmp_path / "secret").mkdir()
+    marker = other / "phases" / "corpus.json"
+    marker.write_text(json.dumps({**json.loads(marker.read_text()), "writes": ["../secret"]}))
+    assert "corpus" not in link_phases(tmp_path / "run" / "deep", [other], BEFORE, SETTINGS)
+    assert not (tmp_path / "run" / "secret").exists()
+
+
 def test_a_phase_that_is_not_finished_is_not_taken(tmp_path):
     other = finished(tmp_path / "other", ("corpus", "vocabulary", "tokenize"))
     (other / "diffusion").mkdir()

@@ -15,6 +15,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pplx_jax.core.paths import is_plain_name
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(ml_dtypes.bfloat16)}
 # The dtypes that imports and exports write: our name -> (NumPy's dtype, the format's name).
@@ -91,7 +93,7 @@ def _read_shards(folder: pathlib.Path) -> tuple[dict[str, StoredTensor], list[st
     tensors, problems = {}, []
     readable = set()
     for name in names:
-        if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+        if not is_plain_name(name):
             problems.append(f"{INDEX} names {name!r}, which is not a file in the folder")
         elif not (folder / name).is_file():
             problems.append(f"{INDEX} names {name}, which is missing")

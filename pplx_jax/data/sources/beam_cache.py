@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import pathlib
-import pickle
 import re
 import shutil
 import tempfile
@@ -76,7 +75,7 @@ def cache_sources(
         else:
             folder = opened.enter_context(_new_stages(output, stages))
         opened.enter_context(_shard_progress(folder, sum(map(len, shards.values()))))
-        shipped = opened.enter_context(_shipped(overlap, f"{folder}/overlap-{evaluation[:16]}.pickle"))
+        shipped = opened.enter_context(_shipped(overlap, f"{folder}/overlap-{evaluation[:16]}.npz"))
         with _bad_input(), apache_beam.Pipeline(options=options) as pipeline:
             for name, (part, weight) in parts.items():
                 setup = functools.partial(_register, part, vocabulary, lengths.chunks, shards[name], shipped)
@@ -184,7 +183,7 @@ def _shipped(overlap: Overlap | None, path: str) -> Iterator[str]:
     if overlap is None:
         yield ""
         return
-    storage.write_bytes(path, pickle.dumps(overlap))
+    storage.write_bytes(path, overlap.to_bytes())
     try:
         yield path
     finally:
@@ -194,7 +193,7 @@ def _shipped(overlap: Overlap | None, path: str) -> Iterator[str]:
 @functools.lru_cache(maxsize=1)
 def _received(path: str) -> Overlap:
     with storage.open_bytes(path) as file:
-        return pickle.load(file)
+        return Overlap.from_bytes(file.read())
 
 
 def _register(

@@ -1,6 +1,7 @@
 """Finds training texts that contain evaluation text, by whole texts and by runs of words."""
 
 import hashlib
+import io
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +12,7 @@ from pplx_jax.core.errors import BadInput
 
 WORDS = 16  # words of a run; runs this long rarely agree by chance. GPT-3 used 8 to 13 (arXiv 2005.14165, appendix C)
 COMMON = 10  # a run in more evaluation texts than this is boilerplate
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _CACHED = 100_000  # texts whose result is cached; a passage occurs in many rows
 _UNSPACED = "\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Thai, kana, Han: each character counts as a word
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]+")
@@ -42,6 +44,27 @@ class Overlap:
         texts = [_digest(text) for text in sorted({one.tobytes() for one in hashes if len(one)})]
         self._texts = set(texts)
         self.fingerprint = hashlib.sha256(b"".join([self._runs.tobytes(), *texts])).hexdigest()
+
+    def to_bytes(self) -> bytes:
+        """Returns the test as a NumPy archive without pickles; `from_bytes` is its inverse."""
+        texts = np.frombuffer(b"".join(sorted(self._texts)), np.uint8)
+        file = io.BytesIO()
+        np.savez(file, words=self._words, runs=self._runs, texts=texts, fingerprint=self.fingerprint)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Overlap":
+        """Returns the test that `to_bytes` stored.
+
+        Raises:
+            ValueError: the content is anything else, such as a pickle, which is not opened.
+        """
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            found = cls((), words=int(stored["words"]))
+            found._runs, texts = stored["runs"], stored["texts"].tobytes()
+            found._texts = {texts[begin : begin + _DIGEST_BYTES] for begin in range(0, len(texts), _DIGEST_BYTES)}
+            found.fingerprint = str(stored["fingerprint"])
+        return found
 
     def of(self, text: str) -> bool:
         """Returns whether a training text overlaps with the evaluation texts."""

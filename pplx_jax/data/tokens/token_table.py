@@ -22,7 +22,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
 from pplx_jax.core.memory_map import map_array
 from pplx_jax.core.output_folder import describes, require_free
-from pplx_jax.core.paths import as_path, is_bucket
+from pplx_jax.core.paths import as_path, is_bucket, is_plain_name
 from pplx_jax.data.tokens.kinds import FEATURES, FOLDERS, KIND_OF_FOLDER, SIDE_FEATURES
 from pplx_jax.data.tokens.ragged import Ragged
 
@@ -163,6 +163,8 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
         raise BadInput(f"{path}: not the manifest of a token table of format {FORMAT}; {_FIX}")
     if manifest["stage"] not in KIND_OF_FOLDER:
         raise BadInput(f"{path}: stage {manifest['stage']!r} is not one of {', '.join(KIND_OF_FOLDER)}; {_FIX}")
+    if outside := [name for name in manifest["features"] if not is_plain_name(name)]:
+        raise BadInput(f"{path} names the feature {outside[0]!r}, which is not a file of the folder; {_FIX}")
     return manifest
 
 

@@ -1,5 +1,6 @@
 """Evaluation text in training text: what is found, what is not, and that it is refused."""
 
+import pickle
 import tracemalloc
 
 import pytest
@@ -50,6 +51,16 @@ def test_runs_that_many_texts_share_are_no_sign():
 def test_a_character_is_a_word_where_none_are_spaced():
     assert words_of("Aは日本") == ["a", "は", "日", "本"]
     assert words_of("Größe_2 नमस्ते") == words_of("größe 2 नमस्ते")
+
+
+def test_a_stored_test_finds_the_same_and_opens_no_pickle():
+    overlap = Overlap(EVALUATION, words=12)
+    again = Overlap.from_bytes(overlap.to_bytes())
+    assert again.fingerprint == overlap.fingerprint
+    texts = [*EVALUATION, " ".join(f"word{number}" for number in range(7, 19)), "How do I open a door?", ""]
+    assert [again.of(text) for text in texts] == [overlap.of(text) for text in texts] == [True] * 4 + [False] * 2
+    with pytest.raises(ValueError, match="pickle"):
+        Overlap.from_bytes(pickle.dumps(overlap))
 
 
 def test_a_row_that_overlaps_is_refused_with_its_place():

@@ -183,6 +183,10 @@ DAMAGE = {
     ),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "manifest.json"),
     "broken manifest": (lambda folder: truncate(folder / "manifest.json"), "manifest.json"),
+    "a feature outside the folder": (
+        lambda folder: edit_manifest(folder, features={"../x": {"kind": "flat", "dtype": "int32", "shape": [2]}}),
+        "manifest.json",
+    ),
     "other format": (lambda folder: edit_manifest(folder, format=99), "manifest.json"),
 }
 

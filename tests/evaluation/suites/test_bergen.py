@@ -159,6 +159,7 @@ def test_a_reader_answers_each_question_once(data, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     reader = StandInReader()
     with reader.running() as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url + "/")
         (data / "options.json").write_text(json.dumps({"k": 3, "passages": 2, "reader_url": url, "reader_model": "m"}))
         (task,) = open_benchmark("bergen", data).tasks
         reader.failing = 1
@@ -183,6 +184,18 @@ def test_a_reader_answers_each_question_once(data, monkeypatch):
         "Documents:\nDocument 1: Bergen. Bergen Section:Sea. The city of rain is Bergen .\nDocument 2: "
     )
     assert rain["messages"][1]["content"].endswith("\n\nQuestion: city of rain")
+
+
+@pytest.mark.parametrize("own", [None, "http://localhost:1/v1"])
+def test_a_data_folder_does_not_choose_where_the_key_goes(data, monkeypatch, own):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", own) if own else monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    reader = StandInReader()
+    with reader.running() as url:
+        (data / "options.json").write_text(json.dumps({"k": 3, "passages": 2, "reader_url": url, "reader_model": "m"}))
+        (task,) = open_benchmark("bergen", data).tasks
+        task.evaluate(words())
+    assert reader.keys == {None}
 
 
 @pytest.mark.parametrize("connections", [1, 4])

@@ -18,6 +18,8 @@ from pplx_jax.data.io.json_lines import numbered_lines, parse_object
 
 SYSTEM_PROMPT = "You answer questions from the documents you are given, in as few words as possible."
 USER_PROMPT = "Documents:\n{passages}\nQuestion: {question}"
+_OPENAI = "https://api.openai.com/v1"
+_UNAUTHORIZED = (401, 403)
 _MAX_TOKENS = 128  # of an answer; decoding is greedy
 
 
@@ -26,7 +28,9 @@ class Reader:
     """The model and its prompt. The protocol is naver/bergen's (models/generators, config/prompt); the text is ours.
 
     Attributes:
-        url: the base URL of OpenAI clients, such as http://localhost:8000/v1. The key is read from OPENAI_API_KEY.
+        url: the base URL of OpenAI clients, such as http://localhost:8000/v1. The key in the environment variable
+            OPENAI_API_KEY is sent only if OPENAI_BASE_URL names the same address (by default OpenAI's), because this
+            URL may come from a file of a data folder.
         model: its name in the API.
         system_prompt, user_prompt: the latter contains {passages} and {question}.
         passage_words: number of words that a passage is cut to.
@@ -69,9 +73,7 @@ class Reader:
         names = [hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16] for request in requests]
         known = _read_cache(cache)
         missing = {name: request for name, request in zip(names, requests, strict=True) if name not in known}
-        key = os.environ.get("OPENAI_API_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else None
-        client = HttpClient(self.url, connections=self.connections, headers=headers)
+        client = HttpClient(self.url, connections=self.connections, headers=_authorization(self.url))
         pool = concurrent.futures.ThreadPoolExecutor(self.connections)
         with (
             Progress("read", len(names), unit="question", start=len(names) - len(missing)) as progress,
@@ -110,9 +112,16 @@ class Reader:
             if isinstance(error, dict)
             else error or answer.get("message") or "no answer in the response"
         )
-        raise BadInput(
-            f"{self.url} does not answer as {self.model} (status {status}: {reason}); check reader_url and reader_model"
-        )
+        fix = "check reader_url and reader_model"
+        if status in _UNAUTHORIZED and not _authorization(self.url):
+            fix = f"set OPENAI_API_KEY, and OPENAI_BASE_URL={self.url}: the key is sent to that address only"
+        raise BadInput(f"{self.url} does not answer as {self.model} (status {status}: {reason}); {fix}")
+
+
+def _authorization(url: str) -> dict[str, str] | None:
+    """Returns the header with the user's key, if the user's environment says that it belongs to this address."""
+    key, own = os.environ.get("OPENAI_API_KEY"), os.environ.get("OPENAI_BASE_URL") or _OPENAI
+    return {"Authorization": f"Bearer {key}"} if key and url.rstrip("/") == own.rstrip("/") else None
 
 
 @contextlib.contextmanager
