@@ -13,8 +13,9 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
 from pplx_jax.inference.blocks import Tokens
 from pplx_jax.inference.chunking import chunk
+from pplx_jax.inference.encoder import tokens_over_limit
 from pplx_jax.inference.encoding_mesh import encoding_mesh
-from pplx_jax.inference.overflow import Overflow
+from pplx_jax.inference.overflow import SHORTEN, Overflow, TooLong
 from pplx_jax.inference.packed_encoder import PackedEncoder
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
 from pplx_jax.parallel.gather_rows import gather_ragged
@@ -120,6 +121,8 @@ class Embedder:
         """
         texts = _as_list(texts, "texts")
         check_form(quantization, dims, self.dims, bit_order)
+        if overflow == "error":
+            self._refuse_by_length(([text] for text in texts), "text")
         ids = self._tokenize(texts)
         empty = [f"text {index}" for index, chunk in enumerate(ids) if not len(chunk)]
         pooled = self._pool(ids, np.ones(len(ids), np.int64), "text", empty, overflow, overlap, progress)
@@ -158,6 +161,8 @@ class Embedder:
         documents = [_as_list(document, f"document {i}") for i, document in enumerate(documents)]
         check_form(quantization, dims, self.dims, bit_order)
         counts = np.array([len(document) for document in documents], np.int64)
+        if overflow == "error":
+            self._refuse_by_length(documents, "document")
         ids = self._tokenize([chunk for document in documents for chunk in document])
         names = ((document, index) for document, count in enumerate(counts) for index in range(count))
         empty = [f"document {d}, chunk {c}" for (d, c), chunk in zip(names, ids, strict=True) if not len(chunk)]
@@ -213,6 +218,11 @@ class Embedder:
     def chunk(self, text: str, tokens: int = 256) -> list[str]:
         """Splits a text into chunks of at most `tokens` tokens, at sentence ends; see `inference.chunking`."""
         return chunk(text, tokens, count_tokens=self.count_tokens)
+
+    def _refuse_by_length(self, documents: Iterable[Sequence[str]], noun: str) -> None:
+        for place, chunks in enumerate(documents):
+            if tokens := tokens_over_limit(self, chunks):
+                raise TooLong(place, tokens, self.config.max_length, noun=noun, fix=SHORTEN, at_least=True)
 
     def _tokenize(self, texts: list[str]) -> Sequence[Tokens]:
         """Returns the token ids of each text. If the texts are shared, every process makes those of a part of them."""

@@ -21,7 +21,7 @@ def by_platform(*arguments: Any, default: Callable[..., Any], **kernels: Callabl
     Args:
       arguments: arrays for the implementation.
       default: the implementation for platforms without a kernel.
-      kernels: implementations by platform, "tpu" or "cuda".
+      kernels: implementations by platform, "tpu", "cuda" or "cpu".
     """
     kind = _of_mesh()
     if kind is None:

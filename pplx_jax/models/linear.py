@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from pplx_jax.kernels.products import product_over_rows
+
 
 def _product(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
     return jax.lax.dot_general(a, b, (((contract_a,), (contract_b,)), ((), ())), preferred_element_type=jnp.float32)
@@ -35,7 +37,7 @@ def _project_backward(residual, cotangent):
     flat = x.reshape(-1, x.shape[-1])
     flat_cotangent = cotangent.reshape(-1, cotangent.shape[-1])
     x_gradient = _product(flat_cotangent, kernel.astype(x.dtype), 1, 1).astype(x.dtype).reshape(x.shape)
-    return x_gradient, _product(flat, flat_cotangent, 0, 0).astype(kernel.dtype)
+    return x_gradient, product_over_rows(flat, flat_cotangent).astype(kernel.dtype)
 
 
 project.defvjp(_project_forward, _project_backward)

@@ -19,7 +19,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
 from pplx_jax.core.progress import Progress
 from pplx_jax.inference.chunking import chunk
-from pplx_jax.inference.encoder import Encoder, check_quantization, document_tokens
+from pplx_jax.inference.encoder import Encoder, check_quantization, document_tokens, tokens_over_limit
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.inference.overflow import Overflow, chunks_fit
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
@@ -193,10 +193,17 @@ def _embed_rows(
     skipped = [row for row in batch if isinstance(row, BadRow)]
     good: list[InputRow] = []
     tokens = 0
-    candidates = [_chunked(row, encoder, settings.chunk_tokens) for row in batch if isinstance(row, InputRow)]
+    limit = encoder.config.max_length
+    candidates = []
+    for row in batch:
+        if isinstance(row, BadRow):
+            continue
+        if settings.overflow == "error" and (least := tokens_over_limit(encoder, row.chunks)):
+            skipped.append(TooLongRow(row.number, f"at least {least} tokens, the model takes {limit}", row.id))
+        else:
+            candidates.append(_chunked(row, encoder, settings.chunk_tokens))
     counts = iter(encoder.count_tokens([text for row in candidates for text in row.chunks]))
     described: list[dict[str, Any]] = []
-    limit = encoder.config.max_length
     for row in candidates:
         lengths = list(itertools.islice(counts, len(row.chunks)))
         length = document_tokens(lengths)

@@ -1,6 +1,7 @@
 """The server below the client: batches, limits, broken requests, and how it ends."""
 
 import concurrent.futures
+import http.client
 import json
 import os
 import signal
@@ -88,6 +89,52 @@ def test_too_much_waiting_is_refused_not_kept(model):
     ):
         statuses = [status for status, _ in pool.map(lambda _: post(url, {"input": "read"}), range(6))]
     assert set(statuses) == {200, 503}
+
+
+def test_requests_of_clients_that_left_are_not_encoded(model):
+    counting = Counting(model)
+    counting.released.clear()
+    with running(counting, max_batch_tokens=1) as url, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, url, {"input": "read"})
+        wait_until(lambda: counting.calls == [1])
+        gone = [sent(url, {"input": ["read", "write"]}) for _ in range(5)]
+        wait_until(lambda: queued(url) == 5 * int(model.count_tokens(["read", "write"]).sum()))
+        for connection in gone:
+            connection.close()
+        wait_until(lambda: queued(url) == 0)
+        last = pool.submit(post, url, {"input": ["open", "close", "read"]})
+        wait_until(lambda: queued(url) > 0)
+        counting.released.set()
+        assert [first.result()[0], last.result()[0]] == [200, 200]
+    assert counting.calls == [1, 3]
+
+
+def sent(url, body):
+    """A connection that a request was sent on, and whose reply nobody read yet."""
+    content = json.dumps(body).encode()
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request("POST", "/v1/embeddings", content, {"Content-Type": "application/json"})
+    return connection
+
+
+def queued(url):
+    with urllib.request.urlopen(f"{url}/health") as reply:
+        return json.load(reply)["queued_tokens"]
+
+
+def wait_until(holds):
+    while not holds():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/contextualizedembeddings"])
+def test_a_far_too_long_text_is_refused_by_its_length(model, monkeypatch, path):
+    monkeypatch.setattr(type(model.vocabulary), "encode_batch", lambda *_: pytest.fail("tokenized"))
+    texts = ["read", "x" * 150_000] if path == "/v1/embeddings" else [["read"], ["read", "x" * 150_000]]
+    with running(model) as url:
+        status, answer = post(url, {"input": texts}, path)
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    assert "1 has at least " in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,10 @@
 import jax
 import jax.numpy as jnp
 
-from pplx_jax.kernels.products import dot_general
+from pplx_jax.kernels.products import product, product_over_rows
 from pplx_jax.kernels.vocab_cross_entropy.compaction import Chunk, Loss, loss_over_chunks
 
 CHUNK = 1024
-
-
-def _dot(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
-    return dot_general(a, b, (((contract_a,), (contract_b,)), ((), ())))
 
 
 def losses(
@@ -34,7 +30,7 @@ def losses(
     """
 
     def chunk_loss(part: Chunk, table_gradient):
-        logits = _dot(part.hidden, table, 1, 1)
+        logits = product(part.hidden, table, transposed=True)
         logsumexp = jax.nn.logsumexp(logits, axis=-1)
         cross_entropy = logsumexp - jnp.take_along_axis(logits, part.targets[:, None], axis=1)[:, 0]
         if table_gradient is None:
@@ -42,7 +38,7 @@ def losses(
         is_target = part.targets[:, None] == jnp.arange(table.shape[0])
         gradient = (jnp.exp(logits - logsumexp[:, None]) - is_target) * part.weights[:, None]
         gradient = gradient.astype(hidden.dtype)
-        return cross_entropy, _dot(gradient, table, 1, 0), table_gradient + _dot(gradient, part.hidden, 0, 0)
+        return cross_entropy, product(gradient, table), table_gradient + product_over_rows(gradient, part.hidden)
 
     chunk = max(1, min(chunk, targets.shape[0]))
     shape = table.shape if with_gradient else None
