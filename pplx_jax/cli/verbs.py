@@ -192,9 +192,14 @@ VERBS = (
         flags=(
             flag("--embeddings", required=True, **_PATH, help="the folder that embed wrote"),
             _OUTPUT,
-            flag("--engine", choices=("faiss", "numpy", "vespa"), help="default: faiss for int8, else numpy"),
+            flag(
+                "--engine", choices=("faiss", "numpy", "vespa", "postgres"), help="default: faiss for int8, else numpy"
+            ),
             flag("--lists", type=int, help="inverted lists of faiss (default: none under 10 million vectors)"),
-            flag("--vespa_url", metavar="URL", help="the container of Vespa, such as http://localhost:8080"),
+            flag(
+                "--url", metavar="URL", help="the server: http://HOST:8080 of Vespa, or postgresql://USER@HOST/DATABASE"
+            ),
+            flag("--table", metavar="NAME", help="the table of postgres (default: pplx_ and the name of --output)"),
             flag("--vespa_config_url", metavar="URL", help="its configuration server, to deploy the application first"),
         ),
     ),
@@ -210,10 +215,28 @@ VERBS = (
             flag("--output", output=True, **_PATH, help="with --queries: FILE.trec or FILE.jsonl to write"),
             flag("--index", required=True, **_PATH, help="the folder that index wrote"),
             flag("--k", type=int, help="number of hits per query"),
-            flag("--engine", choices=("faiss", "numpy", "jax", "vespa"), help="default: as the index was built"),
-            flag("--candidates", type=int, help="candidates to rank again per hit; at least 1000 in all are ranked"),
+            flag(
+                "--engine",
+                choices=("faiss", "numpy", "jax", "vespa", "postgres"),
+                help="default: as the index was built",
+            ),
+            flag("--candidates", type=int, help="candidates to rank again per hit"),
+            flag("--least_candidates", type=int, help="fewest candidates of a query"),
             flag("--probes", type=int, help="inverted lists to read per query (default: a quarter of them)"),
-            flag("--vespa_url", metavar="URL", help="the container of Vespa (default: where the index was built)"),
+            flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),
+        ),
+    ),
+    Verb(
+        "update",
+        "add documents to an index, replace or delete them",
+        "pplx_jax.retrieval.update_index:update_index",
+        example="--index=index --embeddings=new_vectors --delete=old_ids.txt",
+        heading="embed and search",
+        flags=(
+            flag("--index", required=True, **_PATH, help="the folder that index wrote"),
+            flag("--embeddings", **_PATH, help="the folder that embed wrote; its documents are added or replaced"),
+            flag("--delete", **_PATH, help="a file of ids of documents to delete, one a line"),
+            flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),
         ),
     ),
     Verb(

@@ -9,7 +9,8 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import joined, resolved
 from pplx_jax.inference.encoder import Encoder, query_encoder
-from pplx_jax.kernels.quantization import BitOrder, Quantization, zero_rows
+from pplx_jax.kernels.quantization import BitOrder, Quantization, quantize, zero_rows
+from pplx_jax.retrieval.search_options import SearchOptions
 
 
 class BaseIndex:
@@ -33,6 +34,14 @@ class BaseIndex:
         self.prompts: dict[str, Any] = description.get("prompts", {})
         self.count: int = description["count"]
 
+    def encode_queries(self, texts: Sequence[str], encoder: Encoder) -> np.ndarray:
+        """Returns the vectors of queries, quantized like the index [Q, width]. Raises BadInput like `pool_queries`."""
+        return quantize(self.pool_queries(texts, encoder), self.quantization, self.bit_order)
+
+    def encode_query(self, text: str, encoder: Encoder) -> np.ndarray:
+        """Returns the vector [width] of one query; see `encode_queries`."""
+        return self.encode_queries([text], encoder)[0]
+
     def pool_queries(self, texts: Sequence[str], encoder: Encoder) -> np.ndarray:
         """Returns the pooled vectors of queries, float32 [Q, dims].
 
@@ -50,3 +59,8 @@ class BaseIndex:
         if len(empty := np.flatnonzero(zero_rows(pooled))):
             raise BadInput(f"the query {texts[empty[0]]!r} has no tokens in this model; give some text to search for")
         return pooled
+
+    def require_engine(self, options: SearchOptions, *own: str) -> None:
+        """Raises BadInput if the options ask for an engine that this index does not have."""
+        if options.engine not in (None, *own):
+            raise BadInput(f"the index {self.path} is searched by {', '.join(own)}, not by {options.engine}")
