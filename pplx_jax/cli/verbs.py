@@ -152,6 +152,11 @@ VERBS = (
             flag("--kind", choices=("v1", "context_v1"), help="which model it is (default: as trained)"),
             flag("--dtype", choices=_DTYPES, help="type of the written weights"),
             flag("--onnx", action="store_true", help="also write and check onnx/model.onnx"),
+            flag(
+                "--spell_special_tokens",
+                action="store_true",
+                help="a tokenizer.json without special tokens, for texts that contain their names",
+            ),
         ),
     ),
     Verb(
