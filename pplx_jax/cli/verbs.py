@@ -28,6 +28,10 @@ _PROCESS_FLAGS = (
     flag("--process_id", **_PROCESSES, type=int, help="index of this process, from 0"),
     flag("--startup_seconds", **_PROCESSES, type=float, help="how long to wait for the other processes"),
 )
+_PROMPTS = (
+    flag("--query_prompt", metavar="TEXT", help="put before every query (default: the model's prompt, if it has one)"),
+    flag("--document_prompt", metavar="TEXT", help="put before every document, in the same way"),
+)
 GROUPS = {"data": "prepare or inspect training data"}
 
 VERBS = (
@@ -169,6 +173,7 @@ VERBS = (
             flag("--chunk_tokens", type=int, help="cut texts into chunks of N tokens that are encoded together"),
             flag("--overflow", choices=("error", "split", "truncate"), help="what to do with texts past the limit"),
             flag("--overlap", type=int, help="tokens that neighbouring windows of --overflow=split share"),
+            *_PROMPTS,
             flag(
                 "--shard",
                 metavar="I/N",
@@ -245,6 +250,7 @@ VERBS = (
             flag("--host", metavar="ADDRESS", help="the address to listen on"),
             flag("--port", type=int, help="the port to listen on; 0 takes a free one"),
             flag("--name", metavar="NAME", help="the name of the model for clients (default: the folder's name)"),
+            flag("--prompt_name", metavar="NAME", help="the prompt for requests that name none, such as document"),
             flag("--max_batch_tokens", type=int, help="most tokens of concurrent requests to encode together"),
             flag("--max_wait_ms", type=float, help="how long a request waits for others, in milliseconds"),
             flag("--max_inputs", type=int, help="most texts or documents in a request"),
@@ -285,8 +291,8 @@ VERBS = (
                 help="encode passages together with their neighbours (late chunking), without them, or both",
             ),
             flag("--truncate", action="store_true", help="cut texts past the limit"),
-            flag("--query_prompt", metavar="TEXT", help="put before every query, for models trained with a prompt"),
-            flag("--document_prompt", metavar="TEXT", help="put before every document"),
+            *_PROMPTS,
+            flag("--prompts", **_PATH, help="JSON: TASK -> {query, document}, prompts for single tasks"),
             flag("--data", **_PATH, help="a folder with the benchmark's files, instead of the hub"),
             flag("--output", output=True, **_PATH, help="the results folder to write or to continue"),
             flag("--compare", **_PATH, help="another results folder: differences, intervals, p-values"),

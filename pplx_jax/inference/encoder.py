@@ -1,11 +1,13 @@
 """The protocol of a model in retrieval and evaluation. `inference.embedder.Embedder` implements it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol, get_args
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.prompts import DOCUMENT
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import Quantization
 
@@ -73,6 +75,12 @@ class Encoder(Protocol):
 def query_encoder(model: Encoder) -> Callable[..., np.ndarray]:
     """Returns the method that encodes queries: `encode_queries` if the model has it (for prompts), else `encode`."""
     return getattr(model, "encode_queries", model.encode)
+
+
+def document_encoder(model: Encoder) -> Callable[..., np.ndarray]:
+    """Returns the method that encodes texts as documents: with the model's prompt for them, if it has one."""
+    encode: Callable[..., np.ndarray] = model.encode
+    return functools.partial(encode, prompt_name=DOCUMENT) if DOCUMENT in getattr(model, "prompts", {}) else encode
 
 
 def quantizations(model: Encoder) -> tuple[Quantization, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import joined, resolved
-from pplx_jax.inference.encoder import Encoder
+from pplx_jax.inference.encoder import Encoder, query_encoder
 from pplx_jax.kernels.quantization import BitOrder, Quantization, quantize, zero_rows
 from pplx_jax.retrieval.search_options import SearchOptions
 
@@ -21,6 +21,7 @@ class BaseIndex:
         model: the model folder that encodes queries.
         model_fingerprint: of the model. Queries of another model are refused.
         dims, quantization, bit_order, count: of the vectors.
+        prompts: arguments of `load_encoder`, if the model was loaded with other prompts than its own.
     """
 
     def __init__(self, path: pathlib.Path, description: dict[str, Any]):
@@ -30,6 +31,7 @@ class BaseIndex:
         self.dims: int = description["dims"]
         self.quantization: Quantization = description["quantization"]
         self.bit_order: BitOrder = description["bit_order"]
+        self.prompts: dict[str, Any] = description.get("prompts", {})
         self.count: int = description["count"]
 
     def encode_queries(self, texts: Sequence[str], encoder: Encoder) -> np.ndarray:
@@ -53,7 +55,7 @@ class BaseIndex:
                 f"the index {self.path} was made by model {self.model_fingerprint}, {self.model} is now "
                 f"{encoder.fingerprint}; embed and index again"
             )
-        pooled = encoder.encode(texts, quantization="none", dims=self.dims)
+        pooled = query_encoder(encoder)(texts, quantization="none", dims=self.dims)
         if len(empty := np.flatnonzero(zero_rows(pooled))):
             raise BadInput(f"the query {texts[empty[0]]!r} has no tokens in this model; give some text to search for")
         return pooled

@@ -81,6 +81,7 @@ def build_index(
                 "model": relative(source.model_folder, output),
                 "model_fingerprint": settings.model_fingerprint,
                 "bit_order": settings.bit_order,
+                **({"prompts": settings.prompts} if settings.prompts else {}),
                 "shards": len(source.shards),
                 **description,
             },

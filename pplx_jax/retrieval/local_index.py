@@ -30,7 +30,7 @@ from pplx_jax.retrieval.search_options import SearchOptions
 from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex, document_of
 
 UPDATES, FORMAT = "updates.json", 1
-_DESCRIBED = ("model_fingerprint", "dims", "quantization", "bit_order", "count")
+_DESCRIBED = ("model_fingerprint", "dims", "quantization", "bit_order", "count", "prompts")
 _FIX = "build the index again"
 
 

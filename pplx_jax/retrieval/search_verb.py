@@ -67,7 +67,7 @@ def search_index(
     if query is not None:
         if not query.strip():
             raise BadInput("the query is empty; give some text to search for")
-        encoder = encoder or load_encoder(opened.model)
+        encoder = encoder or load_encoder(opened.model, **opened.prompts)
         with too_long_by_name(["the query"], "shorten it"):
             pooled = opened.pool_queries([query], encoder)
         return {"hits": opened.search_pooled(pooled, k, options)[0]}
@@ -76,7 +76,7 @@ def search_index(
     source, output = local_copy(as_path(str(queries))), as_path(output)
     with _writer(output) as write:
         entries = _read_queries(source)
-        encoder = encoder or load_encoder(opened.model)
+        encoder = encoder or load_encoder(opened.model, **opened.prompts)
         started = time.monotonic()
         with Progress("search", len(entries), unit="query") as progress:
             for begin in range(0, len(entries), _QUERIES_AT_ONCE):

@@ -15,6 +15,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.prompts import with_document_prompt
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.encoder import document_tokens, tokens_over_limit
 from pplx_jax.inference.packed_encoder import Tokens
@@ -39,8 +41,9 @@ class App:
         max_batch_tokens: int,
         max_wait: float,
         max_queued_tokens: int,
+        prompt_name: str | None = None,
     ):
-        self._model, self._name, self._limits = model, name, limits
+        self._model, self._name, self._limits, self._prompt_name = model, name, limits, prompt_name
         self.batcher = Batcher(
             model.encode_tokens,
             max_tokens=max_batch_tokens,
@@ -90,6 +93,11 @@ class App:
     def _prepare(self, body: bytes, contextual: bool) -> tuple[wire.Request, Sequence[Tokens], np.ndarray, int]:
         """Returns the request, token ids of its chunks, number of chunks of each document, and total tokens."""
         request = wire.parse(body, contextual=contextual, model=self._name, dims=self._model.dims, limits=self._limits)
+        try:
+            prompt = self._model.prompt_text(request.prompt_name or self._prompt_name)
+        except BadInput as error:
+            raise RequestError(422, f"prompt_name: {error}", param="prompt_name", code="invalid_value") from None
+        documents = with_document_prompt(request.documents, prompt)
         limit = min(self._model.config.max_length, self._limits.document_tokens)
         noun = "document" if contextual else "text"
         whose = "model" if limit == self._model.config.max_length else "server"
@@ -98,10 +106,10 @@ class App:
             message = f"{noun} {index} has {size} tokens, the {whose} takes {limit}; split it"
             return RequestError(400, message, param="input", code="context_length_exceeded")
 
-        for index, document in enumerate(request.documents):
+        for index, document in enumerate(documents):
             if least := tokens_over_limit(self._model, document):
                 raise refuse(index, f"at least {least}")
-        ids = self._model.vocabulary.encode_batch([chunk for document in request.documents for chunk in document])
+        ids = self._model.vocabulary.encode_batch([chunk for document in documents for chunk in document])
         counts = np.array([len(document) for document in request.documents], np.int64)
         lengths = np.array([len(chunk) for chunk in ids], np.int64)
         tokens = 0
@@ -139,6 +147,7 @@ class App:
             "dimensions": self._model.dims,
             "max_length": self._model.config.max_length,
             "fingerprint": self._model.fingerprint,
+            "prompts": dict(self._model.prompts),
         }
 
 

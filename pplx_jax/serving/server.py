@@ -34,6 +34,7 @@ def serve(
     max_body_bytes: int = 16 << 20,
     max_queued_tokens: int = 1 << 20,
     max_connections: int = 512,
+    prompt_name: str | None = None,
     stop_seconds: int = 30,
 ) -> dict[str, Any]:
     """Serves a model. After Ctrl-C or SIGTERM, finishes the running requests and returns.
@@ -49,13 +50,15 @@ def serve(
         max_inputs, max_chunks, max_document_tokens, max_tokens, max_body_bytes: of a request, see `wire.Limits`.
         max_queued_tokens: maximum waiting tokens; more requests are refused with status 429.
         max_connections: maximum open connections; more are answered with status 503.
+        prompt_name: the prompt of the model for requests that name none, such as "query" or "document"; None for no
+            prompt.
         stop_seconds: how long running requests may take after the signal.
 
     Returns:
         {"requests", "batches", "tokens", "seconds"}.
 
     Raises:
-        BadInput: there is no readable model, or the server cannot listen on the address.
+        BadInput: there is no readable model or no such prompt, or the server cannot listen on the address.
     """
     require_packages("serve", "starlette", "uvicorn", "prometheus_client", extra="serve")
     given = {"max_batch_tokens": max_batch_tokens, "max_queued_tokens": max_queued_tokens}
@@ -69,6 +72,7 @@ def serve(
 
         limits = Limits(max_body_bytes, max_inputs, max_chunks, max_document_tokens, max_tokens)
         model = Embedder.load(model_path, batch_tokens=max_batch_tokens)
+        model.prompt_text(prompt_name)  # refuses an unknown name
         app = App(
             model,
             name or served_name(model_path),
@@ -76,6 +80,7 @@ def serve(
             max_batch_tokens=max_batch_tokens,
             max_wait=max_wait_ms / 1000,
             max_queued_tokens=max_queued_tokens,
+            prompt_name=prompt_name,
         )
         model.encode(["The first text pays for the compiler."], overflow="truncate")
         address = f"[{host}]" if ":" in host else host

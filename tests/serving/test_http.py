@@ -1,6 +1,7 @@
 """The server below the client: batches, limits, broken requests, and how it ends."""
 
 import concurrent.futures
+import dataclasses
 import http.client
 import json
 import os
@@ -18,8 +19,10 @@ import openai
 import pytest
 from serving.conftest import Counting, connect, running
 
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.cli import main as cli
+from pplx_jax.inference.embedder import Embedder
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.serving.wire import Limits
 
@@ -33,6 +36,14 @@ def post(url, body, path="/v1/embeddings"):
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
+
+
+CONTEXT = "/v1/contextualizedembeddings"
+
+
+def same_integers(found, expected):
+    """Equal but for rounding: texts of a request share sequences of another length."""
+    assert found.shape == expected.shape and np.abs(found - expected.astype(np.int32)).max() <= 1
 
 
 def test_concurrent_requests_share_encoder_calls(model):
@@ -253,6 +264,31 @@ def test_other_paths_answer_in_the_same_shape(url):
     assert post(url, {}, "/health")[0] == 405
     with urllib.request.urlopen(f"{url}/health") as reply:
         assert json.load(reply)["status"] == "ok"
+
+
+def test_a_request_names_the_prompt_of_its_texts(model):
+    """The default is that of the server. The first chunk of a document has the prompt."""
+    loaded = LoadedModel(model.config, model.vocabulary, initial_params(model.config, 0), "v1", "pair")
+    prompted = Embedder(dataclasses.replace(loaded, prompts={"query": "ask: ", "document": "tell: "}))
+    texts = ["read the file", "close"]
+
+    def vectors(url, **fields):
+        status, body = post(url, {"input": texts, **fields})
+        assert status == 200
+        return np.array([entry["embedding"] for entry in body["data"]])
+
+    with running(prompted) as plain, running(prompted, prompt_name="document") as documents:
+        expected = {name: prompted.encode(texts, prompt_name=name) for name in (None, "query", "document")}
+        same_integers(vectors(plain), expected[None])
+        same_integers(vectors(plain, prompt_name="query"), expected["query"])
+        same_integers(vectors(documents), expected["document"])
+        same_integers(vectors(documents, prompt_name="query"), expected["query"])
+        status, body = post(plain, {"input": [texts], "prompt_name": "document"}, CONTEXT)
+        found = [entry["embedding"] for entry in body["data"][0]["data"]]
+        same_integers(np.array(found), prompted.encode_documents([texts])[0])
+        for wrong in ("clustering", 3):
+            status, body = post(plain, {"input": texts, "prompt_name": wrong})
+            assert status == 422 and body["error"]["param"] == "prompt_name"
 
 
 def test_a_stop_lets_running_requests_end(model):

@@ -114,6 +114,7 @@ def build(
             "model": relative(source.model_folder, output),
             "model_fingerprint": settings.model_fingerprint,
             "bit_order": settings.bit_order,
+            **({"prompts": settings.prompts} if settings.prompts else {}),
             "has_chunks": has_chunks,
             **described,
         },

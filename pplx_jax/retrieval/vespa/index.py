@@ -98,6 +98,7 @@ def build(
             "model": relative(source.model_folder, output),
             "model_fingerprint": settings.model_fingerprint,
             "bit_order": settings.bit_order,
+            **({"prompts": settings.prompts} if settings.prompts else {}),
             **description,
         },
     )
@@ -284,6 +285,6 @@ def search(
     opened = VespaIndex.load(index, url)
     if not query.strip():
         raise BadInput("the query is empty; give some text to search for")
-    encoder = encoder or load_encoder(opened.model)
+    encoder = encoder or load_encoder(opened.model, **opened.prompts)
     (vector,) = opened.pool_queries([query], encoder)
     return opened.search(vector, k, candidates=candidates, ranking=ranking, exact=exact)
