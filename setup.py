@@ -34,7 +34,6 @@ EXTRAS = {
         "bm25s>=0.2.14,<0.4",
         "datasets>=3,<6",
         "mteb>=2.20,<3",
-        "regex>=2024.11.6,<2028",  # words as BERGEN sees them
         "sentence-transformers>=6,<7",
         "torch>=2.9,<3",
         "urllib3>=2.2,<3",  # readers behind HTTP
@@ -103,6 +102,7 @@ setuptools.setup(
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "protobuf>=5.29,<8",  # the vocabulary's proto
+        "regex>=2024.11.6,<2028",  # user-perceived characters in `chunk`, words as BERGEN sees them
         "sentencepiece>=0.2.1,<0.2.3",
         "tabulate>=0.9,<0.11",
         "tensorboard>=2.19,<3",  # clu.metric_writers imports it without declaring it
