@@ -94,6 +94,22 @@ VERBS = (
         inspects_only=True,
     ),
     Verb(
+        "plan-search",
+        "what exact search of many vectors needs on TPUs: memory and a bound of the time",
+        "pplx_jax.plan.plan_search:plan_search",
+        example="--topology=v5e:16x16 --vectors=1000000000",
+        heading="embed and search",
+        flags=(
+            flag("--topology", required=True, metavar="SLICE", help="a slice, such as v5e:16x16 or v5p:4x4x8"),
+            flag("--num_slices", type=int, help="number of slices"),
+            flag("--vectors", type=int, required=True, help="number of INT8 vectors"),
+            flag("--dims", type=int, help="dimensions of a vector"),
+            flag("--queries", type=int, help="queries of a batch"),
+            flag("--k", type=int, help="hits per query"),
+        ),
+        inspects_only=True,
+    ),
+    Verb(
         "merge",
         "merge two checkpoints into one (SLERP)",
         "pplx_jax.checkpoints.merge_folders:merge_checkpoints",
@@ -224,6 +240,7 @@ VERBS = (
             flag("--least_candidates", type=int, help="fewest candidates of a query"),
             flag("--probes", type=int, help="inverted lists to read per query (default: a quarter of them)"),
             flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),
+            *_PROCESS_FLAGS,
         ),
     ),
     Verb(
