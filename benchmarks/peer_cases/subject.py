@@ -4,6 +4,7 @@ The model is a folder of ours and its export to Hugging Face and ONNX, so all ha
 """
 
 import dataclasses
+import functools
 import gzip
 import itertools
 import json
@@ -12,9 +13,12 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from pplx_jax.checkpoints.model_folder import load_model, save_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import read_beir
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.export.export_hf import export_hf
 from pplx_jax.models.parameters import initial_params
@@ -54,6 +58,14 @@ class Subject:
     name: str
     ours: str
     exported: str
+
+    @functools.cached_property
+    def vocabulary(self) -> Any:
+        return load_vocabulary(pathlib.Path(self.ours))
+
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each text [n]."""
+        return np.array([len(ids) for ids in self.vocabulary.encode_batch(list(texts))], np.int64)
 
 
 def make_subject(model: str, layers: int, texts: Sequence[str], workdir: pathlib.Path, onnx: bool = True) -> Subject:
