@@ -1,4 +1,6 @@
-"""One retrieval task in mteb's format: `eval` with our model, and mteb with the exported one."""
+"""One retrieval task in mteb's format: our runner and model, and mteb's with the exported one.
+
+Both compare float vectors, because mteb's search takes no INT8."""
 
 import argparse
 import os
@@ -81,7 +83,7 @@ class Ours:
         from pplx_jax.inference.embedder import Embedder
 
         self._task = MtebTask("pairs", retrieval_task(pairs))
-        self._system = System("ours", Embedder.load(case["ours"]), Settings("int8"))
+        self._system = System("ours", Embedder.load(case["ours"]), Settings("none"))
         self._score = 0.0
 
     def run(self) -> None:
@@ -107,7 +109,8 @@ class Mteb:
     def run(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             cache = self._mteb.cache.ResultCache(folder)
-            results = self._mteb.evaluate(self._model, self._task, cache=cache, overwrite_strategy="always")
+            options = {"encode_kwargs": {"quantization": "none", "batch_size": 32}, "overwrite_strategy": "always"}
+            results = self._mteb.evaluate(self._model, self._task, cache=cache, **options)
         self._score = results.task_results[0].get_score()
 
     def check(self) -> dict[str, float]:
