@@ -39,7 +39,7 @@ lint: .venv/installed
 
 .venv/installed: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(INSTALL) -c constraints.txt -e '.[data,bucket,convert,eval,search,parquet,serve,tpu,wandb,launch,dev]'
+	$(INSTALL) -c constraints.txt -e '.[data,bucket,convert,eval,search,postgres,parquet,serve,tpu,wandb,launch,dev]'
 	touch $@
 
 # The oldest transformers that exports open in, for the test that opens them there.

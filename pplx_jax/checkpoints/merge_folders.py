@@ -34,12 +34,13 @@ def merge_checkpoints(
     params = slerp(first.params, second.params, weight=merge.weight, per=merge.per)
     with replaced_folder(output, last=MODEL) as folder:
         merged_from = (first.stage, second.stage)
-        save_model(folder, first.config, first.vocabulary, params, stage=MERGED, merged_from=merged_from)
+        kept: dict[str, Any] = {"merged_from": merged_from, "prompts": first.prompts}
+        save_model(folder, first.config, first.vocabulary, params, stage=MERGED, **kept)
     return {"output": str(output), "weight": weight, "per": per}
 
 
 def require_alike(verb: str, a: pathlib.Path, first: LoadedModel, b: pathlib.Path, second: LoadedModel) -> None:
-    """Raises BadInput if two models differ in their vocabulary or in a field that embeddings depend on."""
+    """Raises BadInput if two models differ in vocabulary, prompts or a field that embeddings depend on."""
     if first.vocabulary.fingerprint != second.vocabulary.fingerprint:
         raise BadInput(f"{verb}: {a} and {b} have different vocabularies; {verb} models of one run")
     differing = [
@@ -47,5 +48,7 @@ def require_alike(verb: str, a: pathlib.Path, first: LoadedModel, b: pathlib.Pat
         for name in first.config.computing | second.config.computing
         if first.config.computing.get(name) != second.config.computing.get(name)
     ]
+    if first.prompts != second.prompts:
+        differing.append(f"prompts are {dict(first.prompts)} and {dict(second.prompts)}")
     if differing:
         raise BadInput(f"{verb}: {a} and {b} differ: {'; '.join(differing)}; {verb} models of one run")

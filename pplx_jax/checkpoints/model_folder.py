@@ -4,7 +4,8 @@ import dataclasses
 import importlib
 import os
 import pathlib
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from flax import nnx
@@ -16,6 +17,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.parameter_trees import named_shapes, require_finite
 from pplx_jax.core.paths import absolute, as_path
+from pplx_jax.core.prompts import checked_prompts
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
@@ -25,6 +27,7 @@ from pplx_jax.models.transformer import Qwen3Config
 FORMAT = 1
 AVERAGED_FROM = "averaged_from"  # key of model.json
 Kind = Literal["v1", "context_v1"]
+_NO_PROMPTS: Mapping[str, str] = types.MappingProxyType({})
 
 
 def describe_model(
@@ -36,6 +39,7 @@ def describe_model(
     kind: str | None = None,
     merged_from: Sequence[str] = (),
     averaged_from: Sequence[str] = (),
+    prompts: Mapping[str, str] = _NO_PROMPTS,
 ) -> None:
     """Writes a model folder without its checkpoints.
 
@@ -47,6 +51,7 @@ def describe_model(
       kind: of the model; None for "v1".
       merged_from: the merged stages, if the model is a merge.
       averaged_from: the checkpoints, if the model is their average.
+      prompts: of the model; see `core.prompts`.
     """
     vocabulary.save(folder)
     description: dict[str, Any] = {
@@ -61,6 +66,8 @@ def describe_model(
         description["merged_from"] = list(merged_from)
     if averaged_from:
         description[AVERAGED_FROM] = list(averaged_from)
+    if prompts:
+        description["prompts"] = dict(prompts)
     write_json(folder / MODEL, description)
 
 
@@ -75,12 +82,20 @@ def save_model(
     kind: str | None = None,
     merged_from: Sequence[str] = (),
     averaged_from: Sequence[str] = (),
+    prompts: Mapping[str, str] = _NO_PROMPTS,
 ) -> None:
     """Writes a complete model folder: a merge, an average or an import. See `describe_model` for the arguments."""
     folder.mkdir(parents=True, exist_ok=True)
     save_params(folder, step, params)
     describe_model(
-        folder, config, vocabulary, stage=stage, kind=kind, merged_from=merged_from, averaged_from=averaged_from
+        folder,
+        config,
+        vocabulary,
+        stage=stage,
+        kind=kind,
+        merged_from=merged_from,
+        averaged_from=averaged_from,
+        prompts=prompts,
     )
 
 
@@ -96,7 +111,7 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
     folder, step = _model_and_step(as_path(folder))
     if is_published(folder):
         return read_model(folder)
-    config, kind, stage = _read_description(folder)
+    config, kind, stage, prompts = _read_description(folder)
     vocabulary, params = load_vocabulary(folder), load_params(folder, step)
     shapes = nnx.to_pure_dict(abstract_model(config)[1])
     require_same_shapes(folder, named_shapes(params), named_shapes(shapes))
@@ -106,7 +121,7 @@ def load_model(folder: str | pathlib.Path) -> LoadedModel:
             f"{folder}: the vocabulary has {vocabulary.size} pieces, the embedding table only {config.vocab_size} "
             "rows; use the vocabulary of the same model"
         )
-    return LoadedModel(config, vocabulary, params, kind, stage)
+    return LoadedModel(config, vocabulary, params, kind, stage, prompts)
 
 
 def load_config(folder: str | os.PathLike[str]) -> Qwen3Config:
@@ -170,8 +185,8 @@ def _config_class(folder: pathlib.Path, name: str | None) -> type[Qwen3Config]:
     return found
 
 
-def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str]:
-    """Returns configuration, kind and stage."""
+def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str, dict[str, str]]:
+    """Returns configuration, kind, stage and prompts."""
     description = read_json(folder / MODEL)
     version = description.get("format") if isinstance(description, dict) else None
     if version != FORMAT:
@@ -187,4 +202,4 @@ def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str]:
         raise BadInput(f"{folder / MODEL} does not describe a model ({error}); write it again") from error
     if kind not in get_args(Kind):
         raise BadInput(f"{folder / MODEL}: kind {kind!r} is not one of {', '.join(get_args(Kind))}; set one of them")
-    return config, kind, stage
+    return config, kind, stage, checked_prompts(description.get("prompts"), str(folder / MODEL))

@@ -28,6 +28,10 @@ _PROCESS_FLAGS = (
     flag("--process_id", **_PROCESSES, type=int, help="index of this process, from 0"),
     flag("--startup_seconds", **_PROCESSES, type=float, help="how long to wait for the other processes"),
 )
+_PROMPTS = (
+    flag("--query_prompt", metavar="TEXT", help="put before every query (default: the model's prompt, if it has one)"),
+    flag("--document_prompt", metavar="TEXT", help="put before every document, in the same way"),
+)
 GROUPS = {"data": "prepare or inspect training data"}
 
 VERBS = (
@@ -169,6 +173,7 @@ VERBS = (
             flag("--chunk_tokens", type=int, help="cut texts into chunks of N tokens that are encoded together"),
             flag("--overflow", choices=("error", "split", "truncate"), help="what to do with texts past the limit"),
             flag("--overlap", type=int, help="tokens that neighbouring windows of --overflow=split share"),
+            *_PROMPTS,
             flag(
                 "--shard",
                 metavar="I/N",
@@ -187,9 +192,14 @@ VERBS = (
         flags=(
             flag("--embeddings", required=True, **_PATH, help="the folder that embed wrote"),
             _OUTPUT,
-            flag("--engine", choices=("faiss", "numpy", "vespa"), help="default: faiss for int8, else numpy"),
+            flag(
+                "--engine", choices=("faiss", "numpy", "vespa", "postgres"), help="default: faiss for int8, else numpy"
+            ),
             flag("--lists", type=int, help="inverted lists of faiss (default: none under 10 million vectors)"),
-            flag("--vespa_url", metavar="URL", help="the container of Vespa, such as http://localhost:8080"),
+            flag(
+                "--url", metavar="URL", help="the server: http://HOST:8080 of Vespa, or postgresql://USER@HOST/DATABASE"
+            ),
+            flag("--table", metavar="NAME", help="the table of postgres (default: pplx_ and the name of --output)"),
             flag("--vespa_config_url", metavar="URL", help="its configuration server, to deploy the application first"),
         ),
     ),
@@ -205,10 +215,28 @@ VERBS = (
             flag("--output", output=True, **_PATH, help="with --queries: FILE.trec or FILE.jsonl to write"),
             flag("--index", required=True, **_PATH, help="the folder that index wrote"),
             flag("--k", type=int, help="number of hits per query"),
-            flag("--engine", choices=("faiss", "numpy", "jax", "vespa"), help="default: as the index was built"),
-            flag("--candidates", type=int, help="candidates to rank again per hit; at least 1000 in all are ranked"),
+            flag(
+                "--engine",
+                choices=("faiss", "numpy", "jax", "vespa", "postgres"),
+                help="default: as the index was built",
+            ),
+            flag("--candidates", type=int, help="candidates to rank again per hit"),
+            flag("--least_candidates", type=int, help="fewest candidates of a query"),
             flag("--probes", type=int, help="inverted lists to read per query (default: a quarter of them)"),
-            flag("--vespa_url", metavar="URL", help="the container of Vespa (default: where the index was built)"),
+            flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),
+        ),
+    ),
+    Verb(
+        "update",
+        "add documents to an index, replace or delete them",
+        "pplx_jax.retrieval.update_index:update_index",
+        example="--index=index --embeddings=new_vectors --delete=old_ids.txt",
+        heading="embed and search",
+        flags=(
+            flag("--index", required=True, **_PATH, help="the folder that index wrote"),
+            flag("--embeddings", **_PATH, help="the folder that embed wrote; its documents are added or replaced"),
+            flag("--delete", **_PATH, help="a file of ids of documents to delete, one a line"),
+            flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),
         ),
     ),
     Verb(
@@ -222,6 +250,7 @@ VERBS = (
             flag("--host", metavar="ADDRESS", help="the address to listen on"),
             flag("--port", type=int, help="the port to listen on; 0 takes a free one"),
             flag("--name", metavar="NAME", help="the name of the model for clients (default: the folder's name)"),
+            flag("--prompt_name", metavar="NAME", help="the prompt for requests that name none, such as document"),
             flag("--max_batch_tokens", type=int, help="most tokens of concurrent requests to encode together"),
             flag("--max_wait_ms", type=float, help="how long a request waits for others, in milliseconds"),
             flag("--max_inputs", type=int, help="most texts or documents in a request"),
@@ -256,8 +285,8 @@ VERBS = (
                 help="encode passages together with their neighbours (late chunking), without them, or both",
             ),
             flag("--truncate", action="store_true", help="cut texts past the limit"),
-            flag("--query_prompt", metavar="TEXT", help="put before every query, for models trained with a prompt"),
-            flag("--document_prompt", metavar="TEXT", help="put before every document"),
+            *_PROMPTS,
+            flag("--prompts", **_PATH, help="JSON: TASK -> {query, document}, prompts for single tasks"),
             flag("--data", **_PATH, help="a folder with the benchmark's files, instead of the hub"),
             flag("--output", output=True, **_PATH, help="the results folder to write or to continue"),
             flag("--compare", **_PATH, help="another results folder: differences, intervals, p-values"),

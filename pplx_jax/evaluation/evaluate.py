@@ -4,7 +4,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,11 +12,12 @@ import numpy as np
 
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import write_json, write_text
+from pplx_jax.core.files import read_json, write_json, write_text
 from pplx_jax.core.log_folder import LogFolder
 from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.evaluation.core.benchmark import Benchmark, Task
 from pplx_jax.evaluation.core.comparison import compare as compare_outcomes
+from pplx_jax.evaluation.core.prompted_task import TaskPrompts, checked_task_prompts, with_prompts
 from pplx_jax.evaluation.core.results import Results, Subject
 from pplx_jax.evaluation.core.runner import chosen_tasks, run_tasks
 from pplx_jax.evaluation.core.summary import format_table, summarize
@@ -46,8 +47,9 @@ def evaluate_task(
     dims: Sequence[int] | int | None = None,
     context: Context = "without",
     truncate: bool = False,
-    query_prompt: str = "",
-    document_prompt: str = "",
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
+    prompts: TaskPrompts | str | pathlib.Path | None = None,
     data: str | pathlib.Path | None = None,
     output: str | pathlib.Path | None = None,
     compare: str | pathlib.Path | None = None,
@@ -74,7 +76,9 @@ def evaluate_task(
         dims: number of leading dimensions, one or several; None for all.
         context: whether passages are encoded together with their neighbours in the same document, or both ways.
         truncate: whether texts over the model's limit are cut.
-        query_prompt, document_prompt: for models that were trained with prompts.
+        query_prompt, document_prompt: texts before every query and document, in place of the prompts of the model; ""
+            for none.
+        prompts: task -> {"query": text, "document": text} for tasks with prompts of their own, or a JSON file of that.
         data: a folder with the benchmark's files; None for the Hugging Face hub.
         output: the results folder to write.
         compare: another results folder; the first setting is compared with it.
@@ -114,16 +118,35 @@ def evaluate_task(
         chosen = chosen_tasks(benchmark, tasks)
         if own_document is not None:
             chosen = [_with_own_document(one, own_document) for one in chosen]
+    of_tasks: TaskPrompts = {}
+    if prompts is not None and leads():
+        assert benchmark is not None
+        where = "prompts" if isinstance(prompts, Mapping) else f"--prompts {prompts}"
+        given = (
+            prompts
+            if isinstance(prompts, Mapping)
+            else read_json(as_path(prompts), fix='write TASK -> {"query": TEXT, "document": TEXT}')
+        )
+        of_tasks = checked_task_prompts(given, benchmark.tasks, where)
     if watch is not None:
-        if output is None or compare is not None or run_file is not None or query_prompt or document_prompt:
-            raise BadInput("--watch needs --output, and takes no --compare, --run_file or prompts")
+        if (
+            output is None
+            or compare is not None
+            or run_file is not None
+            or query_prompt is not None
+            or document_prompt is not None
+        ):
+            raise BadInput(
+                "--watch needs --output, and takes no --compare, --run_file, --query_prompt or --document_prompt"
+            )
         if jax.distributed.is_initialized() or benchmark is None:
             raise BadInput("--watch runs as one process, with all its devices; leave --num_processes out")
         settings = {"quantization": quantization, "dims": dims, "context": context, "truncate": truncate}
         settings["own_document"] = own_document
         names = [one.name for one in chosen]
-        scores = functools.partial(evaluate_task, benchmark=benchmark, tasks=names, **settings)
-        facts = {"benchmark": benchmark.name, "tasks": names, **settings}
+        told = {"prompts": of_tasks} if of_tasks else {}
+        scores = functools.partial(evaluate_task, benchmark=benchmark, tasks=names, **told, **settings)
+        facts = {"benchmark": benchmark.name, "tasks": names, **told, **settings}
         return watch_stage(
             as_path(watch),
             as_path(output),
@@ -144,6 +167,7 @@ def evaluate_task(
         files = None if results.folder is None else LogFolder(results.folder)
         if files is not None:
             ready = [one.within(files.local) if hasattr(one, "within") else one for one in ready]
+        ready = with_prompts(ready, of_tasks)
         run_tasks(ready, systems, results, again=run_file is not None)
         if files is not None:
             files.upload()

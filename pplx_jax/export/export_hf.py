@@ -103,7 +103,7 @@ def export_hf(
         write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
         _write_description(partial, model, dtype)
         save_tokenizer(model.vocabulary, partial, model.config.max_length)
-        card = model_card(model.config, model.kind, model.stage, record, onnx=onnx)
+        card = model_card(model.config, model.kind, model.stage, record, onnx=onnx, prompts=model.prompts)
         (partial / "README.md").write_text(card, encoding="utf-8")
         checked = {"parity": check_parity(partial, model)}
         if onnx:
@@ -151,6 +151,7 @@ def hf_config(model: LoadedModel, dtype: str) -> dict[str, Any]:
         # Texts do not end with it, but text-embeddings-inference requires it and pads with it.
         "eos_token_id": model.vocabulary.pad_id,
         "dtype": dtype,
+        **({"prompts": dict(model.prompts)} if model.prompts and model.kind == "context_v1" else {}),
     }
     return {key: value for key, value in content.items() if key not in _UNKNOWN_KEYS.get(family.model_type, ())}
 
@@ -185,7 +186,7 @@ def _write_description(folder: pathlib.Path, model: LoadedModel, dtype: str) -> 
     # One more than the model's limit: a text cut to the limit would be embedded silently without its end, but a text of
     # this length raises an error in the model.
     write("sentence_bert_config.json", {"max_seq_length": model.config.max_length + 1})
-    write("config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
+    write("config_sentence_transformers.json", {"prompts": dict(model.prompts), "similarity_fn_name": "cosine"})
 
 
 def _rounded(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:

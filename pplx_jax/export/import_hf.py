@@ -66,7 +66,8 @@ def import_hf(
         partial = scratch / "model"
         memory = PeakMemory()
         model = plan.load()
-        save_model(partial, model.config, model.vocabulary, model.params, stage=model.stage, kind=model.kind)
+        about: dict[str, Any] = {"stage": model.stage, "kind": model.kind, "prompts": model.prompts}
+        save_model(partial, model.config, model.vocabulary, model.params, **about)
         peak = memory.growth
         parity = None
         if states is not None:

@@ -96,7 +96,15 @@ The outputs are `last_hidden_state`, `pooler_output` (the pooled vector), `poole
 """
 
 
-def model_card(config: Qwen3Config, kind: str, stage: str, record: RunRecord, *, onnx: bool = False) -> str:
+def model_card(
+    config: Qwen3Config,
+    kind: str,
+    stage: str,
+    record: RunRecord,
+    *,
+    onnx: bool = False,
+    prompts: Mapping[str, str] | None = None,
+) -> str:
     """Returns the text of the card.
 
     Args:
@@ -105,8 +113,9 @@ def model_card(config: Qwen3Config, kind: str, stage: str, record: RunRecord, *,
       stage: the stage or merge that made the parameters.
       record: of the run. The card says what is not recorded.
       onnx: whether the export has an ONNX graph.
+      prompts: of the model.
     """
-    use = _USE + (_USE_CONTEXT if kind == "context_v1" else "")
+    use = _USE + (_prompts(prompts) if prompts else "") + (_USE_CONTEXT if kind == "context_v1" else "")
     plain = _USE_PLAIN.replace(QWEN3.title, family_of(config).title) + (_USE_ONNX.format() if onnx else "")
     title = "Contextual text embeddings" if kind == "context_v1" else "Text embeddings"
     return f"""{_HEADER}
@@ -141,7 +150,7 @@ Made with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Co
 
 ## Limits
 
-{_limits(config, record)}"""
+{_limits(config, record, prompted=bool(prompts))}"""
 
 
 def _recipe(stage: str, record: RunRecord) -> str:
@@ -166,9 +175,24 @@ def _merged(record: RunRecord) -> str:
     return f"\nThe parameters are the spherical interpolation of those of the {first} and the {second} stage.\n"
 
 
-def _limits(config: Qwen3Config, record: RunRecord) -> str:
+def _prompts(prompts: Mapping[str, str]) -> str:
+    rows = "".join(f"| {name} | `{json.dumps(text, ensure_ascii=False)}` |\n" for name, text in prompts.items())
+    return f"""
+The model was trained with prompts, texts before each query and document:
+
+| prompt | text |
+|---|---|
+{rows}
+`encode_query` and `encode_document` of sentence-transformers use the prompts `query` and `document`. `encode` uses
+none, unless you give `prompt_name`. The pooled mean includes the tokens of the prompt.
+"""
+
+
+def _limits(config: Qwen3Config, record: RunRecord, *, prompted: bool) -> str:
     limits = [
-        "No instruction prefix and no appended token: encode the text as it is.",
+        "No appended token: encode the text as it is, after its prompt."
+        if prompted
+        else "No instruction prefix and no appended token: encode the text as it is.",
         f"A text over {config.max_length} tokens is an error, never cut.",
         "int8, `tanh` and `none` are not normalized; compare them by cosine, as in training. Quantizers that\n"
         '  calibrate ranges, such as sentence-transformers\' `precision="int8"`, are not this quantizer.',

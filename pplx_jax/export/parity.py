@@ -17,6 +17,7 @@ from pplx_jax.kernels.quantization import LEVELS
 
 _LENGTHS = (16, 128, 512, 2048)  # of the generated texts, in tokens; short texts do not reveal RoPE errors
 _LONG = 300  # tokens; longer texts have a separate batch
+_PROMPTED = 5  # texts that are compared with each prompt
 _FUZZED = 3000  # random texts whose tokens are compared
 
 SENTENCES = (
@@ -100,7 +101,8 @@ def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
     """Opens the export like a user and compares it with `model`.
 
     Tokens must be equal, also of `_FUZZED` random texts. Hidden states of padded batches, and int8 embeddings of
-    `SentenceTransformer` and of the context model's `encode`, must agree within the tolerances of `agreement`.
+    `SentenceTransformer` and of the context model's `encode`, must agree within the tolerances of `agreement`; so must
+    those with each of the model's prompts.
 
     Args:
       folder: the export.
@@ -121,7 +123,10 @@ def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
     ).eval()
     _require_same_tokens(pipeline.tokenizer, model.vocabulary, folder)
     differences = [_hidden_difference(pipeline, reference, texts, folder) for texts in reference.batches()]
-    return Parity(max(differences), _int8_equal_share(pipeline, reference, folder), reference.longest)
+    share = _int8_equal_share(pipeline, reference, folder)
+    if model.prompts:
+        share = min(share, _prompted_share(pipeline, reference, folder))
+    return Parity(max(differences), share, reference.longest)
 
 
 def encoder_states(model: LoadedModel, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -201,5 +206,25 @@ def _int8_equal_share(pipeline: Any, reference: Reference, folder: pathlib.Path)
         if reference.model.kind == "context_v1":
             documents = reference.documents()
             found += pipeline[0].auto_model.encode(documents)
-            expected += embedder.encode_documents(documents, quantization="tanh")
+            expected += embedder.encode_documents(documents, prompt="", quantization="tanh")
+    return int8_equal_share(np.concatenate(found), LEVELS * np.concatenate(expected), folder)
+
+
+def _prompted_share(pipeline: Any, reference: Reference, folder: pathlib.Path) -> float:
+    """Returns the share of equal int8 values of short texts with each prompt of the model."""
+    import jax
+
+    from pplx_jax.inference.embedder import Embedder
+
+    embedder = Embedder(reference.model)
+    texts = [text for text in reference.texts if text.strip()][:_PROMPTED]
+    documents = [texts[:2], texts[2:]]
+    found, expected = [], []
+    with jax.default_matmul_precision("highest"):
+        for name in reference.model.prompts:
+            found.append(pipeline.encode(texts, prompt_name=name, show_progress_bar=False))
+            expected.append(embedder.encode(texts, prompt_name=name, quantization="tanh"))
+            if reference.model.kind == "context_v1":
+                found += pipeline[0].auto_model.encode(documents, prompt_name=name)
+                expected += embedder.encode_documents(documents, prompt_name=name, quantization="tanh")
     return int8_equal_share(np.concatenate(found), LEVELS * np.concatenate(expected), folder)

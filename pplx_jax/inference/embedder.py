@@ -1,7 +1,8 @@
 """`Embedder`: embeds texts of any mix of lengths. It is the public API of a trained model."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,10 +12,19 @@ from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import load_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
+from pplx_jax.core.prompts import (
+    DOCUMENT,
+    QUERY,
+    merged_prompts,
+    prompted_fingerprint,
+    with_document_prompt,
+    with_prompt,
+)
 from pplx_jax.inference.blocks import Tokens
 from pplx_jax.inference.chunking import chunk
+from pplx_jax.inference.encoder import tokens_over_limit
 from pplx_jax.inference.encoding_mesh import encoding_mesh
-from pplx_jax.inference.overflow import Overflow
+from pplx_jax.inference.overflow import SHORTEN, Overflow, TooLong
 from pplx_jax.inference.packed_encoder import PackedEncoder
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
 from pplx_jax.parallel.gather_rows import gather_ragged
@@ -39,6 +49,9 @@ class Embedder:
         chunks.
       overlap: minimum tokens shared by the windows of "split"; None for an eighth of the model's limit.
       progress: whether to report progress on standard error.
+      prompt_name: the prompt to put before the texts, by its name in `prompts`. `encode` has none by default,
+        `encode_queries` has "query", and `encode_documents` has "document" before the first chunk.
+      prompt: the text of a prompt, in place of `prompt_name`; "" for none. Empty texts take no prompt.
 
     Args:
       model: a loaded model.
@@ -48,6 +61,10 @@ class Embedder:
         None for all devices of this process. Each has a copy of the parameters if it has the memory for one.
       shared: whether all processes of the job make every call together, with the same texts. Each then encodes a share
         of them, and all of them return all embeddings.
+      prompts: name -> text, in place of those of the model. "" removes one; None keeps it.
+
+    Attributes:
+      prompts: name -> text of the prompts that are not empty.
 
     Example:
       >>> model = Embedder.load("quickstart_run/merged")
@@ -63,11 +80,16 @@ class Embedder:
         slots: int = 64,
         mesh: jax.sharding.Mesh | None = None,
         shared: bool = False,
+        prompts: Mapping[str, str | None] | None = None,
     ):
         self.config = model.config
         self.vocabulary = model.vocabulary
         self.kind = model.kind
-        self.fingerprint = model.fingerprint
+        self.prompts = merged_prompts(model.prompts, prompts or {}, "Embedder")
+        same = self.prompts == dict(model.prompts)
+        self.fingerprint = (
+            model.fingerprint if same else prompted_fingerprint(model.unprompted_fingerprint, self.prompts)
+        )
         self._shared = shared and jax.process_count() > 1
         self._encoder = PackedEncoder(
             model.config,
@@ -105,6 +127,8 @@ class Embedder:
         overflow: Overflow = "error",
         overlap: int | None = None,
         progress: bool = False,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray:
         """Returns one embedding per text. Each text is encoded alone.
 
@@ -116,20 +140,23 @@ class Embedder:
 
         Raises:
           BadInput: a text is over the model's limit or not a valid str (the message has its index), `texts` is a str,
-            `dims` is invalid, or the weights give a non-finite vector.
+            `dims` is invalid, there is no such prompt, or the weights give a non-finite vector.
         """
-        texts = _as_list(texts, "texts")
+        texts = with_prompt(_as_list(texts, "texts"), self.prompt_text(prompt_name, prompt))
         check_form(quantization, dims, self.dims, bit_order)
+        if overflow == "error":
+            self._refuse_by_length(([text] for text in texts), "text")
         ids = self._tokenize(texts)
         empty = [f"text {index}" for index, chunk in enumerate(ids) if not len(chunk)]
         pooled = self._pool(ids, np.ones(len(ids), np.int64), "text", empty, overflow, overlap, progress)
         return quantize(pooled[:, :dims], quantization, bit_order)
 
-    def encode_queries(self, queries: Iterable[str], **options) -> np.ndarray:
-        """Returns embeddings of queries: the same as `encode`.
+    def encode_queries(self, queries: Iterable[str], **options: Any) -> np.ndarray:
+        """Returns embeddings of queries: `encode` with the prompt "query", if the model has one.
 
-        Queries need no prefix and no other model. For a context model, a query is a document of one chunk.
+        Queries need no other model. For a context model, a query is a document of one chunk.
         """
+        options.setdefault("prompt_name", QUERY)
         return self.encode(queries, **options)
 
     def encode_documents(
@@ -142,6 +169,8 @@ class Embedder:
         overflow: Overflow = "error",
         overlap: int | None = None,
         progress: bool = False,
+        prompt_name: str | None = DOCUMENT,
+        prompt: str | None = None,
     ) -> list[np.ndarray]:
         """Returns one embedding per chunk, computed in the context of the whole document (late chunking).
 
@@ -156,14 +185,30 @@ class Embedder:
           BadInput: a document is over the model's limit; the message has its index.
         """
         documents = [_as_list(document, f"document {i}") for i, document in enumerate(documents)]
+        documents = with_document_prompt(documents, self.prompt_text(prompt_name, prompt))
         check_form(quantization, dims, self.dims, bit_order)
         counts = np.array([len(document) for document in documents], np.int64)
+        if overflow == "error":
+            self._refuse_by_length(documents, "document")
         ids = self._tokenize([chunk for document in documents for chunk in document])
         names = ((document, index) for document, count in enumerate(counts) for index in range(count))
         empty = [f"document {d}, chunk {c}" for (d, c), chunk in zip(names, ids, strict=True) if not len(chunk)]
         pooled = self._pool(ids, counts, "document", empty, overflow, overlap, progress)
         flat = quantize(pooled[:, :dims], quantization, bit_order)
         return np.split(flat, np.cumsum(counts)[:-1]) if documents else []
+
+    def prompt_text(self, prompt_name: str | None = None, prompt: str | None = None) -> str:
+        """Returns the text of a prompt: `prompt` if it is given, else that of `prompt_name`; "" if both are None.
+
+        Raises:
+          BadInput: the model has no such prompt. "query" and "document" are never missing, but may be empty.
+        """
+        if prompt is not None or prompt_name is None:
+            return prompt or ""
+        if prompt_name not in (QUERY, DOCUMENT, *self.prompts):
+            known = ", ".join(dict.fromkeys((QUERY, DOCUMENT, *self.prompts)))
+            raise BadInput(f"the model has no prompt {prompt_name!r}; it has {known}; or give the text as prompt=...")
+        return self.prompts.get(prompt_name, "")
 
     def encode_tokens(self, ids: Sequence[Tokens], counts: np.ndarray | None = None) -> np.ndarray:
         """Returns pooled vectors [n, D] float32 of texts given as token ids.
@@ -213,6 +258,11 @@ class Embedder:
     def chunk(self, text: str, tokens: int = 256) -> list[str]:
         """Splits a text into chunks of at most `tokens` tokens, at sentence ends; see `inference.chunking`."""
         return chunk(text, tokens, count_tokens=self.count_tokens)
+
+    def _refuse_by_length(self, documents: Iterable[Sequence[str]], noun: str) -> None:
+        for place, chunks in enumerate(documents):
+            if tokens := tokens_over_limit(self, chunks):
+                raise TooLong(place, tokens, self.config.max_length, noun=noun, fix=SHORTEN, at_least=True)
 
     def _tokenize(self, texts: list[str]) -> Sequence[Tokens]:
         """Returns the token ids of each text. If the texts are shared, every process makes those of a part of them."""

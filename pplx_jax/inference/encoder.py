@@ -1,13 +1,17 @@
 """The protocol of a model in retrieval and evaluation. `inference.embedder.Embedder` implements it."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol, get_args
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.prompts import DOCUMENT
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import Quantization
+
+_SOON_TOKENIZED = 1 << 16  # characters
 
 
 class Limits(Protocol):
@@ -73,6 +77,12 @@ def query_encoder(model: Encoder) -> Callable[..., np.ndarray]:
     return getattr(model, "encode_queries", model.encode)
 
 
+def document_encoder(model: Encoder) -> Callable[..., np.ndarray]:
+    """Returns the method that encodes texts as documents: with the model's prompt for them, if it has one."""
+    encode: Callable[..., np.ndarray] = model.encode
+    return functools.partial(encode, prompt_name=DOCUMENT) if DOCUMENT in getattr(model, "prompts", {}) else encode
+
+
 def quantizations(model: Encoder) -> tuple[Quantization, ...]:
     """Returns the quantizations that a model supports, its default first; all if the model does not say."""
     return getattr(model, "quantizations", get_args(Quantization))
@@ -87,6 +97,19 @@ def check_quantization(model: Encoder, quantization: str) -> None:
     known = quantizations(model)
     if quantization not in known:
         raise BadInput(f"quantization {quantization!r} is not one of {', '.join(known)}, which this model supports")
+
+
+def tokens_over_limit(model: Encoder, chunks: Sequence[str]) -> int:
+    """Returns a number of tokens that a document has at least, if its length alone shows that it is over the limit.
+
+    So a text of many megabytes is refused without tokenizing it. 0 says nothing: then the tokens decide, which also
+    holds for every text that is tokenized within milliseconds.
+    """
+    vocabulary, limit = getattr(model, "vocabulary", None), model.config.max_length
+    if vocabulary is None or sum(map(len, chunks)) < _SOON_TOKENIZED:
+        return 0
+    tokens = document_tokens([vocabulary.least_tokens(chunk) for chunk in chunks])
+    return tokens if tokens > limit else 0
 
 
 def document_tokens(counts: Sequence[int] | np.ndarray) -> int:

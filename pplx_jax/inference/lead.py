@@ -64,7 +64,7 @@ class _Leader:
     def __init__(self, embedder: Embedder):
         self._embedder = embedder
         self.config, self.dims = embedder.config, embedder.dims
-        self.kind, self.fingerprint = embedder.kind, embedder.fingerprint
+        self.kind, self.fingerprint, self.prompts = embedder.kind, embedder.fingerprint, embedder.prompts
 
     def count_tokens(self, texts: Iterable[str]) -> np.ndarray:
         return self._call("count_tokens", list(texts), {})

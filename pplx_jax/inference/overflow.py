@@ -10,6 +10,7 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 
 Overflow = Literal["error", "truncate", "split"]
+SHORTEN = 'shorten it, or pass overflow="split" or "truncate"'
 
 
 class TooLong(BadInput):
@@ -21,15 +22,18 @@ class TooLong(BadInput):
       limit: of the model.
       noun: "text" or "document".
       fix: what the user can do.
+      at_least: whether it may have more tokens.
     """
 
-    def __init__(self, place: int, tokens: int, limit: int, *, noun: str = "text", fix: str):
-        super().__init__(f"{noun} {place} has {tokens} tokens, the model takes {limit}; {fix}")
+    def __init__(self, place: int, tokens: int, limit: int, *, noun: str = "text", fix: str, at_least: bool = False):
+        self.size = f"{'at least ' if at_least else ''}{tokens} tokens, the model takes {limit}"
+        super().__init__(f"{noun} {place} has {self.size}; {fix}")
         self.place, self.tokens, self.limit, self.noun, self.fix = place, tokens, limit, noun, fix
+        self.at_least = at_least
 
     def at(self, place: int) -> "TooLong":
         """Returns the same error with another index."""
-        return TooLong(place, self.tokens, self.limit, noun=self.noun, fix=self.fix)
+        return TooLong(place, self.tokens, self.limit, noun=self.noun, fix=self.fix, at_least=self.at_least)
 
 
 @contextlib.contextmanager
@@ -46,8 +50,7 @@ def too_long_by_name(names: Sequence[str], fix: str) -> Iterator[None]:
     try:
         yield
     except TooLong as error:
-        name, size = names[error.place], f"{error.tokens} tokens, the model takes {error.limit}"
-        raise BadInput(f"{name!r} has {size}; {fix}") from None
+        raise BadInput(f"{names[error.place]!r} has {error.size}; {fix}") from None
 
 
 def chunks_fit(lengths: Sequence[int], limit: int) -> bool:

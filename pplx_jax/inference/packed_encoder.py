@@ -13,7 +13,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.parameter_trees import dotted
 from pplx_jax.data.batches.packing import shorten
 from pplx_jax.inference.blocks import Block, Cutter, Tokens, in_passes
-from pplx_jax.inference.overflow import Overflow, TooLong
+from pplx_jax.inference.overflow import SHORTEN, Overflow, TooLong
 from pplx_jax.inference.sequence_plan import shortest_sequence
 from pplx_jax.models.embedding import embed
 from pplx_jax.models.parameters import bind
@@ -124,27 +124,26 @@ class PackedEncoder:
         first_chunk = np.cumsum(counts) - counts
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         sizes = bounds[first_chunk + counts] - bounds[first_chunk] + np.maximum(counts - 1, 0)
-        too_long = sizes > limit
-        if overflow == "error" and too_long.any():
-            first = int(np.flatnonzero(too_long)[0])
-            fix = 'shorten it, or pass overflow="split" or "truncate"'
-            raise TooLong(first, int(sizes[first]), limit, noun=noun, fix=fix)
+        over = sizes > limit
+        if overflow == "error" and over.any():
+            first = int(np.flatnonzero(over)[0])
+            raise TooLong(first, int(sizes[first]), limit, noun=noun, fix=SHORTEN)
         if overflow == "truncate":
             filled = np.concatenate([[0], np.cumsum(lengths > 0)])
             with_tokens = filled[first_chunk + counts] - filled[first_chunk]
             # A chunk that keeps no token would have a zero vector.
-            too_many_chunks = np.flatnonzero(too_long & (with_tokens + counts - 1 > limit))
+            too_many_chunks = np.flatnonzero(over & (with_tokens + counts - 1 > limit))
             if len(too_many_chunks):
                 first = int(too_many_chunks[0])
                 raise BadInput(
                     f"{noun} {first} has {counts[first]} chunks, but a model of {limit} tokens takes {(limit + 1) // 2}"
                     ', with the separators between them; split it, or pass overflow="split"'
                 )
-            for text in np.flatnonzero(too_long):
+            for text in np.flatnonzero(over):
                 chunks = slice(first_chunk[text], first_chunk[text] + counts[text])
                 lengths[chunks] = shorten(lengths[chunks], limit - int(counts[text]) + 1)
             sizes = np.minimum(sizes, limit)
-        packed = ~too_long if overflow == "split" else np.ones(len(counts), bool)
+        packed = ~over if overflow == "split" else np.ones(len(counts), bool)
         blocks = list(self._cutter.packed(ids, lengths, counts, sizes, np.flatnonzero(packed & (counts > 0))))
         split, places = {}, len(ids)
         for text in np.flatnonzero(~packed):

@@ -50,7 +50,7 @@ class SentenceTransformerEncoder:
 
     Args:
         folder: the folder.
-        query_prompt, document_prompt: texts before every query and document. If empty, the folder's prompts "query",
+        query_prompt, document_prompt: texts before every query and document. If None, the folder's prompts "query",
             and "document" or "passage", are used.
 
     Raises:
@@ -59,7 +59,13 @@ class SentenceTransformerEncoder:
 
     quantizations: tuple[Quantization, ...] = ("none", "binary", "ubinary")
 
-    def __init__(self, folder: str | os.PathLike[str], *, query_prompt: str = "", document_prompt: str = ""):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+    ):
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
@@ -79,9 +85,11 @@ class SentenceTransformerEncoder:
         self._model = model
         found = model.prompts or {}
         self._prompts = {
-            "query": query_prompt or found.get("query") or "",
-            "document": document_prompt or found.get("document") or found.get("passage") or "",
+            "query": found.get("query") or "",
+            "document": found.get("document") or found.get("passage") or "",
         }
+        given = {"query": query_prompt, "document": document_prompt}
+        self._prompts |= {name: text for name, text in given.items() if text is not None}
         limit = model.get_max_seq_length() or model.tokenizer.model_max_length
         self.config = ForeignLimits(int(limit), str(next(model.parameters()).dtype).removeprefix("torch."))
         self.dims = model.get_embedding_dimension() or 0
@@ -114,11 +122,12 @@ class SentenceTransformerEncoder:
         dims: int | None = None,
         overflow: Overflow = "error",
         overlap: int | None = None,
+        prompt: str | None = None,
     ) -> np.ndarray:
         check_quantization(self, quantization)
         if overflow == "split":
             raise BadInput("overflow='split' needs a pplx-embed model; give 'truncate' to cut texts over the limit")
-        prompt = self._prompts[kind]
+        prompt = self._prompts[kind] if prompt is None else prompt
         if overflow == "error":
             self._check_lengths(texts, prompt)
         encode = self._model.encode_query if kind == "query" else self._model.encode_document

@@ -8,6 +8,7 @@ from pplx_jax.core.buckets import local_copy, staged
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
 from pplx_jax.core.paths import as_path
+from pplx_jax.core.prompts import checked_prompts
 from pplx_jax.data.batches.batch_spec import ContextualBatch, PairBatch, TextBatch, TripletBatch
 from pplx_jax.data.quality.fill import Packed
 from pplx_jax.data.quality.report import report_sources
@@ -36,6 +37,7 @@ def cache_corpus(
     lengths: Lengths,
     initial: str | None = None,
     vocabulary: pathlib.Path | None = None,
+    prompts: dict[str, str] | None = None,
     output: str = "",
     runner: str = "DirectRunner",
     beam_options: str = "",
@@ -52,6 +54,7 @@ def cache_corpus(
         lengths: token limits.
         initial: a model folder whose vocabulary is used.
         vocabulary: a vocabulary, or a folder that holds one. If None, that of `initial`, else that of the workdir.
+        prompts: of the recipe.
         output: a folder or a URL that all workers can reach; by default WORKDIR/data/tokens.
         runner: the Beam runner.
         beam_options: further options of the pipeline, as on a command line.
@@ -67,7 +70,7 @@ def cache_corpus(
     """
     options = pipeline_options(runner, beam_options)
     found = _vocabulary(workdir, initial, vocabulary)
-    sources = corpus.training_sources(_built(workdir, corpus))
+    sources = _prompted(corpus.training_sources(_built(workdir, corpus)), prompts)
     target = output or str(as_path(workdir) / "data" / "tokens")
     overlap = corpus.excluded_texts()
     return cache_sources(sources, found, lengths, overlap, target, options=options, seqio_records=seqio_records)
@@ -83,6 +86,7 @@ def report_corpus(
     stages: Sequence[Training] = (),
     initial: str | None = None,
     vocabulary: pathlib.Path | None = None,
+    prompts: dict[str, str] | None = None,
     output: pathlib.Path | None = None,
     examples: int = 100_000,
     samples: int = 3,
@@ -102,6 +106,7 @@ def report_corpus(
         stages: stages whose batches are packed, to measure their fill.
         initial: a model folder whose vocabulary is used.
         vocabulary: as in `cache_corpus`; optional for `input`.
+        prompts: of the recipe; token lengths and packing count them, duplicates and overlap do not.
         output: the folder to write; by default WORKDIR/data/report. With `input`: NAME-OF-INPUT-report in the
             workdir, or in the current folder.
         examples: number of examples to inspect, of each part of a source.
@@ -131,12 +136,17 @@ def report_corpus(
         built = _built(workdir, corpus)
         excluded = corpus.excluded_texts()
         overlap = excluded or evaluation_overlap(corpus.evaluation_folder(built))
-        sources, drop = corpus.training_sources(built), excluded is not None
+        sources, drop = _prompted(corpus.training_sources(built), prompts), excluded is not None
         report = report_sources(sources, found, lengths, overlap, stages=_packed(stages), drop_overlap=drop, **limits)
         folder = as_path(output or as_path(workdir) / "data" / "report")
     else:
         raise BadInput("data report needs --input FILE, or a recipe and its workdir (--gin_file, --workdir)")
     return _write_report(folder, report, name)
+
+
+def _prompted(sources: Sequence[Source], prompts: dict[str, str] | None) -> list[Source]:
+    found = checked_prompts(prompts, "run.prompts")
+    return [source.with_prompts(found) for source in sources]
 
 
 def _write_report(folder: pathlib.Path, report: dict[str, Any], name: str) -> dict[str, Any]:

@@ -32,7 +32,9 @@ from pplx_jax.recipes.shared_phases import link_phases, phases_before
 from pplx_jax.reports.experiment_page import render_experiment
 
 FINISHED, SCORES, PREDICTIONS = "arm.json", "scores", "predictions.md"
-_SHARED_ARGUMENTS = ("corpus", "lengths", "stages", "model", "initial", "term_weights", "mining", "merge", "seed")
+_SHARED_ARGUMENTS = (
+    *("corpus", "lengths", "stages", "model", "initial", "term_weights", "mining", "merge", "seed", "prompts"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -130,11 +130,14 @@ def build(workdir: pathlib.Path, corpus: Corpus) -> dict[str, Any]:
         return dict(corpus.build(folder))
 
 
-def tokenize(workdir: pathlib.Path, corpus: Corpus, vocabulary: Vocabulary, lengths: Lengths) -> dict[str, Any]:
+def tokenize(
+    workdir: pathlib.Path, corpus: Corpus, vocabulary: Vocabulary, lengths: Lengths, prompts: Mapping[str, str]
+) -> dict[str, Any]:
     """Writes WORKDIR/data/tokens from WORKDIR/data/corpus."""
     written = local_copy(workdir / "data" / "corpus")
     with staged(workdir / "data" / "tokens", last=MANIFEST) as folder:
-        return corpus.tokenize(written, vocabulary, folder, lengths)
+        more = {"prompts": prompts} if prompts else {}
+        return corpus.tokenize(written, vocabulary, folder, lengths, **more)
 
 
 def mine(
@@ -204,6 +207,7 @@ def retrieval_evaluator(
     vocabulary: Vocabulary,
     held_out: pathlib.Path,
     lengths: Lengths | None,
+    prompts: Mapping[str, str],
     config: Qwen3Config,
     devices: jax.sharding.Mesh,
 ) -> RetrievalEvaluator:
@@ -212,7 +216,8 @@ def retrieval_evaluator(
     sets = read_evaluation_sets(training.evaluation, held_out)
     contextual = training.stage.model_kind == "context_v1"
     size = document_size(lengths) if lengths else {}
-    return RetrievalEvaluator(sets, config, vocabulary, devices, contextual=contextual, **size)
+    options: dict[str, Any] = {"contextual": contextual, "prompts": prompts, **size}
+    return RetrievalEvaluator(sets, config, vocabulary, devices, **options)
 
 
 def document_size(lengths: Lengths) -> dict[str, int]:
@@ -226,24 +231,29 @@ def score_baseline(held_out: pathlib.Path) -> dict[str, Any]:
 
 
 def score_random(
-    model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path
+    model: Qwen3Config, vocabulary: Vocabulary, seed: int, held_out: pathlib.Path, prompts: Mapping[str, str]
 ) -> dict[str, Any] | None:
     """Scores the same architecture with random weights."""
-    return _score_untrained(model, vocabulary, jax.tree.map(np.asarray, initial_params(model, seed)), held_out)
+    params = jax.tree.map(np.asarray, initial_params(model, seed))
+    return _score_untrained(model, vocabulary, params, held_out, prompts)
 
 
 def score_initial(
-    model: Qwen3Config, vocabulary: Vocabulary, initial: str, held_out: pathlib.Path
+    model: Qwen3Config, vocabulary: Vocabulary, initial: str, held_out: pathlib.Path, prompts: Mapping[str, str]
 ) -> dict[str, Any] | None:
     """Scores the imported weights with the mask of the recipe's model."""
-    return _score_untrained(model, vocabulary, load_model(as_path(initial)).params, held_out)
+    return _score_untrained(model, vocabulary, load_model(as_path(initial)).params, held_out, prompts)
 
 
 def _score_untrained(
-    model: Qwen3Config, vocabulary: Vocabulary, params: dict[str, Any], held_out: pathlib.Path
+    model: Qwen3Config,
+    vocabulary: Vocabulary,
+    params: dict[str, Any],
+    held_out: pathlib.Path,
+    prompts: Mapping[str, str],
 ) -> dict[str, Any] | None:
     """All processes encode; only the first one has the result. Probes would cost time and say little."""
-    embedder = Embedder(LoadedModel(model, vocabulary, params, "v1", "untrained"), shared=True)
+    embedder = Embedder(LoadedModel(model, vocabulary, params, "v1", "untrained", prompts), shared=True)
     return lead(embedder, lambda encoder: score_model(encoder, read_sets(held_out)))
 
 

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -19,6 +19,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
 from pplx_jax.core.output_folder import require_free
 from pplx_jax.core.paths import as_path
+from pplx_jax.core.prompts import checked_prompts
 from pplx_jax.core.resume_check import settings_of
 from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.data.sources.corpus import Corpus, vocabulary_texts
@@ -61,6 +62,7 @@ def run(
     model: Qwen3Config | None = None,
     initial: str | None = None,
     term_weights: TermWeights | None = None,
+    prompts: dict[str, str] | None = None,
     mesh: Mesh = _DEFAULT_MESH,
     mining: Mining = _DEFAULT_MINING,
     merge: Merge = _DEFAULT_MERGE,
@@ -80,6 +82,8 @@ def run(
       initial: a folder that `import-hf` or a stage wrote, or a Hugging Face folder that can be imported. The run
         starts from its weights and uses its vocabulary. None trains a vocabulary and starts from random weights.
       term_weights: weights of the tokens in a model with random weights, in WORKDIR/initial; equal if None.
+      prompts: of the model by name: "query" before queries, "document" before documents. Training, evaluation and the
+        export use them; a source may have its own (`Source.query_prompt`). None for no prompts.
       mesh: devices.
       mining: hard negatives of a stage that reads triplets.
       merge: the merge of two stages, if the recipe has both.
@@ -104,7 +108,10 @@ def run(
     trained = () if until == UNTIL_DATA else stages[: names.index(until) + 1] if until else stages
     whole = until is None and {*merge.stages} <= {*names}
     check_stages(trained, model, mesh)
-    phases = Phases(workdir, phase_settings(corpus, lengths, stages, model, initial, term_weights, mining, merge, seed))
+    prompts = checked_prompts(prompts, "run.prompts")
+    phases = Phases(
+        workdir, phase_settings(corpus, lengths, stages, model, initial, term_weights, mining, merge, seed, prompts)
+    )
     if is_first():
         require_free(workdir, "folder", lambda _: True)
         phases.require_same()
@@ -136,18 +143,18 @@ def run(
         vocabulary = _initial_vocabulary(workdir, initial)
     else:
         vocabulary = _vocabulary(workdir, phases, corpus, model.vocab_size, seed)
-    tokenize = functools.partial(work.tokenize, workdir, corpus, vocabulary, lengths)
+    tokenize = functools.partial(work.tokenize, workdir, corpus, vocabulary, lengths, prompts)
     examples = phases("tokenize", tokenize, writes=("data/tokens",))
     if until == UNTIL_DATA:
         return {"corpus": counts, "examples": examples}
     keep("bm25", lambda: work.score_baseline(held_out))
-    keep("random", lambda: work.score_random(model, vocabulary, seed, held_out))
+    keep("random", lambda: work.score_random(model, vocabulary, seed, held_out, prompts))
 
     if initial:
-        keep(INITIAL, functools.partial(work.score_initial, model, vocabulary, initial, held_out))
+        keep(INITIAL, functools.partial(work.score_initial, model, vocabulary, initial, held_out, prompts))
     if term_weights:
         tables = [table for kind in ("text", "pair") for table in _tables(workdir, kind, vocabulary)]
-        weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed)
+        weigh = functools.partial(write_weighted_start, workdir, model, vocabulary, tables, term_weights, seed, prompts)
         phases(INITIAL, weigh, writes=(INITIAL,))
         keep_model(INITIAL)
 
@@ -158,7 +165,8 @@ def run(
             mine = functools.partial(work.mine, workdir, corpus, vocabulary, mining, miner, stages, seed)
             phases("mine", mine, everyone=True, writes=(f"data/tokens/{FOLDERS['triplet']}",))
 
-        learn = functools.partial(_train, workdir, training, model, vocabulary, mesh, seed, config_text, start, lengths)
+        given = (model, vocabulary, mesh, seed, config_text, start, lengths, prompts)
+        learn = functools.partial(_train, workdir, training, *given)
         phases(name, learn, everyone=True, writes=(name,))
         keep_model(name)
         if name in results and predicts_masked_tokens(stage):
@@ -205,6 +213,7 @@ def train_stage(
     initial: str | None = None,
     term_weights: TermWeights | None = None,
     lengths: Lengths | None = None,
+    prompts: dict[str, str] | None = None,
     mesh: Mesh = _DEFAULT_MESH,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -221,7 +230,8 @@ def train_stage(
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
     with sole_owner(workdir) if is_first() else contextlib.nullcontext():
-        return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths)
+        prompts = checked_prompts(prompts, "run.prompts")
+        return _train(workdir, chosen, model, vocabulary, mesh, seed, config_text, start, lengths, prompts)
 
 
 def _train(
@@ -234,6 +244,7 @@ def _train(
     config_text: str,
     initial: str | None,
     lengths: Lengths | None,
+    prompts: Mapping[str, str],
 ) -> dict[str, Any]:
     """Trains one stage. It starts from the stage that it names if that was trained, else from the initial weights."""
     stage, kind = training.stage, training.stage.batch.kind
@@ -241,7 +252,7 @@ def _train(
     tables = open_tables(tables_folder(workdir, kind), kind=kind, vocabulary=vocabulary, verify=is_first())
     if lengths:
         require_lengths(tables, lengths)
-    retrieval = functools.partial(work.retrieval_evaluator, training, vocabulary, held_out, lengths)
+    retrieval = functools.partial(work.retrieval_evaluator, training, vocabulary, held_out, lengths, prompts)
     return train(
         workdir / stage.name,
         training,
@@ -253,6 +264,7 @@ def _train(
         start_from=_earlier(workdir, training.earlier_stage),
         initial=as_path(initial) if initial else None,
         config_text=config_text,
+        prompts=prompts,
         evaluators=[retrieval] if training.evaluates_retrieval else [],
     )
 
@@ -295,13 +307,15 @@ def phase_settings(
     mining: Mining,
     merge: Merge,
     seed: int,
+    prompts: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Returns the settings of each phase, for `Phases`."""
     start = settings_of(model, seed=seed, initial=initial)
+    told = {"run.prompts": dict(prompts)} if prompts else {}
     settings = {
         "corpus": settings_of(corpus),
         "vocabulary": {"size": model.vocab_size, "seed": seed},
-        "tokenize": settings_of(lengths, initial=initial) | (corpus.file_digests() if is_first() else {}),
+        "tokenize": settings_of(lengths, initial=initial, **told) | (corpus.file_digests() if is_first() else {}),
         "evaluate_random": start,
         f"evaluate_{INITIAL}": start if initial else {},
         **{
@@ -311,6 +325,9 @@ def phase_settings(
         "mine": settings_of(mining, seed=seed),
         "merge": settings_of(merge),
     }
+    if prompts:
+        for name in ("evaluate_random", f"evaluate_{INITIAL}"):
+            settings[name] = settings[name] | told
     if term_weights:
         settings[INITIAL] = settings_of(term_weights) | start
     return settings

@@ -1,7 +1,7 @@
 """The initial model of a recipe without pretrained weights: token embeddings weighted by their rarity in the text."""
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -49,6 +49,7 @@ def write_weighted_start(
     tables: Iterable[TokenTable],
     term_weights: TermWeights,
     seed: int,
+    prompts: Mapping[str, str],
 ) -> dict[str, Any]:
     """Writes the model folder WORKDIR/initial: random weights of the seed, `weighted` by token counts of the tables.
 
@@ -57,5 +58,5 @@ def write_weighted_start(
     """
     counts = token_counts(tables, config.vocab_size)
     params = weighted(jax.device_get(initial_params(config, seed)), term_weights.of(counts))
-    save_model(workdir / NAME, config, vocabulary, params, stage=NAME)
+    save_model(workdir / NAME, config, vocabulary, params, stage=NAME, prompts=prompts)
     return {"tokens": int(counts.sum()), "unseen": int((counts == 0).sum())}

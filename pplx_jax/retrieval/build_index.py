@@ -27,7 +27,8 @@ def build_index(
     *,
     engine: BuiltEngine | None = None,
     lists: int | None = None,
-    vespa_url: str | None = None,
+    url: str | None = None,
+    table: str | None = None,
     vespa_config_url: str | None = None,
 ) -> dict[str, Any]:
     """Builds an index from a finished embedding folder.
@@ -36,11 +37,14 @@ def build_index(
         embeddings: the folder that `embed_file` wrote.
         output: the folder to write. An existing index is replaced when the new one is complete.
         engine: "faiss" stores the signs of int8 embeddings for a first search stage. "numpy" stores nothing more; each
-            query is compared with every vector. "vespa" feeds a Vespa instance instead. None for faiss if the
-            embeddings are int8 and their number of dimensions is a multiple of 8, else numpy.
+            query is compared with every vector. "vespa" feeds a Vespa instance instead, "postgres" fills a table of
+            PostgreSQL. None for faiss if the embeddings are int8 and their number of dimensions is a multiple of 8,
+            else numpy.
         lists: number of inverted lists of faiss, 0 for none. None for none below `sign_search.LISTS_FROM` vectors, and
             the square root of their number above.
-        vespa_url, vespa_config_url: `url` and `config_url` of `pplx_jax.retrieval.vespa.build`.
+        url: of the server: Vespa's container, or the database, such as postgresql://USER@HOST/DATABASE.
+        table: of PostgreSQL; None for "pplx_" and the name of `output`.
+        vespa_config_url: `config_url` of `pplx_jax.retrieval.vespa.build`.
 
     Returns:
         {"count", "dims", "quantization", "engine", "lists"}.
@@ -52,7 +56,11 @@ def build_index(
     if engine == "vespa":
         from pplx_jax.retrieval import vespa  # needs an HTTP client
 
-        return vespa.build(embeddings, output, url=vespa_url, config_url=vespa_config_url)
+        return vespa.build(embeddings, output, url=url, config_url=vespa_config_url)
+    if engine == "postgres":
+        from pplx_jax.retrieval import postgres  # needs psycopg
+
+        return postgres.build(embeddings, output, url=url, table=table)
     source, output = EmbeddingFolder.read(as_path(embeddings)), as_path(output)
     settings = source.settings
     vectors = _open_vectors(source)
@@ -73,6 +81,7 @@ def build_index(
                 "model": relative(source.model_folder, output),
                 "model_fingerprint": settings.model_fingerprint,
                 "bit_order": settings.bit_order,
+                **({"prompts": settings.prompts} if settings.prompts else {}),
                 "shards": len(source.shards),
                 **description,
             },

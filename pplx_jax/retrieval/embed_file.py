@@ -18,8 +18,15 @@ from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
 from pplx_jax.core.progress import Progress
+from pplx_jax.core.prompts import DOCUMENT, with_document_prompt
 from pplx_jax.inference.chunking import chunk
-from pplx_jax.inference.encoder import Encoder, check_quantization, document_tokens
+from pplx_jax.inference.encoder import (
+    Encoder,
+    check_quantization,
+    document_encoder,
+    document_tokens,
+    tokens_over_limit,
+)
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.inference.overflow import Overflow, chunks_fit
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
@@ -47,6 +54,8 @@ def embed_file(
     chunk_tokens: int | None = None,
     overflow: Overflow = "error",
     overlap: int | None = None,
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
     shard: str | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
@@ -74,6 +83,8 @@ def embed_file(
         overflow: what happens to a text or document over the model's limit: "error" fails at the end, "split" encodes
             overlapping windows, "truncate" cuts it.
         overlap: tokens shared by the windows of "split".
+        query_prompt, document_prompt: prompts in place of those of the model, "" for none. The rows are documents. A
+            search of these embeddings uses the same prompts.
         shard: "I/N" embeds only share I, from 0, of N shares of about the same size; None embeds everything.
         encoder: the loaded model, if the caller has it.
 
@@ -96,7 +107,9 @@ def embed_file(
         raise BadInput("shard is for workers that do not know each other; several processes divide the work themselves")
     share = None if shard is None else parse_share(shard)
     total, weights = weigh_shards(source, shard_size)
-    encoder = encoder or load_encoder(model_path)
+    given = {"query_prompt": query_prompt, "document_prompt": document_prompt}
+    prompts: dict[str, Any] = {name: text for name, text in given.items() if text is not None}
+    encoder = encoder or load_encoder(model_path, **prompts)
     check_quantization(encoder, quantization)
     check_form(quantization, dims, encoder.dims, bit_order)
     settings = Settings(
@@ -111,6 +124,7 @@ def embed_file(
         chunk_tokens=chunk_tokens,
         overflow=overflow,
         overlap=overlap,
+        prompts=prompts,
     )
     folder = _opened_together(folder_path, settings, model_path, alone=share is None)
     everything = range(len(weights))
@@ -193,10 +207,19 @@ def _embed_rows(
     skipped = [row for row in batch if isinstance(row, BadRow)]
     good: list[InputRow] = []
     tokens = 0
-    candidates = [_chunked(row, encoder, settings.chunk_tokens) for row in batch if isinstance(row, InputRow)]
-    counts = iter(encoder.count_tokens([text for row in candidates for text in row.chunks]))
-    described: list[dict[str, Any]] = []
     limit = encoder.config.max_length
+    candidates = []
+    for row in batch:
+        if isinstance(row, BadRow):
+            continue
+        if settings.overflow == "error" and (least := tokens_over_limit(encoder, row.chunks)):
+            skipped.append(TooLongRow(row.number, f"at least {least} tokens, the model takes {limit}", row.id))
+        else:
+            candidates.append(_chunked(row, encoder, settings.chunk_tokens))
+    prompt = getattr(encoder, "prompts", {}).get(DOCUMENT, "")
+    prompted = with_document_prompt([row.chunks for row in candidates], prompt)
+    counts = iter(encoder.count_tokens([text for chunks in prompted for text in chunks]))
+    described: list[dict[str, Any]] = []
     for row in candidates:
         lengths = list(itertools.islice(counts, len(row.chunks)))
         length = document_tokens(lengths)
@@ -221,7 +244,7 @@ def _embed_rows(
     elif any(row.is_document for row in good):
         pooled = np.concatenate(encoder.encode_documents([row.chunks for row in good], **options))
     else:
-        pooled = encoder.encode([row.chunks[0] for row in good], **options)
+        pooled = document_encoder(encoder)([row.chunks[0] for row in good], **options)
     if len(pooled) != len(described):
         raise RuntimeError(f"{len(described)} texts gave {len(pooled)} vectors")
     vectors = quantize(pooled, settings.quantization, settings.bit_order)

@@ -50,6 +50,7 @@ class Settings:
         chunk_tokens: maximum tokens of the chunks that texts were split into; None if they were not split.
         overflow: what happened to texts over the limit; "error" skipped them.
         overlap: tokens shared by the windows of "split"; None for the model's default.
+        prompts: arguments of `load_encoder`, if the model was loaded with other prompts than its own.
     """
 
     model_fingerprint: str
@@ -63,6 +64,7 @@ class Settings:
     chunk_tokens: int | None
     overflow: Overflow
     overlap: int | None
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

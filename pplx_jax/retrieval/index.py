@@ -13,12 +13,13 @@
 Loading is fast at any size: it reads file headers and `empty.npy`, and maps the other arrays.
 """
 
+import bisect
 import contextlib
-import dataclasses
 import functools
 import json
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -26,50 +27,26 @@ import numpy as np
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
-from pplx_jax.inference.encoder import Encoder
 from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.base_index import BaseIndex
 from pplx_jax.retrieval.embedding_folder import parse_described
 from pplx_jax.retrieval.grouping import best_of_documents
 from pplx_jax.retrieval.search import rescore, similarity, top_k
+from pplx_jax.retrieval.search_options import SearchOptions
 from pplx_jax.retrieval.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.shown_hit import CHUNKS_SHOWN, shown_chunk, shown_hit
 from pplx_jax.retrieval.sign_search import SignSearch
 
 FORMAT = 2
 INDEX = "index.json"
-BuiltEngine = Literal["faiss", "numpy", "vespa"]
-Engine = Literal["faiss", "numpy", "jax"]
-CHUNKS_SHOWN = 3
-_HIT_FIELDS = ("id", "text", "path", "line", "document", "chunk", "start", "end")
-_CHUNK_FIELDS = ("id", "score", "text", "chunk", "start", "end")
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchOptions:
-    """How to search.
-
-    Attributes:
-        engine: "faiss" finds candidates by the signs of the vectors and ranks them by exact cosine. "numpy" is exact,
-            on the CPU. "jax" is exact with equal results, on all JAX devices. None for the engine of the index.
-        candidates: of faiss, number of candidates per requested hit.
-        least_candidates: of faiss, minimum number of candidates, because a small number misses more hits.
-        probes: of faiss, number of inverted lists that a query reads; None for a quarter.
-    """
-
-    engine: Engine | None = None
-    candidates: int = 40
-    least_candidates: int = 1000
-    probes: int | None = None
-
-    def __post_init__(self):
-        if self.engine not in (None, *get_args(Engine)):
-            raise BadInput(f"engine={self.engine!r}: give one of {', '.join(get_args(Engine))}")
-        if self.candidates < 1:
-            raise BadInput(f"candidates={self.candidates}: give at least 1")
+BuiltEngine = Literal["faiss", "numpy", "vespa", "postgres"]
+LocalEngine = Literal["faiss", "numpy", "jax"]
 
 
 class Index(BaseIndex):
     """An index on disk, opened for searching; more attributes in `BaseIndex`.
+
+    It has what `index` wrote. `LocalIndex` has also what was added to it and deleted from it since then.
 
     Attributes:
         engine, lists: the engine it was built for, and the number of inverted lists.
@@ -77,17 +54,21 @@ class Index(BaseIndex):
         documents: int64 [N], the document of each vector; only if `has_chunks`.
     """
 
-    def __init__(self, path: pathlib.Path, description: dict[str, Any]):
+    def __init__(self, path: pathlib.Path, description: dict[str, Any], deleted: np.ndarray | None = None):
         """Use `Index.load` instead."""
         super().__init__(path, description)
         self._files = local_copy(path)
-        self.engine: Engine = description["engine"]
+        self.engine: LocalEngine = description["engine"]
         self.lists: int = description["lists"]
         self._vectors = ShardedVectors([self._files / f"{shard:05d}.npy" for shard in range(description["shards"])])
         if len(self._vectors) != self.count:
             raise ValueError(f"{len(self._vectors)} vectors of {self.count}")
         self._places = self._column("places", np.int64)
-        self._empty = np.array(self._column("empty", np.bool_))
+        self._excluded = np.array(self._column("empty", np.bool_))
+        if deleted is not None:
+            if deleted.shape != self._excluded.shape:
+                raise ValueError(f"{len(deleted)} marks of deleted vectors for {self.count} vectors")
+            self._excluded |= deleted
         self._offsets = self._column("offsets", np.int64)
         self.has_chunks = (self._files / "documents.npy").exists()
         if self.has_chunks:
@@ -101,8 +82,8 @@ class Index(BaseIndex):
         return found
 
     @classmethod
-    def load(cls, path: str | pathlib.Path) -> "Index":
-        """Opens an index.
+    def load(cls, path: str | pathlib.Path, deleted: np.ndarray | None = None) -> "Index":
+        """Opens an index. Vectors marked in `deleted`, bool [N], are never hits.
 
         Raises:
             BadInput: there is no index, or it is damaged or of another version.
@@ -112,7 +93,7 @@ class Index(BaseIndex):
             description = json.loads((path / INDEX).read_text(encoding="utf-8"))
             if description["format"] != FORMAT:
                 raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
-            return cls(path, description)
+            return cls(path, description, deleted)
 
     def nearest(
         self, queries: np.ndarray, k: int, options: SearchOptions = SearchOptions()
@@ -141,15 +122,18 @@ class Index(BaseIndex):
             )
         if k < 1:
             raise BadInput(f"k={k}: request at least one hit")
+        self.require_engine(options, *get_args(LocalEngine))
         match options.engine or self.engine:
             case "faiss":
-                count = min(max(k * options.candidates, options.least_candidates), self.count)
+                live = max(np.count_nonzero(~self._excluded), 1)
+                count = min(math.ceil(options.count(k) * self.count / live), self.count)
                 found = self._signs.candidates(queries, count, options.probes)
-                return rescore(queries, np.where(self._empty[found], -1, found), self._vectors.take, self._places, k)
+                found = np.where(self._excluded[found], -1, found)
+                return rescore(queries, found, self._vectors.take, self._places, k)
             case "jax":
                 return self._on_devices.top_k(queries, k)
         packed = self.quantization == "ubinary"
-        return top_k(queries, self._vectors, self._places, k, packed=packed, excluded=self._empty)
+        return top_k(queries, self._vectors, self._places, k, packed=packed, excluded=self._excluded)
 
     @functools.cached_property
     def _signs(self) -> SignSearch:
@@ -171,7 +155,7 @@ class Index(BaseIndex):
             raise BadInput(
                 f"the engine jax compares int8 and binary embeddings, not {self.quantization}; use --engine numpy"
             )
-        return DeviceSearch(self._vectors, self._places, self._empty)
+        return DeviceSearch(self._vectors, self._places, self._excluded)
 
     def search(
         self,
@@ -225,11 +209,8 @@ class Index(BaseIndex):
 
     def hits(self, numbers: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
         """Returns the hits of vectors [K] with their scores [K], without those of number -1."""
-        return [
-            {"id": row["id"], "score": float(score), "text": row["text"], "path": None, "line": None}
-            | {name: row[name] for name in _HIT_FIELDS if name in row}
-            for row, score in zip(self.rows(numbers[numbers >= 0]), scores[numbers >= 0], strict=True)
-        ]
+        rows = self.rows(numbers[numbers >= 0])
+        return [shown_hit(row, score) for row, score in zip(rows, scores[numbers >= 0], strict=True)]
 
     def rows(self, numbers: np.ndarray) -> list[dict[str, Any]]:
         """Returns the descriptions of vectors int64 [n]. Raises BadInput if a line is damaged."""
@@ -250,24 +231,51 @@ class Index(BaseIndex):
         if "chunk" not in hit or "document" not in hit:
             return hit
         numbers, scores = self._chunks_of(self.documents[number], query)
-        chunks = self.hits(numbers[:CHUNKS_SHOWN], scores[:CHUNKS_SHOWN])
-        return hit | {"chunks": [{name: chunk[name] for name in _CHUNK_FIELDS if name in chunk} for chunk in chunks]}
+        rows = self.rows(numbers[:CHUNKS_SHOWN])
+        return hit | {"chunks": [shown_chunk(*each) for each in zip(rows, scores[:CHUNKS_SHOWN], strict=True)]}
 
     def _chunks_of(self, document: int, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns numbers and scores of a document's chunks for a query [width], best first, without empty texts."""
         begin, end = np.searchsorted(self.documents, [document, document + 1])
-        numbers = np.arange(begin, end)[~self._empty[begin:end]]
+        numbers = np.arange(begin, end)[~self._excluded[begin:end]]
         scores = similarity(query[None], self._vectors.take(numbers), self.quantization == "ubinary")[0]
         order = np.lexsort((self._places[numbers], -scores))
         return numbers[order], scores[order]
 
-    def encode_queries(self, texts: Sequence[str], encoder: Encoder) -> np.ndarray:
-        """Returns vectors [Q, width] of queries, quantized like the index. Raises BadInput like `pool_queries`."""
-        return quantize(self.pool_queries(texts, encoder), self.quantization, self.bit_order)
+    def search_pooled(
+        self, queries: np.ndarray, k: int = 10, options: SearchOptions = SearchOptions()
+    ) -> list[list[dict[str, Any]]]:
+        """Returns the hits of pooled queries [Q, dims]; see `search_batch`."""
+        return self.search_batch(quantize(queries, self.quantization, self.bit_order), k, options=options)
 
-    def encode_query(self, text: str, encoder: Encoder) -> np.ndarray:
-        """Returns the vector [width] of one query; see `encode_queries`."""
-        return self.encode_queries([text], encoder)[0]
+    def numbers_of(self, ids: Collection[str]) -> dict[str, list[int]]:
+        """Returns the numbers of the vectors of each document that has any. Reads about 2 log2 N lines a document."""
+        if not self.count:
+            return {}
+        by_place = np.empty(self.count, np.int64)
+        by_place[self._places] = np.arange(self.count)
+        ascending = by_place[::-1]
+        found: dict[str, list[int]] = {}
+
+        def row_at(place: int) -> dict[str, Any]:
+            return self.rows(ascending[place : place + 1])[0]
+
+        for identity in ids:
+            for name in (identity, f"{identity}#0"):
+                place = bisect.bisect_left(range(self.count), name, key=lambda place: row_at(place)["id"])
+                while place < self.count and (row := row_at(place))["id"] == name:
+                    number = int(ascending[place])
+                    if row.get("document", row["id"]) == identity:
+                        found.setdefault(identity, []).extend(self._numbers_of_same(number))
+                    place += 1
+        return found
+
+    def _numbers_of_same(self, number: int) -> list[int]:
+        """Returns the vectors of the document of a vector."""
+        if not self.has_chunks:
+            return [number]
+        document = self.documents[number]
+        return list(range(*np.searchsorted(self.documents, [document, document + 1]).tolist()))
 
 
 @contextlib.contextmanager

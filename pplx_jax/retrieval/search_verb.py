@@ -5,7 +5,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
@@ -17,7 +17,8 @@ from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.retrieval.embedding_input import BadRow, read_rows
-from pplx_jax.retrieval.index import Engine, Index, SearchOptions
+from pplx_jax.retrieval.open_index import open_index
+from pplx_jax.retrieval.search_options import Engine, SearchOptions
 
 _QUERIES_AT_ONCE = 256
 Write = Callable[[str, str, list[dict[str, Any]]], None]
@@ -30,10 +31,11 @@ def search_index(
     *,
     queries: str | pathlib.Path | None = None,
     output: str | pathlib.Path | None = None,
-    engine: Engine | Literal["vespa"] | None = None,
+    engine: Engine | None = None,
     candidates: int = 40,
+    least_candidates: int = 1000,
     probes: int | None = None,
-    vespa_url: str | None = None,
+    url: str | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Searches an index for a text, or for every text of a file. Loads the model that the index names.
@@ -45,13 +47,12 @@ def search_index(
         queries: in place of `query`, a JSON lines or Parquet file of {"id" or "_id", "text"}.
         output: the file to write for `queries`: NAME.trec (query, Q0, id, rank, score; in an index of chunks the id of
             the document) or NAME.jsonl ({"id", "text", "hits"}).
-        engine, candidates, probes: see `index.SearchOptions`. "vespa" sends one query to a Vespa instance; it is the
-            default for a Vespa index.
-        vespa_url: URL of Vespa, if it is not the one of the index.
+        engine, candidates, least_candidates, probes: see `SearchOptions`.
+        url: of the server of the index, if it is not the one that the index names.
         encoder: the loaded model, if the caller has it.
 
     Returns:
-        {"hits": [...]}, see `Index.search_batch`; for a file {"queries", "output", "seconds"}.
+        {"hits": [...]}, see `SearchableIndex.search_pooled`; for a file {"queries", "output", "seconds"}.
 
     Raises:
         BadInput: the query is empty, both or none of `query` and `queries` are given, or the index, the model or a file
@@ -59,35 +60,30 @@ def search_index(
     """
     if (query is None) == (queries is None):
         raise BadInput("give a query to search for, or --queries FILE, and not both")
-    if engine == "vespa" or (engine is None and (as_path(index) / "vespa.json").exists()):
-        from pplx_jax.retrieval import vespa  # needs an HTTP client
-
-        if query is None:
-            raise BadInput("a Vespa index takes one query at a time; give its text, not --queries")
-        return vespa.search(index, query, k, url=vespa_url, candidates=k * candidates, encoder=encoder)
     if query is not None and output is not None:
         raise BadInput("--output is for the rankings of --queries FILE; leave it out, or give the query in a file")
-    opened, options = Index.load(index), SearchOptions(engine, candidates, probes=probes)
+    options = SearchOptions(engine, candidates, least_candidates, probes)
+    opened = open_index(index, url)
     if query is not None:
         if not query.strip():
             raise BadInput("the query is empty; give some text to search for")
-        encoder = encoder or load_encoder(opened.model)
+        encoder = encoder or load_encoder(opened.model, **opened.prompts)
         with too_long_by_name(["the query"], "shorten it"):
-            vector = opened.encode_query(query, encoder)
-        return {"hits": opened.search(vector, k, model_fingerprint=encoder.fingerprint, options=options)}
+            pooled = opened.pool_queries([query], encoder)
+        return {"hits": opened.search_pooled(pooled, k, options)[0]}
     if output is None:
         raise BadInput("--queries needs --output FILE.trec or FILE.jsonl")
     source, output = local_copy(as_path(str(queries))), as_path(output)
     with _writer(output) as write:
         entries = _read_queries(source)
-        encoder = encoder or load_encoder(opened.model)
+        encoder = encoder or load_encoder(opened.model, **opened.prompts)
         started = time.monotonic()
         with Progress("search", len(entries), unit="query") as progress:
             for begin in range(0, len(entries), _QUERIES_AT_ONCE):
                 block = entries[begin : begin + _QUERIES_AT_ONCE]
                 with too_long_by_name([name for name, _ in block], "shorten this query"):
-                    vectors = opened.encode_queries([text for _, text in block], encoder)
-                found = opened.search_batch(vectors, k, model_fingerprint=encoder.fingerprint, options=options)
+                    pooled = opened.pool_queries([text for _, text in block], encoder)
+                found = opened.search_pooled(pooled, k, options)
                 for (name, text), hits in zip(block, found, strict=True):
                     write(name, text, hits)
                 progress.update(begin + len(block))

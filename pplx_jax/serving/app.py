@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,10 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pplx_jax.core.errors import BadInput
+from pplx_jax.core.prompts import with_document_prompt
 from pplx_jax.inference.embedder import Embedder
-from pplx_jax.inference.encoder import document_tokens
+from pplx_jax.inference.encoder import document_tokens, tokens_over_limit
 from pplx_jax.inference.packed_encoder import Tokens
 from pplx_jax.serving import wire
 from pplx_jax.serving.batching import Batcher
@@ -38,8 +40,9 @@ class App:
         max_batch_tokens: int,
         max_wait: float,
         max_queued_tokens: int,
+        prompt_name: str | None = None,
     ):
-        self._model, self._name, self._limits = model, name, limits
+        self._model, self._name, self._limits, self._prompt_name = model, name, limits, prompt_name
         self.batcher = Batcher(
             model.encode_tokens, max_tokens=max_batch_tokens, max_wait=max_wait, max_queued_tokens=max_queued_tokens
         )
@@ -70,6 +73,9 @@ class App:
 
     async def _answer(self, http: HttpRequest, *, contextual: bool) -> Response:
         body = await _read(http, self._limits.body_bytes)
+        return await _while_connected(http, self._respond(body, contextual))
+
+    async def _respond(self, body: bytes, contextual: bool) -> Response:
         request, ids, counts, tokens = await asyncio.to_thread(self._prepare, body, contextual)
         vectors = await self.batcher.submit(ids, counts, tokens)
         sizes = [len(chunk) for chunk in ids]
@@ -79,17 +85,28 @@ class App:
     def _prepare(self, body: bytes, contextual: bool) -> tuple[wire.Request, Sequence[Tokens], np.ndarray, int]:
         """Returns the request, token ids of its chunks, number of chunks of each document, and total tokens."""
         request = wire.parse(body, contextual=contextual, model=self._name, dims=self._model.dims, limits=self._limits)
-        ids = self._model.vocabulary.encode_batch([chunk for document in request.documents for chunk in document])
+        try:
+            prompt = self._model.prompt_text(request.prompt_name or self._prompt_name)
+        except BadInput as error:
+            raise RequestError(422, f"prompt_name: {error}", param="prompt_name", code="invalid_value") from None
+        documents = with_document_prompt(request.documents, prompt)
+        limit, noun = self._model.config.max_length, "document" if contextual else "text"
+
+        def refuse(index: int, size: str) -> RequestError:
+            message = f"{noun} {index} has {size} tokens, the model takes {limit}; split it"
+            return RequestError(400, message, param="input", code="context_length_exceeded")
+
+        for index, document in enumerate(documents):
+            if least := tokens_over_limit(self._model, document):
+                raise refuse(index, f"at least {least}")
+        ids = self._model.vocabulary.encode_batch([chunk for document in documents for chunk in document])
         counts = np.array([len(document) for document in request.documents], np.int64)
         lengths = np.array([len(chunk) for chunk in ids], np.int64)
-        limit = self._model.config.max_length
         tokens = 0
         for index, part in enumerate(np.split(lengths, np.cumsum(counts)[:-1])):
             size = document_tokens(part)
             if size > limit:
-                noun = "document" if contextual else "text"
-                message = f"{noun} {index} has {size} tokens, the model takes {limit}; split it"
-                raise RequestError(400, message, param="input", code="context_length_exceeded")
+                raise refuse(index, str(size))
             tokens += size
         if tokens > self._limits.tokens:
             message = f"{tokens} tokens in one request exceed the limit of {self._limits.tokens}; send fewer texts"
@@ -117,6 +134,7 @@ class App:
             "dimensions": self._model.dims,
             "max_length": self._model.config.max_length,
             "fingerprint": self._model.fingerprint,
+            "prompts": dict(self._model.prompts),
         }
 
 
@@ -130,10 +148,32 @@ async def _read(http: HttpRequest, limit: int) -> bytes:
             elif size > _DRAINED * limit:
                 break
     except ClientDisconnect:
-        raise RequestError(400, "the client disconnected before the body was complete") from None
+        raise _left() from None
     if size > limit:
         raise RequestError(413, f"the body has more than {limit} bytes; send fewer texts", code="too_large")
     return b"".join(parts)
+
+
+async def _while_connected(http: HttpRequest, work: Coroutine[Any, Any, Response]) -> Response:
+    """Returns the result of `work`. Cancels it if the client disconnects, so that nobody encodes for it."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnected(http))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _left()
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnected(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _left() -> RequestError:
+    return RequestError(499, "the client disconnected before its reply")  # nginx's status; the client never sees it
 
 
 async def _refuse(_: HttpRequest, error: Exception) -> Response:

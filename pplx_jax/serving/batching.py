@@ -14,7 +14,7 @@ from pplx_jax.serving.errors import RequestError
 Encode = Callable[[Sequence[Tokens], np.ndarray], np.ndarray]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Job:
     ids: Sequence[Tokens]
     counts: np.ndarray
@@ -52,7 +52,7 @@ class Batcher:
         return self._queued_tokens
 
     async def submit(self, ids: Sequence[Tokens], counts: np.ndarray, tokens: int) -> np.ndarray:
-        """Returns the pooled vectors [C, D] of one request.
+        """Returns the pooled vectors [C, D] of one request. A request that is cancelled leaves the queue.
 
         Raises:
             RequestError: 503, the queue is full or the server is stopping.
@@ -65,7 +65,12 @@ class Batcher:
         self._jobs.append(job)
         self._queued_tokens += tokens
         self._arrived.set()
-        return await job.result
+        try:
+            return await job.result
+        finally:
+            if job in self._jobs:  # the client left while it waited
+                self._jobs.remove(job)
+                self._queued_tokens -= tokens
 
     async def run(self) -> None:
         """Processes requests until `close`, then finishes the queued ones."""
@@ -114,7 +119,8 @@ class Batcher:
         except Exception as error:
             if len(batch) > 1:  # the error may belong to one request: encode each alone
                 for job in batch:
-                    await self._work([job])
+                    if not job.result.done():
+                        await self._work([job])
             elif not batch[0].result.done():
                 batch[0].result.set_exception(error)
             return

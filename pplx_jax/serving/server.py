@@ -29,6 +29,7 @@ def serve(
     max_inputs: int = 2048,
     max_body_bytes: int = 16 << 20,
     max_queued_tokens: int = 1 << 20,
+    prompt_name: str | None = None,
     stop_seconds: int = 30,
 ) -> dict[str, Any]:
     """Serves a model. After Ctrl-C or SIGTERM, finishes the running requests and returns.
@@ -44,13 +45,15 @@ def serve(
         max_inputs: maximum texts or documents in a request.
         max_body_bytes: maximum bytes of a request.
         max_queued_tokens: maximum waiting tokens; more requests are refused.
+        prompt_name: the prompt of the model for requests that name none, such as "query" or "document"; None for no
+            prompt.
         stop_seconds: how long running requests may take after the signal.
 
     Returns:
         {"requests", "batches", "tokens", "seconds"}.
 
     Raises:
-        BadInput: there is no readable model, or the server cannot listen on the address.
+        BadInput: there is no readable model or no such prompt, or the server cannot listen on the address.
     """
     with _listening(host, port) as listener:
         from pplx_jax.inference.embedder import Embedder
@@ -58,6 +61,7 @@ def serve(
         from pplx_jax.serving.wire import Limits
 
         model = Embedder.load(model_path, batch_tokens=max_batch_tokens)
+        model.prompt_text(prompt_name)  # refuses an unknown name
         app = App(
             model,
             name or served_name(model_path),
@@ -65,6 +69,7 @@ def serve(
             max_batch_tokens=max_batch_tokens,
             max_wait=max_wait_ms / 1000,
             max_queued_tokens=max_queued_tokens,
+            prompt_name=prompt_name,
         )
         model.encode(["The first text pays for the compiler."], overflow="truncate")
         address = f"[{host}]" if ":" in host else host

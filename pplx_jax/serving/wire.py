@@ -12,7 +12,7 @@ from pplx_jax.kernels.quantization import BitOrder, pack_bits, quantize
 from pplx_jax.serving.errors import RequestError
 
 ENCODINGS = ("float", "base64", "base64_int8", "base64_binary")
-FIELDS = ("input", "model", "dimensions", "encoding_format", "bit_order", "user")
+FIELDS = ("input", "model", "dimensions", "encoding_format", "bit_order", "prompt_name", "user")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Request:
         dims: number of leading dimensions.
         encoding: one of ENCODINGS.
         bit_order: of "base64_binary".
+        prompt_name: the prompt to put before the texts; None if the request names none.
     """
 
     documents: list[list[str]]
@@ -49,6 +50,7 @@ class Request:
     dims: int
     encoding: str
     bit_order: BitOrder
+    prompt_name: str | None = None
 
 
 def parse(body: bytes, *, contextual: bool, model: str, dims: int, limits: Limits) -> Request:
@@ -93,7 +95,10 @@ def parse(body: bytes, *, contextual: bool, model: str, dims: int, limits: Limit
     bit_order = fields.get("bit_order") or "little"
     if bit_order not in ("little", "big"):
         raise _wrong("bit_order", f"{bit_order!r} is neither 'little' nor 'big'")
-    return Request(documents, contextual, width, encoding, bit_order)
+    prompt_name = fields.get("prompt_name")
+    if prompt_name is not None and not isinstance(prompt_name, str):
+        raise _wrong("prompt_name", f"{prompt_name!r} is not a name")
+    return Request(documents, contextual, width, encoding, bit_order, prompt_name)
 
 
 def _texts(given: Any, limits: Limits) -> list[list[str]]:

@@ -5,7 +5,7 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +69,7 @@ def train(
     start_from: pathlib.Path | None = None,
     initial: pathlib.Path | None = None,
     config_text: str = "",
+    prompts: Mapping[str, str] | None = None,
     evaluators: Sequence[Callable[[Qwen3Config, jax.sharding.Mesh], Evaluator]] = (),
     hooks: Sequence[Hook] = (),
     clock: Callable[[], float] = time.monotonic,
@@ -93,6 +94,7 @@ def train(
       start_from: folder of an earlier stage.
       initial: a model folder, or a Hugging Face folder that can be imported.
       config_text: the resolved configuration, written as `config.gin` and into every checkpoint.
+      prompts: of the model, written to its folder; the tables hold them already.
       evaluators: (encoder of the stage, mesh) -> what `training.evaluation` computes beside held-out loss.
       hooks: called around each step, before the built-in ones write the log.
       clock: returns seconds, for when checkpoints are due.
@@ -176,7 +178,7 @@ def train(
         goodput = Goodput(logs.local, useful=restored.about["useful_seconds"], write=is_first())
         goodput.save()  # counts the start even if it is killed early
         if is_first():
-            describe_model(folder, config, vocabulary, stage=stage.name, kind=stage.model_kind)
+            describe_model(folder, config, vocabulary, stage=stage.name, kind=stage.model_kind, prompts=prompts or {})
             write_text(folder / "config.gin", config_text)
         logged = LoggedStage(logs.local, stage.name, restored.step, config_text)
         writers = [each.open(logged) for each in training.logging.writers] if is_first() else []

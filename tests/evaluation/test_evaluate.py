@@ -332,3 +332,72 @@ def test_a_text_past_the_limit_is_named_by_its_id(model, tmp_path, capsys, kind,
     expected = f"'{kind[0]}4' has 30 tokens, the model takes 20; give --truncate or a model with a larger limit"
     assert (code, found["error"]) == (2, expected)
     assert run(capsys, *options, "--truncate")[0] == 0
+
+
+class Prompted(WordEncoder):
+    """A word encoder that takes prompts, and counts the texts that had each."""
+
+    def __init__(self, **fields):
+        super().__init__(**fields)
+        self.seen = []
+
+    def encode(self, texts, *, prompt=None, **options):
+        self.seen += [prompt] * len(texts)
+        return super().encode([(prompt or "") + text for text in texts], **options)
+
+
+def test_a_task_may_have_prompts_of_its_own(sets, tmp_path, capsys, monkeypatch):
+    encoder = Prompted(max_length=40)
+    encoder.encode_queries = lambda texts, **options: encoder.encode(texts, **options)
+    monkeypatch.setattr(verb, "load_encoder", lambda path, **prompts: encoder)
+    prompts = tmp_path / "prompts.json"
+    prompts.write_text(json.dumps({"small": {"query": "ant ant ant ant ant "}}))
+    arguments = ("--model=m", f"--task={sets}", f"--output={tmp_path / 'out'}")
+    _, plain, _ = run(capsys, *arguments)
+    encoder.seen = []
+    code, found, _ = run(capsys, *arguments, f"--prompts={prompts}")
+    assert code == 0 and encoder.seen.count("ant ant ant ant ant ") == 15  # the queries of one task only
+    assert encoder.seen.count(None) == 20  # the other task is not scored again
+    before, after = ({one["task"]: one["metrics"] for one in result["tasks"]} for result in (plain, found))
+    assert before["large"] == after["large"] and before["small"] != after["small"]
+    encoder.seen = []
+    _, again, _ = run(capsys, *arguments, f"--prompts={prompts}")
+    assert not encoder.seen and again["tasks"] == found["tasks"]
+    for wrong, message in (
+        ({"tiny": {"query": "a"}}, "no task 'tiny'; the tasks are large, small"),
+        ({"small": {"passage": "a"}}, "no prompt 'passage' of a task"),
+        ({"small": {"query": 3}}, "is not a name and a text"),
+        (["small"], "is not a JSON object; write TASK ->"),
+    ):
+        prompts.write_text(json.dumps(wrong))
+        code, _, error = run_failing(capsys, *arguments, f"--prompts={prompts}")
+        assert code == 2 and message in error
+
+
+def run_failing(capsys, *arguments):
+    code = cli.main(["eval", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_eval_uses_the_prompts_of_the_model_unless_others_are_given(sets, tmp_path, capsys):
+    """The set with the prompts written into its texts, and a model without prompts, give the same numbers."""
+    vocabulary = tiny_vocabulary(tmp_path)
+    config = tiny_config(vocabulary)
+    params = initial_params(config, 0)
+    save_model(tmp_path / "plain", config, vocabulary, params, stage="pair")
+    prompts = {"query": "ant dog: ", "document": "bee "}
+    save_model(tmp_path / "prompted", config, vocabulary, params, stage="pair", prompts=prompts)
+    data = word_set(15, 15)
+    texts = {"queries": ["ant dog: " + text for text in data.queries],
+             "documents": ["bee " + text for text in data.documents]}  # fmt: skip
+    write_beir(tmp_path / "written", dataclasses.replace(data, **texts))
+    _, written, _ = run(capsys, f"--model={tmp_path / 'plain'}", f"--task={tmp_path / 'written'}")
+    task = f"--task={sets / 'small'}"
+    _, own, _ = run(capsys, f"--model={tmp_path / 'prompted'}", task)
+    flags = ("--query_prompt=ant dog: ", "--document_prompt=bee ")
+    _, given, _ = run(capsys, f"--model={tmp_path / 'plain'}", task, *flags)
+    _, plain, _ = run(capsys, f"--model={tmp_path / 'plain'}", task)
+    _, removed, _ = run(capsys, f"--model={tmp_path / 'prompted'}", task, "--query_prompt=", "--document_prompt=")
+    assert written["metrics"] == own["metrics"] == given["metrics"]
+    assert plain["metrics"] == removed["metrics"] != own["metrics"]

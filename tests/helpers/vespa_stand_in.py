@@ -52,7 +52,7 @@ class VespaStandIn:
             raise Refused(404, "no application")
         if path.startswith("/document/v1/"):
             with self._lock:
-                return self._put(path, json.loads(body))
+                return self._put(path, json.loads(body)) if method == "POST" else self._kept(method, path)
         if path == "/search/":
             return self._search(json.loads(body))
         raise Refused(404, path)
@@ -91,6 +91,16 @@ class VespaStandIn:
             fields[name] = self._decode(self.schema.fields[name], value)
         self.documents[urllib.parse.unquote(identity)] = fields
         return {"pathId": path}
+
+    def _kept(self, method, path):
+        identity = urllib.parse.unquote(path.split("/", 6)[6])
+        fields = self.documents.get(identity)
+        if method == "DELETE":
+            self.documents.pop(identity, None)  # Vespa answers the same if there is none
+            return {"pathId": path}
+        if fields is None:
+            raise Refused(404, f"no document {identity}")
+        return {"pathId": path, "fields": {name: fields[name] for name in ("id", "chunk_ids")}}
 
     def _decode(self, kind, value):
         plain = {"string": str, "int": int, "array<string>": list}.get(kind)

@@ -255,6 +255,16 @@ def test_a_text_past_the_limit_is_named(model):
         model.encode_tokens([np.array(model.vocabulary.encode(too_long))])
 
 
+def test_a_far_too_long_text_is_refused_before_it_is_tokenized(model, monkeypatch):
+    spaces = "read" + " " * 100_000  # one token: length alone says nothing about white space
+    assert model.encode([spaces]).any()
+    monkeypatch.setattr(type(model.vocabulary), "encode_batch", lambda *_: pytest.fail("tokenized"))
+    with pytest.raises(BadInput, match=f"text 1 has at least [0-9]+ tokens, the model takes {LIMIT}; shorten it"):
+        model.encode(["read", "read " * 100_000])
+    with pytest.raises(BadInput, match="document 1 has at least"):
+        model.encode_documents([["read"], ["write", "read " * 100_000]])
+
+
 def test_a_text_of_just_the_limit_is_taken_whole(model, reference):
     ids = model.vocabulary.encode(long_text(model, LIMIT))[:LIMIT]
     ((expected,),) = reference([[ids]])

@@ -76,6 +76,8 @@ def test_prompts_may_be_given(saved, encoder):
     np.testing.assert_allclose(other.encode_queries(TEXTS), model.encode(["read: " + t for t in TEXTS]), atol=1e-6)
     np.testing.assert_array_equal(other.encode(TEXTS), encoder.encode(TEXTS))
     assert other.fingerprint != encoder.fingerprint == load_encoder(folder).fingerprint
+    none = load_encoder(folder, query_prompt="", document_prompt="")
+    np.testing.assert_allclose(none.encode_queries(TEXTS), model.encode(TEXTS), atol=1e-6)
 
 
 def test_long_texts_are_refused_or_cut(encoder):
@@ -105,8 +107,6 @@ def test_the_folder_says_whose_model_it_is(saved, tmp_path):
     shutil.copy(saved[0] / "modules.json", ours)
     (ours / "config.json").write_text('{"model_type": "bidirectional_pplx_qwen3"}')
     assert is_foreign(saved[0]) and not is_foreign(ours) and not is_foreign(tmp_path / "nothing")
-    with pytest.raises(BadInput, match="was trained without prompts"):
-        load_encoder(ours, query_prompt="query: ")
     shutil.copytree(saved[0], tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(BadInput, match="sentence-transformers cannot open"):

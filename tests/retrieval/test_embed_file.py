@@ -4,6 +4,7 @@ import gzip
 import json
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
@@ -141,6 +142,24 @@ def test_long_texts_end_the_call_when_the_others_are_embedded(tmp_path, capsys):
     assert "line 4: 31 tokens, the model takes 20" in capsys.readouterr().err
     assert [row["row"] for row in read(tmp_path / "out")[1]] == [1, 3]
     assert embed(source, tmp_path / "cut", overflow="truncate")["skipped"] == 1
+
+
+class LengthEncoder(WordEncoder):
+    """Knows that a word has at most eight characters, and never counts the words of a long text."""
+
+    vocabulary = types.SimpleNamespace(least_tokens=lambda text: len(text) // 8)
+
+    def count_tokens(self, texts):
+        assert max(map(len, texts), default=0) < 1000
+        return super().count_tokens(texts)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_tokens": 8}])
+def test_a_far_too_long_text_is_refused_before_it_is_tokenized(tmp_path, options):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}, {"text": "long " * 20_000}])
+    with pytest.raises(BadInput, match=r"1 of 2 rows, the first is '2' in line 2 \(at least 12500 tokens, the model"):
+        embed(source, tmp_path / "out", encoder=LengthEncoder(), **options)
+    assert len(read(tmp_path / "out")[1]) == 1
 
 
 def test_long_texts_are_cut_on_request(tmp_path):

@@ -5,12 +5,18 @@ import re
 
 import numpy as np
 import pytest
+from helpers import tiny
 from helpers.word_encoder import WordEncoder
 from helpers.word_index import make_index
 
+from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.trec_run import read_run
+from pplx_jax.models.parameters import initial_params
+from pplx_jax.retrieval.build_index import build_index
+from pplx_jax.retrieval.embed_file import embed_file
+from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.index import Index, SearchOptions
 from pplx_jax.retrieval.search_verb import search_index
 
@@ -155,3 +161,34 @@ def test_a_query_that_is_too_long_is_named(chunked, tmp_path):
         search(chunked, queries=tmp_path / "in.jsonl", output=tmp_path / "run.trec")
     with pytest.raises(BadInput, match="'the query' has 401 tokens, the model takes 400; shorten"):
         search(chunked, "x " * 401)
+
+
+def test_rows_and_queries_have_the_prompts_of_the_model_or_those_of_the_index(tmp_path):
+    """Embeddings hold prompted documents. A search reads from the index which prompts were given."""
+    vocabulary = tiny.tiny_vocabulary(tmp_path)
+    config = tiny.tiny_config(vocabulary)
+    params = initial_params(config, 0)
+    save_model(tmp_path / "model", config, vocabulary, params, stage="pair", prompts={"document": "tell: "})
+    save_model(tmp_path / "plain", config, vocabulary, params, stage="pair")
+    texts = [f"read the file {n}" for n in range(6)]
+    for name, prompt in (("rows", ""), ("own", "tell: "), ("given", "say: ")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": prompt + text}) + "\n" for text in texts))
+    embed_file(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "a")
+    embed_file(tmp_path / "plain", tmp_path / "own.jsonl", tmp_path / "b")
+    other = {"query_prompt": "ask: ", "document_prompt": "say: "}
+    embed_file(tmp_path / "model", tmp_path / "rows.jsonl", tmp_path / "c", **other)
+    embed_file(tmp_path / "plain", tmp_path / "given.jsonl", tmp_path / "d")
+    vectors = {name: np.load(tmp_path / name / "00000.npy") for name in "abcd"}
+    np.testing.assert_array_equal(vectors["a"], vectors["b"])
+    np.testing.assert_array_equal(vectors["c"], vectors["d"])
+    assert (vectors["a"] != vectors["c"]).any()
+    folders = {name: EmbeddingFolder.read(tmp_path / name) for name in "abc"}
+    assert folders["a"].totals()["tokens"] == folders["b"].totals()["tokens"]
+    assert folders["a"].settings.prompts == {} and folders["c"].settings.prompts == other
+    for name in "cd":
+        build_index(tmp_path / name, tmp_path / f"index-{name}", engine="numpy")
+    prompted = search_index(tmp_path / "index-c", "the file 3")["hits"]
+    written = search_index(tmp_path / "index-d", "ask: the file 3")["hits"]
+    plain = search_index(tmp_path / "index-d", "the file 3")["hits"]
+    scores = [[hit["score"] for hit in hits] for hits in (prompted, written, plain)]
+    assert scores[0] == scores[1] != scores[2]

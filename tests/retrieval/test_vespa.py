@@ -14,10 +14,10 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.http_client import HttpClient
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embed_file import embed_file
+from pplx_jax.retrieval.packed_signs import packed_signs
 from pplx_jax.retrieval.search_verb import search_index
 from pplx_jax.retrieval.vespa import VespaIndex, build, search
 from pplx_jax.retrieval.vespa.application import VespaApplication
-from pplx_jax.retrieval.vespa.documents import packed_signs
 
 GOLDEN = pathlib.Path(__file__).with_name("vespa_golden")
 ROWS = [
@@ -267,11 +267,9 @@ def test_what_is_refused(vectors, tmp_path, server):
 
 
 def test_the_verbs_hand_over_to_it(vectors, tmp_path, server):
-    given = {"vespa_url": server.url, "vespa_config_url": server.url}
+    given = {"url": server.url, "vespa_config_url": server.url}
     assert build_index(vectors, tmp_path / "index", engine="vespa", **given)["fed"]
     expected = search(tmp_path / "index", "read file", 3, candidates=60, encoder=WordEncoder(64))
     for engine in ("vespa", None):
-        options = {"engine": engine, "candidates": 20, "vespa_url": server.url, "encoder": WordEncoder(64)}
-        assert search_index(tmp_path / "index", "read file", 3, **options) == expected
-    with pytest.raises(BadInput, match="one query at a time"):
-        search_index(tmp_path / "index", queries="q.jsonl", output="run.trec", encoder=WordEncoder(64))
+        options = {"engine": engine, "candidates": 20, "url": server.url, "encoder": WordEncoder(64)}
+        assert search_index(tmp_path / "index", "read file", 3, **options)["hits"] == expected["hits"]

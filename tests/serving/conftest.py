@@ -28,6 +28,8 @@ class Counting:
 
     def __init__(self, model):
         self.model, self.calls, self.seconds, self.failing = model, [], 0.0, None
+        self.released = threading.Event()  # encoding waits for it
+        self.released.set()
 
     def __getattr__(self, name):
         return getattr(self.model, name)
@@ -35,6 +37,7 @@ class Counting:
     def encode_tokens(self, ids, counts=None):
         self.calls.append(len(ids))
         time.sleep(self.seconds)
+        self.released.wait(20)
         if self.failing is not None and any(list(chunk) == self.failing for chunk in ids):
             raise RuntimeError("out of luck")
         return self.model.encode_tokens(ids, counts)

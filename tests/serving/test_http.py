@@ -1,6 +1,8 @@
 """The server below the client: batches, limits, broken requests, and how it ends."""
 
 import concurrent.futures
+import dataclasses
+import http.client
 import json
 import os
 import signal
@@ -16,8 +18,10 @@ import openai
 import pytest
 from serving.conftest import Counting, connect, running
 
+from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.cli import main as cli
+from pplx_jax.inference.embedder import Embedder
 from pplx_jax.models.parameters import initial_params
 
 
@@ -30,6 +34,14 @@ def post(url, body, path="/v1/embeddings"):
             return reply.status, json.load(reply)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
+
+
+CONTEXT = "/v1/contextualizedembeddings"
+
+
+def same_integers(found, expected):
+    """Equal but for rounding: texts of a request share sequences of another length."""
+    assert found.shape == expected.shape and np.abs(found - expected.astype(np.int32)).max() <= 1
 
 
 def test_concurrent_requests_share_encoder_calls(model):
@@ -90,6 +102,52 @@ def test_too_much_waiting_is_refused_not_kept(model):
     assert set(statuses) == {200, 503}
 
 
+def test_requests_of_clients_that_left_are_not_encoded(model):
+    counting = Counting(model)
+    counting.released.clear()
+    with running(counting, max_batch_tokens=1) as url, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post, url, {"input": "read"})
+        wait_until(lambda: counting.calls == [1])
+        gone = [sent(url, {"input": ["read", "write"]}) for _ in range(5)]
+        wait_until(lambda: queued(url) == 5 * int(model.count_tokens(["read", "write"]).sum()))
+        for connection in gone:
+            connection.close()
+        wait_until(lambda: queued(url) == 0)
+        last = pool.submit(post, url, {"input": ["open", "close", "read"]})
+        wait_until(lambda: queued(url) > 0)
+        counting.released.set()
+        assert [first.result()[0], last.result()[0]] == [200, 200]
+    assert counting.calls == [1, 3]
+
+
+def sent(url, body):
+    """A connection that a request was sent on, and whose reply nobody read yet."""
+    content = json.dumps(body).encode()
+    connection = http.client.HTTPConnection(url.removeprefix("http://"))
+    connection.request("POST", "/v1/embeddings", content, {"Content-Type": "application/json"})
+    return connection
+
+
+def queued(url):
+    with urllib.request.urlopen(f"{url}/health") as reply:
+        return json.load(reply)["queued_tokens"]
+
+
+def wait_until(holds):
+    while not holds():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/contextualizedembeddings"])
+def test_a_far_too_long_text_is_refused_by_its_length(model, monkeypatch, path):
+    monkeypatch.setattr(type(model.vocabulary), "encode_batch", lambda *_: pytest.fail("tokenized"))
+    texts = ["read", "x" * 150_000] if path == "/v1/embeddings" else [["read"], ["read", "x" * 150_000]]
+    with running(model) as url:
+        status, answer = post(url, {"input": texts}, path)
+    assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    assert "1 has at least " in answer["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "code"),
     [
@@ -125,6 +183,31 @@ def test_other_paths_answer_in_the_same_shape(url):
     assert post(url, {}, "/health")[0] == 405
     with urllib.request.urlopen(f"{url}/health") as reply:
         assert json.load(reply)["status"] == "ok"
+
+
+def test_a_request_names_the_prompt_of_its_texts(model):
+    """The default is that of the server. The first chunk of a document has the prompt."""
+    loaded = LoadedModel(model.config, model.vocabulary, initial_params(model.config, 0), "v1", "pair")
+    prompted = Embedder(dataclasses.replace(loaded, prompts={"query": "ask: ", "document": "tell: "}))
+    texts = ["read the file", "close"]
+
+    def vectors(url, **fields):
+        status, body = post(url, {"input": texts, **fields})
+        assert status == 200
+        return np.array([entry["embedding"] for entry in body["data"]])
+
+    with running(prompted) as plain, running(prompted, prompt_name="document") as documents:
+        expected = {name: prompted.encode(texts, prompt_name=name) for name in (None, "query", "document")}
+        same_integers(vectors(plain), expected[None])
+        same_integers(vectors(plain, prompt_name="query"), expected["query"])
+        same_integers(vectors(documents), expected["document"])
+        same_integers(vectors(documents, prompt_name="query"), expected["query"])
+        status, body = post(plain, {"input": [texts], "prompt_name": "document"}, CONTEXT)
+        found = [entry["embedding"] for entry in body["data"][0]["data"]]
+        same_integers(np.array(found), prompted.encode_documents([texts])[0])
+        for wrong in ("clustering", 3):
+            status, body = post(plain, {"input": texts, "prompt_name": wrong})
+            assert status == 422 and body["error"]["param"] == "prompt_name"
 
 
 def test_a_stop_lets_running_requests_end(model):

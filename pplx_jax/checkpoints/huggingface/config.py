@@ -7,6 +7,7 @@ from typing import Any
 from pplx_jax.checkpoints.huggingface.families import FAMILIES, QWEN3, Family
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, read_json_if_valid
+from pplx_jax.core.prompts import checked_prompts
 from pplx_jax.models.transformer import Qwen3Config
 
 CONFIG = "config.json"
@@ -30,11 +31,14 @@ class Source:
       config: the encoder; `causal` if the model is.
       kind: "v1", or "context_v1" for a model that embeds chunks in their documents.
       tied: whether the embedding table is also the head, if there is a head.
+      prompts: of a pplx-embed folder, as its sentence-transformers configuration names them. Those of other models
+        belong to another pooling and are left out.
     """
 
     config: Qwen3Config
     kind: str
     tied: bool
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read_source(folder: pathlib.Path) -> Source:
@@ -81,7 +85,14 @@ def read_source(folder: pathlib.Path) -> Source:
         ),
         kind="context_v1" if "Context" in architecture else "v1",
         tied=bool(content.get("tie_word_embeddings")),
+        prompts=_prompts(folder) if published else {},
     )
+
+
+def _prompts(folder: pathlib.Path) -> dict[str, str]:
+    path = folder / "config_sentence_transformers.json"
+    content = read_json(path) if path.exists() else {}
+    return checked_prompts(content.get("prompts") if isinstance(content, dict) else None, str(path))
 
 
 def other_pooling(folder: pathlib.Path) -> str | None:

@@ -132,7 +132,7 @@ class ImportPlan:
     def load(self, place: Callable[[str, np.ndarray], Any] = lambda path, leaf: leaf) -> LoadedModel:
         config = self.described.config
         params = from_torch_layout(self.tensors, config, dtype=WRITTEN_DTYPES[self.dtype][0], place=place)
-        return LoadedModel(config, self.vocabulary, params, self.described.kind, IMPORTED)
+        return LoadedModel(config, self.vocabulary, params, self.described.kind, IMPORTED, self.described.prompts)
 
 
 def _folder_tensors(folder: pathlib.Path) -> tuple[Source, Tensors]:

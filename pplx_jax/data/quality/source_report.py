@@ -68,7 +68,9 @@ class SourceReport:
             Progress(f"data report: {self._source.name}", unit="example") as progress,
             table_maker(folder, kind, self._vocabulary, self._lengths, allow_empty=True) as maker,
         ):
-            for block in blocks.blocks(kind, itertools.islice(self._examples(), limit), self._bad):
+            for block in blocks.blocks(
+                kind, self._source.prompted(itertools.islice(self._examples(), limit)), self._bad
+            ):
                 tokenised = self._tokenize(block)
                 for name, found in token_lengths.items():
                     found.append(tokenised[name].lengths())
@@ -114,7 +116,7 @@ class SourceReport:
     def _steps(self, place: str, row: Row, example: Example) -> dict[str, str]:
         """Returns one example as read, as checked, as tokenised, and as cut in a table of its own."""
         kind = self._source.kind
-        (block,) = blocks.blocks(kind, [example], BadRows(self._source.name))
+        (block,) = blocks.blocks(kind, self._source.prompted([example]), BadRows(self._source.name))
         tokenised = self._tokenize(block)
         with tempfile.TemporaryDirectory() as temporary:
             folder = pathlib.Path(temporary) / "table"

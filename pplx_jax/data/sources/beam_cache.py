@@ -87,7 +87,7 @@ def cache_sources(
                     part,
                     vocabulary,
                     lengths,
-                    notes={"weight": weight, "evaluation": evaluation},
+                    notes={"weight": weight, "evaluation": evaluation, **tasks.prompt_note(part)},
                     shards=len(shards[name]),
                 )
                 records = f"{folder}/seqio" if seqio_records else ""

@@ -6,6 +6,7 @@ run.corpus = @MyCorpus()
 
 import abc
 import pathlib
+import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 
 _VOCABULARY_FIELDS = {"text": "text", "pair": "query"}  # kind -> the field that a vocabulary is trained on
+NO_PROMPTS: Mapping[str, str] = types.MappingProxyType({})
 _VOCABULARY_CHARACTERS = 100_000_000  # of each part of a source
 
 
@@ -62,16 +64,25 @@ class Corpus(abc.ABC):
         return {}
 
     def tokenize(
-        self, folder: pathlib.Path, vocabulary: Vocabulary, tokens: pathlib.Path, lengths: Lengths
+        self,
+        folder: pathlib.Path,
+        vocabulary: Vocabulary,
+        tokens: pathlib.Path,
+        lengths: Lengths,
+        prompts: Mapping[str, str] = NO_PROMPTS,
     ) -> dict[str, Any]:
         """Writes the token tables TOKENS/KIND/SOURCE. `folder` is what `build` has written.
+
+        `prompts` are those of the recipe, for sources that have none of their own. They are passed only if there are
+        any.
 
         Returns:
             Number of examples by kind and source.
         """
         overlap = self.excluded_texts()
         drop = overlap.of if overlap else None
-        return tokenize_sources(self.training_sources(folder), vocabulary, tokens, lengths, drop=drop)
+        sources = [source.with_prompts(prompts) for source in self.training_sources(folder)]
+        return tokenize_sources(sources, vocabulary, tokens, lengths, drop=drop)
 
 
 class WrittenCorpus(Corpus):
@@ -93,11 +104,16 @@ class WrittenCorpus(Corpus):
         ]
 
     def tokenize(
-        self, folder: pathlib.Path, vocabulary: Vocabulary, tokens: pathlib.Path, lengths: Lengths
+        self,
+        folder: pathlib.Path,
+        vocabulary: Vocabulary,
+        tokens: pathlib.Path,
+        lengths: Lengths,
+        prompts: Mapping[str, str] = NO_PROMPTS,
     ) -> dict[str, Any]:
         """Writes one token table per kind, TOKENS/KIND, and returns the number of examples by kind."""
         manifests = [
-            tokenize_source(source, vocabulary, tokens / source.table_folder, lengths)
+            tokenize_source(source.with_prompts(prompts), vocabulary, tokens / source.table_folder, lengths)
             for source in self.training_sources(folder)
         ]
         return {manifest["stage"]: manifest["count"] for manifest in manifests}

@@ -100,7 +100,7 @@ def source_task(
             def generate() -> Iterator[Block]:
                 try:
                     read = (source.examples(shard, count, max_chunks=max_chunks, drop=drop) for shard in own)
-                    yield from blocks.blocks(source.kind, itertools.chain.from_iterable(read), count)
+                    yield from blocks.blocks(source.kind, source.prompted(itertools.chain.from_iterable(read)), count)
                 except BaseException as error:
                     count.failure = error  # TensorFlow passes on its text only
                     raise
@@ -249,8 +249,13 @@ def tokenize_source(
         for block in tokenized_blocks(source, vocabulary, bad, max_chunks=lengths.chunks, drop=drop):
             maker.add(block)
         bad.finish()
-        maker.note(rows=bad.summary(), weight=weight)
+        maker.note(rows=bad.summary(), weight=weight, **prompt_note(source))
     return dict(TokenTable.open(folder).manifest)
+
+
+def prompt_note(source: Source) -> dict[str, dict[str, str]]:
+    """Returns the entry of a manifest that names the prompts in a table; {} without prompts."""
+    return {"prompts": source.prompts} if source.prompts else {}
 
 
 def tokenize_sources(

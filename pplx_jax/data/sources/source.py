@@ -16,17 +16,20 @@ pair per query.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.prompts import DOCUMENT, QUERY, checked_prompts
 from pplx_jax.data.io import storage
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.example_reader import BadRow, Example, ExampleReader, split_documents, texts_of
 from pplx_jax.data.sources.file_formats import Format, Row, Unreadable, list_shards, read_rows
 from pplx_jax.data.tokens.kinds import FOLDERS, Kind
 
+_LATER = ("query_prompt", "document_prompt")  # fields that earlier versions did not have
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, repr=False)
 class Source:
     """One source of a recipe.
 
@@ -45,6 +48,9 @@ class Source:
         negatives: number of negatives of a triplet. A row with fewer is bad; of more, the first ones are used.
         max_characters: a row with a longer text is bad.
         max_bad_share: the largest share of rows that may be bad before reading stops.
+        query_prompt: text before every query; None for `run.prompts` of the recipe, "" for none.
+        document_prompt: text before every document, in the same way: before positives and negatives, and before the
+            first chunk of a contextual document.
     """
 
     name: str
@@ -60,6 +66,8 @@ class Source:
     negatives: int = 7
     max_characters: int = 1_000_000
     max_bad_share: float = 0.0
+    query_prompt: str | None = None
+    document_prompt: str | None = None
 
     def __post_init__(self):
         if not self.name or set(self.name) & set("/ \\"):
@@ -73,6 +81,43 @@ class Source:
                 f"Source.path {self.path!r} of {self.name}: set `languages` where the path says {{language}}, and only "
                 "there"
             )
+        if self.kind == "text" and (self.query_prompt or self.document_prompt):
+            raise BadInput(f"Source {self.name} of kind text has a prompt; prompts are for queries and documents")
+
+    def __repr__(self) -> str:
+        """Names later fields only where they are set: finished phases keep this text and are compared by it."""
+        values = [(field.name, getattr(self, field.name), field.default) for field in dataclasses.fields(self)]
+        shown = [f"{name}={value!r}" for name, value, default in values if name not in _LATER or value != default]
+        return f"Source({', '.join(shown)})"
+
+    def with_prompts(self, prompts: Mapping[str, str]) -> "Source":
+        """Returns the source with the prompts of a recipe where it has none of its own."""
+        if self.kind == "text" or not prompts:
+            return self
+        own = {QUERY: self.query_prompt, DOCUMENT: self.document_prompt}
+        found = {f"{name}_prompt": prompts.get(name) if text is None else text for name, text in own.items()}
+        return dataclasses.replace(self, **found)
+
+    @property
+    def prompts(self) -> dict[str, str]:
+        """The prompts of its queries and documents, without empty ones."""
+        return checked_prompts({QUERY: self.query_prompt or "", DOCUMENT: self.document_prompt or ""}, self.name)
+
+    def prompted(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """Yields checked examples with the prompts of the source before their queries and documents."""
+        query, document = (self.prompts.get(name, "") for name in (QUERY, DOCUMENT))
+        for example in examples:
+            prompted = dict(example)
+            if "query" in example:
+                prompted["query"] = query + example["query"]
+            if "positive" in example:
+                prompted["positive"] = document + example["positive"]
+            if "negatives" in example:
+                prompted["negatives"] = [document + text for text in example["negatives"]]
+            if "chunks" in example:
+                prompted["chunks"] = [document + example["chunks"][0], *example["chunks"][1:]]
+                prompted["queries"] = [(query + text, chunk) for text, chunk in example["queries"]]
+            yield prompted
 
     @property
     def table_folder(self) -> str:

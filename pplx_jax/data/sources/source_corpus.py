@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import pathlib
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pplx_jax.core.buckets import local_copy
@@ -12,12 +12,12 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import absolute, as_path, is_bucket
 from pplx_jax.data.io import storage
 from pplx_jax.data.io.beir import corpus_file, read_beir, set_folders
-from pplx_jax.data.sources.corpus import Corpus
+from pplx_jax.data.sources.corpus import NO_PROMPTS, Corpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.tokens.kinds import FOLDERS
-from pplx_jax.data.tokens.open_tables import open_tables, require_lengths
+from pplx_jax.data.tokens.open_tables import Tables, open_tables, require_lengths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +87,31 @@ class SourceCorpus(Corpus):
         found = {name: part.digest() for name, part in parts.items()}
         return {f"files of {name}": digest for name, digest in found.items() if digest is not None}
 
-    def tokenize(self, folder, vocabulary, tokens, lengths):
+    def tokenize(self, folder, vocabulary, tokens, lengths, prompts=NO_PROMPTS):
         """Writes TOKENS/KIND/SOURCE, or links the kinds that `self.tokens` has into TOKENS.
 
         Each kind is a separate link, so that tables which a run adds, such as mined triplets, stay in that run.
         """
         if not self.tokens:
-            return super().tokenize(folder, vocabulary, tokens, lengths)
+            return super().tokenize(folder, vocabulary, tokens, lengths, prompts)
         folders = {source.table_folder for source in self.sources}
         for folder in sorted(folders):
-            require_lengths(open_tables(pathlib.Path(self.tokens) / folder), lengths)
+            tables = open_tables(pathlib.Path(self.tokens) / folder)
+            require_lengths(tables, lengths)
+            self._require_prompts(tables, folder, prompts)
         _link_folders(folders, pathlib.Path(self.tokens).absolute(), tokens)
         return {"tokens": self.tokens}
+
+    def _require_prompts(self, tables: Tables, folder: str, prompts: Mapping[str, str]) -> None:
+        """Raises BadInput if tables were made with other prompts than this recipe has."""
+        declared = [source.with_prompts(prompts) for source in self.sources if source.table_folder == folder]
+        for name, part in itertools.chain.from_iterable(source.parts().items() for source in declared):
+            for table in tables.get(name, ()):
+                if (made := table.manifest.get("prompts", {})) != part.prompts:
+                    raise BadInput(
+                        f"{table.folder} was made with the prompts {made}, this recipe has {part.prompts}; set them "
+                        "back, or run data cache with this recipe again"
+                    )
 
     def _check_tokens(self) -> None:
         """Makes sure that `tokens` holds every kind, without the texts that must be left out."""

@@ -87,6 +87,20 @@ class SentencePieceVocabulary(Vocabulary):
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self._processor.encode(texts, num_threads=-1) if texts else []
 
+    def least_tokens(self, text: str) -> int:
+        if not self._longest_piece:
+            return 0
+        return -(-len(self._processor.normalize(text)) // self._longest_piece)
+
+    @functools.cached_property
+    def _longest_piece(self) -> int:
+        """Characters of the longest piece. 0 without byte pieces: unknown characters in a row are then one token."""
+        processor, pieces = self._processor, range(self.size)
+        if not any(map(processor.is_byte, pieces)):
+            return 0
+        text = (piece for piece in pieces if not processor.is_byte(piece) and not processor.is_control(piece))
+        return max(len(processor.id_to_piece(piece)) for piece in text)
+
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(token) for token in ids])
 

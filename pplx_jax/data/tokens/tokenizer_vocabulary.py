@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
 from pplx_jax.core.paths import as_path
+from pplx_jax.data.tokens.byte_bound import ByteBound
 from pplx_jax.data.tokens.vocabulary import TOKENIZER, Vocabulary, write_vocabulary_file
 
 if TYPE_CHECKING:
@@ -170,6 +171,13 @@ class TokenizerVocabulary(Vocabulary):
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def least_tokens(self, text: str) -> int:
+        return self._bound.least_tokens(text)
+
+    @functools.cached_property
+    def _bound(self) -> ByteBound:
+        return ByteBound.of(json.loads(self.model))
 
     def decode(self, ids: Iterable[int]) -> str:
         special = {self.pad_id, self.mask_id, self.separator_id}

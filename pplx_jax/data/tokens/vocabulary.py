@@ -60,6 +60,10 @@ class Vocabulary(abc.ABC):
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Encodes every text, on all cores."""
 
+    def least_tokens(self, text: str) -> int:
+        """Returns a number of tokens that a text has at least, from its length, without encoding it. 0 if unknown."""
+        return 0
+
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the normalised text of the ids. Special tokens are left out."""

@@ -1,5 +1,6 @@
 """An encoder with a cache: sets share passages, and settings share pooled vectors, so no text is encoded twice."""
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class CachingEncoder:
         self._requested: set[Hashable] = set()
         self.fingerprint = model.fingerprint
         self.quantizations = quantizations(model)
+        self.prompts = getattr(model, "prompts", {})
 
     @property
     def config(self) -> Limits:
@@ -41,8 +43,9 @@ class CachingEncoder:
     def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
         return self._model.count_tokens(texts)
 
-    def encode(self, texts: Iterable[str], **options: Any) -> np.ndarray:
-        return self._encode("text", self._model.encode, texts, **options)
+    def encode(self, texts: Iterable[str], *, prompt_name: str | None = None, **options: Any) -> np.ndarray:
+        prompted: dict[str, Any] = {} if prompt_name is None else {"prompt_name": prompt_name}
+        return self._encode("text", self._model.encode, texts, **prompted, **options)
 
     def encode_queries(self, texts: Iterable[str], **options: Any) -> np.ndarray:
         return self._encode("query", query_encoder(self._model), texts, **options)
@@ -85,10 +88,18 @@ class CachingEncoder:
         return quantize(vectors[:, :dims], quantization, bit_order)
 
     def _pooled(
-        self, kind: str, encode: Callable, items: list, *, overflow: Overflow = "error", overlap: int | None = None
+        self,
+        kind: str,
+        encode: Callable,
+        items: list,
+        *,
+        overflow: Overflow = "error",
+        overlap: int | None = None,
+        **prompts: str,
     ) -> list[np.ndarray]:
         """Returns the pooled vectors of the items, at full width and without quantization."""
-        keys = [(kind, overflow, overlap, item) for item in items]
+        encode = functools.partial(encode, **prompts)
+        keys = [(kind, *prompts.items(), overflow, overlap, item) for item in items]
         missing = [key for key in dict.fromkeys(keys) if key not in self._cached]
         new: dict[Hashable, np.ndarray] = {}
         with Progress("encode", len(missing), kind, enabled=self._progress and bool(missing)) as progress:

@@ -45,6 +45,7 @@ class RetrievalEvaluator:
         config: the encoder of the stage.
         vocabulary: its tokenizer.
         devices: the mesh of the parameters.
+        prompts: of the model.
         contextual: whether passages are also encoded in their documents.
         **size: `chunks_per_document`, `tokens_per_document` of `embed_set`.
 
@@ -60,18 +61,19 @@ class RetrievalEvaluator:
         devices: jax.sharding.Mesh,
         *,
         contextual: bool = False,
+        prompts: Mapping[str, str] | None = None,
         **size: Any,
     ):
         self._sets, self._config, self._vocabulary, self._devices = sets, config, vocabulary, devices
         self._ways = {"": False, f"{_CONTEXT}/": True} if contextual else {"": False}
-        self._size = size
+        self._size, self._prompts = size, prompts or {}
         self.metrics = tuple(
             f"eval/{name}/{way}{metric}" for name in (*sets, _MEAN) for way in self._ways for metric in REPORTED_METRICS
         )
 
     def __call__(self, params: dict[str, Any]) -> dict[str, float]:
         """Returns the metrics of each set and their means. Collective."""
-        model = _InTraining(self._config, self._vocabulary, model_params(params), "v1", "")
+        model = _InTraining(self._config, self._vocabulary, model_params(params), "v1", "", self._prompts)
         encoder = CachingEncoder(Embedder(model, mesh=self._devices))
         scores: dict[str, float] = {}
         for name, data in self._sets.items():

@@ -7,7 +7,7 @@ import numpy as np
 
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.evaluation.scoring.system import TOO_LONG
-from pplx_jax.inference.encoder import Encoder, document_tokens, query_encoder
+from pplx_jax.inference.encoder import Encoder, document_encoder, document_tokens, query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
 
 CONTEXT_CHUNKS = 16  # chunks per document in contextual training
@@ -46,7 +46,7 @@ def embed_set(
         queries = query_encoder(model)(data.queries, **options)
     if not context:
         with too_long_by_name(data.document_ids, TOO_LONG):
-            return queries, model.encode(data.documents, **options)
+            return queries, document_encoder(model)(data.documents, **options)
     limit = min(tokens_per_document or model.config.max_length, model.config.max_length)
     groups = list(context_groups(data, model.count_tokens(data.documents), chunks_per_document, limit))
     chunks = [[data.documents[passage] for passage in group] for group in groups]

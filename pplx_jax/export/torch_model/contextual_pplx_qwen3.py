@@ -23,6 +23,7 @@ class PPLXQwen3ContextualModel(PPLXQwen3Model):
         quantization: str = "int8",
         dims: int | None = None,
         batch_size: int = 8,
+        prompt_name: str | None = None,
     ) -> list[np.ndarray]:
         """Embeds chunks in the context of their document.
 
@@ -34,19 +35,23 @@ class PPLXQwen3ContextualModel(PPLXQwen3Model):
           quantization: "int8", "binary", "ubinary", "tanh" or "none".
           dims: number of leading dimensions, for models trained with MRL.
           batch_size: documents per forward pass.
+          prompt_name: "query", "document" or another name in the model's prompts: the text before the first chunk of
+            each document. None for no prompt.
 
         Returns:
           An array [chunks, dims] for each document; an empty chunk gives the embedding of a zero vector.
 
         Raises:
           TypeError: a document is a str instead of a list of chunks.
-          ValueError: a document is over the model's limit; the message has its index.
+          ValueError: a document is over the model's limit (the message has its index), or there is no such prompt.
         """
         for place, document in enumerate(documents):
             if isinstance(document, str):
                 raise TypeError(f"document {place} is a str; give a list of chunks")
         if not documents:
             return []
+        if prompt_name is not None:
+            documents = self._prompted(documents, prompt_name)
         was_training = self.training
         self.eval()
         try:
@@ -70,6 +75,13 @@ class PPLXQwen3ContextualModel(PPLXQwen3Model):
             return embeddings
         finally:
             self.train(was_training)
+
+    def _prompted(self, documents: Sequence[Sequence[str]], name: str) -> list[list[str]]:
+        prompts = {"query": "", "document": "", **getattr(self.config, "prompts", {})}
+        if name not in prompts:
+            raise ValueError(f"prompt_name={name!r} is not one of {', '.join(prompts)}")
+        first = lambda chunks: [prompts[name] + text if text.strip() else text for text in chunks[:1]]  # noqa: E731
+        return [[*first(chunks), *chunks[1:]] for chunks in documents]
 
     def _tokenize(self, chunks: Sequence[str]) -> tuple[list[int], list[int]]:
         """Returns the token ids of a document, and the index of each token's chunk (-1 for separators)."""

@@ -64,9 +64,7 @@ class Vespa:
         Raises:
             BadInput: Vespa refuses the document, is full or does not answer.
         """
-        identity = urllib.parse.quote(document.id, safe="")
-        path = f"/document/v1/{NAMESPACE}/{DOCUMENT_TYPE}/docid/{identity}"
-        status, answer = self._http.send("POST", path, {"fields": document.fields})
+        status, answer = self._http.send("POST", _place(document.id), {"fields": document.fields})
         if status == OK:
             return
         reason = _reason(status, answer)
@@ -75,6 +73,23 @@ class Vespa:
         raise BadInput(
             f"{self.url} refuses document {document.id!r} ({reason}); check that this application is deployed there"
         )
+
+    def remove(self, identity: str) -> int:
+        """Removes a document. Returns its number of chunks, 0 if Vespa has no such document.
+
+        Raises:
+            BadInput: Vespa refuses the request or does not answer.
+        """
+        path = _place(identity)
+        status, answer = self._http.send("GET", path)
+        if status == NOT_FOUND:
+            return 0
+        if status == OK:
+            chunks = len(answer.get("fields", {}).get("chunk_ids", ()))
+            status, answer = self._http.send("DELETE", path)
+            if status == OK:
+                return chunks
+        raise BadInput(f"{self.url} does not remove document {identity!r} ({_reason(status, answer)})")
 
     def count(self) -> int:
         """Returns the number of documents."""
@@ -95,6 +110,10 @@ class Vespa:
             reason = _reason(status, answer) if not errors else "; ".join(map(_describe, errors))
             raise BadInput(f"{self.url} cannot answer ({reason}); check that this application is deployed there")
         return answer
+
+
+def _place(identity: str) -> str:
+    return f"/document/v1/{NAMESPACE}/{DOCUMENT_TYPE}/docid/{urllib.parse.quote(identity, safe='')}"
 
 
 def _describe(error: dict[str, Any]) -> str:

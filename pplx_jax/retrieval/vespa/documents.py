@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.kernels.quantization import BitOrder, Quantization, pack_bits, unpack_bits
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.packed_signs import packed_signs
 from pplx_jax.retrieval.vespa.application import DOCUMENT_TYPE, NAMESPACE
 
 # Characters that com.yahoo.text.Text of vespa-engine/vespa refuses: control characters and noncharacters.
@@ -75,23 +75,6 @@ def _documents(folder: EmbeddingFolder, vectors: np.ndarray, described: list[dic
         if isinstance(rows[0].get("line"), int):
             fields["line"] = rows[0]["line"]
         yield Document(identity, fields)
-
-
-def packed_signs(vectors: np.ndarray, quantization: Quantization, bit_order: BitOrder) -> np.ndarray:
-    """Returns the packed signs of embeddings, most significant bit first, for any stored bit order.
-
-    INT8 embeddings have the signs of the integers. So a pooled value in (-0.5 / 127, 0), which rounds to 0, counts as
-    positive, for queries as well.
-
-    Args:
-        vectors: [N, width] of quantization "int8", "binary" or "ubinary".
-
-    Returns:
-        uint8 [N, dims / 8].
-    """
-    if quantization != "ubinary":
-        return pack_bits(vectors)
-    return np.asarray(vectors) if bit_order == "big" else pack_bits(unpack_bits(vectors, bit_order))
 
 
 def _blocks(vectors: np.ndarray, stored: Sequence[tuple[str, int]]) -> dict[str, dict[str, str]]:

@@ -5,8 +5,10 @@ vespa.json     {format, url, model (relative to the folder), model_fingerprint, 
 fed.json, feed/  see `feed`
 """
 
+import concurrent.futures
 import pathlib
 import shutil
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from pplx_jax.core.paths import as_path, relative, require_local
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.kernels.quantization import quantize
-from pplx_jax.retrieval.base_index import BaseIndex
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.packed_signs import packed_signs
+from pplx_jax.retrieval.search_options import SearchOptions
+from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex, document_of
 from pplx_jax.retrieval.vespa.application import (
     DOCUMENT_TYPE,
     SIMILARITY,
@@ -30,13 +34,15 @@ from pplx_jax.retrieval.vespa.application import (
     zipped,
 )
 from pplx_jax.retrieval.vespa.client import Vespa, deploy
-from pplx_jax.retrieval.vespa.documents import packed_signs
+from pplx_jax.retrieval.vespa.documents import documents_by_shard
 from pplx_jax.retrieval.vespa.feed import feed, write_feed_files
 
 _LOCAL_OUTPUT = "give --engine vespa a folder of this machine as --output"
 FORMAT = 1
 LOCAL = "http://localhost:8080"
 CANDIDATES_PER_HIT = 40
+_CONNECTIONS = 32
+_SPARE = 20
 _STORED = ("int8", "binary", "ubinary")
 
 
@@ -47,7 +53,7 @@ def build(
     url: str | None = None,
     config_url: str | None = None,
     application: VespaApplication | None = None,
-    connections: int = 32,
+    connections: int = _CONNECTIONS,
     retries: int = 8,
     startup_seconds: float = 300.0,
 ) -> dict[str, Any]:
@@ -92,6 +98,7 @@ def build(
             "model": relative(source.model_folder, output),
             "model_fingerprint": settings.model_fingerprint,
             "bit_order": settings.bit_order,
+            **({"prompts": settings.prompts} if settings.prompts else {}),
             **description,
         },
     )
@@ -112,7 +119,7 @@ def _is_index(folder: pathlib.Path) -> bool:
     return describes(folder / "vespa.json", "format", "url", "model_fingerprint", "count")
 
 
-class VespaIndex(BaseIndex):
+class VespaIndex(SearchableIndex):
     """An index in Vespa, opened for searching; more attributes in `BaseIndex`.
 
     Attributes:
@@ -123,7 +130,8 @@ class VespaIndex(BaseIndex):
         """Use `VespaIndex.load` instead."""
         super().__init__(path, description)
         self.profiles = profiles(int8=self.quantization == "int8")
-        self._vespa = Vespa(HttpClient(url or description["url"]))
+        self._description = description
+        self._vespa = Vespa(HttpClient(url or description["url"], connections=_CONNECTIONS))
 
     @classmethod
     def load(cls, path: str | pathlib.Path, url: str | None = None) -> "VespaIndex":
@@ -143,9 +151,43 @@ class VespaIndex(BaseIndex):
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path / 'vespa.json'} cannot be used ({error}); make the index again") from None
 
-    def encode_query(self, text: str, encoder: Encoder) -> np.ndarray:
-        """Returns the query's pooled vector, float32 [dims]. Raises BadInput like `pool_queries`."""
-        return self.pool_queries([text], encoder)[0]
+    def search_pooled(
+        self, queries: np.ndarray, k: int = 10, options: SearchOptions = SearchOptions()
+    ) -> list[list[Hit]]:
+        self.require_engine(options, "vespa")
+        found = [self.search(query, k, candidates=k * options.candidates) for query in queries]
+        if worst := [each["coverage"] for each in found if each["coverage"] < 100]:
+            raise BadInput(f"{self._vespa.url} searched only {min(worst)}% of the documents in time; add nodes")
+        return [each["hits"] for each in found]
+
+    def update(self, embeddings: EmbeddingFolder) -> dict[str, int]:
+        self.require_same_form(embeddings)
+        chunks: dict[str, int] = {}
+        for row in embeddings.described():
+            chunks[document_of(row)] = chunks.get(document_of(row), 0) + 1
+        former = self._remove(chunks)
+        with concurrent.futures.ThreadPoolExecutor(_CONNECTIONS) as pool:
+            for batch in documents_by_shard(embeddings):
+                for _ in pool.map(self._vespa.put, batch):
+                    pass
+        self._note(sum(chunks.values()) - sum(former.values()))
+        return {"added": sum(chunks.values()), "replaced": len(former)}
+
+    def delete(self, ids: Collection[str]) -> dict[str, int]:
+        former = self._remove(set(ids))
+        self._note(-sum(former.values()))
+        return {"deleted": len(former), "missing": len(set(ids)) - len(former)}
+
+    def _remove(self, ids: Collection[str]) -> dict[str, int]:
+        """Removes documents. Returns the number of chunks of each that Vespa had."""
+        with concurrent.futures.ThreadPoolExecutor(_CONNECTIONS) as pool:
+            return {name: found for name, found in zip(ids, pool.map(self._vespa.remove, ids), strict=True) if found}
+
+    def _note(self, more: int) -> None:
+        """Writes the new number of vectors to the description."""
+        self.count += more
+        self._description["count"] = self.count
+        write_json(self.path / "vespa.json", self._description)
 
     def request(
         self, query: np.ndarray, k: int, *, candidates: int, ranking: str | None = None, exact: bool = False
@@ -200,11 +242,13 @@ class VespaIndex(BaseIndex):
             raise BadInput(
                 f"no rank profile {ranking!r} for {self.quantization}; use one of {', '.join(self.profiles)}"
             )
-        answer = self._vespa.query(self.request(query, k, candidates=candidates, ranking=ranking, exact=exact))
+        # Vespa cuts equal scores in any order, so a few more hits are requested and the tie is broken here.
+        hits = min(k + _SPARE, candidates, max(k, VespaApplication.max_hits))
+        answer = self._vespa.query(self.request(query, hits, candidates=candidates, ranking=ranking, exact=exact))
         root = answer["root"]
         hits = [_hit(child) for child in root.get("children", [])]
         hits.sort(key=lambda hit: (hit["score"], hit["id"]), reverse=True)
-        return {"hits": hits, "coverage": root.get("coverage", {}).get("coverage", 100)}
+        return {"hits": hits[:k], "coverage": root.get("coverage", {}).get("coverage", 100)}
 
 
 def _hit(child: dict[str, Any]) -> dict[str, Any]:
@@ -241,6 +285,6 @@ def search(
     opened = VespaIndex.load(index, url)
     if not query.strip():
         raise BadInput("the query is empty; give some text to search for")
-    encoder = encoder or load_encoder(opened.model)
-    vector = opened.encode_query(query, encoder)
+    encoder = encoder or load_encoder(opened.model, **opened.prompts)
+    (vector,) = opened.pool_queries([query], encoder)
     return opened.search(vector, k, candidates=candidates, ranking=ranking, exact=exact)

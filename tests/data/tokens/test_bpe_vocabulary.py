@@ -223,3 +223,34 @@ def test_damaged_names(folder, tmp_path):
         load_vocabulary(copy)
     with pytest.raises(BadInput, match="cannot read"):
         load_vocabulary(tmp_path / "none.json")
+
+
+def test_a_length_gives_a_lower_bound_of_the_tokens(vocabulary):
+    texts = [*TEXTS, "\u1fbe\u0308\u0301" * 999, "\u212b\u0301" * 999, "e\u0301" * 999, " " * 999, "read file " * 99]
+    texts += ["</tool_call>" * 99, "<think>" * 99]
+    for text in texts:
+        assert vocabulary.least_tokens(text) <= len(vocabulary.encode(text))
+    longest = len("<|fim_prefix|>")
+    assert vocabulary.least_tokens("read file " * 99) == -(-990 // longest)
+    assert vocabulary.least_tokens("\u5317" * 100) == -(-300 // 4 // longest)  # composing shortens a text
+
+
+def test_bytes_without_a_token_do_not_count(folder, tmp_path):
+    """As in SmolLM2's vocabulary."""
+    lacking = load_vocabulary(edited(folder, tmp_path, lambda content: content["model"]["vocab"].pop("!")))
+    assert lacking.encode("!" * 999) == []
+    assert [lacking.least_tokens(text) for text in ("!" * 999, "?" * 140, "\u5317" * 999)] == [0, 10, 0]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda content: content.update(normalizer={"type": "Strip", "strip_left": True, "strip_right": True}),
+        lambda content: content.update(pre_tokenizer={"type": "WhitespaceSplit"}),
+        lambda content: content["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+        lambda content: next(token for token in content["added_tokens"] if not token["special"]).update(lstrip=True),
+    ],
+    ids=["stripped", "white space dropped", "matches dropped", "a token takes spaces"],
+)
+def test_a_tokenizer_that_may_drop_bytes_gives_no_bound(folder, tmp_path, edit):
+    assert load_vocabulary(edited(folder, tmp_path, edit)).least_tokens("read " * 1000) == 0

@@ -186,3 +186,32 @@ def test_too_few_texts_or_too_small_a_size(tmp_path, texts, size):
         train_vocabulary(texts, tmp_path / "v.model", size)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_length_gives_a_lower_bound_of_the_tokens(vocabulary):
+    longest = max((vocabulary.decode([token]) for token in range(vocabulary.size)), key=len)
+    hard = ("\u1fbe\u0308\u0301", "\ufdfa", "\u200b\u00ad", "e\u0301", "readFile", "\u2581")
+    blank = ["", " " * 9999, "\n\t\x01\x02" * 999, "_" * 999]
+    texts = [*made_up_texts(50, seed=1), " ".join([longest] * 100), *(piece * 99 for piece in hard), *blank]
+    bounds = [vocabulary.least_tokens(text) for text in texts]
+    assert all(bound <= len(vocabulary.encode(text)) for bound, text in zip(bounds, texts, strict=True))
+    assert bounds[-len(blank) :] == [0] * len(blank)  # white space of any length has no token
+    assert vocabulary.least_tokens("read " * 10_000) > 1000
+
+
+def test_unknown_characters_give_no_bound(tmp_path):
+    """Without byte pieces, a run of unknown characters of any length is one token."""
+    import sentencepiece
+
+    symbols = {"pad_id": 0, "pad_piece": PAD, "unk_id": 1, "unk_piece": UNKNOWN, "bos_id": -1, "eos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(made_up_texts(50)),
+        model_prefix=str(tmp_path / "plain"),
+        vocab_size=120,
+        control_symbols=[MASK, SEPARATOR],
+        minloglevel=2,
+        **symbols,
+    )
+    plain = load_vocabulary(tmp_path / "plain.model")
+    assert len(plain.encode("\u5317" * 1000)) < 3
+    assert plain.least_tokens("\u5317" * 1000) == 0

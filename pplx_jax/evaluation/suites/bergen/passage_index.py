@@ -1,19 +1,16 @@
 """Searches an index of passages for many queries: the best k passages of each with their text."""
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
 from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
 from pplx_jax.inference.encoder import query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
-from pplx_jax.kernels.quantization import quantize
-from pplx_jax.retrieval.index import Index
-from pplx_jax.retrieval.vespa import VespaIndex
+from pplx_jax.retrieval.open_index import open_index
+from pplx_jax.retrieval.searchable_index import SearchableIndex
 
 
 def open_passage_index(folder: pathlib.Path, system: System) -> "PassageIndex":
@@ -24,10 +21,7 @@ def open_passage_index(folder: pathlib.Path, system: System) -> "PassageIndex":
     """
     if system.encoder is None:
         raise BadInput(f"{folder} is an index of vectors, but bm25 has none; give a model")
-    if (folder / "vespa.json").is_file():
-        index = VespaIndex.load(folder)
-    else:
-        index = Index.load(folder)
+    index = open_index(folder)
     if index.model_fingerprint != system.encoder.fingerprint:
         raise BadInput(
             f"{folder} was made by model {index.model_fingerprint}, {system.name} is {system.encoder.fingerprint}; "
@@ -49,10 +43,10 @@ class PassageIndex:
         count: number of passages.
     """
 
-    def __init__(self, index: Index | VespaIndex, system: System):
+    def __init__(self, index: SearchableIndex, system: System):
         self.count = index.count
         self._system = system
-        self._search = _searcher(index)
+        self._index = index
 
     def search(self, ids: Sequence[str], texts: Sequence[str], k: int, label: str) -> list[list[dict[str, Any]]]:
         """Returns the hits {"id", "score", "text", ...} of each query, best first.
@@ -69,14 +63,7 @@ class PassageIndex:
             pooled = encode(list(texts), **encode_options(self._system.settings))
         found = []
         with Progress(label, len(texts), unit="query") as progress:
-            for number, vector in enumerate(pooled, start=1):
-                found.append(self._search(vector, k))
-                progress.update(number)
+            for number in range(len(pooled)):
+                found += self._index.search_pooled(pooled[number : number + 1], k)
+                progress.update(number + 1)
         return found
-
-
-def _searcher(index: Index | VespaIndex) -> Callable[[np.ndarray, int], list[dict[str, Any]]]:
-    """Returns a function that searches for a pooled vector [dims]."""
-    if isinstance(index, VespaIndex):
-        return lambda vector, k: index.search(vector, k)["hits"]
-    return lambda vector, k: index.search(quantize(vector[None], index.quantization, index.bit_order)[0], k)

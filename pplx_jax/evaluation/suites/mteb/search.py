@@ -13,14 +13,16 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
+from pplx_jax.core.prompts import DOCUMENT, QUERY
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.evaluation.scoring.set_embeddings import embed_set
 from pplx_jax.evaluation.scoring.system import TOO_LONG, Settings, System
 from pplx_jax.evaluation.suites.mteb import embedding_store
 from pplx_jax.evaluation.suites.mteb.embedding_store import EmbeddingStore, store_folder
 from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts, document_texts, query_texts, task_instruction
-from pplx_jax.inference.encoder import Encoder, query_encoder
+from pplx_jax.inference.encoder import Encoder, document_encoder, query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
+from pplx_jax.inference.prompted_encoder import PromptedEncoder
 from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
 from pplx_jax.retrieval.metrics import tie_places
@@ -113,15 +115,19 @@ class Search:
         packed = settings.quantization == "ubinary"
         if encoder is None:
             return _BM25Scores(queries, BM25(document_texts(corpus[:])))
+        # A template replaces the prompt of the model.
+        own = {QUERY: self.prompts.query == NO_PROMPTS.query, DOCUMENT: self.prompts.document == NO_PROMPTS.document}
         if settings.context and "parent" in corpus.column_names:
+            if getattr(encoder, "prompts", {}):
+                encoder = PromptedEncoder(encoder, {name: "" for name, kept in own.items() if not kept})
             data = _with_parents(
                 corpus, self.prompts.documents(document_texts(corpus[:]), instruction), query_ids, queries
             )
             pooled = embed_set(encoder, data, context=True, dims=settings.dims, truncate=settings.truncate)
             query_vectors, document_vectors = (quantize(part, settings.quantization) for part in pooled)
             return _VectorScores(query_vectors, document_vectors, packed, *map(zero_rows, pooled))
-        # A query template replaces the query prompt of the model.
-        encode_queries = query_encoder(encoder) if self.prompts.query == NO_PROMPTS.query else encoder.encode
+        encode_queries = query_encoder(encoder) if own[QUERY] else encoder.encode
+        encode_texts = document_encoder(encoder) if own[DOCUMENT] else encoder.encode
         pooled_queries = pool(encoder, queries, query_ids, settings, encode_queries)
         query_vectors = quantize(pooled_queries, settings.quantization)
         total = len(corpus)
@@ -131,7 +137,7 @@ class Search:
             for begin in range(store.done, total, DOCUMENTS_PER_BLOCK):
                 columns = corpus[begin : begin + DOCUMENTS_PER_BLOCK]
                 texts = self.prompts.documents(document_texts(columns), instruction)
-                pooled_texts = pool(encoder, texts, columns["id"], settings)
+                pooled_texts = pool(encoder, texts, columns["id"], settings, encode_texts)
                 store.add(quantize(pooled_texts, settings.quantization), zero_rows(pooled_texts))
                 progress.update(store.done)
         return _VectorScores(query_vectors, store.vectors, packed, zero_rows(pooled_queries), store.empty)

@@ -12,6 +12,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import document_text
 from pplx_jax.data.io.json_lines import numbered_lines, parse_object
 from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
+from pplx_jax.inference.encoder import document_encoder
 from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
@@ -72,7 +73,7 @@ class EncodedCorpus:
         assert system.encoder is not None
         self._ids, self._texts = ids, texts
         with too_long_by_name(ids, TOO_LONG):
-            pooled = system.encoder.encode(texts, **encode_options(system.settings))
+            pooled = document_encoder(system.encoder)(texts, **encode_options(system.settings))
         self._vectors = quantize(pooled, system.settings.quantization)
         self._empty = zero_rows(pooled)
 
