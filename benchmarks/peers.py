@@ -69,31 +69,42 @@ def show(part: str, case: str, report: dict[str, Any]) -> None:
 
 def parse(words: Iterable[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    add("--model", default="smollm2", help=f"a model folder, or random weights of {', '.join(SHAPES)}")
-    add("--layers", type=int, default=4, help="of random weights")
-    add("--texts", type=pathlib.Path, help="JSON lines with `text` (default: ../shared/data, or this project's pages)")
-    add("--tokens", type=int, default=8192, help="of a pass of `encode`")
-    add("--lengths", nargs="*", type=int, default=[128, 512, 2048, 8192], help="of the texts of `encode`")
-    add("--passes", type=int, default=LEAST_PASSES, help="timed passes of each implementation")
-    add("--batch_sizes", nargs="+", type=int, default=[64, 256], help="pairs of a `contrastive_step`")
-    add("--cached_from", type=int, default=256, help="pairs from which on both encode twice, in parts")
-    add("--part_size", type=int, default=64, help="pairs of a part")
-    add("--pairs", type=pathlib.Path, help="a BEIR folder (default: as for --texts)")
-    add("--pair_tokens", type=int, default=64, help="to which the texts of a pair are cut")
-    add("--row_lengths", nargs="+", type=int, default=[512, 4096], help="tokens of a sequence of `diffusion_step`")
-    add("--diffusion_tokens", type=int, default=4096, help="of a `diffusion_step`")
-    add("--vectors", type=int, default=50_000, help="of `search` and `mining`")
-    add("--queries", type=int, default=200, help="of `search` and `mining`")
-    add("--dims", type=int, default=576, help="of `search` and `mining`")
-    add("--documents", type=int, default=200, help="of `evaluation`, with as many queries")
-    add("--threads", type=int, default=os.cpu_count(), help="of the peers; ours takes all cores")
-    add("--implementations", nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS, help="default: all")
-    add("--from_ids", action=argparse.BooleanOptionalAction, default=True, help="`encode` without tokenization too")
-    add("--workdir", type=pathlib.Path, help="where models and exports go (default: a folder that is removed)")
-    add("--json", action="store_true", help="one JSON object on stdout; the table on stderr")
-    add("--quick", action="store_true", help="a tiny model and few passes, to see that everything runs")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--model", default="smollm2", help=f"a model folder, or random weights of {', '.join(SHAPES)}")
+    parser.add_argument("--layers", type=int, default=4, help="of random weights")
+    parser.add_argument(
+        "--texts", type=pathlib.Path, help="JSON lines with `text` (default: ../shared/data, or this project's pages)"
+    )
+    parser.add_argument("--tokens", type=int, default=8192, help="of a pass of `encode`")
+    parser.add_argument(
+        "--lengths", nargs="*", type=int, default=[128, 512, 2048, 8192], help="of the texts of `encode`"
+    )
+    parser.add_argument("--passes", type=int, default=LEAST_PASSES, help="timed passes of each implementation")
+    parser.add_argument("--batch_sizes", nargs="+", type=int, default=[64, 256], help="pairs of a `contrastive_step`")
+    parser.add_argument("--cached_from", type=int, default=256, help="pairs from which on both encode twice, in parts")
+    parser.add_argument("--part_size", type=int, default=64, help="pairs of a part")
+    parser.add_argument("--pairs", type=pathlib.Path, help="a BEIR folder (default: as for --texts)")
+    parser.add_argument("--pair_tokens", type=int, default=64, help="to which the texts of a pair are cut")
+    parser.add_argument(
+        "--row_lengths", nargs="+", type=int, default=[512, 4096], help="tokens of a sequence of `diffusion_step`"
+    )
+    parser.add_argument("--diffusion_tokens", type=int, default=4096, help="of a `diffusion_step`")
+    parser.add_argument("--vectors", type=int, default=50_000, help="of `search` and `mining`")
+    parser.add_argument("--queries", type=int, default=200, help="of `search` and `mining`")
+    parser.add_argument("--dims", type=int, default=576, help="of `search` and `mining`")
+    parser.add_argument("--documents", type=int, default=200, help="of `evaluation`, with as many queries")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the peers; ours takes all cores")
+    parser.add_argument(
+        "--implementations", nargs="+", choices=IMPLEMENTATIONS, default=IMPLEMENTATIONS, help="default: all"
+    )
+    parser.add_argument(
+        "--from_ids", action=argparse.BooleanOptionalAction, default=True, help="`encode` without tokenization too"
+    )
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, help="where models and exports go (default: a folder that is removed)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table on stderr")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few passes, to see that everything runs")
     options = parser.parse_args(None if words is None else list(words))
     if options.quick:
         options.model, options.layers, options.tokens, options.lengths, options.passes = "tiny", 1, 512, [], 1
