@@ -254,7 +254,13 @@ VERBS = (
             flag("--max_batch_tokens", type=int, help="most tokens of concurrent requests to encode together"),
             flag("--max_wait_ms", type=float, help="how long a request waits for others, in milliseconds"),
             flag("--max_inputs", type=int, help="most texts or documents in a request"),
+            flag("--max_chunks", type=int, help="most chunks in a request"),
+            flag("--max_document_tokens", type=int, help="most tokens of a text or document"),
+            flag("--max_tokens", type=int, help="most tokens in a request"),
             flag("--max_body_bytes", type=int, help="most bytes in a request"),
+            flag("--max_queued_tokens", type=int, help="most tokens that wait; more requests get status 429"),
+            flag("--max_connections", type=int, help="most open connections; more get status 503"),
+            flag("--stop_seconds", type=int, help="how long running requests may take after a signal to stop"),
         ),
     ),
     Verb(
