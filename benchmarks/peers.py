@@ -13,7 +13,6 @@ Usage: python benchmarks/peers.py [--parts encode] [--model FOLDER] [--json]
 """
 
 import argparse
-import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -101,7 +100,9 @@ def parse(words: Iterable[str] | None = None) -> argparse.Namespace:
         "--from_ids", action=argparse.BooleanOptionalAction, default=True, help="`encode` without tokenization too"
     )
     parser.add_argument(
-        "--workdir", type=pathlib.Path, help="where models and exports go (default: a folder that is removed)"
+        "--workdir",
+        type=pathlib.Path,
+        help="where the model and its export are kept for the next run (default: nowhere)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table on stderr")
     parser.add_argument("--quick", action="store_true", help="a tiny model and few passes, to see that everything runs")
@@ -117,13 +118,13 @@ def parse(words: Iterable[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    with contextlib.ExitStack() as stack:
-        workdir = options.workdir or pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with tempfile.TemporaryDirectory() as temporary:
+        scratch = pathlib.Path(temporary)
         report: dict[str, Any] = {}
         try:
-            subject = make_subject(options.model, options.layers, read_texts(options.texts), workdir)
+            subject = make_subject(options.model, options.layers, read_texts(options.texts), options.workdir or scratch)
             for part in options.parts:
-                for case, found in PARTS[part].cases(options, subject, workdir):
+                for case, found in PARTS[part].cases(options, subject, scratch):
                     report.setdefault(part, {})[case] = found
                     show(part, case, found)
         except BadInput as error:
