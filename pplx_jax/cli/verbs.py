@@ -307,6 +307,7 @@ VERBS = (
                 choices=("with", "without", "both"),
                 help="encode passages together with their neighbours (late chunking), without them, or both",
             ),
+            flag("--max_length", type=int, help="tokens of a text that are read, if fewer than the model can"),
             flag("--truncate", action="store_true", help="cut texts past the limit"),
             *_PROMPTS,
             flag("--prompts", **_PATH, help="JSON: TASK -> {query, document}, prompts for single tasks"),
