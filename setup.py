@@ -45,7 +45,7 @@ EXTRAS = {
     # `embed` of Parquet files.
     "parquet": ["pyarrow>=19,<26"],
     # `serve`.
-    "serve": ["starlette>=0.46,<2", "uvicorn>=0.34,<1"],
+    "serve": ["starlette>=0.46,<2", "uvicorn>=0.34,<1", "prometheus-client>=0.21,<1"],
     # Ahead-of-time compilation for TPU topologies.
     "tpu": ["libtpu>=0.0.40,<0.1"],
     # NVIDIA GPUs, and compiling for them where there is none.

@@ -47,6 +47,7 @@ def evaluate_task(
     dims: Sequence[int] | int | None = None,
     context: Context = "without",
     truncate: bool = False,
+    max_length: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     prompts: TaskPrompts | str | pathlib.Path | None = None,
@@ -76,6 +77,8 @@ def evaluate_task(
         dims: number of leading dimensions, one or several; None for all.
         context: whether passages are encoded together with their neighbours in the same document, or both ways.
         truncate: whether texts over the model's limit are cut.
+        max_length: tokens of a text that are read, fewer than the model can; longer texts are cut. None for the
+            model's limit. A query is cut too, and with `context` the document of a passage.
         query_prompt, document_prompt: texts before every query and document, in place of the prompts of the model; ""
             for none.
         prompts: task -> {"query": text, "document": text} for tasks with prompts of their own, or a JSON file of that.
@@ -110,6 +113,7 @@ def evaluate_task(
             raise BadInput(f"--{name} is empty; give one or several separated by commas, or leave it out")
     if (task is None) == (benchmark is None):
         raise BadInput("give --task, or bind evaluate_task.benchmark in a gin file, and not both")
+    truncate = truncate or max_length is not None
     chosen: list[Task] = []
     if leads():
         if benchmark is None:
@@ -135,9 +139,11 @@ def evaluate_task(
             or run_file is not None
             or query_prompt is not None
             or document_prompt is not None
+            or max_length is not None
         ):
             raise BadInput(
-                "--watch needs --output, and takes no --compare, --run_file, --query_prompt or --document_prompt"
+                "--watch needs --output, and takes no --compare, --run_file, --max_length, --query_prompt or "
+                "--document_prompt"
             )
         if jax.distributed.is_initialized() or benchmark is None:
             raise BadInput("--watch runs as one process, with all its devices; leave --num_processes out")
@@ -155,8 +161,11 @@ def evaluate_task(
             poll_seconds=poll_seconds,
         )
     name, encoder = (str(model), None) if isinstance(model, str | os.PathLike) else (type(model).__name__, model)
+    if max_length is not None and (encoder is not None or name == BM25):
+        raise BadInput("--max_length is for the folder of a model; leave it out")
     if encoder is None and name != BM25:
-        encoder = load_encoder(name, query_prompt=query_prompt, document_prompt=document_prompt, shared=True)
+        prompted = {"query_prompt": query_prompt, "document_prompt": document_prompt}
+        encoder = load_encoder(name, **prompted, max_length=max_length, shared=True)
 
     def score(encoder: Encoder | None) -> dict[str, Any]:
         assert benchmark is not None  # of the process that leads

@@ -36,6 +36,17 @@ class TooLong(BadInput):
         return TooLong(place, self.tokens, self.limit, noun=self.noun, fix=self.fix, at_least=self.at_least)
 
 
+def shorter_limit(limit: int, wanted: int | None) -> int:
+    """Returns the limit in tokens that a user wants, or the model's if None.
+
+    Raises:
+      BadInput: it is below 1 or above the model's.
+    """
+    if wanted is not None and not 1 <= wanted <= limit:
+        raise BadInput(f"max_length={wanted}: the model takes {limit} tokens; give a number from 1 to {limit}")
+    return limit if wanted is None else wanted
+
+
 @contextlib.contextmanager
 def too_long_by_name(names: Sequence[str], fix: str) -> Iterator[None]:
     """Replaces a `TooLong` error of the block by one with the name of the text.

@@ -380,6 +380,21 @@ def run_failing(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+def test_eval_reads_as_many_tokens_as_are_asked_for(sets, tmp_path, capsys):
+    vocabulary = tiny_vocabulary(tmp_path)
+    config = tiny_config(vocabulary)
+    save_model(tmp_path / "model", config, vocabulary, initial_params(config, 0), stage="pair")
+    arguments = [f"--model={tmp_path / 'model'}", f"--task={sets / 'small'}"]
+    results = f"--output={tmp_path / 'results'}"
+    _, whole, _ = run(capsys, *arguments, results)
+    _, short, _ = run(capsys, *arguments, "--max_length=1")
+    assert whole["metrics"] != short["metrics"]
+    code, _, line = run_failing(capsys, *arguments, results, "--max_length=1")
+    assert code == 2 and "holds results of texts up to" in line
+    code, _, line = run_failing(capsys, "--model=bm25", arguments[1], "--max_length=1")
+    assert code == 2 and "leave it out" in line
+
+
 def test_eval_uses_the_prompts_of_the_model_unless_others_are_given(sets, tmp_path, capsys):
     """The set with the prompts written into its texts, and a model without prompts, give the same numbers."""
     vocabulary = tiny_vocabulary(tmp_path)

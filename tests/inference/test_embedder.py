@@ -279,6 +279,19 @@ def test_truncation_keeps_the_first_tokens(model):
     np.testing.assert_allclose(found[0], floats(model, ["read"])[0], rtol=0, atol=1e-6)
 
 
+def test_a_shorter_limit_may_be_chosen(folder, model):
+    short = Embedder(folder, batch_tokens=512, slots=8, max_length=4)
+    text = long_text(model, 9)
+    kept = model.vocabulary.encode(text)[:4]
+    found = floats(short, [text], overflow="truncate")[0]
+    np.testing.assert_allclose(found, model.encode_tokens([kept])[0], rtol=0, atol=1e-6)
+    with pytest.raises(BadInput, match="text 0 has [0-9]+ tokens, the model takes 4"):
+        short.encode([text])
+    for wrong in (0, LIMIT + 1):
+        with pytest.raises(BadInput, match=f"max_length={wrong}: the model takes {LIMIT} tokens; give a number from 1"):
+            Embedder(folder, max_length=wrong)
+
+
 def test_truncation_of_a_document_cuts_its_longest_chunk(model, reference):
     too_long = long_text(model, LIMIT)
     document = ["read the file", too_long, "close the shard"]
