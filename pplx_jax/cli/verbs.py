@@ -314,6 +314,7 @@ VERBS = (
             ),
             flag("--max_length", type=int, help="tokens of a text that are read, if fewer than the model can"),
             flag("--truncate", action="store_true", help="cut texts past the limit"),
+            flag("--overflow", choices=("error", "split", "truncate"), help="what to do with texts past the limit"),
             *_PROMPTS,
             flag("--prompts", **_PATH, help="JSON: TASK -> {query, document}, prompts for single tasks"),
             flag("--data", **_PATH, help="a folder with the benchmark's files, instead of the hub"),
