@@ -94,6 +94,22 @@ VERBS = (
         inspects_only=True,
     ),
     Verb(
+        "plan-search",
+        "what exact search of many vectors needs on TPUs: memory and a bound of the time",
+        "pplx_jax.plan.plan_search:plan_search",
+        example="--topology=v5e:16x16 --vectors=1000000000",
+        heading="embed and search",
+        flags=(
+            flag("--topology", required=True, metavar="SLICE", help="a slice, such as v5e:16x16 or v5p:4x4x8"),
+            flag("--num_slices", type=int, help="number of slices"),
+            flag("--vectors", type=int, required=True, help="number of INT8 vectors"),
+            flag("--dims", type=int, help="dimensions of a vector"),
+            flag("--queries", type=int, help="queries of a batch"),
+            flag("--k", type=int, help="hits per query"),
+        ),
+        inspects_only=True,
+    ),
+    Verb(
         "merge",
         "merge two checkpoints into one (SLERP)",
         "pplx_jax.checkpoints.merge_folders:merge_checkpoints",
@@ -152,6 +168,11 @@ VERBS = (
             flag("--kind", choices=("v1", "context_v1"), help="which model it is (default: as trained)"),
             flag("--dtype", choices=_DTYPES, help="type of the written weights"),
             flag("--onnx", action="store_true", help="also write and check onnx/model.onnx"),
+            flag(
+                "--spell_special_tokens",
+                action="store_true",
+                help="a tokenizer.json without special tokens, for texts that contain their names",
+            ),
         ),
     ),
     Verb(
@@ -224,6 +245,7 @@ VERBS = (
             flag("--least_candidates", type=int, help="fewest candidates of a query"),
             flag("--probes", type=int, help="inverted lists to read per query (default: a quarter of them)"),
             flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),
+            *_PROCESS_FLAGS,
         ),
     ),
     Verb(
@@ -292,6 +314,7 @@ VERBS = (
             ),
             flag("--max_length", type=int, help="tokens of a text that are read, if fewer than the model can"),
             flag("--truncate", action="store_true", help="cut texts past the limit"),
+            flag("--overflow", choices=("error", "split", "truncate"), help="what to do with texts past the limit"),
             *_PROMPTS,
             flag("--prompts", **_PATH, help="JSON: TASK -> {query, document}, prompts for single tasks"),
             flag("--data", **_PATH, help="a folder with the benchmark's files, instead of the hub"),
