@@ -168,6 +168,11 @@ VERBS = (
             flag("--kind", choices=("v1", "context_v1"), help="which model it is (default: as trained)"),
             flag("--dtype", choices=_DTYPES, help="type of the written weights"),
             flag("--onnx", action="store_true", help="also write and check onnx/model.onnx"),
+            flag(
+                "--spell_special_tokens",
+                action="store_true",
+                help="a tokenizer.json without special tokens, for texts that contain their names",
+            ),
         ),
     ),
     Verb(
@@ -310,6 +315,7 @@ VERBS = (
             ),
             flag("--max_length", type=int, help="tokens of a text that are read, if fewer than the model can"),
             flag("--truncate", action="store_true", help="cut texts past the limit"),
+            flag("--overflow", choices=("error", "split", "truncate"), help="what to do with texts past the limit"),
             *_PROMPTS,
             flag("--prompts", **_PATH, help="JSON: TASK -> {query, document}, prompts for single tasks"),
             flag("--data", **_PATH, help="a folder with the benchmark's files, instead of the hub"),
