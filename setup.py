@@ -49,7 +49,7 @@ EXTRAS = {
     # Ahead-of-time compilation for TPU topologies.
     "tpu": ["libtpu>=0.0.40,<0.1"],
     # NVIDIA GPUs, and compiling for them where there is none.
-    "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "cuda": ["jax[cuda12]>=0.10,<0.13"],
     # Metrics to Weights & Biases. Later versions need packages that are not released.
     "wandb": ["wandb>=0.19,<0.28"],
     # Launching on XManager.
@@ -97,7 +97,7 @@ setuptools.setup(
         "gin-config>=0.5,<0.6",
         "Jinja2>=3.1.5,<4",
         "MarkupSafe>=2.1,<4",
-        "jax>=0.10,<0.12",
+        "jax>=0.10,<0.13",
         "numpy>=2,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",

@@ -74,7 +74,8 @@ def parse(words: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--texts", type=pathlib.Path, help="JSON lines with `text` (default: ../shared/data, or this project's pages)"
     )
-    parser.add_argument("--tokens", type=int, default=8192, help="of a pass of `encode`")
+    parser.add_argument("--tokens", type=int, default=8192, help="of a pass of `encode` with equal lengths")
+    parser.add_argument("--mix_tokens", type=int, default=16_384, help="of a pass with a mix; several batches of 32")
     parser.add_argument(
         "--lengths", nargs="*", type=int, default=[128, 512, 2048, 8192], help="of the texts of `encode`"
     )
@@ -108,7 +109,7 @@ def parse(words: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a tiny model and few passes, to see that everything runs")
     options = parser.parse_args(None if words is None else list(words))
     if options.quick:
-        options.model, options.layers, options.tokens, options.lengths, options.passes = "tiny", 1, 512, [], 1
+        options.model, options.layers, options.mix_tokens, options.lengths, options.passes = "tiny", 1, 512, [], 1
         options.implementations, options.from_ids = _QUICK, False
         options.batch_sizes, options.cached_from, options.part_size = [8, 16], 16, 8
         options.row_lengths, options.diffusion_tokens = [128], 256

@@ -38,7 +38,7 @@ _LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.0}
 def cases(options: argparse.Namespace, subject: Subject, workdir: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields the names and rows of the cases: a mix of lengths, equal lengths, the mix from token ids; INT8 apart."""
     texts, count_tokens = read_texts(options.texts), subject.count_tokens
-    mix = choose(texts, count_tokens, options.tokens, _LONGEST_OF_MIX)
+    mix = choose(texts, count_tokens, options.mix_tokens, _LONGEST_OF_MIX)
     sets = {"mix": (mix, False)} | ({"mix, from ids": (mix, True)} if options.from_ids else {})
     sets |= {f"{each}": (of_length(texts, count_tokens, options.tokens, each), False) for each in options.lengths}
     for name, (some, from_ids) in sets.items():

@@ -64,8 +64,9 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
     except SystemExit as stop:  # argparse has printed help or the version
         return int(stop.code or 0)
     skip_absent_tpu()
-    use_compilation_cache()
     verb, as_json = options.pop("verb"), options.pop("json")
+    if not verb.inspects_only:  # `plan` reads what the compiler says of a program
+        use_compilation_cache()
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         code, result = _guarded(verb, options, table)
     if as_json:

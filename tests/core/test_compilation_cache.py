@@ -87,7 +87,9 @@ def test_the_folder_is_in_the_cache_folder_and_private(environment, tmp_path):
     assert environment["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(2 << 30)
 
 
-def test_every_verb_uses_it(environment, tmp_path):
+def test_verbs_use_it_and_a_plan_compiles_anew(environment, tmp_path):
+    assert main(["plan", "--topology=none"]) == 2
+    assert FOLDER not in environment
     assert main(["embed", "--model=none", "--input=none", f"--output={tmp_path / 'out'}"]) == 2
     assert environment[FOLDER].startswith(f"{tmp_path}/cache/compiled/")
 
