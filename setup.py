@@ -34,7 +34,6 @@ EXTRAS = {
         "bm25s>=0.2.14,<0.4",
         "datasets>=3,<6",
         "mteb>=2.20,<3",
-        "regex>=2024.11.6,<2028",  # words as BERGEN sees them
         "sentence-transformers>=6,<7",
         "torch>=2.9,<3",
         "urllib3>=2.2,<3",  # readers behind HTTP
@@ -46,11 +45,11 @@ EXTRAS = {
     # `embed` of Parquet files.
     "parquet": ["pyarrow>=19,<26"],
     # `serve`.
-    "serve": ["starlette>=0.46,<2", "uvicorn>=0.34,<1"],
+    "serve": ["starlette>=0.46,<2", "uvicorn>=0.34,<1", "prometheus-client>=0.21,<1"],
     # Ahead-of-time compilation for TPU topologies.
     "tpu": ["libtpu>=0.0.40,<0.1"],
     # NVIDIA GPUs, and compiling for them where there is none.
-    "cuda": ["jax[cuda12]>=0.10,<0.12"],
+    "cuda": ["jax[cuda12]>=0.10,<0.13"],
     # Metrics to Weights & Biases. Later versions need packages that are not released.
     "wandb": ["wandb>=0.19,<0.28"],
     # Launching on XManager.
@@ -98,11 +97,12 @@ setuptools.setup(
         "gin-config>=0.5,<0.6",
         "Jinja2>=3.1.5,<4",
         "MarkupSafe>=2.1,<4",
-        "jax>=0.10,<0.12",
+        "jax>=0.10,<0.13",
         "numpy>=2,<3",
         "optax>=0.2.6,<0.3",
         "orbax-checkpoint>=0.11.30,<0.13",
         "protobuf>=5.29,<8",  # the vocabulary's proto
+        "regex>=2024.11.6,<2028",  # user-perceived characters in `chunk`, words as BERGEN sees them
         "sentencepiece>=0.2.1,<0.2.3",
         "tabulate>=0.9,<0.11",
         "tensorboard>=2.19,<3",  # clu.metric_writers imports it without declaring it

@@ -114,14 +114,14 @@ def _vocabulary_loss(name: str):
 def _contrastive_loss(name: str):
     import jax.numpy as jnp
 
-    from pplx_jax.kernels.masked_logsumexp import masked_logsumexp, reference
+    from pplx_jax.kernels.masked_logsumexp import BLOCK, masked_logsumexp, reference
 
     def loss(query, candidate):
         # The triplet stage: a query's own document is the first of its eight.
         queries, candidates = query.shape[0], candidate.shape[0]
         groups = jnp.arange(queries), jnp.where(jnp.arange(candidates) % 8, -1, jnp.arange(candidates) // 8)
         if name == "ours":
-            return masked_logsumexp(query, candidate, *groups, temperature=0.03).logsumexp.sum()
+            return masked_logsumexp(query, candidate, *groups, temperature=0.03, block=BLOCK).logsumexp.sum()
         everything = jnp.full(queries, jnp.inf), jnp.ones(candidates, bool)
         return reference.reference(query, candidate, *groups, jnp.float32(0.03), *everything).logsumexp.sum()
 

@@ -4,15 +4,18 @@ Every implementation gets a list of texts and returns their embeddings, so token
 and quantization are part of the time. "from ids" leaves tokenization out.
 """
 
+import argparse
 import dataclasses
 import functools
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from peer_cases.turns import Different
+from peer_cases.subject import Subject, choose, of_length, read_texts
+from peer_cases.turns import Different, chosen, measure, table_row
 
 # The first one is what the others are compared with.
 NAMES = (
@@ -26,9 +29,34 @@ NAMES = (
     "onnxruntime_float32",
     "onnxruntime_int8",
 )
+_LONGEST_OF_MIX = 2048  # tokens
 _BATCH_SIZE = 32  # the default of sentence-transformers
 # Smallest cosine of a text's vector with ours in float32. INT8 weights are another model: its share is only reported.
 _LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.98, "int8": 0.0}
+
+
+def cases(options: argparse.Namespace, subject: Subject, workdir: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the names and rows of the cases: a mix of lengths, equal lengths, the mix from token ids; INT8 apart."""
+    texts, count_tokens = read_texts(options.texts), subject.count_tokens
+    mix = choose(texts, count_tokens, options.mix_tokens, _LONGEST_OF_MIX)
+    sets = {"mix": (mix, False)} | ({"mix, from ids": (mix, True)} if options.from_ids else {})
+    sets |= {f"{each}": (of_length(texts, count_tokens, options.tokens, each), False) for each in options.lengths}
+    for name, (some, from_ids) in sets.items():
+        case = {
+            "ours": subject.ours,
+            "exported": subject.exported,
+            "texts": some,
+            "from_ids": from_ids,
+            "threads": options.threads,
+            "vectors": os.fspath(workdir),
+        }
+        found = measure(__name__, case, chosen(NAMES, options.implementations), compare, options.passes)
+        counts = count_tokens(some)
+        facts = {"texts": len(some), "tokens": int(counts.sum()), "longest": int(counts.max())}
+        whole = f"{subject.name}, {name}"
+        yield whole, table_row({key: each for key, each in found.items() if "int8" not in key}, facts)
+        if int8 := {key: each for key, each in found.items() if "int8" in key}:
+            yield f"{whole}, int8", table_row({"ours": found["ours"], **int8}, facts)
 
 
 def open_side(name: str, case: Mapping[str, Any]) -> "Encode":

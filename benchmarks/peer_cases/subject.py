@@ -4,6 +4,7 @@ The model is a folder of ours and its export to Hugging Face and ONNX, so all ha
 """
 
 import dataclasses
+import functools
 import gzip
 import itertools
 import json
@@ -12,9 +13,12 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from pplx_jax.checkpoints.model_folder import load_model, save_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import read_beir
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.export.export_hf import export_hf
 from pplx_jax.models.parameters import initial_params
@@ -55,34 +59,44 @@ class Subject:
     ours: str
     exported: str
 
+    @functools.cached_property
+    def vocabulary(self) -> Any:
+        return load_vocabulary(pathlib.Path(self.ours))
 
-def make_subject(model: str, layers: int, texts: Sequence[str], workdir: pathlib.Path, onnx: bool = True) -> Subject:
-    """Writes a model and its export.
+    def count_tokens(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of each text [n]."""
+        return np.array([len(ids) for ids in self.vocabulary.encode_batch(list(texts))], np.int64)
+
+
+def make_subject(model: str, layers: int, texts: Sequence[str], workdir: pathlib.Path) -> Subject:
+    """Writes a model and its export, if the workdir does not have them yet.
 
     Args:
       model: a model folder, or a name of `SHAPES` for random weights.
       layers: of random weights; of a model folder all layers are kept.
       texts: to train the vocabulary of random weights on.
       workdir: where to write.
-      onnx: whether to write an ONNX graph too.
     """
-    folder = workdir / pathlib.Path(model).name
+    shape = SHAPES.get(model)
+    if shape is None and not pathlib.Path(model).is_dir():
+        raise BadInput(f"--model {model}: no such folder, and not one of {', '.join(SHAPES)}")
+    name = f"{model}, {layers} layers" if shape else pathlib.Path(model).name
+    folder = workdir / name.replace(", ", "_").replace(" ", "_")
     ours, exported = folder / "model", folder / "exported"
-    if model in SHAPES:
+    subject = Subject(name, os.fspath(ours), os.fspath(exported))
+    if exported.is_dir():
+        return subject
+    if shape:
         folder.mkdir(parents=True, exist_ok=True)
-        config = Qwen3Config(layers=layers, dtype="float32", **SHAPES[model])
+        config = Qwen3Config(layers=layers, dtype="float32", **shape)
         vocabulary = train_vocabulary(texts, folder / "vocabulary.model", min(8192, config.vocab_size))
         params = initial_params(config, 0)
-        name = f"{model}, {layers} layers"
-    elif pathlib.Path(model).is_dir():
-        loaded = load_model(model)
-        config = dataclasses.replace(loaded.config, causal=False)
-        vocabulary, params, name = loaded.vocabulary, loaded.params, f"{pathlib.Path(model).name}"
     else:
-        raise BadInput(f"--model {model}: no such folder, and not one of {', '.join(SHAPES)}")
+        loaded = load_model(model)
+        config, vocabulary, params = dataclasses.replace(loaded.config, causal=False), loaded.vocabulary, loaded.params
     save_model(ours, config, vocabulary, params, stage="benchmark")
-    export_hf(ours, exported, onnx=onnx)
-    return Subject(name, os.fspath(ours), os.fspath(exported))
+    export_hf(ours, exported, onnx=True)
+    return subject
 
 
 def read_texts(path: pathlib.Path | None) -> list[str]:

@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 HERE = pathlib.Path(__file__)
@@ -82,6 +82,36 @@ def measure(
         if seconds := figures.get("seconds"):
             figures |= {"least_seconds": min(seconds), "median_seconds": statistics.median(seconds)}
     return found
+
+
+def table_row(found: dict[str, dict[str, Any]], facts: dict[str, Any], unit: str = "tokens") -> dict[str, Any]:
+    """Returns a case as `--json` prints it.
+
+    Args:
+      found: what `measure` returns; names that start with "ours" are ours, the others peers.
+      facts: of the case.
+      unit: the fact of which the row gives so many per second.
+    """
+    rates = {name: facts[unit] / each["least_seconds"] for name, each in found.items() if "error" not in each}
+    peers = [rate for name, rate in rates.items() if not name.startswith("ours")]
+    timed = {name: found[name] for name in rates}
+    report: dict[str, Any] = {name: float(f"{rate:.5g}") for name, rate in rates.items()}
+    if peers and "ours" in rates:
+        report["ratio"] = round(rates["ours"] / max(peers), 3)
+    report["peak_bytes"] = {name: each["peak_bytes"] for name, each in timed.items()}
+    report["seconds"] = {
+        name: {key: round(each[f"{key}_seconds"], 4) for key in ("load", "first", "least", "median")}
+        for name, each in timed.items()
+    }
+    report["agreement"] = {name: each["agreement"] for name, each in timed.items()}
+    errors = {name: each["error"] for name, each in found.items() if "error" in each}
+    return report | facts | {"unit": f"{unit} per second"} | ({"errors": errors} if errors else {})
+
+
+def chosen(names: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """Returns the wanted implementations, after the first one, with which the others are compared."""
+    first, *others = names
+    return [first, *(name for name in others if name in set(wanted))]
 
 
 class _Process:

@@ -22,6 +22,7 @@ import pplx_jax
 from pplx_jax.cli.parser import PROGRAM, parse
 from pplx_jax.cli.verb import PATHS, PathOrName, PathOrUrl, Verb
 from pplx_jax.cli.verbs import VERBS
+from pplx_jax.core.compilation_cache import use_compilation_cache
 from pplx_jax.core.errors import (
     BAD_INPUT,
     DONE,
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None, verbs: Sequence[Verb] = VERBS, table
         return int(stop.code or 0)
     skip_absent_tpu()
     verb, as_json = options.pop("verb"), options.pop("json")
+    if not verb.inspects_only:  # `plan` reads what the compiler says of a program
+        use_compilation_cache()
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         code, result = _guarded(verb, options, table)
     if as_json:

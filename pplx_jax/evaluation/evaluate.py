@@ -28,6 +28,7 @@ from pplx_jax.evaluation.watch import watch_stage
 from pplx_jax.inference.encoder import Encoder, check_quantization, quantizations
 from pplx_jax.inference.lead import lead, leads
 from pplx_jax.inference.load_encoder import load_encoder
+from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import check_form
 from pplx_jax.parallel.processes import joins_processes
 
@@ -47,6 +48,8 @@ def evaluate_task(
     dims: Sequence[int] | int | None = None,
     context: Context = "without",
     truncate: bool = False,
+    overflow: Overflow | None = None,
+    max_length: int | None = None,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     prompts: TaskPrompts | str | pathlib.Path | None = None,
@@ -75,7 +78,11 @@ def evaluate_task(
             sentence-transformers model.
         dims: number of leading dimensions, one or several; None for all.
         context: whether passages are encoded together with their neighbours in the same document, or both ways.
-        truncate: whether texts over the model's limit are cut.
+        truncate: whether texts over the model's limit are cut, as with overflow="truncate".
+        overflow: what happens to texts over the model's limit: "error" (the default) names one before any text is
+            encoded, "split" encodes overlapping windows, "truncate" cuts it.
+        max_length: tokens of a text that are read, fewer than the model can; longer texts are cut. None for the
+            model's limit. A query is cut too, and with `context` the document of a passage.
         query_prompt, document_prompt: texts before every query and document, in place of the prompts of the model; ""
             for none.
         prompts: task -> {"query": text, "document": text} for tasks with prompts of their own, or a JSON file of that.
@@ -108,8 +115,13 @@ def evaluate_task(
     for name, given in {"tasks": tasks, "quantization": quantization, "dims": dims}.items():
         if isinstance(given, Sequence) and not given:
             raise BadInput(f"--{name} is empty; give one or several separated by commas, or leave it out")
+    if overflow not in (None, *get_args(Overflow)):
+        raise BadInput(f"overflow={overflow!r}: give one of {', '.join(get_args(Overflow))}")
+    if truncate and overflow not in (None, "truncate"):
+        raise BadInput(f"--truncate and --overflow {overflow} exclude each other; give one of them")
     if (task is None) == (benchmark is None):
         raise BadInput("give --task, or bind evaluate_task.benchmark in a gin file, and not both")
+    truncate = truncate or max_length is not None
     chosen: list[Task] = []
     if leads():
         if benchmark is None:
@@ -135,14 +147,16 @@ def evaluate_task(
             or run_file is not None
             or query_prompt is not None
             or document_prompt is not None
+            or max_length is not None
         ):
             raise BadInput(
-                "--watch needs --output, and takes no --compare, --run_file, --query_prompt or --document_prompt"
+                "--watch needs --output, and takes no --compare, --run_file, --max_length, --query_prompt or "
+                "--document_prompt"
             )
         if jax.distributed.is_initialized() or benchmark is None:
             raise BadInput("--watch runs as one process, with all its devices; leave --num_processes out")
         settings = {"quantization": quantization, "dims": dims, "context": context, "truncate": truncate}
-        settings["own_document"] = own_document
+        settings |= {"own_document": own_document} | ({} if overflow is None else {"overflow": overflow})
         names = [one.name for one in chosen]
         told = {"prompts": of_tasks} if of_tasks else {}
         scores = functools.partial(evaluate_task, benchmark=benchmark, tasks=names, **told, **settings)
@@ -155,12 +169,15 @@ def evaluate_task(
             poll_seconds=poll_seconds,
         )
     name, encoder = (str(model), None) if isinstance(model, str | os.PathLike) else (type(model).__name__, model)
+    if max_length is not None and (encoder is not None or name == BM25):
+        raise BadInput("--max_length is for the folder of a model; leave it out")
     if encoder is None and name != BM25:
-        encoder = load_encoder(name, query_prompt=query_prompt, document_prompt=document_prompt, shared=True)
+        prompted = {"query_prompt": query_prompt, "document_prompt": document_prompt}
+        encoder = load_encoder(name, **prompted, max_length=max_length, shared=True)
 
     def score(encoder: Encoder | None) -> dict[str, Any]:
         assert benchmark is not None  # of the process that leads
-        settings = _settings(encoder, quantization, dims, context, truncate)
+        settings = _settings(encoder, quantization, dims, context, "truncate" if truncate else overflow or "error")
         systems = [System(name, encoder, one) for one in settings]
         ready = chosen if run_file is None else [_with_run_file(chosen, systems, as_path(run_file))]
         results = Results(_subject(benchmark, name, encoder), output)
@@ -211,7 +228,7 @@ def _settings(
     quantization: Sequence[str] | str | None,
     dims: Sequence[int] | int | None,
     context: Context,
-    truncate: bool,
+    overflow: Overflow,
 ) -> list[Settings]:
     if encoder is None:
         return [Settings()]
@@ -222,7 +239,7 @@ def _settings(
     for form, width in itertools.product(forms, widths):
         check_form(form, width, encoder.dims)
     return [
-        Settings(form, width, with_context, truncate)  # type: ignore[arg-type]
+        Settings(form, width, with_context, overflow == "truncate", overflow == "split")  # type: ignore[arg-type]
         for with_context, form, width in itertools.product(_CONTEXTS[context], forms, widths)
     ]
 

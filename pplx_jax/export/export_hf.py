@@ -54,12 +54,13 @@ def export_hf(
     shard_bytes: int = 5_000_000_000,
     scores: Mapping[str, Any] | None = None,
     onnx: bool = False,
+    spell_special_tokens: bool = False,
 ) -> dict[str, Any]:
     """Writes a folder that `SentenceTransformer(output, trust_remote_code=True)` and `AutoModel` open.
 
     The folder is renamed to `output` only after the parity check. An earlier export is replaced. The layout has no
-    causal
-    mask: a causal model (an import that was not trained) is exported as a bidirectional model with the same weights.
+    causal mask: a causal model (an import that was not trained) is exported as a bidirectional model with the same
+    weights.
 
     Args:
       model_folder: folder of a stage, a merge or an import.
@@ -69,6 +70,8 @@ def export_hf(
       shard_bytes: maximum bytes of weights per file.
       scores: this run's scores for the model card; None for those in `results.json` of the run.
       onnx: whether to write `onnx/model.onnx` too, with float32 weights.
+      spell_special_tokens: whether `tokenizer.json` has no special tokens, so that the package `tokenizers` alone reads
+        their names in a text as plain text too.
 
     Returns:
       `tensors` (their number), `parity` (`max_abs_diff`, `int8_equal_share`, `longest_text` in tokens), with `onnx`
@@ -103,7 +106,7 @@ def export_hf(
         partial.mkdir()
         write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
         _write_description(partial, model, dtype)
-        save_tokenizer(model.vocabulary, partial, model.config.max_length)
+        save_tokenizer(model.vocabulary, partial, model.config.max_length, spell_special_tokens=spell_special_tokens)
         card = model_card(model.config, model.kind, model.stage, record, onnx=onnx, prompts=model.prompts)
         (partial / "README.md").write_text(card, encoding="utf-8")
         checked = {"parity": check_parity(partial, model)}

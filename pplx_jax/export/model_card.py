@@ -25,17 +25,17 @@ _USE = """\
 from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer(FOLDER, trust_remote_code=True)
-embeddings = model.encode(["read a file line by line", "for line in open(path):"])  # int8 [2, {dims}]
-model.similarity(*embeddings.astype("float32"))  # cosine
+embeddings = model.encode(["read a file line by line", "for line in open(path):"])  # [2, {dims}]
+model.similarity(embeddings, embeddings)  # cosine
+model.encode(["read a file line by line"], quantization="int8")  # the same integers in int8
 model.encode(["read a file line by line"], quantization="ubinary")  # uint8 [1, {dims} / 8]
 ```
 
-`quantization` is `int8` (the default, dtype int8), `binary` (int8 -1 and +1), `ubinary` (packed bits, the first
-dimension in the most significant bit), `tanh` or `none` (the pooled vector). `dims=256` keeps the first 256 dimensions.
-Use it instead of `truncate_dim`, which would count bytes of `ubinary`.
-
-The functions of sentence-transformers (`similarity`, `semantic_search`, `normalize_embeddings=True`) need floats, not
-int8: use `quantization="tanh"` or `"none"`, or cast to float32 first, as above.
+The default output holds the integers of INT8, -127 to 127, as float32, because the functions of sentence-transformers
+(`similarity`, `semantic_search`, `normalize_embeddings=True`) compute with floats only. `quantization` is `int8`,
+`binary` (int8 -1 and +1), `ubinary` (packed bits, the first dimension in the most significant bit), `tanh` or `none`
+(the pooled vector). `dims=256` keeps the first 256 dimensions. Use it instead of `truncate_dim`, which would count
+bytes of `ubinary`.
 """
 
 _USE_CONTEXT = """\
@@ -196,7 +196,11 @@ def _limits(config: Qwen3Config, record: RunRecord, *, prompted: bool) -> str:
         f"A text over {config.max_length} tokens is an error, never cut.",
         "int8, `tanh` and `none` are not normalized; compare them by cosine, as in training. Quantizers that\n"
         '  calibrate ranges, such as sentence-transformers\' `precision="int8"`, are not this quantizer.',
-        "Names of special tokens in a text are encoded as plain text.",
+        "Names of special tokens in a text are encoded as plain text by transformers and sentence-transformers. The\n"
+        "  package `tokenizers` alone, which text-embeddings-inference uses, may read them as special tokens: remove\n"
+        "  them from texts there, or export with `--spell_special_tokens`.",
+        "The tokenizer has no code of its own, but `AutoTokenizer` asks whether to run the code of the model. Use\n"
+        "  `PreTrainedTokenizerFast`, or give `AutoTokenizer.from_pretrained` `trust_remote_code=False`.",
         "Use sentence-transformers 5.4 or later: earlier versions strip white space around a text.",
     ]
     lengths = [

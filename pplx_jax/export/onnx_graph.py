@@ -14,7 +14,7 @@ import numpy as np
 
 from pplx_jax.checkpoints.huggingface.families import family_of
 from pplx_jax.kernels.quantization import LEVELS
-from pplx_jax.models.transformer import Qwen3Config
+from pplx_jax.models.transformer import Qwen3Config, rotary_frequencies
 
 FILE = "model.onnx"
 DATA = "model.onnx_data"
@@ -141,8 +141,7 @@ class _Builder:
 
     def angles(self) -> tuple[str, str]:
         """Adds cosines and sines [L, 1, 1, E / 2] of positions 0, 1, ..."""
-        half = np.arange(0, self.config.head_dim, 2, dtype=np.float32)
-        frequencies = np.float32(self.config.rope_theta) ** (-half / self.config.head_dim)
+        frequencies = rotary_frequencies(self.config.head_dim, self.config.rope_theta)
         length = self.op("Gather", self.op("Shape", "input_ids"), self.constant(1, np.int64))
         positions = self.op("Range", self.constant(0, np.int64), length, self.constant(1, np.int64))
         positions = self.op(

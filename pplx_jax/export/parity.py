@@ -200,7 +200,7 @@ def _int8_equal_share(pipeline: Any, reference: Reference, folder: pathlib.Path)
     from pplx_jax.inference.embedder import Embedder
 
     embedder = Embedder(reference.model)
-    found = [pipeline.encode(reference.texts, batch_size=8, show_progress_bar=False)]
+    found = [pipeline.encode(reference.texts, batch_size=8, show_progress_bar=False, quantization="int8")]
     with jax.default_matmul_precision("highest"):
         expected = [embedder.encode(reference.texts, quantization="tanh")]
         if reference.model.kind == "context_v1":
@@ -222,7 +222,7 @@ def _prompted_share(pipeline: Any, reference: Reference, folder: pathlib.Path) -
     found, expected = [], []
     with jax.default_matmul_precision("highest"):
         for name in reference.model.prompts:
-            found.append(pipeline.encode(texts, prompt_name=name, show_progress_bar=False))
+            found.append(pipeline.encode(texts, prompt_name=name, show_progress_bar=False, quantization="int8"))
             expected.append(embedder.encode(texts, prompt_name=name, quantization="tanh"))
             if reference.model.kind == "context_v1":
                 found += pipeline[0].auto_model.encode(documents, prompt_name=name)

@@ -76,19 +76,24 @@ def convert_tokenizer(vocabulary: Vocabulary) -> "tokenizers.Tokenizer":
     return tokenizer
 
 
-def save_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path, max_length: int) -> None:
+def save_tokenizer(
+    vocabulary: Vocabulary, folder: pathlib.Path, max_length: int, *, spell_special_tokens: bool = False
+) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` for `AutoTokenizer`.
 
     Args:
       vocabulary: a SentencePiece vocabulary, which is converted, or that of a pretrained model, which is copied.
       folder: an existing folder.
       max_length: the model's limit; transformers warns about longer texts.
+      spell_special_tokens: whether the `tokenizer.json` of a pretrained model gets no special tokens, see
+        `without_special_tokens`. A converted one has none.
 
     Raises:
-      BadInput: as in `convert_tokenizer`.
+      BadInput: as in `convert_tokenizer` and `without_special_tokens`.
     """
     if isinstance(vocabulary, TokenizerVocabulary):
-        (folder / TOKENIZER).write_bytes(vocabulary.plain_model)
+        content = without_special_tokens(vocabulary) if spell_special_tokens else vocabulary.plain_model
+        (folder / TOKENIZER).write_bytes(content)
         special = {"pad_token": vocabulary.pad, "mask_token": vocabulary.mask, "sep_token": vocabulary.separator}
     else:
         convert_tokenizer(vocabulary).save(str(folder / TOKENIZER))
@@ -104,6 +109,33 @@ def save_tokenizer(vocabulary: Vocabulary, folder: pathlib.Path, max_length: int
     }
     for name, content in (("tokenizer_config.json", configuration), ("special_tokens_map.json", special)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def without_special_tokens(vocabulary: TokenizerVocabulary) -> bytes:
+    """Returns the `tokenizer.json` of a pretrained model without special tokens; their ids become ordinary tokens.
+
+    The package `tokenizers` alone, which text-embeddings-inference uses, would find their names in a text. Without
+    them, no merges give their ids, and their names are spelled with other tokens, as by `Embedder` and transformers.
+
+    Raises:
+      BadInput: it is no BPE, or its merges can give a special token.
+    """
+    from tokenizers import Tokenizer
+
+    content = json.loads(vocabulary.plain_model)
+    if content["model"].get("type") != "BPE":
+        raise BadInput(f"{vocabulary.path} is no BPE tokenizer; leave --spell_special_tokens out")
+    named = {vocabulary.mask, vocabulary.separator, vocabulary.pad}
+    content["model"]["vocab"] |= {token["content"]: token["id"] for token in content["added_tokens"]}  # keeps all ids
+    special = [token for token in content["added_tokens"] if token["special"] or token["content"] in named]
+    content["added_tokens"] = [token for token in content["added_tokens"] if token not in special]
+    plain = json.dumps(content, ensure_ascii=False, indent=2)
+    tokenizer = Tokenizer.from_str(plain)
+    for token in special:
+        text = f"a {token['content']}{token['content']} b"
+        if tokenizer.encode(text).ids != vocabulary.encode(text):
+            raise BadInput(f"{vocabulary.path}: merges give {token['content']!r}; leave --spell_special_tokens out")
+    return plain.encode()
 
 
 def _check(proto, vocabulary: SentencePieceVocabulary) -> None:

@@ -1,14 +1,15 @@
 """Splits a text into chunks for late chunking, at sentence ends if possible, without losing a character.
 
 Split points are tried in this order, each only for pieces that are still too long: ends of sentences and paragraphs,
-line ends (code, lists), spaces, and between any two user-perceived characters.
+line ends (code, lists), spaces, and between any two user-perceived characters (extended grapheme clusters of Unicode).
 """
 
+import math
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+import regex
 
 from pplx_jax.core.errors import BadInput
 
@@ -20,17 +21,20 @@ _ABBREVIATIONS = frozenset(
     "sr st tab usw vol vs".split()
 )
 _CLOSING = "\"'”’»›）)\\]」』】》〉"
+_MARKS = ".!?…؟۔।॥։።፧፨။។៕"
 _AFTER = r"(?:[^\S\r\n]*(?:\r?\n)+|[^\S\r\n]+)"  # indentation belongs to the next line
 # Marks followed by white space (Latin, Cyrillic, Greek, Arabic, Urdu, Indic, Armenian, Ethiopic, Burmese, Khmer),
 # marks of scripts without white space (Chinese, Japanese, Tibetan), and blank lines.
 _SENTENCE_END = re.compile(
-    rf"[.!?…؟۔।॥։።፧፨။។៕]+[{_CLOSING}]*{_AFTER}|[。！？｡．⁇⁈⁉།༎]+[{_CLOSING}]*{_AFTER}?|\r?\n(?:[^\S\n]*\r?\n)+"
+    rf"(?<![{_MARKS}])[{_MARKS}]+[{_CLOSING}]*{_AFTER}|[。！？｡．⁇⁈⁉།༎]+[{_CLOSING}]*{_AFTER}?|\r?\n(?:[^\S\n]*\r?\n)+"
 )
 _LAST_WORD = re.compile(r"(?:^|[^\w.])([\w.]*)\.$")
 _LINE_END = re.compile(r"\r\n?|[\n\u2028\u2029]")
 _SPACE = re.compile(r"\s+")
-_JOINER = "\u200d"
+# Extended grapheme clusters. Flags come first, because \X looks back over all flags before each flag.
+_CHARACTER = regex.compile(r"[\U0001F1E6-\U0001F1FF]{2}[\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}]*|\X")
 _LONGEST_ABBREVIATION = 16
+_MARGIN = 1.1  # for parts with more tokens than others of their length
 
 
 def chunk(text: str, tokens: int = 256, *, count_tokens: CountTokens) -> list[str]:
@@ -61,16 +65,24 @@ def chunk(text: str, tokens: int = 256, *, count_tokens: CountTokens) -> list[st
 
 def _stop(pieces: list[str], sizes: list[int], first: int, tokens: int, count_tokens: CountTokens) -> int:
     """Returns the end of the chunk that starts at piece `first`. Tokens of joined pieces can differ from their sum."""
-    fits, stop, free = first + 1, first + 1, tokens - sizes[first]
+    fits, free = first + 1, tokens - sizes[first]
+    joined = 1.0  # tokens of the joined pieces for each token of their sum
     while True:
-        while stop < len(pieces) and sizes[stop] <= free:
-            free -= sizes[stop]
+        stop, total = fits, 0
+        while stop < len(pieces) and (total + sizes[stop]) * joined <= free:
+            total += sizes[stop]
             stop += 1
         if stop == fits:
-            return fits
+            if joined == 1:
+                return fits
+            joined = 1.0
+            continue
         size = int(count_tokens(["".join(pieces[first:stop])])[0])
         if size <= tokens:
             fits, free = stop, tokens - size
+            joined = min(1.0, _MARGIN * size / max(sum(sizes[first:stop]), 1))
+        elif joined < 1:
+            joined = 1.0
         else:
             while stop > fits + 1 and size > tokens:
                 stop -= 1
@@ -82,25 +94,26 @@ def _pieces(text: str, tokens: int, count_tokens: CountTokens) -> tuple[list[str
     """Returns the largest pieces within the limit, and their numbers of tokens."""
     pieces, sizes = [text] if text else [], [tokens + 1] if text else []
     for cut in (_sentences, _lines, _words):
-        pieces, sizes = _cut_long(pieces, sizes, tokens, cut, count_tokens)
-    while any(size > tokens and len(_halves(piece)) > 1 for piece, size in zip(pieces, sizes, strict=True)):
-        pieces, sizes = _cut_long(pieces, sizes, tokens, _halves, count_tokens)
-    return pieces, sizes
+        parts = [cut(piece) if size > tokens else [piece] for piece, size in zip(pieces, sizes, strict=True)]
+        pieces, sizes = _counted(parts, sizes, count_tokens)
+    while True:
+        parts = [
+            _equal_parts(piece, math.ceil(size / tokens * _MARGIN)) if size > tokens else [piece]
+            for piece, size in zip(pieces, sizes, strict=True)
+        ]
+        if len(parts) == sum(map(len, parts)):
+            return pieces, sizes
+        pieces, sizes = _counted(parts, sizes, count_tokens)
 
 
-def _cut_long(
-    pieces: list[str],
-    sizes: list[int],
-    tokens: int,
-    cut: Callable[[str], Sequence[str]],
-    count_tokens: CountTokens,
-) -> tuple[list[str], list[int]]:
-    parts = [cut(piece) if size > tokens else [piece] for piece, size in zip(pieces, sizes, strict=True)]
-    counted = iter(count_tokens([part for some in parts if len(some) > 1 for part in some]))
+def _counted(parts: list[list[str]], sizes: list[int], count_tokens: CountTokens) -> tuple[list[str], list[int]]:
+    """Returns the parts of all pieces and their numbers of tokens. A piece of one part keeps its number."""
+    distinct = list(dict.fromkeys(part for some in parts if len(some) > 1 for part in some))
+    counts = dict(zip(distinct, map(int, count_tokens(distinct)), strict=True)) if distinct else {}
     shorter, their_sizes = [], []
     for some, size in zip(parts, sizes, strict=True):
         shorter += some
-        their_sizes += [int(next(counted)) for _ in some] if len(some) > 1 else [size]
+        their_sizes += [counts[part] for part in some] if len(some) > 1 else [size]
     return shorter, their_sizes
 
 
@@ -135,20 +148,11 @@ def _words(text: str) -> list[str]:
     return _split_at(text, (mark.end() for mark in _SPACE.finditer(text)))
 
 
-def _halves(text: str) -> list[str]:
-    """Returns two parts of similar length, split between user-perceived characters; one part if that is impossible."""
-    middle = len(text) // 2
-    for distance in range(middle + 1):
-        for place in (middle + distance, middle - distance):
-            if 0 < place < len(text) and not _joined(text[place - 1], text[place]):
-                return [text[:place], text[place:]]
-    return [text]
-
-
-def _joined(before: str, after: str) -> bool:
-    return (
-        unicodedata.category(after).startswith("M")  # accents, vowel signs, variation selectors
-        or _JOINER in (before, after)
-        or "\U0001f3fb" <= after <= "\U0001f3ff"  # skin tones
-        or before + after == "\r\n"
-    )
+def _equal_parts(text: str, count: int) -> list[str]:
+    """Returns up to `count` parts of similar length, cut between user-perceived characters."""
+    places = [len(text) * number // count for number in range(1, count)]
+    if text.isascii():  # only a line end has two characters
+        return _split_at(text, (place + (text[place - 1 : place + 1] == "\r\n") for place in places))
+    ends = np.array([0, *(found.end() for found in _CHARACTER.finditer(text))])
+    nearest = np.searchsorted(ends[:-1] + np.diff(ends) / 2, places, side="right")
+    return _split_at(text, (int(end) for end in ends[nearest]))

@@ -1,5 +1,6 @@
 """`Embedder`: embeds texts of any mix of lengths. It is the public API of a trained model."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from pplx_jax.inference.blocks import Tokens
 from pplx_jax.inference.chunking import chunk
 from pplx_jax.inference.encoder import tokens_over_limit
 from pplx_jax.inference.encoding_mesh import encoding_mesh
-from pplx_jax.inference.overflow import SHORTEN, Overflow, TooLong
+from pplx_jax.inference.overflow import SHORTEN, Overflow, TooLong, shorter_limit
 from pplx_jax.inference.packed_encoder import PackedEncoder
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
 from pplx_jax.parallel.gather_rows import gather_ragged
@@ -62,6 +63,10 @@ class Embedder:
       shared: whether all processes of the job make every call together, with the same texts. Each then encodes a share
         of them, and all of them return all embeddings.
       prompts: name -> text, in place of those of the model. "" removes one; None keeps it.
+      max_length: a limit in tokens below the model's, which `config` then has; None for the model's.
+      deterministic: whether the embedding of a text or document has the same bits whatever else is in the call, on one
+        kind of device. Each then has a forward pass by itself, of a shape that depends only on its own length, which is
+        slower for short texts. Otherwise texts share passes, and the last bits depend on the others.
 
     Attributes:
       prompts: name -> text of the prompts that are not empty.
@@ -81,8 +86,10 @@ class Embedder:
         mesh: jax.sharding.Mesh | None = None,
         shared: bool = False,
         prompts: Mapping[str, str | None] | None = None,
+        max_length: int | None = None,
+        deterministic: bool = False,
     ):
-        self.config = model.config
+        self.config = dataclasses.replace(model.config, max_length=shorter_limit(model.config.max_length, max_length))
         self.vocabulary = model.vocabulary
         self.kind = model.kind
         self.prompts = merged_prompts(model.prompts, prompts or {}, "Embedder")
@@ -92,7 +99,7 @@ class Embedder:
         )
         self._shared = shared and jax.process_count() > 1
         self._encoder = PackedEncoder(
-            model.config,
+            self.config,
             model.params,
             pad_id=model.vocabulary.pad_id,
             separator_id=model.vocabulary.separator_id,
@@ -100,6 +107,7 @@ class Embedder:
             slots=slots,
             mesh=encoding_mesh(model.params, model.config.dtype, everywhere=shared) if mesh is None else mesh,
             shared=shared,
+            alone=deterministic,
         )
 
     @classmethod

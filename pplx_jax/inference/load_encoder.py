@@ -13,6 +13,7 @@ def load_encoder(
     *,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
+    max_length: int | None = None,
     shared: bool = False,
 ) -> Encoder:
     """Loads a model folder, a Hugging Face folder of a pplx-embed model, or a sentence-transformers folder of another.
@@ -21,14 +22,18 @@ def load_encoder(
         model: the folder, or the name of a model of the Hugging Face hub. Its files say which kind it is.
         query_prompt, document_prompt: texts before every query and document, in place of the prompts of the model.
             "" for none; None for those of the model.
+        max_length: a limit in tokens below the model's; None for the model's.
         shared: of `Embedder`; models of other libraries stay on one process.
 
     Raises:
-        BadInput: there is no readable model.
+        BadInput: there is no readable model, or `max_length` is above the model's limit.
     """
     model = find_model(model)
     if is_foreign(model):
-        return SentenceTransformerEncoder(model, query_prompt=query_prompt, document_prompt=document_prompt)
+        return SentenceTransformerEncoder(
+            model, query_prompt=query_prompt, document_prompt=document_prompt, max_length=max_length
+        )
     from pplx_jax.inference.embedder import Embedder  # imports the whole model code
 
-    return Embedder.load(model, shared=shared, prompts={QUERY: query_prompt, DOCUMENT: document_prompt})
+    prompts = {QUERY: query_prompt, DOCUMENT: document_prompt}
+    return Embedder.load(model, shared=shared, prompts=prompts, max_length=max_length)

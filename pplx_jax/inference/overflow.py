@@ -23,17 +23,40 @@ class TooLong(BadInput):
       noun: "text" or "document".
       fix: what the user can do.
       at_least: whether it may have more tokens.
+      over: how many of how many texts are over the limit, if all were counted.
     """
 
-    def __init__(self, place: int, tokens: int, limit: int, *, noun: str = "text", fix: str, at_least: bool = False):
+    def __init__(
+        self,
+        place: int,
+        tokens: int,
+        limit: int,
+        *,
+        noun: str = "text",
+        fix: str,
+        at_least: bool = False,
+        over: tuple[int, int] | None = None,
+    ):
         self.size = f"{'at least ' if at_least else ''}{tokens} tokens, the model takes {limit}"
+        self.size += "" if over is None else f" ({over[0]} of {over[1]} texts are over it)"
         super().__init__(f"{noun} {place} has {self.size}; {fix}")
-        self.place, self.tokens, self.limit, self.noun, self.fix = place, tokens, limit, noun, fix
-        self.at_least = at_least
+        self.place, self._rest = place, {"noun": noun, "fix": fix, "at_least": at_least, "over": over}
+        self.tokens, self.limit = tokens, limit
 
     def at(self, place: int) -> "TooLong":
         """Returns the same error with another index."""
-        return TooLong(place, self.tokens, self.limit, noun=self.noun, fix=self.fix, at_least=self.at_least)
+        return TooLong(place, self.tokens, self.limit, **self._rest)
+
+
+def shorter_limit(limit: int, wanted: int | None) -> int:
+    """Returns the limit in tokens that a user wants, or the model's if None.
+
+    Raises:
+      BadInput: it is below 1 or above the model's.
+    """
+    if wanted is not None and not 1 <= wanted <= limit:
+        raise BadInput(f"max_length={wanted}: the model takes {limit} tokens; give a number from 1 to {limit}")
+    return limit if wanted is None else wanted
 
 
 @contextlib.contextmanager

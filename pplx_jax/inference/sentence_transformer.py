@@ -17,7 +17,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json_if_valid
 from pplx_jax.core.paths import as_path
 from pplx_jax.inference.encoder import check_quantization
-from pplx_jax.inference.overflow import Overflow, TooLong
+from pplx_jax.inference.overflow import Overflow, TooLong, shorter_limit
 from pplx_jax.kernels.quantization import Quantization, quantize
 
 MODULES = "modules.json"
@@ -52,9 +52,10 @@ class SentenceTransformerEncoder:
         folder: the folder.
         query_prompt, document_prompt: texts before every query and document. If None, the folder's prompts "query",
             and "document" or "passage", are used.
+        max_length: a limit in tokens below the model's; None for the model's.
 
     Raises:
-        BadInput: sentence-transformers is not installed, or cannot open the folder.
+        BadInput: sentence-transformers is not installed, or cannot open the folder; `max_length` is above the limit.
     """
 
     quantizations: tuple[Quantization, ...] = ("none", "binary", "ubinary")
@@ -65,6 +66,7 @@ class SentenceTransformerEncoder:
         *,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
+        max_length: int | None = None,
     ):
         try:
             from sentence_transformers import SentenceTransformer
@@ -90,8 +92,9 @@ class SentenceTransformerEncoder:
         }
         given = {"query": query_prompt, "document": document_prompt}
         self._prompts |= {name: text for name, text in given.items() if text is not None}
-        limit = model.get_max_seq_length() or model.tokenizer.model_max_length
-        self.config = ForeignLimits(int(limit), str(next(model.parameters()).dtype).removeprefix("torch."))
+        limit = int(model.get_max_seq_length() or model.tokenizer.model_max_length)
+        limit = model.max_seq_length = shorter_limit(limit, max_length)
+        self.config = ForeignLimits(limit, str(next(model.parameters()).dtype).removeprefix("torch."))
         self.dims = model.get_embedding_dimension() or 0
         self.fingerprint = _fingerprint(folder, self._prompts)
 

@@ -167,12 +167,17 @@ class Embedding(nnx.Module):
         return lookup(self.embedding[...], tokens, dtype)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, L, 1, E / 2] of RoPE at `positions` [B, L]."""
+def rotary_frequencies(head_dim: int, theta: float) -> np.ndarray:
+    """Radians per position of each pair of dimensions, [E / 2] float32."""
     # Rounded to float32 in the steps of transformers, whose models are trained with these frequencies: the last bit of
     # a frequency is an angle of 1e-4 at position 2,048.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1) / np.power(float(theta), exponents.astype(np.float64)).astype(np.float32)
+    return np.float32(1) / np.power(float(theta), exponents.astype(np.float64)).astype(np.float32)
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines [B, L, 1, E / 2] of RoPE at `positions` [B, L]."""
+    frequencies = rotary_frequencies(head_dim, theta)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 

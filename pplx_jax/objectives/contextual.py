@@ -6,11 +6,11 @@ Conventions are those of `contrastive`: cosines of quantized embeddings, weighte
 import jax
 import jax.numpy as jnp
 
-from pplx_jax.kernels.masked_logsumexp import ABSENT
+from pplx_jax.kernels.masked_logsumexp import ABSENT, masked_logsumexp
 from pplx_jax.objectives.contrastive import (
     Metrics,
+    compact,
     example_groups,
-    logsumexp_over_candidates,
     mean_over_queries,
     pair_loss,
 )
@@ -58,6 +58,7 @@ def batch_loss(
     query_hash: jax.Array | None = None,
     also_positive: jax.Array | None = None,
     weight: jax.Array | None = None,
+    integers: bool = False,
 ) -> jax.Array:
     """L_batch: InfoNCE of each query over all chunks of all documents of the batch, its own included.
 
@@ -66,21 +67,24 @@ def batch_loss(
       document_hash: [N]; if given, another query's copy of the same document is masked, because its gold chunk would be
         a negative equal to the positive.
       query_hash: [N]; if given, the documents of an example's duplicates are masked.
+      integers: as for `pair_loss`.
 
     Returns:
       The mean over queries, float32.
     """
     count, chunks_per_document = chunk_valid.shape
+    sent = compact(chunks.reshape(count * chunks_per_document, -1), integers)
     query, chunks = normalize(query), normalize(chunks)
     example = jnp.arange(count)
     group = example_groups(query_hash, document_hash, count)
-    other_documents = logsumexp_over_candidates(
+    other_documents = masked_logsumexp(
         query,
         chunks.reshape(count * chunks_per_document, -1),
         group,
         jnp.repeat(group, chunks_per_document),
         temperature=temperature,
         candidate_valid=chunk_valid.reshape(-1),
+        compact=sent,
     )
     own_logits = _own_document_logits(query, chunks, chunk_valid, also_positive, temperature)
     total = jnp.logaddexp(jax.nn.logsumexp(own_logits, axis=-1), other_documents.logsumexp)
@@ -116,6 +120,7 @@ def contextual_loss(
     query_hash: jax.Array | None = None,
     also_positive: jax.Array | None = None,
     weight: jax.Array | None = None,
+    integers: bool = False,
 ) -> tuple[jax.Array, Metrics]:
     """beta L_global + (1 - beta) (0.2 L_seq + 0.8 L_batch), arXiv 2602.11151 section 2.4.
 
@@ -137,6 +142,7 @@ def contextual_loss(
       query_hash: [N]; if given, an example's duplicates are masked in L_global and, with `mask_duplicates`, in L_batch.
       also_positive: [N, C] bool, as for `sequence_loss`; used with `mask_duplicates`.
       weight: [N], weight of each query in the means.
+      integers: as for `pair_loss`.
 
     Returns:
       The loss and metrics: those of `pair_loss`, `loss_sequence`, `loss_batch`, `loss_global`, `beta` and, with
@@ -156,6 +162,7 @@ def contextual_loss(
         query_hash=query_hash if mask_duplicates else None,
         also_positive=also_positive,
         weight=weight,
+        integers=integers,
     )
     loss_global, metrics = pair_loss(
         query,
@@ -165,6 +172,7 @@ def contextual_loss(
         document_hash=document_hash,
         query_hash=query_hash,
         weight=weight,
+        integers=integers,
     )
     local = sequence_weight * loss_sequence + (1 - sequence_weight) * loss_batch
     metrics |= {

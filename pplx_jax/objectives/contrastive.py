@@ -13,17 +13,16 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pplx_jax.kernels.masked_logsumexp import BLOCK, Sum, masked_logsumexp
+from pplx_jax.kernels.masked_logsumexp import masked_logsumexp
 from pplx_jax.objectives.duplicates import duplicate_groups, group_of_documents, group_sizes
-from pplx_jax.objectives.similarity import normalize
+from pplx_jax.objectives.similarity import inverse_norm, normalize
 
 Metrics = dict[str, jax.Array]
-_MAX_SCORES = 2**22  # cosines in memory at a time, for any batch size
 
 
-def logsumexp_over_candidates(query: jax.Array, *arguments: jax.Array, **masks) -> Sum:
-    """`masked_logsumexp` with fewer candidates per block for more queries, so that its memory does not grow."""
-    return masked_logsumexp(query, *arguments, **masks, block=max(128, min(BLOCK, _MAX_SCORES // query.shape[0])))
+def compact(vectors: jax.Array, integers: bool) -> tuple[jax.Array, jax.Array] | None:
+    """Returns vectors [M, D] as `masked_logsumexp` exchanges them, as INT8 with a factor, if they are integers."""
+    return (vectors.astype(jnp.int8), inverse_norm(vectors)[:, 0]) if integers else None
 
 
 def mean_over_queries(
@@ -60,6 +59,7 @@ def pair_loss(
     valid: jax.Array | None = None,
     weight: jax.Array | None = None,
     query_negatives: bool = True,
+    integers: bool = False,
 ) -> tuple[jax.Array, Metrics]:
     """InfoNCE of each query over all other documents *and queries*, without probable false negatives (section 2.3).
 
@@ -78,6 +78,8 @@ def pair_loss(
       valid: [N] bool; if given, only valid examples have a loss and serve as negatives.
       weight: [N], weight of each query in the mean.
       query_negatives: whether other queries are candidates; without, the last sum is left out.
+      integers: whether all embeddings are integers from -127 to 127, as `tanh_int8` returns them. Devices then exchange
+        a byte per dimension instead of four. The loss is the same.
 
     Returns:
       The loss and metrics: `accuracy` (share of queries whose positive scores above every negative),
@@ -88,6 +90,7 @@ def pair_loss(
       `loss, metrics = pair_loss(tanh_int8(q), tanh_int8(d), temperature=0.02)`
     """
     count = query.shape[0]
+    sent = [compact(each, integers) for each in (document, query)]
     query, document = normalize(query), normalize(document)
     positive = jnp.sum(query * document, axis=-1)
     example = jnp.arange(count)
@@ -100,7 +103,10 @@ def pair_loss(
     document_group = example_groups(query_hash, document_hash, count)
     query_group = example if query_hash is None else document_group
     candidates = [(document, document_group), *([(query, query_group)] if query_negatives else ())]
-    found = [logsumexp_over_candidates(query, each, group, group, **mask) for each, group in candidates]
+    found = [
+        masked_logsumexp(query, each, group, group, compact=some, **mask)
+        for (each, group), some in zip(candidates, sent, strict=False)
+    ]
 
     logit = positive / temperature
     others = functools.reduce(jnp.logaddexp, [one.logsumexp for one in found])
@@ -129,6 +135,7 @@ def triplet_loss(
     query_hash: jax.Array | None = None,
     negative_hash: jax.Array | None = None,
     weight: jax.Array | None = None,
+    integers: bool = False,
 ) -> tuple[jax.Array, Metrics]:
     """InfoNCE of each query over all documents and all hard negatives of the batch (section 2.5).
 
@@ -143,11 +150,14 @@ def triplet_loss(
       negative_hash: [N, K], with `document_hash`; if given, hard negatives of any query that are copies of such
         documents are masked too.
       weight: [N], weight of each query in the mean.
+      integers: as for `pair_loss`.
 
     Returns:
       The loss and metrics: `accuracy`, `positive_similarity`, `duplicates` (masked candidates per query).
     """
     count, width = query.shape
+    parts = [compact(each, integers) for each in (document, negatives.reshape(-1, width))]
+    sent = jax.tree.map(lambda *each: jnp.concatenate(each), *parts)  # as INT8 already: parts change their devices
     query, document, negatives = normalize(query), normalize(document), normalize(negatives)
     positive = jnp.sum(query * document, axis=-1)
     candidates = jnp.concatenate([document, negatives.reshape(-1, width)])
@@ -155,9 +165,8 @@ def triplet_loss(
     negative_group = jnp.full(candidates.shape[0] - count, -1, jnp.int32)
     if document_hash is not None and negative_hash is not None:
         negative_group = group_of_documents(group, document_hash, negative_hash.reshape(-1))
-    others = logsumexp_over_candidates(
-        query, candidates, group, jnp.concatenate([group, negative_group]), temperature=temperature
-    )
+    candidate_group = jnp.concatenate([group, negative_group])
+    others = masked_logsumexp(query, candidates, group, candidate_group, temperature=temperature, compact=sent)
     metrics = {
         "accuracy": jnp.mean(positive > others.hardest),
         "positive_similarity": jnp.mean(positive),

@@ -7,7 +7,12 @@ import jax.numpy as jnp
 def normalize(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
     """x / |x| over the last axis in float32; a zero vector stays zero, with a finite gradient."""
     x = x.astype(jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), epsilon))
+    return x * inverse_norm(x, epsilon)
+
+
+def inverse_norm(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:
+    """1 / |x| over the last axis, [..., 1], by which `normalize` multiplies."""
+    return jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), epsilon))
 
 
 def cosine_similarity(a: jax.Array, b: jax.Array) -> jax.Array:

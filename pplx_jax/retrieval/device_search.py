@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.retrieval.search import rescore, squared_norms
-from pplx_jax.retrieval.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.sharded_vectors import RowRange, ShardedVectors
 
 _AXIS = "documents"
 _ROWS_PER_DEVICE = 1 << 17
@@ -33,7 +33,7 @@ class DeviceSearch:
 
     def __init__(
         self,
-        vectors: ShardedVectors,
+        vectors: ShardedVectors | RowRange,
         places: np.ndarray,
         excluded: np.ndarray,
         *,

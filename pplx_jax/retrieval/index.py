@@ -149,13 +149,13 @@ class Index(BaseIndex):
 
     @functools.cached_property
     def _on_devices(self):
-        from pplx_jax.retrieval.device_search import DeviceSearch  # imports JAX
+        from pplx_jax.retrieval.pod_search import PodSearch  # imports JAX
 
         if self._vectors.dtype != np.int8:
             raise BadInput(
                 f"the engine jax compares int8 and binary embeddings, not {self.quantization}; use --engine numpy"
             )
-        return DeviceSearch(self._vectors, self._places, self._excluded)
+        return PodSearch(self._vectors, self._places, self._excluded)
 
     def search(
         self,

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path
@@ -14,8 +16,12 @@ from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.trec_run import run_line
 from pplx_jax.inference.encoder import Encoder
+from pplx_jax.inference.lead import leads
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.inference.overflow import too_long_by_name
+from pplx_jax.parallel.gather_rows import broadcast_bytes
+from pplx_jax.parallel.processes import joins_processes
+from pplx_jax.parallel.shares import own_share
 from pplx_jax.retrieval.embedding_input import BadRow, read_rows
 from pplx_jax.retrieval.open_index import open_index
 from pplx_jax.retrieval.search_options import Engine, SearchOptions
@@ -24,6 +30,7 @@ _QUERIES_AT_ONCE = 256
 Write = Callable[[str, str, list[dict[str, Any]]], None]
 
 
+@joins_processes
 def search_index(
     index: str | pathlib.Path,
     query: str | None = None,
@@ -39,6 +46,8 @@ def search_index(
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Searches an index for a text, or for every text of a file. Loads the model that the index names.
+
+    Several processes of a job search an index folder together, by the engine jax; process 0 writes the output.
 
     Args:
         index: the folder that `build_index` wrote.
@@ -63,6 +72,8 @@ def search_index(
     if query is not None and output is not None:
         raise BadInput("--output is for the rankings of --queries FILE; leave it out, or give the query in a file")
     options = SearchOptions(engine, candidates, least_candidates, probes)
+    if own_share()[1] > 1 and engine != "jax":
+        raise BadInput("several processes search together by --engine jax only; give it, or start one process")
     opened = open_index(index, url)
     if query is not None:
         if not query.strip():
@@ -70,7 +81,7 @@ def search_index(
         encoder = encoder or load_encoder(opened.model, **opened.prompts)
         with too_long_by_name(["the query"], "shorten it"):
             pooled = opened.pool_queries([query], encoder)
-        return {"hits": opened.search_pooled(pooled, k, options)[0]}
+        return {"hits": opened.search_pooled(_of_first(pooled), k, options)[0]}
     if output is None:
         raise BadInput("--queries needs --output FILE.trec or FILE.jsonl")
     source, output = local_copy(as_path(str(queries))), as_path(output)
@@ -78,16 +89,25 @@ def search_index(
         entries = _read_queries(source)
         encoder = encoder or load_encoder(opened.model, **opened.prompts)
         started = time.monotonic()
-        with Progress("search", len(entries), unit="query") as progress:
+        with Progress("search", len(entries), unit="query", enabled=leads()) as progress:
             for begin in range(0, len(entries), _QUERIES_AT_ONCE):
                 block = entries[begin : begin + _QUERIES_AT_ONCE]
                 with too_long_by_name([name for name, _ in block], "shorten this query"):
                     pooled = opened.pool_queries([text for _, text in block], encoder)
-                found = opened.search_pooled(pooled, k, options)
+                found = opened.search_pooled(_of_first(pooled), k, options)
                 for (name, text), hits in zip(block, found, strict=True):
                     write(name, text, hits)
                 progress.update(begin + len(block))
     return {"queries": len(entries), "output": str(output), "seconds": round(time.monotonic() - started, 3)}
+
+
+def _of_first(pooled: np.ndarray) -> np.ndarray:
+    """Returns the vectors of process 0, so that all search for the same bits."""
+    return (
+        np.frombuffer(broadcast_bytes(pooled.tobytes()), pooled.dtype).reshape(pooled.shape)
+        if own_share()[1] > 1
+        else pooled
+    )
 
 
 def _read_queries(path: pathlib.Path) -> list[tuple[str, str]]:
@@ -115,6 +135,9 @@ def _writer(path: pathlib.Path) -> Iterator[Write]:
     if not is_bucket(path) and not path.parent.is_dir():
         raise BadInput(f"{path}: the folder {path.parent} does not exist; create it first")
     lines = formats[path.suffix]
+    if not leads():
+        yield lambda query, text, hits: None
+        return
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         yield lambda query, text, hits: print(lines(query, text, hits), end="", file=file)
 

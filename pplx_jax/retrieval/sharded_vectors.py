@@ -58,6 +58,10 @@ class ShardedVectors:
             self._read(int(shards[places[0]]), rows[places].tolist(), [taken[place] for place in places])
         return taken
 
+    def range(self, begin: int, end: int) -> "RowRange":
+        """Returns the rows from `begin` to `end` as vectors of their own, which are read when they are used."""
+        return RowRange(self, begin, end)
+
     def shard_of(self, rows: np.ndarray) -> np.ndarray:
         """Returns the number of the file that contains each row."""
         return np.searchsorted(self._starts, rows, side="right") - 1
@@ -70,6 +74,27 @@ class ShardedVectors:
                 file.seek(self._offsets[shard] + (row - int(self._starts[shard])) * row_bytes)
                 if file.readinto(output.data.cast("B")) != output.nbytes:
                     raise OSError(f"{self._paths[shard]} ended while it was read")
+
+
+class RowRange:
+    """A range of the rows of `ShardedVectors`, numbered from 0."""
+
+    def __init__(self, vectors: ShardedVectors, begin: int, end: int):
+        """Use `ShardedVectors.range` instead."""
+        self._vectors, self._begin = vectors, begin
+        self.shape, self.dtype = (end - begin, *vectors.shape[1:]), vectors.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Returns a copy of a range of rows."""
+        begin, end, _ = rows.indices(len(self))
+        return self._vectors[self._begin + begin : self._begin + end]
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Returns copies of the rows int64 [n], in that order: [n, width]."""
+        return self._vectors.take(rows + self._begin)
 
 
 def _read_header(path: pathlib.Path) -> tuple[tuple[int, ...], np.dtype, int]:

@@ -4,7 +4,7 @@
 
     POST /v1/embeddings               input: a text or a list of texts
     POST /v1/contextualizedembeddings input: a list of documents, each a list of chunks (late chunking)
-    GET  /v1/models, /health
+    GET  /v1/models, /health, /metrics
 
 Both POST routes take `model`, `dimensions` (number of leading dimensions), `encoding_format` and `bit_order`. A query
 for the context model is a text in the first route, or a document of one chunk in the second. Both give the same vector.
@@ -19,5 +19,6 @@ for the context model is a text in the first route, or a document of one chunk i
 Embeddings are not normalized. Compare them by cosine, bits by Hamming distance.
 
 Errors have OpenAI's format. 400: not JSON, or a text over the model's limit (texts are never cut). 404: another model.
-413: the request exceeds a limit. 422: a field is invalid. 503: the queue is full or the server is stopping; try again.
+413: the request exceeds a limit. 422: a field is invalid. 429: the queue is full. 503: too many connections, or the
+server is stopping; try again.
 """

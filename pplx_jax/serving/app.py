@@ -20,9 +20,12 @@ from pplx_jax.core.prompts import with_document_prompt
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.encoder import document_tokens, tokens_over_limit
 from pplx_jax.inference.packed_encoder import Tokens
+from pplx_jax.retrieval.searchable_index import SearchableIndex
 from pplx_jax.serving import wire
 from pplx_jax.serving.batching import Batcher
 from pplx_jax.serving.errors import RequestError
+from pplx_jax.serving.metrics import KIND, Metrics
+from pplx_jax.serving.search_page import SearchPage
 
 # Read up to 4 times the limit before refusing: a client that is still sending would not see the reply.
 _DRAINED = 4
@@ -41,18 +44,27 @@ class App:
         max_wait: float,
         max_queued_tokens: int,
         prompt_name: str | None = None,
+        index: SearchableIndex | None = None,
     ):
         self._model, self._name, self._limits, self._prompt_name = model, name, limits, prompt_name
         self.batcher = Batcher(
-            model.encode_tokens, max_tokens=max_batch_tokens, max_wait=max_wait, max_queued_tokens=max_queued_tokens
+            model.encode_tokens,
+            max_tokens=max_batch_tokens,
+            max_wait=max_wait,
+            max_queued_tokens=max_queued_tokens,
+            encoded=lambda tokens, seconds: self.metrics.encoded(tokens, seconds),
         )
+        self.metrics = Metrics(lambda: self.batcher.queued_tokens, lambda: self.batcher.queued_requests)
+        search = [] if index is None else [Route("/", SearchPage(index, model, self.batcher).show)]
         self.asgi = Starlette(
             routes=[
+                *search,
                 Route("/v1/embeddings", self._embeddings, methods=["POST"]),
                 Route("/v1/contextualizedembeddings", self._contextualized, methods=["POST"]),
                 Route("/v1/models", self._models),
                 Route("/v1/models/{name:path}", self._one_model),
                 Route("/health", self._health),
+                Route("/metrics", self._metrics),
             ],
             exception_handlers={RequestError: _refuse, HTTPException: _refuse_http, Exception: _fail},
             lifespan=self._lifespan,
@@ -72,8 +84,9 @@ class App:
         return await self._answer(request, contextual=True)
 
     async def _answer(self, http: HttpRequest, *, contextual: bool) -> Response:
-        body = await _read(http, self._limits.body_bytes)
-        return await _while_connected(http, self._respond(body, contextual))
+        with self.metrics.request(http.url.path):
+            body = await _read(http, self._limits.body_bytes)
+            return await _while_connected(http, self._respond(body, contextual))
 
     async def _respond(self, body: bytes, contextual: bool) -> Response:
         request, ids, counts, tokens = await asyncio.to_thread(self._prepare, body, contextual)
@@ -90,10 +103,12 @@ class App:
         except BadInput as error:
             raise RequestError(422, f"prompt_name: {error}", param="prompt_name", code="invalid_value") from None
         documents = with_document_prompt(request.documents, prompt)
-        limit, noun = self._model.config.max_length, "document" if contextual else "text"
+        limit = min(self._model.config.max_length, self._limits.document_tokens)
+        noun = "document" if contextual else "text"
+        whose = "model" if limit == self._model.config.max_length else "server"
 
         def refuse(index: int, size: str) -> RequestError:
-            message = f"{noun} {index} has {size} tokens, the model takes {limit}; split it"
+            message = f"{noun} {index} has {size} tokens, the {whose} takes {limit}; split it"
             return RequestError(400, message, param="input", code="context_length_exceeded")
 
         for index, document in enumerate(documents):
@@ -120,6 +135,9 @@ class App:
         if request.path_params["name"] != self._name:
             raise RequestError(404, f"model {request.path_params['name']!r} is not served here", code="model_not_found")
         return JSONResponse(self._description())
+
+    async def _metrics(self, _: HttpRequest) -> Response:
+        return Response(self.metrics.page(), media_type=KIND)
 
     async def _health(self, _: HttpRequest) -> Response:
         return JSONResponse({"status": "ok", "model": self._name, "queued_tokens": self.batcher.queued_tokens})
@@ -178,7 +196,7 @@ def _left() -> RequestError:
 
 async def _refuse(_: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    headers = {"Retry-After": "1"} if error.status == 503 else None
+    headers = {"Retry-After": "1"} if error.status in (429, 503) else None
     return JSONResponse(error.body(), error.status, headers)
 
 

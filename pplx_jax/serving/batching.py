@@ -19,6 +19,7 @@ class _Job:
     ids: Sequence[Tokens]
     counts: np.ndarray
     tokens: int
+    cost: int
     result: "asyncio.Future[np.ndarray]"
 
 
@@ -33,11 +34,21 @@ class Batcher:
         encode: returns pooled vectors [C, D] for token ids of chunks and the number of chunks of each document.
         max_tokens: maximum tokens of a batch, unless a single request has more.
         max_wait: in seconds.
-        max_queued_tokens: above this number of waiting tokens, requests are refused with status 503.
+        max_queued_tokens: above this number of waiting tokens, requests are refused with status 429. A text counts as
+            at least one token, so that requests without tokens are refused too.
+        encoded: called after every batch with its number of tokens and the seconds of the encoder.
     """
 
-    def __init__(self, encode: Encode, *, max_tokens: int, max_wait: float, max_queued_tokens: int):
-        self._encode = encode
+    def __init__(
+        self,
+        encode: Encode,
+        *,
+        max_tokens: int,
+        max_wait: float,
+        max_queued_tokens: int,
+        encoded: Callable[[int, float], None] = lambda tokens, seconds: None,
+    ):
+        self._encode, self._encoded = encode, encoded
         self._max_tokens, self._max_wait, self._max_queued = max_tokens, max_wait, max_queued_tokens
         self._jobs: list[_Job] = []
         self._queued_tokens = 0
@@ -48,29 +59,35 @@ class Batcher:
 
     @property
     def queued_tokens(self) -> int:
-        """Number of waiting tokens."""
+        """Number of waiting tokens; a text counts as at least one."""
         return self._queued_tokens
+
+    @property
+    def queued_requests(self) -> int:
+        """Number of waiting requests."""
+        return len(self._jobs)
 
     async def submit(self, ids: Sequence[Tokens], counts: np.ndarray, tokens: int) -> np.ndarray:
         """Returns the pooled vectors [C, D] of one request. A request that is cancelled leaves the queue.
 
         Raises:
-            RequestError: 503, the queue is full or the server is stopping.
+            RequestError: 429, the queue is full; 503, the server is stopping.
         """
         if self._closing:
             raise RequestError(503, "the server is stopping", code="stopping")
-        if self._jobs and self._queued_tokens + tokens > self._max_queued:
-            raise RequestError(503, f"{self._queued_tokens} tokens are waiting; try again later", code="busy")
-        job = _Job(ids, counts, tokens, asyncio.get_running_loop().create_future())
+        cost = sum(max(len(chunk), 1) for chunk in ids)
+        if self._jobs and self._queued_tokens + cost > self._max_queued:
+            raise RequestError(429, f"{self._queued_tokens} tokens are waiting; try again later", code="busy")
+        job = _Job(ids, counts, tokens, cost, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
-        self._queued_tokens += tokens
+        self._queued_tokens += cost
         self._arrived.set()
         try:
             return await job.result
         finally:
             if job in self._jobs:  # the client left while it waited
                 self._jobs.remove(job)
-                self._queued_tokens -= tokens
+                self._queued_tokens -= cost
 
     async def run(self) -> None:
         """Processes requests until `close`, then finishes the queued ones."""
@@ -102,17 +119,18 @@ class Batcher:
 
     def _take(self) -> list[_Job]:
         """Removes the next batch from the queue and returns its jobs, without those whose client disconnected."""
-        taken, tokens = 0, 0
-        while taken < len(self._jobs) and (not taken or tokens + self._jobs[taken].tokens <= self._max_tokens):
-            tokens += self._jobs[taken].tokens
+        taken, cost = 0, 0
+        while taken < len(self._jobs) and (not taken or cost + self._jobs[taken].cost <= self._max_tokens):
+            cost += self._jobs[taken].cost
             taken += 1
         batch, self._jobs = self._jobs[:taken], self._jobs[taken:]
-        self._queued_tokens -= tokens
+        self._queued_tokens -= cost
         return [job for job in batch if not job.result.done()]
 
     async def _work(self, batch: list[_Job]) -> None:
         ids = [chunk for job in batch for chunk in job.ids]
         counts = np.concatenate([job.counts for job in batch])
+        started = time.monotonic()
         try:
             loop = asyncio.get_running_loop()
             vectors = await loop.run_in_executor(self._thread, self._encode, ids, counts)
@@ -124,9 +142,11 @@ class Batcher:
             elif not batch[0].result.done():
                 batch[0].result.set_exception(error)
             return
+        tokens = sum(job.tokens for job in batch)
         self.requests += len(batch)
         self.batches += 1
-        self.tokens += sum(job.tokens for job in batch)
+        self.tokens += tokens
+        self._encoded(tokens, time.monotonic() - started)
         parts = np.split(vectors, np.cumsum([len(job.ids) for job in batch])[:-1])
         for job, part in zip(batch, parts, strict=True):
             if not job.result.done():

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.packages import require_packages
 
 if TYPE_CHECKING:
     import uvicorn
@@ -26,10 +27,15 @@ def serve(
     name: str | None = None,
     max_batch_tokens: int = 16384,
     max_wait_ms: float = 5.0,
-    max_inputs: int = 2048,
+    max_inputs: int = 512,
+    max_chunks: int = 16_000,
+    max_document_tokens: int = 1 << 15,
+    max_tokens: int = 120_000,
     max_body_bytes: int = 16 << 20,
     max_queued_tokens: int = 1 << 20,
+    max_connections: int = 512,
     prompt_name: str | None = None,
+    index: str | pathlib.Path | None = None,
     stop_seconds: int = 30,
 ) -> dict[str, Any]:
     """Serves a model. After Ctrl-C or SIGTERM, finishes the running requests and returns.
@@ -42,47 +48,58 @@ def serve(
         name: the model's name for clients; None for the folder's name.
         max_batch_tokens: maximum tokens of concurrent requests in one batch.
         max_wait_ms: how long an idle server waits for more requests.
-        max_inputs: maximum texts or documents in a request.
-        max_body_bytes: maximum bytes of a request.
-        max_queued_tokens: maximum waiting tokens; more requests are refused.
+        max_inputs, max_chunks, max_document_tokens, max_tokens, max_body_bytes: of a request, see `wire.Limits`.
+        max_queued_tokens: maximum waiting tokens; more requests are refused with status 429.
+        max_connections: maximum open connections; more are answered with status 503.
         prompt_name: the prompt of the model for requests that name none, such as "query" or "document"; None for no
             prompt.
+        index: an index of this model, of any engine, to search by hand on the page at "/"; None for no page.
         stop_seconds: how long running requests may take after the signal.
 
     Returns:
         {"requests", "batches", "tokens", "seconds"}.
 
     Raises:
-        BadInput: there is no readable model or no such prompt, or the server cannot listen on the address.
+        BadInput: there is no readable model or index or no such prompt, the index is of another model, or the server
+            cannot listen on the address.
     """
+    require_packages("serve", "starlette", "uvicorn", "prometheus_client", extra="serve")
+    given = {"max_batch_tokens": max_batch_tokens, "max_queued_tokens": max_queued_tokens}
+    for setting, value in {**given, "max_connections": max_connections, "stop_seconds": stop_seconds}.items():
+        if value < 1:
+            raise BadInput(f"{setting}={value}: give at least 1")
     with _listening(host, port) as listener:
         from pplx_jax.inference.embedder import Embedder
+        from pplx_jax.retrieval.open_index import open_index
         from pplx_jax.serving.app import App, served_name
         from pplx_jax.serving.wire import Limits
 
+        limits = Limits(max_body_bytes, max_inputs, max_chunks, max_document_tokens, max_tokens)
         model = Embedder.load(model_path, batch_tokens=max_batch_tokens)
         model.prompt_text(prompt_name)  # refuses an unknown name
+        opened = None if index is None else open_index(index)
         app = App(
             model,
             name or served_name(model_path),
-            limits=Limits(body_bytes=max_body_bytes, inputs=max_inputs),
+            limits=limits,
             max_batch_tokens=max_batch_tokens,
             max_wait=max_wait_ms / 1000,
             max_queued_tokens=max_queued_tokens,
             prompt_name=prompt_name,
+            index=opened,
         )
         model.encode(["The first text pays for the compiler."], overflow="truncate")
         address = f"[{host}]" if ":" in host else host
         print(f"serving {model_path} at http://{address}:{listener.getsockname()[1]}/v1", file=sys.stderr, flush=True)
         started = time.monotonic()
         with _signals_only_stop():
-            make_server(app, stop_seconds=stop_seconds).run(sockets=[listener])
+            make_server(app, stop_seconds=stop_seconds, max_connections=max_connections).run(sockets=[listener])
     batcher = app.batcher
     seconds = round(time.monotonic() - started, 3)
     return {"requests": batcher.requests, "batches": batcher.batches, "tokens": batcher.tokens, "seconds": seconds}
 
 
-def make_server(app: "App", *, stop_seconds: int = 30) -> "uvicorn.Server":
+def make_server(app: "App", *, stop_seconds: int = 30, max_connections: int | None = None) -> "uvicorn.Server":
     """Returns a server to start with `run(sockets=[...])` and stop with `should_exit = True`."""
     import uvicorn
 
@@ -91,6 +108,7 @@ def make_server(app: "App", *, stop_seconds: int = 30) -> "uvicorn.Server":
         lifespan="on",
         log_level="warning",
         access_log=False,
+        limit_concurrency=max_connections,
         timeout_graceful_shutdown=stop_seconds,
     )
     return uvicorn.Server(config)

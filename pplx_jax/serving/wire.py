@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.quantization import BitOrder, pack_bits, quantize
 from pplx_jax.serving.errors import RequestError
 
@@ -17,19 +18,26 @@ FIELDS = ("input", "model", "dimensions", "encoding_format", "bit_order", "promp
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of one request.
+    """Limits of one request. The defaults for texts are those of the hosted API.
 
     Attributes:
         body_bytes: bytes of its JSON.
         inputs: number of texts or documents.
         chunks: number of chunks of all documents.
-        tokens: tokens of all texts. The model's own limit applies to each text or document.
+        document_tokens: tokens of a text or document, if the model's own limit is not lower.
+        tokens: tokens of all texts.
     """
 
     body_bytes: int = 16 << 20
-    inputs: int = 2048
-    chunks: int = 16384
-    tokens: int = 1 << 19
+    inputs: int = 512
+    chunks: int = 16_000
+    document_tokens: int = 1 << 15
+    tokens: int = 120_000
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 1:
+                raise BadInput(f"max_{field.name}={getattr(self, field.name)}: give at least 1")
 
 
 @dataclasses.dataclass(frozen=True)

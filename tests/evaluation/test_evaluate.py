@@ -20,6 +20,7 @@ from pplx_jax.evaluation.core.benchmark import Part
 from pplx_jax.evaluation.core.runner import run_tasks
 from pplx_jax.evaluation.core.summary import summarize
 from pplx_jax.evaluation.registry import benchmark_names
+from pplx_jax.evaluation.scoring import caching_encoder
 from pplx_jax.evaluation.scoring.system import Settings, System
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.reports.evaluation_page import render_evaluation
@@ -329,9 +330,43 @@ def test_a_text_past_the_limit_is_named_by_its_id(model, tmp_path, capsys, kind,
     write_beir(tmp_path / "set", data)
     options = ["--model=m-32", f"--task={tmp_path / 'set'}", f"--context={context}"]
     code, found, _ = run(capsys, *options)
-    expected = f"'{kind[0]}4' has 30 tokens, the model takes 20; give --truncate or a model with a larger limit"
-    assert (code, found["error"]) == (2, expected)
+    size = r"30 tokens, the model takes 20 \(1 of [0-9]+ texts are over it\)"
+    fix = "give --truncate, --overflow split or a model with a larger limit"
+    assert code == 2 and re.fullmatch(f"'{kind[0]}4' has {size}; {fix}", found["error"])
     assert run(capsys, *options, "--truncate")[0] == 0
+
+
+def test_texts_past_the_limit_are_counted_before_any_is_encoded(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(caching_encoder, "_BLOCK", 2)
+    data = word_set(1, 6)
+    data.documents[2:] = [f"{' '.join(WORDS * 3)} {number}" for number in range(2, 20)]
+    write_beir(tmp_path / "set", data)
+    code, found, _ = run(capsys, "--model=m-32", f"--task={tmp_path / 'set'}")
+    assert code == 2
+    assert "'d2' has 31 tokens, the model takes 20 (18 of 20 texts are over it)" in found["error"]
+    assert model["m-32"].encoded == len(data.queries)
+
+
+def test_overflow_says_how_long_texts_are_encoded(sets, model, tmp_path, capsys, monkeypatch):
+    told = set()
+    encode = WordEncoder.encode
+
+    def recorded(self, texts, *, overflow="error", **options):
+        told.add(overflow)
+        return encode(self, texts, overflow=overflow, **options)
+
+    monkeypatch.setattr(WordEncoder, "encode", recorded)
+    options = ["--model=m-32", f"--task={sets / 'small'}", f"--output={tmp_path / 'out'}"]
+    for option, way in (
+        ("--overflow=split", "split"),
+        ("--overflow=truncate", "truncate"),
+        ("--overflow=error", "error"),
+    ):
+        told.clear()
+        assert run(capsys, *options, option)[0] == 0  # an outcome of another way is not reused
+        assert told == {way}
+    code, found, _ = run(capsys, *options, "--truncate", "--overflow=split")
+    assert code == 2 and "exclude each other" in found["error"]
 
 
 class Prompted(WordEncoder):
@@ -378,6 +413,21 @@ def run_failing(capsys, *arguments):
     code = cli.main(["eval", *map(str, arguments)])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def test_eval_reads_as_many_tokens_as_are_asked_for(sets, tmp_path, capsys):
+    vocabulary = tiny_vocabulary(tmp_path)
+    config = tiny_config(vocabulary)
+    save_model(tmp_path / "model", config, vocabulary, initial_params(config, 0), stage="pair")
+    arguments = [f"--model={tmp_path / 'model'}", f"--task={sets / 'small'}"]
+    results = f"--output={tmp_path / 'results'}"
+    _, whole, _ = run(capsys, *arguments, results)
+    _, short, _ = run(capsys, *arguments, "--max_length=1")
+    assert whole["metrics"] != short["metrics"]
+    code, _, line = run_failing(capsys, *arguments, results, "--max_length=1")
+    assert code == 2 and "holds results of texts up to" in line
+    code, _, line = run_failing(capsys, "--model=bm25", arguments[1], "--max_length=1")
+    assert code == 2 and "leave it out" in line
 
 
 def test_eval_uses_the_prompts_of_the_model_unless_others_are_given(sets, tmp_path, capsys):

@@ -7,6 +7,7 @@ import torch
 from pplx_jax.checkpoints.huggingface.name_map import to_torch_layout
 from pplx_jax.export import onnx_graph
 from pplx_jax.export.onnx_parity import check_onnx_parity
+from pplx_jax.models.transformer import rotary_frequencies
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,18 @@ def test_weights_are_beside_the_graph_and_fill_whole_pages(onnx_export, config):
     assert all(int(place["offset"]) % 4096 == 0 for place in outside)
     assert sum(int(place["length"]) for place in outside) == 4 * config.parameters
     assert (folder / "model.onnx").stat().st_size < 50_000
+
+
+def test_rope_has_the_models_frequencies_to_the_last_bit(onnx_export, config):
+    graph = onnx.load(onnx_export[0] / "onnx" / "model.onnx", load_external_data=False).graph
+    constants = [onnx.numpy_helper.to_array(each) for each in graph.initializer if not each.external_data]
+    expected = rotary_frequencies(config.head_dim, config.rope_theta)
+    found = [each for each in constants if each.shape == expected.shape and np.allclose(each, expected)]
+    assert len(found) == 1
+    np.testing.assert_array_equal(found[0], expected)
+    # Control: the same formula in another order rounds differently.
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / config.head_dim
+    assert not np.array_equal(np.float32(config.rope_theta) ** -exponents, expected)
 
 
 def test_no_tensor_is_copied_whole_with_the_others(params, config, tmp_path, monkeypatch):

@@ -60,6 +60,28 @@ def test_named_tokens_are_spelled_out_and_content_is_not(pretrained, tmp_path):
     assert len(tokenizer("<think>")["input_ids"]) == 1
 
 
+def test_without_special_tokens_tokenizers_alone_spells_them(pretrained, tmp_path):
+    """As text-embeddings-inference reads the file."""
+    from tokenizers import Tokenizer
+
+    def alone(folder):
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return [tokenizer.encode(text).ids for text in TEXTS]
+
+    ids = pretrained.encode_batch(TEXTS)
+    for name, spell in (("special", False), ("spelled", True)):
+        (tmp_path / name).mkdir()
+        save_tokenizer(pretrained, tmp_path / name, 64, spell_special_tokens=spell)
+        assert (alone(tmp_path / name) == ids) == spell
+    tokenizer = auto_tokenizer(tmp_path / "spelled")
+    assert tokenizer(TEXTS)["input_ids"] == ids
+    special = (tokenizer.pad_token_id, tokenizer.mask_token_id, tokenizer.sep_token_id)
+    assert special == (pretrained.pad_id, pretrained.mask_id, pretrained.separator_id)
+    named = {"mask_token": pretrained.mask, "separator_token": pretrained.separator, "pad_token": pretrained.pad}
+    again = TokenizerVocabulary.read(tmp_path / "spelled", **named)
+    assert again.encode_batch(TEXTS) == ids and again.size == pretrained.size
+
+
 def test_saved_again_it_gives_the_same_ids(pretrained, tmp_path):
     (tmp_path / "out").mkdir()
     save_tokenizer(pretrained, tmp_path / "out", 64)

@@ -33,11 +33,13 @@ def contextual(exports):
     return AutoModel.from_pretrained(exports["context_v1"][0], trust_remote_code=True)
 
 
-def test_int8_is_the_default_and_equal_to_ours(pipeline, embedder):
-    found = pipeline.encode(TEXTS, batch_size=2)
+def test_int8_is_equal_to_ours_and_the_default_as_floats(pipeline, embedder):
+    found = pipeline.encode(TEXTS, batch_size=2, quantization="int8")
     assert found.dtype == np.int8
     np.testing.assert_array_equal(found, embedder.encode(TEXTS))
-    np.testing.assert_array_equal(found, pipeline.encode(TEXTS, quantization="int8"))
+    default = pipeline.encode(TEXTS, batch_size=2)
+    assert default.dtype == np.float32
+    np.testing.assert_array_equal(default, found)
     assert not found[1].any() and found[0].any()
 
 
@@ -49,18 +51,35 @@ def test_other_quantizations_are_ours(pipeline, embedder, quantization):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("quantization", ["tanh", "none", "int8"])
-def test_what_sentence_transformers_computes_itself(pipeline, exports, quantization):
-    """As the card says: with floats, or int8 cast to them."""
+@pytest.mark.parametrize("options", [{}, {"quantization": "tanh"}, {"quantization": "none"}], ids=str)
+def test_what_sentence_transformers_computes_itself(pipeline, options):
     from sentence_transformers import util
 
-    as_floats = pipeline.encode(["read a file", "open a table"], quantization=quantization).astype("float32")
-    assert pipeline.similarity(as_floats, as_floats).shape == (2, 2)
-    assert [hits[0]["corpus_id"] for hits in util.semantic_search(as_floats, as_floats)] == [0, 1]
-    if quantization != "int8":
-        found = pipeline.encode(["read a file"], quantization=quantization, normalize_embeddings=True)
-        assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
-        assert f'"{quantization}"' in (exports["v1"][0] / "README.md").read_text()
+    texts = ["read a file", "open a table"]
+    found = pipeline.encode(texts, **options)
+    scores = pipeline.similarity(found, found)
+    assert scores.shape == (2, 2) and scores.diagonal().tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert [hits[0]["corpus_id"] for hits in util.semantic_search(found, found)] == [0, 1]
+    tensors = pipeline.encode(texts, convert_to_tensor=True, **options)
+    assert [hits[0]["corpus_id"] for hits in util.semantic_search(tensors, tensors)] == [0, 1]
+    normalized = pipeline.encode(texts, normalize_embeddings=True, **options)
+    np.testing.assert_allclose(np.linalg.norm(normalized, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(normalized @ normalized.T, scores, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["v1", "context_v1"])
+def test_the_tokenizer_runs_no_remote_code(exports, kind, monkeypatch):
+    """As the card says."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked for remote code"))
+    folder = exports[kind][0]
+    tokenizers = (
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+        PreTrainedTokenizerFast.from_pretrained(folder),
+    )
+    first, second = (tokenizer("read a <mask>")["input_ids"] for tokenizer in tokenizers)
+    assert first == second and first
 
 
 def test_prefixes(pipeline, embedder):

@@ -104,6 +104,45 @@ def test_a_character_is_never_torn_from_its_accents():
             assert part[0] not in "\u0301\u200d🏽" and not part.endswith("\u200d")
 
 
+@pytest.mark.parametrize(
+    "character",
+    [
+        "\U0001f1e9\U0001f1ea",
+        "\u0915\u094d\u0937",
+        "\u0ba8\u0bbf",
+        "\u1112\u1161\u11ab",
+        "\u0e01\u0e49",
+        "\U0001f44d\U0001f3fd",
+    ],
+    ids=["flag", "devanagari conjunct", "tamil vowel", "hangul", "thai tone", "skin tone"],
+)
+def test_a_user_perceived_character_is_never_cut(character):
+    for count in (9, 10, 31):
+        for part in chunk(character * count, 25, count_tokens=characters):
+            assert part == character * (len(part) // len(character))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The quick brown fox jumps over it. " * 3000,
+        *("quick brown fox " * 6000, "x" * 100_000, "." * 100_000, '."' * 50_000, " " * 100_000, "\n" * 100_000),
+        *("\U0001f1e9\U0001f1ea" * 30_000, "a" + "\u0301" * 100_000, "\u5b57" * 50_000, "a" + " " * 100_000 + "b"),
+    ],
+    ids=lambda text: ascii(text[:9]),
+)
+def test_every_long_text_is_tokenized_few_times(pieces, text):
+    """Work that grows with the square of the length would take minutes here."""
+    counted = []
+
+    def count(texts):
+        counted.append(sum(map(len, texts)))
+        return pieces(texts)
+
+    assert "".join(chunk(text, 256, count_tokens=count)) == text
+    assert sum(counted) < 4 * len(text)
+
+
 def test_the_empty_text_has_no_chunks_and_a_limit_is_at_least_one():
     assert chunk("", 5, count_tokens=words) == []
     with pytest.raises(BadInput, match="tokens=0"):

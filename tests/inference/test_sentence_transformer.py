@@ -90,6 +90,13 @@ def test_long_texts_are_refused_or_cut(encoder):
     np.testing.assert_allclose(cut, encoder.encode(["a " * 8]), atol=1e-6)
 
 
+def test_a_shorter_limit_may_be_chosen(saved, encoder):
+    short = load_encoder(saved[0], max_length=6)  # two words
+    np.testing.assert_allclose(short.encode(["a b c"], overflow="truncate"), encoder.encode(["a b"]), atol=1e-6)
+    with pytest.raises(BadInput, match="max_length=13: the model takes 12 tokens"):
+        load_encoder(saved[0], max_length=13)
+
+
 def test_what_it_was_not_trained_for_is_refused(encoder):
     for options, line in (
         ({"quantization": "int8"}, "'int8' is not one of none, binary, ubinary, which this model supports"),

@@ -155,41 +155,59 @@ def test_memory_grows_with_the_batch_not_with_its_square():
     assert temporaries(reference, 8192) > 3.5 * temporaries(reference, 4096)
 
 
-# 8 devices share 1528 candidates evenly, 191 each, which their share of a block (17) does not divide; 1531 they do not,
-# nor 508 queries. Rows lie on "tensor" by rules of one's own.
+# 8 devices share 1528 candidates evenly, 191 each; 1531 they do not, nor 508 queries. Rows lie on "tensor" by rules of
+# one's own. 40 numbers at once are 5 groups of 40 candidates per device.
 OVER_MESHES = """
-import re
+import re, sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from pplx_jax.kernels.masked_logsumexp import masked_logsumexp
+from pplx_jax.objectives.contrastive import compact
+from pplx_jax.objectives.similarity import normalize
 from pplx_jax.parallel import rules
 
-def check(axes, queries, count):
+COLLECTIVE = re.compile(r" = (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)\\(")
+
+def check(axes, queries, count, integers=False, gathered=2**26):
     mesh = jax.make_mesh((8,) if len(axes) == 1 else (2, 4), axes, axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
     generator = np.random.default_rng(0)
-    query, candidate = (jnp.asarray(generator.normal(size=(n, 8)), jnp.float32) / 8 for n in (queries, count))
+    query = jnp.asarray(generator.normal(size=(queries, 8)), jnp.float32) / 8
+    candidate = jnp.asarray(generator.integers(-127, 128, (count, 8)), jnp.float32)
     def loss(query, candidate, temperature):
         groups = jnp.arange(queries) // 2, jnp.arange(count) // 5
-        return masked_logsumexp(query, candidate, *groups, temperature=temperature, block=136).logsumexp.mean()
+        sent = compact(candidate, integers)
+        found = masked_logsumexp(query, normalize(candidate), *groups, temperature=temperature, block=136, compact=sent)
+        return found.logsumexp.mean()
     run = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
     expected = run(query, candidate, 0.1)
+    sys.modules["pplx_jax.kernels.masked_logsumexp.blockwise"].GATHERED = gathered
+    run.clear_cache()
     with jax.set_mesh(mesh), rules.using((("rows", axes),)):
         rows = NamedSharding(mesh, PartitionSpec(axes))
-        even = count % 8 == 0
         placed = *(jax.device_put(x, rows) if len(x) % 8 == 0 else x for x in (query, candidate)), 0.1
         compiled = run.lower(*placed).compile()
         found = compiled(*placed)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6), found, expected)
-    moved = [line for line in compiled.as_text().splitlines() if re.search(r" all-[a-z]+\\(| reduce-scatter\\(", line)]
-    shapes = [shape for line in moved for shape in re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", line.split(" all-")[0])]
+    moved = COLLECTIVE.findall(compiled.as_text())
+    shapes = re.findall(r"[a-z0-9]+\\[([0-9,]*)\\]", " ".join(shape for shape, _ in moved))
     sizes = [int(np.prod([int(n) for n in shape.split(",") if n] or [1])) for shape in shapes]
-    # At most a block of embeddings, or embeddings that 8 devices do not divide: never scores, never all candidates.
-    assert sizes and max(sizes) <= (1536 if not even else 136 if queries % 8 == 0 else 512) * 8, (axes, queries, moved)
+    # The candidates, or what 8 devices do not divide; never scores.
+    assert sizes and max(sizes) <= 1536 * 8 < queries * 136, (axes, queries, moved)
+    return moved
 
 check(("data",), 512, 1531)
-check(("data", "fsdp"), 512, 1528)
 check(("data", "fsdp"), 508, 1528)
 check(("data", "tensor"), 512, 1528)
+for integers in (False, True):
+    moved = check(("data", "fsdp"), 512, 1528, integers)
+    # Gathered once for both directions: vectors and groups. Their gradients go back in one sum.
+    gathers = [shape for shape, kind in moved if kind == "all-gather"]
+    assert len(gathers) == 2 + integers and sum(kind == "reduce-scatter" for _, kind in moved) == 1, moved
+    assert any(shape.startswith("s8[1528,8]" if integers else "f32[1528,8]") for shape in gathers), moved
+    assert integers == (not any(shape.startswith("f32[1528,8]") for shape in gathers)), moved
+# In groups, which are gathered again on the way back.
+moved = check(("data", "fsdp"), 512, 1528, gathered=8 * 8 * 40)
+assert sum(kind == "all-gather" for _, kind in moved) == 6 and all("1528" not in shape for shape, _ in moved), moved
 """
 
 

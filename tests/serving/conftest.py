@@ -52,11 +52,11 @@ def model(tmp_path_factory) -> Embedder:
 
 
 @contextlib.contextmanager
-def running(model, **settings):
+def running(model, max_connections=None, **settings):
     """Yields the base URL of a server."""
     app = App(model, NAME, **{"limits": LIMITS, **SETTINGS, **settings})
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = make_server(app, stop_seconds=10)
+        server = make_server(app, stop_seconds=10, max_connections=max_connections)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.cli import main as cli
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.models.parameters import initial_params
+from pplx_jax.serving.wire import Limits
 
 
 def post(url, body, path="/v1/embeddings"):
@@ -99,7 +101,86 @@ def test_too_much_waiting_is_refused_not_kept(model):
         concurrent.futures.ThreadPoolExecutor(6) as pool,
     ):
         statuses = [status for status, _ in pool.map(lambda _: post(url, {"input": "read"}), range(6))]
-    assert set(statuses) == {200, 503}
+    assert set(statuses) == {200, 429}
+
+
+def test_texts_without_tokens_count_in_the_queue(model):
+    counting = Counting(model)
+    counting.released.clear()
+    with running(counting, max_queued_tokens=50, max_batch_tokens=1) as url:
+        with concurrent.futures.ThreadPoolExecutor(9) as pool:
+            first = pool.submit(post, url, {"input": "read"})
+            wait_until(lambda: counting.calls == [1])
+            waiting = [pool.submit(post, url, {"input": [""] * 10}) for _ in range(5)]
+            wait_until(lambda: queued(url) == 50)
+            status, answer = post(url, {"input": [""]})
+            assert (status, answer["error"]["code"]) == (429, "busy")
+            counting.released.set()
+            assert {request.result()[0] for request in [first, *waiting]} == {200}
+        assert post(url, {"input": [""]})[0] == 200  # the server recovers
+
+
+def test_metrics_count_requests_tokens_and_what_waits(model):
+    counting = Counting(model)
+    with running(counting) as url:
+        assert post(url, {"input": ["read the file", "close"]})[0] == 200
+        assert post(url, {"input": 3})[0] == 422
+        counting.released.clear()
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            first = pool.submit(post, url, {"input": "read"})
+            wait_until(lambda: len(counting.calls) == 2)
+            second = pool.submit(post, url, {"input": ["write", ""]})
+            wait_until(lambda: queued(url) > 0)
+            during = metrics(url)
+            counting.released.set()
+            assert first.result()[0] == second.result()[0] == 200
+        after = metrics(url)
+    route = 'route="/v1/embeddings"'
+    assert during["pplx_jax_queued_requests"] == 1 and after["pplx_jax_queued_requests"] == 0
+    assert during["pplx_jax_queued_tokens"] == model.count_tokens(["write"]).sum() + 1
+    assert after[f'pplx_jax_requests_total{{{route},status="200"}}'] == 3
+    assert after[f'pplx_jax_requests_total{{{route},status="422"}}'] == 1
+    assert after[f"pplx_jax_request_seconds_count{{{route}}}"] == 4
+    texts = ["read the file", "close", "read", "write"]
+    assert after["pplx_jax_batch_tokens_sum"] == model.count_tokens(texts).sum()
+    assert after["pplx_jax_batch_seconds_count"] == 3
+    assert after["process_resident_memory_bytes"] > 0
+
+
+def metrics(url):
+    with urllib.request.urlopen(f"{url}/metrics") as reply:
+        assert reply.headers["Content-Type"].startswith("text/plain; version=")
+        lines = reply.read().decode().splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
+
+
+def test_connections_have_a_limit(model):
+    with running(model, max_connections=3) as url:
+        address = url.removeprefix("http://").split(":")
+        open_ones = [socket.create_connection((address[0], int(address[1]))) for _ in range(3)]
+        wait_until(lambda: status_of_health(url) == 503)
+        for connection in open_ones:
+            connection.close()
+        wait_until(lambda: status_of_health(url) == 200)
+
+
+def status_of_health(url):
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=60) as reply:
+            return reply.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_limits_of_a_request_are_those_of_the_hosted_api_unless_changed(model):
+    assert Limits() == Limits(inputs=512, chunks=16_000, document_tokens=32_768, tokens=120_000)
+    limit = int(model.count_tokens(["read"])[0])
+    with running(model, limits=Limits(document_tokens=limit)) as url:
+        status, answer = post(url, {"input": ["read", "read the file"]})
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        assert f"the server takes {limit}" in answer["error"]["message"]
+        assert post(url, {"input": ["read"] * 512})[0] == 200
+        assert post(url, {"input": ["read"] * 513})[0] == 413
 
 
 def test_requests_of_clients_that_left_are_not_encoded(model):

@@ -145,6 +145,11 @@ def _check_same(held: Subject, requested: Subject, folder: pathlib.Path) -> None
             f"{folder} holds results of another model, {held.model} ({held.fingerprint}), not of {requested.model} "
             f"({requested.fingerprint}); give another --output"
         )
+    if held.max_length != requested.max_length:
+        raise BadInput(
+            f"{folder} holds results of texts up to {held.max_length} tokens (max_length), not {requested.max_length}; "
+            "give another --output"
+        )
 
 
 def _file_name(name: str) -> str:

@@ -68,7 +68,7 @@ class RetrievalTask:
                 data,
                 context=settings.context and data.has_context,
                 dims=settings.dims,
-                truncate=settings.truncate,
+                overflow=settings.overflow,
                 chunks_per_document=self.chunks_per_document,
                 tokens_per_document=self.tokens_per_document,
             )

@@ -1,17 +1,19 @@
 """An encoder with a cache: sets share passages, and settings share pooled vectors, so no text is encoded twice."""
 
 import functools
+import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.core.progress import Progress
-from pplx_jax.inference.encoder import Encoder, Limits, quantizations, query_encoder
-from pplx_jax.inference.overflow import Overflow, TooLong
+from pplx_jax.inference.encoder import Encoder, Limits, document_tokens, quantizations, query_encoder, tokens_over_limit
+from pplx_jax.inference.overflow import SHORTEN, Overflow, TooLong
 from pplx_jax.kernels.quantization import BitOrder, Quantization, quantize
 
 _BLOCK = 4096  # texts encoded at once: enough to sort by length, and to report progress
+_BYTES_PER_TOKEN = 2  # hardly any text has fewer
 _MOST_BYTES = 8 << 30  # of cached vectors; a corpus like Wikipedia does not fit and is encoded again
 
 
@@ -87,6 +89,26 @@ class CachingEncoder:
         vectors = np.stack(pooled) if pooled else np.zeros((0, self.dims), np.float32)
         return quantize(vectors[:, :dims], quantization, bit_order)
 
+    def _refuse_too_long(self, items: Sequence[str | tuple[str, ...]]) -> None:
+        """Raises `TooLong` with the number of all items over the limit, before any is encoded, but for prompts.
+
+        Only long items are counted. One with fewer bytes that is over the limit is found when it is encoded.
+        """
+        limit, sizes = self.config.max_length, {}
+        documents = [item if isinstance(item, tuple) else (item,) for item in items]
+        long = [place for place, chunks in enumerate(documents) if _bytes(chunks) > _BYTES_PER_TOKEN * limit]
+        surely = {place: found for place in long if (found := tokens_over_limit(self._model, documents[place]))}
+        counted = [place for place in long if place not in surely]
+        for begin in range(0, len(counted), _BLOCK):
+            block = counted[begin : begin + _BLOCK]
+            counts = iter(self.count_tokens([chunk for place in block for chunk in documents[place]]))
+            for place in block:
+                sizes[place] = document_tokens(list(itertools.islice(counts, len(documents[place]))))
+        sizes |= surely
+        if over := sorted(place for place, size in sizes.items() if size > limit):
+            told = {"at_least": over[0] in surely, "over": (len(over), len(items))}
+            raise TooLong(over[0], sizes[over[0]], limit, fix=SHORTEN, **told)
+
     def _pooled(
         self,
         kind: str,
@@ -102,6 +124,11 @@ class CachingEncoder:
         keys = [(kind, *prompts.items(), overflow, overlap, item) for item in items]
         missing = [key for key in dict.fromkeys(keys) if key not in self._cached]
         new: dict[Hashable, np.ndarray] = {}
+        if overflow == "error":
+            try:
+                self._refuse_too_long([key[-1] for key in missing])
+            except TooLong as error:
+                raise error.at(keys.index(missing[error.place])) from None
         with Progress("encode", len(missing), kind, enabled=self._progress and bool(missing)) as progress:
             for begin in range(0, len(missing), _BLOCK):
                 block = missing[begin : begin + _BLOCK]
@@ -118,3 +145,7 @@ class CachingEncoder:
                 self._bytes += vector.nbytes
         self._requested.update(key for key in keys if key in self._cached)
         return [new[key] if key in new else self._cached[key] for key in keys]
+
+
+def _bytes(chunks: Sequence[str]) -> int:
+    return sum(len(chunk.encode(errors="surrogatepass")) for chunk in chunks)

@@ -77,11 +77,11 @@ class RetrievalEvaluator:
         encoder = CachingEncoder(Embedder(model, mesh=self._devices))
         scores: dict[str, float] = {}
         for name, data in self._sets.items():
-            alone = evaluate(encoder, data, ("int8",), truncate=True)["int8"]
+            alone = evaluate(encoder, data, ("int8",), overflow="truncate")["int8"]
             for way, in_context in self._ways.items():
                 found = alone
                 if in_context and data.has_context:
-                    found = evaluate(encoder, data, ("int8",), context=True, truncate=True, **self._size)["int8"]
+                    found = evaluate(encoder, data, ("int8",), context=True, overflow="truncate", **self._size)["int8"]
                 scores |= {f"eval/{name}/{way}{metric}": value for metric, value in found.items()}
             encoder.drop_unused()
         means = {name: self._mean(scores, name) for name in self.metrics if name not in scores}

@@ -45,7 +45,7 @@ def evaluate(
         quantization: of the vectors, compared by cosine ("ubinary" by Hamming distance). "tanh" is what INT8 rounds. It
             is reported as "float", so that "float" and "int8" differ by the rounding only.
         metrics: see `retrieval.metrics`.
-        **encoding: `context`, `dims`, `truncate` and more of `embed_set`.
+        **encoding: `context`, `dims`, `overflow` and more of `embed_set`.
 
     Returns:
         "float", "int8", "binary" -> metric -> value.
@@ -166,10 +166,10 @@ def score_model(
     cached = CachingEncoder(model)
 
     def of_set(one: RetrievalSet) -> dict[str, Any]:
-        alone = _evaluate_queries(cached, one, truncate=True)
+        alone = _evaluate_queries(cached, one, overflow="truncate")
         if not contextual:
             return alone
-        within = _evaluate_queries(cached, one, context=True, truncate=True, **size) if one.has_context else alone
+        within = _evaluate_queries(cached, one, context=True, overflow="truncate", **size) if one.has_context else alone
         return {**alone, WITH_CONTEXT: within, "without_context": alone}
 
     return score_sets(data, of_set, probes)

@@ -8,7 +8,7 @@ import numpy as np
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.evaluation.scoring.system import TOO_LONG
 from pplx_jax.inference.encoder import Encoder, document_encoder, document_tokens, query_encoder
-from pplx_jax.inference.overflow import too_long_by_name
+from pplx_jax.inference.overflow import Overflow, too_long_by_name
 
 CONTEXT_CHUNKS = 16  # chunks per document in contextual training
 
@@ -19,7 +19,7 @@ def embed_set(
     *,
     context: bool = False,
     dims: int | None = None,
-    truncate: bool = False,
+    overflow: Overflow = "error",
     chunks_per_document: int = CONTEXT_CHUNKS,
     tokens_per_document: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +31,7 @@ def embed_set(
         context: whether each passage is encoded together with its neighbours in the same parent, in chunk order. A
             query is a document of one chunk in both cases.
         dims: number of leading dimensions; None for all.
-        truncate: whether texts over the model's limit are cut instead of raising an error.
+        overflow: what happens to texts over the model's limit, see `Embedder`.
         chunks_per_document, tokens_per_document: longer parents are split into consecutive documents. The token limit
             is never above the model's, which is the default.
 
@@ -39,9 +39,9 @@ def embed_set(
         queries [Q, dims] and passages [N, dims], float32, in the order of `data`.
 
     Raises:
-        BadInput: a text is over the model's limit and `truncate` is off; the message names its id.
+        BadInput: a text is over the model's limit with overflow="error"; the message names its id.
     """
-    options: dict[str, Any] = {"quantization": "none", "dims": dims, "overflow": "truncate" if truncate else "error"}
+    options: dict[str, Any] = {"quantization": "none", "dims": dims, "overflow": overflow}
     with too_long_by_name(data.query_ids, TOO_LONG):
         queries = query_encoder(model)(data.queries, **options)
     if not context:

@@ -5,9 +5,11 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.inference.encoder import Encoder
+from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import Quantization
 
-TOO_LONG = "give --truncate or a model with a larger limit"  # the fix named in errors about texts over the limit
+# The fix named in errors about texts over the limit.
+TOO_LONG = "give --truncate, --overflow split or a model with a larger limit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,12 +21,19 @@ class Settings:
         dims: number of leading dimensions to use; None for all.
         context: whether passages are encoded together with their neighbours in the same document (late chunking).
         truncate: whether texts over the model's limit are cut instead of raising an error.
+        split: whether they are encoded as overlapping windows, of which every token is pooled once.
     """
 
     quantization: Quantization = "int8"
     dims: int | None = None
     context: bool = False
     truncate: bool = False
+    split: bool = False
+
+    @property
+    def overflow(self) -> Overflow:
+        """What happens to texts over the model's limit, see `Embedder`."""
+        return "truncate" if self.truncate else "split" if self.split else "error"
 
     @property
     def name(self) -> str:
@@ -64,5 +73,5 @@ def encode_options(settings: Settings) -> dict[str, Any]:
     return {
         "quantization": "none",
         "dims": settings.dims,
-        "overflow": "truncate" if settings.truncate else "error",
+        "overflow": settings.overflow,
     }

@@ -53,17 +53,20 @@ def quantize(v: torch.Tensor, quantization: str = "int8", dims: int | None = Non
 class FlexibleQuantizer(torch.nn.Module):
     """Quantizes `sentence_embedding`. `SentenceTransformer.encode` passes `quantization` and `dims` to it.
 
-    In training mode, "int8" gives the integers as floats with a straight-through gradient.
+    Without `quantization`, the embeddings are the integers of "int8" as float32, because sentence-transformers computes
+    similarities and norms of floats only. In training mode they have a straight-through gradient.
     """
 
     forward_kwargs = {"quantization", "dims"}
 
     def forward(
-        self, features: dict[str, torch.Tensor], quantization: str = "int8", dims: int | None = None, **_
+        self, features: dict[str, torch.Tensor], quantization: str | None = None, dims: int | None = None, **_
     ) -> dict[str, torch.Tensor]:
         v = features["sentence_embedding"]
-        embedding = quantize(v, quantization, dims)
-        if self.training and quantization == "int8":
+        embedding = quantize(v, quantization or "int8", dims)
+        if quantization is None:
+            embedding = embedding.float()
+        if self.training and quantization in (None, "int8"):
             scaled = LEVELS * quantize(v, "tanh", dims)
             embedding = embedding.float() + (scaled - scaled.detach())
         return {**features, "sentence_embedding": embedding}

@@ -12,7 +12,9 @@ from pplx_jax.kernels.masked_logsumexp.reference import ABSENT, Sum
 from pplx_jax.parallel.rules import mesh_axes
 
 __all__ = ["ABSENT", "Sum", "masked_logsumexp"]
-BLOCK = 2048  # candidates per block
+BLOCK = 2048  # most candidates per block
+_LEAST_BLOCK = 128
+_SCORES = 2**22  # scores in memory at a time, for any number of queries up to 32,768 on a device
 
 
 def masked_logsumexp(
@@ -24,15 +26,15 @@ def masked_logsumexp(
     temperature: jax.Array | float,
     ceiling: jax.Array | None = None,
     candidate_valid: jax.Array | None = None,
-    block: int = BLOCK,
+    compact: tuple[jax.Array, jax.Array] | None = None,
+    block: int | None = None,
 ) -> Sum:
     """log sum_j e^(s_ij / temperature) over the candidates j that count for query i, with exact gradients.
 
     A candidate counts if it is valid, its group is not the query's, and s_ij is at most the query's ceiling. The scores
     of one block, [N, block], exist at a time, and again in the backward pass. Within `jax.set_mesh` queries and
-    candidates
-    are sharded, and devices gather one block of candidates at a time: they exchange embeddings and their gradients, but
-    no scores, and no device holds all candidates.
+    candidates are sharded. Devices gather the candidates, all at once up to `blockwise.GATHERED` numbers, and each
+    compares its own queries with them. They exchange embeddings and their gradients, but no scores.
 
     Args:
       query: [N, D] float32; s is the dot product, so normalize the vectors for cosines.
@@ -42,7 +44,9 @@ def masked_logsumexp(
       temperature: scalar; differentiable.
       ceiling: [N], without a gradient; no ceiling if None.
       candidate_valid: [M] bool; all are valid if None.
-      block: candidates per block.
+      compact: INT8 [M, D] and a factor [M], whose product is `candidate`. If given, devices exchange these instead of
+        float32 vectors. The gradient is that of `candidate`.
+      block: candidates per block; None for fewer with more queries, so that memory does not grow.
 
     Returns:
       A `Sum`. Only `logsumexp` is differentiable.
@@ -50,7 +54,7 @@ def masked_logsumexp(
     Raises:
       BadInput: `block` is less than 1.
     """
-    if block < 1:
+    if block is not None and block < 1:
         raise BadInput(f"masked_logsumexp: block={block}; set it to 1 or more candidates")
     if ceiling is None:
         ceiling = jnp.full(query.shape[:1], jnp.inf, jnp.float32)
@@ -64,10 +68,13 @@ def masked_logsumexp(
         jnp.asarray(temperature, jnp.float32),
         jax.lax.stop_gradient(ceiling),
         candidate_valid,
+        jax.lax.stop_gradient(compact),
     )
     mesh = jax.sharding.get_abstract_mesh()
     axes = mesh_axes("rows", mesh)
     size = math.prod(mesh.shape[axis] for axis in axes)
+    if block is None:
+        block = max(_LEAST_BLOCK, min(BLOCK, _SCORES // max(-(-query.shape[0] // size), 1)))
     if size == 1:
         return blockwise(*arguments, block)
 
@@ -75,10 +82,10 @@ def masked_logsumexp(
         return x if x.ndim == 0 else jnp.pad(x, ((0, -x.shape[0] % size), *((0, 0),) * (x.ndim - 1)))
 
     rows, everywhere = PartitionSpec(axes), PartitionSpec()
-    specs = (rows, rows, rows, rows, everywhere, rows, rows)
+    specs = (rows, rows, rows, rows, everywhere, rows, rows, rows)
 
     def run(*local):
         return blockwise(*local, block, axes)
 
-    found = jax.shard_map(run, in_specs=specs, out_specs=rows, check_vma=False)(*map(padded, arguments))
+    found = jax.shard_map(run, in_specs=specs, out_specs=rows, check_vma=False)(*jax.tree.map(padded, arguments))
     return jax.tree.map(lambda x: x[: query.shape[0]], found)

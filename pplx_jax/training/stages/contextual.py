@@ -80,6 +80,7 @@ class ContextualStage(ContrastiveStage):
                 query_hash=batch["query_hash"] if self.mask_duplicates else None,
                 also_positive=batch["also_positive"],
                 weight=batch.get("weight"),
+                integers=True,
             )
 
         return self.objective(loss, step)(

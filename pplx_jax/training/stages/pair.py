@@ -43,5 +43,6 @@ class PairStage(ContrastiveStage):
             document_hash=batch["document_hash"] if self.mask_duplicates else None,
             query_hash=batch["query_hash"] if self.mask_duplicates else None,
             weight=batch.get("weight"),
+            integers=True,
             query_negatives=self.query_negatives,
         )

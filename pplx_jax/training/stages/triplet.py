@@ -47,4 +47,5 @@ class TripletStage(ContrastiveStage):
             take_slots(embeddings, batch["negatives"]),
             **{name: batch[name] for name in _HASHES if self.mask_duplicates},
             weight=batch.get("weight"),
+            integers=True,
         )

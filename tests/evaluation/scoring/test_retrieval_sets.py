@@ -59,8 +59,8 @@ def test_a_model_is_scored_as_on_each_set_alone(folder):
     found = score_model(model, read_sets(folder), contextual=True, chunks_per_document=4)
     for name, data in (("alone", ALONE), ("grouped", GROUPED)):
         own = found["sets"][name]
-        assert own["without_context"] == evaluate(model, data, truncate=True)
-        within = evaluate(model, data, context=True, truncate=True, chunks_per_document=4)
+        assert own["without_context"] == evaluate(model, data, overflow="truncate")
+        within = evaluate(model, data, context=True, overflow="truncate", chunks_per_document=4)
         assert own["with_context"] == (within if data.has_context else own["without_context"])
     assert "with_context" not in score_model(model, read_sets(folder))
 

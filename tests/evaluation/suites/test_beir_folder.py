@@ -80,8 +80,8 @@ def test_a_text_past_the_limit_is_an_error_unless_cut(folder):
     model = WordEncoder(max_length=4)
     with pytest.raises(BadInput, match="5 tokens"):
         evaluate(model, folder)
-    evaluate(model, folder, truncate=True)
-    evaluate(model, folder, truncate=True, context=True)
+    evaluate(model, folder, overflow="truncate")
+    evaluate(model, folder, overflow="truncate", context=True)
 
 
 @pytest.mark.parametrize("kind", ["bm25", "words"])

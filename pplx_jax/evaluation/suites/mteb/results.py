@@ -59,7 +59,7 @@ def _name(name: str) -> str:
 
 
 def _experiment(settings: Settings, native: Quantization, prompts: Prompts) -> dict[str, Any]:
-    default = dataclasses.asdict(Settings(native, truncate=settings.truncate))
+    default = dataclasses.asdict(Settings(native, truncate=settings.truncate, split=settings.split))
     differing = {field: value for field, value in dataclasses.asdict(settings).items() if value != default[field]}
     templates = dataclasses.asdict(prompts) if prompts != NO_PROMPTS else {}
     return differing | {f"{kind}_prompt": template for kind, template in templates.items()}

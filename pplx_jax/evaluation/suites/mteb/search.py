@@ -123,7 +123,7 @@ class Search:
             data = _with_parents(
                 corpus, self.prompts.documents(document_texts(corpus[:]), instruction), query_ids, queries
             )
-            pooled = embed_set(encoder, data, context=True, dims=settings.dims, truncate=settings.truncate)
+            pooled = embed_set(encoder, data, context=True, dims=settings.dims, overflow=settings.overflow)
             query_vectors, document_vectors = (quantize(part, settings.quantization) for part in pooled)
             return _VectorScores(query_vectors, document_vectors, packed, *map(zero_rows, pooled))
         encode_queries = query_encoder(encoder) if own[QUERY] else encoder.encode
@@ -174,10 +174,9 @@ def pool(
     Raises:
         BadInput: a text is over the model's limit; the message names its id.
     """
-    overflow = "truncate" if settings.truncate else "error"
     method = method or encoder.encode
     with too_long_by_name(ids, TOO_LONG):
-        return method(texts, quantization="none", dims=settings.dims, overflow=overflow)
+        return method(texts, quantization="none", dims=settings.dims, overflow=settings.overflow)
 
 
 @dataclasses.dataclass(frozen=True)
