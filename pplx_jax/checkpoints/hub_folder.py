@@ -39,7 +39,6 @@ def _snapshot(repo: str, revision: str | None) -> str:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import (
             GatedRepoError,
-            HfHubHTTPError,
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
@@ -60,7 +59,9 @@ def _snapshot(repo: str, revision: str | None) -> str:
             f"{missing} {repo}{at} of the hub is not in the cache and cannot be fetched; check the network and "
             "HF_HUB_OFFLINE, or give a folder"
         ) from None
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise BadInput(f"{missing} the hub cannot be read ({str(error).splitlines()[0]}); try again") from None
+    except Exception as error:  # of the hub, the network, a proxy or the cache; the library has many types
+        raise BadInput(
+            f"{missing} the hub cannot be read ({(str(error).splitlines() or [repr(error)])[0]}); try again"
+        ) from None
     logging.info("%s is read from %s", repo, folder)
     return folder

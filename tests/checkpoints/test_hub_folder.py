@@ -99,6 +99,13 @@ class _Hub(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.requests.append(self.path)
         path = self.path.partition("?")[0]
+        if path.startswith("/api/models/lab/tiny/tree/"):
+            files = self.files.items()
+            listed = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in files
+            ]
+            return self._send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
         if path.startswith("/api/models/lab/tiny/revision/") or path == "/api/models/lab/tiny":
             revision = path.rpartition("/")[2]
             if revision not in ("main", "tiny", COMMITS["main"]):
