@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 
-import huggingface_hub
 import jax
 import numpy as np
 import pytest
 from helpers import tiny
+from huggingface_hub import constants
 
 from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.checkpoints.initial_model import load_weights, model_to_train
@@ -47,8 +47,8 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def offline(cache, monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     return cache
 
