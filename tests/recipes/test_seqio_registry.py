@@ -224,7 +224,7 @@ def test_the_verb_builds_and_tokenises_from_seqio(folder, tmp_path, capsys):
         "SeqioCorpus.tasks = {'pair': 'foreign'}\n"
         "SeqioCorpus.columns = {'query': 'inputs', 'positive': 'targets'}\n"
         f"SeqioCorpus.evaluation = '{folder}/sets/one'\n"
-        "VOCABULARY = 300\n"
+        "VOCABULARY = 328\n"
     )
     run = ["run", f"--gin_file={recipe}", f"--workdir={tmp_path / 'run'}", "--until=data", "--json"]
     assert cli.main(run) == cli.DONE
