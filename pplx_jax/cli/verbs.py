@@ -278,6 +278,7 @@ VERBS = (
             flag("--max_batch_tokens", type=int, help="most tokens of concurrent requests to encode together"),
             flag("--max_wait_ms", type=float, help="how long a request waits for others, in milliseconds"),
             flag("--max_inputs", type=int, help="most texts or documents in a request"),
+            flag("--index", **_PATH, help="an index of the model, to search on a page at /"),
             flag("--max_chunks", type=int, help="most chunks in a request"),
             flag("--max_document_tokens", type=int, help="most tokens of a text or document"),
             flag("--max_tokens", type=int, help="most tokens in a request"),
