@@ -6,6 +6,7 @@ into a part per device: a matrix product of fewer tokens may add up in another o
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -55,6 +56,7 @@ class Cutter:
       slots: chunks of a sequence. A document with more chunks gets a sequence with more slots.
       shortest: tokens of the shortest sequence, a power of two.
       separator_id: the token between chunks.
+      alone: whether every document is a block by itself. Its shape then depends on nothing else.
     """
 
     limit: int
@@ -62,6 +64,7 @@ class Cutter:
     slots: int
     shortest: int
     separator_id: int
+    alone: bool = False
 
     def packed(
         self, ids: Sequence[Tokens], lengths: np.ndarray, counts: np.ndarray, sizes: np.ndarray, chosen: np.ndarray
@@ -77,7 +80,8 @@ class Cutter:
         """
         first_chunk = np.cumsum(counts) - counts
         shape = {"limit": self.limit, "slots": self.slots, "shortest": self.shortest}
-        for plan in plan_sequences(chosen, sizes, counts, **shape):
+        groups = np.split(chosen, len(chosen)) if self.alone and len(chosen) else [chosen]
+        for plan in itertools.chain.from_iterable(plan_sequences(group, sizes, counts, **shape) for group in groups):
             chunks = np.concatenate([np.arange(first_chunk[t], first_chunk[t] + counts[t]) for t in plan.texts])
             placed = lay_out(lengths[chunks], counts[plan.texts], plan.sequence, np.arange(len(plan.texts)))
             for first_row, rows in self._rows(int(placed.row.max()) + 1, plan.length):

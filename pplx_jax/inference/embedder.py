@@ -64,6 +64,9 @@ class Embedder:
         of them, and all of them return all embeddings.
       prompts: name -> text, in place of those of the model. "" removes one; None keeps it.
       max_length: a limit in tokens below the model's, which `config` then has; None for the model's.
+      deterministic: whether the embedding of a text or document has the same bits whatever else is in the call, on one
+        kind of device. Each then has a forward pass by itself, of a shape that depends only on its own length, which is
+        slower for short texts. Otherwise texts share passes, and the last bits depend on the others.
 
     Attributes:
       prompts: name -> text of the prompts that are not empty.
@@ -84,6 +87,7 @@ class Embedder:
         shared: bool = False,
         prompts: Mapping[str, str | None] | None = None,
         max_length: int | None = None,
+        deterministic: bool = False,
     ):
         self.config = dataclasses.replace(model.config, max_length=shorter_limit(model.config.max_length, max_length))
         self.vocabulary = model.vocabulary
@@ -103,6 +107,7 @@ class Embedder:
             slots=slots,
             mesh=encoding_mesh(model.params, model.config.dtype, everywhere=shared) if mesh is None else mesh,
             shared=shared,
+            alone=deterministic,
         )
 
     @classmethod

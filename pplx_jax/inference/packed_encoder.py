@@ -59,6 +59,7 @@ class PackedEncoder:
         of them make every call together, with the same arguments. None for the device of `params`, or the first one.
       shared: for a mesh of this process's own devices: all processes make every call together, with the same arguments,
         and each encodes a share.
+      alone: whether every document has a forward pass by itself, see `deterministic` of `Embedder`.
     """
 
     def __init__(
@@ -72,13 +73,17 @@ class PackedEncoder:
         slots: int,
         mesh: jax.sharding.Mesh | None = None,
         shared: bool = False,
+        alone: bool = False,
     ):
         self._config = config
         self._mesh = _mesh_of(params) if mesh is None else mesh
-        self._model = bind(config, _placed(in_compute_precision(params, config.dtype), self._mesh))
+        platform = self._mesh.devices.flat[0].platform
+        # XLA on CPU would turn a stack of bfloat16 layers into float32 in every call.
+        held = params if platform == "cpu" else in_compute_precision(params, config.dtype)
+        self._model = bind(config, _placed(held, self._mesh))
         self._pad_id = pad_id
-        shortest = shortest_sequence(self._mesh.devices.flat[0].platform)
-        self._cutter = Cutter(config.max_length, batch_tokens, slots, shortest, separator_id)
+        shortest = shortest_sequence(platform)
+        self._cutter = Cutter(config.max_length, batch_tokens, slots, shortest, separator_id, alone)
         self._shards = shards("rows", self._mesh)
         self._placement = batch_sharding(self._mesh)
         self._owners = _owners(self._placement, self._shards)

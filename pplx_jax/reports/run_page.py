@@ -74,7 +74,7 @@ def _score_tiles(rows: Sequence[ScoreRow]) -> Iterable[Tile]:
     if value is not None:
         changes = [
             Change(signed(value - other), f"against {name} ({other:.3f})", "up" if value >= other else "down")
-            for name in ("BM25", "random")
+            for name in ("BM25", *UNTRAINED)
             if name in by_name and (other := by_name[name].main(_METRIC)) is not None
         ]
         yield Tile(f"nDCG@10, {last.name}, int8", f"{value:.3f}", changes=changes)

@@ -20,10 +20,12 @@ from pplx_jax.core.prompts import with_document_prompt
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.encoder import document_tokens, tokens_over_limit
 from pplx_jax.inference.packed_encoder import Tokens
+from pplx_jax.retrieval.searchable_index import SearchableIndex
 from pplx_jax.serving import wire
 from pplx_jax.serving.batching import Batcher
 from pplx_jax.serving.errors import RequestError
 from pplx_jax.serving.metrics import KIND, Metrics
+from pplx_jax.serving.search_page import SearchPage
 
 # Read up to 4 times the limit before refusing: a client that is still sending would not see the reply.
 _DRAINED = 4
@@ -42,6 +44,7 @@ class App:
         max_wait: float,
         max_queued_tokens: int,
         prompt_name: str | None = None,
+        index: SearchableIndex | None = None,
     ):
         self._model, self._name, self._limits, self._prompt_name = model, name, limits, prompt_name
         self.batcher = Batcher(
@@ -52,8 +55,10 @@ class App:
             encoded=lambda tokens, seconds: self.metrics.encoded(tokens, seconds),
         )
         self.metrics = Metrics(lambda: self.batcher.queued_tokens, lambda: self.batcher.queued_requests)
+        search = [] if index is None else [Route("/", SearchPage(index, model, self.batcher).show)]
         self.asgi = Starlette(
             routes=[
+                *search,
                 Route("/v1/embeddings", self._embeddings, methods=["POST"]),
                 Route("/v1/contextualizedembeddings", self._contextualized, methods=["POST"]),
                 Route("/v1/models", self._models),

@@ -35,6 +35,7 @@ def serve(
     max_queued_tokens: int = 1 << 20,
     max_connections: int = 512,
     prompt_name: str | None = None,
+    index: str | pathlib.Path | None = None,
     stop_seconds: int = 30,
 ) -> dict[str, Any]:
     """Serves a model. After Ctrl-C or SIGTERM, finishes the running requests and returns.
@@ -52,13 +53,15 @@ def serve(
         max_connections: maximum open connections; more are answered with status 503.
         prompt_name: the prompt of the model for requests that name none, such as "query" or "document"; None for no
             prompt.
+        index: an index of this model, of any engine, to search by hand on the page at "/"; None for no page.
         stop_seconds: how long running requests may take after the signal.
 
     Returns:
         {"requests", "batches", "tokens", "seconds"}.
 
     Raises:
-        BadInput: there is no readable model or no such prompt, or the server cannot listen on the address.
+        BadInput: there is no readable model or index or no such prompt, the index is of another model, or the server
+            cannot listen on the address.
     """
     require_packages("serve", "starlette", "uvicorn", "prometheus_client", extra="serve")
     given = {"max_batch_tokens": max_batch_tokens, "max_queued_tokens": max_queued_tokens}
@@ -67,12 +70,14 @@ def serve(
             raise BadInput(f"{setting}={value}: give at least 1")
     with _listening(host, port) as listener:
         from pplx_jax.inference.embedder import Embedder
+        from pplx_jax.retrieval.open_index import open_index
         from pplx_jax.serving.app import App, served_name
         from pplx_jax.serving.wire import Limits
 
         limits = Limits(max_body_bytes, max_inputs, max_chunks, max_document_tokens, max_tokens)
         model = Embedder.load(model_path, batch_tokens=max_batch_tokens)
         model.prompt_text(prompt_name)  # refuses an unknown name
+        opened = None if index is None else open_index(index)
         app = App(
             model,
             name or served_name(model_path),
@@ -81,6 +86,7 @@ def serve(
             max_wait=max_wait_ms / 1000,
             max_queued_tokens=max_queued_tokens,
             prompt_name=prompt_name,
+            index=opened,
         )
         model.encode(["The first text pays for the compiler."], overflow="truncate")
         address = f"[{host}]" if ":" in host else host
