@@ -152,6 +152,7 @@ VERBS = (
             flag("--dtype", choices=_DTYPES, help="type of the written weights"),
             flag("--mask_token", metavar="TOKEN", help="token that diffusion masks with (default: as declared)"),
             flag("--separator_token", metavar="TOKEN", help="token between chunks (default: as declared)"),
+            flag("--pad_token", metavar="TOKEN", help="token that fills sequences (default: as declared)"),
             flag("--layers", type=int, help="keep only the first layers (default: all)"),
             flag("--no_parity", action="store_true", help="skip the comparison with PyTorch"),
         ),
@@ -235,6 +236,7 @@ VERBS = (
             flag("--queries", **_PATH, help="instead of QUERY: JSON lines or Parquet of id and text"),
             flag("--output", output=True, **_PATH, help="with --queries: FILE.trec or FILE.jsonl to write"),
             flag("--index", required=True, **_PATH, help="the folder that index wrote"),
+            flag("--model", **_PATH, help="the folder of the model, if it is not where the index says"),
             flag("--k", type=int, help="number of hits per query"),
             flag(
                 "--engine",

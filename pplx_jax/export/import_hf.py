@@ -25,6 +25,7 @@ def import_hf(
     dtype: str = "float32",
     mask_token: str | None = None,
     separator_token: str | None = None,
+    pad_token: str | None = None,
     layers: int | None = None,
     no_parity: bool = False,
 ) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def import_hf(
       dtype: of the written weights, "float32" or "bfloat16".
       mask_token: name of the mask token for diffusion; None for the default of `data/tokens/tokenizer_vocabulary.py`.
       separator_token: name of the separator token between chunks; None for the default.
+      pad_token: name of the token that fills sequences; None for the default.
       layers: number of layers to keep, from the first; None for all. The final norm stays.
       no_parity: whether to skip the comparison, which needs PyTorch and runs the model twice.
 
@@ -57,7 +59,7 @@ def import_hf(
     if not no_parity:
         needed = ("torch", "transformers", *(("accelerate",) if source.suffix == SUFFIX else ()))
         require_packages("the parity report", *needed, extra="convert", otherwise=", or give --no_parity")
-    plan = ImportPlan.of(source, dtype, mask_token, separator_token, layers)
+    plan = ImportPlan.of(source, dtype, mask_token, separator_token, pad_token, layers)
     warn_of_pooling(source)
     states = None
     if not no_parity:

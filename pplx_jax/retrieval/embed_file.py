@@ -298,7 +298,7 @@ def _refuse_too_long(folder: EmbeddingFolder, source: pathlib.Path) -> None:
         example = f"the first is {first['too_long']!r} in line {first['row']} ({first['reason']})"
         raise BadInput(
             f"{source}: too long: {len(too_long)} of {rows} rows, {example}; all others are in {folder.path}; "
-            "give --overflow truncate or split, and another --output"
+            "give --overflow truncate or split to embed them too"
         )
 
 

@@ -113,6 +113,9 @@ class EmbeddingFolder:
         if not any((path / name).exists() for name in (MANIFEST, PROGRESS)):
             write_json(path / PROGRESS, cls(path, settings, relative(model, path), {}, complete=False)._content())
         folder = cls._read(path)
+        if alone and (kept := folder._kept_with(settings)) is not None:
+            folder._restart(settings, relative(model, path), kept)
+            folder = cls._read(path)
         for field in dataclasses.fields(Settings):
             old, new = getattr(folder.settings, field.name), getattr(settings, field.name)
             if old != new:
@@ -124,6 +127,35 @@ class EmbeddingFolder:
         if folder.complete and alone:
             folder._remove_progress()  # of a worker that finished a shard after another one had
         return folder
+
+    def _kept_with(self, settings: Settings) -> set[int] | None:
+        """Returns the finished shards that are also those of a corrected command; None if it is no correction.
+
+        A command without any vectors failed as a whole. One that refused texts over the limit has shards without such
+        texts, which are the same for every `overflow`.
+        """
+        names = [field.name for field in dataclasses.fields(Settings)]
+        changed = {name for name in names if getattr(self.settings, name) != getattr(settings, name)}
+        if changed and self.finished and not self.totals()["count"]:
+            return set()
+        if changed and changed <= {"overflow", "overlap"} and self.settings.overflow == "error":
+            return {
+                number for number, shard in self.finished.items() if not any("too_long" in row for row in shard.skipped)
+            }
+        return None
+
+    def _restart(self, settings: Settings, model: str, kept: set[int]) -> None:
+        """Makes this an unfinished folder of other settings, with some of its shards."""
+        dropped = self.finished.keys() - kept
+        for number in kept:
+            write_json(self._file(number, "json"), dataclasses.asdict(self.finished[number]))
+        for number in dropped:
+            self._file(number, "json").unlink(missing_ok=True)
+        write_json(self.path / PROGRESS, EmbeddingFolder(self.path, settings, model, {}, complete=False)._content())
+        (self.path / MANIFEST).unlink(missing_ok=True)
+        for number in dropped:
+            for suffix in ("npy", "jsonl"):
+                self._file(number, suffix).unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: pathlib.Path) -> "EmbeddingFolder":

@@ -10,6 +10,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.json_lines import escaped, is_unicode, numbered_lines, parse_object
 from pplx_jax.data.io.parquet import decoded, open_parquet, parquet_rows
 
+_ABSENT = object()
 _METADATA = ("path", "line", "source", "parent", "chunk")
 
 
@@ -54,7 +55,7 @@ def read_rows(path: pathlib.Path, text_field: str, chunks_field: str) -> Iterato
 
     Args:
         path: .jsonl, .jsonl.gz or .parquet.
-        text_field, chunks_field: names of the columns. A row with `chunks_field` is a document.
+        text_field, chunks_field: names of the columns, "a.b" for a nested one. A row with `chunks_field` is a document.
 
     Raises:
         BadInput: the file cannot be read.
@@ -119,7 +120,8 @@ def _columns(path: pathlib.Path, text_field: str, chunks_field: str) -> Collecti
         return None
     with _opened(path) as file:
         names = open_parquet(file, str(path)).schema_arrow.names
-    return {text_field, chunks_field, "id", "_id", *_METADATA} if {text_field, chunks_field} & {*names} else None
+    fields = {field if field in names else field.partition(".")[0] for field in (text_field, chunks_field)}
+    return {*fields, "id", "_id", *_METADATA} if fields & {*names} else None
 
 
 def _parse(row: tuple[int, bytes | dict[str, Any]], text_field: str, chunks_field: str) -> InputRow | BadRow:
@@ -140,13 +142,13 @@ def _opened(path: pathlib.Path) -> BinaryIO:
 
 
 def _check(number: int, row: dict[str, Any], text_field: str, chunks_field: str) -> InputRow:
-    is_document = chunks_field in row
+    is_document = (found := _field(row, chunks_field)) is not _ABSENT
     if is_document:
-        chunks = row[chunks_field]
+        chunks = found
         if not isinstance(chunks, list) or not chunks:
             raise ValueError(f'"{chunks_field}" is not a list of at least one text')
-    elif text_field in row:
-        chunks = [row[text_field]]
+    elif (text := _field(row, text_field)) is not _ABSENT:
+        chunks = [text]
     else:
         raise ValueError(f'neither "{text_field}" nor "{chunks_field}", only {", ".join(row) or "nothing"}')
     for place, chunk in enumerate(chunks):
@@ -158,6 +160,14 @@ def _check(number: int, row: dict[str, Any], text_field: str, chunks_field: str)
     _require_unicode('"id"', identity if isinstance(identity, bytes) else str(identity))
     metadata = {name: _shown(row[name]) for name in _METADATA if name in row}
     return InputRow(number, str(identity), chunks, is_document, metadata)
+
+
+def _field(row: dict[str, Any], name: str) -> Any:
+    """Returns the value of a column, or of a nested one ("a.b"); `_ABSENT` if the row does not have it."""
+    if name in row:
+        return row[name]
+    outer, _, inner = name.partition(".")
+    return _field(row[outer], inner) if inner and isinstance(row.get(outer), dict) else _ABSENT
 
 
 def _require_unicode(name: str, text: str | bytes) -> None:

@@ -43,6 +43,7 @@ def search_index(
     least_candidates: int = 1000,
     probes: int | None = None,
     url: str | None = None,
+    model: str | pathlib.Path | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Searches an index for a text, or for every text of a file. Loads the model that the index names.
@@ -58,6 +59,7 @@ def search_index(
             the document) or NAME.jsonl ({"id", "text", "hits"}).
         engine, candidates, least_candidates, probes: see `SearchOptions`.
         url: of the server of the index, if it is not the one that the index names.
+        model: the folder of the model, if it is not where the index says.
         encoder: the loaded model, if the caller has it.
 
     Returns:
@@ -78,7 +80,7 @@ def search_index(
     if query is not None:
         if not query.strip():
             raise BadInput("the query is empty; give some text to search for")
-        encoder = encoder or load_encoder(opened.model, **opened.prompts)
+        encoder = encoder or load_encoder(model or opened.model, **opened.prompts)
         with too_long_by_name(["the query"], "shorten it"):
             pooled = opened.pool_queries([query], encoder)
         return {"hits": opened.search_pooled(_of_first(pooled), k, options)[0]}
@@ -87,7 +89,7 @@ def search_index(
     source, output = local_copy(as_path(str(queries))), as_path(output)
     with _writer(output) as write:
         entries = _read_queries(source)
-        encoder = encoder or load_encoder(opened.model, **opened.prompts)
+        encoder = encoder or load_encoder(model or opened.model, **opened.prompts)
         started = time.monotonic()
         with Progress("search", len(entries), unit="query", enabled=leads()) as progress:
             for begin in range(0, len(entries), _QUERIES_AT_ONCE):

@@ -249,7 +249,8 @@ def test_another_pooling_is_said(qwen3, tmp_path, caplog, content, pooling):
 def test_tokens_are_named(qwen3, imported, tmp_path):
     vocabulary = load_model(imported[0]).vocabulary
     assert (vocabulary.mask, vocabulary.separator) == ("<|fim_pad|>", "<|endoftext|>")
-    import_hf(qwen3, tmp_path / "model", mask_token="<think>", separator_token="<|im_end|>", no_parity=True)
+    named = {"mask_token": "<think>", "separator_token": "<|im_end|>", "pad_token": "<|im_start|>"}
+    import_hf(qwen3, tmp_path / "model", **named, no_parity=True)
     named = load_model(tmp_path / "model").vocabulary
     assert (named.mask, named.separator) == ("<think>", "<|im_end|>")
     assert named.mask_id not in (vocabulary.mask_id, *named.encode("<think>"))

@@ -144,6 +144,51 @@ def test_long_texts_end_the_call_when_the_others_are_embedded(tmp_path, capsys):
     assert embed(source, tmp_path / "cut", overflow="truncate")["skipped"] == 1
 
 
+def test_a_corrected_command_continues_in_the_folder_of_the_failed_one(tmp_path):
+    rows = [{"text": "a"}, {"text": "b"}, {"text": "c"}, {"text": "long " * 21}, {"text": "d"}, {"text": "e"}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    with pytest.raises(BadInput, match="none of its 6 rows could be embedded"):
+        embed(source, tmp_path / "out", text_field="body", shard_size=2)
+    with pytest.raises(BadInput, match="too long: 1 of 6 rows"):
+        embed(source, tmp_path / "out", shard_size=2)
+    encoder = WordEncoder()
+    assert embed(source, tmp_path / "out", shard_size=2, overflow="truncate", encoder=encoder)["count"] == 6
+    assert encoder.encoded == 2  # the shard of the long text
+    embed(source, tmp_path / "once", shard_size=2, overflow="truncate")
+    for found, expected in zip(read(tmp_path / "out"), read(tmp_path / "once"), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(BadInput, match="holds embeddings with overflow='truncate', not 'error'"):
+        embed(source, tmp_path / "out", shard_size=2)
+
+
+def test_an_interrupted_correction_continues(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    source = write_rows(tmp_path / "in.jsonl", [{"text": "a"}, {"text": "long " * 21}])
+    with pytest.raises(BadInput, match="too long"):
+        embed(source, tmp_path / "out", shard_size=1)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(EmbeddingFolder, "add", stop)
+        embed(source, tmp_path / "out", shard_size=1, overflow="truncate")
+    encoder = WordEncoder()
+    assert embed(source, tmp_path / "out", shard_size=1, overflow="truncate", encoder=encoder)["count"] == 2
+    assert encoder.encoded == 1
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_nested_column(tmp_path, ending):
+    rows = [{"doc": {"body": {"text": "a b"}}, "id": "x"}, {"doc": {"body": {"text": "c"}}, "id": "y"}]
+    source = tmp_path / f"in.{ending}"
+    if ending == "jsonl":
+        write_rows(source, [*rows, {"doc": {"body": "flat"}}])
+    else:
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    assert embed(source, tmp_path / "out", text_field="doc.body.text")["count"] == 2
+    assert [(row["id"], row["text"]) for row in read(tmp_path / "out")[1]] == [("x", "a b"), ("y", "c")]
+
+
 class LengthEncoder(WordEncoder):
     """Knows that a word has at most eight characters, and never counts the words of a long text."""
 

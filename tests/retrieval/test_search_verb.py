@@ -155,6 +155,21 @@ def test_the_command_line_passes_everything(chunked, queries, tmp_path, monkeypa
     assert cli.main(plain) == cli.DONE and "net#3" in capsys.readouterr().out
 
 
+def test_a_moved_index_is_told_where_its_model_is(chunked, queries, tmp_path, monkeypatch, capsys):
+    loaded = []
+
+    def load(path):
+        loaded.append(path)
+        return WordEncoder(max_length=400)
+
+    monkeypatch.setattr("pplx_jax.retrieval.search_verb.load_encoder", load)
+    command = ["search", f"--index={chunked}", f"--model={tmp_path / 'model'}"]
+    assert cli.main([*command, "Read a file."]) == cli.DONE
+    assert cli.main([*command, f"--queries={queries}", f"--output={tmp_path / 'run.trec'}"]) == cli.DONE
+    assert loaded == [tmp_path / "model"] * 2
+    capsys.readouterr()
+
+
 def test_a_query_that_is_too_long_is_named(chunked, tmp_path):
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": f"q{n}", "text": "x " * n}) + "\n" for n in (9, 401)))
     with pytest.raises(BadInput, match="'q401' has 401 tokens, the model takes 400; shorten"):

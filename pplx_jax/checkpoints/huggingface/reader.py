@@ -98,6 +98,7 @@ class ImportPlan:
         dtype: str,
         mask_token: str | None = None,
         separator_token: str | None = None,
+        pad_token: str | None = None,
         layers: int | None = None,
     ) -> "ImportPlan":
         if dtype not in WRITTEN_DTYPES:
@@ -106,14 +107,16 @@ class ImportPlan:
             file = read_gguf(source)
             described = file.source
             tensors = _checked(source, described, dict(file.tensors), file.problems)
-            given = {"mask": mask_token, "separator": separator_token}
+            given = {"mask": mask_token, "separator": separator_token, "pad": pad_token}
             names = file.names | {role: name for role, name in given.items() if name is not None}
             vocabulary = TokenizerVocabulary.of(source, file.tokenizer, names)
         else:
             described, tensors = _folder_tensors(source)
             if not (source / TOKENIZER).exists():
                 raise BadInput(f"{source} has no {TOKENIZER}; copy it from where the model was published")
-            vocabulary = TokenizerVocabulary.read(source, mask_token=mask_token, separator_token=separator_token)
+            vocabulary = TokenizerVocabulary.read(
+                source, mask_token=mask_token, separator_token=separator_token, pad_token=pad_token
+            )
         if vocabulary.size > described.config.vocab_size:
             raise BadInput(
                 f"{source}: {TOKENIZER} has ids up to {vocabulary.size - 1}, the embedding table only "

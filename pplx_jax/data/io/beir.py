@@ -12,6 +12,8 @@ import pathlib
 from collections.abc import Container, Iterator
 from typing import Any
 
+from absl import logging
+
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
@@ -59,8 +61,9 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
         split: which qrels/SPLIT.tsv to read if there is no qrels.tsv.
 
     Raises:
-        BadInput: a file is missing, a row lacks a column or repeats an id, or a judgement names an unknown id. The
-            message gives the file and the line.
+        BadInput: a file is missing, a row lacks a column or repeats an id, or a judgement names an unknown query. The
+            message gives the file and the line. A judgement of a document that the corpus does not have is kept, with a
+            warning: a relevant one counts as not found, as in trec_eval. It is an error if all are such.
     """
     corpus_file, queries_file, qrels_file = set_files(folder, split)
     documents, parents, chunks = {}, [], []
@@ -156,6 +159,7 @@ def _read_qrels(
     path: pathlib.Path, queries: Container[str], documents: Container[str] | None
 ) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
+    missing: list[str] = []
     first = True
     for number, line in numbered_lines(path):
         where = f"{path}, line {number}"
@@ -173,11 +177,17 @@ def _read_qrels(
         if query not in queries:
             raise BadInput(f"{where}: unknown query-id {query!r}; add it to queries.jsonl or drop the line")
         if documents is not None and document not in documents:
-            raise BadInput(f"{where}: unknown corpus-id {document!r}; add it to corpus.jsonl or drop the line")
+            missing.append(f"{where}: {document!r}")
         if qrels.setdefault(query, {}).setdefault(document, level) != level:
             raise BadInput(f"{where}: a second, different grade for {query!r}, {document!r}; keep one of them")
     if not qrels:
         raise BadInput(f"{path} has no judgements; give lines of query-id, corpus-id, score")
+    if missing:
+        judgements = sum(map(len, qrels.values()))
+        told = f"of {judgements} judgements name a document that corpus.jsonl does not have; the first: {missing[0]}"
+        if len(missing) >= judgements:
+            raise BadInput(f"all {told}; give the corpus of these judgements")
+        logging.warning("%d %s. They count as not found, as in trec_eval", len(missing), told)
     return qrels
 
 

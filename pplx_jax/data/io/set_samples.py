@@ -31,7 +31,8 @@ def restricted(data: RetrievalSet, documents: Iterable[int], queries: Callable[[
     """
     rows = sorted(documents)
     names = {data.document_ids[row] for row in rows}
-    kept = [place for place, name in enumerate(data.query_ids) if queries(name) and names.issuperset(data.qrels[name])]
+    lost = set(data.document_ids) - names
+    kept = [place for place, name in enumerate(data.query_ids) if queries(name) and lost.isdisjoint(data.qrels[name])]
     query_ids = [data.query_ids[place] for place in kept]
     return RetrievalSet(
         document_ids=[data.document_ids[row] for row in rows],
@@ -81,7 +82,7 @@ def around_queries(data: RetrievalSet, most_queries: int, most_documents: int, s
     """
     queries = sorted(data.query_ids, key=lambda name: draw(seed, "query", name))[: most_queries or None]
     parent_of = dict(zip(data.document_ids, data.parents, strict=True))
-    judged = {parent_of[name] for query in queries for name in data.qrels[query]}
+    judged = {parent_of[name] for query in queries for name in data.qrels[query] if name in parent_of}
     rows: list[int] = []
     for parent, passages in sorted(
         passages_of_parents(data), key=lambda item: (item[0] not in judged, draw(seed, "parent", item[0]))

@@ -172,7 +172,7 @@ def _beir(folder: str, split: str) -> Iterator[tuple[str, Row | Unreadable]]:
     queries: dict[str, list[tuple[str, int]]] = {}
     for name, text in zip(found.query_ids, found.queries, strict=True):
         for answer, grade in found.qrels[name].items():
-            if grade > 0:
+            if grade > 0 and answer in place:
                 queries.setdefault(found.parents[place[answer]], []).append((text, place[answer]))
     for number, (parent, passages) in enumerate(members.items(), start=1):
         passages = sorted(passages, key=lambda row: found.chunks[row])

@@ -3,10 +3,13 @@
 import gzip
 import json
 
+import numpy as np
 import pytest
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import read_beir
+from pplx_jax.data.io.set_samples import around_queries, sampled
+from pplx_jax.retrieval.metrics import judge, metrics_per_query, relevant_ranks, tie_places
 
 
 def write_set(folder, *, corpus=None, queries=None, qrels="q1\td1\t1\n", zipped=False, qrels_name="qrels.tsv"):
@@ -59,7 +62,10 @@ def test_titles_parents_and_chunks(tmp_path):
         ({"corpus": [{"_id": "d\ud800", "text": ""}]}, 'corpus.jsonl, line 1: "_id" holds half of a surrogate pair'),
         ({"queries": [{"_id": "q", "text": "\ud800"}]}, 'queries.jsonl, line 1: "text" holds half of a surrogate pair'),
         ({"queries": [["q1"]]}, "queries.jsonl, line 1: not a JSON object (list)"),
-        ({"qrels": "q1\td1\t1\nq1\td9\t1\n"}, "qrels.tsv, line 2: unknown corpus-id 'd9'"),
+        (
+            {"qrels": "q1\td8\t1\nq1\td9\t1\n"},
+            "all of 2 judgements name a document that corpus.jsonl does not have; the first: ",
+        ),
         ({"qrels": "q9\td1\t1\n"}, "qrels.tsv, line 1: unknown query-id 'q9'"),
         ({"qrels": "q1 0 d1 1\n"}, "qrels.tsv, line 1: 1 columns"),
         ({"qrels": "q1\td1\t1.0\nq1\td2\t1\n"}, "qrels.tsv, line 1: score '1.0' is not an integer"),
@@ -72,6 +78,24 @@ def test_broken_sets(tmp_path, broken, message):
     with pytest.raises(BadInput) as error:
         read_beir(write_set(tmp_path, **broken))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_judgement_of_a_missing_document_counts_as_missed(tmp_path, caplog):
+    """As in trec_eval. Samples of a set keep its queries."""
+    data = read_beir(write_set(tmp_path, qrels="q1\td1\t1\nq1\td9\t1\n"))
+    assert data.qrels == {"q1": {"d1": 1, "d9": 1}}
+    assert "1 of 2 judgements name a document that corpus.jsonl does not have" in caplog.text
+    assert "qrels.tsv, line 2: 'd9'. They count as not found" in caplog.text
+    scores = np.array([[1.0 if name == "d1" else 0.5 for name in data.document_ids]])
+    judgements = judge(data.qrels, data.query_ids, data.document_ids)
+    ranks = relevant_ranks(scores, judgements, tie_places(data.document_ids))
+    found = {
+        name: float(value[0])
+        for name, value in metrics_per_query(ranks, judgements, ("recall@10", "map", "ndcg@10")).items()
+    }
+    assert found == pytest.approx({"recall@10": 0.5, "map": 0.5, "ndcg@10": 1 / (1 + 1 / np.log2(3))})
+    for sample in (sampled(data, 0, 0, 0), around_queries(data, 1, 0, 0)):
+        assert sample.qrels == data.qrels
 
 
 def test_missing_parts(tmp_path):
