@@ -81,6 +81,13 @@ class Reader:
         ):
             pending = {pool.submit(self._answer, client, request): name for name, request in missing.items()}
 
+            def cancel_others(done: concurrent.futures.Future[str]) -> None:
+                if not done.cancelled() and done.exception():  # at once, in the thread that would send the next one
+                    pool.shutdown(wait=False, cancel_futures=True)
+
+            for future in pending:
+                future.add_done_callback(cancel_others)
+
             def store(done: concurrent.futures.Future[str]) -> None:
                 name = pending[done]
                 if name not in known:
@@ -90,7 +97,8 @@ class Reader:
 
             try:
                 for number, done in enumerate(concurrent.futures.as_completed(pending), len(names) - len(missing) + 1):
-                    store(done)
+                    if not done.cancelled():
+                        store(done)
                     progress.update(number)
             finally:
                 pool.shutdown(cancel_futures=True)
