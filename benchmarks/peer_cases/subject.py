@@ -27,6 +27,7 @@ from pplx_jax.models.transformer import Qwen3Config
 ROOT = pathlib.Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"
 SEPARATOR = "\n\n"
+_PAIR_SETS = ("medquad", "jaquad-train", "jaquad-dev", "drcd-dev", "drcd-test")
 _LONGEST_WORD = 40  # characters; a text without spaces is one word
 # The widths of one block, from gin/models. The vocabulary is trained on the texts, so its table is larger than it.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -118,15 +119,18 @@ def read_texts(path: pathlib.Path | None) -> list[str]:
 
 def read_pairs(path: pathlib.Path | None) -> list[tuple[str, str]]:
     """Returns pairs of a query and its document: of a BEIR folder, of `../shared/data`, or of this project's pages."""
-    folder = path or (SHARED / "retrieval" / "medquad" if SHARED.is_dir() else None)
-    if folder is None:  # a paragraph finds the one after it
+    if path is None and not SHARED.is_dir():  # a paragraph finds the one after it
         texts = read_texts(None)
         return list(zip(texts[::2], texts[1::2], strict=False))
+    folders = [path] if path else [SHARED / "retrieval" / name for name in _PAIR_SETS]
+    return [pair for folder in folders for pair in _pairs_of(folder)]
 
+
+def _pairs_of(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     found = read_beir(folder)
     documents = dict(zip(found.document_ids, found.documents, strict=True))
-    best = (max(found.qrels[query].items(), key=lambda each: each[1])[0] for query in found.query_ids)
-    return [(query, documents[name]) for query, name in zip(found.queries, best, strict=True)]
+    for name, query in zip(found.query_ids, found.queries, strict=True):
+        yield query, documents[max(found.qrels[name].items(), key=lambda each: each[1])[0]]
 
 
 def _of_file(path: pathlib.Path) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The model that a recipe starts from: its configuration, vocabulary and weights.
 
-A folder is a model folder (of an import, a stage or a merge) or a Hugging Face folder that `import-hf` accepts.
+A folder is a model folder (of an import, a stage or a merge), a Hugging Face folder that `import-hf` accepts, or the
+name of a model of the Hugging Face hub (`checkpoints.hub_folder`).
 """
 
 import dataclasses
@@ -10,11 +11,11 @@ from typing import Any
 
 import jax
 
+from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.checkpoints.huggingface.reader import read_model
 from pplx_jax.checkpoints.model_folder import is_published, load_config
 from pplx_jax.checkpoints.orbax import load_params
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.paths import as_path
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.kernels.platform import fast_dtype
@@ -70,7 +71,7 @@ def _in_fast_dtype(model: Qwen3Config, platform: str | None) -> Qwen3Config:
 
 def copy_vocabulary(initial: Folder, output: pathlib.Path) -> Vocabulary:
     """Copies the vocabulary of `initial` to the folder `output` and returns it."""
-    vocabulary = load_vocabulary(initial)
+    vocabulary = load_vocabulary(find_model(initial))
     output.mkdir(parents=True, exist_ok=True)
     vocabulary.save(output)
     return vocabulary
@@ -84,10 +85,11 @@ def load_weights(initial: Folder, config: Qwen3Config, mesh: jax.sharding.Mesh) 
     Raises:
       BadInput: as `model_to_train`, or weights are missing or damaged.
     """
+    initial = find_model(initial)
     _check_architecture(config, load_config(initial), initial)
     if is_published(initial):
         return read_model(initial, sharding=lambda path, shape: leaf_sharding(path, shape, mesh)).params
-    return load_params(as_path(initial))
+    return load_params(initial)
 
 
 def _check_architecture(config: Qwen3Config, found: Qwen3Config, initial: Folder) -> None:

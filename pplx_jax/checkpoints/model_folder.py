@@ -10,13 +10,14 @@ from typing import Any, Literal, get_args
 
 from flax import nnx
 
+from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.checkpoints.huggingface.reader import read_config, read_model
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.orbax import CHECKPOINTS, MODEL, load_params, save_params
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.parameter_trees import named_shapes, require_finite
-from pplx_jax.core.paths import absolute, as_path
+from pplx_jax.core.paths import absolute
 from pplx_jax.core.prompts import checked_prompts
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
@@ -102,13 +103,14 @@ def save_model(
 def load_model(folder: str | pathlib.Path) -> LoadedModel:
     """Reads a model folder, one of its checkpoints, or a Hugging Face folder that `import-hf` accepts.
 
-    FOLDER/checkpoints/STEP is one checkpoint, FOLDER/checkpoints the latest.
+    FOLDER/checkpoints/STEP is one checkpoint, FOLDER/checkpoints the latest. `org/name` or `org/name@revision` is a
+    model of the Hugging Face hub (`checkpoints.hub_folder`).
 
     Raises:
       BadInput: a file is missing or damaged, weights are non-finite or do not have the shapes of the configuration, or
         the vocabulary is larger than the embedding table. The message names the folder.
     """
-    folder, step = _model_and_step(as_path(folder))
+    folder, step = _model_and_step(find_model(folder))
     if is_published(folder):
         return read_model(folder)
     config, kind, stage, prompts = _read_description(folder)
@@ -130,7 +132,7 @@ def load_config(folder: str | os.PathLike[str]) -> Qwen3Config:
     Raises:
       BadInput: as `load_model`.
     """
-    folder = as_path(folder)
+    folder = find_model(folder)
     if is_published(folder):
         return read_config(folder)
     return _read_description(folder)[0]
@@ -151,7 +153,7 @@ def is_published(folder: str | os.PathLike[str]) -> bool:
     Raises:
       BadInput: the folder does not exist.
     """
-    folder = as_path(folder)
+    folder = find_model(folder)
     if not folder.is_dir():
         raise BadInput(f"no model in {folder}: the folder does not exist; give the folder of a stage or a merge")
     return not (folder / MODEL).exists() and (folder / "config.json").exists()

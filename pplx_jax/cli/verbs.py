@@ -10,7 +10,7 @@ from pplx_jax.cli.verb import PathOrName, PathOrUrl, Verb, flag, names, whole_nu
 _PATH = {"type": pathlib.Path}
 _DTYPES = ("float32", "bfloat16")
 _QUANTIZATIONS = ("int8", "binary", "ubinary", "tanh", "none")
-_MODEL = {"required": True, **_PATH, "help": "a model folder"}
+_MODEL = {"required": True, **_PATH, "help": "a model folder, or ORG/NAME[@REVISION] of the Hugging Face hub"}
 _OUTPUT = flag("--output", required=True, output=True, **_PATH, help="the folder to write")
 _STAGE = flag("--stage", required=True, metavar="STAGE", help="the name of a stage, such as pair")
 _VOCABULARY = flag("--vocabulary", **_PATH, help="a vocabulary (default: of the initial model, or of the workdir)")
@@ -295,7 +295,11 @@ VERBS = (
         example="--model=run/merged --task=beir/scifact --quantization=int8,binary --output=scores",
         heading="evaluate",
         flags=(
-            flag("--model", type=PathOrName, help="a model folder, also of other libraries, or bm25"),
+            flag(
+                "--model",
+                type=PathOrName,
+                help="a model folder or ORG/NAME[@REVISION], also of other libraries, or bm25",
+            ),
             flag(
                 "--watch", metavar="STAGE_FOLDER", **_PATH, help="instead of --model: a stage's checkpoints, as saved"
             ),

@@ -1,10 +1,11 @@
 """`load`: gin files to a Config, which is plain data."""
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import gin
@@ -55,6 +56,19 @@ class Config:
         """
         lines = sorted(f"{key} = {setting.value}\n" for key, setting in self.settings.items() if not may_differ(key))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Gives gin's bindings back as they were when the block ends, for a caller that configures other code with gin."""
+    before, locked = gin.config_str(), gin.config_is_locked()
+    try:
+        yield
+    finally:
+        gin.clear_config()
+        gin.parse_config(before)
+        if locked:
+            gin.finalize()
 
 
 def load(

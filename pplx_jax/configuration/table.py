@@ -36,6 +36,7 @@ PARTS = (
     "pplx_jax.recipes.corpora.multilingual_corpus:MultilingualCorpus",
     "pplx_jax.recipes.corpora.docs_corpus:DocsCorpus",
     "pplx_jax.data.sources.source_corpus:SourceCorpus",
+    "pplx_jax.data.sources.seqio_corpus:SeqioCorpus",
     "pplx_jax.data.sources.source:Source",
     "pplx_jax.data.sources.mixture:Mixture",
     "pplx_jax.data.sources.mixture:Curriculum",

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 from absl import logging
 
+from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.checkpoints.huggingface.families import QWEN3, Family, family_of
 from pplx_jax.checkpoints.huggingface.name_map import to_torch_layout
 from pplx_jax.checkpoints.huggingface.safetensors import WRITTEN_DTYPES
@@ -81,7 +82,7 @@ def export_hf(
         package is not installed.
       RuntimeError: the export does not compute the same as the model.
     """
-    source, output = as_path(model_folder), absolute(as_path(output))
+    source, output = find_model(model_folder), absolute(as_path(output))
     if dtype not in WRITTEN_DTYPES:
         raise BadInput(f"dtype={dtype!r} of an export is not one of {', '.join(WRITTEN_DTYPES)}")
     if kind is not None and kind not in get_args(Kind):

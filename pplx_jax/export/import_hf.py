@@ -5,6 +5,7 @@ import gc
 import os
 from typing import Any
 
+from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX
 from pplx_jax.checkpoints.huggingface.reader import ImportPlan, warn_of_pooling
 from pplx_jax.checkpoints.model_folder import save_model
@@ -34,7 +35,8 @@ def import_hf(
     PyTorch, with the source's own mask and, for a causal source, also with the bidirectional mask.
 
     Args:
-      source: a folder of safetensors, `config.json` and `tokenizer.json`, or a file that ends with `.gguf`.
+      source: a folder of safetensors, `config.json` and `tokenizer.json`, the name of a model of the Hugging Face hub,
+        or a file that ends with `.gguf`.
       output: the folder to write; it must not exist, or be empty.
       dtype: of the written weights, "float32" or "bfloat16".
       mask_token: name of the mask token for diffusion; None for the default of `data/tokens/tokenizer_vocabulary.py`.
@@ -52,7 +54,7 @@ def import_hf(
         is not empty, or a package for the parity check is not installed.
       RuntimeError: the import does not compute the same as the source.
     """
-    source, output = local_copy(as_path(source)), absolute(as_path(output))
+    source, output = local_copy(find_model(source)), absolute(as_path(output))
     require_free(output, "empty folder", lambda _: False)
     if not no_parity:
         needed = ("torch", "transformers", *(("accelerate",) if source.suffix == SUFFIX else ()))

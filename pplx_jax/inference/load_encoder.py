@@ -2,6 +2,7 @@
 
 import os
 
+from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.core.prompts import DOCUMENT, QUERY
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.sentence_transformer import SentenceTransformerEncoder, is_foreign
@@ -18,7 +19,7 @@ def load_encoder(
     """Loads a model folder, a Hugging Face folder of a pplx-embed model, or a sentence-transformers folder of another.
 
     Args:
-        model: the folder. Its files say which kind it is.
+        model: the folder, or the name of a model of the Hugging Face hub. Its files say which kind it is.
         query_prompt, document_prompt: texts before every query and document, in place of the prompts of the model.
             "" for none; None for those of the model.
         max_length: a limit in tokens below the model's; None for the model's.
@@ -27,6 +28,7 @@ def load_encoder(
     Raises:
         BadInput: there is no readable model, or `max_length` is above the model's limit.
     """
+    model = find_model(model)
     if is_foreign(model):
         return SentenceTransformerEncoder(
             model, query_prompt=query_prompt, document_prompt=document_prompt, max_length=max_length

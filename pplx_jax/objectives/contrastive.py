@@ -22,7 +22,11 @@ Metrics = dict[str, jax.Array]
 
 def compact(vectors: jax.Array, integers: bool) -> tuple[jax.Array, jax.Array] | None:
     """Returns vectors [M, D] as `masked_logsumexp` exchanges them, as INT8 with a factor, if they are integers."""
-    return (vectors.astype(jnp.int8), inverse_norm(vectors)[:, 0]) if integers else None
+    if not integers:
+        return None
+    # Rounded, because a cast truncates: a compiler may leave a rounding error in the straight-through estimator's sum.
+    whole = jnp.round(vectors)
+    return whole.astype(jnp.int8), inverse_norm(whole)[:, 0]
 
 
 def mean_over_queries(

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.core.buckets import local_copy, staged
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import write_json, write_text
@@ -179,8 +180,10 @@ def _vocabulary(workdir: pathlib.Path, initial: str | None, vocabulary: pathlib.
 def _known_vocabulary(
     workdir: pathlib.Path | None, initial: str | None, vocabulary: pathlib.Path | None
 ) -> Vocabulary | None:
-    if vocabulary or initial:
-        return load_vocabulary(vocabulary or initial or "")
+    if vocabulary:
+        return load_vocabulary(vocabulary)
+    if initial:
+        return load_vocabulary(find_model(initial))
     data = None if workdir is None else as_path(workdir) / "data"
     if data is None or not any((data / name).exists() for name in (FILE_NAME, TOKENIZER)):
         return None

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
@@ -71,7 +72,7 @@ def embed_file(
     call then fails after all other rows are embedded.
 
     Args:
-        model_path: a model folder.
+        model_path: a model folder, or the name of a model of the Hugging Face hub.
         input: .jsonl, .jsonl.gz or .parquet.
         output: the folder to write, see `embedding_folder`.
         text_field, chunks_field: names of the columns.
@@ -97,7 +98,7 @@ def embed_file(
             contains something else or embeddings with other settings, the model does not support the quantization or
             dims, a row is over the model's limit with overflow="error", or no row could be embedded.
     """
-    source, folder_path, model_path = local_copy(as_path(input)), as_path(output), as_path(model_path)
+    source, folder_path, model_path = local_copy(as_path(input)), as_path(output), find_model(model_path)
     if shard_size < 1:
         raise BadInput(f"shard_size={shard_size}: give at least 1")
     if chunk_tokens is not None and chunk_tokens < 1:

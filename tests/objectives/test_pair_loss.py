@@ -9,6 +9,7 @@ import pytest
 from helpers.loss_references import N, assert_differs, assert_matches, leaves_of, pair_reference, pairs
 
 from pplx_jax.objectives import contrastive as losses
+from pplx_jax.objectives.similarity import normalize
 
 pair_loss = jax.jit(losses.pair_loss)
 
@@ -151,3 +152,12 @@ def test_pair_does_not_see_the_length_of_a_vector():
     value, _ = pair_loss(query, document, temperature=0.1)
     stretched = query * np.linspace(0.5, 3, N, dtype=np.float32)[:, None]
     np.testing.assert_allclose(pair_loss(stretched, 2 * document, temperature=0.1)[0], value, rtol=1e-4)
+
+
+def test_integers_with_a_rounding_error_are_sent_as_those_integers():
+    integers = jnp.asarray([[13.0, -7.0, 127.0, 0.0]])
+    sent, factor = losses.compact(integers - jnp.asarray([[2e-6, -2e-6, 8e-6, 0.0]]), True)
+    assert sent.dtype == jnp.int8
+    np.testing.assert_array_equal(sent, integers)
+    np.testing.assert_array_equal(sent * factor[:, None], normalize(integers))
+    assert losses.compact(integers, False) is None

@@ -20,6 +20,7 @@ from pplx_jax.data.tokens.ragged import Ragged
 from pplx_jax.kernels import quantization
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.models.transformer import Qwen3Config
+from pplx_jax.objectives import contextual, contrastive
 from pplx_jax.parallel.mesh import Mesh, batch_sharding
 from pplx_jax.training.optimizers import Optimizer
 from pplx_jax.training.stages.contextual import ContextualStage
@@ -136,6 +137,8 @@ def flat(tree, devices) -> np.ndarray:
 def without_rounding() -> None:
     """Takes the rounding out of INT8: beside its edges the last bit of a sum decides, and no two meshes add alike."""
     quantization._round = lambda x, rounding: x
+    for losses in (contrastive, contextual):  # what is no integer cannot travel as INT8
+        losses.compact = lambda vectors, integers: None
 
 
 def as_lists(found: dict[str, object]) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Reads rows of JSON lines, Parquet, TFRecord, TFDS and BEIR folders, with the place of each row.
+"""Reads rows of JSON lines, Parquet, TFRecord, TFDS, SeqIO and BEIR folders, with the place of each row.
 
 A row that cannot be read at all is returned as `Unreadable`, and reading continues after it. Texts are bytes or str;
 whoever needs a text decodes it, and so finds the ones that are not UTF-8.
@@ -15,8 +15,9 @@ from pplx_jax.data.io import storage
 from pplx_jax.data.io.beir import read_beir
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.data.io.parquet import damaged, parquet_rows
+from pplx_jax.data.sources.seqio_rows import list_task_shards, task_rows
 
-Format = Literal["auto", "jsonl", "parquet", "tfrecord", "tfds", "beir"]
+Format = Literal["auto", "jsonl", "parquet", "tfrecord", "tfds", "beir", "seqio"]
 Row = dict[str, Any]
 
 _ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet", ".tfrecord": "tfrecord"}
@@ -30,13 +31,15 @@ class Unreadable:
 
 
 def list_shards(path: str, format: Format, split: str) -> list[str]:
-    """Returns the parts that can be read separately: files, shards of a TFDS split, or BEIR folders.
+    """Returns the parts that can be read separately: files, shards of a split of TFDS or SeqIO, or BEIR folders.
 
     Raises:
         BadInput: there are none.
     """
     if format == "tfds":
         return [f"{split}[{shard}shard]" for shard in range(_tfds_builder(path).info.splits[split].num_shards)]
+    if format == "seqio":
+        return list_task_shards(path, split)
     return storage.expand(path)
 
 
@@ -63,6 +66,8 @@ def read_rows(path: str, shard: str, format: Format, split: str) -> Iterator[tup
             yield from _tfds(path, shard)
         case "beir":
             yield from _beir(shard, split)
+        case "seqio":
+            yield from task_rows(path, shard)
 
 
 def format_of(path: str) -> str:

@@ -50,9 +50,10 @@ def start_tensorflow() -> None:
 
 def source_task(
     source: Source,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | seqio.Vocabulary,
     *,
-    shards: Sequence[str] | None = None,
+    name: str | None = None,
+    shards: Sequence[str] | Callable[[], Sequence[str]] | None = None,
     bad: BadRows | None = None,
     max_chunks: int = 0,
     drop: Drop | None = None,
@@ -61,8 +62,9 @@ def source_task(
 
     Args:
         source: a source of one part (see `Source.parts`).
-        vocabulary: the vocabulary.
-        shards: the shards of the source, if they are known.
+        vocabulary: the vocabulary, or what `seqio_vocabulary` made of it.
+        name: of the task; None for `task_name`.
+        shards: the shards of the source, if they are known, or a function that lists them when they are read.
         bad: counts the rows; if None, each dataset has its own count.
         max_chunks, drop: as in `Source.examples`.
 
@@ -72,11 +74,13 @@ def source_task(
     import seqio
     import tensorflow as tf
 
-    files = source.shards() if shards is None else shards
+    if shards is None:
+        shards = source.shards()
+    files = functools.cache(shards if callable(shards) else lambda: shards)
     texts = blocks.TEXTS[source.kind]
     types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind], **blocks.ROW_COUNTS}
     signature = {name: tf.TensorSpec([None], tf.as_dtype(kind)) for name, kind in types.items()}
-    pieces = seqio_vocabulary(vocabulary)
+    pieces = seqio_vocabulary(vocabulary) if isinstance(vocabulary, Vocabulary) else vocabulary
     features = {name: seqio.Feature(pieces, add_eos=False, rank=_rank(source.kind, name)) for name in texts}
 
     class Shards(seqio.DataSource):
@@ -90,11 +94,11 @@ def source_task(
             return False
 
         def list_shards(self, split: str) -> Sequence[str]:
-            return files
+            return files()
 
         def get_dataset(self, split=SPLIT, shuffle=True, seed=None, shard_info=None, **_):
             del split, shuffle, seed  # token tables are shuffled when they are read
-            own = files[shard_info.index :: shard_info.num_shards] if shard_info else files
+            own = files()[shard_info.index :: shard_info.num_shards] if shard_info else files()
             count = bad or BadRows(source.name, source.max_bad_share)
 
             def generate() -> Iterator[Block]:
@@ -116,7 +120,7 @@ def source_task(
         return dataset.map(encode, num_parallel_calls=tf.data.AUTOTUNE)
 
     return seqio.Task(
-        task_name(source),
+        name or task_name(source),
         Shards(),
         output_features=features,
         preprocessors=[tokenize, seqio.CacheDatasetPlaceholder(), functools.partial(_records, kind=source.kind)],
@@ -125,7 +129,12 @@ def source_task(
 
 def task_name(source: Source) -> str:
     """Returns the name of the task of a source in SeqIO's registry."""
-    return "pplx_jax." + re.sub(r"\W", "_", f"{source.table_folder}.{source.name}", flags=re.ASCII)
+    return "pplx_jax." + valid_name(f"{source.table_folder}.{source.name}")
+
+
+def valid_name(name: str) -> str:
+    """Returns a name without characters that SeqIO refuses."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII)
 
 
 def register(
@@ -152,7 +161,6 @@ def register(
     Raises:
         BadInput: a source has no files; or the mixture names no source, or an unknown one.
     """
-    import seqio
 
     if not mixture.weights:
         raise BadInput(f"Mixture.weights of {name}: name the sources; their sizes are unknown before they are read")
@@ -161,10 +169,24 @@ def register(
     rates = []
     for part, share in shares.items():
         task = source_task(parts[part][0], vocabulary, max_chunks=max_chunks, drop=drop)
-        if task.name in seqio.TaskRegistry.names():
-            seqio.TaskRegistry.remove(task.name)
-        seqio.TaskRegistry.add_provider(task.name, task)
+        add_task(task)
         rates.append((task.name, share))
+    return add_mixture(name, rates)
+
+
+def add_task(task: seqio.Task) -> None:
+    """Adds a task to SeqIO's registry. A former one of its name is replaced."""
+    import seqio
+
+    if task.name in seqio.TaskRegistry.names():
+        seqio.TaskRegistry.remove(task.name)
+    seqio.TaskRegistry.add_provider(task.name, task)
+
+
+def add_mixture(name: str, rates: Sequence[tuple[str, Any]]) -> seqio.Mixture:
+    """Adds a mixture of registered tasks with these rates. A former one of its name is replaced."""
+    import seqio
+
     if name in seqio.MixtureRegistry.names():
         seqio.MixtureRegistry.remove(name)
     return seqio.MixtureRegistry.add(name, rates)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     import seqio
 
 
-def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
+def seqio_vocabulary(vocabulary: Vocabulary | Callable[[], Vocabulary]) -> seqio.Vocabulary:
     """Returns the vocabulary as a SeqIO vocabulary that gives the same ids, also within tf.data.
+
+    A function that returns the vocabulary is called when the vocabulary is first used.
 
     TensorFlow Text contains another release of SentencePiece, which breaks ties between equally likely segmentations
     (of `########`, for example) differently. Its operation would not give the ids of training and serving.
@@ -23,21 +26,33 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
     import seqio
     import tensorflow as tf
 
+    opened = functools.cache((lambda: vocabulary) if isinstance(vocabulary, Vocabulary) else vocabulary)
+
     def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ids = vocabulary.encode_batch([text.decode() for text in texts])
+        ids = opened().encode_batch([text.decode() for text in texts])
         lengths = np.array([len(text) for text in ids], np.int64)
         return np.fromiter(itertools.chain.from_iterable(ids), np.int32, lengths.sum()), lengths
 
     class SameIds(seqio.Vocabulary):
         bos_id = eos_id = unk_id = None
-        pad_id = vocabulary.pad_id
-        _base_vocab_size = vocabulary.size
+
+        @property
+        def pad_id(self) -> int:
+            return opened().pad_id
+
+        @property
+        def _base_vocab_size(self) -> int:
+            return opened().size
+
+        @property
+        def fingerprint(self) -> str:
+            return opened().fingerprint
 
         def _encode(self, s: str) -> list[int]:
-            return vocabulary.encode(s)
+            return opened().encode(s)
 
         def _decode(self, ids: Iterable[int]) -> str:
-            return vocabulary.decode(ids)
+            return opened().decode(ids)
 
         def _encode_tf(self, s: tf.Tensor) -> tf.Tensor | tf.RaggedTensor:
             values, lengths = tf.numpy_function(encode, [tf.reshape(s, [-1])], (tf.int32, tf.int64))
@@ -48,11 +63,11 @@ def seqio_vocabulary(vocabulary: Vocabulary) -> seqio.Vocabulary:
             return tf.RaggedTensor.from_row_lengths(values, lengths)  # type: ignore[attr-defined]
 
         def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
-            return tf.numpy_function(lambda ids: vocabulary.decode(ids).encode(), [ids], tf.string)
+            return tf.numpy_function(lambda ids: opened().decode(ids).encode(), [ids], tf.string)
 
         def __eq__(self, other) -> bool:
+            if other is self:
+                return True
             return isinstance(other, seqio.Vocabulary) and getattr(other, "fingerprint", None) == self.fingerprint
-
-        fingerprint = vocabulary.fingerprint
 
     return SameIds()

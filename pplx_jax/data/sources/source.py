@@ -24,6 +24,7 @@ from pplx_jax.data.io import storage
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.example_reader import BadRow, Example, ExampleReader, split_documents, texts_of
 from pplx_jax.data.sources.file_formats import Format, Row, Unreadable, list_shards, read_rows
+from pplx_jax.data.sources.seqio_rows import task_rates
 from pplx_jax.data.tokens.kinds import FOLDERS, Kind
 
 _LATER = ("query_prompt", "document_prompt")  # fields that earlier versions did not have
@@ -36,11 +37,11 @@ class Source:
     Attributes:
         name: a unique name. It is the folder of the token tables, and the `source` of rows that have none.
         kind: the kind of example, a key of `data.tokens.kinds.FOLDERS`.
-        path: a file, a pattern of files, a TFDS folder or name, or a BEIR folder; also as a URL. `{language}` in the
-            path is replaced by each of `languages`.
+        path: a file, a pattern of files, a TFDS folder or name, or a BEIR folder, also as a URL; or the name of a Task
+            or Mixture of SeqIO. `{language}` in the path is replaced by each of `languages`.
         root: the folder or URL that a relative path starts from.
         format: the file format; "auto" chooses by the name of each file.
-        split: the split of TFDS and BEIR.
+        split: the split of TFDS, BEIR and SeqIO.
         columns: field -> the column that holds it, if it has another name. `a.b` is field b of column a.
         language: the language of rows that have none.
         one_language: whether all rows are in `language`, whatever they say.
@@ -125,7 +126,12 @@ class Source:
         return FOLDERS[self.kind]
 
     def parts(self) -> "dict[str, Source]":
-        """Returns table name -> source of one language; {name: self} if the source has no `languages`."""
+        """Returns table name -> source of one language, or of one task of a Mixture of SeqIO; else {name: self}."""
+        if self.format == "seqio" and [*(tasks := task_rates(self.path))] != [self.path]:
+            return {
+                f"{self.name}.{task}": dataclasses.replace(self, name=f"{self.name}.{task}", path=task)
+                for task in tasks
+            }
         if not self.languages:
             return {self.name: self}
         return {
@@ -139,6 +145,12 @@ class Source:
             )
             for language in self.languages
         }
+
+    def part_weight(self, part: "Source") -> float:
+        """Returns the sampling weight of one of `parts` among the others."""
+        if self.format == "seqio":
+            return task_rates(self.path)[part.path]
+        return self.languages.get(part.language, 1.0)
 
     def location(self) -> str:
         """Returns the path with its root."""
@@ -155,9 +167,9 @@ class Source:
     def digest(self) -> str | None:
         """Returns 16 hex digits of the files: of their names, sizes, and first, middle and last 64 KiB.
 
-        None if there are no files, or if they are of TFDS, which has versions of its own.
+        None if there are no files, or if they are of TFDS or SeqIO, which have versions of their own.
         """
-        if self.format == "tfds":
+        if self.format in ("tfds", "seqio"):
             return None
         try:
             files = [file for shard in self.shards() for file in storage.files_below(shard)]
@@ -222,4 +234,4 @@ class Source:
 
 def weighted_parts(sources: Iterable[Source]) -> list[tuple[Source, float]]:
     """Returns every part of the sources, with its weight among the parts of its source."""
-    return [(part, source.languages.get(part.language, 1.0)) for source in sources for part in source.parts().values()]
+    return [(part, source.part_weight(part)) for source in sources for part in source.parts().values()]

@@ -14,6 +14,8 @@ from pplx_jax.evaluation.scoring.set_embeddings import CONTEXT_CHUNKS, embed_set
 from pplx_jax.evaluation.scoring.system import System
 
 METRICS = ("ndcg@10", "recall@10", "recall@100", "recall@1000", "mrr@10", "mrr", "map")
+# All-Evidence@K: every relevant chunk of a query is among the first K. Evidence@K, their share, is recall@K.
+OF_CHUNKS = ("completeness@10", "completeness@100")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class RetrievalTask:
         revision_of: returns a str that changes with the set's data, if possible without reading all of it.
         split, subset: of the part.
         main_metric: one of `metrics`.
-        metrics: see `retrieval.metrics`.
+        metrics: see `retrieval.metrics`. A set of chunks has those of `OF_CHUNKS` too.
         chunks_per_document, tokens_per_document: maximum number of chunks, and of tokens, that are encoded together if
             `context` is set; None for the model's limit of tokens.
         run_file: the file to write the best 1000 documents of each query to; None for no file.
@@ -73,7 +75,8 @@ class RetrievalTask:
                 tokens_per_document=self.tokens_per_document,
             )
             scorer = cosine_scorer(queries, documents, settings.quantization)
-        values = score(data, scorer, self.metrics, self.run_file, self.own_document)
+        metrics = tuple(dict.fromkeys((*self.metrics, *(OF_CHUNKS if data.has_context else ()))))
+        values = score(data, scorer, metrics, self.run_file, self.own_document)
         part = Part(
             split=self.split,
             subset=self.subset,
