@@ -12,6 +12,7 @@ from absl import logging
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.model_folder import load_model
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.native_logs import skip_absent_tpu
 from pplx_jax.core.progress import Progress
 from pplx_jax.core.prompts import (
     DOCUMENT,
@@ -118,6 +119,7 @@ class Embedder:
         Raises:
           BadInput: the folder or a file in it is missing or damaged.
         """
+        skip_absent_tpu()  # else libtpu, where it is installed without a TPU, prints long errors
         return cls(load_model(path), **arguments)  # type: ignore[arg-type]
 
     @property

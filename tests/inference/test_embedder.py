@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import logging
+import os
 
 import jax
 import jax.extend
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
+from pplx_jax.core import native_logs
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.inference import packed_encoder, sequence_plan
@@ -568,6 +570,16 @@ def test_empty_texts_are_flagged(model, caplog):
     caplog.clear()
     model.encode(["read"])
     assert not caplog.text
+
+
+@pytest.mark.parametrize("chips", [False, True])
+def test_loading_keeps_libtpu_quiet_where_no_tpu_is(tmp_path, monkeypatch, chips):
+    monkeypatch.setattr(native_logs, "has_tpu", lambda *_: chips)
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "")
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
+    with pytest.raises(BadInput):
+        Embedder.load(tmp_path)
+    assert ("TPU_SKIP_MDS_QUERY" in os.environ) != chips
 
 
 def test_queries_are_texts(model):
