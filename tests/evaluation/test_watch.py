@@ -203,7 +203,10 @@ def test_the_verb_scores_a_stage_as_it_scores_its_checkpoints(tmp_path, beir, ca
     for arguments, said in (
         ((), "give either --model, or --watch with the folder of a stage"),
         (("--model=bm25", f"--watch={stage}"), "give either --model, or --watch"),
-        ((f"--watch={stage}",), "--watch needs --output, and takes no --compare, --run_file or prompts"),
+        (
+            (f"--watch={stage}",),
+            "--watch needs --output, and takes no --compare, --run_file, --max_length, --query_prompt or",
+        ),
     ):
         code, _, errors = call(*arguments)
         assert code == 2 and said in errors

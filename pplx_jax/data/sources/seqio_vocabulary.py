@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
@@ -26,7 +25,13 @@ def seqio_vocabulary(vocabulary: Vocabulary | Callable[[], Vocabulary]) -> seqio
     import seqio
     import tensorflow as tf
 
-    opened = functools.cache((lambda: vocabulary) if isinstance(vocabulary, Vocabulary) else vocabulary)
+    found = [vocabulary] if isinstance(vocabulary, Vocabulary) else []
+
+    def opened() -> Vocabulary:  # a plain function, which Beam can send to its workers
+        if not found:
+            assert not isinstance(vocabulary, Vocabulary)
+            found.append(vocabulary())
+        return found[0]
 
     def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ids = opened().encode_batch([text.decode() for text in texts])

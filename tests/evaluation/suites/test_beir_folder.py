@@ -95,8 +95,8 @@ def test_a_run_file_gives_the_metrics_again(folder, kind):
         assert (zero, tag) == ("Q0", "pplx-jax")
         assert int(rank) == len(run.setdefault(query, {})) + 1
         run[query][document] = float(score)
-    again = run_metrics(run, read_beir(folder).qrels, result["metrics"])
-    assert again == pytest.approx(result["metrics"])
+    of_trec_eval = {name: value for name, value in result["metrics"].items() if not name.startswith("completeness")}
+    assert run_metrics(run, read_beir(folder).qrels, of_trec_eval) == pytest.approx(of_trec_eval)
     if kind == "bm25":
         assert {k: result["metrics"][k] for k in ("ndcg@10", "recall@100")} == evaluate_bm25(folder)
 
