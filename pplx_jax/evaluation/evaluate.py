@@ -141,14 +141,8 @@ def evaluate_task(
         )
         of_tasks = checked_task_prompts(given, benchmark.tasks, where)
     if watch is not None:
-        if (
-            output is None
-            or compare is not None
-            or run_file is not None
-            or query_prompt is not None
-            or document_prompt is not None
-            or max_length is not None
-        ):
+        excluded = (compare, run_file, query_prompt, document_prompt, max_length)
+        if output is None or any(given is not None for given in excluded):
             raise BadInput(
                 "--watch needs --output, and takes no --compare, --run_file, --max_length, --query_prompt or "
                 "--document_prompt"

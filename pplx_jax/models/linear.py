@@ -1,13 +1,8 @@
 """The matrix product of the encoder: inputs in the precision of activations, sums in float32, forward and backward."""
 
 import jax
-import jax.numpy as jnp
 
-from pplx_jax.kernels.products import product_over_rows
-
-
-def _product(a: jax.Array, b: jax.Array, contract_a: int, contract_b: int) -> jax.Array:
-    return jax.lax.dot_general(a, b, (((contract_a,), (contract_b,)), ((), ())), preferred_element_type=jnp.float32)
+from pplx_jax.kernels.products import product, product_over_rows
 
 
 @jax.custom_vjp
@@ -25,7 +20,7 @@ def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
       [..., out] in the dtype of `x`.
     """
     flat = x.reshape(-1, x.shape[-1])
-    return _product(flat, kernel.astype(x.dtype), 1, 0).astype(x.dtype).reshape(*x.shape[:-1], -1)
+    return product(flat, kernel.astype(x.dtype)).astype(x.dtype).reshape(*x.shape[:-1], -1)
 
 
 def _project_forward(x, kernel):
@@ -36,7 +31,7 @@ def _project_backward(residual, cotangent):
     x, kernel = residual
     flat = x.reshape(-1, x.shape[-1])
     flat_cotangent = cotangent.reshape(-1, cotangent.shape[-1])
-    x_gradient = _product(flat_cotangent, kernel.astype(x.dtype), 1, 1).astype(x.dtype).reshape(x.shape)
+    x_gradient = product(flat_cotangent, kernel.astype(x.dtype), transposed=True).astype(x.dtype).reshape(x.shape)
     return x_gradient, product_over_rows(flat, flat_cotangent).astype(kernel.dtype)
 
 

@@ -71,7 +71,6 @@ def test_the_command_reports_tensors_parity_and_memory(imported):
     assert report["tensors"] == 2 + 3 * 11
     assert 0.0 < report["parity"]["max_abs_diff"] < 1e-4
     assert report["parity"]["int8_equal_share"] > 0.999
-    assert report["peak_bytes"] >= 0  # 0 if memory that other tests freed is enough
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -155,8 +155,8 @@ def test_memory_grows_with_the_batch_not_with_its_square():
     assert temporaries(reference, 8192) > 3.5 * temporaries(reference, 4096)
 
 
-# 8 devices share 1528 candidates evenly, 191 each; 1531 they do not, nor 508 queries. Rows lie on "tensor" by rules of
-# one's own. 40 numbers at once are 5 groups of 40 candidates per device.
+# 8 devices divide 1528 candidates evenly, 191 each. They do not divide 1531 candidates or 508 queries evenly. A user's
+# own rules may shard rows over "tensor". 40 numbers at once are 5 groups of 40 candidates per device.
 OVER_MESHES = """
 import re, sys
 import jax, jax.numpy as jnp, numpy as np

@@ -9,6 +9,7 @@ from pplx_jax.kernels import products
 from pplx_jax.kernels.attention import blockwise, reference
 from pplx_jax.kernels.segment_pool.reference import mean_pool
 from pplx_jax.kernels.vocab_cross_entropy import chunked
+from pplx_jax.models.linear import project
 
 IDS = jnp.ones((1, 8), jnp.int32)
 
@@ -20,6 +21,7 @@ def attend(attention):
 OPERATIONS = {
     "attention": attend(reference.attention),
     "attention, blockwise": attend(blockwise.attention),
+    "project": lambda x: jax.grad(lambda a, b: project(a, b).astype(jnp.float32).sum(), argnums=(0, 1))(x, x.T),
     "segment_pool": lambda x: mean_pool(x[None], IDS, 2),
     "vocab_cross_entropy": lambda x: chunked.losses(x, x, IDS[0], jnp.ones(8), with_gradient=True),
 }

@@ -1,4 +1,4 @@
-"""A recipe's sources in the registries of SeqIO and TFDS, and a recipe that trains from what stands in them."""
+"""Registers the sources of a recipe with SeqIO and TFDS, and trains a recipe from registered tasks."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A corpus of Tasks and Mixtures that stand in SeqIO's registries."""
+"""A corpus of Tasks and Mixtures that are registered with SeqIO."""
 
 import dataclasses
 import functools

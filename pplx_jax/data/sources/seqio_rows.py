@@ -1,7 +1,7 @@
-"""Reads the examples of Tasks and Mixtures that stand in SeqIO's registries as rows of a source.
+"""Reads the examples of Tasks and Mixtures that are registered with SeqIO as rows of a source.
 
-A feature of token ids becomes a text: its NAME_pretokenized, if the example has it, else the ids as the vocabulary of
-the task decodes them. A task whose cache lies in one of SeqIO's cache folders is read from there.
+A feature of token ids becomes a text. It is the feature NAME_pretokenized if the example has that. Otherwise the
+vocabulary of the task decodes the ids. A task that has a cache in one of SeqIO's cache folders is read from the cache.
 """
 
 import json

@@ -61,7 +61,7 @@ def build(
 ) -> dict[str, Any]:
     """Copies an embedding folder into a table and builds its indexes. An existing table of an index is replaced.
 
-    It is one transaction: until the end, searches find the former table, and an interruption leaves nothing.
+    It is one transaction. Searches use the former table until it ends. After an interruption the database is as before.
 
     Args:
         embeddings: the folder that `embed_file` wrote, with quantization "int8", "binary" or "ubinary".

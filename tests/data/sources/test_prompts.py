@@ -1,4 +1,4 @@
-"""Prompts of a source: where they stand in its tables, and what they leave as it is."""
+"""Prompts of a source: which texts of its tables have them, and what stays the same without them."""
 
 import json
 
