@@ -71,7 +71,7 @@ def texts(dataset, feature, vocabulary):
     return [vocabulary.decode(example[feature].numpy().tolist()) for example in dataset]
 
 
-def test_tasks_and_mixtures_stand_in_seqios_registry(folder):
+def test_tasks_and_mixtures_are_registered_with_seqio(folder):
     names = register(folder, "pair/Training.data=@Mixture()", "Mixture.weights={'short': 3.0, 'long': 1.0}")
     assert names == ["lab.pair", "lab.contextual"]
     mixture = seqio.get_mixture_or_task("lab.pair")

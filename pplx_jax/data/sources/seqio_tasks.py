@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pplx_jax.core.errors import BadInput
 from pplx_jax.core.native_logs import silent_native_stderr
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources.blocks import Block
-from pplx_jax.data.sources.mixture import Mixture
 from pplx_jax.data.sources.seqio_vocabulary import seqio_vocabulary
 from pplx_jax.data.sources.source import Source, weighted_parts
 from pplx_jax.data.tokens.lengths import Lengths
@@ -135,43 +133,6 @@ def task_name(source: Source) -> str:
 def valid_name(name: str) -> str:
     """Returns a name without characters that SeqIO refuses."""
     return re.sub(r"\W", "_", name, flags=re.ASCII)
-
-
-def register(
-    name: str,
-    sources: Iterable[Source],
-    vocabulary: Vocabulary,
-    mixture: Mixture,
-    *,
-    max_chunks: int = 0,
-    drop: Drop | None = None,
-) -> seqio.Mixture:
-    """Registers with SeqIO a task for every part of the sources, and their mixture. Former ones are replaced.
-
-    Args:
-        name: the name of the mixture.
-        sources: sources of one kind.
-        vocabulary: the vocabulary.
-        mixture: its shares become the rates; it must name its sources.
-        max_chunks, drop: as in `Source.examples`.
-
-    Returns:
-        The mixture. Its examples are records, with texts as token ids, and `negatives` and `chunks` ragged.
-
-    Raises:
-        BadInput: a source has no files; or the mixture names no source, or an unknown one.
-    """
-
-    if not mixture.weights:
-        raise BadInput(f"Mixture.weights of {name}: name the sources; their sizes are unknown before they are read")
-    parts = {part.name: (part, weight) for part, weight in weighted_parts(sources)}
-    shares = mixture.shares(dict.fromkeys(parts, 0), {name: weight for name, (_, weight) in parts.items()})
-    rates = []
-    for part, share in shares.items():
-        task = source_task(parts[part][0], vocabulary, max_chunks=max_chunks, drop=drop)
-        add_task(task)
-        rates.append((task.name, share))
-    return add_mixture(name, rates)
 
 
 def add_task(task: seqio.Task) -> None:

@@ -14,7 +14,6 @@ from pplx_jax.data.batches.packed_batch import contextual_batch
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources import seqio_tasks as tasks
-from pplx_jax.data.sources.mixture import Mixture
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
@@ -118,51 +117,6 @@ def test_rows_of_text_are_full_and_hold_every_text_in_order(vocabulary, tmp_path
     assert not pieces and manifest["too_short"] == short and short["texts"] > 0
     assert manifest["count"] == len(lengths) and manifest["length"] == 16
     assert manifest["vocabulary"]["fingerprint"] == vocabulary.fingerprint
-
-
-def test_a_registered_mixture_gives_records_in_its_proportions(vocabulary, tmp_path):
-    import seqio
-
-    sources = []
-    for name in ("one", "two"):
-        pairs = [{"query": f"{name} {n}", "positive": text} for n, text in enumerate(TEXTS)]
-        path = write_lines(tmp_path / f"{name}.jsonl", pairs)
-        sources.append(Source(name, "pair", str(path)))
-    for _ in range(2):  # a second time replaces the first
-        mixture = tasks.register("pplx_jax_test_mixture", sources, vocabulary, Mixture({"one": 3.0, "two": 1.0}))
-    assert sorted(task.name for task in mixture.tasks) == ["pplx_jax.pair_one", "pplx_jax.pair_two"]
-    dataset = seqio.get_mixture_or_task("pplx_jax_test_mixture").get_dataset(
-        {"query": 4, "document": 8}, split="train", shuffle=False, seed=0
-    )
-    records = list(dataset.take(200).as_numpy_iterator())
-    firsts = {name: vocabulary.encode(f"{name} 0")[:2] for name in ("one", "two")}
-    share = np.mean([record["query"].tolist()[:2] == firsts["one"] for record in records])
-    assert 0.6 < share < 0.9 and all(len(record["document"]) <= 8 for record in records)
-    with pytest.raises(BadInput, match="no token files of 'three'; there are one, two"):
-        tasks.register("pplx_jax_test_mixture", sources, vocabulary, Mixture({"three": 1.0}))
-    with pytest.raises(BadInput, match="name the sources"):
-        tasks.register("pplx_jax_test_mixture", sources, vocabulary, Mixture())
-
-
-def test_a_registered_mixture_shares_a_weight_among_languages(vocabulary, tmp_path):
-    for language in ("deu", "swe"):
-        (tmp_path / language).mkdir()
-        write_lines(tmp_path / language / "0.jsonl", [{"text": f"{language} {text}"} for text in TEXTS])
-    web = Source("web", "text", str(tmp_path / "{language}" / "*.jsonl"), languages={"deu": 4.0, "swe": 12.0})
-    notes = source_of(write_lines(tmp_path / "notes.jsonl", [{"text": text} for text in TEXTS]), "text")
-    mixture = tasks.register(
-        "pplx_jax_test_languages",
-        [web, notes],
-        vocabulary,
-        Mixture({"web": 0.64, "text": 0.36}, temperature=2.0),
-        drop=lambda text: text == f"deu {TEXTS[0]}",
-    )
-    rates = {task.name.rpartition("_")[2]: mixture.get_rate(task) for task in mixture.tasks}
-    whole = 0.4 + 0.48**0.5 + 0.6  # the roots of 0.16, 0.48 and 0.36
-    assert rates == pytest.approx({"deu": 0.4 / whole, "swe": 0.48**0.5 / whole, "text": 0.6 / whole})
-    (german,) = (task for task in mixture.tasks if task.name.endswith("deu"))
-    found = [row["tokens"].tolist() for row in german.get_dataset(split="train", shuffle=False).as_numpy_iterator()]
-    assert found == [vocabulary.encode(f"deu {text}") for text in TEXTS[1:]]
 
 
 def test_records_of_the_other_kinds(vocabulary, tmp_path):
