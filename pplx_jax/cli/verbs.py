@@ -228,6 +228,7 @@ VERBS = (
             ),
             flag("--table", metavar="NAME", help="the table of postgres (default: pplx_ and the name of --output)"),
             flag("--vespa_config_url", metavar="URL", help="its configuration server, to deploy the application first"),
+            flag("--replace", action="store_true", help="replace an index of another model or other settings"),
         ),
     ),
     Verb(

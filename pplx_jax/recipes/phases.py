@@ -290,4 +290,6 @@ def index(workdir: pathlib.Path, model: pathlib.Path) -> dict[str, Any]:
 
     searched = workdir / "data" / "corpus" / "search.jsonl"
     embedded = embed_file(model, searched, workdir / "embeddings", overflow="truncate")
-    return {**embedded, **build_index(workdir / "embeddings", workdir / "index")} if is_first() else embedded
+    return (
+        {**embedded, **build_index(workdir / "embeddings", workdir / "index", replace=True)} if is_first() else embedded
+    )

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import write_json
+from pplx_jax.core.files import read_json_if_valid, write_json
 from pplx_jax.core.output_folder import describes, replaced_folder, require_free
 from pplx_jax.core.paths import as_path, relative
 from pplx_jax.core.progress import Progress
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
-from pplx_jax.retrieval.index import FORMAT, INDEX, BuiltEngine
+from pplx_jax.retrieval.former_index import UPDATED, described_identity, embedded_from, identity, require_replaceable
+from pplx_jax.retrieval.index import FORMAT, INDEX, UPDATES, BuiltEngine
 from pplx_jax.retrieval.metrics import tie_places
 from pplx_jax.retrieval.open_embeddings import open_embeddings
 from pplx_jax.retrieval.sharded_vectors import ShardedVectors
@@ -31,12 +32,13 @@ def build_index(
     url: str | None = None,
     table: str | None = None,
     vespa_config_url: str | None = None,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Builds an index from a finished embedding folder.
 
     Args:
         embeddings: what `embed_file` wrote, see `open_embeddings`.
-        output: the folder to write. An existing index is replaced when the new one is complete.
+        output: the folder to write. The same index is built again, and takes its place when it is complete.
         engine: "faiss" stores the signs of int8 embeddings for a first search stage. "numpy" stores nothing more; each
             query is compared with every vector. "vespa" feeds a Vespa instance instead, "postgres" fills a table of
             PostgreSQL. None for faiss if the embeddings are int8 and their number of dimensions is a multiple of 8,
@@ -46,27 +48,31 @@ def build_index(
         url: of the server: Vespa's container, or the database, such as postgresql://USER@HOST/DATABASE.
         table: of PostgreSQL; None for "pplx_" and the name of `output`.
         vespa_config_url: `config_url` of `pplx_jax.retrieval.vespa.build`.
+        replace: whether to replace an index of another model, other texts or other settings, or one that was updated.
 
     Returns:
         {"count", "dims", "quantization", "engine", "lists"}.
 
     Raises:
         BadInput: the embeddings are missing, damaged, unfinished, empty or unsuitable for the engine, or `output`
-            contains something else.
+            contains something else, or another index and `replace` is false.
     """
     if engine == "vespa":
         from pplx_jax.retrieval import vespa  # needs an HTTP client
 
-        return vespa.build(embeddings, output, url=url, config_url=vespa_config_url)
+        return vespa.build(embeddings, output, url=url, config_url=vespa_config_url, replace=replace)
     if engine == "postgres":
         from pplx_jax.retrieval import postgres  # needs psycopg
 
-        return postgres.build(embeddings, output, url=url, table=table)
+        return postgres.build(embeddings, output, url=url, table=table, replace=replace)
     source, output = open_embeddings(embeddings), as_path(output)
     settings = source.settings
     vectors = _open_vectors(source)
     engine, lists = _chosen(source, engine, lists, len(vectors))
-    require_free(output, "index", _is_index)
+    require_free(output, f"index of the engine {engine}", _is_index)
+    if former := read_json_if_valid(output / INDEX):
+        known = {**described_identity(former), UPDATED: (output / UPDATES).exists()}
+        require_replaceable(str(output), known, identity(settings, engine=engine, lists=lists), replace=replace)
     description = {"count": len(vectors), "dims": settings.dims, "quantization": settings.quantization}
     description |= {"engine": engine, "lists": lists}
     with replaced_folder(output, last=INDEX) as folder:
@@ -84,6 +90,7 @@ def build_index(
                 "model_fingerprint": settings.model_fingerprint,
                 "bit_order": settings.bit_order,
                 **({"prompts": settings.prompts} if settings.prompts else {}),
+                "embedded_from": embedded_from(settings),
                 "shards": len(source.shards),
                 **description,
             },

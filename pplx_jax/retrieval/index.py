@@ -1,7 +1,7 @@
 """An index on disk: the shards of an embedding folder, data for fast search, and the path of the query model.
 
     index.json       {format, model (relative to the folder), model_fingerprint, bit_order, shards, count, dims,
-                     quantization, engine, lists}
+                     quantization, engine, lists, embedded_from (what else the vectors depend on)}
     00000.npy, ...   the embedding folder's vectors [n, width], as hard links if possible
     00000.jsonl, ... one object per vector
     offsets.npy      int64 [N], byte offset of each object in its file
@@ -39,6 +39,7 @@ from pplx_jax.retrieval.sign_search import SignSearch
 
 FORMAT = 2
 INDEX = "index.json"
+UPDATES = "updates.json"  # of what was added and deleted since then
 BuiltEngine = Literal["faiss", "numpy", "vespa", "postgres"]
 LocalEngine = Literal["faiss", "numpy", "jax"]
 

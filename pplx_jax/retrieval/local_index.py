@@ -25,11 +25,11 @@ from pplx_jax.core.paths import as_path, require_local
 from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
-from pplx_jax.retrieval.index import Index
+from pplx_jax.retrieval.index import UPDATES, Index
 from pplx_jax.retrieval.search_options import SearchOptions
 from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex, document_of
 
-UPDATES, FORMAT = "updates.json", 1
+FORMAT = 1
 _DESCRIBED = ("model_fingerprint", "dims", "quantization", "bit_order", "count", "prompts")
 _FIX = "build the index again"
 
@@ -89,6 +89,7 @@ class LocalIndex(SearchableIndex):
                 _added(self.path, number),
                 engine="faiss" if first.engine == "faiss" else "numpy",
                 lists=lists,
+                replace=True,  # what an interrupted update left there
             )
             self._write(number, [*marks, np.zeros(built["count"], bool)])
         return {"added": built["count"], "replaced": len(replaced)}

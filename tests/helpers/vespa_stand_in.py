@@ -40,7 +40,7 @@ class VespaStandIn:
 
     def __init__(self):
         self.schema, self.documents, self.faults, self.puts, self.max_hits = None, {}, [], 0, 400
-        self.requests = []
+        self.requests, self.removing = [], False
         self._lock = threading.Lock()
 
     def answer(self, method, path, body):
@@ -93,6 +93,8 @@ class VespaStandIn:
         return {"pathId": path}
 
     def _kept(self, method, path):
+        if method == "DELETE" and path.startswith("/document/v1/pplx/passage/docid?"):
+            return self._remove_some(urllib.parse.parse_qs(path.partition("?")[2]))
         identity = urllib.parse.unquote(path.split("/", 6)[6])
         fields = self.documents.get(identity)
         if method == "DELETE":
@@ -101,6 +103,16 @@ class VespaStandIn:
         if fields is None:
             raise Refused(404, f"no document {identity}")
         return {"pathId": path, "fields": {name: fields[name] for name in ("id", "chunk_ids")}}
+
+    def _remove_some(self, query):
+        """Removes half of the documents and answers how to go on, as Vespa does after some time."""
+        assert query["selection"] == ["true"] and query["cluster"] == ["passages"]
+        assert ("continuation" in query) == self.removing and query.get("continuation", ["a+/="]) == ["a+/="]
+        gone = list(self.documents)[: -(-len(self.documents) // 2)]
+        for identity in gone:
+            del self.documents[identity]
+        self.removing = bool(self.documents)
+        return {"documentCount": len(gone), **({"continuation": "a+/="} if self.removing else {})}
 
     def _decode(self, kind, value):
         plain = {"string": str, "int": int, "array<string>": list}.get(kind)

@@ -1,6 +1,8 @@
 """What every engine does alike: the hits of the exact index, in its order; documents added, replaced and deleted."""
 
 import json
+import shutil
+import zlib
 
 import pytest
 from helpers import postgres_server
@@ -61,7 +63,7 @@ def postgres():
 def make(request, tmp_path):
     """Returns a function that indexes rows with an engine and returns the folder."""
 
-    def build(engine, rows=ROWS, name="index", **options):
+    def build(engine, rows=ROWS, name="index", replace=False, **options):
         url = {}
         if engine == "vespa":
             if not stand_ins:
@@ -69,9 +71,10 @@ def make(request, tmp_path):
                 urls.append(stand_ins[0].__enter__())
             url = {"url": urls[0], "vespa_config_url": urls[0]}
         if engine == "postgres":
-            url = {"url": request.getfixturevalue("postgres")[0]}
+            table = f"t{zlib.crc32(str(tmp_path).encode())}_{name}"  # the server is that of all tests
+            url = {"url": request.getfixturevalue("postgres")[0], "table": table}
         vectors = embed(tmp_path / f"{name}_embedded", rows, **options)
-        build_index(vectors, tmp_path / name, engine="numpy" if engine == "jax" else engine, **url)
+        build_index(vectors, tmp_path / name, engine="numpy" if engine == "jax" else engine, replace=replace, **url)
         return tmp_path / name
 
     stand_ins, urls = [], []
@@ -155,6 +158,40 @@ def test_another_model_is_refused(make, tmp_path, engine):
     with pytest.raises(BadInput, match="has dims=32, the index .* 64"):
         update_index(index, embeddings=narrow)
     assert hits_of(index, engine) == before
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_another_index_is_replaced_only_on_request(make, tmp_path, engine):
+    index = make(engine)
+    before, description = hits_of(index, engine), _description(index)
+    make(engine)  # the same again
+    assert hits_of(index, engine) == before and _description(index) == description
+    for rows, options, difference in (
+        (MORE, {}, "other texts"),
+        (ROWS, {"encoder": Encoder(64, fingerprint="other")}, "model_fingerprint='words', not 'other'"),
+        (ROWS, {"dims": 32}, "dims=64, not 32"),
+        (ROWS, {"overflow": "truncate"}, "overflow='error', not 'truncate'"),
+    ):
+        shutil.rmtree(tmp_path / "index_embedded")
+        with pytest.raises(BadInput, match=f"has an index with {difference}; give another --output, or --replace"):
+            make(engine, rows, **options)
+        assert hits_of(index, engine) == before and _description(index) == description
+    shutil.rmtree(tmp_path / "index_embedded")
+    make(engine, MORE, replace=True)
+    assert hits_of(index, engine, 60) == plain(make("numpy", MORE, "exact"), 60)
+    (tmp_path / "ids.txt").write_text("new\n")
+    update_index(index, delete=tmp_path / "ids.txt")
+    deleted = hits_of(index, engine)
+    with pytest.raises(BadInput, match="has an index with changes of `update`; .* --replace"):
+        make(engine, MORE)
+    assert hits_of(index, engine) == deleted
+    make(engine, MORE, replace=True)
+    assert hits_of(index, engine, 60) == plain(tmp_path / "exact", 60)
+
+
+def _description(index):
+    (file,) = (index / name for name in ("index.json", "vespa.json", "postgres.json") if (index / name).exists())
+    return file.read_bytes()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

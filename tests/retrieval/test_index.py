@@ -80,7 +80,7 @@ def test_the_model_is_found_from_behind_a_link(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"id": "a", "text": "read"}\n')
     embed_file(tmp_path / "elsewhere" / "model", rows, tmp_path / "link" / "others", encoder=WordEncoder())
-    build_index(tmp_path / "link" / "others", path)
+    build_index(tmp_path / "link" / "others", path, replace=True)
     assert Index.load(path).model == tmp_path / "elsewhere" / "model"
 
 

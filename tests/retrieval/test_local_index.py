@@ -59,7 +59,7 @@ def test_an_opened_index_sees_what_others_changed_when_it_changes_something(inde
     with sole_owner(index), pytest.raises(BadInput, match="another process is at work"):
         opened.delete(["d1"])
     # Built again, the folder has nothing of the updates.
-    build_index(tmp_path / "first" / "vectors", index)
+    build_index(tmp_path / "first" / "vectors", index, replace=True)
     assert sorted(found(index)) == [f"d{n}" for n in range(9)]
 
 

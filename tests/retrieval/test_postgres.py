@@ -69,15 +69,16 @@ def test_an_interrupted_build_leaves_the_former_table(url, vectors, tmp_path, mo
     embed(tmp_path / "other", ROWS[:3], ENCODER)
     monkeypatch.setattr(postgres_index, "_comment", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build_index(tmp_path / "other" / "vectors", tmp_path / "kept", engine="postgres", url=url)
+        build_index(tmp_path / "other" / "vectors", tmp_path / "kept", engine="postgres", url=url, replace=True)
     assert PostgresIndex.load(tmp_path / "kept").search_texts(["word3"], ENCODER, 30) == before
     monkeypatch.undo()
-    assert (
-        build_index(tmp_path / "other" / "vectors", tmp_path / "kept", engine="postgres", url=url, table="pplx_kept")[
-            "count"
-        ]
-        == 3
-    )
+    others = {"engine": "postgres", "url": url, "table": "pplx_kept"}
+    with pytest.raises(BadInput, match="the table pplx_kept has an index with other texts; .*, or --replace"):
+        build_index(tmp_path / "other" / "vectors", tmp_path / "elsewhere", **others)
+    with pytest.raises(BadInput, match="kept has an index with table='pplx_kept', not 'pplx_new'"):
+        build_index(vectors, tmp_path / "kept", engine="postgres", url=url, table="pplx_new")
+    assert PostgresIndex.load(tmp_path / "kept").search_texts(["word3"], ENCODER, 30) == before
+    assert build_index(tmp_path / "other" / "vectors", tmp_path / "kept", replace=True, **others)["count"] == 3
     assert len(PostgresIndex.load(tmp_path / "kept").search_texts(["word3"], ENCODER, 30)[0]) == 3
 
 

@@ -224,8 +224,35 @@ def test_a_number_of_documents_that_is_wrong_is_no_index(tmp_path, server):
     with pytest.raises(BadInput, match="holds 1 documents, 2 were put.*equal ids replaced"):
         built(twice, tmp_path / "index", server)
     other = embed(tmp_path / "other", [{"id": "b", "text": "one"}])
-    with pytest.raises(BadInput, match="holds 2 documents, 1 were put.*earlier feed"):
+    with pytest.raises(BadInput, match="holds 1 documents of an earlier feed; give --replace"):
         built(other, tmp_path / "other_index", server)
+    assert set(server.vespa.documents) == {"a"} and not (tmp_path / "other_index").exists()
+    once = embed(tmp_path / "once", [{"id": "a", "text": "one"}])
+    built(once, tmp_path / "index", server, replace=True)
+    server.vespa.documents["c"] = server.vespa.documents["a"]
+    with pytest.raises(BadInput, match="holds 2 documents, 1 were put.*earlier feed; run this again with --replace"):
+        built(once, tmp_path / "index", server)
+    assert built(once, tmp_path / "index", server, replace=True)["documents"] == 1
+    assert set(server.vespa.documents) == {"a"}
+
+
+def test_a_replaced_index_loses_all_its_documents_and_resumes(vectors, tmp_path, server):
+    built(vectors, tmp_path / "index", server)
+    other = embed(tmp_path / "other", ROWS[4:], shard_size=8)
+    original, server.vespa.puts = server.vespa._put, 0
+
+    def full(path, operation):
+        server.vespa.faults = [507] if server.vespa.puts >= 20 else []
+        return original(path, operation)
+
+    server.vespa._put = full
+    with pytest.raises(BadInput, match="no space left"):
+        built(other, tmp_path / "index", server, replace=True, connections=1)
+    held = set(server.vespa.documents)
+    assert len(held) == 20 and "a" not in held
+    server.vespa._put, server.vespa.faults, server.vespa.puts = original, [], 0
+    assert built(other, tmp_path / "index", server, replace=True)["documents"] == 31
+    assert server.vespa.puts == 31 - 16 and len(server.vespa.documents) == 31
 
 
 def test_what_is_refused(vectors, tmp_path, server):

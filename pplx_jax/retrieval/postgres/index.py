@@ -9,18 +9,19 @@ A local folder describes it:
 import dataclasses
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.files import read_json, read_json_if_valid, write_json
 from pplx_jax.core.output_folder import describes, require_free
 from pplx_jax.core.paths import as_path, relative, require_local
 from pplx_jax.core.progress import Progress
 from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.former_index import UPDATED, described_identity, embedded_from, identity, require_replaceable
 from pplx_jax.retrieval.open_embeddings import open_embeddings
 from pplx_jax.retrieval.packed_signs import packed_signs
 from pplx_jax.retrieval.postgres import table as sql
@@ -59,8 +60,9 @@ def build(
     url: str | None,
     table: str | None = None,
     options: PostgresOptions = PostgresOptions(),
+    replace: bool = False,
 ) -> dict[str, Any]:
-    """Copies an embedding folder into a table and builds its indexes. An existing table of an index is replaced.
+    """Copies an embedding folder into a table and builds its indexes. The same index is built again.
 
     It is one transaction. Searches use the former table until it ends. After an interruption the database is as before.
 
@@ -70,13 +72,14 @@ def build(
         url: address of the database, such as postgresql://USER@HOST/DATABASE. A password in it is not stored.
         table: name of the table; None for the name of `output` with "pplx_" before it.
         options: of the table.
+        replace: whether to replace another index in `output` or in the table.
 
     Returns:
         {"count": number of stored vectors, "dims", "quantization", "table"}.
 
     Raises:
         BadInput: the embeddings are missing, unfinished, empty or floats, `output` or the table is something else, or
-            the server does not answer or has no pgvector.
+            another index and `replace` is false, or the server does not answer or has no pgvector.
     """
     source, output = open_embeddings(embeddings), require_local(output, "give a folder of this machine")
     settings = source.settings
@@ -91,10 +94,14 @@ def build(
         raise BadInput(f"{source.path} holds no vectors; its input had no row that could be embedded")
     require_free(output, "PostgreSQL index", _is_index)
     name = sql.checked_name(table or "pplx_" + "".join(c if c.isalnum() else "_" for c in output.name.lower()))
+    if former := read_json_if_valid(output / DESCRIPTION):
+        ours = identity(settings, table=name)
+        require_replaceable(str(output), described_identity(former), ours, replace=replace)
     new, int8 = f"{name}_new", settings.quantization == "int8"
     has_chunks = any("document" in row for row in source.described())
     with connected(url) as connection:
-        _require_own(connection, name)
+        if former := _comment_of(connection, name):
+            require_replaceable(f"the table {name}", described_identity(former), identity(settings), replace=replace)
         connection.execute("create extension if not exists vector")
         connection.execute(f"drop table if exists {new}")
         connection.execute(sql.create(new, settings.dims, int8=int8))
@@ -104,7 +111,7 @@ def build(
             connection.execute(statement)
         connection.execute(f"drop table if exists {name}")
         connection.execute(f"alter table {new} rename to {name}")
-        _comment(connection, name, settings.model_fingerprint)
+        _comment(connection, name, identity(settings))
     output.mkdir(parents=True, exist_ok=True)
     described = {"count": count, "dims": settings.dims, "quantization": settings.quantization, "table": name}
     write_json(
@@ -116,6 +123,7 @@ def build(
             "model_fingerprint": settings.model_fingerprint,
             "bit_order": settings.bit_order,
             **({"prompts": settings.prompts} if settings.prompts else {}),
+            "embedded_from": embedded_from(settings),
             "has_chunks": has_chunks,
             **described,
         },
@@ -156,7 +164,7 @@ class PostgresIndex(SearchableIndex):
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path / DESCRIPTION} cannot be used ({error}); {_FIX}") from None
         with connected(index._url) as connection:
-            found = _fingerprint(connection, index.table)
+            found = (_comment_of(connection, index.table) or {}).get("model_fingerprint")
         if found != index.model_fingerprint:
             raise BadInput(
                 f"the table {index.table} is of model {found}, the index {path} of {index.model_fingerprint}; {_FIX}"
@@ -230,7 +238,9 @@ class PostgresIndex(SearchableIndex):
     def _note(self, connection: Any, chunks: bool = False) -> None:
         """Writes what changed to the description."""
         self.count = connection.execute(f"select count(*) from {self.table}").fetchone()[0]
-        self._description |= {"count": self.count, "has_chunks": self._description["has_chunks"] or chunks}
+        chunks = chunks or self._description["has_chunks"]
+        self._description |= {"count": self.count, "has_chunks": chunks, UPDATED: True}
+        _comment(connection, self.table, {**(_comment_of(connection, self.table) or {}), UPDATED: True})
         write_json(self.path / DESCRIPTION, self._description)
 
 
@@ -257,13 +267,13 @@ def _copy(connection: Any, table: str, source: EmbeddingFolder) -> int:
     return count
 
 
-def _comment(connection: Any, table: str, fingerprint: str) -> None:
-    text = json.dumps({"pplx_jax": FORMAT, "model_fingerprint": fingerprint})
+def _comment(connection: Any, table: str, values: Mapping[str, Any]) -> None:
+    text = json.dumps({"pplx_jax": FORMAT, **values})
     connection.execute(f"comment on table {table} is '{text.replace(chr(39), chr(39) * 2)}'")
 
 
-def _fingerprint(connection: Any, table: str) -> str | None:
-    """Returns the model that made a table, or None if the table does not exist.
+def _comment_of(connection: Any, table: str) -> dict[str, Any] | None:
+    """Returns the values of `_comment`, at least "model_fingerprint", or None if the table does not exist.
 
     Raises:
         BadInput: the table is not the table of an index.
@@ -274,11 +284,7 @@ def _fingerprint(connection: Any, table: str) -> str | None:
     if row is None:
         return None
     try:
-        return json.loads(row[0])["model_fingerprint"]
+        values = json.loads(row[0])
+        return {**values, "model_fingerprint": values["model_fingerprint"]}
     except (TypeError, ValueError, KeyError):
         raise BadInput(f"the table {table} is not that of an index; give another --output or --table") from None
-
-
-def _require_own(connection: Any, table: str) -> None:
-    """Raises BadInput if the table exists and is not that of an index."""
-    _fingerprint(connection, table)

@@ -7,7 +7,7 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.http_client import HttpClient
-from pplx_jax.retrieval.vespa.application import DOCUMENT_TYPE, NAMESPACE
+from pplx_jax.retrieval.vespa.application import CLUSTER, DOCUMENT_TYPE, NAMESPACE
 from pplx_jax.retrieval.vespa.documents import Document
 
 OK, NOT_FOUND, FULL = 200, 404, 507
@@ -90,6 +90,22 @@ class Vespa:
             if status == OK:
                 return chunks
         raise BadInput(f"{self.url} does not remove document {identity!r} ({_reason(status, answer)})")
+
+    def remove_all(self) -> None:
+        """Removes all documents.
+
+        Raises:
+            BadInput: Vespa refuses a request or does not answer.
+        """
+        path = f"/document/v1/{NAMESPACE}/{DOCUMENT_TYPE}/docid?selection=true&cluster={CLUSTER}"
+        more = ""
+        while True:  # a request ends after some time, with a token for the next one
+            status, answer = self._http.send("DELETE", path + more)
+            if status != OK:
+                raise BadInput(f"{self.url} does not remove its documents ({_reason(status, answer)})")
+            if not answer.get("continuation"):
+                return
+            more = f"&continuation={urllib.parse.quote(answer['continuation'], safe='')}"
 
     def count(self) -> int:
         """Returns the number of documents."""

@@ -35,6 +35,7 @@ def feed(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path, connections
         BadInput: a document is refused, or Vespa has another number of documents at the end.
     """
     done = _read_state(state, source, vespa)
+    write_json(state, done)  # from now on, the documents in Vespa are of this index
     if done["documents"] and vespa.count() < done["documents"]:  # documents were removed since then
         done = {**done, "shards": 0, "documents": 0}
     shards, documents = done["shards"], done["documents"]
@@ -50,20 +51,50 @@ def feed(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path, connections
     finally:
         pool.shutdown(cancel_futures=True)
     held = vespa.count()
-    if held != documents:
-        why = "documents with equal ids replaced each other" if held < documents else "it has those of an earlier feed"
+    if held < documents:
+        why = "documents with equal ids replaced each other; make ids unique, then run this again with --replace"
+    elif held > documents:
+        state.unlink()  # so that --replace removes them
+        why = "it has those of an earlier feed; run this again with --replace to remove them"
+    else:
+        return documents
+    raise BadInput(f"{vespa.url} holds {held} documents, {documents} were put: {why}")
+
+
+def require_own_documents(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path) -> None:
+    """Checks that Vespa has no documents, or those of an earlier `feed` of the same vectors, also an interrupted one.
+
+    Raises:
+        BadInput: it has others.
+    """
+    if _is_own(state, source, vespa):
+        return
+    try:
+        others = vespa.count()
+    except BadInput:  # it is not started yet, or has no such application
+        return
+    if others:
         raise BadInput(
-            f"{vespa.url} holds {held} documents, {documents} were put: {why}; "
-            "make ids unique, or remove the old documents (docs/vespa.md) and run this again"
+            f"{vespa.url} holds {others} documents of an earlier feed; give --replace to remove them, or another --url"
         )
-    return documents
+
+
+def remove_other_documents(source: EmbeddingFolder, vespa: Vespa, state: pathlib.Path) -> None:
+    """Removes all documents, unless they are of an earlier `feed` of the same vectors, which can then resume."""
+    if not _is_own(state, source, vespa):
+        vespa.remove_all()
+
+
+def _is_own(state: pathlib.Path, source: EmbeddingFolder, vespa: Vespa) -> bool:
+    """Returns whether `feed` began with the same vectors and URL."""
+    done = read_json_if_valid(state) or {}
+    return done.get("url") == vespa.url and done.get("settings") == dataclasses.asdict(source.settings)
 
 
 def _read_state(state: pathlib.Path, source: EmbeddingFolder, vespa: Vespa) -> dict[str, Any]:
     fresh = {"url": vespa.url, "settings": dataclasses.asdict(source.settings), "shards": 0, "documents": 0}
     done = read_json_if_valid(state) or {}
-    same = all(done.get(name) == fresh[name] for name in ("url", "settings"))
-    return done if same and isinstance(done.get("shards"), int) else fresh
+    return done if _is_own(state, source, vespa) and isinstance(done.get("shards"), int) else fresh
 
 
 def write_feed_files(source: EmbeddingFolder, folder: pathlib.Path) -> int:

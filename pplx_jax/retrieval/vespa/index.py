@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json, write_json
+from pplx_jax.core.files import read_json, read_json_if_valid, write_json
 from pplx_jax.core.http_client import HttpClient
 from pplx_jax.core.output_folder import describes, require_free
 from pplx_jax.core.paths import as_path, relative, require_local
@@ -22,6 +22,7 @@ from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.former_index import UPDATED, described_identity, embedded_from, identity, require_replaceable
 from pplx_jax.retrieval.open_embeddings import open_embeddings
 from pplx_jax.retrieval.packed_signs import packed_signs
 from pplx_jax.retrieval.search_options import SearchOptions
@@ -36,14 +37,16 @@ from pplx_jax.retrieval.vespa.application import (
 )
 from pplx_jax.retrieval.vespa.client import Vespa, deploy
 from pplx_jax.retrieval.vespa.documents import documents_by_shard
-from pplx_jax.retrieval.vespa.feed import feed, write_feed_files
+from pplx_jax.retrieval.vespa.feed import feed, remove_other_documents, require_own_documents, write_feed_files
 
 _LOCAL_OUTPUT = "give --engine vespa a folder of this machine as --output"
 FORMAT = 1
+DESCRIPTION, FED = "vespa.json", "fed.json"
 LOCAL = "http://localhost:8080"
 CANDIDATES_PER_HIT = 40
 _CONNECTIONS = 32
 _SPARE = 20
+_PROBE_SECONDS = 10.0
 _STORED = ("int8", "binary", "ubinary")
 
 
@@ -57,6 +60,7 @@ def build(
     connections: int = _CONNECTIONS,
     retries: int = 8,
     startup_seconds: float = 300.0,
+    replace: bool = False,
 ) -> dict[str, Any]:
     """Writes the application package for an embedding folder. With URLs, also deploys it and feeds the documents.
 
@@ -70,13 +74,14 @@ def build(
         application: options of the application; None for the defaults.
         connections, retries: of the feeding client.
         startup_seconds: maximum time until the container is up after the deployment.
+        replace: whether to replace another index in `output`, and to remove its documents from Vespa.
 
     Returns:
         {"count": number of vectors, "documents", "dims", "quantization", "fed": whether Vespa has the documents}.
 
     Raises:
-        BadInput: the embeddings are missing, unfinished, empty or floats, `output` contains something else, or Vespa
-            refuses a request or does not answer.
+        BadInput: the embeddings are missing, unfinished, empty or floats, `output` contains something else, `output` or
+            Vespa has another index and `replace` is false, or Vespa refuses a request or does not answer.
     """
     source, output = open_embeddings(embeddings), require_local(output, _LOCAL_OUTPUT)
     settings = source.settings
@@ -88,11 +93,16 @@ def build(
     if count == 0:
         raise BadInput(f"{source.path} holds no vectors; its input had no row that could be embedded")
     require_free(output, "Vespa index", _is_index)
+    if former := read_json_if_valid(output / DESCRIPTION):
+        if require_replaceable(str(output), described_identity(former), identity(settings), replace=replace):
+            (output / FED).unlink(missing_ok=True)  # so that the documents are those of another index
+    if url and not replace:
+        require_own_documents(source, Vespa(HttpClient(url, retries=0, seconds=_PROBE_SECONDS)), output / FED)
     files = (application or VespaApplication()).files(settings.dims, int8=settings.quantization == "int8")
     output.mkdir(parents=True, exist_ok=True)
     description = {"dims": settings.dims, "quantization": settings.quantization, "count": count}
     write_json(
-        output / "vespa.json",
+        output / DESCRIPTION,
         {
             "format": FORMAT,
             "url": url or LOCAL,
@@ -100,6 +110,7 @@ def build(
             "model_fingerprint": settings.model_fingerprint,
             "bit_order": settings.bit_order,
             **({"prompts": settings.prompts} if settings.prompts else {}),
+            "embedded_from": embedded_from(settings),
             **description,
         },
     )
@@ -111,13 +122,15 @@ def build(
     vespa = Vespa(HttpClient(url, connections=connections, retries=retries))
     if config_url:
         vespa.wait_until_up(startup_seconds)
-    documents = feed(source, vespa, output / "fed.json", connections)
+    if replace:
+        remove_other_documents(source, vespa, output / FED)
+    documents = feed(source, vespa, output / FED, connections)
     shutil.rmtree(output / "feed", ignore_errors=True)  # of a call without a URL
     return {**description, "documents": documents, "fed": True}
 
 
 def _is_index(folder: pathlib.Path) -> bool:
-    return describes(folder / "vespa.json", "format", "url", "model_fingerprint", "count")
+    return describes(folder / DESCRIPTION, "format", "url", "model_fingerprint", "count")
 
 
 class VespaIndex(SearchableIndex):
@@ -142,15 +155,15 @@ class VespaIndex(SearchableIndex):
             BadInput: there is no index, or it is damaged or of another version.
         """
         path = as_path(path)
-        if not (path / "vespa.json").exists():
+        if not (path / DESCRIPTION).exists():
             raise BadInput(f"no Vespa index in {path}; make one with `index --engine vespa`")
-        description = read_json(path / "vespa.json", fix="make the index again")
+        description = read_json(path / DESCRIPTION, fix="make the index again")
         try:
             if description["format"] != FORMAT:
                 raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
             return cls(path, description, url)
         except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path / 'vespa.json'} cannot be used ({error}); make the index again") from None
+            raise BadInput(f"{path / DESCRIPTION} cannot be used ({error}); make the index again") from None
 
     def search_pooled(
         self, queries: np.ndarray, k: int = 10, options: SearchOptions = SearchOptions()
@@ -187,8 +200,8 @@ class VespaIndex(SearchableIndex):
     def _note(self, more: int) -> None:
         """Writes the new number of vectors to the description."""
         self.count += more
-        self._description["count"] = self.count
-        write_json(self.path / "vespa.json", self._description)
+        self._description |= {"count": self.count, UPDATED: True}
+        write_json(self.path / DESCRIPTION, self._description)
 
     def request(
         self, query: np.ndarray, k: int, *, candidates: int, ranking: str | None = None, exact: bool = False
