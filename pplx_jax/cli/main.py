@@ -37,6 +37,7 @@ from pplx_jax.core.errors import (
     Unmet,
 )
 from pplx_jax.core.native_logs import skip_absent_tpu
+from pplx_jax.core.packages import extra_with
 from pplx_jax.core.paths import as_path, is_bucket, scheme
 
 if TYPE_CHECKING:
@@ -108,6 +109,12 @@ def _guarded(verb: Verb, options: dict[str, Any], table: "Table | None") -> tupl
             return BAD_INPUT, _complain(f"error: {error.filename}: {error.strerror}; check this path")
         traceback.print_exc()
         return FAILED, {"error": str(error)}
+    except ModuleNotFoundError as error:
+        if extra := extra_with(error.name or ""):
+            missing = f"{verb.name} needs the module {error.name}, which is not installed"
+            return BAD_INPUT, _complain(f"error: {missing}: pip install 'pplx-jax[{extra}]'")
+        traceback.print_exc()
+        return FAILED, {"error": f"{type(error).__name__}: {error}"}
     except Exception as error:
         traceback.print_exc()
         return FAILED, {"error": f"{type(error).__name__}: {error}"}

@@ -1,6 +1,8 @@
-"""Checks for packages of an extra before they are needed."""
+"""Packages of extras: checks before they are needed, and which extra has one that is missing."""
 
+import importlib.metadata
 import importlib.util
+import re
 
 from pplx_jax.core.errors import BadInput
 
@@ -20,3 +22,17 @@ def require_packages(purpose: str, *modules: str, extra: str, otherwise: str = "
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise BadInput(f"{purpose} needs the module {module}; pip install 'pplx-jax[{extra}]'{otherwise}")
+
+
+def extra_with(module: str) -> str | None:
+    """Returns the first extra of this package that installs a module, or None.
+
+    Args:
+      module: its name. A package has it if their names are equal, or the package's begins with it (faiss: faiss-cpu).
+    """
+    wanted = module.partition(".")[0].replace("_", "-").lower()
+    for requirement in importlib.metadata.requires("pplx-jax") or ():
+        found = re.match(r"([\w.-]+).*extra == [\"']([\w-]+)", requirement)
+        if found and re.fullmatch(rf"{re.escape(wanted)}(-.*)?", found[1].replace("_", "-").lower()):
+            return found[2]
+    return None

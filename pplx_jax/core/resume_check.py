@@ -22,7 +22,7 @@ _FREE_CLASSES = frozenset({"Mesh", "Processes", "Checkpointing", "Logging", "Eva
 _FREE_FIELDS = frozenset(
     {
         *("mesh", "processes", "checkpointing", "logging", "evaluation"),
-        *("remat_policy", "remat", "microbatches", "attention_implementation", "skip_nonfinite"),
+        *("remat_policy", "remat", "unroll", "microbatches", "attention_implementation", "skip_nonfinite"),
     }
 )
 

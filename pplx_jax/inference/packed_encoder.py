@@ -1,5 +1,6 @@
 """Encodes token ids of any mix of lengths as pooled vectors, on one device or on a mesh of devices and processes."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ class PackedEncoder:
         shared: bool = False,
         alone: bool = False,
     ):
-        self._config = config
+        self._config = config = dataclasses.replace(config, unroll=1)
         self._mesh = _mesh_of(params) if mesh is None else mesh
         platform = self._mesh.devices.flat[0].platform
         # XLA on CPU would turn a stack of bfloat16 layers into float32 in every call.

@@ -19,7 +19,8 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.prompts import checked_prompts
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.mixture import Mixture, phases
-from pplx_jax.data.sources.seqio_tasks import add_mixture, add_task, source_task, start_tensorflow, valid_name
+from pplx_jax.data.sources.quiet_tensorflow import start_tensorflow
+from pplx_jax.data.sources.seqio_tasks import add_mixture, add_task, source_task, valid_name
 from pplx_jax.data.sources.seqio_vocabulary import seqio_vocabulary
 from pplx_jax.data.sources.source import Source, weighted_parts
 from pplx_jax.data.sources.tfds_builder import register_builder

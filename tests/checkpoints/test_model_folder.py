@@ -208,7 +208,7 @@ def test_whatever_changes_embeddings_changes_the_fingerprint(saved):
     changes: list[dict] = [{"causal": True}, {"rope_theta": 10.0}, {"rms_norm_eps": 0.1}, {"dtype": "bfloat16"}]
     changes += [{"query_heads": 4, "head_dim": 8}, {"max_length": 64}]
     assert len({model.fingerprint, *(with_field(**change) for change in changes)}) == 1 + len(changes)
-    same: list[dict] = [{"remat": False}, {"remat_policy": ("mlp",)}, {"embedding_init_std": 1.0}]
+    same: list[dict] = [{"remat": False}, {"remat_policy": ("mlp",)}, {"unroll": 2}, {"embedding_init_std": 1.0}]
     same += [{"attention_implementation": "splash"}]
     for change in same:
         assert with_field(**change) == model.fingerprint

@@ -90,6 +90,8 @@ def fail(how):
         "full": OSError(errno.ENOSPC, "No space left on device", "/some/checkpoint"),
         "nameless": OSError(errno.ENOSPC, "No space left on device"),
         "lost": FileNotFoundError("of no path"),
+        "extra": ModuleNotFoundError("No module named 'faiss'", name="faiss"),
+        "module": ModuleNotFoundError("No module named 'a_typing_error'", name="a_typing_error"),
     }[how]
 
 
@@ -326,6 +328,7 @@ class TestBadInput:
             (("fail", "below a file"), "a_file/x: Not a directory; check this path"),
             (("fail", "folder"), "a_folder: Is a directory; check this path"),
             (("fail", "taken"), "a_file: File exists; check this path"),
+            (("fail", "extra"), "fail needs the module faiss, which is not installed: pip install 'pplx-jax[search]'"),
         ],
     )
     def test_one_line(self, command, words, message):
@@ -342,7 +345,14 @@ class TestBadInput:
 
 
 class TestOtherEndings:
-    @pytest.mark.parametrize(("how", "last"), [("bug", "RuntimeError: a bug"), ("lost", "FileNotFoundError")])
+    @pytest.mark.parametrize(
+        ("how", "last"),
+        [
+            ("bug", "RuntimeError: a bug"),
+            ("lost", "FileNotFoundError"),
+            ("module", "ModuleNotFoundError"),
+        ],
+    )
     def test_a_failure_shows_where(self, command, how, last):
         code, out, err = command("fail", how)
         assert (code, out) == (1, "")

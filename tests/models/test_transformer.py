@@ -324,30 +324,48 @@ def test_config_is_frozen():
         config(False).causal = True
 
 
+def gradient_and_program(**fields):
+    """The gradients of a model with other fields, all with the same weights, and its jaxpr."""
+    tokens, segment_ids, positions = packed()
+    graph, state = nnx.split(qwen3.Qwen3(dataclasses.replace(config(False), **fields), rngs=nnx.Rngs(0)))
+
+    def loss(state):
+        return jnp.square(nnx.merge(graph, state)(tokens, segment_ids, positions)).sum()
+
+    return jax.tree.leaves(jax.jit(jax.grad(loss))(state)), str(jax.make_jaxpr(jax.grad(loss))(state))
+
+
+def assert_equal_gradients(some, others):
+    for one, other in zip(some, others, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+
+
 @pytest.mark.slow
 def test_the_remat_policy_changes_no_gradient():
-    tokens, segment_ids, positions = packed()
-
-    def gradient_and_program(remat_policy):
-        changed = dataclasses.replace(config(False), remat_policy=remat_policy)
-        graph, state = nnx.split(qwen3.Qwen3(changed, rngs=nnx.Rngs(0)))
-
-        def loss(state):
-            return jnp.square(nnx.merge(graph, state)(tokens, segment_ids, positions)).sum()
-
-        return jax.tree.leaves(jax.jit(jax.grad(loss))(state)), str(jax.make_jaxpr(jax.grad(loss))(state))
-
-    nothing, few = gradient_and_program(())
-    everything, many = gradient_and_program(qwen3.SAVEABLE)
+    nothing, few = gradient_and_program(remat_policy=())
+    everything, many = gradient_and_program(remat_policy=qwen3.SAVEABLE)
     products = f"f32[{LAYERS},{ROWS},{LENGTH},{MLP}]"  # of every layer, what the MLP multiplies
     assert products in many and products not in few
-    for one, other in zip(nothing, everything, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(one).max())
+    assert_equal_gradients(nothing, everything)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", [False, True])
+def test_blocks_without_a_loop_have_the_same_gradients(remat):
+    loop, program = gradient_and_program(remat=remat)
+    unrolled, other = gradient_and_program(remat=remat, unroll=LAYERS + 1)
+    assert f"unroll={LAYERS}" not in program and f"unroll={LAYERS}" in other
+    assert_equal_gradients(loop, unrolled)
 
 
 def test_an_unknown_remat_policy_is_bad_input():
     with pytest.raises(BadInput, match="remat_policy='mixed' is not one of projections, attention, mlp"):
         dataclasses.replace(config(False), remat_policy=("mixed",))
+
+
+def test_a_loop_computes_one_block_at_least():
+    with pytest.raises(BadInput, match="Qwen3Config.unroll=0; set it to 1 or more"):
+        dataclasses.replace(config(False), unroll=0)
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "width", "mlp_width", "layers", "query_heads", "kv_heads", "head_dim"])

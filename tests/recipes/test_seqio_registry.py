@@ -239,6 +239,12 @@ def test_the_verb_builds_and_tokenises_from_seqio(folder, tmp_path, capsys):
         flags = [f"--gin_param={param}" for param in params]
         assert cli.main([*run[:2], f"--workdir={tmp_path / 'other'}", "--until=data", *flags]) == cli.BAD_INPUT
         assert message in capsys.readouterr().err
+    add_foreign_tasks(folder, "broken")
+    (folder / "broken_b.tsv").write_text("one\ttwo\nno tab\n")
+    flags = ["--gin_param=SeqioCorpus.tasks={'pair': 'broken'}", f"--workdir={tmp_path / 'other'}", "--until=data"]
+    assert cli.main([*run[:2], *flags]) == cli.BAD_INPUT
+    *_, shown = capsys.readouterr().err.splitlines()
+    assert shown.startswith("pplx-jax: error: broken_b train[0/1]:2: the task fails here (")
 
 
 def test_a_cached_task_is_read_as_it_is(folder, tmp_path):

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import pathlib
-import re
 import shutil
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources import seqio_tasks as tasks
 from pplx_jax.data.sources.overlap import Overlap
+from pplx_jax.data.sources.quiet_tensorflow import bad_input_through_beam, start_tensorflow
 from pplx_jax.data.sources.source import Source, weighted_parts
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.table_maker import table_maker
@@ -63,7 +63,7 @@ def cache_sources(
     """
     import apache_beam
 
-    tasks.start_tensorflow()
+    start_tensorflow()
     parts = {part.name: (part, weight) for part, weight in weighted_parts(sources)}
     shards = {name: part.shards() for name, (part, _) in parts.items()}
     evaluation = overlap.fingerprint if overlap else ""
@@ -76,7 +76,7 @@ def cache_sources(
             folder = opened.enter_context(_new_stages(output, stages))
         opened.enter_context(_shard_progress(folder, sum(map(len, shards.values()))))
         shipped = opened.enter_context(_shipped(overlap, f"{folder}/overlap-{evaluation[:16]}.npz"))
-        with _bad_input(), apache_beam.Pipeline(options=options) as pipeline:
+        with bad_input_through_beam(), apache_beam.Pipeline(options=options) as pipeline:
             for name, (part, weight) in parts.items():
                 setup = functools.partial(_register, part, vocabulary, lengths.chunks, shards[name], shipped)
                 setup(again=True)
@@ -160,17 +160,6 @@ def _refuse_written(url: str, stages: Iterable[str]) -> None:
     """
     if there := [stage for stage in sorted(stages) if storage.exists(f"{url}/{stage}")]:
         raise BadInput(f"{url}/{there[0]} exists already; delete it, or give another --output")
-
-
-@contextlib.contextmanager
-def _bad_input() -> Iterator[None]:
-    """Raises the original BadInput. TensorFlow and Beam wrap exceptions and keep only their text."""
-    try:
-        yield
-    except Exception as error:
-        if found := re.search(r"BadInput: (.+)", str(error)):
-            raise BadInput(found[1].strip()) from None
-        raise
 
 
 def _never(_: Any) -> bool:

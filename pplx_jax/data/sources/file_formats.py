@@ -15,6 +15,7 @@ from pplx_jax.data.io import storage
 from pplx_jax.data.io.beir import read_beir
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.data.io.parquet import damaged, parquet_rows
+from pplx_jax.data.sources.quiet_tensorflow import first_line, start_tensorflow
 from pplx_jax.data.sources.seqio_rows import list_task_shards, task_rows
 
 Format = Literal["auto", "jsonl", "parquet", "tfrecord", "tfds", "beir", "seqio"]
@@ -107,6 +108,7 @@ def _parquet(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
 
 
 def _tfrecord(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
+    start_tensorflow()
     import tensorflow as tf
 
     records = tf.data.TFRecordDataset(path, compression_type="GZIP" if path.endswith(".gz") else "")
@@ -121,7 +123,7 @@ def _tfrecord(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
             row = {name: _values(feature) for name, feature in example.features.feature.items()}
             yield place, {name: value for name, value in row.items() if value is not None}
     except tf.errors.OpError as error:
-        raise BadInput(f"{path}: not a complete TFRecord file ({error.message}); copy the file again") from None
+        raise BadInput(f"{path}: not a complete TFRecord file ({first_line(error)}); copy the file again") from None
 
 
 def _values(feature) -> Any:
@@ -136,14 +138,22 @@ def _tfds(path: str, shard: str) -> Iterator[tuple[str, Row | Unreadable]]:
 
     start = int(index)
     instruction = tfds.core.ReadInstruction(split, from_=start, to=start + 1, unit="shard")
+    import tensorflow as tf
+
     rows = tfds.as_numpy(_tfds_builder(path).as_dataset(split=instruction, shuffle_files=False))
-    for number, row in enumerate(rows, start=1):
-        yield f"{path} {shard}:{number}", {name: _plain(value) for name, value in row.items()}
+    number = 0
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield f"{path} {shard}:{number}", {name: _plain(value) for name, value in row.items()}
+    except tf.errors.OpError as error:
+        place = f"{path} {shard}:{number + 1}"
+        raise BadInput(f"{place}: cannot be read from here on ({first_line(error)}); prepare it again") from None
 
 
 def _tfds_builder(path: str):
     """Opens a dataset by its folder (local or in a bucket), or by its name if it was prepared before."""
     try:
+        start_tensorflow()
         import tensorflow_datasets as tfds
     except ImportError:
         raise BadInput(f"{path}: TFDS needs tensorflow_datasets, which is not installed; pip install it") from None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.data.sources.quiet_tensorflow import first_line, start_tensorflow
 
 if TYPE_CHECKING:
     import seqio
@@ -51,7 +52,7 @@ def task_rows(name: str, shard: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ("NAME SPLIT[I/N]:NUMBER", row) of one shard, in order. Texts are bytes or str.
 
     Raises:
-        BadInput: there is no such Task.
+        BadInput: there is no such Task, or it fails.
     """
     seqio, task = _provider(name)
     split, _, place = shard.removesuffix("]").partition("[")
@@ -64,13 +65,20 @@ def task_rows(name: str, shard: str) -> Iterator[tuple[str, dict[str, Any]]]:
         shard_info=seqio.ShardInfo(index, count),
         try_in_mem_cache=False,
     )
-    for number, example in enumerate(examples, start=1):
-        yield f"{name} {shard}:{number}", _row(example, task.output_features)
+    import tensorflow as tf
+
+    number = 0
+    try:
+        for number, example in enumerate(examples, start=1):
+            yield f"{name} {shard}:{number}", _row(example, task.output_features)
+    except tf.errors.OpError as error:
+        raise BadInput(f"{name} {shard}:{number + 1}: the task fails here ({first_line(error)}); correct it") from error
 
 
 def _provider(name: str) -> tuple[Any, Any]:
     """Returns the module seqio, and the Task or Mixture."""
     try:
+        start_tensorflow()
         import seqio
     except ImportError:
         raise BadInput(f"{name}: reading SeqIO's tasks needs seqio: pip install 'pplx-jax[data]'") from None

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pplx_jax.core.native_logs import silent_native_stderr
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources.blocks import Block
+from pplx_jax.data.sources.quiet_tensorflow import start_tensorflow
 from pplx_jax.data.sources.seqio_vocabulary import seqio_vocabulary
 from pplx_jax.data.sources.source import Source, weighted_parts
 from pplx_jax.data.tokens.lengths import Lengths
@@ -36,14 +36,6 @@ SPLIT = "train"
 LENGTHS = "_lengths"
 
 Drop = Callable[[str], bool]
-
-
-def start_tensorflow() -> None:
-    """Imports TensorFlow and starts its runtime without its messages."""
-    with silent_native_stderr():
-        import tensorflow as tf
-
-        tf.constant(0)  # starts the runtime, which prints more messages
 
 
 def source_task(
@@ -63,7 +55,8 @@ def source_task(
         vocabulary: the vocabulary, or what `seqio_vocabulary` made of it.
         name: of the task; None for `task_name`.
         shards: the shards of the source, if they are known, or a function that lists them when they are read.
-        bad: counts the rows; if None, each dataset has its own count.
+        bad: counts the rows. An error ends the dataset early and stands in `bad.failure`. If None, each dataset has its
+            own count and raises errors as TensorFlow does.
         max_chunks, drop: as in `Source.examples`.
 
     Raises:
@@ -103,9 +96,10 @@ def source_task(
                 try:
                     read = (source.examples(shard, count, max_chunks=max_chunks, drop=drop) for shard in own)
                     yield from blocks.blocks(source.kind, source.prompted(itertools.chain.from_iterable(read)), count)
-                except BaseException as error:
-                    count.failure = error  # TensorFlow passes on its text only
-                    raise
+                except Exception as error:
+                    if bad is None:
+                        raise
+                    bad.failure = error  # TensorFlow would pass on its text only
 
             return tf.data.Dataset.from_generator(generate, output_signature=signature)
 
@@ -176,20 +170,16 @@ def tokenized_blocks(
     """
     start_tensorflow()
     import seqio
-    import tensorflow as tf
 
     shards = source.shards()
     task = source_task(source, vocabulary, shards=shards, bad=bad, max_chunks=max_chunks, drop=drop)
     only = None if shard is None else seqio.ShardInfo(shard, len(shards))
-    try:
-        for features in task.preprocess_precache(task.source.get_dataset(SPLIT, shuffle=False, shard_info=only)):
-            block = ragged_block(source.kind, {name: value.numpy() for name, value in features.items()})
-            if len(block["language"]):
-                yield block
-    except tf.errors.OpError:
-        if bad.failure is not None:
-            raise bad.failure from None
-        raise
+    for features in task.preprocess_precache(task.source.get_dataset(SPLIT, shuffle=False, shard_info=only)):
+        block = ragged_block(source.kind, {name: value.numpy() for name, value in features.items()})
+        if len(block["language"]):
+            yield block
+    if bad.failure is not None:
+        raise bad.failure
 
 
 def ragged_block(kind: str, flat: Mapping[str, np.ndarray]) -> Block:

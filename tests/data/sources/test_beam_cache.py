@@ -3,7 +3,10 @@
 import dataclasses
 import gzip
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import fsspec
 import numpy as np
@@ -151,6 +154,34 @@ def test_too_many_bad_rows_name_file_and_line_and_leave_nothing(folder, tmp_path
         corpus = corpus_of(folder, share=0.0, only=["text"])
         cache_corpus(tmp_path, corpus=corpus, lengths=LENGTHS, vocabulary=folder)
     assert "\n" not in str(caught.value) and not (tmp_path / "data" / "tokens").exists()
+
+
+@pytest.mark.parametrize("verb", ["cache_corpus", "tokenize_sources"])
+def test_a_bad_source_is_one_line_without_tracebacks(folder, tmp_path, verb):
+    program = f"""
+import pathlib, sys
+import jax  # sets a level of TensorFlow's messages
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.sources.seqio_tasks import tokenize_sources
+from pplx_jax.data.sources.source import Source
+from pplx_jax.data.sources.source_corpus import SourceCorpus
+from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
+from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.recipes.data_verbs import cache_corpus
+folder, lengths = pathlib.Path({str(folder)!r}), {LENGTHS!r}
+corpus = SourceCorpus([Source("my_text", "text", str(folder / "text-1.jsonl"))], str(folder / "beir"))
+try:
+    if {verb!r} == "cache_corpus":
+        cache_corpus(pathlib.Path({str(tmp_path)!r}), corpus=corpus, lengths=lengths, vocabulary=folder)
+    else:
+        tokenize_sources(corpus.sources, load_vocabulary(folder), pathlib.Path({str(tmp_path)!r}), lengths)
+except BadInput as error:
+    print(error)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.count("\n") == 1 and "text-1.jsonl:6: not JSON" in done.stdout
+    assert "Traceback" not in done.stderr and "text-1.jsonl" not in done.stderr
 
 
 def test_the_command(folder, tmp_path, capsys):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pathlib
 
 import pytest
 
@@ -254,6 +255,26 @@ def rotten_parquet(folder):
     content[second : second + 400] = b"\xff" * 400
     path.write_bytes(content)
     return path, 1500
+
+
+def rotten_tfds(folder):
+    path = write_tfds(folder, PAIRS)[0]
+    (_, shard) = sorted(pathlib.Path(path).glob("*.tfrecord*"))
+    content = bytearray(shard.read_bytes())
+    content[-8:] = b"\xff" * 8
+    shard.write_bytes(content)
+    return path, "train[1shard]", len(PAIRS) - 3
+
+
+@pytest.mark.slow
+def test_a_damaged_tfds_folder_is_named_with_its_row(tmp_path):
+    path, shard, whole = rotten_tfds(tmp_path)
+    bad = BadRows("damaged")
+    with pytest.raises(
+        BadInput, match=r"train\[1shard\]:\d+: cannot be read from here on .*; prepare it again"
+    ) as caught:
+        list(Source("damaged", "pair", path, format="tfds").examples(shard, bad))
+    assert "\n" not in str(caught.value) and bad.rows <= whole
 
 
 @pytest.mark.parametrize("damage", [cut_short, not_gzip, not_deflate, rotten_parquet])
