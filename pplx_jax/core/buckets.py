@@ -11,7 +11,7 @@ import pathlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
@@ -58,16 +58,40 @@ def local_copy(path: pathlib.Path) -> pathlib.Path:
         return path
     if any(name.endswith(f"/{WRITING}") for name in found):
         raise BadInput(f"{path} is not complete: a command writes it or was interrupted; run that command again")
+    return _shown(path, found)
+
+
+def local_copies(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Returns files on this machine; those of a bucket are downloaded together. See `local_copy`.
+
+    Raises:
+        OSError: a download fails, or the disk is full.
+    """
+    wanted = {str(path)[len("gs://") :] for path in paths if is_bucket(path)}
+    if not wanted:
+        return list(paths)
+    if len(paths) == 1:
+        return [local_copy(paths[0])]
+    root = os.path.commonpath([os.path.dirname(name) for name in wanted])
+    listed = filesystem().find(root, detail=True)
+    copy = _shown(as_path(f"gs://{root}"), {name: info for name, info in listed.items() if name in wanted})
+    return [copy / os.path.relpath(str(path)[len("gs://") :], root) for path in paths]
+
+
+def _shown(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
+    """Returns a folder or file of this machine that shows objects at or below `path` as they are now."""
+    root = str(path)[len("gs://") :]
     versions = {name: hashlib.sha256(f"{name}#{_version(info)}".encode()).hexdigest() for name, info in found.items()}
     shown = hashlib.sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]
-    copy = cache_folder() / path.parent.relative_to(path.anchor) / f"@{shown}" / path.name
+    name = path.name or root
+    copy = cache_folder() / path.parent.relative_to(path.anchor) / f"@{shown}" / name
     if not copy.exists():
         objects = cache_folder() / "objects"
         _download({name: objects / version for name, version in versions.items()}, found)
         with _temporary_folder() as temporary:
-            for name, version in versions.items():
-                inner = os.path.relpath(name, root)
-                target = temporary / path.name if inner == "." else temporary / path.name / inner
+            for each, version in versions.items():
+                inner = os.path.relpath(each, root)
+                target = temporary / name if inner == "." else temporary / name / inner
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.link(objects / version, target)
             copy.parent.parent.mkdir(parents=True, exist_ok=True)

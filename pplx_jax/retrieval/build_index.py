@@ -16,6 +16,7 @@ from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.former_index import UPDATED, described_identity, embedded_from, identity, require_replaceable
 from pplx_jax.retrieval.index import FORMAT, INDEX, UPDATES, BuiltEngine
 from pplx_jax.retrieval.metrics import tie_places
+from pplx_jax.retrieval.open_embeddings import open_embeddings
 from pplx_jax.retrieval.sharded_vectors import ShardedVectors
 from pplx_jax.retrieval.sign_search import default_lists, write_signs
 
@@ -36,7 +37,7 @@ def build_index(
     """Builds an index from a finished embedding folder.
 
     Args:
-        embeddings: the folder that `embed_file` wrote.
+        embeddings: what `embed_file` wrote, see `open_embeddings`.
         output: the folder to write. The same index is built again, and takes its place when it is complete.
         engine: "faiss" stores the signs of int8 embeddings for a first search stage. "numpy" stores nothing more; each
             query is compared with every vector. "vespa" feeds a Vespa instance instead, "postgres" fills a table of
@@ -64,7 +65,7 @@ def build_index(
         from pplx_jax.retrieval import postgres  # needs psycopg
 
         return postgres.build(embeddings, output, url=url, table=table, replace=replace)
-    source, output = EmbeddingFolder.read(as_path(embeddings)), as_path(output)
+    source, output = open_embeddings(embeddings), as_path(output)
     settings = source.settings
     vectors = _open_vectors(source)
     engine, lists = _chosen(source, engine, lists, len(vectors))
@@ -75,8 +76,9 @@ def build_index(
     description = {"count": len(vectors), "dims": settings.dims, "quantization": settings.quantization}
     description |= {"engine": engine, "lists": lists}
     with replaced_folder(output, last=INDEX) as folder:
-        for file in (*source.vector_paths(), *source.line_paths()):
-            _link(file, folder / file.name)
+        for shard, files in enumerate(zip(source.vector_paths(), source.line_paths(), strict=True)):
+            for file in files:
+                _link(file, folder / f"{shard:05d}{file.suffix}")
         _write_rows(folder, source)
         if engine == "faiss":
             write_signs(folder, vectors, lists)
@@ -145,10 +147,11 @@ def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:
     offsets, documents = np.empty(count, np.int64), np.empty(count, np.int64)
     empty = np.zeros(count, bool)
     ids: list[str] = []
-    document, last_row, in_chunks = -1, None, False
+    document, in_chunks = -1, False
     names, repeated = set[str](), list[str]()
     with Progress("rows", count, unit="vector") as progress:
         for place in range(len(source.shards)):
+            last_row = None  # a document is in one shard
             for offset, row in source.described_of(place):
                 if "document" not in row or row["row"] != last_row:
                     document, last_row = document + 1, row["row"]

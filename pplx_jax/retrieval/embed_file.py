@@ -5,7 +5,6 @@ bytes do not depend on how many there are.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import pathlib
 import time
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.checkpoints.hub_folder import find_model
-from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
 from pplx_jax.core.progress import Progress
 from pplx_jax.core.prompts import DOCUMENT, with_document_prompt
+from pplx_jax.data.io.input_files import input_files
 from pplx_jax.inference.chunking import chunk
 from pplx_jax.inference.encoder import (
     Encoder,
@@ -35,7 +34,8 @@ from pplx_jax.parallel.processes import barrier, joins_processes
 from pplx_jax.parallel.same_job import appears
 from pplx_jax.parallel.shares import deal, own_share, parse_share
 from pplx_jax.retrieval.embedding_folder import MANIFEST, PROGRESS, EmbeddingFolder, Settings, Shard
-from pplx_jax.retrieval.embedding_input import BadRow, InputRow, TooLongRow, read_shards, weigh_shards
+from pplx_jax.retrieval.embedding_input import BadRow, InputRow, TooLongRow
+from pplx_jax.retrieval.shard_plan import ShardPlan, plan_shards
 
 _NAMED_ROWS = 10
 
@@ -51,7 +51,7 @@ def embed_file(
     quantization: Quantization = "int8",
     bit_order: BitOrder = "big",
     dims: int | None = None,
-    shard_size: int = 2048,
+    shard_size: int | None = None,
     chunk_tokens: int | None = None,
     overflow: Overflow = "error",
     overlap: int | None = None,
@@ -60,7 +60,7 @@ def embed_file(
     shard: str | None = None,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
-    """Embeds every row of a file. A second call after an interruption embeds the shards that are missing.
+    """Embeds every row of the input. A second call after an interruption embeds the shards that are missing.
 
     The processes of a job divide the missing shards. Workers that do not know each other divide them by `shard`; the
     shards of a lost worker can be embedded by another one with the same `shard`, or by a call without it. Whoever
@@ -73,13 +73,14 @@ def embed_file(
 
     Args:
         model_path: a model folder, or the name of a model of the Hugging Face hub.
-        input: .jsonl, .jsonl.gz or .parquet.
+        input: a file (.jsonl, .jsonl.gz or .parquet), a folder of such files, or a pattern; see `input_files`.
         output: the folder to write, see `embedding_folder`.
         text_field, chunks_field: names of the columns.
         quantization: "int8", "binary" (-1/+1), "ubinary" (packed), "tanh" or "none".
         bit_order: of "ubinary".
         dims: number of leading dimensions; None for all.
-        shard_size: input rows per shard. An interruption loses the work of at most one shard per worker.
+        shard_size: input rows per shard. None for shards of about equal bytes, see `shard_plan`, or for what an
+            unfinished folder has. An interruption loses the work of at most one shard per worker.
         chunk_tokens: split every text into chunks of at most this many tokens and embed it as a document of chunks.
         overflow: what happens to a text or document over the model's limit: "error" fails at the end, "split" encodes
             overlapping windows, "truncate" cuts it.
@@ -98,8 +99,8 @@ def embed_file(
             contains something else or embeddings with other settings, the model does not support the quantization or
             dims, a row is over the model's limit with overflow="error", or no row could be embedded.
     """
-    source, folder_path, model_path = local_copy(as_path(input)), as_path(output), find_model(model_path)
-    if shard_size < 1:
+    files, folder_path, model_path = input_files(input), as_path(output), find_model(model_path)
+    if shard_size is not None and shard_size < 1:
         raise BadInput(f"shard_size={shard_size}: give at least 1")
     if chunk_tokens is not None and chunk_tokens < 1:
         raise BadInput(f"chunk_tokens={chunk_tokens}: give at least 1")
@@ -107,7 +108,9 @@ def embed_file(
     if shard is not None and processes > 1:
         raise BadInput("shard is for workers that do not know each other; several processes divide the work themselves")
     share = None if shard is None else parse_share(shard)
-    total, weights = weigh_shards(source, shard_size)
+    shard_size = EmbeddingFolder.shard_size_of(folder_path) if shard_size is None else shard_size
+    plan = plan_shards(files, text_field, chunks_field, shard_size)
+    weights = [planned.weight for planned in plan.shards]
     given = {"query_prompt": query_prompt, "document_prompt": document_prompt}
     prompts: dict[str, Any] = {name: text for name, text in given.items() if text is not None}
     encoder = encoder or load_encoder(model_path, **prompts)
@@ -115,7 +118,7 @@ def embed_file(
     check_form(quantization, dims, encoder.dims, bit_order)
     settings = Settings(
         model_fingerprint=encoder.fingerprint,
-        input_sha256=_sha256(source),
+        input_sha256=plan.sha256(),
         dims=encoder.dims if dims is None else dims,
         quantization=quantization,
         bit_order=bit_order,
@@ -134,11 +137,11 @@ def embed_file(
     else:
         missing = [number for number in everything if number not in folder.finished]
         own = [missing[place] for place in deal([weights[number] for number in missing], processes)[index]]
-    _embed_shards(folder, source, encoder, own, total)
+    _embed_shards(folder, plan, encoder, own)
     barrier("embedded")
     folder.refresh()
     if index == 0 and share is None:  # what an interrupted process of the same job left, if any
-        _embed_shards(folder, source, encoder, everything, total)
+        _embed_shards(folder, plan, encoder, everything)
     if index == 0 and not folder.complete and len(folder.finished) == len(weights):
         folder.finish()
     barrier("embeddings finished")
@@ -146,10 +149,11 @@ def embed_file(
     totals = {"shards": len(folder.finished), **folder.totals()}
     if not folder.complete:
         return {**totals, "missing": len(weights) - len(folder.finished)}
-    _refuse_too_long(folder, source)
-    if total and not totals["count"]:
+    _refuse_too_long(folder, plan, str(input))
+    if plan.rows and not totals["count"]:
         first = folder.shards[0].skipped[0]
-        raise BadInput(f"{source}: none of its {total} rows could be embedded; line {first['row']}: {first['reason']}")
+        told = f"{plan.line(first['row'])}: {first['reason']}"
+        raise BadInput(f"{input}: none of its {plan.rows} rows could be embedded; {told}")
     return totals
 
 
@@ -169,31 +173,20 @@ def _opened_together(path: pathlib.Path, settings: Settings, model: pathlib.Path
     return folder
 
 
-def _embed_shards(
-    folder: EmbeddingFolder, source: pathlib.Path, encoder: Encoder, numbers: Collection[int], total: int
-) -> None:
-    """Embeds those of these shards that are not finished.
-
-    Args:
-        folder: of the shards.
-        source: the input file.
-        encoder: the model.
-        numbers: of the shards.
-        total: rows of the input.
-    """
+def _embed_shards(folder: EmbeddingFolder, plan: ShardPlan, encoder: Encoder, numbers: Collection[int]) -> None:
+    """Embeds those of the shards with these numbers that are not finished."""
     settings = folder.settings
-    rows = {number: min(settings.shard_size, total - number * settings.shard_size) for number in numbers}
+    rows = {number: plan.shards[number].rows for number in numbers}
     wanted = rows.keys() - folder.finished.keys()
     if folder.complete or not wanted:
         return
     done = sum(rows[number] for number in rows.keys() - wanted)
     with Progress("embed", sum(rows.values()), unit="row", start=done, enabled=own_share()[0] == 0) as progress:
         embedded_tokens = 0
-        fields = settings.text_field, settings.chunks_field
-        for number, batch in read_shards(source, *fields, settings.shard_size, wanted):
+        for number, batch in plan.read(settings.text_field, settings.chunks_field, wanted):
             started = time.monotonic()
             vectors, described, tokens, skipped = _embed_rows(encoder, batch, settings)
-            _report_skipped(progress, folder, source, skipped)
+            _report_skipped(progress, folder, plan, skipped)
             seconds = round(time.monotonic() - started, 3)
             folder.add(number, vectors, described, Shard(len(batch), len(vectors), tokens, seconds, _listed(skipped)))
             done += len(batch)
@@ -274,10 +267,10 @@ def _describe(row: InputRow, place: int, *, empty: bool) -> dict[str, Any]:
     return described
 
 
-def _report_skipped(progress: Progress, folder: EmbeddingFolder, source: pathlib.Path, skipped: list[BadRow]) -> None:
+def _report_skipped(progress: Progress, folder: EmbeddingFolder, plan: ShardPlan, skipped: list[BadRow]) -> None:
     remaining = max(_NAMED_ROWS - folder.totals()["skipped"], 0)
     for row in skipped[:remaining]:
-        progress.note(f"skipped {source}, line {row.number}: {row.reason}")
+        progress.note(f"skipped {plan.where(row.number)}: {row.reason}")
     if len(skipped) > remaining:
         progress.note(f"skipped {len(skipped) - remaining} more rows, listed in {folder.path / 'manifest.json'}")
 
@@ -290,18 +283,13 @@ def _listed(skipped: list[BadRow]) -> list[dict[str, Any]]:
     ]
 
 
-def _refuse_too_long(folder: EmbeddingFolder, source: pathlib.Path) -> None:
+def _refuse_too_long(folder: EmbeddingFolder, plan: ShardPlan, name: str) -> None:
     rows = sum(shard.rows for shard in folder.shards)
     too_long = [row for shard in folder.shards for row in shard.skipped if "too_long" in row]
     if too_long:
         first = too_long[0]
-        example = f"the first is {first['too_long']!r} in line {first['row']} ({first['reason']})"
+        example = f"the first is {first['too_long']!r} in {plan.line(first['row'])} ({first['reason']})"
         raise BadInput(
-            f"{source}: too long: {len(too_long)} of {rows} rows, {example}; all others are in {folder.path}; "
+            f"{name}: too long: {len(too_long)} of {rows} rows, {example}; all others are in {folder.path}; "
             "give --overflow truncate or split to embed them too"
         )
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -24,7 +24,7 @@ from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, read_json, read_json_if_valid, write_json, write_text
 from pplx_jax.core.output_folder import describes, require_free
-from pplx_jax.core.paths import joined, relative, resolved
+from pplx_jax.core.paths import is_bucket, joined, relative, resolved
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import BitOrder, Quantization
@@ -41,12 +41,12 @@ class Settings:
 
     Attributes:
         model_fingerprint: of the model.
-        input_sha256: of the input file.
+        input_sha256: of the input file, or of the digests of several.
         dims: number of dimensions before packing.
         quantization: "int8", "binary", "ubinary", "tanh" or "none".
         bit_order: of "ubinary", "big" or "little".
         text_field, chunks_field: names of the columns.
-        shard_size: input rows per shard.
+        shard_size: input rows per shard; None for the sizes of `shard_plan`.
         chunk_tokens: maximum tokens of the chunks that texts were split into; None if they were not split.
         overflow: what happened to texts over the limit; "error" skipped them.
         overlap: tokens shared by the windows of "split"; None for the model's default.
@@ -60,7 +60,7 @@ class Settings:
     bit_order: BitOrder
     text_field: str
     chunks_field: str
-    shard_size: int
+    shard_size: int | None
     chunk_tokens: int | None
     overflow: Overflow
     overlap: int | None
@@ -123,7 +123,10 @@ class EmbeddingFolder:
                     f"{path} holds embeddings with {field.name}={old!r}, not {new!r}; "
                     "give another --output or delete that folder"
                 )
-        folder._require_complete()
+        if is_bucket(path):
+            folder._require_all_objects()
+        else:
+            folder._require_complete()
         if folder.complete and alone:
             folder._remove_progress()  # of a worker that finished a shard after another one had
         return folder
@@ -156,6 +159,14 @@ class EmbeddingFolder:
         for number in dropped:
             for suffix in ("npy", "jsonl"):
                 self._file(number, suffix).unlink(missing_ok=True)
+
+    @classmethod
+    def shard_size_of(cls, path: pathlib.Path) -> int | None:
+        """Returns the `shard_size` of a folder that was begun; None if there is none."""
+        content = next((found for name in (MANIFEST, PROGRESS) if (found := read_json_if_valid(path / name))), {})
+        settings = content.get("settings")
+        size = settings.get("shard_size") if isinstance(settings, dict) else None
+        return size if isinstance(size, int) and size > 0 else None
 
     @classmethod
     def read(cls, path: pathlib.Path) -> "EmbeddingFolder":
@@ -193,6 +204,14 @@ class EmbeddingFolder:
             return cls(path, settings, content["model"], shards, complete=name == MANIFEST)
         except (ValueError, KeyError, TypeError) as error:
             raise BadInput(f"{path / name} cannot be used ({error}); {_FIX}") from None
+
+    def _require_all_objects(self) -> None:
+        """Raises BadInput if an object of a finished shard is missing. An object is complete or absent."""
+        held = {path.name for path in self.path.iterdir()}
+        for number in self.finished:
+            for file in (self._file(number, suffix) for suffix in ("npy", "jsonl")):
+                if file.name not in held:
+                    raise BadInput(f"{file} is missing; {_FIX}")
 
     def _require_complete(self) -> None:
         """Raises BadInput if a shard is missing or has another size than when it was written."""

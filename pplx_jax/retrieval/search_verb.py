@@ -4,16 +4,16 @@ import contextlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path
 from pplx_jax.core.paths import as_path, is_bucket
 from pplx_jax.core.progress import Progress
+from pplx_jax.data.io.input_files import input_files
 from pplx_jax.data.io.trec_run import run_line
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.lead import leads
@@ -54,7 +54,7 @@ def search_index(
         index: the folder that `build_index` wrote.
         query: the text.
         k: maximum number of hits per query.
-        queries: in place of `query`, a JSON lines or Parquet file of {"id" or "_id", "text"}.
+        queries: in place of `query`, JSON lines or Parquet of {"id" or "_id", "text"}: a file, a folder or a pattern.
         output: the file to write for `queries`: NAME.trec (query, Q0, id, rank, score; in an index of chunks the id of
             the document) or NAME.jsonl ({"id", "text", "hits"}).
         engine, candidates, least_candidates, probes: see `SearchOptions`.
@@ -86,9 +86,10 @@ def search_index(
         return {"hits": opened.search_pooled(_of_first(pooled), k, options)[0]}
     if output is None:
         raise BadInput("--queries needs --output FILE.trec or FILE.jsonl")
-    source, output = local_copy(as_path(str(queries))), as_path(output)
+    assert queries is not None
+    files, output = input_files(queries), as_path(output)
     with _writer(output) as write:
-        entries = _read_queries(source)
+        entries = _read_queries(files, queries)
         encoder = encoder or load_encoder(model or opened.model, **opened.prompts)
         started = time.monotonic()
         with Progress("search", len(entries), unit="query", enabled=leads()) as progress:
@@ -112,19 +113,19 @@ def _of_first(pooled: np.ndarray) -> np.ndarray:
     )
 
 
-def _read_queries(path: pathlib.Path) -> list[tuple[str, str]]:
+def _read_queries(files: Sequence[pathlib.Path], given: str | pathlib.Path) -> list[tuple[str, str]]:
     """Returns ids and texts."""
     found: dict[str, str] = {}
-    for row in read_rows(path, "text", "chunks"):
+    for where, row in read_rows(files, "text", "chunks"):
         if isinstance(row, BadRow):
-            raise BadInput(f"{path}, line {row.number}: {row.reason}; give each query an id and a text")
+            raise BadInput(f"{where}: {row.reason}; give each query an id and a text")
         if row.is_document or not row.chunks[0].strip():
-            raise BadInput(f"{path}, line {row.number}: no text to search for; a query is one non-empty text")
+            raise BadInput(f"{where}: no text to search for; a query is one non-empty text")
         if row.id in found:
-            raise BadInput(f"{path}, line {row.number}: a second query of id {row.id!r}; make ids unique")
+            raise BadInput(f"{where}: a second query of id {row.id!r}; make ids unique")
         found[row.id] = row.chunks[0]
     if not found:
-        raise BadInput(f"{path} holds no queries; give lines with id and text")
+        raise BadInput(f"{given} holds no queries; give lines with id and text")
     return list(found.items())
 
 

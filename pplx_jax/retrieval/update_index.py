@@ -5,7 +5,7 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.open_embeddings import open_embeddings
 from pplx_jax.retrieval.open_index import open_index
 
 
@@ -20,7 +20,7 @@ def update_index(
 
     Args:
         index: the folder that `build_index` wrote, of any engine.
-        embeddings: the folder that `embed_file` wrote, with the model and the options of the index.
+        embeddings: what `embed_file` wrote, see `open_embeddings`, with the model and the options of the index.
         delete: a text file of ids, one a line.
         url: of the server of the index, if it is not the one that the index names.
 
@@ -33,7 +33,7 @@ def update_index(
     """
     if embeddings is None and delete is None:
         raise BadInput("give --embeddings FOLDER to add, --delete FILE to delete, or both")
-    source = None if embeddings is None else EmbeddingFolder.read(as_path(embeddings))
+    source = None if embeddings is None else open_embeddings(embeddings)
     ids = [] if delete is None else _read_ids(as_path(delete))
     opened = open_index(index, url)
     if source is not None:

@@ -574,3 +574,45 @@ def test_a_parquet_file_with_a_damaged_page_keeps_its_shards(tmp_path):
     with pytest.raises(BadInput, match=r"in.parquet:1025: cannot be read from here on .* copy the file again"):
         embed(path, tmp_path / "out", shard_size=512)
     assert sorted(path.name for path in (tmp_path / "out").glob("0*.json")) == ["00000.json", "00001.json"]
+
+
+def test_many_files_are_one_input(bucket, tmp_path):
+    texts = [f"word{n} common" for n in range(30)]
+    one = write_rows(tmp_path / "one.jsonl", [{"text": text} for text in texts])
+    embed(one, tmp_path / "whole", shard_size=4)
+    for root in (tmp_path / "parts", bucket / "parts"):
+        root.mkdir()
+        for place in range(10):  # part-0, part-1, ... are in the order of their names
+            write_rows(root / f"part-{place}.jsonl", [{"text": text} for text in texts[3 * place : 3 * place + 3]])
+        for number, given in enumerate([root, root / "part-*", str(root / "*.jsonl")]):
+            embed(given, tmp_path / root.parent.name / str(number), shard_size=4)
+            found, expected = read(tmp_path / root.parent.name / str(number)), read(tmp_path / "whole")
+            np.testing.assert_array_equal(found[0], expected[0])
+            assert found[1] == expected[1]
+
+
+def test_a_row_of_many_files_is_named_with_its_file(tmp_path, capsys):
+    write_rows(tmp_path / "a.jsonl", [{"text": "a"}])
+    second = write_rows(tmp_path / "b.jsonl", [{"text": "b"}, {"body": "c"}, {"text": "long " * 40}])
+    with pytest.raises(BadInput, match=rf"1 of 4 rows, the first is '4' in line 3 of {second} \("):
+        embed(str(tmp_path / "*.jsonl"), tmp_path / "out")
+    assert f'skipped {second}, line 2: neither "text" nor "chunks"' in capsys.readouterr().err
+
+
+def test_a_folder_of_a_given_shard_size_goes_on_without_it(tmp_path):
+    source = write_rows(tmp_path / "in.jsonl", [{"text": f"word{n}"} for n in range(10)])
+    embed(source, tmp_path / "out", shard_size=3, shard="0/2")
+    rest = WordEncoder()
+    assert embed(source, tmp_path / "out", encoder=rest)["shards"] == 4 and 0 < rest.encoded < 10
+    assert embed(source, tmp_path / "new")["shards"] == 1
+
+
+def test_a_worker_does_not_download_the_shards_of_others(bucket, bucket_server, tmp_path):
+    write_rows(bucket / "in.jsonl", [{"text": f"word{n}"} for n in range(10)])
+    embed(bucket / "in.jsonl", bucket / "out", shard_size=3, shard="0/2")
+    before = len(bucket_server.requests)
+    embed(bucket / "in.jsonl", bucket / "out", shard_size=3, shard="1/2")
+    assert not [request for request in bucket_server.requests[before:] if "/download/" in request and ".npy" in request]
+    (bucket / "out" / "00001.npy").unlink()
+    with pytest.raises(BadInput, match=r"00001\.npy is missing"):
+        embed(bucket / "in.jsonl", bucket / "out", shard_size=3)

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers.word_encoder import WordEncoder
-from helpers.word_index import make_index
+from helpers.word_index import ROWS, embed, make_index
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.retrieval.build_index import build_index
@@ -200,3 +200,31 @@ def test_the_devices_find_the_same(tmp_path, quantization):
     for query in ("sort a list", "open the file"):
         found = [search_index(path, query, 9, engine=engine, encoder=WordEncoder()) for engine in ("numpy", "jax")]
         assert found[0] == found[1] and len(found[0]["hits"]) == 4
+
+
+def test_several_embeddings_are_one_index(tmp_path):
+    """The rows are those of one file in two: hits, ties and documents are those of one index of it."""
+    whole = make_index(tmp_path / "whole")
+    (tmp_path / "parts").mkdir()
+    for name, rows in {"a": ROWS[:1], "b": ROWS[1:2], "c": ROWS[2:]}.items():  # each has a row 1
+        embed(tmp_path / name, rows, shard_size=2)
+        (tmp_path / name / "vectors").rename(tmp_path / "parts" / name)
+    for given in (tmp_path / "parts", tmp_path / "parts" / "?"):
+        build_index(given, tmp_path / "index")
+        for query in ("sort a list", "open socket", "read file"):
+            found, expected = (
+                search_index(path, query, 6, encoder=WordEncoder()) for path in (tmp_path / "index", whole)
+            )
+            assert found == expected
+    assert np.load(tmp_path / "index" / "documents.npy").tolist() == [0, 1, 2, 3, 4, 4]
+
+
+def test_several_embeddings_must_agree(tmp_path):
+    embed(tmp_path / "a", ROWS)
+    embed(tmp_path / "b", ROWS, quantization="binary")
+    with pytest.raises(BadInput, match=r"b/vectors has quantization='binary', .*a/vectors 'int8'; embeddings that are"):
+        build_index(str(tmp_path / "*" / "vectors"), tmp_path / "index")
+    with pytest.raises(BadInput, match="no embeddings in"):
+        build_index(tmp_path, tmp_path / "index")
+    with pytest.raises(BadInput, match=r"\*\.vec: no file or folder matches"):
+        build_index(tmp_path / "*.vec", tmp_path / "index")

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers import job, tiny
 from helpers.word_encoder import WordEncoder
 from helpers.word_index import make_index
 
@@ -207,3 +207,23 @@ def test_rows_and_queries_have_the_prompts_of_the_model_or_those_of_the_index(tm
     plain = search_index(tmp_path / "index-d", "the file 3")["hits"]
     scores = [[hit["score"] for hit in hits] for hits in (prompted, written, plain)]
     assert scores[0] == scores[1] != scores[2]
+
+
+def test_queries_of_many_files(tmp_path):
+    index = make_index(tmp_path)
+    (tmp_path / "queries").mkdir()
+    for number, text in enumerate(("read a file", "sort a list")):
+        (tmp_path / "queries" / f"{number}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    found = search_index(
+        index, queries=tmp_path / "queries" / "*.jsonl", output=tmp_path / "run.jsonl", encoder=WordEncoder()
+    )
+    assert found["queries"] == 2
+    written = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["text"]) for row in written] == [("1", "read a file"), ("2", "sort a list")]
+
+
+@pytest.mark.slow
+def test_no_command_opens_more_than_a_few_hundred_files(tmp_path):
+    (output,) = job.finish([job.start_python(["-m", "helpers.few_files", str(tmp_path)])])
+    best = dict.fromkeys(("faiss", "numpy"), "d77")
+    assert json.loads(output.splitlines()[-1]) == {"shards": 300, "fed": 300, **best}

@@ -4,12 +4,13 @@
     FOLDER/queries.jsonl    {"_id", "text"}
     FOLDER/qrels.tsv        query-id, corpus-id, score; or qrels/SPLIT.tsv; the header line is optional
 
-Each file may be gzipped (".gz" appended to its name).
+Each file may be gzipped (".gz" appended to its name). In place of corpus.jsonl and queries.jsonl, there may be folders
+corpus/ and queries/ of any number of .jsonl, .jsonl.gz and .parquet files, which are read in the order of their paths.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 from absl import logging
@@ -17,7 +18,9 @@ from absl import logging
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
+from pplx_jax.data.io.input_files import ENDINGS, input_files
 from pplx_jax.data.io.json_lines import is_unicode, numbered_lines, parse_object
+from pplx_jax.data.io.row_files import rows_of_files
 
 _HEADER = ("query-id", "corpus-id", "score")
 
@@ -65,10 +68,10 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
             message gives the file and the line. A judgement of a document that the corpus does not have is kept, with a
             warning: a relevant one counts as not found, as in trec_eval. It is an error if all are such.
     """
-    corpus_file, queries_file, qrels_file = set_files(folder, split)
+    corpus, asked, qrels_file = _set_files(folder, split)
     documents, parents, chunks = {}, [], []
     seen_of_parent: dict[str, int] = {}
-    for where, row in _read_rows(corpus_file, documents):
+    for where, row in _read_rows(corpus, documents):
         documents[row["_id"]] = document_text(str(row.get("title") or ""), row["text"])
         parent = str(row.get("parent", row["_id"]))
         chunk = row.get("chunk", seen_of_parent.get(parent, 0))
@@ -78,7 +81,7 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
         parents.append(parent)
         chunks.append(chunk)
     queries: dict[str, str] = {}
-    for _, row in _read_rows(queries_file, queries):
+    for _, row in _read_rows(asked, queries):
         queries[row["_id"]] = row["text"]
     qrels = _read_qrels(qrels_file, queries, documents)
     judged = [query for query in queries if query in qrels]
@@ -93,18 +96,25 @@ def read_beir(folder: str | pathlib.Path, split: str = "test") -> RetrievalSet:
     )
 
 
-def set_files(folder: str | pathlib.Path, split: str = "test") -> tuple[pathlib.Path, pathlib.Path, pathlib.Path]:
-    """Returns the paths of the corpus, the queries and the judgements of a BEIR folder.
+def set_files(folder: str | pathlib.Path, split: str = "test") -> list[pathlib.Path]:
+    """Returns the paths of the corpus, the queries and the judgements of a BEIR folder, in this order.
 
     Raises:
         BadInput: the folder or a file is missing.
     """
+    corpus, queries, qrels = _set_files(folder, split)
+    return [*corpus, *queries, qrels]
+
+
+def _set_files(
+    folder: str | pathlib.Path, split: str
+) -> tuple[Sequence[pathlib.Path], Sequence[pathlib.Path], pathlib.Path]:
     folder = local_copy(as_path(folder))
     if not folder.is_dir():
         raise BadInput(f"no folder {folder}: give a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv)")
     return (
-        _find(folder, "corpus.jsonl"),
-        _find(folder, "queries.jsonl"),
+        corpus_files(folder),
+        _rows_of(folder, "queries"),
         _find(folder, "qrels.tsv", f"qrels/{split}.tsv"),
     )
 
@@ -118,7 +128,7 @@ def set_folders(folder: str | pathlib.Path) -> list[pathlib.Path]:
     folder = as_path(folder)
     if not folder.is_dir():
         raise BadInput(f"no folder {folder}: give a BEIR folder, or a folder of BEIR folders")
-    if any(folder.glob("corpus.jsonl*")):
+    if holds(folder, "corpus") or holds(folder, "queries"):
         return [folder]
     inner = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "qrels" and path.name[0] != ".")
     return inner or [folder]
@@ -133,12 +143,12 @@ def _find(folder: pathlib.Path, *names: str) -> pathlib.Path:
     raise BadInput(f"{folder} has no {wanted} (nor .gz); a BEIR folder contains corpus, queries and qrels")
 
 
-def _read_rows(path: pathlib.Path, known: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_rows(files: Sequence[pathlib.Path], known: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields ("FILE, line N", row). `_id` is a string that is not in `known`, and `text` is a string."""
-    for number, line in numbered_lines(path):
+    for path, (number, source) in rows_of_files(files):
         where = f"{path}, line {number}"
         try:
-            row = parse_object(line)
+            row = parse_object(source) if isinstance(source, bytes) else source
         except ValueError as error:
             raise BadInput(f"{where}: {error}; each line is one object with _id and text") from None
         for column in ("_id", "text"):
@@ -194,7 +204,7 @@ def _read_qrels(
 def read_queries(folder: pathlib.Path) -> dict[str, str]:
     """Returns all queries of a BEIR folder, with or without judgements: id -> text. Raises BadInput as `read_beir`."""
     queries: dict[str, str] = {}
-    for _, row in _read_rows(_find(folder, "queries.jsonl"), queries):
+    for _, row in _read_rows(_rows_of(folder, "queries"), queries):
         queries[row["_id"]] = row["text"]
     return queries
 
@@ -204,6 +214,24 @@ def read_qrels(folder: pathlib.Path, queries: Container[str], split: str = "test
     return _read_qrels(_find(folder, "qrels.tsv", f"qrels/{split}.tsv"), queries, None)
 
 
-def corpus_file(folder: pathlib.Path) -> pathlib.Path:
-    """Returns the path of the corpus of a BEIR folder. Raises BadInput if there is none."""
-    return _find(folder, "corpus.jsonl")
+def corpus_files(folder: pathlib.Path) -> Sequence[pathlib.Path]:
+    """Returns the files of the corpus of a BEIR folder, in order. Raises BadInput if there is none."""
+    return _rows_of(folder, "corpus")
+
+
+def holds(folder: pathlib.Path, part: str) -> bool:
+    """Returns whether a folder has the corpus or the queries of a set.
+
+    Args:
+        folder: the folder.
+        part: "corpus" or "queries".
+    """
+    if any(folder.glob(f"{part}.jsonl*")):
+        return True
+    inner = any(path.name.endswith(ENDINGS) for path in (folder / part).glob("*"))
+    return inner and (part != "corpus" or holds(folder, "queries"))  # many folders are called "corpus"
+
+
+def _rows_of(folder: pathlib.Path, part: str) -> Sequence[pathlib.Path]:
+    """Returns PART.jsonl, or the files of the folder PART."""
+    return input_files(folder / part) if (folder / part).is_dir() else [_find(folder, f"{part}.jsonl")]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import pathlib
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +12,8 @@ from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import absolute, as_path, is_bucket
 from pplx_jax.data.io import storage
-from pplx_jax.data.io.beir import corpus_file, read_beir, set_folders
+from pplx_jax.data.io.beir import corpus_files, holds, read_beir, set_folders
+from pplx_jax.data.io.row_files import rows_of_files
 from pplx_jax.data.sources.corpus import NO_PROMPTS, Corpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder
 from pplx_jax.data.sources.overlap import Overlap
@@ -63,9 +65,12 @@ class SourceCorpus(Corpus):
                 shutil.copytree(evaluation, partial / "evaluation")
             else:
                 (partial / "evaluation").symlink_to(evaluation)
-            searched = self.search or str(corpus_file(sets[0]))
-            with storage.open_bytes(searched) as file, (partial / "search.jsonl").open("wb") as copy:
-                shutil.copyfileobj(file, copy)
+            with (partial / "search.jsonl").open("wb") as copy:
+                if self.search:
+                    with storage.open_bytes(self.search) as file:
+                        shutil.copyfileobj(file, copy)
+                else:
+                    copy.writelines(_json_line(source) for _, (_, source) in rows_of_files(corpus_files(sets[0])))
         parts = itertools.chain.from_iterable(source.parts().items() for source in self.sources)
         return {"shards": {name: len(part.shards()) for name, part in parts} if not self.tokens else {}}
 
@@ -127,13 +132,17 @@ class SourceCorpus(Corpus):
                     )
 
 
+def _json_line(source: bytes | dict[str, Any]) -> bytes:
+    return (source if isinstance(source, bytes) else json.dumps(source, ensure_ascii=False).encode()) + b"\n"
+
+
 def evaluation_sets(folder: pathlib.Path) -> list[pathlib.Path]:
     """Returns a BEIR folder itself, or the BEIR folders in it.
 
     Raises:
         BadInput: there is none.
     """
-    found = [one for one in set_folders(folder) if any(one.glob("corpus.jsonl*"))] if folder.is_dir() else []
+    found = [one for one in set_folders(folder) if holds(one, "corpus")] if folder.is_dir() else []
     if not found:
         raise BadInput(
             f"{folder}: no evaluation set; give a BEIR folder (corpus.jsonl, queries.jsonl, qrels.tsv) or a folder of "

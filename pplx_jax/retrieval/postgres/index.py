@@ -22,6 +22,7 @@ from pplx_jax.core.progress import Progress
 from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.former_index import UPDATED, described_identity, embedded_from, identity, require_replaceable
+from pplx_jax.retrieval.open_embeddings import open_embeddings
 from pplx_jax.retrieval.packed_signs import packed_signs
 from pplx_jax.retrieval.postgres import table as sql
 from pplx_jax.retrieval.postgres.connection import connected, without_password
@@ -66,7 +67,7 @@ def build(
     It is one transaction. Searches use the former table until it ends. After an interruption the database is as before.
 
     Args:
-        embeddings: the folder that `embed_file` wrote, with quantization "int8", "binary" or "ubinary".
+        embeddings: what `embed_file` wrote, see `open_embeddings`, with quantization "int8", "binary" or "ubinary".
         output: the folder that describes the index.
         url: address of the database, such as postgresql://USER@HOST/DATABASE. A password in it is not stored.
         table: name of the table; None for the name of `output` with "pplx_" before it.
@@ -80,7 +81,7 @@ def build(
         BadInput: the embeddings are missing, unfinished, empty or floats, `output` or the table is something else, or
             another index and `replace` is false, or the server does not answer or has no pgvector.
     """
-    source, output = EmbeddingFolder.read(as_path(embeddings)), require_local(output, "give a folder of this machine")
+    source, output = open_embeddings(embeddings), require_local(output, "give a folder of this machine")
     settings = source.settings
     if url is None:
         raise BadInput("the engine postgres needs --url, such as postgresql://USER@HOST/DATABASE")

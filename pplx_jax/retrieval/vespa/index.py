@@ -23,6 +23,7 @@ from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
 from pplx_jax.retrieval.former_index import UPDATED, described_identity, embedded_from, identity, require_replaceable
+from pplx_jax.retrieval.open_embeddings import open_embeddings
 from pplx_jax.retrieval.packed_signs import packed_signs
 from pplx_jax.retrieval.search_options import SearchOptions
 from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex, document_of
@@ -66,7 +67,7 @@ def build(
     A second call after an interruption resumes feeding after the last complete shard.
 
     Args:
-        embeddings: the folder that `embed_file` wrote, with quantization "int8", "binary" or "ubinary".
+        embeddings: what `embed_file` wrote, see `open_embeddings`, with quantization "int8", "binary" or "ubinary".
         output: the folder to write.
         url: of Vespa's container, such as http://localhost:8080. None writes feed files instead.
         config_url: of the configuration server, such as http://localhost:19071, to deploy the package first.
@@ -82,7 +83,7 @@ def build(
         BadInput: the embeddings are missing, unfinished, empty or floats, `output` contains something else, `output` or
             Vespa has another index and `replace` is false, or Vespa refuses a request or does not answer.
     """
-    source, output = EmbeddingFolder.read(as_path(embeddings)), require_local(output, _LOCAL_OUTPUT)
+    source, output = open_embeddings(embeddings), require_local(output, _LOCAL_OUTPUT)
     settings = source.settings
     if settings.quantization not in _STORED:
         raise BadInput(f"{source.path} holds {settings.quantization!r} vectors; Vespa takes {', '.join(_STORED)}")

@@ -4,10 +4,12 @@ import gzip
 import json
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.data.io.beir import read_beir
+from pplx_jax.data.io.beir import read_beir, set_files, set_folders
 from pplx_jax.data.io.set_samples import around_queries, sampled
 from pplx_jax.retrieval.metrics import judge, metrics_per_query, relevant_ranks, tie_places
 
@@ -117,3 +119,30 @@ def test_broken_bytes(tmp_path):
     (tmp_path / "corpus.jsonl").write_bytes(b'{"_id": "d1", "text": "\xff"}\n')
     with pytest.raises(BadInput, match=r"line 1: not UTF-8 \(byte 24\)"):
         read_beir(tmp_path)
+
+
+def test_folders_of_files_are_one_corpus_and_one_list_of_queries(tmp_path):
+    for name, rows in {
+        "corpus/b.jsonl": [{"_id": "d3", "text": "three"}],
+        "corpus/a.jsonl": [{"_id": "d1", "title": "T", "text": "one"}, {"_id": "d2", "text": "two"}],
+        "queries/0.jsonl": [{"_id": "q1", "text": "first"}],
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = pyarrow.table({"_id": ["d4"], "text": ["four"], "title": [None]})
+    pyarrow.parquet.write_table(table, tmp_path / "corpus" / "c.parquet")
+    (tmp_path / "qrels.tsv").write_text("q1\td4\t1\n")
+    data = read_beir(tmp_path)
+    assert data.document_ids == ["d1", "d2", "d3", "d4"] and data.documents == ["T one", "two", "three", "four"]
+    assert (data.query_ids, data.qrels) == (["q1"], {"q1": {"d4": 1}})
+    assert set_folders(tmp_path) == [tmp_path] and len(set_files(tmp_path)) == 5
+    (tmp_path / "corpus" / "b.jsonl").write_text('{"_id": "d1", "text": "again"}\n')
+    with pytest.raises(BadInput, match=r"b\.jsonl, line 1: \"_id\" 'd1' occurs twice"):
+        read_beir(tmp_path)
+
+
+def test_a_folder_that_is_called_corpus_is_no_set(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "search.jsonl").write_text("{}\n")
+    write_set(tmp_path / "sets")
+    assert set_folders(tmp_path) == [tmp_path / "corpus", tmp_path / "sets"]

@@ -197,10 +197,13 @@ def test_shards_give_what_texts_give(big, tmp_path, quantization, stored):
     folder.mkdir()
     for name in ("queries.jsonl", "qrels.tsv", "runs"):
         (folder / name).symlink_to(big / name)
-    embed_file(
-        tmp_path / "model", big / "corpus.jsonl", folder / "embeddings",
-        quantization=stored, shard_size=70, encoder=WordEncoder(64),
-    )  # fmt: skip
+    lines = (big / "corpus.jsonl").read_text().splitlines(keepends=True)
+    for name, part in {"0": lines[:1], "1": lines[1:2], "2": lines[2:]}.items():  # several folders are read as one
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+        embed_file(
+            tmp_path / "model", tmp_path / f"{name}.jsonl", folder / "embeddings" / name,
+            quantization=stored, shard_size=70, encoder=WordEncoder(64),
+        )  # fmt: skip
     benchmark, parts = evaluate(folder, words(quantization), sizes=(200, 300))
     assert {name: part.metrics for name, part in parts.items()} == {
         name: part.metrics for name, part in expected.items()

@@ -5,7 +5,8 @@ The paper's data is not public. This module runs its protocol on your data:
     DATA/ (one task) or DATA/SET/ (one task each)
         queries.jsonl   {"_id", "text"}
         corpus.jsonl    {"_id", "text", "title"?}; for query-to-query, the queries that may be found
-        embeddings/     in place of corpus.jsonl: the output of `pplx-jax embed`, for a corpus larger than memory
+        embeddings/     in place of corpus.jsonl: the output of `pplx-jax embed`, or a folder of several, for a corpus
+                        larger than memory
         qrels.tsv       human labels, if any
         runs/*.trec     rankings of several systems, to fuse labels from, if any
     DATA/options.json   fields of `PoolOptions`, such as {"sizes": [100000, 1000000]}, if any
@@ -25,7 +26,7 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput, require
 from pplx_jax.core.progress import Progress
-from pplx_jax.data.io.beir import corpus_file
+from pplx_jax.data.io.beir import corpus_files, holds, set_folders
 from pplx_jax.evaluation.core.benchmark import Part, mean_of_each
 from pplx_jax.evaluation.core.data_options import read_options
 from pplx_jax.evaluation.scoring.scorers import OwnDocument, with_own_document
@@ -132,7 +133,7 @@ class PoolTask:
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)
         else:
-            corpus = EncodedCorpus(*read_corpus(corpus_file(self.folder)), system)
+            corpus = EncodedCorpus(*read_corpus(corpus_files(self.folder)), system)
 
         def scores(block: Block) -> np.ndarray:
             found = block.document_scores(similarity(queries, block.vectors, settings.quantization == "ubinary"))
@@ -162,7 +163,7 @@ class PoolTask:
 
     def _rank_by_bm25(self, labelled: LabelledQueries, system: System) -> tuple[Sequence[int], np.ndarray]:
         """Builds a BM25 index per pool, because document frequencies depend on the pool. All texts are in memory."""
-        ids, texts = read_corpus(corpus_file(self.folder))
+        ids, texts = read_corpus(corpus_files(self.folder))
         pools = self._pools(ids, labelled)
         dropped = self._dropped(labelled, dict(zip(ids, texts, strict=True)))
         shells = pools.shells(ids)
@@ -241,9 +242,7 @@ def open_benchmark(name: str, data: pathlib.Path | None, **options: Any) -> Pool
     """
     if data is None:
         raise BadInput(f"the data of {name} is not public; give --data, a folder with your queries, corpus and labels")
-    folders = (
-        [data] if any(data.glob("queries.jsonl*")) else sorted(path.parent for path in data.glob("*/queries.jsonl*"))
-    )
+    folders = [folder for folder in set_folders(data) if holds(folder, "queries")]
     if not folders:
         raise BadInput(f"neither {data} nor a folder in it has queries.jsonl; give a set, or a folder of sets")
     chosen = read_options(PoolOptions, data, options)

@@ -10,12 +10,13 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import document_text
-from pplx_jax.data.io.json_lines import numbered_lines, parse_object
+from pplx_jax.data.io.json_lines import parse_object
+from pplx_jax.data.io.row_files import rows_of_files
 from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
 from pplx_jax.inference.encoder import document_encoder
 from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.kernels.quantization import quantize, zero_rows
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.open_embeddings import open_embeddings
 
 _DOCUMENTS_PER_BLOCK = 16_384
 
@@ -101,7 +102,7 @@ class EmbeddedCorpus:
             BadInput: another model made it, or its vectors cannot be converted to the requested ones.
         """
         assert system.encoder is not None
-        self._folder, self._wanted = EmbeddingFolder.read(folder), system.settings.quantization
+        self._folder, self._wanted = open_embeddings(folder), system.settings.quantization
         stored, dims = self._folder.settings, system.settings.dims or system.encoder.dims
         if stored.model_fingerprint != system.encoder.fingerprint:
             raise BadInput(
@@ -116,8 +117,10 @@ class EmbeddedCorpus:
             )
 
     def ids(self) -> Iterator[str]:
-        for _, chunks in itertools.groupby(self._folder.described(), key=lambda row: row["row"]):
-            yield _document_id(next(chunks))
+        for place in range(len(self._folder.shards)):  # a document is in one shard
+            described = (row for _, row in self._folder.described_of(place))
+            for _, chunks in itertools.groupby(described, key=lambda row: row["row"]):
+                yield _document_id(next(chunks))
 
     def texts(self, names: Set[str]) -> dict[str, str]:
         """Returns the texts of these documents by id. Chunks are joined by spaces."""
@@ -145,21 +148,21 @@ def _document_id(described: dict[str, Any]) -> str:
     return described.get("document", described["id"])
 
 
-def read_corpus(path: pathlib.Path) -> tuple[list[str], list[str]]:
-    """Reads ids and texts of a corpus.jsonl (BEIR); see `beir.document_text`.
+def read_corpus(files: Sequence[pathlib.Path]) -> tuple[list[str], list[str]]:
+    """Reads ids and texts of the corpus of a BEIR folder; see `beir.corpus_files` and `beir.document_text`.
 
     Raises:
         BadInput: a line has no "_id" or no "text" (the message names the line), or there is no line.
     """
     ids, texts = [], []
-    for number, line in numbered_lines(path):
+    for path, (number, source) in rows_of_files(files):
         try:
-            row = parse_object(line)
+            row = parse_object(source) if isinstance(source, bytes) else source
             text = document_text(row.get("title"), row["text"])
             ids.append(str(row["_id"]))
             texts.append(text)
         except (ValueError, KeyError, AttributeError) as error:
             raise BadInput(f"{path}, line {number}: {error}; each line is one object with _id and text") from None
     if not ids:
-        raise BadInput(f"{path} has no documents; each line is one object with _id and text")
+        raise BadInput(f"{files[0]} has no documents; each line is one object with _id and text")
     return ids, texts
