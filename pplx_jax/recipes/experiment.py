@@ -6,6 +6,7 @@ WORKDIR/SET/results.json, table.txt, report.html   the comparison, written again
 
 import dataclasses
 import gc
+import glob
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -65,7 +66,8 @@ def run_experiment(
 
     An arm ends at its last stage, or with the merge if its recipe has both stages of the merge. That model is scored.
     Phases with equal settings (the data, the first stages) are done once for all runs in the workdir. The same command
-    skips finished runs and resumes an interrupted one. Finished stages keep their parameters and not the optimizer.
+    skips finished runs and resumes an interrupted one. Finished stages keep their parameters and not the optimizer. The
+    comparison has all finished runs of the set, also those of earlier commands with other arms and seeds.
 
     Args:
       workdir: a local folder for all sets and seeds.
@@ -83,7 +85,8 @@ def run_experiment(
       BadInput: a wrong argument or recipe; another process runs experiments in the workdir.
       Failed: an arm failed. The other arms have run, and the comparison is written.
     """
-    chosen = _chosen(find_arms(experiments), arms)
+    known = find_arms(experiments)
+    chosen = _chosen(known, arms)
     configs = {(seed, arm): _load(arm, seed, gin_files, gin_params) for seed in seeds for arm in chosen}
     if not configs:
         raise BadInput("--seeds is empty; give one or several, such as 0,1")
@@ -105,7 +108,7 @@ def run_experiment(
             finally:
                 jax.clear_caches()
                 gc.collect()
-            written = _compare(folder, chosen, seeds, experiments)
+            written = _compare(folder, _finished(folder, known, gin_files, gin_params), known, experiments)
     if failures:
         raise Failed("; ".join(f"{name}: {message}" for name, message in failures.items()))
     return written
@@ -191,20 +194,33 @@ def _link(workdir: pathlib.Path, root: pathlib.Path, arguments: Mapping[str, Any
     return {name: str(other.relative_to(root)) for name, other in linked.items()}
 
 
-def _compare(folder: pathlib.Path, arms: Sequence[Arm], seeds: Sequence[int], experiments: str) -> dict[str, Any]:
+def _finished(
+    folder: pathlib.Path, arms: Sequence[Arm], gin_files: Sequence[str], gin_params: Sequence[str]
+) -> dict[str, dict[int, pathlib.Path]]:
+    """Returns the scores of the finished runs of a set by arm and seed; those of the first arm even if there are none.
+
+    Runs with other settings than the recipes have now are left out.
+    """
+    found: dict[str, dict[int, pathlib.Path]] = {}
+    for arm in arms:
+        for done in folder.glob(f"{glob.escape(arm.name)}/seed-*/{FINISHED}"):
+            seed = int(done.parent.name.removeprefix("seed-"))
+            if (read_json_if_valid(done) or {}).get("fingerprint") == _load(
+                arm, seed, gin_files, gin_params
+            ).fingerprint:
+                found.setdefault(arm.name, {})[seed] = done.with_name(SCORES)
+    ordered = {arm.name: dict(sorted(found[arm.name].items())) for arm in arms if arm.name in found}
+    return {arms[0].name: {}} | ordered
+
+
+def _compare(
+    folder: pathlib.Path, scores: Mapping[str, Mapping[int, pathlib.Path]], arms: Sequence[Arm], experiments: str
+) -> dict[str, Any]:
     """Writes the comparison of the finished runs."""
-    scores = {
-        arm.name: {
-            seed: folder / arm.name / f"seed-{seed}" / SCORES
-            for seed in seeds
-            if (folder / arm.name / f"seed-{seed}" / FINISHED).exists()
-        }
-        for arm in arms
-    }
     compared = {
         "set": experiments,
-        "seeds": list(seeds),
-        "about": {arm.name: arm.about for arm in arms},
+        "seeds": sorted({seed for of_arm in scores.values() for seed in of_arm}),
+        "about": {arm.name: arm.about for arm in arms if arm.name in scores},
         **compare_arms(scores),
     }
     table = format_comparison(compared)

@@ -158,7 +158,9 @@ def test_the_same_command_does_only_what_is_missing(ran, capsys):
     assert (config.causal, config.pooling) == (True, "last")
     written = json.loads(capsys.readouterr().out)
     compared = json.loads(pathlib.Path(written["results"]).read_text())
-    assert [row["arm"] for row in compared["outcomes"][0]["arms"]] == list(ARMS)
+    rows = compared["outcomes"][0]["arms"]
+    assert [row["arm"] for row in rows] == list(ARMS)
+    assert compared["seeds"] == [0, 1] and [list(row["by_seed"]) for row in rows] == [["0", "1"], ["0", "1"], ["0"]]
     # Another setting of a finished run is another run.
     assert cli.main(command(ran, "--seeds=0", "--gin_param=STEPS=2")) == cli.BAD_INPUT
     assert "has other settings: Training.steps 3, this recipe has 2" in capsys.readouterr().err
