@@ -5,61 +5,35 @@ candidate without support for packed sequences gets each text as a separate sequ
 time includes moving the texts. Ratios are of the median time to that of the fastest candidate. Needs a CUDA device:
 without one it exits with code 2.
 
-Usage: python benchmarks/gpu_attention.py [--lengths 4096 32768] [--heads 16 32] [--repeats 20] [--json]
+It ends within ten minutes: no case begins after `--minutes`, and those that did not begin are listed.
+
+Usage: python benchmarks/gpu_attention.py [--lengths 4096 32768] [--heads 16 32] [--repeats 20] [--minutes 9] [--json]
 """
 
 import argparse
-import dataclasses
-import datetime
 import functools
-import importlib.metadata
 import importlib.util
-import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from attention_cases import (
+    TOLERANCE,
+    Case,
+    check,
+    make_case,
+    measure_all,
+    off,
+    one_pass,
+    parser_of,
+    ratios,
+    seconds_of,
+    short,
+)
 
 from pplx_jax.kernels.attention import attention, blockwise, reference
-
-KV_HEADS, HEAD_DIM = 8, 128
-# Text lengths of a packed sequence, as shares of it.
-SHARES = (0.25, 0.1875, 0.125, 0.125, 0.0625, 0.0625, 0.0625, 0.0625, 0.03125)
-Arrays = tuple[jax.Array, jax.Array, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One measurement's inputs.
-
-    Attributes:
-      query, key, value: [B, L, heads, E].
-      segment_ids: [B, L] int32, the same in each sequence.
-      lengths: of the texts of a sequence.
-    """
-
-    query: jax.Array
-    key: jax.Array
-    value: jax.Array
-    segment_ids: jax.Array
-    lengths: tuple[int, ...]
-
-
-def make_case(rows: int, length: int, heads: int, *, packed: bool, dtype=jnp.bfloat16, seed: int = 0) -> Case:
-    """Returns random inputs; a packed sequence ends in padding, a dense one is one text."""
-    generator = np.random.default_rng(seed)
-    lengths = tuple(int(share * length) for share in SHARES) if packed else (length,)
-    ids = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-    ids = np.pad(ids, (0, length - len(ids))).astype(np.int32)
-    arrays = (
-        jnp.asarray(generator.normal(size=(rows, length, count, HEAD_DIM)), dtype)
-        for count in (heads, KV_HEADS, KV_HEADS)
-    )
-    return Case(*arrays, jnp.asarray(np.tile(ids, (rows, 1))), lengths)
 
 
 def unpacked(function: Callable[..., jax.Array], case: Case) -> Callable[..., jax.Array]:
@@ -111,50 +85,6 @@ def jax_candidates(case: Case) -> dict[str, Callable[..., jax.Array]]:
     return found
 
 
-def off(found: Arrays, expected: Arrays) -> float:
-    """Largest difference, relative to the largest entry of each array."""
-    return max(
-        float(jnp.abs(one.astype(jnp.float32) - other.astype(jnp.float32)).max() / jnp.abs(other).max())
-        for one, other in zip(found, expected, strict=True)
-    )
-
-
-def _pass(run: Callable[..., jax.Array], *, backward: bool) -> Callable[..., Arrays]:
-    def forward(*arrays) -> Arrays:
-        return (run(*arrays),)
-
-    def loss(*arrays):
-        return jnp.sum(jnp.square(run(*arrays).astype(jnp.float32)))
-
-    return jax.jit(jax.grad(loss, argnums=(0, 1, 2)) if backward else forward)
-
-
-@functools.cache
-def expected_of(rows: int, length: int, heads: int, packed: bool, backward: bool) -> tuple[Case, Arrays]:
-    """A small case in bfloat16, and the result of the reference in float32."""
-    case = make_case(rows, length, heads, packed=packed, seed=1)
-    run = _pass(lambda *arrays: reference.attention(*arrays, case.segment_ids), backward=backward)
-    return case, run(*(x.astype(jnp.float32) for x in (case.query, case.key, case.value)))
-
-
-def check(candidates: Callable[[Case], dict], name: str, heads: int, *, packed: bool, backward: bool) -> None:
-    """Raises ValueError if a candidate differs from the reference by more than bfloat16 explains."""
-    case, expected = expected_of(1, 256, heads, packed, backward)
-    found = _pass(candidates(case)[name], backward=backward)(case.query, case.key, case.value)
-    if not (difference := off(found, expected)) < 3e-2:
-        raise ValueError(f"{name} differs from the reference by {difference:.2g} of its largest entry")
-
-
-def seconds_of(run: Callable[[], object], wait: Callable[[object], object], repeats: int) -> float:
-    """Returns the median seconds of a call, without the first two, which compile and warm up."""
-    times = []
-    for _ in range(repeats + 2):
-        started = time.perf_counter()
-        wait(run())
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[2:])
-
-
 def torch_seconds(case: Case, *, backward: bool, repeats: int) -> dict[str, float | str]:
     """PyTorch's attention on the same inputs: scaled_dot_product_attention dense, FlexAttention packed."""
     if importlib.util.find_spec("torch") is None:
@@ -193,7 +123,7 @@ def torch_seconds(case: Case, *, backward: bool, repeats: int) -> dict[str, floa
     with torch.no_grad():
         mixed = attend(*arrays, **options).transpose(1, 2)[:1].float().cpu().numpy()
     mixed = np.where(np.asarray(case.segment_ids[:1, :, None, None]) > 0, mixed, 0)
-    if not off((jnp.asarray(mixed),), (exact,)) < 3e-2:
+    if not off((jnp.asarray(mixed),), (exact,)) < TOLERANCE:
         raise ValueError(f"{name} differs from the reference")
     return {name: seconds_of(run, lambda _: torch.cuda.synchronize(), repeats)}
 
@@ -205,29 +135,21 @@ def measure(length: int, heads: int, *, packed: bool, backward: bool, tokens: in
     for name, run in jax_candidates(case).items():
         try:
             check(jax_candidates, name, heads, packed=packed, backward=backward)
-            timed = _pass(run, backward=backward)
+            timed = one_pass(run, backward=backward)
             call = functools.partial(timed, case.query, case.key, case.value)
             seconds[name] = seconds_of(call, jax.block_until_ready, repeats)
         except Exception as error:  # the table shows the error of a candidate that cannot run
-            seconds[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
+            seconds[name] = short(error)
     try:
         if length <= 8192:  # the reference, which it is compared with, needs L x L scores
             seconds |= torch_seconds(case, backward=backward, repeats=repeats)
     except Exception as error:
-        seconds["torch"] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-    timed = {name: value for name, value in seconds.items() if isinstance(value, float)}
-    fastest = min(timed.values(), default=0.0)
-    return {"seconds": seconds, "ratios": {name: value / fastest for name, value in timed.items()}}
+        seconds["torch"] = short(error)
+    return {"seconds": seconds, "ratios": ratios(seconds)}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", nargs="+", type=int, default=[512, 4096, 32768])
-    parser.add_argument("--heads", nargs="+", type=int, choices=(16, 32), default=[16, 32])
-    parser.add_argument("--tokens", type=int, default=32768, help="tokens of a batch (default 32768)")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout; the table on stderr")
-    return parser.parse_args(arguments)
+    return parser_of(__doc__).parse_args(arguments)
 
 
 def main() -> int:
@@ -239,35 +161,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    table = sys.stderr if arguments.json else sys.stdout
-    report: dict = {}
-    for length in arguments.lengths:
-        for heads in arguments.heads:
-            for packed in (False, True):
-                for backward in (False, True):
-                    name = f"{'packed' if packed else 'dense'}_{'backward' if backward else 'forward'}"
-                    found = measure(
-                        length,
-                        heads,
-                        packed=packed,
-                        backward=backward,
-                        tokens=arguments.tokens,
-                        repeats=arguments.repeats,
-                    )
-                    report.setdefault(f"L{length}_H{heads}", {})[name] = found
-                    words = " ".join(
-                        f"{candidate}={found['ratios'].get(candidate, value)}"
-                        for candidate, value in found["seconds"].items()
-                    )
-                    print(f"L={length} H={heads} {name}: {words}", file=table, flush=True)
-    names = [name for name in ("jax", "jaxlib", "torch", "tokamax") if importlib.util.find_spec(name)]
-    report["taken"] = {
-        "date": datetime.date.today().isoformat(),
-        "device": jax.devices()[0].device_kind,
-        "versions": {name: importlib.metadata.version(name) for name in names},
-    }
-    if arguments.json:
-        print(json.dumps(report, indent=1))
+    run = functools.partial(measure, tokens=arguments.tokens, repeats=arguments.repeats)
+    measure_all(arguments, run, ("jax", "jaxlib", "torch", "tokamax"))
     return 0
 
 

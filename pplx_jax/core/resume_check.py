@@ -17,12 +17,12 @@ from pplx_jax.core.errors import BadInput
 
 # All fields of these classes may differ,
 _FREE_CLASSES = frozenset({"Mesh", "Processes", "Checkpointing", "Logging", "Evaluation"})
-# and these fields of any class: those that hold the classes above, those that trade memory for time, and the one that
-# lets a failed stage go on: it changes nothing before the step that failed.
+# and these fields of any class: those that hold the classes above, those that trade memory for time, the kernel of
+# attention, and the one that lets a failed stage go on: it changes nothing before the step that failed.
 _FREE_FIELDS = frozenset(
     {
         *("mesh", "processes", "checkpointing", "logging", "evaluation"),
-        *("remat_policy", "remat", "unroll", "microbatches", "skip_nonfinite"),
+        *("remat_policy", "remat", "unroll", "microbatches", "attention_implementation", "skip_nonfinite"),
     }
 )
 

@@ -28,6 +28,8 @@ from pplx_jax.inference.encoder import tokens_over_limit
 from pplx_jax.inference.encoding_mesh import encoding_mesh
 from pplx_jax.inference.overflow import SHORTEN, Overflow, TooLong, shorter_limit
 from pplx_jax.inference.packed_encoder import PackedEncoder
+from pplx_jax.kernels.attention import Preferred, require_implementation
+from pplx_jax.kernels.platform import platform_of
 from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, quantize
 from pplx_jax.parallel.gather_rows import gather_ragged
 from pplx_jax.parallel.processes import is_first
@@ -68,6 +70,7 @@ class Embedder:
       deterministic: whether the embedding of a text or document has the same bits whatever else is in the call, on one
         kind of device. Each then has a forward pass by itself, of a shape that depends only on its own length, which is
         slower for short texts. Otherwise texts share passes, and the last bits depend on the others.
+      attention_implementation: of `kernels.attention`, such as "splash" on a TPU; None for that of the model.
 
     Attributes:
       prompts: name -> text of the prompts that are not empty.
@@ -89,8 +92,17 @@ class Embedder:
         prompts: Mapping[str, str | None] | None = None,
         max_length: int | None = None,
         deterministic: bool = False,
+        attention_implementation: Preferred | None = None,
     ):
-        self.config = dataclasses.replace(model.config, max_length=shorter_limit(model.config.max_length, max_length))
+        limit = shorter_limit(model.config.max_length, max_length)
+        mesh = encoding_mesh(model.params, model.config.dtype, everywhere=shared) if mesh is None else mesh
+        if attention_implementation is not None:
+            require_implementation(attention_implementation, platform_of(mesh.devices.flat[0].device_kind))
+        self.config = dataclasses.replace(
+            model.config,
+            max_length=limit,
+            attention_implementation=attention_implementation or model.config.attention_implementation,
+        )
         self.vocabulary = model.vocabulary
         self.kind = model.kind
         self.prompts = merged_prompts(model.prompts, prompts or {}, "Embedder")
@@ -106,7 +118,7 @@ class Embedder:
             separator_id=model.vocabulary.separator_id,
             batch_tokens=batch_tokens,
             slots=slots,
-            mesh=encoding_mesh(model.params, model.config.dtype, everywhere=shared) if mesh is None else mesh,
+            mesh=mesh,
             shared=shared,
             alone=deterministic,
         )

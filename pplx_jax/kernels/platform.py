@@ -26,12 +26,12 @@ def by_platform(*arguments: Any, default: Callable[..., Any], **kernels: Callabl
     kind = _of_mesh()
     if kind is None:
         return jax.lax.platform_dependent(*arguments, default=default, **kernels)
-    return kernels.get(_platform_of(kind), default)(*arguments)
+    return kernels.get(platform_of(kind), default)(*arguments)
 
 
 def platform() -> str:
     """The platform of the mesh, or of this process without one: "tpu", "cuda", or "cpu" for all others."""
-    return _platform_of(_of_mesh() or jax.devices()[0].device_kind)
+    return platform_of(_of_mesh() or jax.devices()[0].device_kind)
 
 
 def fast_dtype(platform: str) -> str:
@@ -67,7 +67,8 @@ def vmem_limit_bytes(device_kind: str) -> int:
     return 2**20 * next((size for part, size in _VMEM_MIB.items() if part in kind), _DEFAULT_VMEM_MIB)
 
 
-def _platform_of(device_kind: str) -> str:
+def platform_of(device_kind: str) -> str:
+    """The platform of a device kind: "tpu", "cuda", or "cpu" for all others."""
     if "TPU" in device_kind:
         return "tpu"
     return "cuda" if device_kind.startswith(_NVIDIA) else "cpu"

@@ -16,7 +16,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from pplx_jax.core.errors import BadInput, require
-from pplx_jax.kernels.attention import attention
+from pplx_jax.kernels.attention import Preferred, attention, preferred
 from pplx_jax.kernels.products import precision
 from pplx_jax.models.linear import project
 from pplx_jax.models.lookup import lookup
@@ -25,8 +25,11 @@ from pplx_jax.parallel.rules import constrain
 # Activations that `Qwen3Config.remat_policy` can save, with their bytes per token and layer in bfloat16: queries, keys
 # and values (2 (H + 2 K) E); attention's output and logsumexp (2 H E); the gate and up products of the MLP (4 F).
 SAVEABLE = ("projections", "attention", "mlp")
-# Fields that only training reads. Embeddings depend on all the others.
-_TRAINING_FIELDS = ("tied", "embedding_init_std", "residual_init_scale", "remat", "remat_policy", "unroll")
+# Fields that embeddings do not depend on: those that only training reads, and the implementation, as the device.
+_NOT_COMPUTING = (
+    *("tied", "embedding_init_std", "residual_init_scale", "remat", "remat_policy", "unroll"),
+    "attention_implementation",
+)
 # Fields that the published models do not need, and their values there. `computing` has them only where they differ, so
 # that fingerprints of other models do not depend on them.
 _USUAL = {"qk_norm": True, "qkv_bias": False, "pooling": "mean"}
@@ -65,6 +68,8 @@ class Qwen3Config:
       qkv_bias: whether queries, keys and values have a bias (Qwen2.5).
       pooling: what a text's or chunk's vector is: the "mean" of the hidden states of its tokens, or that of its "last"
         token, as in causal embedding models.
+      attention_implementation: of `kernels.attention`, "auto" for the fastest known one. On a TPU, "splash" and
+        "tokamax" take the place of our kernels. It has no effect on devices that do not have it.
     """
 
     vocab_size: int
@@ -88,6 +93,7 @@ class Qwen3Config:
     qk_norm: bool = True
     qkv_bias: bool = False
     pooling: Pooling = "mean"
+    attention_implementation: Preferred = "auto"
 
     def __post_init__(self):
         for name in (*_SIZES, "max_length", "unroll"):
@@ -104,6 +110,8 @@ class Qwen3Config:
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise BadInput(f"Qwen3Config: dtype={self.dtype!r} is not one of auto, float32, bfloat16")
         require(self.pooling in get_args(Pooling), self, "pooling", " or ".join(get_args(Pooling)))
+        known = get_args(Preferred)
+        require(self.attention_implementation in known, self, "attention_implementation", "one of " + ", ".join(known))
 
     def build(self, rngs: nnx.Rngs) -> "Qwen3":
         """Returns the model with random weights. A subclass with another `build` is another model family.
@@ -116,7 +124,7 @@ class Qwen3Config:
     @property
     def computing(self) -> dict[str, float | str]:
         """The fields that embeddings depend on, numbers as floats, so that 1000000 and 1e6 are equal."""
-        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _TRAINING_FIELDS}
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _NOT_COMPUTING}
         for name, usual in _USUAL.items():
             if fields[name] == usual:
                 del fields[name]
@@ -230,6 +238,7 @@ class Attention(nnx.Module):
         self.qk_norm = config.qk_norm
         self.head_dim = config.head_dim
         self.causal = config.causal
+        self.implementation = config.attention_implementation
 
     def __call__(self, x: jax.Array, segment_ids: jax.Array, angles) -> jax.Array:
         def heads(projected, name):
@@ -241,7 +250,8 @@ class Attention(nnx.Module):
             query, key = self.q_norm(query), self.k_norm(key)
         query, key = rotate(query, angles), rotate(key, angles)
         query, key, value = (checkpoint_name(part, "projections") for part in (query, key, value))
-        out = attention(query, key, value, segment_ids, causal=self.causal)
+        implementation = preferred(self.implementation)
+        out = attention(query, key, value, segment_ids, causal=self.causal, implementation=implementation)
         return self.o(constrain(out.reshape(*x.shape[:2], -1), "rows", "tokens", "heads"))
 
 

@@ -75,7 +75,7 @@ def columns_to_read(path: pathlib.Path, text_field: str, chunks_field: str) -> C
     with opened(path) as file:
         names = open_parquet(file, str(path)).schema_arrow.names
     fields = {field if field in names else field.partition(".")[0] for field in (text_field, chunks_field)}
-    return {*fields, "id", "_id", *_METADATA} if fields & {*names} else None
+    return {text_field, chunks_field, "id", "_id", *_METADATA} if fields & {*names} else None
 
 
 def parse_row(number: int, source: bytes | dict[str, Any], text_field: str, chunks_field: str) -> InputRow | BadRow:

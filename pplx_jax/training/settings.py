@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from pplx_jax.core.errors import BadInput, require
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
+from pplx_jax.kernels.attention import Preferred
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.training.ema import Ema
 from pplx_jax.training.metrics_writers import TensorBoard, Writer
@@ -134,6 +135,8 @@ class Training:
       logging: when metrics are written.
       remat_policy: which intermediate results of a block are saved for the backward pass, see
         `Qwen3Config.remat_policy`; if None, that of the model. What fits in memory depends on the batch.
+      attention_implementation: of the attention, see `Qwen3Config.attention_implementation`; if None, that of the
+        model. It is refused on devices that do not have it, and the stage's model keeps it.
       evaluation: when and on what the stage is evaluated while it trains; None for never.
       skip_nonfinite: number of steps whose loss or gradient may be non-finite: each leaves parameters and optimizer as
         they are, and the stage goes on with the next batch. One more such step fails the stage.
@@ -153,6 +156,7 @@ class Training:
     checkpointing: Checkpointing = Checkpointing()
     logging: Logging = Logging()
     remat_policy: tuple[str, ...] | None = None
+    attention_implementation: Preferred | None = None
     evaluation: Evaluation | None = None
     skip_nonfinite: int = 0
     ema_decay: float = 0.0
@@ -192,7 +196,10 @@ class Training:
         tied = config.tied or not self.stage.predicts_tokens
         policy = config.remat_policy if self.remat_policy is None else self.remat_policy
         causal = config.causal if self.stage.causal is None else self.stage.causal
-        return dataclasses.replace(config, tied=tied, causal=causal, remat_policy=policy)
+        attention = self.attention_implementation or config.attention_implementation
+        return dataclasses.replace(
+            config, tied=tied, causal=causal, remat_policy=policy, attention_implementation=attention
+        )
 
     @property
     def earlier_stage(self) -> str | None:

@@ -20,6 +20,7 @@ PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "gpu_attention.py"
 spec = importlib.util.spec_from_file_location("gpu_attention", PATH)
 gpu_attention = importlib.util.module_from_spec(spec)
 sys.modules[spec.name] = gpu_attention
+sys.path.insert(0, str(PATH.parent))
 spec.loader.exec_module(gpu_attention)
 
 

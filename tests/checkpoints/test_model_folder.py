@@ -69,7 +69,7 @@ def test_all_of_it_comes_back(saved, vocabulary, params):
 
 def test_older_names_in_the_description_are_read(copy, vocabulary):
     def older(description):
-        del description["model"]["remat_policy"]
+        del description["model"]["remat_policy"], description["model"]["attention_implementation"]
         description["model"] |= {"kept": ["attention", "mlp"], "unroll": 1}
 
     rewrite(copy, older)
@@ -208,7 +208,9 @@ def test_whatever_changes_embeddings_changes_the_fingerprint(saved):
     changes: list[dict] = [{"causal": True}, {"rope_theta": 10.0}, {"rms_norm_eps": 0.1}, {"dtype": "bfloat16"}]
     changes += [{"query_heads": 4, "head_dim": 8}, {"max_length": 64}]
     assert len({model.fingerprint, *(with_field(**change) for change in changes)}) == 1 + len(changes)
-    for change in ({"remat": False}, {"remat_policy": ("mlp",)}, {"unroll": 2}, {"embedding_init_std": 1.0}):
+    same: list[dict] = [{"remat": False}, {"remat_policy": ("mlp",)}, {"unroll": 2}, {"embedding_init_std": 1.0}]
+    same += [{"attention_implementation": "splash"}]
+    for change in same:
         assert with_field(**change) == model.fingerprint
     assert with_field(rope_theta=1_000_000) == model.fingerprint  # as some configurations write 1e6
 

@@ -615,3 +615,20 @@ def test_a_text_is_cut_by_the_models_own_tokens(model):
     assert "".join(chunks) == text and len(chunks) > 3
     assert model.count_tokens(chunks).max() <= 20
     assert model.encode_documents([chunks], overflow="split")[0].shape == (len(chunks), WIDTH)
+
+
+def test_attention_by_the_implementation_that_was_asked_for(folder, model, monkeypatch):
+    asked = []
+    run = attention_face._RUN["blockwise"]
+    monkeypatch.setitem(attention_face._RUN, "blockwise", lambda *a, **o: asked.append(True) or run(*a, **o))
+    texts = ["read the index", "a b c"]
+    wanted = model.encode(texts, quantization="none")
+    found = Embedder(folder, batch_tokens=512, slots=8, attention_implementation="blockwise")
+    np.testing.assert_allclose(found.encode(texts, quantization="none"), wanted, rtol=0, atol=1e-5)
+    assert asked and found.fingerprint == model.fingerprint
+    # A model whose stage was trained with a TPU's kernel is read anywhere; asking for it here is refused.
+    config = dataclasses.replace(folder.config, attention_implementation="splash")
+    trained = Embedder(dataclasses.replace(folder, config=config), batch_tokens=512, slots=8)
+    np.testing.assert_array_equal(trained.encode(texts, quantization="none"), wanted)
+    with pytest.raises(BadInput, match="'splash' needs a TPU, this is cpu"):
+        Embedder(folder, attention_implementation="splash")

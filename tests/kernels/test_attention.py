@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import itertools
 
 import hypothesis.strategies as st
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels import attention as face
-from pplx_jax.kernels.attention import blockwise, pallas, reference, triton
+from pplx_jax.kernels.attention import blockwise, pallas, reference, splash, triton
 from pplx_jax.kernels.attention.mask_info import PADDED, WINDOW_BITS, make_mask_info, overlap_ranges
 from pplx_jax.kernels.attention.tiles import Tiles, choose_tiles
 from pplx_jax.kernels.attention.triton_blocks import Blocks
@@ -35,9 +36,12 @@ IMPLEMENTATIONS = {
     "reference": reference.attention,
     "blockwise": functools.partial(blockwise.attention, block_q=16),
     "pallas": functools.partial(pallas.attention, tiles=SMALL, interpret=True),
+    "splash": functools.partial(splash.attention, interpret=True),
     "triton": functools.partial(triton.attention, interpret=True),
 }
-KERNELS = ("pallas", "triton")
+if importlib.util.find_spec("tokamax"):
+    IMPLEMENTATIONS["tokamax"] = functools.partial(splash.attention, library="tokamax", interpret=True)
+KERNELS = [name for name in IMPLEMENTATIONS if name not in ("reference", "blockwise")]
 mask_info = jax.jit(make_mask_info, static_argnames=("tiles", "causal", "by_key"))
 
 
@@ -334,10 +338,11 @@ def test_only_masked_blocks_with_padding_are_cleared():
     assert padded([300, 500]) == ([0] * 6 + [1] * 2, {3})  # from 800 on: masked blocks of 128, blocks of 256
 
 
-def test_queries_that_are_a_part_have_no_causal_mask_on_a_tpu():
+@pytest.mark.parametrize("name", ["pallas", "splash"])
+def test_queries_that_are_a_part_have_no_causal_mask_on_a_tpu(name):
     (query, key, value, ids), _ = inputs(LAYOUTS["short"])
-    with pytest.raises(BadInput, match="no causal mask for queries that are a part of the sequence"):
-        IMPLEMENTATIONS["pallas"](query, key, value, ids, key_segment_ids=ids, causal=True)
+    with pytest.raises(BadInput, match="no causal mask.* for queries that are a part of the sequence"):
+        IMPLEMENTATIONS[name](query, key, value, ids, key_segment_ids=ids, causal=True)
 
 
 @pytest.mark.slow
@@ -370,11 +375,19 @@ def test_a_forced_implementation_runs_or_is_refused():
         np.testing.assert_allclose(
             face.attention(*arguments, implementation=name), reference.attention(*arguments), rtol=0, atol=1e-6
         )
-    for name, device in (("pallas", "a TPU"), ("triton", "an NVIDIA GPU")):
+    for name, device in (("pallas", "a TPU"), ("splash", "a TPU"), ("tokamax", "a TPU"), ("triton", "an NVIDIA GPU")):
         with pytest.raises(BadInput, match=f"'{name}' needs {device}, this is cpu"):
             face.attention(*arguments, implementation=name)
     with pytest.raises(BadInput, match="'flash' is not one of"):
         face.attention(*arguments, implementation="flash")
+
+
+@pytest.mark.parametrize(("here", "kept"), [("cpu", []), ("tpu", ["pallas", "splash"]), ("cuda", ["triton"])])
+def test_a_preference_holds_where_the_platform_has_it(monkeypatch, here, kept):
+    monkeypatch.setattr(face, "platform", lambda: here)
+    assert face.preferred("auto") is None
+    for name in ("reference", "blockwise", "pallas", "splash", "triton"):
+        assert face.preferred(name) == (name if name in ("reference", "blockwise", *kept) else None)
 
 
 @pytest.mark.parametrize("size", [0, 8, 48])

@@ -71,6 +71,16 @@ def test_a_stage_that_fits(tmp_path, capsys):
     assert "Memory per chip" in page and "<svg" in page and "MFU" in page
 
 
+@pytest.mark.long
+@tpu_compile.needs_libtpu
+def test_attention_by_the_kernel_that_was_asked_for(capsys):
+    command = [*SMALL, "--stage=triplet", "--gin_param=Training.attention_implementation='splash'"]
+    assert cli.main([*command, "--gin_param=TripletStage.batch_size=16"]) == cli.DONE
+    plan = json.loads(capsys.readouterr().out)
+    assert "attention_forward" not in plan["seconds"]  # nor a schedule of it: its kernels are named
+    assert any(name.startswith("kernel splash_mha_fwd") for name in plan["without_estimate"])
+
+
 @tpu_compile.needs_libtpu
 def test_a_stage_that_does_not_fit_says_what_to_change(capsys):
     command = [*SMALL, "--stage=diffusion", "--gin_param=DiffusionStage.batch_size=131072"]

@@ -47,6 +47,17 @@ def test_an_evaluation_that_lacks_something_is_refused(monkeypatch, evaluation, 
     check_stages([dataclasses.replace(stage, evaluation=Evaluation(1, held_out=8))], MODEL, Mesh())
 
 
+def test_attention_that_the_devices_do_not_have_is_refused():
+    stage = dataclasses.replace(STAGES[1], attention_implementation="splash")
+    assert stage.model(MODEL).attention_implementation == "splash"
+    assert STAGES[1].model(stage.model(MODEL)).attention_implementation == "splash"  # that of the model
+    with pytest.raises(BadInput, match="pair: attention: implementation 'splash' needs a TPU, this is cpu"):
+        check_stages([STAGES[0], stage], MODEL, Mesh())
+    check_stages([dataclasses.replace(stage, attention_implementation="blockwise")], MODEL, Mesh())
+    with pytest.raises(BadInput, match="Qwen3Config.attention_implementation='flash'; set it to one of auto, refer"):
+        dataclasses.replace(stage, attention_implementation="flash").model(MODEL)
+
+
 @pytest.mark.parametrize("module, phase", [("torch", "export"), ("bm25s", "evaluate_bm25")])
 def test_a_missing_package_of_a_phase_that_remains(monkeypatch, module, phase):
     find = importlib.util.find_spec

@@ -16,7 +16,8 @@ def parquet_rows(file: BinaryIO, path: str, columns: Collection[str] | None = No
     Args:
         file: the open file.
         path: its name in messages.
-        columns: names of the columns to read; None for all.
+        columns: names of the columns to read, `a.b` for field b of column a; None for all. If the file has none of
+            them, all are read.
 
     Raises:
         BadInput: it is not a Parquet file, it is damaged, or pyarrow is not installed.
@@ -26,17 +27,34 @@ def parquet_rows(file: BinaryIO, path: str, columns: Collection[str] | None = No
 
     number = 0
     try:
-        names = table.schema_arrow.names
-        # Parquet takes a name with a dot for a path into a column.
-        plain = columns is not None and not any("." in name for name in names)
-        chosen = [name for name in names if name in columns] if plain and columns is not None else None
-        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=chosen):
-            found = batch.schema.names
-            for values in zip(*map(_as_python, batch.columns), strict=True):
+        wanted = _wanted(table, columns)
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=_paths(table, wanted)):
+            found = [name for name in batch.schema.names if name in wanted]
+            for values in zip(*(_as_python(batch.column(name)) for name in found), strict=True):
                 number += 1
                 yield {name: value for name, value in zip(found, values, strict=True) if value is not None}
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise damaged(path, number + 1, error) from None
+
+
+def _wanted(table, columns: Collection[str] | None) -> dict[str, list[str]]:
+    """Returns the columns to read, each with the paths of its fields that are needed: its name for all of them."""
+    names: list[str] = table.schema_arrow.names
+    leaves = [table.schema.column(number).path for number in range(len(table.schema))]
+    wanted: dict[str, list[str]] = {}
+    for path in columns or ():
+        top = path if path in names else path.partition(".")[0]
+        if top in names:
+            known = any(f"{leaf}.".startswith(f"{path}.") for leaf in leaves)
+            wanted.setdefault(top, []).append(path if known else top)
+    return wanted or {name: [name] for name in names}
+
+
+def _paths(table, wanted: dict[str, list[str]]) -> list[str] | None:
+    """Returns the paths to read; None for all, because Parquet takes a name with a dot for a path into a column."""
+    if any("." in name for name in table.schema_arrow.names):
+        return None
+    return [path for paths in wanted.values() for path in paths]
 
 
 def open_parquet(file: BinaryIO, path: str):

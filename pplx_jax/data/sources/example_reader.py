@@ -10,6 +10,14 @@ from pplx_jax.data.sources.file_formats import Row
 
 Example = dict[str, Any]
 
+_DOCUMENT = ("chunks", "queries", "query", "positive", "document_id")
+_FIELDS = {
+    "text": ("text", "chunks"),
+    "pair": _DOCUMENT,
+    "triplet": (*_DOCUMENT, "negatives"),
+    "contextual": _DOCUMENT,
+}
+
 
 class BadRow(ValueError):
     """Why a row cannot be used."""
@@ -26,6 +34,11 @@ class ExampleReader:
     one_language: bool
     negatives: int
     max_characters: int
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns that `read` looks at."""
+        return [self._column(field) for field in (*_FIELDS[self.kind], "language", "source")]
 
     def read(self, row: Row) -> list[Example]:
         """Returns the examples of a row, as `Source.examples` describes them.

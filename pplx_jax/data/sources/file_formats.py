@@ -7,7 +7,7 @@ whoever needs a text decodes it, and so finds the ones that are not UTF-8.
 import dataclasses
 import pathlib
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal
 
 from pplx_jax.core.errors import BadInput
@@ -44,7 +44,9 @@ def list_shards(path: str, format: Format, split: str) -> list[str]:
     return storage.expand(path)
 
 
-def read_rows(path: str, shard: str, format: Format, split: str) -> Iterator[tuple[str, Row | Unreadable]]:
+def read_rows(
+    path: str, shard: str, format: Format, split: str, columns: Collection[str] | None = None
+) -> Iterator[tuple[str, Row | Unreadable]]:
     """Yields ("FILE:LINE", row) of one shard, in order. A row of Parquet, TFRecord or TFDS counts as a line.
 
     Args:
@@ -52,6 +54,7 @@ def read_rows(path: str, shard: str, format: Format, split: str) -> Iterator[tup
         shard: one of `list_shards`.
         format: the format of the shard; "auto" chooses by the ending of its name.
         split: the split of TFDS and BEIR.
+        columns: of Parquet, the columns to read, as in `parquet_rows`; None for all.
 
     Raises:
         BadInput: the shard cannot be opened or is damaged, or needs a package that is not installed.
@@ -60,7 +63,7 @@ def read_rows(path: str, shard: str, format: Format, split: str) -> Iterator[tup
         case "jsonl":
             yield from _json_lines(shard)
         case "parquet":
-            yield from _parquet(shard)
+            yield from _parquet(shard, columns)
         case "tfrecord":
             yield from _tfrecord(shard)
         case "tfds":
@@ -101,9 +104,9 @@ def _json_lines(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
             raise damaged(path, number + 1, error) from None
 
 
-def _parquet(path: str) -> Iterator[tuple[str, Row | Unreadable]]:
+def _parquet(path: str, columns: Collection[str] | None) -> Iterator[tuple[str, Row | Unreadable]]:
     with storage.open_bytes(path) as file:
-        for number, row in enumerate(parquet_rows(file, path), start=1):
+        for number, row in enumerate(parquet_rows(file, path, columns), start=1):
             yield f"{path}:{number}", row
 
 

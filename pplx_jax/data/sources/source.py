@@ -204,7 +204,7 @@ class Source:
     def examples_with_rows(
         self, shard: str, bad: BadRows, *, max_chunks: int = 0, drop: Callable[[str], bool] | None = None
     ) -> Iterator[tuple[str, Row, Example]]:
-        """Yields (place, row as stored, example) for each of `examples`."""
+        """Yields (place, row as stored, example) for each of `examples`; of Parquet, a row has the needed columns."""
         reader = ExampleReader(
             kind=self.kind,
             columns=self.columns,
@@ -214,7 +214,7 @@ class Source:
             negatives=self.negatives,
             max_characters=self.max_characters,
         )
-        for place, row in read_rows(self.location(), shard, self.format, self.split):
+        for place, row in read_rows(self.location(), shard, self.format, self.split, reader.needed):
             try:
                 if isinstance(row, Unreadable):
                     raise BadRow(row.reason)

@@ -7,11 +7,14 @@ import jax
 from jax.sharding import PartitionSpec
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.kernels.attention import blockwise, pallas, reference, triton
+from pplx_jax.kernels.attention import blockwise, pallas, reference, splash, triton
 from pplx_jax.kernels.platform import by_platform, platform
 from pplx_jax.parallel.rules import spec
 
-Implementation = Literal["reference", "blockwise", "pallas", "triton"]
+Implementation = Literal["reference", "blockwise", "pallas", "splash", "tokamax", "triton"]
+Preferred = Literal["auto", Implementation]
+_NEEDS = dict.fromkeys(("pallas", "splash", "tokamax"), "tpu") | {"triton": "cuda"}
+_IN_WORDS = {"tpu": "a TPU", "cuda": "an NVIDIA GPU"}
 # Longest sequence for which XLA holds all scores at once. Up to here one product of whole sequences is faster.
 MAX_REFERENCE_LENGTH = 1024
 
@@ -41,25 +44,46 @@ def attention(
     Raises:
       BadInput: the implementation is unknown or cannot run here; a causal mask for sequences that several TPUs share.
     """
-    by_xla = _reference if query.shape[1] <= MAX_REFERENCE_LENGTH else _blockwise
-    xla, tpu, cuda = (functools.partial(_on_mesh, run, causal=causal) for run in (by_xla, _pallas, _triton))
     if implementation is None:
+        by_xla = _reference if query.shape[1] <= MAX_REFERENCE_LENGTH else _blockwise
+        xla, tpu, cuda = (functools.partial(_on_mesh, run, causal=causal) for run in (by_xla, _pallas, _triton))
         return by_platform(query, key, value, segment_ids, tpu=tpu, cuda=cuda, default=xla)
-    kernels = {"pallas": ("tpu", "a TPU", tpu), "triton": ("cuda", "an NVIDIA GPU", cuda)}
-    if implementation in kernels:
-        needed, words, run = kernels[implementation]
-        if platform() != needed:
-            raise BadInput(
-                f"attention: implementation {implementation!r} needs {words}, this is {jax.default_backend()}; "
-                f"leave it out, or call {implementation}.attention(interpret=True) to try it"
-            )
-        return run(query, key, value, segment_ids)
-    if implementation not in get_args(Implementation):
+    require_implementation(implementation, platform())
+    return _on_mesh(_RUN[implementation], query, key, value, segment_ids, causal=causal)
+
+
+def preferred(implementation: Preferred) -> Implementation | None:
+    """Returns the implementation that a model asks for, or None if it has no preference or this platform has none.
+
+    A model that was trained on a TPU can so be read on any machine.
+    """
+    if implementation == "auto" or _NEEDS.get(implementation, platform()) != platform():
+        return None
+    return implementation
+
+
+def require_implementation(implementation: Preferred, platform: str) -> None:
+    """Checks that an implementation can run.
+
+    Args:
+      implementation: its name, or "auto".
+      platform: "tpu", "cuda" or "cpu".
+
+    Raises:
+      BadInput: it is unknown, it needs another platform, or its package is not installed.
+    """
+    if implementation not in ("auto", *get_args(Implementation)):
         raise BadInput(
             f"attention: implementation {implementation!r} is not one of {', '.join(get_args(Implementation))}"
         )
-    chosen = {"reference": _reference, "blockwise": _blockwise}[implementation]
-    return _on_mesh(chosen, query, key, value, segment_ids, causal=causal)
+    needed = _NEEDS.get(implementation, platform)
+    if needed != platform:
+        raise BadInput(
+            f"attention: implementation {implementation!r} needs {_IN_WORDS[needed]}, this is {platform}; leave it "
+            "out, or try it with `interpret=True` of its module in pplx_jax.kernels.attention"
+        )
+    if implementation == "tokamax":
+        splash.require_tokamax()
 
 
 def _on_mesh(run, query, key, value, segment_ids, *, causal: bool) -> jax.Array:
@@ -69,7 +93,7 @@ def _on_mesh(run, query, key, value, segment_ids, *, causal: bool) -> jax.Array:
         return run(query, key, value, segment_ids, segment_ids, query_offset=0, causal=causal)
     queries = spec(("rows", "tokens", "kv_heads", None), key.shape, mesh)
     token_axes = queries[1]
-    if causal and token_axes and run is _pallas:
+    if causal and token_axes and run in (_pallas, _splash, _tokamax):
         raise BadInput(
             f"attention: the TPU kernels have no causal mask for sequences shared along {token_axes}; set it to 1"
         )
@@ -91,6 +115,18 @@ def _pallas(query, key, value, ids, key_ids, *, query_offset, causal: bool, inte
     return pallas.attention(query, key, value, ids, key_segment_ids=others, causal=causal, interpret=interpret)
 
 
+def _splash(
+    query, key, value, ids, key_ids, *, query_offset, causal: bool, library: splash.Library = "jax"
+) -> jax.Array:
+    del query_offset
+    others = None if key_ids is ids else key_ids
+    return splash.attention(query, key, value, ids, key_segment_ids=others, causal=causal, library=library)
+
+
+def _tokamax(*arrays, **options) -> jax.Array:
+    return _splash(*arrays, **options, library="tokamax")
+
+
 def _triton(query, key, value, ids, key_ids, *, interpret: bool = False, **options) -> jax.Array:
     return triton.attention(query, key, value, ids, key_segment_ids=key_ids, interpret=interpret, **options)
 
@@ -103,3 +139,13 @@ def _blockwise(query, key, value, ids, key_ids, *, query_offset, causal: bool) -
     return blockwise.attention(
         query, key, value, ids, key_segment_ids=key_ids, query_offset=query_offset, causal=causal
     )
+
+
+_RUN = {
+    "reference": _reference,
+    "blockwise": _blockwise,
+    "pallas": _pallas,
+    "splash": _splash,
+    "tokamax": _tokamax,
+    "triton": _triton,
+}
