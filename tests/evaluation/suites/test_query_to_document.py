@@ -243,7 +243,7 @@ def test_an_interrupted_pass_goes_on_after_its_shards(big, tmp_path, monkeypatch
         PoolRanks, "add", lambda ranks, ids, *others: (added.append(list(ids)), add(ranks, ids, *others))
     )
     added.clear()
-    (other,) = open_benchmark("query-to-document", folder, sizes=(150, 300)).tasks
+    (other,) = open_benchmark("query-to-document", folder, sizes=(250, 300)).tasks
     other.within(tmp_path / "results").evaluate(words())
     assert added[:2] == first  # another pass begins at the first shard
     added.clear()
