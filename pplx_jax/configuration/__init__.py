@@ -5,7 +5,7 @@ one-line errors with file and line, checks of unused bindings, unset values and 
 set, and the resolved recipe as text.
 """
 
-from pplx_jax.configuration.config import Config, load, read_resolved
+from pplx_jax.configuration.config import Config, load
 from pplx_jax.configuration.table import Table
 
-__all__ = ["Config", "Table", "load", "read_resolved"]
+__all__ = ["Config", "Table", "load"]

@@ -179,14 +179,3 @@ def _render(imports: Mapping[str, str], instances: Sequence[Instance]) -> str:
 def _rank(binding: Binding) -> int:
     """The position of the parameter in the signature; at the end for one of `**kwargs`."""
     return [*binding.target.parameters, binding.parameter].index(binding.parameter)
-
-
-def read_resolved(text: str) -> dict[str, str]:
-    """Returns key -> value as gin text of a resolved recipe, and imports nothing that it names."""
-    values = {}
-    for line in text.splitlines():
-        key, equals, rest = line.partition(" = ")
-        if equals and not key.startswith("#"):
-            value, mark, _ = rest.rpartition("  # ")
-            values[key] = value if mark else rest
-    return values

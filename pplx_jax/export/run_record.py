@@ -9,9 +9,10 @@ from typing import Any
 from pplx_jax.checkpoints.orbax import selected_step
 from pplx_jax.core.files import read_json
 from pplx_jax.core.paths import resolved
+from pplx_jax.core.resolved_recipe import read_resolved, with_macro_values
 from pplx_jax.data.tokens.kinds import FOLDERS
 
-_PREFIXES = re.compile(r"^(?:(\w+)/)?(\w+)Stage\.prefixes = (.*?)(?:  #.*)?$", re.MULTILINE)
+_PREFIXES = re.compile(r"(\w+/)?\w+Stage\.prefixes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,10 @@ class RunRecord:
     @property
     def untrained_prefixes(self) -> bool:
         """Whether the settings say that no contrastive stage trained a prefix of the dimensions (MRL)."""
-        found = [value.strip() for _, _, value in _PREFIXES.findall(self.settings)]
-        return bool(found) and all(value in ("()", "[]") for value in found)
+        found = [
+            value for key, value in with_macro_values(read_resolved(self.settings)).items() if _PREFIXES.fullmatch(key)
+        ]
+        return bool(found) and all(value.strip() in ("()", "[]") for value in found)
 
 
 def read_run(model_folder: pathlib.Path, stage: str, kind: str) -> RunRecord:

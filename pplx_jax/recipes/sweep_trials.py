@@ -7,10 +7,10 @@ from typing import Any
 
 from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import MERGED
-from pplx_jax.configuration import read_resolved
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
 from pplx_jax.core.paths import as_path
+from pplx_jax.core.resolved_recipe import read_resolved, with_macro_values
 from pplx_jax.reports.run import configured_stages, numbers, stages_of
 from pplx_jax.reports.sweep_page import TrialRun
 from pplx_jax.training.metrics import read_metrics
@@ -98,6 +98,7 @@ def _status(
     results: Mapping[str, Any],
     logged: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> str:
+    settings = with_macro_values(settings)
     requested = [record["stage"]] if record.get("stage") else configured_stages(settings.get("run.stages", ""))
     requested = requested or [stage for stage in stages if (folder / stage).is_dir()]
     if not requested:

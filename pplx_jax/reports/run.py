@@ -12,6 +12,7 @@ from typing import Any
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
 from pplx_jax.core.paths import resolved
+from pplx_jax.core.resolved_recipe import read_resolved, with_macro_values
 from pplx_jax.core.versions import installed_versions
 from pplx_jax.training.metrics import read_metrics
 
@@ -209,7 +210,7 @@ def stages_of(workdir: pathlib.Path, results: Mapping[str, Any]) -> list[str]:
 
 def _configured_in(config: str) -> list[str]:
     bound = re.search(r"^run\.stages = \[.*?\]", config, re.MULTILINE | re.DOTALL)
-    return configured_stages(bound[0]) if bound else []
+    return configured_stages(bound[0] if bound else with_macro_values(read_resolved(config)).get("run.stages", ""))
 
 
 def configured_stages(value: str) -> list[str]:

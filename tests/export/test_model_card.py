@@ -104,6 +104,8 @@ def test_scores_of_the_context_model_are_those_in_context(workdir):
 
 
 def test_trained_prefixes_are_no_limit(workdir):
+    (workdir / "config.gin").write_text("NONE = ()\n" + SETTINGS + "TripletStage.prefixes = %NONE  # default\n")
+    assert read_run(workdir / "pair", "pair", "v1").untrained_prefixes
     (workdir / "config.gin").write_text(SETTINGS + "TripletStage.prefixes = (128, 256)\n")
     assert not read_run(workdir / "pair", "pair", "v1").untrained_prefixes
     assert not RunRecord().untrained_prefixes

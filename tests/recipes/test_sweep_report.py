@@ -1,14 +1,17 @@
 """Trials ranked by a metric: finished and unfinished ones, whole runs and single stages, text, JSON and page."""
 
 import json
+import re
 
 import pytest
 from helpers.html_checker import Checker
 
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.resolved_recipe import read_resolved, with_macro_values
 from pplx_jax.recipes.sweep_report import format_trials, rank, report_trials
 from pplx_jax.recipes.sweep_trials import find_trials
+from pplx_jax.reports.run import stages_of
 
 KEY = "pair/Optimizer.peak_learning_rate"
 
@@ -116,6 +119,17 @@ def test_a_choice_that_is_no_number_has_bars(sweep):
     result = report_trials([sweep])
     assert result["parameters"] == [KEY, "PairStage.rounding"]
     assert "&#x27;even&#x27;: 0.3100" in (sweep / "trials.html").read_text()
+
+
+def test_macros_stand_for_their_values(sweep):
+    file = sweep / "003" / "config.gin"
+    content = re.sub(r"(pair/Training.steps = )(\S+)", r"\1%PAIR_STEPS", file.read_text())
+    content = re.sub(r"run.stages = (.*)", r"run.stages = %STAGES", content)
+    stages = "[@diffusion/Training(), @pair/Training()]"
+    file.write_text(f"HALF = 5\nPAIR_STEPS = %HALF  # a file\nSTAGES = {stages}\nNote.text = '%HALF'\n{content}")
+    assert find_trials([sweep / "003"])[0].status == "pair at step 3 of 5"
+    assert stages_of(sweep / "003", {})[:2] == ["diffusion", "pair"]
+    assert with_macro_values(read_resolved(file.read_text()))["Note.text"] == "'%HALF'"
 
 
 def test_a_whole_recipe_has_ended_when_its_merge_is_scored(sweep):
