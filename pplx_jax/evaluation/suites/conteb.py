@@ -30,7 +30,8 @@ SPLITS = {
     "geography": "train",
     "insurance": "train",
 }
-# ConTEB has training sets of the same collections, on which its own models are trained.
+# ConTEB has training sets of the same collections, on which its own models are trained
+# (https://huggingface.co/illuin-conteb/collections, "ConTEB training datasets").
 WITH_TRAINING_SET = ("mldr-conteb-eval", "squad-conteb-eval", "narrative-qa")
 OTHERS = "ndcg@10 without trained sets"
 OWNER = "illuin-conteb"
