@@ -29,6 +29,9 @@ _GIN_FILE = flags.DEFINE_multi_string("gin_file", [], "A recipe (repeatable); de
 _GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "A binding of every trial (repeatable).")
 _SWEEP = flags.DEFINE_string("sweep", None, "A file such as those in gin/sweeps/; without it there is one trial.")
 _STAGE = flags.DEFINE_string("stage", None, "Train only this stage, on existing token files.")
+_EMBED = flags.DEFINE_string(
+    "embed", None, "In place of a recipe: the flags of `pplx-jax embed` in one string; each slice embeds a share."
+)
 _BASE = flags.DEFINE_string("base", None, "A run from which the trials take the data and earlier stages.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Absolute path; the trials of a sweep are in WORKDIR/000, 001, ...")
 _DRY_RUN = flags.DEFINE_boolean("dry_run", False, "Print trials, commands and requests; launch nothing.")
@@ -40,7 +43,9 @@ _TITLE = flags.DEFINE_string("title", None, "Title of the experiment; default: t
 _EXECUTOR = flags.DEFINE_enum("executor", "local", EXECUTORS, "Where jobs run.")
 _TPU = flags.DEFINE_enum("tpu", None, ("v5e", "v5p", "v6e"), "Kind of TPU in the cloud.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Topology of a slice: 16x16, or 4x4x8 for v5p.")
-_NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "Number of slices of each job.", lower_bound=1)
+_NUM_SLICES = flags.DEFINE_integer(
+    "num_slices", 1, "Number of slices of each job; with --embed, of jobs.", lower_bound=1
+)
 _REPOSITORY = flags.DEFINE_string(
     "repository", None, "Where to push the image in Artifact Registry: LOCATION-docker.pkg.dev/PROJECT/REPOSITORY."
 )
@@ -63,6 +68,8 @@ class Options:
     gin_params: Sequence[str] = ()
     sweep: str | None = None
     stage: str | None = None
+    embed: str | None = None
+    embed_slices: int = 1
     base: str | None = None
     workdir: str = ""
     dry_run: bool = False
@@ -88,6 +95,8 @@ class Options:
             raise BadInput(f"--workdir={self.workdir or '(none)'}; give an absolute path: jobs start elsewhere")
         if self.base and not pathlib.PurePosixPath(self.base).is_absolute():
             raise BadInput(f"--base={self.base}; give an absolute path: jobs start elsewhere")
+        if self.embed is not None and (self.gin_files or self.gin_params or self.sweep or self.stage or self.base):
+            raise BadInput("--embed takes no recipe; leave out --gin_file, --gin_param, --sweep, --stage and --base")
         if self.executor == "local":
             if self.slices:
                 raise BadInput("--tpu needs --executor=kubernetes or vertex; jobs on this machine use its own devices")
@@ -185,7 +194,7 @@ def options() -> Options:
     """
     tpu, topology, slices = _TPU.value, _TOPOLOGY.value, None
     if tpu and topology:
-        slices = TpuSlices(tpu, topology, _NUM_SLICES.value)
+        slices = TpuSlices(tpu, topology, _NUM_SLICES.value if _EMBED.value is None else 1)
     elif tpu or topology:
         raise BadInput("--tpu and --topology need each other, such as --tpu=v5e --topology=16x16")
     return Options(
@@ -193,6 +202,8 @@ def options() -> Options:
         gin_params=_GIN_PARAM.value,
         sweep=_SWEEP.value,
         stage=_STAGE.value,
+        embed=_EMBED.value,
+        embed_slices=_NUM_SLICES.value,
         base=_BASE.value,
         workdir=_WORKDIR.value or "",
         dry_run=_DRY_RUN.value,

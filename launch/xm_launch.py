@@ -4,6 +4,8 @@ r"""Launches a recipe or one stage of it, once or as a sweep, on this machine or
     python launch/xm_launch.py --sweep=gin/sweeps/merge_weight.gin --base=$PWD/run --workdir=$PWD/sweeps/merge
     python launch/xm_launch.py --gin_file=gin/recipes/pplx_embed_4b.gin --stage=diffusion --workdir=/gcs/BUCKET/run \
         --executor=kubernetes --tpu=v5e --topology=16x16 --repository=us-docker.pkg.dev/PROJECT/REPOSITORY
+    python launch/xm_launch.py --embed="--model=/run/merged --input=/texts --output=/vectors" --num_slices=4 \
+        --workdir=$PWD/embedding
 
 Each stage is a job; the next one starts when it has succeeded. This process waits for all jobs. If it is interrupted,
 run the same command again: finished jobs return at once, running ones are waited for, interrupted ones resume from
@@ -25,6 +27,7 @@ from absl import app, flags, logging
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # when run as a script, and by `xmanager launch`
 
 from launch import jobs, launch_flags, package, sweep  # noqa: E402
+from launch.embedding import embedding_trials  # noqa: E402
 from pplx_jax.configuration import load  # noqa: E402
 from pplx_jax.core.errors import BadInput  # noqa: E402
 
@@ -39,6 +42,9 @@ def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
       BadInput: a flag, a recipe or a sweep is wrong.
     """
     options.check()
+    if options.embed is not None:
+        digest, slices = package.digest_of(), options.embed_slices
+        return embedding_trials(options.embed, options.workdir, slices=slices, package=digest, host_words=options.words)
     package.require_absolute(options.gin_params)
     files = tuple(package.packaged_name(file) for file in options.gin_files)
     sweep_file = package.packaged_name(options.sweep) if options.sweep else None
@@ -47,7 +53,7 @@ def plan(options: launch_flags.Options) -> list[jobs.LaunchedTrial]:
     elif files:
         trials = [sweep.Trial({}, files, tuple(options.gin_params), load(files, options.gin_params))]
     else:
-        raise BadInput("nothing to launch; give --gin_file or --sweep")
+        raise BadInput("nothing to launch; give --gin_file, --sweep or --embed")
     if options.slices:
         for trial in trials:
             jobs.require_mesh(trial, options.slices)
@@ -144,7 +150,7 @@ def _interrupted(*_: object) -> None:
 
 
 def _title(options: launch_flags.Options) -> str:
-    return pathlib.PurePosixPath(options.sweep or options.gin_files[0]).stem
+    return "embed" if options.embed is not None else pathlib.PurePosixPath(options.sweep or options.gin_files[0]).stem
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -292,6 +292,7 @@ VERBS = (
             flag("--max_body_bytes", type=int, help="most bytes in a request"),
             flag("--max_queued_tokens", type=int, help="most tokens that wait; more requests get status 429"),
             flag("--max_connections", type=int, help="most open connections; more get status 503"),
+            flag("--warm_up_tokens", type=int, help="compile batches of up to N tokens at the start (default: all)"),
             flag("--stop_seconds", type=int, help="how long running requests may take after a signal to stop"),
         ),
     ),

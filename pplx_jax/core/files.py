@@ -3,7 +3,9 @@ see half of it. In a bucket, an object is complete when its upload ends."""
 
 import contextlib
 import json
+import os
 import pathlib
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -33,6 +35,14 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def link_or_copy(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Makes a hard link to a file that is only ever replaced, never changed; a copy if links are not supported."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -141,6 +141,18 @@ class Cutter:
             begin += len(row)
         return SplitDocument(blocks, first_place, np.concatenate(chunks), np.concatenate(weights))
 
+    def shapes(self, most_tokens: int) -> Iterator[tuple[int, int, int]]:
+        """Yields the shapes (rows, length, slots) of all blocks of at most so many tokens, the smallest first.
+
+        Documents with more chunks than `slots` have other shapes.
+        """
+        lengths = [self.shortest << step for step in range(max(self.limit // self.shortest, 1).bit_length())]
+        for length in sorted({min(length, self.limit) for length in [*lengths, self.limit]}):
+            most = max(self.batch_tokens // length, 1)
+            for rows in sorted({*(1 << step for step in range(most.bit_length())), most}):
+                if rows * length <= most_tokens:
+                    yield rows, length, self.slots
+
     def _rows(self, rows: int, length: int) -> Iterator[tuple[int, int]]:
         """Yields (first row, number of rows) of every block. The last is padded to a power of two."""
         most = max(self.batch_tokens // length, 1)

@@ -250,6 +250,14 @@ class Embedder:
             raise BadInput(f"counts must be one-dimensional integers that add up to the {len(checked)} chunks of ids")
         return self._encoder.pool(checked, counts.astype(np.int64))
 
+    def shapes(self, most_tokens: int) -> list[tuple[int, int, int]]:
+        """Returns the shapes (rows, length, slots) of the forward passes of at most so many tokens, for `compile`."""
+        return self._encoder.shapes(most_tokens)
+
+    def compile(self, shape: tuple[int, int, int]) -> None:
+        """Compiles the forward pass of one of `shapes`, so that no later call waits for that."""
+        self._encoder.compile(shape)
+
     def _checked(self, text: Tokens, place: int) -> np.ndarray:
         """Returns token ids int32 [L]. Raises BadInput if they are not ids of the model."""
         try:

@@ -168,13 +168,22 @@ class PackedEncoder:
             raise BadInput(f"{noun} {text} has a non-finite vector: {why}; use another checkpoint")
         return pooled
 
+    def shapes(self, most_tokens: int) -> list[tuple[int, int, int]]:
+        """Returns the shapes to `compile`, see `Cutter.shapes`."""
+        return list(self._cutter.shapes(most_tokens))
+
+    def compile(self, shape: tuple[int, int, int]) -> None:
+        """Compiles the forward pass of blocks (rows, length, slots). Later passes of this shape do not compile."""
+        with jax.set_mesh(self._mesh):
+            _embed.lower(self._model, self._batch(shape, []), shape[2]).compile()
+
     def _encode(self, blocks: Sequence[Block], places: int, done: Callable[[int, int], None]) -> np.ndarray:
         """Returns the vectors of all blocks, [places, D] float32."""
         vectors = np.zeros((places, self._config.width), np.float32)
         own, owned = self._share_out(blocks)
         running: tuple[jax.Array, Sequence[Block]] | None = None
         for passed in own:
-            batch = self._batch(passed)  # prepared while the devices compute the pass before it
+            batch = self._batch(passed[0].shape, passed)  # prepared while the devices compute the pass before it
             if running is not None:
                 _take(*running, vectors, done)
             with jax.set_mesh(self._mesh):  # the kernels look up their platform in the mesh
@@ -198,9 +207,9 @@ class PackedEncoder:
         pairs = [pair for passed in passes for pair in zip(passed, self._owners, strict=False)]
         return passes, [[block for block, owner in pairs if owner == process] for process in processes]
 
-    def _batch(self, blocks: Sequence[Block]) -> dict[str, jax.Array]:
+    def _batch(self, shape: tuple[int, int, int], blocks: Sequence[Block]) -> dict[str, jax.Array]:
         """Returns the batch of a pass: a block for each device along "rows". Missing blocks are padding."""
-        rows, length, _ = blocks[0].shape
+        rows, length, _ = shape
         filled: dict[int, dict[str, np.ndarray]] = {}
 
         def part(name: str, index: tuple[slice, ...]) -> np.ndarray:

@@ -13,6 +13,7 @@ PEAK_FLOPS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
     "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # one of the two devices of a chip
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
@@ -23,10 +24,9 @@ def training_flops(config: Qwen3Config, *, tokens: float, token_pairs: float, pr
     """Model FLOPs of a training step, without recomputation.
 
     6 x parameters without the embedding table x tokens, 6 x V x D x predicted tokens, and 12 x layers x H x E x pairs
-    of
-    tokens that attend to each other: n squared for a text of n tokens, because attention is bidirectional. The formula
-      is
-    PaLM's (arXiv 2204.02311, appendix B).
+    of tokens that attend to each other. A text of n tokens has n squared pairs, because attention is bidirectional:
+    they are not halved, as they are for models with a causal mask. The formula is PaLM's (arXiv 2204.02311, appendix
+    B).
 
     Args:
       config: the encoder.

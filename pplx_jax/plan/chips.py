@@ -44,8 +44,6 @@ CHIPS = {
     "tpu7x": Chip(1153.5e12, 1.75e9, 3690e9, int(94.75 * 2**30), 9e10, 3, 4, 6.25e9, 960e9),
 }
 
-COMPILED = ("v5e", "v5p", "v6e")  # the versions whose kernels have schedules in `plan.kernels`
-
 
 @dataclasses.dataclass(frozen=True)
 class Topology:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from pplx_jax.plan.chips import Topology
 from pplx_jax.plan.hlo import Module, Run, parse, runs
-from pplx_jax.plan.kernels import VOCABULARY_SLOTS, block_positions, kernel_cycles
+from pplx_jax.plan.kernels import VOCABULARY_SLOTS, block_positions, has_schedule, kernel_cycles
 from pplx_jax.plan.links import Place, Transfer, buffer_bytes, collectives
 
 _PRODUCTS = ("convolution", "dot")
@@ -64,7 +64,9 @@ def estimate(
       predicted_positions: number of positions per device that have a loss over the vocabulary; the kernels loop over
         blocks of these only.
     """
-    unknown: set[str] = set() if text else {"the program: no text of it, so the time is that of its FLOPs at the peak"}
+    unknown: set[str] = (
+        set() if text else {"the program: libtpu gives no text of it, so its times and transfers are unknown"}
+    )
     module, entry = parse(text)
     steps = list(runs(module, entry, branch_share, unknown))
     clock = topology.chip.cycles_per_second
@@ -80,6 +82,8 @@ def estimate(
             name = re.sub(r"[.\d]+$", "", each.name)
             if cycles is None:
                 unknown.add(f"kernel {name}")
+            elif not has_schedule(name, topology):
+                unknown.add(f"kernel {name}, taken at the peak")
             times = run.times
             if name in VOCABULARY_SLOTS and cycles is not None:
                 times *= math.ceil(predicted_positions / block_positions(operands))

@@ -1,6 +1,7 @@
 """The time of our Pallas kernels, from the schedules that the TPU compilers produced for them.
 
-Bundles (one per cycle without stalls) per 512 x 512 scores of one head, in a dense sequence; see docs/kernels.md.
+Bundles (one per cycle without stalls) per 512 x 512 scores of one head, in a dense sequence; see docs/kernels.md. For
+other versions of TPUs a kernel takes the time of its products at the peak, the least that it can take.
 """
 
 from pplx_jax.plan.chips import Topology
@@ -11,11 +12,14 @@ BUNDLES_PER_TILE = {
     "attention_forward": {"v5e": 1010, "v5p": 1020, "v6e": 609},
     "attention_backward": {"v5e": 2280, "v5p": 2240, "v6e": 1190},
 }
+# Products of a tile: scores and output; scores, and the gradients of weights, values, keys and queries.
+_PRODUCTS_PER_TILE = {"attention_forward": 2, "attention_backward": 5}
 # Share of the matrix units' slots that the vocabulary loss fills: the lower one of widths 1,024 and 2,560.
 VOCABULARY_SLOTS = {
     "vocab_scores": {"v5e": 0.89, "v5p": 0.87, "v6e": 0.84},
     "vocab_gradients": {"v5e": 0.81, "v5p": 0.77, "v6e": 0.75},
 }
+_SCHEDULED = BUNDLES_PER_TILE | VOCABULARY_SLOTS
 # A v5p chip has two cores; each takes half of the sequences or heads.
 CORES = {"v5e": 1, "v5p": 2, "v6e": 1}
 # The cost of a text in a packed sequence is that of its own pairs, in blocks of this many queries and keys.
@@ -25,7 +29,7 @@ QUERIES, KEYS = 256, 512
 def kernel_cycles(
     kernel: Instruction, operands: list[Instruction], topology: Topology, visited_share: float
 ) -> float | None:
-    """Returns the cycles of one call; None for a kernel that has no schedule here.
+    """Returns the cycles of one call; None for a kernel that is not ours.
 
     Args:
       kernel: the call.
@@ -38,15 +42,25 @@ def kernel_cycles(
         return _pooling_cycles(kernel, operands, topology)
     if name in VOCABULARY_SLOTS:
         return _vocabulary_cycles(name, operands, topology)
-    if topology.version not in BUNDLES_PER_TILE[name]:
-        return None
     queries = [dims for each in operands for _, dims in each.arrays if len(dims) == 5]
     keys = [dims for each in operands for _, dims in each.arrays if len(dims) == 4 and dims[-1] == queries[0][-1]]
     if not queries or not keys:
         return None
     batch, kv_heads, group, count, _ = queries[0]
     tiles = batch * kv_heads * group * count * keys[0][2] / TILE
+    if not has_schedule(kernel.name, topology):
+        flops = 2.0 * _PRODUCTS_PER_TILE[name] * TILE * queries[0][-1]
+        return tiles * visited_share * flops / topology.chip.peak_flops * topology.chip.cycles_per_second
     return tiles * visited_share * BUNDLES_PER_TILE[name][topology.version] / CORES[topology.version]
+
+
+def has_schedule(name: str, topology: Topology) -> bool:
+    """Returns whether the time of this kernel is that of a schedule; otherwise it is that of its products at the peak.
+
+    Pooling needs no schedule: it reads or writes the hidden states once.
+    """
+    known = next((figures for start, figures in _SCHEDULED.items() if name.startswith(start)), None)
+    return known is None or topology.version in known
 
 
 def block_positions(operands: list[Instruction]) -> int:
@@ -61,7 +75,7 @@ def _vocabulary_cycles(name: str, operands: list[Instruction], topology: Topolog
         return None
     products = 1 if name == "vocab_scores" else 2
     seconds = 2.0 * products * hidden[0] * hidden[1] * table[0] / topology.chip.peak_flops
-    return seconds * topology.chip.cycles_per_second / VOCABULARY_SLOTS[name][topology.version]
+    return seconds * topology.chip.cycles_per_second / VOCABULARY_SLOTS[name].get(topology.version, 1.0)
 
 
 def _pooling_cycles(kernel: Instruction, operands: list[Instruction], topology: Topology) -> float | None:

@@ -12,7 +12,7 @@ from pplx_jax.core.errors import BadInput, Unmet
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.plan.advice import advice, rehearsal_advice
-from pplx_jax.plan.chips import COMPILED, Topology
+from pplx_jax.plan.chips import Topology
 from pplx_jax.plan.on_topology import Task
 from pplx_jax.plan.picture import write_picture
 from pplx_jax.plan.rehearsal_table import rehearsal_table
@@ -23,7 +23,8 @@ from pplx_jax.training.settings import Training
 
 ESTIMATED = (
     "Estimated: cycles of the compiler and of the kernels' schedules, without stalls; links at their nominal rates, "
-    "asynchronous transfers hidden; every text as long as the recipe allows."
+    "asynchronous transfers hidden; every text as long as the recipe allows. The FLOPs of MFU are those of the model, "
+    "without recomputation. Attention is bidirectional, so they have all pairs of tokens of a text, not half of them."
 )
 
 
@@ -82,8 +83,6 @@ def plan_stage(
         raise BadInput(f"--stage {stage}: the recipe has no such stage; it has {known}")
     if stage is None and not rehearse:
         raise BadInput(f"plan compiles one stage; give --stage, one of {known}, or --rehearse")
-    if not rehearse and where.version not in COMPILED:
-        raise BadInput(f"plan compiles for {', '.join(COMPILED)}; for {where.version} give --rehearse")
     for name, value in {"--host": host, "--picture": picture}.items():
         if value is not None and rehearse == (name == "--picture"):
             raise BadInput(f"{name} belongs to a plan {'without' if rehearse else 'with'} --rehearse; leave it out")

@@ -32,8 +32,8 @@ def as_table(report: dict[str, Any]) -> str:
         ]
         if report["collectives"]:
             lines += ["", "received by a chip per step", _collectives(report["collectives"])]
-        if report["without_estimate"]:
-            lines += ["", "without an estimate: " + "; ".join(report["without_estimate"])]
+    if report.get("without_estimate"):
+        lines += ["", "without an estimate: " + "; ".join(report["without_estimate"])]
     return "\n".join(lines) + "\n"
 
 

@@ -1,14 +1,12 @@
 """The verb `index`: builds an index from the folder that `embed` wrote. See `index` for its files."""
 
-import os
 import pathlib
-import shutil
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json_if_valid, write_json
+from pplx_jax.core.files import link_or_copy, read_json_if_valid, write_json
 from pplx_jax.core.output_folder import describes, replaced_folder, require_free
 from pplx_jax.core.paths import as_path, relative
 from pplx_jax.core.progress import Progress
@@ -78,7 +76,7 @@ def build_index(
     with replaced_folder(output, last=INDEX) as folder:
         for shard, files in enumerate(zip(source.vector_paths(), source.line_paths(), strict=True)):
             for file in files:
-                _link(file, folder / f"{shard:05d}{file.suffix}")
+                link_or_copy(file, folder / f"{shard:05d}{file.suffix}")
         _write_rows(folder, source)
         if engine == "faiss":
             write_signs(folder, vectors, lists)
@@ -131,14 +129,6 @@ def _chosen(
     if not 0 <= lists <= count:
         raise BadInput(f"lists={lists} for {count} vectors: give 0 to {count}")
     return engine, lists
-
-
-def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Makes a hard link, which is safe because the file is only ever replaced; a copy if links are not supported."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _write_rows(folder: pathlib.Path, source: EmbeddingFolder) -> None:

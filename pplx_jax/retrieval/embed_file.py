@@ -62,9 +62,9 @@ def embed_file(
 ) -> dict[str, Any]:
     """Embeds every row of the input. A second call after an interruption embeds the shards that are missing.
 
-    The processes of a job divide the missing shards. Workers that do not know each other divide them by `shard`; the
-    shards of a lost worker can be embedded by another one with the same `shard`, or by a call without it. Whoever
-    finds all shards finished writes the manifest.
+    The processes of a job divide the missing shards. Jobs that do not know each other divide them by `shard`; the
+    shards of a lost one can be embedded by another one with the same `shard`, or by a call without it. Whoever finds
+    all shards finished writes the manifest.
 
     A row with `chunks_field` is a document: its chunks are encoded together and give one vector each. An empty text
     gives a zero vector, which is marked as empty. Rows that cannot be embedded (not JSON, no such column) are skipped,
@@ -95,7 +95,7 @@ def embed_file(
         shards. If other workers have not finished theirs, also "missing": number of shards.
 
     Raises:
-        BadInput: `shard` is not I/N or there are several processes, the input or the model cannot be read, the output
+        BadInput: `shard` is not I/N, the input or the model cannot be read, the output
             contains something else or embeddings with other settings, the model does not support the quantization or
             dims, a row is over the model's limit with overflow="error", or no row could be embedded.
     """
@@ -105,8 +105,6 @@ def embed_file(
     if chunk_tokens is not None and chunk_tokens < 1:
         raise BadInput(f"chunk_tokens={chunk_tokens}: give at least 1")
     index, processes = own_share()
-    if shard is not None and processes > 1:
-        raise BadInput("shard is for workers that do not know each other; several processes divide the work themselves")
     share = None if shard is None else parse_share(shard)
     shard_size = EmbeddingFolder.shard_size_of(folder_path) if shard_size is None else shard_size
     plan = plan_shards(files, text_field, chunks_field, shard_size)
@@ -131,17 +129,14 @@ def embed_file(
         prompts=prompts,
     )
     folder = _opened_together(folder_path, settings, model_path, alone=share is None)
-    everything = range(len(weights))
-    if share is not None:
-        own = deal(weights, share[1])[share[0]]
-    else:
-        missing = [number for number in everything if number not in folder.finished]
-        own = [missing[place] for place in deal([weights[number] for number in missing], processes)[index]]
+    wanted = range(len(weights)) if share is None else deal(weights, share[1])[share[0]]
+    missing = [number for number in wanted if number not in folder.finished]
+    own = [missing[place] for place in deal([weights[number] for number in missing], processes)[index]]
     _embed_shards(folder, plan, encoder, own)
     barrier("embedded")
     folder.refresh()
-    if index == 0 and share is None:  # what an interrupted process of the same job left, if any
-        _embed_shards(folder, plan, encoder, everything)
+    if index == 0:  # what the processes left because they saw other shards as finished, if any
+        _embed_shards(folder, plan, encoder, wanted)
     if index == 0 and not folder.complete and len(folder.finished) == len(weights):
         folder.finish()
     barrier("embeddings finished")

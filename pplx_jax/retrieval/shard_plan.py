@@ -180,9 +180,14 @@ def _add_parquet(shards: _Shards, path: pathlib.Path, columns: Collection[str] |
     for place in range(metadata.num_row_groups):
         group = metadata.row_group(place)
         parts = [group.column(column) for column in range(group.num_columns)]
-        read = [part for part in parts if columns is None or part.path_in_schema.split(".")[0] in columns]
+        read = [part for part in parts if columns is None or _is_of(part.path_in_schema, columns)]
         shards.add(group.num_rows, sum(part.total_uncompressed_size for part in read) // max(group.num_rows, 1))
     return metadata.num_rows
+
+
+def _is_of(path: str, columns: Collection[str]) -> bool:
+    """Returns whether a leaf of a Parquet file, such as "a.b.list.element", belongs to one of the columns ("a.b")."""
+    return any(path == column or path.startswith(f"{column}.") for column in columns)
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -16,10 +16,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.progress import Progress
 from pplx_jax.core.prompts import with_document_prompt
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.encoder import document_tokens, tokens_over_limit
 from pplx_jax.inference.packed_encoder import Tokens
+from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.searchable_index import SearchableIndex
 from pplx_jax.serving import wire
 from pplx_jax.serving.batching import Batcher
@@ -32,7 +34,10 @@ _DRAINED = 4
 
 
 class App:
-    """One model with its queue and routes. `asgi` is the application for a server."""
+    """One model with its queue and routes. `asgi` is the application for a server.
+
+    When it starts, it compiles the forward passes of up to `warm_up_tokens` tokens; /health is 503 until then.
+    """
 
     def __init__(
         self,
@@ -45,6 +50,7 @@ class App:
         max_queued_tokens: int,
         prompt_name: str | None = None,
         index: SearchableIndex | None = None,
+        warm_up_tokens: int = 0,
     ):
         self._model, self._name, self._limits, self._prompt_name = model, name, limits, prompt_name
         self.batcher = Batcher(
@@ -56,6 +62,7 @@ class App:
         )
         self.metrics = Metrics(lambda: self.batcher.queued_tokens, lambda: self.batcher.queued_requests)
         search = [] if index is None else [Route("/", SearchPage(index, model, self.batcher).show)]
+        self._shapes, self._compiled = model.shapes(warm_up_tokens), 0
         self.asgi = Starlette(
             routes=[
                 *search,
@@ -72,10 +79,29 @@ class App:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        worker = asyncio.create_task(self.batcher.run())
+        worker, warming = asyncio.create_task(self.batcher.run()), asyncio.create_task(self._warm_up())
         yield
+        warming.cancel()
         self.batcher.close()
         await worker
+
+    async def _warm_up(self) -> None:
+        """Compiles every shape. Requests are answered between two shapes."""
+        if self._shapes:
+            await self.batcher.between_batches(self._compile_replies)
+        with Progress("warm up", len(self._shapes), unit="shape", enabled=bool(self._shapes)) as progress:
+            for shape in self._shapes:
+                try:
+                    await self.batcher.between_batches(self._model.compile, shape)
+                except Exception as error:  # such as a shape that is too large for the memory of the device
+                    logging.error("cannot compile %d sequences of %d tokens: %s", *shape[:2], error)
+                self._compiled += 1
+                progress.update(self._compiled)
+
+    def _compile_replies(self) -> None:
+        """Compiles the quantization of replies, whose shapes are powers of two."""
+        for step in range(self._limits.inputs.bit_length()):
+            quantize(np.zeros((1 << step, self._model.dims), np.float32), "int8")
 
     async def _embeddings(self, request: HttpRequest) -> Response:
         return await self._answer(request, contextual=False)
@@ -140,7 +166,10 @@ class App:
         return Response(self.metrics.page(), media_type=KIND)
 
     async def _health(self, _: HttpRequest) -> Response:
-        return JSONResponse({"status": "ok", "model": self._name, "queued_tokens": self.batcher.queued_tokens})
+        ready = self._compiled == len(self._shapes)
+        state = {"status": "ok"} if ready else {"status": "warming up", "compiled": self._compiled}
+        answer = {**state, "model": self._name, "queued_tokens": self.batcher.queued_tokens}
+        return JSONResponse(answer, 200 if ready else 503)
 
     def _description(self) -> dict[str, Any]:
         return {

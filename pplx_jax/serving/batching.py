@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -88,6 +89,10 @@ class Batcher:
             if job in self._jobs:  # the client left while it waited
                 self._jobs.remove(job)
                 self._queued_tokens -= cost
+
+    async def between_batches(self, work: Callable[..., object], *arguments: Any) -> None:
+        """Runs a function in the thread of the encoder, before the next batch."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
     async def run(self) -> None:
         """Processes requests until `close`, then finishes the queued ones."""

@@ -37,6 +37,7 @@ def serve(
     prompt_name: str | None = None,
     index: str | pathlib.Path | None = None,
     stop_seconds: int = 30,
+    warm_up_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Serves a model. After Ctrl-C or SIGTERM, finishes the running requests and returns.
 
@@ -55,6 +56,9 @@ def serve(
             prompt.
         index: an index of this model, of any engine, to search by hand on the page at "/"; None for no page.
         stop_seconds: how long running requests may take after the signal.
+        warm_up_tokens: the shapes of batches with at most so many tokens are compiled at the start, and /health answers
+            503 until they are. None for all batches, 0 for no batch: then the first request of each shape waits for the
+            compiler.
 
     Returns:
         {"requests", "batches", "tokens", "seconds"}.
@@ -68,6 +72,8 @@ def serve(
     for setting, value in {**given, "max_connections": max_connections, "stop_seconds": stop_seconds}.items():
         if value < 1:
             raise BadInput(f"{setting}={value}: give at least 1")
+    if warm_up_tokens is not None and warm_up_tokens < 0:
+        raise BadInput(f"warm_up_tokens={warm_up_tokens}: give a number of tokens, or 0 for none")
     with _listening(host, port) as listener:
         from pplx_jax.inference.embedder import Embedder
         from pplx_jax.retrieval.open_index import open_index
@@ -87,8 +93,8 @@ def serve(
             max_queued_tokens=max_queued_tokens,
             prompt_name=prompt_name,
             index=opened,
+            warm_up_tokens=sys.maxsize if warm_up_tokens is None else warm_up_tokens,
         )
-        model.encode(["The first text pays for the compiler."], overflow="truncate")
         address = f"[{host}]" if ":" in host else host
         print(f"serving {model_path} at http://{address}:{listener.getsockname()[1]}/v1", file=sys.stderr, flush=True)
         started = time.monotonic()

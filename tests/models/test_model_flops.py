@@ -40,6 +40,7 @@ def test_published_sizes_cost_what_is_known_of_them(config, gigaflops):
         ("TPU v6 lite", 918),
         ("NVIDIA H100 80GB HBM3", 989),
         ("cpu", None),
+        ("TPU7x", 1153.5),
         ("TPU v9", None),
     ],
 )

@@ -168,6 +168,18 @@ def test_kernels_by_their_schedules():
     assert kernel_cycles(by_name["product.1"], operands, V5E, 1.0) is None
 
 
+def test_kernels_without_a_schedule_take_their_products_at_the_peak():
+    ironwood = Topology("tpu7x:2x2x1")
+    places = [Place(each.slice, (*each.coords, 0)) for each in PLACES]  # of three axes
+    found = estimate(PROGRAM, places, ironwood, branch_share=0.25, visited_share=0.5)
+    # Two products of 512 x 512 scores of a head of 128, in four tiles of which half are visited, 36 times.
+    least = 36 * 2 * 2 * (2 * 512 * 512 * 128) / 1153.5e12
+    assert found.kernel_seconds == {"attention_forward": pytest.approx(least)}
+    assert "kernel attention_forward, taken at the peak" in found.without_estimate
+    with_schedule = estimate(PROGRAM, PLACES, V5E, branch_share=0.25, visited_share=0.5).without_estimate
+    assert not any("attention" in part for part in with_schedule)
+
+
 def test_the_vocabulary_loss_by_its_products_and_positions():
     block, width, classes = 2048, 1024, 4096
     program = f"""HloModule m, is_scheduled=true
@@ -185,6 +197,9 @@ ENTRY %main.1 (l: s32[1], h: bf16[{block},{width}], t: bf16[{classes},{width}]) 
         found = estimate(program, PLACES, V5E, **shares)
         assert found.kernel_seconds == {"vocab_scores": pytest.approx(blocks * product)}
         assert found.without_estimate == []
+        least = estimate(program, PLACES, Topology("tpu7x:2x2x1"), **shares)
+        assert least.kernel_seconds == {"vocab_scores": pytest.approx(blocks * 2 * block * width * classes / 1153.5e12)}
+        assert least.without_estimate == ["kernel vocab_scores, taken at the peak"]
 
 
 def test_a_packed_row_costs_the_tiles_that_its_texts_meet():

@@ -145,7 +145,6 @@ def test_the_verb_prints_what_a_host_does(capsys):
         ([], "give --stage, one of diffusion"),
         (["--rehearse", "--picture=plan.html"], "--picture belongs to a plan without --rehearse"),
         (["--stage=pair", "--host=1"], "--host belongs to a plan with --rehearse"),
-        (["--stage=pair", "--topology=tpu7x:4x4x8"], "for tpu7x give --rehearse"),
     ],
 )
 def test_flags_that_do_not_go_together(flags, message, capsys):

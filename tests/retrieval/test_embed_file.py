@@ -616,3 +616,20 @@ def test_a_worker_does_not_download_the_shards_of_others(bucket, bucket_server, 
     (bucket / "out" / "00001.npy").unlink()
     with pytest.raises(BadInput, match=r"00001\.npy is missing"):
         embed(bucket / "in.jsonl", bucket / "out", shard_size=3)
+
+
+@pytest.mark.slow
+def test_processes_of_a_job_divide_a_share(tmp_path):
+    """Two jobs of two processes, one after the other, write what one process writes."""
+    vocabulary = tiny.tiny_vocabulary(tmp_path)
+    config = tiny.tiny_config(vocabulary, max_length=64)
+    save_model(tmp_path / "model", config, vocabulary, initial_params(config, 0), stage="pair")
+    source = write_rows(tmp_path / "in.jsonl", [{"text": f"Read file {n}. " * (n % 5)} for n in range(60)])
+    words = ["embed", f"--model={tmp_path / 'model'}", f"--input={source}", "--shard_size=5", "--json"]
+    embed_file(tmp_path / "model", source, tmp_path / "one", shard_size=5)
+    done = []
+    for share in ("0/2", "1/2"):
+        processes = job.start_verb([*words, f"--output={tmp_path / 'two'}", f"--shard={share}"], count=2, devices=1)
+        done.append(json.loads(job.finish(processes)[0].splitlines()[-1]))
+    assert done[0]["missing"] == 12 - done[0]["shards"] == 6 and "missing" not in done[1]
+    assert_same_embeddings(tmp_path / "one", tmp_path / "two")

@@ -218,3 +218,18 @@ def test_postgres_keeps_everything_over_a_restart(make, tmp_path, postgres):
     before = hits_of(index, "postgres", 60)
     postgres[1]()
     assert hits_of(index, "postgres", 60) == before
+
+
+def test_embeddings_in_a_bucket(bucket, tmp_path):
+    """Every engine reads them with `open_embeddings`: here the one that writes files, and one that searches them."""
+    (bucket / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    for root, name in ((bucket, "a"), (tmp_path, "b")):
+        embed_file(tmp_path / "model", bucket / "in.jsonl", root / name, encoder=ENCODER, shard_size=4)
+    found = []
+    for number, source in enumerate((bucket / "a", bucket / "?", tmp_path / "b")):
+        output = tmp_path / str(number)
+        build_index(source, output / "vespa", engine="vespa")
+        build_index(source, output / "numpy", engine="numpy")
+        feed = [path.read_bytes() for path in sorted((output / "vespa" / "feed").iterdir())]
+        found.append((feed, plain(output / "numpy")))
+    assert found[0] == found[1] == found[2] and len(found[0][0]) == 10

@@ -2,6 +2,8 @@
 
 import html
 import json
+import shutil
+import subprocess
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -17,6 +19,7 @@ from pplx_jax.retrieval.open_index import open_index
 from pplx_jax.serving.batching import Batcher
 from pplx_jax.serving.search_page import SearchPage
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<script>alert(1)</script> open"
 ROWS = [
     {"id": "io", "text": "read the file", "path": "io.py", "line": 7},
@@ -100,3 +103,28 @@ def test_an_index_of_another_model_is_refused(model, index, monkeypatch):
 def test_there_is_no_page_without_an_index(url):
     with pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(f"{url}/")
+
+
+def browse(folder, *words):
+    """What headless Chromium prints, and what it complains of."""
+    given = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={folder}"]
+    done = subprocess.run([str(BROWSER), *given, *words], capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine: apt-get install chromium")
+def test_a_browser_shows_the_hits_and_runs_nothing(page_url, tmp_path):
+    images = pytest.importorskip("PIL.Image")
+    fields = urllib.parse.urlencode({"q": '"><script>document.title="run"</script> read open', "k": 3})
+    page, complaints = browse(tmp_path, "--dump-dom", f"{page_url}/?{fields}")
+    assert not complaints  # of the policy, or of what the page loads
+    assert "<title>library" in page and page.count("<article") == 3
+    assert page.count("<mark>") == 3 and HOSTILE.replace("<", "&lt;").replace(">", "&gt;") in page
+    colours = []
+    for name, query in (("empty", ""), ("hits", f"?{fields}")):
+        picture = tmp_path / f"{name}.png"
+        browse(tmp_path, f"--screenshot={picture}", "--window-size=800,900", f"{page_url}/{query}")
+        image = images.open(picture).convert("RGB")
+        colours.append({colour for _, colour in image.getcolors(image.width * image.height)})
+    assert len(colours[1]) > len(colours[0]) > 2  # the best chunks have a colour of their own

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
+from pplx_jax.core.files import link_or_copy
 from pplx_jax.core.paths import absolute, as_path, is_bucket
 from pplx_jax.data.io import storage
 from pplx_jax.data.io.beir import corpus_files, holds, read_beir, set_folders
@@ -30,7 +31,8 @@ class SourceCorpus(Corpus):
         sources: sources of every kind. The `Mixture` of a stage names those that it reads.
         evaluation: a BEIR folder, or a folder of several; it may be in a bucket.
         search: a JSON-lines file that a search of the finished run looks through; by default the first evaluation set.
-        tokens: a local folder that `pplx-jax data cache` wrote from these sources. If empty, the run tokenises them.
+        tokens: a folder that `pplx-jax data cache` wrote from these sources; it may be in a bucket. If empty, the run
+            tokenises them.
         drop_overlap: whether to leave out training rows that overlap with evaluation texts. They are counted.
     """
 
@@ -46,8 +48,8 @@ class SourceCorpus(Corpus):
         names = [source.name for source in self.sources]
         if twice := {f"{source.table_folder} {source.name}" for source in self.sources if names.count(source.name) > 1}:
             raise BadInput(f"SourceCorpus.sources: two are called {min(twice)}; give each source its own name")
-        if storage.is_url(self.tokens):
-            raise BadInput(f"SourceCorpus.tokens {self.tokens}: a URL; copy the folder to a disk of this machine")
+        if storage.is_url(self.tokens) and not is_bucket(self.tokens):
+            raise BadInput(f"SourceCorpus.tokens {self.tokens}: no bucket gs://; copy the folder to a disk or to one")
 
     def build(self, output: pathlib.Path) -> dict[str, Any]:
         """Links or copies the evaluation sets into `output`, and returns the number of files of each source.
@@ -93,18 +95,22 @@ class SourceCorpus(Corpus):
         return {f"files of {name}": digest for name, digest in found.items() if digest is not None}
 
     def tokenize(self, folder, vocabulary, tokens, lengths, prompts=NO_PROMPTS):
-        """Writes TOKENS/KIND/SOURCE, or links the kinds that `self.tokens` has into TOKENS.
+        """Writes TOKENS/KIND/SOURCE, or links the kinds that `self.tokens` has into TOKENS; from a bucket, copies them.
 
-        Each kind is a separate link, so that tables which a run adds, such as mined triplets, stay in that run.
+        Each kind is a separate link, so that tables which a run adds, such as mined triplets, stay in that run. The
+        local cache of a bucket is not linked, because other hosts do not have it.
         """
         if not self.tokens:
             return super().tokenize(folder, vocabulary, tokens, lengths, prompts)
         folders = {source.table_folder for source in self.sources}
         for folder in sorted(folders):
-            tables = open_tables(pathlib.Path(self.tokens) / folder)
+            tables = open_tables(as_path(self.tokens) / folder)
             require_lengths(tables, lengths)
             self._require_prompts(tables, folder, prompts)
-        _link_folders(folders, pathlib.Path(self.tokens).absolute(), tokens)
+        if is_bucket(self.tokens):
+            _copy_folders(folders, as_path(self.tokens), tokens)
+        else:
+            _link_folders(folders, as_path(self.tokens).absolute(), tokens)
         return {"tokens": self.tokens}
 
     def _require_prompts(self, tables: Tables, folder: str, prompts: Mapping[str, str]) -> None:
@@ -123,7 +129,7 @@ class SourceCorpus(Corpus):
         overlap = self.excluded_texts()
         kinds = {source.kind for source in self.sources}
         for kind in (kind for kind in FOLDERS if kind in kinds):
-            opened = open_tables(pathlib.Path(self.tokens) / FOLDERS[kind], kind=kind)
+            opened = open_tables(as_path(self.tokens) / FOLDERS[kind], kind=kind)
             for table in itertools.chain.from_iterable(opened.values()):
                 if overlap is not None and table.manifest.get("evaluation") != overlap.fingerprint:
                     raise BadInput(
@@ -159,6 +165,13 @@ def evaluation_overlap(folder: pathlib.Path) -> Overlap:
     """
     sets = (read_beir(one) for one in evaluation_sets(folder))
     return Overlap(text for one in sets for text in itertools.chain(one.queries, one.documents))
+
+
+def _copy_folders(names: Iterable[str], bucket: pathlib.Path, tokens: pathlib.Path) -> None:
+    tokens.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.rmtree(tokens / name, ignore_errors=True)  # of a run that was killed
+        shutil.copytree(local_copy(bucket / name), tokens / name, copy_function=link_or_copy)
 
 
 def _link_folders(names: Iterable[str], cached: pathlib.Path, tokens: pathlib.Path) -> None:

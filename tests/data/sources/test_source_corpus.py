@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import tiny
 
+from pplx_jax.core.buckets import remove, replace
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.batches.examples import Examples
 from pplx_jax.data.sources.corpus import vocabulary_texts
@@ -15,7 +16,7 @@ from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.sources.source_corpus import SourceCorpus
 from pplx_jax.data.tokens.lengths import Lengths
-from pplx_jax.data.tokens.open_tables import open_tables
+from pplx_jax.data.tokens.open_tables import digest_of, open_tables
 from pplx_jax.mining.choice import Mining
 from pplx_jax.parallel.mesh import Mesh
 from pplx_jax.recipes import phases
@@ -71,8 +72,8 @@ def test_a_folder_is_built_of_links_and_texts_come_from_every_source(folder, tmp
 
 
 def test_tokens_that_cannot_be_read_are_refused_before_any_phase(folder, tmp_path):
-    with pytest.raises(BadInput, match="gs://bucket/tokens: a URL; copy the folder"):
-        corpus_of(folder, tokens="gs://bucket/tokens")
+    with pytest.raises(BadInput, match="s3://bucket/tokens: no bucket gs://; copy the folder"):
+        corpus_of(folder, tokens="s3://bucket/tokens")
     with pytest.raises(BadInput, match=r"nowhere/diffusion/manifest.json: no such file"):
         corpus_of(folder, tokens=str(tmp_path / "nowhere")).build(tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
@@ -167,3 +168,20 @@ def test_tokens_of_other_lengths_are_refused(folder, tmp_path):
     cached.tokenize(tmp_path / "corpus", vocabulary, tmp_path / "one", lengths)
     with pytest.raises(BadInput, match="was made with Lengths.query=6, this recipe has 7"):
         cached.tokenize(tmp_path / "corpus", vocabulary, tmp_path / "two", dataclasses.replace(lengths, query=7))
+
+
+def test_tokens_in_a_bucket_are_copied_into_the_run(folder, bucket, tmp_path):
+    vocabulary = tiny.tiny_vocabulary(tmp_path)
+    corpus_of(folder).tokenize(tmp_path, vocabulary, tmp_path / "made", LENGTHS)
+    replace(tmp_path / "made", bucket / "made", last="manifest.json")
+    corpus = corpus_of(folder, tokens=str(bucket / "made"))
+    corpus.build(tmp_path / "corpus")  # checks them
+    for _ in range(2):  # killed before the phase was done, a run copies again
+        assert corpus.tokenize(tmp_path, vocabulary, tmp_path / "run", LENGTHS) == {"tokens": str(bucket / "made")}
+    assert not any(path.is_symlink() for path in (tmp_path / "run").rglob("*"))
+    for kind in ("pair", "diffusion"):
+        ours, theirs = (open_tables(tmp_path / name / kind, vocabulary=vocabulary) for name in ("run", "made"))
+        assert digest_of(ours) == digest_of(theirs) and len(ours) == len(theirs) > 0
+    remove(bucket / "made" / "pair")
+    with pytest.raises(BadInput, match="made/pair/manifest.json: no such file"):
+        corpus.build(tmp_path / "again")

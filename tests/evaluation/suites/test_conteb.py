@@ -83,6 +83,10 @@ def test_late_chunking_against_plain(data):
         found[context] = benchmark.averages(parts)["ndcg@10"]
         assert found[context] == np.mean([of[0].metrics["ndcg@10"] for of in parts.values()])
     assert found[True] > found[False] + 0.1
+    also = parts | {"narrative-qa": tasks["football"].evaluate(System("bm25", None, verb.Settings()))}
+    averages = benchmark.averages(also)
+    assert averages[conteb.OTHERS] == benchmark.averages(parts)["ndcg@10"] != averages["ndcg@10"]
+    assert conteb.OTHERS not in benchmark.averages({"narrative-qa": also["narrative-qa"]})
 
 
 def test_a_chunks_place_is_that_of_its_row(data):

@@ -15,7 +15,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.trec_run import read_run
 from pplx_jax.evaluation.evaluate import evaluate_task
 from pplx_jax.evaluation.scoring.system import Settings, System
-from pplx_jax.evaluation.suites.query_to_document import open_benchmark
+from pplx_jax.evaluation.suites.query_to_document import open_benchmark, pool_progress
 from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import EmbeddedCorpus, joined
 from pplx_jax.evaluation.suites.query_to_document.fusion import fused_labels, reciprocal_rank_fusion
 from pplx_jax.evaluation.suites.query_to_document.labelled_queries import read_labelled_queries
@@ -214,6 +214,42 @@ def test_shards_give_what_texts_give(big, tmp_path, quantization, stored):
     if stored != "none":
         with pytest.raises(BadInput, match=f"holds {stored} vectors of 64.*binary of 64"):
             benchmark.tasks[0].evaluate(words("binary"))
+
+
+def test_an_interrupted_pass_goes_on_after_its_shards(big, tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("queries.jsonl", "qrels.tsv", "runs"):
+        (folder / name).symlink_to(big / name)
+    embed_file(tmp_path / "model", big / "corpus.jsonl", folder / "embeddings", shard_size=70, encoder=WordEncoder(64))
+    (whole,) = open_benchmark("query-to-document", folder, sizes=(200, 300)).tasks
+    expected = [part.metrics for part in whole.evaluate(words())]
+    task = whole.within(tmp_path / "results")
+    monkeypatch.setattr(pool_progress, "SAVE_SECONDS", 0.0)
+    add, added = PoolRanks.add, []
+
+    def count(ranks, ids, *others):
+        if len(added) == 2:
+            raise KeyboardInterrupt
+        added.append(list(ids))
+        add(ranks, ids, *others)
+
+    monkeypatch.setattr(PoolRanks, "add", count)
+    with pytest.raises(KeyboardInterrupt):
+        task.evaluate(words())
+    assert len(list((tmp_path / "results" / "scratch").iterdir())) == 1
+    first = added.copy()
+    monkeypatch.setattr(
+        PoolRanks, "add", lambda ranks, ids, *others: (added.append(list(ids)), add(ranks, ids, *others))
+    )
+    added.clear()
+    (other,) = open_benchmark("query-to-document", folder, sizes=(250, 300)).tasks
+    other.within(tmp_path / "results").evaluate(words())
+    assert added[:2] == first  # another pass begins at the first shard
+    added.clear()
+    assert [part.metrics for part in task.evaluate(words())] == expected
+    assert added and not [ids for ids in added if ids in first]
+    assert not list((tmp_path / "results" / "scratch").iterdir())
 
 
 def test_a_document_of_chunks_is_worth_its_best(tmp_path):

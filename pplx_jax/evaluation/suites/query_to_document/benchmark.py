@@ -40,6 +40,7 @@ from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import (
 )
 from pplx_jax.evaluation.suites.query_to_document.labelled_queries import LabelledQueries, read_labelled_queries
 from pplx_jax.evaluation.suites.query_to_document.nested_pools import NestedPools
+from pplx_jax.evaluation.suites.query_to_document.pool_progress import PoolProgress
 from pplx_jax.evaluation.suites.query_to_document.pool_ranks import PoolRanks
 from pplx_jax.inference.encoder import query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
@@ -84,6 +85,7 @@ class PoolTask:
         main_metric: of all parts.
         own_document: of query-to-document: whether the document with the id of a query is ranked for it; see
             `scorers.with_own_document`.
+        scratch: folder of the counts of an unfinished pass over embeddings/; None to keep none.
     """
 
     name: str
@@ -92,6 +94,11 @@ class PoolTask:
     options: PoolOptions
     main_metric: str = f"recall@{CUTOFFS[-1]}"
     own_document: OwnDocument | None = None
+    scratch: pathlib.Path | None = None
+
+    def within(self, folder: pathlib.Path) -> Self:
+        """Returns the task with the counts of an unfinished pass in FOLDER/scratch."""
+        return dataclasses.replace(self, scratch=folder / "scratch")
 
     def with_own_document(self, own_document: OwnDocument) -> Self:
         """Returns the task with this choice for documents with the id of a query."""
@@ -153,12 +160,21 @@ class PoolTask:
         chosen = joined([block.taken([i for i, name in enumerate(block.ids) if name in relevant])
                          for block in corpus.blocks()])  # fmt: skip
         counted = self._counted(labelled, chosen.ids, scores(chosen), len(pools.sizes), dropped)
-        done = 0
-        with Progress(f"rank {self.name}", pools.documents, unit="document") as progress:
-            for block in corpus.blocks():
-                counted.add(block.ids, scores(block), pools.shells(block.ids))
+        facts = (self.name, self.revision, system.encoder.fingerprint, settings, pools.sizes, sorted(dropped))
+        progress = PoolProgress(self.scratch if embeddings.is_dir() else None, facts)
+        begun = progress.read(counted.ahead.shape)
+        if begun is not None:
+            counted.ahead = begun[1]
+        done, finished = 0, 0 if begun is None else begun[0]
+        with Progress(f"rank {self.name}", pools.documents, unit="document") as shown:
+            for number, block in enumerate(corpus.blocks(), start=1):
                 done += len(block.ids)
-                progress.update(done)
+                if number <= finished:
+                    continue
+                counted.add(block.ids, scores(block), pools.shells(block.ids))
+                progress.note(number, counted.ahead)
+                shown.update(done)
+        progress.remove()
         return pools.sizes, counted.ranks()
 
     def _rank_by_bm25(self, labelled: LabelledQueries, system: System) -> tuple[Sequence[int], np.ndarray]:

@@ -37,6 +37,15 @@ class PoolRanks:
         self._excluded = None if excluded is None else np.array(excluded, str)
         self._ahead = np.zeros((pools, len(self._query)), np.int64)
 
+    @property
+    def ahead(self) -> np.ndarray:
+        """The counts so far, int64 [S, J]. Those of an earlier pass over the same documents may be assigned."""
+        return self._ahead
+
+    @ahead.setter
+    def ahead(self, counts: np.ndarray) -> None:
+        self._ahead = np.array(counts)
+
     def add(self, ids: Sequence[str], scores: np.ndarray, shells: np.ndarray) -> None:
         """Counts more documents.
 
