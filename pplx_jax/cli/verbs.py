@@ -168,6 +168,7 @@ VERBS = (
             flag("output", metavar="DST", output=True, **_PATH, help="the folder to write"),
             flag("--kind", choices=("v1", "context_v1"), help="which model it is (default: as trained)"),
             flag("--dtype", choices=_DTYPES, help="type of the written weights"),
+            flag("--dims", type=int, help="leading dimensions of its embeddings (default: all)"),
             flag("--onnx", action="store_true", help="also write and check onnx/model.onnx"),
             flag(
                 "--spell_special_tokens",

@@ -25,7 +25,7 @@ from pplx_jax.export.onnx_graph import write_onnx
 from pplx_jax.export.onnx_parity import check_onnx_parity
 from pplx_jax.export.parity import check_parity
 from pplx_jax.export.peak_memory import process_peak_bytes
-from pplx_jax.export.run_record import read_run
+from pplx_jax.export.run_record import RunRecord, read_run
 from pplx_jax.export.tokenizer import save_tokenizer
 from pplx_jax.export.weights import write_weights
 from pplx_jax.inference.sentence_transformer import MODULES, is_foreign
@@ -34,6 +34,7 @@ from pplx_jax.inference.sentence_transformer import MODULES, is_foreign
 # families the same modules, and what differs between families is inside them.
 _TORCH_MODEL = pathlib.Path(__file__).with_name("torch_model")
 _FILES = ("configuration_pplx_qwen3.py", "modeling_pplx_qwen3.py", "st_quantize.py")
+_ALL_DIMS = "DIMS: int | None = None"
 _CLASSES = {
     "v1": ("modeling_pplx_qwen3", "PPLXQwen3Model"),
     "context_v1": ("contextual_pplx_qwen3", "PPLXQwen3ContextualModel"),
@@ -55,6 +56,7 @@ def export_hf(
     scores: Mapping[str, Any] | None = None,
     onnx: bool = False,
     spell_special_tokens: bool = False,
+    dims: int | None = None,
 ) -> dict[str, Any]:
     """Writes a folder that `SentenceTransformer(output, trust_remote_code=True)` and `AutoModel` open.
 
@@ -72,6 +74,8 @@ def export_hf(
       onnx: whether to write `onnx/model.onnx` too, with float32 weights.
       spell_special_tokens: whether `tokenizer.json` has no special tokens, so that the package `tokenizers` alone reads
         their names in a text as plain text too.
+      dims: the number of leading dimensions that embeddings of the export have; None for the width of the model. The
+        weights are the same. A warning says if no stage trained this width.
 
     Returns:
       `tensors` (their number), `parity` (`max_abs_diff`, `int8_equal_share`, `longest_text` in tokens), with `onnx`
@@ -99,21 +103,22 @@ def export_hf(
     model = dataclasses.replace(model, config=config, kind=kind or model.kind, params=_rounded(model.params, dtype))
     record = read_run(source, model.stage, model.kind)
     record = dataclasses.replace(record, scores=record.scores if scores is None else scores)
+    dims = _checked_dims(dims, model, record)
     tensors = to_torch_layout(model.params, model.config)
     with scratch_beside(output) as scratch:
         # The folder has its final name already, because transformers names the modules that it loads after it.
         partial = scratch / output.name
         partial.mkdir()
         write_weights(tensors, partial, dtype=dtype, shard_bytes=shard_bytes)
-        _write_description(partial, model, dtype)
+        _write_description(partial, model, dtype, dims)
         save_tokenizer(model.vocabulary, partial, model.config.max_length, spell_special_tokens=spell_special_tokens)
-        card = model_card(model.config, model.kind, model.stage, record, onnx=onnx, prompts=model.prompts)
+        card = model_card(model.config, model.kind, model.stage, record, dims=dims, onnx=onnx, prompts=model.prompts)
         (partial / "README.md").write_text(card, encoding="utf-8")
-        checked = {"parity": check_parity(partial, model)}
+        checked = {"parity": check_parity(partial, model, dims)}
         if onnx:
             (partial / "onnx").mkdir()
-            graph = write_onnx(tensors, model.config, partial / "onnx")
-            checked["onnx_parity"] = check_onnx_parity(graph, model)
+            graph = write_onnx(tensors, model.config, partial / "onnx", dims)
+            checked["onnx_parity"] = check_onnx_parity(graph, model, dims)
         take_place(partial, output, last=MODULES)
     reports = {name: dataclasses.asdict(parity) for name, parity in checked.items()}
     return {"tensors": len(tensors), **reports, "peak_bytes": process_peak_bytes()}
@@ -165,7 +170,20 @@ def _renamed(text: str, family: Family) -> str:
     return text.replace(QWEN3.title, family.title).replace(QWEN3.model_type, family.model_type)
 
 
-def _write_description(folder: pathlib.Path, model: LoadedModel, dtype: str) -> None:
+def _checked_dims(dims: int | None, model: LoadedModel, record: RunRecord) -> int | None:
+    """Returns the width of the embeddings; None for all dimensions. Warns if it was not trained."""
+    width = model.config.width
+    if dims is None or dims == width:
+        return None
+    if not 1 <= dims < width:
+        raise BadInput(f"--dims={dims}: the model has {width} dimensions; give 1 to {width}")
+    if dims not in record.trained_prefixes:
+        trained = ", ".join(map(str, record.trained_prefixes)) or "no smaller width"
+        logging.warning("dims=%d of the export: the record of the run says that %s was trained", dims, trained)
+    return dims
+
+
+def _write_description(folder: pathlib.Path, model: LoadedModel, dtype: str, dims: int | None) -> None:
     def write(name: str, content: Any) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -174,6 +192,8 @@ def _write_description(folder: pathlib.Path, model: LoadedModel, dtype: str) -> 
     family = family_of(model.config)
     for name in files:
         text = (_TORCH_MODEL / name).read_text(encoding="utf-8")
+        if dims is not None:
+            text = text.replace(_ALL_DIMS, f"{_ALL_DIMS.removesuffix('None')}{dims}")
         (folder / _renamed(name, family)).write_text(_renamed(text, family), encoding="utf-8")
     write("config.json", hf_config(model, dtype))
     modules = (

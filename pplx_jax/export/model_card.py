@@ -34,8 +34,8 @@ model.encode(["read a file line by line"], quantization="ubinary")  # uint8 [1, 
 The default output holds the integers of INT8, -127 to 127, as float32, because the functions of sentence-transformers
 (`similarity`, `semantic_search`, `normalize_embeddings=True`) compute with floats only. `quantization` is `int8`,
 `binary` (int8 -1 and +1), `ubinary` (packed bits, the first dimension in the most significant bit), `tanh` or `none`
-(the pooled vector). `dims=256` keeps the first 256 dimensions. Use it instead of `truncate_dim`, which would count
-bytes of `ubinary`.
+(the pooled vector). `dims={fewer}` keeps the first {fewer} dimensions. Use it instead of `truncate_dim`, which would
+count bytes of `ubinary`.
 """
 
 _USE_CONTEXT = """\
@@ -77,6 +77,8 @@ embeddings = torch.round(127 * torch.tanh(v)).to(torch.int8)
 ```
 """
 
+_POOLED = "v = (hidden * visible[..., None]).sum(1) / visible.sum(1, keepdim=True)"
+
 _USE_ONNX = """\
 
 ### ONNX
@@ -102,6 +104,7 @@ def model_card(
     stage: str,
     record: RunRecord,
     *,
+    dims: int | None = None,
     onnx: bool = False,
     prompts: Mapping[str, str] | None = None,
 ) -> str:
@@ -112,11 +115,15 @@ def model_card(
       kind: "v1" or "context_v1".
       stage: the stage or merge that made the parameters.
       record: of the run. The card says what is not recorded.
+      dims: width of the embeddings; None for that of the encoder.
       onnx: whether the export has an ONNX graph.
       prompts: of the model.
     """
     use = _USE + (_prompts(prompts) if prompts else "") + (_USE_CONTEXT if kind == "context_v1" else "")
-    plain = _USE_PLAIN.replace(QWEN3.title, family_of(config).title) + (_USE_ONNX.format() if onnx else "")
+    cut = "" if dims is None else f"\nv = v[:, :{dims}]"
+    plain = _USE_PLAIN.replace(_POOLED, _POOLED + cut).replace(QWEN3.title, family_of(config).title) + (
+        _USE_ONNX.format() if onnx else ""
+    )
     title = "Contextual text embeddings" if kind == "context_v1" else "Text embeddings"
     return f"""{_HEADER}
 # {title}, {config.parameters / 1e6:,.1f}M parameters
@@ -126,7 +133,7 @@ Made with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Co
 
 ## Use
 
-{use.format(dims=config.width)}{plain}
+{use.format(dims=dims or config.width, fewer=_fewer(dims or config.width))}{plain}
 ## Model
 
 | | |
@@ -135,7 +142,7 @@ Made with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Co
 | query heads, key heads, head dimension | {config.query_heads}, {config.kv_heads}, {config.head_dim} |
 | vocabulary | {config.vocab_size} |
 | longest text | {config.max_length} tokens |
-| dimensions | {config.width} |
+| dimensions | {_dimensions(config, dims)} |
 
 ## Recipe of this run
 
@@ -150,7 +157,7 @@ Made with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Co
 
 ## Limits
 
-{_limits(config, record, prompted=bool(prompts))}"""
+{_limits(config, record, dims, prompted=bool(prompts))}"""
 
 
 def _recipe(stage: str, record: RunRecord) -> str:
@@ -188,7 +195,16 @@ none, unless you give `prompt_name`. The pooled mean includes the tokens of the 
 """
 
 
-def _limits(config: Qwen3Config, record: RunRecord, *, prompted: bool) -> str:
+def _fewer(dims: int) -> int:
+    """Returns a smaller width for the example."""
+    return 256 if dims > 256 else max(dims // 2, 1)
+
+
+def _dimensions(config: Qwen3Config, dims: int | None) -> str:
+    return str(config.width) if dims is None else f"{dims}: embeddings have the first {dims} of {config.width}"
+
+
+def _limits(config: Qwen3Config, record: RunRecord, dims: int | None, *, prompted: bool) -> str:
     limits = [
         "No appended token: encode the text as it is, after its prompt."
         if prompted
@@ -213,6 +229,9 @@ def _limits(config: Qwen3Config, record: RunRecord, *, prompted: bool) -> str:
             f"Maximum lengths in training, in tokens: {'; '.join(lengths)}. Longer texts work, but their quality was\n"
             "  not measured."
         )
+    if dims is not None and dims not in record.trained_prefixes:
+        trained = ", ".join(map(str, record.trained_prefixes)) or "none is recorded"
+        limits.append(f"Embeddings of {dims} dimensions were not trained (smaller widths that were: {trained}).")
     if record.untrained_prefixes:
         limits.append(
             "Prefixes of the dimensions were not trained (no MRL): `dims` works, but its quality was not measured."

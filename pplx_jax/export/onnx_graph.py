@@ -24,7 +24,9 @@ _PAGE = 4096  # tensors start at page boundaries, so that runtimes can map the f
 _EMBEDDING = "embed_tokens.weight"
 
 
-def write_onnx(tensors: Mapping[str, np.ndarray], config: Qwen3Config, folder: pathlib.Path) -> pathlib.Path:
+def write_onnx(
+    tensors: Mapping[str, np.ndarray], config: Qwen3Config, folder: pathlib.Path, dims: int | None = None
+) -> pathlib.Path:
     """Writes `model.onnx`, and `model.onnx_data` with all weights in float32.
 
     Weights are written to a separate file one by one. So there is no second copy in memory, and the 2 GB limit of a
@@ -34,6 +36,7 @@ def write_onnx(tensors: Mapping[str, np.ndarray], config: Qwen3Config, folder: p
       tensors: the encoder in PyTorch layout (`to_torch_layout`).
       config: the encoder.
       folder: an existing folder.
+      dims: number of leading dimensions of the pooled outputs; None for all.
 
     Returns:
       The path of `model.onnx`.
@@ -42,7 +45,7 @@ def write_onnx(tensors: Mapping[str, np.ndarray], config: Qwen3Config, folder: p
 
     path = folder / FILE
     with (folder / DATA).open("wb") as data:
-        model = _Builder(tensors, config, data).model()
+        model = _Builder(tensors, config, data, dims or config.width).model()
     path.write_bytes(model.SerializeToString())
     onnx.checker.check_model(path, full_check=True)
     return path
@@ -51,11 +54,11 @@ def write_onnx(tensors: Mapping[str, np.ndarray], config: Qwen3Config, folder: p
 class _Builder:
     """Appends nodes in order. Every method returns the name of its value."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray], config: Qwen3Config, data: Any):
+    def __init__(self, tensors: Mapping[str, np.ndarray], config: Qwen3Config, data: Any, dims: int):
         import onnx
 
         self.onnx, self.types = onnx, onnx.TensorProto
-        self.tensors, self.config, self.data = tensors, config, data
+        self.tensors, self.config, self.data, self.dims = tensors, config, data, dims
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.constants: dict[tuple, str] = {}
@@ -82,9 +85,9 @@ class _Builder:
             [declared(name, types.INT64, "batch", "length") for name in ("input_ids", "attention_mask")],
             [
                 declared(OUTPUTS[0], types.FLOAT, "batch", "length", width),
-                declared(OUTPUTS[1], types.FLOAT, "batch", width),
-                declared(OUTPUTS[2], types.INT8, "batch", width),
-                declared(OUTPUTS[3], types.INT8, "batch", width),
+                declared(OUTPUTS[1], types.FLOAT, "batch", self.dims),
+                declared(OUTPUTS[2], types.INT8, "batch", self.dims),
+                declared(OUTPUTS[3], types.INT8, "batch", self.dims),
             ],
             self.initializers,
         )
@@ -165,12 +168,16 @@ class _Builder:
         return self.op("Mul", self.op("Div", x, root), self.weight(key))
 
     def pooled(self, hidden: str) -> str:
-        """Adds the mean [B, D] over the mask; zero if the mask is empty."""
+        """Adds the leading dimensions of the mean over the mask, [B, dims]; zero if the mask is empty."""
         mask = self.op("Cast", "attention_mask", to=self.types.FLOAT)
         axis = self.constant([1], np.int64)
         total = self.op("Squeeze", self.op("MatMul", self.op("Unsqueeze", mask, axis), hidden), axis)
         count = self.op("ReduceSum", mask, axis, keepdims=1)
-        return self.op("Div", total, self.op("Max", count, self.constant(1.0)))
+        mean = self.op("Div", total, self.op("Max", count, self.constant(1.0)))
+        if self.dims == self.config.width:
+            return mean
+        start, end, last = (self.constant([value], np.int64) for value in (0, self.dims, 1))
+        return self.op("Slice", mean, start, end, last)
 
     def project(self, x: str, key: str) -> str:
         return self.op("MatMul", x, self.weight(key))

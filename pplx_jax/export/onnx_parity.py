@@ -12,12 +12,13 @@ from pplx_jax.export.parity import Parity, Reference, padded
 from pplx_jax.kernels.quantization import LEVELS
 
 
-def check_onnx_parity(path: pathlib.Path, model: LoadedModel) -> Parity:
+def check_onnx_parity(path: pathlib.Path, model: LoadedModel, dims: int | None = None) -> Parity:
     """Runs the graph in onnxruntime on two batches of different sizes and lengths, and compares every output.
 
     Args:
       path: `model.onnx`.
       model: our model with the exported parameters.
+      dims: of the pooled outputs; None for all.
 
     Raises:
       RuntimeError: the graph differs; the message names the difference.
@@ -39,7 +40,9 @@ def check_onnx_parity(path: pathlib.Path, model: LoadedModel) -> Parity:
     pooled, int8, binary = (np.concatenate(batches) for batches in zip(*outputs, strict=True))
     with jax.default_matmul_precision("highest"):
         texts = [text for batch in reference.batches() for text in batch]
-        v = Embedder(reference.model).encode(texts, quantization="none")
+        v = Embedder(reference.model).encode(texts, quantization="none", dims=dims)
+    if pooled.shape != v.shape:
+        raise RuntimeError(f"{path}: pooled vectors have {pooled.shape[1]} dimensions, not {v.shape[1]}")
     difference = max(*differences, hidden_difference(pooled, v, path))
     if binary.dtype != np.int8 or np.any((binary != np.where(v >= 0, 1, -1)) & (np.abs(v) > MAX_ABS_DIFF)):
         raise RuntimeError(f"{path}: binary values ({binary.dtype}) are not the signs")

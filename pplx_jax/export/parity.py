@@ -97,7 +97,7 @@ class Reference:
         return [self.texts[-1:], several, *([empty] if len(several) > 1 else [])]
 
 
-def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
+def check_parity(folder: pathlib.Path, model: LoadedModel, dims: int | None = None) -> Parity:
     """Opens the export like a user and compares it with `model`.
 
     Tokens must be equal, also of `_FUZZED` random texts. Hidden states of padded batches, and int8 embeddings of
@@ -107,6 +107,7 @@ def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
     Args:
       folder: the export.
       model: our model with the exported parameters (rounded, if the export is bfloat16).
+      dims: of the embeddings of the export; None for all.
 
     Raises:
       RuntimeError: the export differs; the message names the difference.
@@ -123,9 +124,9 @@ def check_parity(folder: pathlib.Path, model: LoadedModel) -> Parity:
     ).eval()
     _require_same_tokens(pipeline.tokenizer, model.vocabulary, folder)
     differences = [_hidden_difference(pipeline, reference, texts, folder) for texts in reference.batches()]
-    share = _int8_equal_share(pipeline, reference, folder)
+    share = _int8_equal_share(pipeline, reference, folder, dims)
     if model.prompts:
-        share = min(share, _prompted_share(pipeline, reference, folder))
+        share = min(share, _prompted_share(pipeline, reference, folder, dims))
     return Parity(max(differences), share, reference.longest)
 
 
@@ -194,7 +195,7 @@ def _hidden_difference(pipeline: Any, reference: Reference, texts: list[str], fo
     return hidden_difference(hidden[mask], reference.hidden(tokens, mask)[mask], folder)
 
 
-def _int8_equal_share(pipeline: Any, reference: Reference, folder: pathlib.Path) -> float:
+def _int8_equal_share(pipeline: Any, reference: Reference, folder: pathlib.Path, dims: int | None) -> float:
     import jax
 
     from pplx_jax.inference.embedder import Embedder
@@ -202,15 +203,15 @@ def _int8_equal_share(pipeline: Any, reference: Reference, folder: pathlib.Path)
     embedder = Embedder(reference.model)
     found = [pipeline.encode(reference.texts, batch_size=8, show_progress_bar=False, quantization="int8")]
     with jax.default_matmul_precision("highest"):
-        expected = [embedder.encode(reference.texts, quantization="tanh")]
+        expected = [embedder.encode(reference.texts, quantization="tanh", dims=dims)]
         if reference.model.kind == "context_v1":
             documents = reference.documents()
             found += pipeline[0].auto_model.encode(documents)
-            expected += embedder.encode_documents(documents, prompt="", quantization="tanh")
+            expected += embedder.encode_documents(documents, prompt="", quantization="tanh", dims=dims)
     return int8_equal_share(np.concatenate(found), LEVELS * np.concatenate(expected), folder)
 
 
-def _prompted_share(pipeline: Any, reference: Reference, folder: pathlib.Path) -> float:
+def _prompted_share(pipeline: Any, reference: Reference, folder: pathlib.Path, dims: int | None) -> float:
     """Returns the share of equal int8 values of short texts with each prompt of the model."""
     import jax
 
@@ -223,8 +224,8 @@ def _prompted_share(pipeline: Any, reference: Reference, folder: pathlib.Path) -
     with jax.default_matmul_precision("highest"):
         for name in reference.model.prompts:
             found.append(pipeline.encode(texts, prompt_name=name, show_progress_bar=False, quantization="int8"))
-            expected.append(embedder.encode(texts, prompt_name=name, quantization="tanh"))
+            expected.append(embedder.encode(texts, prompt_name=name, quantization="tanh", dims=dims))
             if reference.model.kind == "context_v1":
                 found += pipeline[0].auto_model.encode(documents, prompt_name=name)
-                expected += embedder.encode_documents(documents, prompt_name=name, quantization="tanh")
+                expected += embedder.encode_documents(documents, prompt_name=name, quantization="tanh", dims=dims)
     return int8_equal_share(np.concatenate(found), LEVELS * np.concatenate(expected), folder)

@@ -59,10 +59,17 @@ class RunRecord:
     @property
     def untrained_prefixes(self) -> bool:
         """Whether the settings say that no contrastive stage trained a prefix of the dimensions (MRL)."""
-        found = [
-            value for key, value in with_macro_values(read_resolved(self.settings)).items() if _PREFIXES.fullmatch(key)
-        ]
+        found = self._prefixes()
         return bool(found) and all(value.strip() in ("()", "[]") for value in found)
+
+    @property
+    def trained_prefixes(self) -> tuple[int, ...]:
+        """The widths below that of the model that a contrastive stage trained, as far as the settings say."""
+        return tuple(sorted({int(width) for value in self._prefixes() for width in re.findall(r"\d+", value)}))
+
+    def _prefixes(self) -> list[str]:
+        settings = with_macro_values(read_resolved(self.settings))
+        return [value for key, value in settings.items() if _PREFIXES.fullmatch(key)]
 
 
 def read_run(model_folder: pathlib.Path, stage: str, kind: str) -> RunRecord:

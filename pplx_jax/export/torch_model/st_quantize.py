@@ -12,6 +12,7 @@ import torch
 
 QUANTIZATIONS = ("int8", "binary", "ubinary", "tanh", "none")
 LEVELS = 127
+DIMS: int | None = None  # the width of all embeddings; None for that of the model
 
 
 def quantize(v: torch.Tensor, quantization: str = "int8", dims: int | None = None) -> torch.Tensor:
@@ -20,7 +21,7 @@ def quantize(v: torch.Tensor, quantization: str = "int8", dims: int | None = Non
     Args:
       v: [..., D].
       quantization: one of `QUANTIZATIONS`.
-      dims: number of leading dimensions, for models trained with MRL; None for all.
+      dims: number of leading dimensions, for models trained with MRL; None for `DIMS`.
 
     Returns:
       "int8": int8. "binary": int8 -1 or +1; v >= 0 gives +1. "ubinary": these signs as uint8 bits, eight dimensions per
@@ -29,7 +30,7 @@ def quantize(v: torch.Tensor, quantization: str = "int8", dims: int | None = Non
     Raises:
       ValueError: the quantization is unknown, or dims is invalid.
     """
-    width = v.shape[-1]
+    width = v.shape[-1] if DIMS is None else DIMS
     dims = width if dims is None else dims
     if not 0 < dims <= width:
         raise ValueError(f"dims={dims} of a model of {width} dimensions; give 1 to {width}")
@@ -70,6 +71,13 @@ class FlexibleQuantizer(torch.nn.Module):
             scaled = LEVELS * quantize(v, "tanh", dims)
             embedding = embedding.float() + (scaled - scaled.detach())
         return {**features, "sentence_embedding": embedding}
+
+    if DIMS is not None:  # else the width is that of the modules before this one
+
+        def get_sentence_embedding_dimension(self) -> int | None:
+            return DIMS
+
+        get_embedding_dimension = get_sentence_embedding_dimension
 
     @classmethod
     def load(cls, *_, **__) -> "FlexibleQuantizer":
