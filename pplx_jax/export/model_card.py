@@ -87,9 +87,9 @@ _USE_ONNX = """\
 import onnxruntime
 from transformers import PreTrainedTokenizerFast
 
-session = onnxruntime.InferenceSession(f"{{FOLDER}}/onnx/model.onnx")
+session = onnxruntime.InferenceSession(f"{FOLDER}/onnx/model.onnx")
 batch = PreTrainedTokenizerFast.from_pretrained(FOLDER)(["read a file", "a query"], padding=True, return_tensors="np")
-inputs = {{name: batch[name].astype("int64") for name in ("input_ids", "attention_mask")}}
+inputs = {name: batch[name].astype("int64") for name in ("input_ids", "attention_mask")}
 hidden, v, int8, binary = session.run(None, inputs)
 ```
 
@@ -119,11 +119,12 @@ def model_card(
       onnx: whether the export has an ONNX graph.
       prompts: of the model.
     """
-    use = _USE + (_prompts(prompts) if prompts else "") + (_USE_CONTEXT if kind == "context_v1" else "")
+    widths = {"dims": dims or config.width, "fewer": _fewer(dims or config.width)}
+    use = _USE.format(**widths) + (_prompts(prompts) if prompts else "")
+    use += _USE_CONTEXT.format(**widths) if kind == "context_v1" else ""
     cut = "" if dims is None else f"\nv = v[:, :{dims}]"
-    plain = _USE_PLAIN.replace(_POOLED, _POOLED + cut).replace(QWEN3.title, family_of(config).title) + (
-        _USE_ONNX.format() if onnx else ""
-    )
+    plain = _USE_PLAIN.replace(_POOLED, _POOLED + cut).replace(QWEN3.title, family_of(config).title)
+    plain += _USE_ONNX if onnx else ""
     title = "Contextual text embeddings" if kind == "context_v1" else "Text embeddings"
     return f"""{_HEADER}
 # {title}, {config.parameters / 1e6:,.1f}M parameters
@@ -133,7 +134,7 @@ Made with pplx-jax, an open implementation of "Diffusion-Pretrained Dense and Co
 
 ## Use
 
-{use.format(dims=dims or config.width, fewer=_fewer(dims or config.width))}{plain}
+{use}{plain}
 ## Model
 
 | | |
@@ -183,7 +184,8 @@ def _merged(record: RunRecord) -> str:
 
 
 def _prompts(prompts: Mapping[str, str]) -> str:
-    rows = "".join(f"| {name} | `{json.dumps(text, ensure_ascii=False)}` |\n" for name, text in prompts.items())
+    texts = {name: json.dumps(text, ensure_ascii=False).replace("|", "\\|") for name, text in prompts.items()}
+    rows = "".join(f"| {name} | `{text}` |\n" for name, text in texts.items())
     return f"""
 The model was trained with prompts, texts before each query and document:
 

@@ -31,6 +31,12 @@ def executed(code, folder):
     return names
 
 
+def test_prompts_are_shown_as_they_are(config):
+    prompts = {"query": 'Code {dims} "a|b": ', "document": "{} "}
+    card = model_card(config, "context_v1", "pair", RunRecord(), prompts=prompts)
+    assert r'| query | `"Code {dims} \"a\|b\": "` |' in card and '| document | `"{} "` |' in card
+
+
 def test_code_runs(exports, onnx_export, model):
     sentence, plain, onnx = blocks(onnx_export[0])
     embedder = Embedder(model)
