@@ -178,6 +178,19 @@ VERBS = (
         ),
     ),
     Verb(
+        "push-to-hub",
+        "upload an exported folder to the Hugging Face hub",
+        "pplx_jax.export.push_to_hub:push_to_hub",
+        example="exported/v1 org/name",
+        heading="models",
+        flags=(
+            flag("folder", metavar="SRC", **_PATH, help="what export-hf wrote"),
+            flag("repository", metavar="ORG/NAME", help="the repository; it is made if there is none"),
+            flag("--revision", metavar="BRANCH", help="the branch to commit to (default: main)"),
+            flag("--private", action="store_true", help="make a new repository private"),
+        ),
+    ),
+    Verb(
         "embed",
         "embed a file of texts or documents",
         "pplx_jax.retrieval.embed_file:embed_file",

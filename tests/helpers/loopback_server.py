@@ -27,7 +27,7 @@ def serving(answer):
             self.end_headers()
             self.wfile.write(encoded)
 
-        do_GET = do_POST = do_DELETE = _handle
+        do_GET = do_POST = do_PUT = do_DELETE = _handle
 
         def log_message(self, *_):
             pass
