@@ -26,7 +26,7 @@ from pplx_jax.core.errors import BadInput
         ({**VERTEX, "base": "/gcs/another/run"}, "the only bucket that jobs can read"),
         ({**VERTEX, "stage": "merge"}, "the recipe has diffusion, pair"),
         ({**VERTEX, "gin_params": (*PARAMS[:1], "CORPUS='gin'")}, "give the absolute path"),
-        ({**VERTEX, "gin_files": ()}, "--gin_file or --sweep"),
+        ({**VERTEX, "gin_files": ()}, "give --gin_file, --sweep or --embed"),
         ({**VERTEX, "gin_files": ("/etc/passwd",)}, "is not in .*gin"),
         ({"executor": "local", "slices": TpuSlices("v5e", "4x4")}, "--tpu needs --executor"),
     ],

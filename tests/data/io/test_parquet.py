@@ -71,8 +71,8 @@ def test_a_source_reads_its_columns_only(tmp_path, kind, columns):
 def test_embedding_reads_its_columns_only(tmp_path):
     path = written(tmp_path, [{"id": f"d{n}", **row} for n, row in enumerate(ROWS)])
     spoil(path, "at", "vector", "meta.at", "text")
-    rows = list(read_rows(path, "meta.lang", "chunks"))
-    assert [(row.id, row.chunks) for row in rows] == [(f"d{n}", ["de"]) for n in range(4)]
+    rows = list(read_rows([path], "meta.lang", "chunks"))
+    assert [(row.id, row.chunks) for _, row in rows] == [(f"d{n}", ["de"]) for n in range(4)]
 
 
 def test_names_with_dots_and_times_that_python_has_not(tmp_path):
