@@ -31,7 +31,11 @@ def extra_with(module: str) -> str | None:
       module: its name. A package has it if their names are equal, or the package's begins with it (faiss: faiss-cpu).
     """
     wanted = module.partition(".")[0].replace("_", "-").lower()
-    for requirement in importlib.metadata.requires("pplx-jax") or ():
+    try:
+        requirements = importlib.metadata.requires("pplx-jax") or ()
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return None
+    for requirement in requirements:
         found = re.match(r"([\w.-]+).*extra == [\"']([\w-]+)", requirement)
         if found and re.fullmatch(rf"{re.escape(wanted)}(-.*)?", found[1].replace("_", "-").lower()):
             return found[2]

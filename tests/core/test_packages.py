@@ -1,5 +1,7 @@
 """Which extra installs a module."""
 
+import importlib.metadata
+
 import pytest
 
 from pplx_jax.core.packages import extra_with
@@ -21,3 +23,11 @@ from pplx_jax.core.packages import extra_with
 )
 def test_extra_with(module, extra):
     assert extra_with(module) == extra
+
+
+def test_sources_that_are_not_installed_have_no_extras(monkeypatch):
+    def requires(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    assert extra_with("torch") is None
