@@ -1,6 +1,6 @@
 """Embeds a corpus on N slices: N jobs of `pplx-jax embed` that share an output and do not know each other.
 
-Each embeds one share of the corpus, with all hosts of its slice. A slice that is taken away holds up only its own
+Each embeds one share of the corpus, with all hosts of its slice. A slice that is taken away delays only its own
 share, and the job that finds all shards finished writes the manifest.
 """
 

@@ -17,8 +17,8 @@ def push_to_hub(
 ) -> dict[str, Any]:
     """Uploads an exported folder in one commit. The repository is made if there is none.
 
-    Files that the repository has already are not sent again, and its other files stay. An interrupted upload changes
-    nothing there: the commit comes last. The token is that of huggingface_hub: HF_TOKEN, or the one of `hf auth login`.
+    Files that the repository has already are not sent again, and its other files stay. An interrupted upload
+    makes no commit. The token is that of huggingface_hub: HF_TOKEN, or the one of `hf auth login`.
 
     Args:
       folder: what `export_hf` wrote.
@@ -55,6 +55,6 @@ def push_to_hub(
     except Exception as error:  # of the hub, the network or a proxy; the library has many types
         line = " ".join(str(error).split()) or repr(error)
         raise BadInput(
-            f"{repository} was not changed: {line}; check the name, the network and that the token may write"
+            f"no commit was made to {repository}: {line}; check the name, the network and that the token may write"
         ) from None
     return {"repository": str(made), "commit": commit.oid}

@@ -205,9 +205,8 @@ def _finished(
     for arm in arms:
         for done in folder.glob(f"{glob.escape(arm.name)}/seed-*/{FINISHED}"):
             seed = int(done.parent.name.removeprefix("seed-"))
-            if (read_json_if_valid(done) or {}).get("fingerprint") == _load(
-                arm, seed, gin_files, gin_params
-            ).fingerprint:
+            config = _load(arm, seed, gin_files, gin_params)
+            if (read_json_if_valid(done) or {}).get("fingerprint") == config.fingerprint:
                 found.setdefault(arm.name, {})[seed] = done.with_name(SCORES)
     ordered = {arm.name: dict(sorted(found[arm.name].items())) for arm in arms if arm.name in found}
     return {arms[0].name: {}} | ordered

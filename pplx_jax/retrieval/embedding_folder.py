@@ -30,6 +30,8 @@ from pplx_jax.inference.overflow import Overflow
 from pplx_jax.kernels.quantization import BitOrder, Quantization
 
 FORMAT = 2
+# Settings that vectors must share to be compared with each other.
+COMMON = ("model_fingerprint", "dims", "quantization", "bit_order", "prompts")
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 _OF_SHARD = re.compile(r"\d{5,}\.json")
 _FIX = "delete the folder and embed again"

@@ -5,22 +5,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.retrieval.embedding_folder import Settings
+from pplx_jax.retrieval.embedding_folder import COMMON, Settings
 
 UPDATED = "updated"
-_STORED_ITSELF = ("model_fingerprint", "dims", "quantization", "bit_order", "prompts")
 _NO_PART = ("shard_size",)  # another number of shards gives the same vectors
 
 
 def embedded_from(settings: Settings) -> dict[str, Any]:
-    """Returns what the description of an index stores of the settings of its vectors, beside `_STORED_ITSELF`."""
+    """Returns what the description of an index stores of the settings of its vectors, beside `COMMON`."""
     values = dataclasses.asdict(settings)
-    return {name: values[name] for name in values if name not in (*_STORED_ITSELF, *_NO_PART)}
+    return {name: values[name] for name in values if name not in (*COMMON, *_NO_PART)}
 
 
 def identity(settings: Settings, **more: Any) -> dict[str, Any]:
     """Returns everything that the vectors of an index depend on, and `more`, by name. The model is the first."""
-    first = {name: getattr(settings, name) for name in _STORED_ITSELF}
+    first = {name: getattr(settings, name) for name in COMMON}
     return {**first, **embedded_from(settings), **more}
 
 

@@ -24,13 +24,13 @@ from pplx_jax.core.files import atomic_path, read_json, write_json
 from pplx_jax.core.paths import as_path, require_local
 from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.retrieval.build_index import build_index
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.embedding_folder import COMMON, EmbeddingFolder
 from pplx_jax.retrieval.index import UPDATES, Index
 from pplx_jax.retrieval.search_options import SearchOptions
 from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex, document_of
 
 FORMAT = 1
-_DESCRIBED = ("model_fingerprint", "dims", "quantization", "bit_order", "count", "prompts")
+_DESCRIBED = (*COMMON, "count")
 _FIX = "build the index again"
 
 

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.input_files import matching_paths
-from pplx_jax.retrieval.embedding_folder import MANIFEST, PROGRESS, EmbeddingFolder
-
-_SAME = ("model_fingerprint", "dims", "quantization", "bit_order", "prompts")
+from pplx_jax.retrieval.embedding_folder import COMMON, MANIFEST, PROGRESS, EmbeddingFolder
 
 
 def open_embeddings(path: str | os.PathLike[str]) -> EmbeddingFolder:
@@ -33,7 +31,7 @@ class JoinedEmbeddings(EmbeddingFolder):
         """Joins finished folders of one model. Use `open_embeddings` instead."""
         first = folders[0].settings
         for folder in folders[1:]:
-            for name in _SAME:
+            for name in COMMON:
                 ours, theirs = getattr(first, name), getattr(folder.settings, name)
                 if ours != theirs:
                     raise BadInput(

@@ -141,10 +141,8 @@ def plan_shards(
 class _Shards:
     def __init__(self, shard_size: int | None):
         self._by_bytes = shard_size is None
-        self._most_rows, self._most_bytes = (
-            shard_size or sys.maxsize,
-            SHARD_BYTES if shard_size is None else sys.maxsize,
-        )
+        self._most_rows = shard_size or sys.maxsize
+        self._most_bytes = SHARD_BYTES if self._by_bytes else sys.maxsize
         self._full: list[PlannedShard] = []
         self._first = self._rows = self._bytes = 0
 

@@ -48,15 +48,15 @@ def source_task(
     max_chunks: int = 0,
     drop: Drop | None = None,
 ) -> seqio.Task:
-    """Returns the SeqIO task that reads and tokenises a source. `register` registers it.
+    """Returns the SeqIO task that reads and tokenises a source. `add_task` registers it.
 
     Args:
         source: a source of one part (see `Source.parts`).
         vocabulary: the vocabulary, or what `seqio_vocabulary` made of it.
         name: of the task; None for `task_name`.
         shards: the shards of the source, if they are known, or a function that lists them when they are read.
-        bad: counts the rows. An error ends the dataset early and stands in `bad.failure`. If None, each dataset has its
-            own count and raises errors as TensorFlow does.
+        bad: counts the rows. `bad.failure` is the error that ended the dataset early, if there was one. If None, each
+            dataset has its own count and raises errors as TensorFlow does.
         max_chunks, drop: as in `Source.examples`.
 
     Raises:

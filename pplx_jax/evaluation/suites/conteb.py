@@ -40,7 +40,7 @@ _WHOLE_DOCUMENT = 1_000_000  # chunks; only the model's token limit bounds a doc
 
 @dataclasses.dataclass(frozen=True)
 class ConTEB:
-    """A `benchmark.Benchmark`; its averages are the mean nDCG@10 of all data sets, and of those not trained on."""
+    """A `benchmark.Benchmark`; `averages` has the mean nDCG@10 of all sets, and of those without a training set."""
 
     tasks: Sequence[RetrievalTask]
     name: str = "conteb"
