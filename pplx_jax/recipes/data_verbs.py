@@ -73,8 +73,10 @@ def cache_corpus(
     found = _vocabulary(workdir, initial, vocabulary)
     sources = _prompted(corpus.training_sources(_built(workdir, corpus)), prompts)
     target = output or str(as_path(workdir) / "data" / "tokens")
-    overlap = corpus.excluded_texts()
-    return cache_sources(sources, found, lengths, overlap, target, options=options, seqio_records=seqio_records)
+    left_out = {"overlap": corpus.excluded_texts(), "duplicates": corpus.excluded_duplicates()}
+    return cache_sources(
+        sources, found, lengths, output=target, options=options, seqio_records=seqio_records, **left_out
+    )
 
 
 def report_corpus(
@@ -138,7 +140,8 @@ def report_corpus(
         excluded = corpus.excluded_texts()
         overlap = excluded or evaluation_overlap(corpus.evaluation_folder(built))
         sources, drop = _prompted(corpus.training_sources(built), prompts), excluded is not None
-        report = report_sources(sources, found, lengths, overlap, stages=_packed(stages), drop_overlap=drop, **limits)
+        limits |= {"drop_overlap": drop, "drop_duplicates": corpus.excluded_duplicates()}
+        report = report_sources(sources, found, lengths, overlap, stages=_packed(stages), **limits)
         folder = as_path(output or as_path(workdir) / "data" / "report")
     else:
         raise BadInput("data report needs --input FILE, or a recipe and its workdir (--gin_file, --workdir)")

@@ -18,6 +18,7 @@ from pplx_jax.configuration.config import load, preserved
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.prompts import checked_prompts
 from pplx_jax.data.io.bad_rows import BadRows
+from pplx_jax.data.sources.duplicates import Drop, Duplicates, Mode, find_duplicates
 from pplx_jax.data.sources.mixture import Mixture, phases
 from pplx_jax.data.sources.quiet_tensorflow import start_tensorflow
 from pplx_jax.data.sources.seqio_tasks import add_mixture, add_task, source_task, valid_name
@@ -26,8 +27,6 @@ from pplx_jax.data.sources.source import Source, weighted_parts
 from pplx_jax.data.sources.tfds_builder import register_builder
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary
-
-Drop = Callable[[str], bool]
 
 
 def register_recipe(
@@ -68,13 +67,14 @@ def register_recipe(
     prompts = checked_prompts(recipe.get("prompts"), "run.prompts")
     sources = [source.with_prompts(prompts) for source in corpus.training_sources(None)]
     drop = _drop(corpus) if getattr(corpus, "drop_overlap", False) else None
+    duplicates = _duplicates(sources, corpus.excluded_duplicates(), drop)
     path = vocabulary or recipe.get("initial")
-    register_builder(name, sources, drop)
+    register_builder(name, sources, drop, duplicates)
     pieces = seqio_vocabulary(functools.partial(_vocabulary, name, path))
     of_kind: dict[str, dict[str, tuple[Source, float]]] = {}
     for part, weight in weighted_parts(sources):
         of_kind.setdefault(part.kind, {})[part.name] = (part, weight)
-        options = {"shards": part.shards, "max_chunks": lengths.chunks, "drop": drop}
+        options = {"shards": part.shards, "max_chunks": lengths.chunks, "drop": drop, "duplicates": duplicates}
         add_task(source_task(part, pieces, name=_task(name, part), **options))
     mixtures = []
     for training in recipe["stages"]:
@@ -85,7 +85,7 @@ def register_recipe(
         curriculum = {f".{number}": mixture for number, mixture in enumerate(found, 1)} if len(found) > 1 else {}
         for ending, mixture in {**curriculum, "": found[-1]}.items():
             mixtures.append(f"{name}.{training.stage.name}{ending}")
-            add_mixture(mixtures[-1], _rates(name, parts, mixture, drop))
+            add_mixture(mixtures[-1], _rates(name, parts, mixture, drop, duplicates))
     return mixtures
 
 
@@ -94,7 +94,11 @@ def _task(name: str, part: Source) -> str:
 
 
 def _rates(
-    name: str, parts: dict[str, tuple[Source, float]], mixture: Mixture, drop: Drop | None
+    name: str,
+    parts: dict[str, tuple[Source, float]],
+    mixture: Mixture,
+    drop: Drop | None,
+    duplicates: Duplicates | None,
 ) -> list[tuple[str, Any]]:
     """Returns the tasks of a mixture with their rates."""
     if mixture.weights:
@@ -106,14 +110,25 @@ def _rates(
     power = 1 / mixture.temperature
 
     def rate(part: Source) -> Callable[[Any], float]:
-        return functools.cache(lambda _: float(_count(part, drop)) ** power)
+        return functools.cache(lambda _: float(_count(part, drop, duplicates)) ** power)
 
     return [(_task(name, part), rate(part)) for part, _ in parts.values()]
 
 
-def _count(part: Source, drop: Drop | None) -> int:
-    bad = BadRows(part.name, part.max_bad_share)
-    return sum(1 for shard in part.shards() for _ in part.examples(shard, bad, drop=drop))
+def _count(part: Source, drop: Drop | None, duplicates: Duplicates | None) -> int:
+    bad, count = BadRows(part.name, part.max_bad_share), 0
+    for shard in part.shards():
+        repeated = duplicates.of_shard(part.name, shard) if duplicates else None
+        count += sum(1 for _ in part.examples(shard, bad, drop=drop, repeated=repeated))
+    return count
+
+
+def _duplicates(sources: Sequence[Source], mode: Mode, drop: Drop | None) -> Duplicates | None:
+    """Returns the duplicates of all sources, which are read at the first question; None if none are left out."""
+    if not mode:
+        return None
+    find = functools.cache(lambda: find_duplicates([part for part, _ in weighted_parts(sources)], mode, drop))
+    return Duplicates(mode, lambda name, shard: find()[name, shard])
 
 
 def _drop(corpus: Any) -> Drop:

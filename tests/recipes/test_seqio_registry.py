@@ -139,6 +139,20 @@ def test_tfds_prepares_the_declared_sources_once(folder, tmp_path):
         tfds.load("lab/text", data_dir=tmp_path)
 
 
+def test_duplicates_are_left_out_of_tasks_rates_and_tfds(folder, tmp_path):
+    for number in range(2):
+        write(tmp_path / f"twice-{number}.jsonl", PAIRS["short"])
+    try:
+        register(folder, f"short/Source.path='{tmp_path}/twice-*.jsonl'", "SourceCorpus.drop_duplicates='exact'")
+        mixture = seqio.get_mixture_or_task("lab.pair")
+        rates = {task.name: mixture.get_rate(task) for task in mixture.tasks}
+        assert rates == {"lab.pair.short": 6, "lab.pair.long": 12}
+        assert sum(1 for _ in seqio.get_mixture_or_task("lab.pair.short").get_dataset(split="train")) == 6
+        assert tfds.load("lab/pair", data_dir=tmp_path / "prepared", split="train").cardinality() == 18
+    finally:
+        register(folder)
+
+
 def test_tfds_keeps_teacher_scores(folder, tmp_path):
     rows = [{"query": f"q {n}", "positive": "p", "negatives": ["a", "b"], "scores": [1.5, n, -2.0]} for n in range(3)]
     write(tmp_path / "taught.jsonl", rows)

@@ -23,12 +23,14 @@ class BadRows:
         reasons: reason -> number of bad rows.
         samples: reason -> places of the first bad rows.
         dropped: number of good rows that were left out because they overlap with evaluation texts.
+        duplicates: number of examples that were left out because they repeat earlier ones, by "exact" and "near".
         pending: (place, reason) of bad rows that `take` has not returned yet.
         failure: the exception that ended the reading, if any.
     """
 
     def __init__(self, what: str, max_share: float = 0.0):
         self.rows = self.dropped = 0
+        self.duplicates: collections.Counter[str] = collections.Counter()
         self.reasons: collections.Counter[str] = collections.Counter()
         self.samples: dict[str, list[str]] = {}
         self.pending: list[tuple[str, str]] = []
@@ -81,14 +83,20 @@ class BadRows:
             self._stop(*self._last)
 
     def summary(self) -> dict[str, Any]:
-        """Returns {"rows", "bad", "dropped", "reasons": {reason: count}, "samples": {reason: [place]}}."""
-        counts = {"rows": self.rows, "bad": self.count, "dropped": self.dropped}
+        """Returns {"rows", "bad", "dropped", "reasons": {reason: count}, "samples": {reason: [place]}}.
+
+        `duplicates` {"exact", "near"} is there if any were left out.
+        """
+        counts: dict[str, Any] = {"rows": self.rows, "bad": self.count, "dropped": self.dropped}
+        if self.duplicates.total():
+            counts["duplicates"] = {kind: self.duplicates[kind] for kind in ("exact", "near")}
         return {**counts, "reasons": dict(self.reasons), "samples": dict(self.samples)}
 
     def add(self, summary: Mapping[str, Any]) -> None:
         """Adds the `summary` of another part of the same source."""
         self.rows += summary["rows"]
         self.dropped += summary["dropped"]
+        self.duplicates.update(summary.get("duplicates", {}))
         self.reasons.update(summary["reasons"])
         for reason, places in summary["samples"].items():
             known = self.samples.setdefault(reason, [])

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import os
 import pathlib
+import shutil
 from typing import BinaryIO, cast
 
 from pplx_jax.core.errors import BadInput
@@ -104,12 +105,23 @@ def exists(path: str) -> bool:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Writes a file."""
+    """Writes a file, and the folders above it."""
     if is_url(path):
         filesystem, name = _filesystem(path)
         filesystem.pipe_file(name, content)
     else:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(path).write_bytes(content)
+
+
+def remove_folder(path: str) -> None:
+    """Deletes a folder with all files in it, if it is there."""
+    if not is_url(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    filesystem, name = _filesystem(path)
+    if filesystem.exists(name):
+        filesystem.rm(name, recursive=True)
 
 
 def remove(path: str) -> None:

@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from pplx_jax.data.quality.fill import Packed, measure_fill
 from pplx_jax.data.quality.source_report import SourceReport
 from pplx_jax.data.quality.word_vocabulary import WordVocabulary
+from pplx_jax.data.sources.duplicates import EXACT, NEAR, Finder, Marks, Mode
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.tokens.kinds import FOLDERS
@@ -27,6 +30,7 @@ def report_sources(
     *,
     stages: Mapping[str, Packed] | None = None,
     drop_overlap: bool = False,
+    drop_duplicates: Mode = "",
     examples: int = 100_000,
     samples: int = 3,
 ) -> dict[str, Any]:
@@ -39,6 +43,8 @@ def report_sources(
         overlap: detects evaluation texts; None if there is no evaluation set.
         stages: stage -> batches to pack, to measure their fill.
         drop_overlap: whether training leaves out rows that overlap with evaluation texts.
+        drop_duplicates: which duplicates training leaves out. If any, those of all sources of a kind are counted, else
+            those within a source. The other counts include them.
         examples: number of examples to look at, of each part of a source.
         samples: number of examples to show, of each part of a source.
 
@@ -49,6 +55,7 @@ def report_sources(
         `fill_by_stage`; and `sources`, the same and more of every source.
     """
     found: dict[str, dict[str, Any]] = {}
+    marks: dict[str, dict[str, list[Marks]]] = {}
     counted, known = vocabulary or WordVocabulary(), overlap or Overlap(())
     with tempfile.TemporaryDirectory() as temporary:
         tokens = pathlib.Path(temporary)
@@ -56,6 +63,10 @@ def report_sources(
             report = SourceReport(part, counted, lengths, known, drop_overlap, samples)
             folder = part.table_folder
             found.setdefault(folder, {})[part.name] = report.read(tokens / folder / part.name, examples)
+            marks.setdefault(folder, {})[part.name] = report.marks
+        for folder, named in found.items():
+            for name, counts in _duplicates(marks[folder], across=bool(drop_duplicates)).items():
+                named[name]["duplicates"] = {**counts, "dropped": drop_duplicates}
         fills = {}
         for stage, packed in (stages or {}).items():
             folder = FOLDERS[packed.spec.kind]
@@ -74,6 +85,19 @@ def report_sources(
         for one in (one for named in found.values() for one in named.values()):
             one["overlap"]["examples"] = None
     return {**totals, "unit": unit, "looked_at": examples, "fill_by_stage": fills, "sources": found}
+
+
+def _duplicates(marks: Mapping[str, Sequence[Marks]], *, across: bool) -> dict[str, dict[str, int]]:
+    """Returns source -> {"exact", "near"}, over all sources of a kind or within each."""
+    groups = [list(marks)] if across else [[name] for name in marks]
+    counts: dict[str, dict[str, int]] = {}
+    for names in groups:
+        with tempfile.TemporaryDirectory() as folder:
+            finder = Finder(pathlib.Path(folder), near=True)
+            ends = np.cumsum([sum(map(finder.add, marks[name])) for name in names])
+            for name, own in zip(names, np.split(finder.find(), ends[:-1]), strict=True):
+                counts[name] = {"exact": int(np.sum(own == EXACT)), "near": int(np.sum(own == NEAR))}
+    return counts
 
 
 def _totals(sources: Mapping[str, Mapping[str, Any]], fills: Mapping[str, Any]) -> dict[str, Any]:

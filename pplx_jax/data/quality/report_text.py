@@ -66,9 +66,14 @@ def extent(report: Mapping[str, Any]) -> str:
 
 def counts(one: Mapping[str, Any], unit: str = "tokens") -> dict[str, str]:
     """Returns title -> number, for everything that is counted of a source."""
+    dropped = one["duplicates"].get("dropped", "")
+    titles = {"exact": "Exact duplicates", "near": "Near duplicates"}
+    left_out = {"exact": ("exact",), "near": ("exact", "near")}.get(dropped, ())
     found = {
-        "Exact duplicates": one["duplicates"]["exact"],
-        "Near duplicates": one["duplicates"]["near"],
+        **{
+            title + (", left out of training" if kind in left_out else ""): one["duplicates"][kind]
+            for kind, title in titles.items()
+        },
         "Overlap with evaluation": one["overlap"]["examples"],
         "Rows read": one["rows"]["rows"],
         "Bad rows": one["rows"]["bad"],

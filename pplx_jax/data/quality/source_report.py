@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 import itertools
 import json
 import pathlib
@@ -16,9 +15,9 @@ import numpy as np
 from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.io.json_lines import escaped
-from pplx_jax.data.quality.near_duplicates import NearDuplicates
 from pplx_jax.data.quality.report_text import shortened
 from pplx_jax.data.sources import blocks
+from pplx_jax.data.sources.duplicates import Marks, marks_of
 from pplx_jax.data.sources.example_reader import Example, texts_of
 from pplx_jax.data.sources.file_formats import Row
 from pplx_jax.data.sources.overlap import Overlap
@@ -43,6 +42,9 @@ class SourceReport:
         overlap: detects evaluation texts.
         drop: whether to leave out examples that overlap, as training does.
         samples: number of examples to show after every step.
+
+    Attributes:
+        marks: of the examples that were read, to find duplicates by.
     """
 
     def __init__(
@@ -51,9 +53,7 @@ class SourceReport:
         self._source, self._vocabulary, self._lengths = source, vocabulary, lengths
         self._overlap, self._drop, self._samples = overlap, drop, samples
         self._bad = BadRows(source.name, source.max_bad_share)
-        self._seen: set[bytes] = set()
-        self._near = NearDuplicates()
-        self._exact_duplicates = self._near_duplicates = 0
+        self.marks: list[Marks] = []
         self._overlaps = 0
         self._overlap_samples: list[str] = []
         self._shown: list[dict[str, str]] = []
@@ -88,7 +88,7 @@ class SourceReport:
             "rows_of_the_table": table.count,
             "tokens": int(sum(int(lengths.sum()) for found in token_lengths.values() for lengths in found)),
             "languages": {name or "(none named)": number for name, number in languages.most_common()},
-            "duplicates": {"exact": self._exact_duplicates, "near": self._near_duplicates},
+            "duplicates": {},  # known when all sources are read
             "overlap": {"examples": self._overlaps, "dropped": self._drop, "samples": self._overlap_samples},
             "token_lengths": {name: _quantiles(found) for name, found in token_lengths.items() if found},
             "rows": self._bad.summary(),
@@ -107,7 +107,7 @@ class SourceReport:
                         self._overlap_samples.append(shortened(" / ".join(texts)))
                     if self._drop:
                         continue
-                self._count_duplicate(texts)
+                self.marks += marks_of([example], near=True)
                 if len(self._shown) < self._samples:
                     self._shown.append(self._steps(place, row, example))
                 yield example
@@ -138,14 +138,6 @@ class SourceReport:
             ),
             "cut": "\n".join(cut) or "nothing is left: too short",
         }
-
-    def _count_duplicate(self, texts: list[str]) -> None:
-        key = hashlib.blake2b("\0".join(" ".join(text.split()) for text in texts).encode(), digest_size=16).digest()
-        if key in self._seen:
-            self._exact_duplicates += 1
-            return
-        self._seen.add(key)
-        self._near_duplicates += self._near.add(texts) is not None
 
     def _tokenize(self, block: Mapping[str, Any]) -> Block:
         result: Block = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import pathlib
 import shutil
@@ -25,6 +26,7 @@ from pplx_jax.data.io import storage
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources import seqio_tasks as tasks
+from pplx_jax.data.sources.duplicates import Duplicates, Marks, Mode, find_duplicates, shard_marks
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.quiet_tensorflow import bad_input_through_beam, start_tensorflow
 from pplx_jax.data.sources.source import Source, weighted_parts
@@ -43,6 +45,7 @@ def cache_sources(
     *,
     options: Any,
     seqio_records: bool = False,
+    duplicates: Mode = "",
 ) -> dict[str, Any]:
     """Writes the token tables of every source: OUTPUT/KIND/SOURCE/shard-I-of-N.
 
@@ -54,6 +57,7 @@ def cache_sources(
         output: a folder or a URL that all workers can reach.
         options: options of the pipeline, from `pipeline_options`.
         seqio_records: whether to write SeqIO's own cache too, in OUTPUT/seqio.
+        duplicates: which duplicates are left out. A pipeline before the other one reads all shards for them.
 
     Returns:
         `output`, and by kind and source `examples`, `shards`, and `rows` as `BadRows.summary` returns them.
@@ -74,11 +78,14 @@ def cache_sources(
             _refuse_written(folder, stages)
         else:
             folder = opened.enter_context(_new_stages(output, stages))
-        opened.enter_context(_shard_progress(folder, sum(map(len, shards.values()))))
         shipped = opened.enter_context(_shipped(overlap, f"{folder}/overlap-{evaluation[:16]}.npz"))
+        every = [part for part, _ in parts.values()]
+        repeated = opened.enter_context(_duplicates(duplicates, every, shards, shipped, folder, options))
+        opened.enter_context(_shard_progress(folder, sum(map(len, shards.values()))))
         with bad_input_through_beam(), apache_beam.Pipeline(options=options) as pipeline:
             for name, (part, weight) in parts.items():
-                setup = functools.partial(_register, part, vocabulary, lengths.chunks, shards[name], shipped)
+                left_out = (shipped, duplicates, repeated)
+                setup = functools.partial(_register, part, vocabulary, lengths.chunks, shards[name], *left_out)
                 setup(again=True)
                 place = f"{folder}/{part.table_folder}/{name}"
                 write = functools.partial(
@@ -87,7 +94,7 @@ def cache_sources(
                     part,
                     vocabulary,
                     lengths,
-                    notes={"weight": weight, "evaluation": evaluation, **tasks.prompt_note(part)},
+                    notes={"weight": weight, "evaluation": evaluation, **tasks.notes_of(part, duplicates)},
                     shards=len(shards[name]),
                 )
                 records = f"{folder}/seqio" if seqio_records else ""
@@ -185,8 +192,69 @@ def _received(path: str) -> Overlap:
         return Overlap.from_bytes(file.read())
 
 
+@contextlib.contextmanager
+def _duplicates(
+    mode: Mode,
+    parts: Sequence[Source],
+    shards: Mapping[str, Sequence[str]],
+    shipped: str,
+    folder: str,
+    options: Any,
+) -> Iterator[str]:
+    """Finds the duplicates, and yields the folder with those of each shard for the workers; "" if none are left out.
+
+    Workers compute the marks of the shards. This process compares them.
+    """
+    if not mode:
+        yield ""
+        return
+    import apache_beam
+
+    place = f"{folder}/duplicates"
+
+    def marks(part: Source, shard: str) -> list[Marks]:
+        with storage.open_bytes(f"{place}/{part.name}/{shards[part.name].index(shard)}.npz") as file:
+            return [Marks(**np.load(io.BytesIO(file.read()), allow_pickle=False))]
+
+    try:
+        work = [(part, shard, number) for part in parts for number, shard in enumerate(shards[part.name])]
+        with bad_input_through_beam(), apache_beam.Pipeline(options=options) as pipeline:
+            spread = pipeline | "shards" >> apache_beam.Create(work) | "spread" >> apache_beam.Reshuffle()
+            _ = spread | "marks" >> apache_beam.MapTuple(functools.partial(_mark_shard, place, mode, shipped))
+        for (name, shard), found in find_duplicates(parts, mode, None, shards=shards, marks=marks).items():
+            file = io.BytesIO()
+            np.save(file, found)
+            storage.write_bytes(f"{place}/{name}/{shards[name].index(shard)}.npy", file.getvalue())
+        yield place
+    finally:
+        storage.remove_folder(place)
+
+
+def _mark_shard(place: str, mode: Mode, shipped: str, part: Source, shard: str, number: int) -> None:
+    """Writes the marks of one shard."""
+    bad = BadRows(part.name, part.max_bad_share)
+    drop = _received(shipped).of if shipped else None
+    groups = list(shard_marks(part, shard, bad, mode, drop))
+    digests, signatures = (np.concatenate(arrays) for arrays in zip(*groups, strict=True)) if groups else ((), ())
+    file = io.BytesIO()
+    np.savez(file, digests=np.asarray(digests, np.uint64), signatures=np.asarray(signatures, np.uint32))
+    storage.write_bytes(f"{place}/{part.name}/{number}.npz", file.getvalue())
+
+
+def _of_shard(place: str, shards: Sequence[str], name: str, shard: str) -> np.ndarray:
+    with storage.open_bytes(f"{place}/{name}/{shards.index(shard)}.npy") as file:
+        return np.load(io.BytesIO(file.read()), allow_pickle=False)
+
+
 def _register(
-    source: Source, vocabulary: Vocabulary, max_chunks: int, shards: Sequence[str], shipped: str, again: bool = False
+    source: Source,
+    vocabulary: Vocabulary,
+    max_chunks: int,
+    shards: Sequence[str],
+    shipped: str,
+    mode: Mode,
+    repeated: str,
+    again: bool = False,
 ) -> None:
     """Registers the task with SeqIO on this worker."""
     import seqio
@@ -197,7 +265,9 @@ def _register(
             return
         seqio.TaskRegistry.remove(name)
     drop = _received(shipped).of if shipped else None
-    task = tasks.source_task(source, vocabulary, shards=shards, max_chunks=max_chunks, drop=drop)
+    duplicates = Duplicates(mode, functools.partial(_of_shard, repeated, shards)) if mode else None
+    options = {"max_chunks": max_chunks, "drop": drop, "duplicates": duplicates}
+    task = tasks.source_task(source, vocabulary, shards=shards, **options)
     seqio.TaskRegistry.add_provider(name, task)
 
 

@@ -14,8 +14,9 @@ A block of triplets with teacher scores also has `scores`, float32 [N x (1 + K)]
 Every kind has `source` and `language` for each example; the contextual kind has them for each query.
 
 A block also carries the counts of the rows that were read for it, so that they reach the writer of the table, even on
-another machine: `rows_read` and `rows_dropped` [1], `bad_places` and `bad_reasons` [bad rows since the block before].
-The last block of a shard may have no examples. A shard without rows gives one block without examples.
+another machine: `rows_read` and `rows_dropped` [1], `examples_repeated` [2] (exact and near duplicates), `bad_places`
+and `bad_reasons` [bad rows since the block before]. The last block of a shard may have no examples. A shard without
+rows gives one block without examples.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +46,7 @@ SCORES = {"scores": "float32"}  # a further column of triplets with teacher scor
 ROW_COUNTS: Mapping[str, str] = {
     "rows_read": "int32",
     "rows_dropped": "int32",
+    "examples_repeated": "int32",
     "bad_places": "string",
     "bad_reasons": "string",
 }
@@ -57,13 +59,15 @@ def columns_of(source: Source) -> Mapping[str, str]:
 
 def blocks(source: Source, examples: Iterable[Example], bad: BadRows) -> Iterator[Block]:
     """Yields the examples of a source in blocks of up to `RECORDS`, in order, with what `bad` counts meanwhile."""
-    read = dropped = 0
+    read = dropped = exact = near = 0
     any_block = False
 
     def row_counts() -> Block:
-        nonlocal read, dropped
-        since = {"rows_read": [bad.rows - read], "rows_dropped": [bad.dropped - dropped]}
+        nonlocal read, dropped, exact, near
+        repeated = [bad.duplicates["exact"] - exact, bad.duplicates["near"] - near]
+        since = {"rows_read": [bad.rows - read], "rows_dropped": [bad.dropped - dropped], "examples_repeated": repeated}
         read, dropped = bad.rows, bad.dropped
+        exact, near = bad.duplicates["exact"], bad.duplicates["near"]
         places, reasons = zip(*bad.take(), strict=True) if bad.pending else ((), ())
         return {**since, "bad_places": list(places), "bad_reasons": list(reasons)}
 
@@ -81,6 +85,7 @@ def count_rows(block: Block, bad: BadRows) -> None:
     ]
     bad.rows += int(block["rows_read"][0]) - len(places)
     bad.dropped += int(block["rows_dropped"][0])
+    bad.duplicates.update(dict(zip(("exact", "near"), map(int, block["examples_repeated"]), strict=True)))
     for place, reason in places:
         bad.bad(place, reason)
 

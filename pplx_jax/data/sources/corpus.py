@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from pplx_jax.data.io.bad_rows import BadRows
+from pplx_jax.data.sources.duplicates import Mode
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.seqio_tasks import tokenize_source, tokenize_sources
 from pplx_jax.data.sources.source import Source
@@ -55,6 +56,10 @@ class Corpus(abc.ABC):
         """Returns what to leave out of the training texts; None for nothing."""
         return None
 
+    def excluded_duplicates(self) -> Mode:
+        """Returns which duplicates are left out of the training texts; "" for none."""
+        return ""
+
     def declares_triplets(self) -> bool:
         """Returns whether the corpus has its own hard negatives. Then none are mined."""
         return False
@@ -82,7 +87,8 @@ class Corpus(abc.ABC):
         overlap = self.excluded_texts()
         drop = overlap.of if overlap else None
         sources = [source.with_prompts(prompts) for source in self.training_sources(folder)]
-        return tokenize_sources(sources, vocabulary, tokens, lengths, drop=drop)
+        options = {"drop": drop, "duplicates": self.excluded_duplicates()}
+        return tokenize_sources(sources, vocabulary, tokens, lengths, **options)
 
 
 class WrittenCorpus(Corpus):

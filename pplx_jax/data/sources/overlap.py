@@ -37,8 +37,8 @@ class Overlap:
     def __init__(self, evaluation: Iterable[str], words: int = WORDS, common: int = COMMON):
         self._words = words
         self._cache: dict[bytes, bool] = {}  # digest of a text -> result
-        hashes = [_hashes(text) for text in dict.fromkeys(evaluation)]
-        runs = [np.unique(_runs(one, words)) for one in hashes]
+        hashes = [word_hashes(text) for text in dict.fromkeys(evaluation)]
+        runs = [np.unique(run_hashes(one, words)) for one in hashes]
         found, counts = np.unique(np.concatenate([np.zeros(0, np.uint64), *runs]), return_counts=True)
         self._runs = found[counts <= common]
         texts = [_digest(text) for text in sorted({one.tobytes() for one in hashes if len(one)})]
@@ -76,10 +76,10 @@ class Overlap:
         return self._cache[key]
 
     def _overlaps(self, text: str) -> bool:
-        hashes = _hashes(text)
+        hashes = word_hashes(text)
         if _digest(hashes.tobytes()) in self._texts:
             return True
-        runs = _runs(hashes, self._words)
+        runs = run_hashes(hashes, self._words)
         if not len(runs) or not len(self._runs):
             return False
         places = np.searchsorted(self._runs, runs).clip(max=len(self._runs) - 1)
@@ -107,11 +107,12 @@ def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()
 
 
-def _hashes(text: str) -> np.ndarray:
+def word_hashes(text: str) -> np.ndarray:
+    """Returns the CRC-32 of each word of a text: uint64 [n]."""
     return np.array([zlib.crc32(word.encode()) for word in words_of(text)], np.uint64)
 
 
-def _runs(hashes: np.ndarray, words: int) -> np.ndarray:
+def run_hashes(hashes: np.ndarray, words: int) -> np.ndarray:
     """Returns a polynomial hash of every run of words: uint64 [max(0, n - words + 1)]."""
     count = len(hashes) - words + 1
     if count < 1:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.sources.corpus import NO_PROMPTS, Corpus
+from pplx_jax.data.sources.duplicates import Mode, check_mode
 from pplx_jax.data.sources.example_reader import TEACHER
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.sources.source_corpus import SourceCorpus
@@ -30,7 +31,7 @@ class SeqioCorpus(Corpus):
             triplets have those of teacher scores.
         cache_dirs: folders of SeqIO's caches. A task that is cached there is read as it is.
         split: the split of all tasks.
-        max_bad_share, search, tokens, drop_overlap: as in `Source` and `SourceCorpus`.
+        max_bad_share, search, tokens, drop_overlap, drop_duplicates: as in `Source` and `SourceCorpus`.
     """
 
     tasks: dict[str, str]
@@ -43,10 +44,12 @@ class SeqioCorpus(Corpus):
     search: str = ""
     tokens: str = ""
     drop_overlap: bool = False
+    drop_duplicates: Mode = ""
 
     sources_need_build = False
 
     def __post_init__(self):
+        check_mode("SeqioCorpus.drop_duplicates", self.drop_duplicates)
         if not self.tasks or (unknown := [kind for kind in self.tasks if kind not in FOLDERS]):
             raise BadInput(
                 f"SeqioCorpus.tasks={self.tasks}: {unknown[0] if self.tasks else 'empty'}; give a task for any of "
@@ -86,6 +89,7 @@ class SeqioCorpus(Corpus):
             search=self.search,
             tokens=self.tokens,
             drop_overlap=self.drop_overlap,
+            drop_duplicates=self.drop_duplicates,
         )
 
     def build(self, output):
@@ -99,6 +103,9 @@ class SeqioCorpus(Corpus):
 
     def excluded_texts(self):
         return self._declared.excluded_texts()
+
+    def excluded_duplicates(self):
+        return self.drop_duplicates
 
     def declares_triplets(self):
         return "triplet" in self.tasks

@@ -20,6 +20,8 @@ import numpy as np
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources.blocks import Block
+from pplx_jax.data.sources.duplicates import Drop, Duplicates, Mode, find_duplicates
+from pplx_jax.data.sources.example_reader import Example
 from pplx_jax.data.sources.quiet_tensorflow import start_tensorflow
 from pplx_jax.data.sources.seqio_vocabulary import seqio_vocabulary
 from pplx_jax.data.sources.source import Source, weighted_parts
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 SPLIT = "train"
 LENGTHS = "_lengths"
 
-Drop = Callable[[str], bool]
-
 
 def source_task(
     source: Source,
@@ -47,6 +47,7 @@ def source_task(
     bad: BadRows | None = None,
     max_chunks: int = 0,
     drop: Drop | None = None,
+    duplicates: Duplicates | None = None,
 ) -> seqio.Task:
     """Returns the SeqIO task that reads and tokenises a source. `add_task` registers it.
 
@@ -58,6 +59,7 @@ def source_task(
         bad: counts the rows. `bad.failure` is the error that ended the dataset early, if there was one. If None, each
             dataset has its own count and raises errors as TensorFlow does.
         max_chunks, drop: as in `Source.examples`.
+        duplicates: the examples to leave out; None for none.
 
     Raises:
         BadInput: the source has no files.
@@ -92,9 +94,13 @@ def source_task(
             own = files()[shard_info.index :: shard_info.num_shards] if shard_info else files()
             count = bad or BadRows(source.name, source.max_bad_share)
 
+            def examples(shard: str) -> Iterator[Example]:
+                repeated = duplicates.of_shard(source.name, shard) if duplicates else None
+                return source.examples(shard, count, max_chunks=max_chunks, drop=drop, repeated=repeated)
+
             def generate() -> Iterator[Block]:
                 try:
-                    read = (source.examples(shard, count, max_chunks=max_chunks, drop=drop) for shard in own)
+                    read = map(examples, own)
                     yield from blocks.blocks(source, source.prompted(itertools.chain.from_iterable(read)), count)
                 except Exception as error:
                     if bad is None:
@@ -155,6 +161,7 @@ def tokenized_blocks(
     shard: int | None = None,
     max_chunks: int = 0,
     drop: Drop | None = None,
+    duplicates: Duplicates | None = None,
 ) -> Iterator[Block]:
     """Yields the blocks of a source's task in order, with texts as `Ragged` and other columns as arrays.
 
@@ -163,7 +170,7 @@ def tokenized_blocks(
         vocabulary: the vocabulary.
         bad: counts the rows.
         shard: the number of the only shard to read; all if None.
-        max_chunks, drop: as in `Source.examples`.
+        max_chunks, drop, duplicates: as in `source_task`.
 
     Raises:
         BadInput: the source has no files, or too many bad rows.
@@ -172,7 +179,8 @@ def tokenized_blocks(
     import seqio
 
     shards = source.shards()
-    task = source_task(source, vocabulary, shards=shards, bad=bad, max_chunks=max_chunks, drop=drop)
+    left_out = {"drop": drop, "duplicates": duplicates}
+    task = source_task(source, vocabulary, shards=shards, bad=bad, max_chunks=max_chunks, **left_out)
     only = None if shard is None else seqio.ShardInfo(shard, len(shards))
     for features in task.preprocess_precache(task.source.get_dataset(SPLIT, shuffle=False, shard_info=only)):
         block = ragged_block(source, {name: value.numpy() for name, value in features.items()})
@@ -205,6 +213,7 @@ def tokenize_source(
     weight: float = 1.0,
     min_tokens: int = MIN_TOKENS,
     drop: Drop | None = None,
+    duplicates: Duplicates | None = None,
 ) -> dict[str, Any]:
     """Writes the token table of a source, shard after shard. `beam_cache` does the same in parallel.
 
@@ -219,16 +228,18 @@ def tokenize_source(
     """
     bad = BadRows(source.name, source.max_bad_share)
     with table_maker(folder, source.kind, vocabulary, lengths, min_tokens=min_tokens) as maker:
-        for block in tokenized_blocks(source, vocabulary, bad, max_chunks=lengths.chunks, drop=drop):
+        left_out = {"drop": drop, "duplicates": duplicates}
+        for block in tokenized_blocks(source, vocabulary, bad, max_chunks=lengths.chunks, **left_out):
             maker.add(block)
         bad.finish()
-        maker.note(rows=bad.summary(), weight=weight, **prompt_note(source))
+        maker.note(rows=bad.summary(), weight=weight, **notes_of(source, duplicates.mode if duplicates else ""))
     return dict(TokenTable.open(folder).manifest)
 
 
-def prompt_note(source: Source) -> dict[str, dict[str, str]]:
-    """Returns the entry of a manifest that names the prompts in a table; {} without prompts."""
-    return {"prompts": source.prompts} if source.prompts else {}
+def notes_of(source: Source, duplicates: Mode) -> dict[str, Any]:
+    """Returns the entries of a manifest for the prompts in a table and the duplicates that were left out, if any."""
+    prompts = {"prompts": source.prompts} if source.prompts else {}
+    return prompts | ({"duplicates": duplicates} if duplicates else {})
 
 
 def tokenize_sources(
@@ -238,15 +249,22 @@ def tokenize_sources(
     lengths: Lengths,
     *,
     drop: Drop | None = None,
+    duplicates: Mode = "",
 ) -> dict[str, dict[str, int]]:
     """Writes FOLDER/KIND/SOURCE for every part of every source, and returns {kind: {source: examples}}.
 
-    Kinds are named by their folders (`data.tokens.kinds.FOLDERS`).
+    Kinds are named by their folders (`data.tokens.kinds.FOLDERS`). With `duplicates`, all sources are read once before.
     """
     counts: dict[str, dict[str, int]] = {}
-    for part, weight in weighted_parts(sources):
+    parts = weighted_parts(sources)
+    left_out = None
+    if duplicates:
+        found = find_duplicates([part for part, _ in parts], duplicates, drop)
+        left_out = Duplicates(duplicates, lambda name, shard: found[name, shard])
+    for part, weight in parts:
         table = folder / part.table_folder / part.name
-        manifest = tokenize_source(part, vocabulary, table, lengths, weight=weight, drop=drop)
+        options = {"weight": weight, "drop": drop, "duplicates": left_out}
+        manifest = tokenize_source(part, vocabulary, table, lengths, **options)
         counts.setdefault(part.table_folder, {})[part.name] = manifest.get("examples", manifest["count"])
     return counts
 

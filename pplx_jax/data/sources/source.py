@@ -20,6 +20,8 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+import numpy as np
+
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.prompts import DOCUMENT, QUERY, checked_prompts
 from pplx_jax.data.io import storage
@@ -197,7 +199,13 @@ class Source:
         return digest.hexdigest()[:16]
 
     def examples(
-        self, shard: str, bad: BadRows, *, max_chunks: int = 0, drop: Callable[[str], bool] | None = None
+        self,
+        shard: str,
+        bad: BadRows,
+        *,
+        max_chunks: int = 0,
+        drop: Callable[[str], bool] | None = None,
+        repeated: np.ndarray | None = None,
     ) -> Iterator[Example]:
         """Yields the checked examples of one shard, in order.
 
@@ -206,6 +214,8 @@ class Source:
             bad: counts the rows, and raises when too many are bad.
             max_chunks: a contextual document with more chunks is split; 0 for no limit.
             drop: whether a text must not be trained on. Its row is left out and counted as dropped.
+            repeated: for each example of the shard that would be there without it, before documents are split, why it
+                is left out as a duplicate (`data.sources.duplicates`); 0 keeps it.
 
         Yields:
             text: {text}; pair: {query, positive}; triplet: {query, positive, negatives}, and `scores` of 1 + negatives
@@ -214,11 +224,18 @@ class Source:
         Raises:
             BadInput: a shard cannot be opened, or too many rows are bad.
         """
-        for _, _, example in self.examples_with_rows(shard, bad, max_chunks=max_chunks, drop=drop):
+        options = {"max_chunks": max_chunks, "drop": drop, "repeated": repeated}
+        for _, _, example in self.examples_with_rows(shard, bad, **options):
             yield example
 
     def examples_with_rows(
-        self, shard: str, bad: BadRows, *, max_chunks: int = 0, drop: Callable[[str], bool] | None = None
+        self,
+        shard: str,
+        bad: BadRows,
+        *,
+        max_chunks: int = 0,
+        drop: Callable[[str], bool] | None = None,
+        repeated: np.ndarray | None = None,
     ) -> Iterator[tuple[str, Row, Example]]:
         """Yields (place, row as stored, example) for each of `examples`; of Parquet, a row has the needed columns."""
         reader = ExampleReader(
@@ -230,6 +247,7 @@ class Source:
             negatives=self.negatives,
             max_characters=self.max_characters,
         )
+        number = 0
         for place, row in read_rows(self.location(), shard, self.format, self.split, reader.needed):
             try:
                 if isinstance(row, Unreadable):
@@ -242,6 +260,13 @@ class Source:
             if drop is not None and any(drop(text) for example in examples for text in texts_of(example)):
                 bad.dropped += 1
                 continue
+            if repeated is not None:
+                own = repeated[number : number + len(examples)].tolist()
+                if len(own) < len(examples):
+                    raise BadInput(f"{shard} has changed while it was read; run the command again")
+                number += len(examples)
+                bad.duplicates.update(("exact", "near")[why - 1] for why in own if why)
+                examples = [example for example, why in zip(examples, own, strict=True) if not why]
             if self.kind == "contextual" and max_chunks:
                 examples = split_documents(examples, max_chunks)
             for example in examples:

@@ -17,6 +17,7 @@ from pplx_jax.data.io.beir import corpus_files, holds, read_beir, set_folders
 from pplx_jax.data.io.row_files import rows_of_files
 from pplx_jax.data.sources.corpus import NO_PROMPTS, Corpus
 from pplx_jax.data.sources.corpus_writer import corpus_folder
+from pplx_jax.data.sources.duplicates import Mode, check_mode
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.tokens.kinds import FOLDERS
@@ -34,6 +35,9 @@ class SourceCorpus(Corpus):
         tokens: a folder that `pplx-jax data cache` wrote from these sources; it may be in a bucket. If empty, the run
             tokenises them.
         drop_overlap: whether to leave out training rows that overlap with evaluation texts. They are counted.
+        drop_duplicates: "exact" leaves out examples that repeat an earlier one of any source of their kind, "near" also
+            those that nearly do (`data.sources.duplicates`); "" keeps all. The first one, in the order of `sources` and
+            of their files and rows, is kept. They are counted.
     """
 
     sources: Sequence[Source]
@@ -41,10 +45,12 @@ class SourceCorpus(Corpus):
     search: str = ""
     tokens: str = ""
     drop_overlap: bool = False
+    drop_duplicates: Mode = ""
 
     sources_need_build: ClassVar[bool] = False
 
     def __post_init__(self):
+        check_mode("SourceCorpus.drop_duplicates", self.drop_duplicates)
         names = [source.name for source in self.sources]
         if twice := {f"{source.table_folder} {source.name}" for source in self.sources if names.count(source.name) > 1}:
             raise BadInput(f"SourceCorpus.sources: two are called {min(twice)}; give each source its own name")
@@ -56,7 +62,7 @@ class SourceCorpus(Corpus):
 
         Raises:
             BadInput: a source has no files or token tables; there is no evaluation set; or `tokens` contain evaluation
-                texts although `drop_overlap` is set.
+                texts although `drop_overlap` is set, or were made with another `drop_duplicates`.
         """
         evaluation = absolute(self.evaluation_folder(output))
         sets = evaluation_sets(evaluation)
@@ -84,6 +90,9 @@ class SourceCorpus(Corpus):
 
     def excluded_texts(self):
         return evaluation_overlap(local_copy(as_path(self.evaluation))) if self.drop_overlap else None
+
+    def excluded_duplicates(self):
+        return self.drop_duplicates
 
     def declares_triplets(self):
         return any(source.kind == "triplet" for source in self.sources)
@@ -135,6 +144,11 @@ class SourceCorpus(Corpus):
                     raise BadInput(
                         f"{table.folder}: texts of {self.evaluation} were not left out; "
                         "run data cache with this recipe again, or set SourceCorpus.drop_overlap = False"
+                    )
+                if (made := table.manifest.get("duplicates", "")) != self.drop_duplicates:
+                    raise BadInput(
+                        f"{table.folder} was made with drop_duplicates={made!r}, this recipe has "
+                        f"{self.drop_duplicates!r}; set it back, or run data cache with this recipe again"
                     )
 
 

@@ -6,20 +6,20 @@ TFDS writes the checked examples of all sources of a kind once, in shards, and r
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.bad_rows import BadRows
+from pplx_jax.data.sources.duplicates import Drop, Duplicates
 from pplx_jax.data.sources.source import Source
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 VERSION = "1.0.0"
-Drop = Callable[[str], bool]
 
 
 @dataclasses.dataclass
@@ -28,12 +28,15 @@ class _Declared:
 
     sources: Sequence[Source]
     drop: Drop | None
+    duplicates: Duplicates | None
 
 
 _declared: dict[str, _Declared] = {}
 
 
-def register_builder(name: str, sources: Sequence[Source], drop: Drop | None = None) -> None:
+def register_builder(
+    name: str, sources: Sequence[Source], drop: Drop | None = None, duplicates: Duplicates | None = None
+) -> None:
     """Registers the builder `name`, with a configuration for each kind. Sources of the same name before are replaced.
 
     The split is "train". Features are those of `Source.examples`; `queries` of a contextual document are {text, chunk}.
@@ -43,9 +46,10 @@ def register_builder(name: str, sources: Sequence[Source], drop: Drop | None = N
         name: in lower case with underscores, such as "pplx_embed".
         sources: of any kinds.
         drop: whether a text must not be trained on; its row is left out.
+        duplicates: the examples that are left out as duplicates.
     """
     known = name in _declared
-    _declared[name] = _Declared(sources, drop)
+    _declared[name] = _Declared(sources, drop, duplicates)
     if not known:
         _define(name)
 
@@ -87,16 +91,17 @@ def _define(registered: str) -> None:
             if not sources:
                 raise BadInput(f"{registered}/{kind}: the recipe declares no source of this kind")
             for part in (part for source in sources for part in source.parts().values()):
-                for key, example in _examples(part, declared.drop):
+                for key, example in _examples(part, declared):
                     yield key, {"scores": [], **example} if "scores" in self.info.features else example
 
 
-def _examples(part: Source, drop: Drop | None) -> Iterator[tuple[str, dict[str, Any]]]:
+def _examples(part: Source, declared: _Declared) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (unique key, example) of all shards of a part."""
     bad = BadRows(part.name, part.max_bad_share)
     number = 0
     for shard in part.shards():
-        for example in part.examples(shard, bad, drop=drop):
+        repeated = declared.duplicates.of_shard(part.name, shard) if declared.duplicates else None
+        for example in part.examples(shard, bad, drop=declared.drop, repeated=repeated):
             if "queries" in example:
                 queries = [{"text": text, "chunk": chunk} for text, chunk in example["queries"]]
                 example = {**example, "queries": queries}

@@ -5,12 +5,10 @@ import json
 import re
 import textwrap
 
-import numpy as np
 import pytest
 from helpers import tiny
 
 from pplx_jax.cli import main as cli
-from pplx_jax.data.quality.near_duplicates import NearDuplicates
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 
 LONG = "open the first file of the index and read each vector of the table before you close it again".split()
@@ -120,6 +118,18 @@ def test_overlap_is_dropped_by_a_flag(folder, tmp_path, capsys):
     assert result["examples"] == 23 + 16 and result["overlap"] == 1
 
 
+def test_duplicates_that_training_leaves_out_are_counted_over_all_sources(folder, tmp_path, capsys):
+    (tmp_path / "more.jsonl").write_text((folder / "text.jsonl").read_text().splitlines()[0] + "\n")
+    sources = "SourceCorpus.sources = [@notes/Source(), @more/Source()]"
+    more = [f"more/Source.{name} = '{value}'" for name, value in {"name": "more", "kind": "text"}.items()]
+    more += [sources, f"more/Source.path = '{tmp_path}/more.jsonl'", "run.stages = []"]
+    params = [f"--gin_param={one}" for one in more]
+    assert report(folder, tmp_path, capsys, *params)["duplicates"] == {"exact": 1, "near": 1}
+    result = report(folder, tmp_path, capsys, *params, "--gin_param=SourceCorpus.drop_duplicates = 'exact'")
+    assert result["duplicates"] == {"exact": 2, "near": 1}
+    assert "  Exact duplicates, left out of training: 1\n  Near duplicates: 1\n" in result["text"]
+
+
 def test_a_missing_evaluation_set_is_said(folder, tmp_path, capsys):
     words = ["data", "report", f"--gin_file={folder}/recipe.gin", f"--workdir={tmp_path}", f"--vocabulary={folder}"]
     assert cli.main([*words, "--gin_param=SourceCorpus.evaluation = 'biir'"]) == cli.BAD_INPUT
@@ -193,18 +203,3 @@ def test_no_vocabulary_is_said(folder, tmp_path, capsys):
     words = ["data", "report", f"--gin_file={folder}/recipe.gin", f"--workdir={tmp_path}"]
     assert cli.main(words) == cli.BAD_INPUT
     assert "run the recipe first, or give --vocabulary" in capsys.readouterr().err
-
-
-def test_near_duplicates_are_those_that_share_most_runs_of_words():
-    generator = np.random.default_rng(0)
-    words = [f"word{number}" for number in range(2000)]
-    texts = [[str(word) for word in generator.choice(words, 120)] for _ in range(300)]
-    found = NearDuplicates()
-    assert [found.add([" ".join(text)]) for text in texts] == [None] * 300
-    # one word in 120 changed: 5 of 116 runs; half of the words changed: another text
-    for number in range(0, 300, 10):
-        near, far = list(texts[number]), list(texts[number])
-        near[60] = "changed"
-        far[:60] = generator.choice(words, 60).tolist()
-        assert found.add([" ".join(near)]) == number
-        assert found.add([" ".join(far)]) is None
