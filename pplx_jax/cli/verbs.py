@@ -277,7 +277,7 @@ VERBS = (
         example="--index=index --embeddings=new_vectors --delete=old_ids.txt",
         heading="embed and search",
         flags=(
-            flag("--index", required=True, **_PATH, help="the folder that index wrote"),
+            flag("--index", required=True, output=True, **_PATH, help="the folder that index wrote"),
             flag("--embeddings", **_PATH, help="the folder that embed wrote; its documents are added or replaced"),
             flag("--delete", **_PATH, help="a file of ids of documents to delete, one a line"),
             flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),

@@ -37,7 +37,7 @@ def filesystem() -> Any:
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
-def local_copy(path: pathlib.Path) -> pathlib.Path:
+def local_copy(path: pathlib.Path, *, nested: bool = True) -> pathlib.Path:
     """Returns a file or folder of a bucket on this machine; a local path is returned unchanged.
 
     Every version of an object is downloaded once per machine, into `cache_folder()`. The returned folder shows the
@@ -45,6 +45,7 @@ def local_copy(path: pathlib.Path) -> pathlib.Path:
 
     Args:
         path: if nothing is there, it is returned unchanged.
+        nested: whether the folders in a folder belong to it.
 
     Raises:
         BadInput: the folder is not complete.
@@ -54,6 +55,8 @@ def local_copy(path: pathlib.Path) -> pathlib.Path:
         return path
     root = str(path)[len("gs://") :]
     found = {name: info for name, info in filesystem().find(root, detail=True).items() if not name.endswith("/")}
+    if not nested:
+        found = {name: info for name, info in found.items() if "/" not in name[len(root) :].strip("/")}
     if not found:
         return path
     if any(name.endswith(f"/{WRITING}") for name in found):

@@ -64,8 +64,8 @@ def evaluate_task(
 ) -> dict[str, Any] | None:
     """Scores a model. A second call with the same `output` skips the finished tasks.
 
-    Several processes encode the texts of a model folder together. Process 0 alone reads the benchmark, ranks, and
-    writes the results.
+    Several processes encode the texts of a model folder together, and rank the documents of nested pools together.
+    Process 0 alone reads the benchmark, ranks in other tasks, and writes the results.
 
     Args:
         model: "bm25", a model folder, a sentence-transformers folder, or a loaded encoder (with several processes an

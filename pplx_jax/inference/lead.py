@@ -28,7 +28,8 @@ def leads() -> bool:
 def lead(encoder: _Encoder, work: Callable[[_Encoder], _Result]) -> _Result | None:
     """Runs `work` on process 0. All processes encode the texts that it gives to the encoder. Collective.
 
-    So only process 0 reads the texts and writes the results, and `work` needs to know nothing of processes.
+    So only process 0 reads the texts and writes the results, and `work` needs to know nothing of processes. It may have
+    more done by all of them with `called_by_others`.
 
     Args:
       encoder: an `Embedder` that every process loaded with `shared=True`. Process 0 uses another encoder alone.
