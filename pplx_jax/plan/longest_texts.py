@@ -29,6 +29,7 @@ class LongestTexts:
             "query": _equal(examples, lengths.query),
             "document": _equal(examples * (1 + negatives), lengths.document),
             "negatives": others,
+            "scores": np.zeros((examples, 1 + negatives), np.float32),
             "document_hash": np.arange(examples * (1 + negatives), dtype=np.int32),
             "chunk": np.zeros(examples, np.int32),
             "chunks": _equal(examples * lengths.chunks, lengths.chunk),

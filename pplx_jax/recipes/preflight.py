@@ -9,6 +9,9 @@ import jax
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.packages import require_packages
 from pplx_jax.core.paths import is_bucket
+from pplx_jax.data.sources.corpus import Corpus
+from pplx_jax.data.sources.mixture import Mixture, phases
+from pplx_jax.data.sources.source import Source
 from pplx_jax.evaluation.scoring.retrieval_evaluator import evaluation_folders
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.parallel.mesh import Mesh
@@ -33,6 +36,35 @@ def check_stages(stages: Sequence[Training], model: Qwen3Config, mesh: Mesh) -> 
             _check_evaluation(training)
         except BadInput as error:
             raise BadInput(f"{training.stage.name}: {error}") from error
+
+
+def check_teachers(stages: Sequence[Training], corpus: Corpus) -> None:
+    """Checks that the sources of a stage with a teacher have its scores, as far as they are known before the corpus.
+
+    Raises:
+      BadInput: they have none; the message starts with the name of the stage.
+    """
+    for training in stages:
+        if not getattr(training.stage.batch, "scores", False):
+            continue
+        name = training.stage.name
+        if not corpus.declares_triplets():
+            raise BadInput(f"{name}: the stage reads teacher scores, and mined triplets have none; declare triplets")
+        declared = [] if corpus.sources_need_build else corpus.training_sources(pathlib.Path())
+        for source in declared:
+            if source.kind == "triplet" and not source.has_scores and _is_read(source, training):
+                raise BadInput(
+                    f"{name}: the stage reads teacher scores, and the source {source.name} has none; name their column "
+                    "in its Source.columns, or set TripletStage.teacher = ''"
+                )
+
+
+def _is_read(source: Source, training: Training) -> bool:
+    mixtures = [mixture for _, mixture in phases(training.data or Mixture())]
+    return any(
+        not mixture.weights or any(f"{name}.".startswith(f"{source.name}.") for name in mixture.weights)
+        for mixture in mixtures
+    )
 
 
 def _check_evaluation(training: Training) -> None:

@@ -40,7 +40,7 @@ from pplx_jax.recipes import phases as work
 from pplx_jax.recipes.gains import compared_models, gains
 from pplx_jax.recipes.masked_tokens import masked_tokens, predicts_masked_tokens
 from pplx_jax.recipes.phases import Phases, evaluation_folder, tables_folder
-from pplx_jax.recipes.preflight import check_disk, check_packages, check_stages
+from pplx_jax.recipes.preflight import check_disk, check_packages, check_stages, check_teachers
 from pplx_jax.recipes.results import TABLES, environment, write_report, write_results
 from pplx_jax.recipes.weighted_start import NAME as INITIAL
 from pplx_jax.recipes.weighted_start import start_folder, write_weighted_start
@@ -108,6 +108,7 @@ def run(
     trained = () if until == UNTIL_DATA else stages[: names.index(until) + 1] if until else stages
     whole = until is None and {*merge.stages} <= {*names}
     check_stages(trained, model, mesh)
+    check_teachers(trained, corpus)
     prompts = checked_prompts(prompts, "run.prompts")
     phases = Phases(
         workdir, phase_settings(corpus, lengths, stages, model, initial, term_weights, mining, merge, seed, prompts)

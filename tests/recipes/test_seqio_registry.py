@@ -17,6 +17,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.seqio_corpus import SeqioCorpus
 from pplx_jax.data.sources.source import Source
+from pplx_jax.data.sources.tfds_builder import register_builder
 from pplx_jax.data.tokens.lengths import Lengths
 from pplx_jax.data.tokens.open_tables import open_tables
 from pplx_jax.recipes.seqio_registry import register_recipe
@@ -136,6 +137,17 @@ def test_tfds_prepares_the_declared_sources_once(folder, tmp_path):
     assert sum(1 for shard in source.shards() for _ in source.examples(shard, _bad())) == 18
     with pytest.raises(BadInput, match="lab/text: the recipe declares no source of this kind"):
         tfds.load("lab/text", data_dir=tmp_path)
+
+
+def test_tfds_keeps_teacher_scores(folder, tmp_path):
+    rows = [{"query": f"q {n}", "positive": "p", "negatives": ["a", "b"], "scores": [1.5, n, -2.0]} for n in range(3)]
+    write(tmp_path / "taught.jsonl", rows)
+    fields = {"kind": "triplet", "path": str(tmp_path / "taught.jsonl"), "negatives": 2}
+    sources = [Source("taught", columns={"scores": "scores"}, **fields), Source("plain", **fields)]
+    register_builder("taught_lab", sources)
+    prepared = tfds.as_numpy(tfds.load("taught_lab/triplet", data_dir=tmp_path, split="train"))
+    found = {(row["source"].decode(), row["query"].decode()): row["scores"].tolist() for row in prepared}
+    assert found[("taught", "q 2")] == [1.5, 2.0, -2.0] and found[("plain", "q 2")] == [] and len(found) == 6
 
 
 def _bad():

@@ -4,7 +4,7 @@
 |---|---|---|
 | `TextBatch` | text | |
 | `PairBatch` | pair | `query` [N, 2], `document` [N, 2], `document_hash` [N], `query_hash` [N], `weight` [N] |
-| `TripletBatch` | triplet | those, `negatives` [N, K, 2], `negative_hash` [N, K] |
+| `TripletBatch` | triplet | those, `negatives` [N, K, 2], `negative_hash` [N, K], `scores` [N, 1 + K] if wanted |
 | `ContextualBatch` | contextual | as `PairBatch`, with `chunks` [N, C, 2], `chunk` [N], `also_positive` [N, C] |
 
 A reference such as `query` is (sequence, slot): where in the packed batch the text of example i is. `weight` is there
@@ -139,13 +139,16 @@ class TripletBatch(PairBatch):
 
     Attributes, beside those of `PairBatch`:
         negatives: K, the first K mined negatives of each example.
+        scores: whether the batch has `scores`, the teacher's float32 scores of the positive and of each negative.
     """
 
     negatives: int = 7
+    scores: bool = False
 
     kind: ClassVar[str] = "triplet"
 
     def texts(self, table, indices):
+        self._require_scores(table)
         return packed_batch.triplet_texts(table, indices, self.negatives)
 
     def pack(self, table, indices, sequences, first_sequence=0):
@@ -153,7 +156,17 @@ class TripletBatch(PairBatch):
         arrays, metrics = packed_batch.triplet_batch(table, indices, **shape, negatives=self.negatives)
         mined = table["negatives"][indices, : self.negatives]
         arrays["negative_hash"] = np.asarray(table["document_hash"][mined], np.int32)
+        if self.scores:
+            self._require_scores(table)
+            arrays["scores"] = np.asarray(table["scores"][indices, : 1 + self.negatives], np.float32)
         return PackedBatch(arrays | self._query_arrays(table, indices), metrics)
+
+    def _require_scores(self, table: TokenTable) -> None:
+        if self.scores and "scores" not in table:
+            raise BadInput(
+                f"{table.folder}: triplets without teacher scores, which the stage reads; name their column in "
+                "Source.columns of each of its sources and tokenise again, or set TripletStage.teacher = ''"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -149,7 +149,9 @@ def _triplets(parts: _Parts) -> dict[str, Any]:
         hashes.append(table["document_hash"][extra])
         total += len(extra)
     query = parts.ragged("query")
-    return {
+    scored = all("scores" in table for _, table, _, _ in parts.members)
+    scores = {"scores": parts.array(lambda table, rows, _: table["scores"][rows])} if scored else {}
+    return scores | {
         "query": Ragged(query.values, np.pad(query.offsets, (0, total - parts.count), mode="edge")),
         "document": parts.texts(documents, total),
         "document_hash": np.concatenate(hashes),

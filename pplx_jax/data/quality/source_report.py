@@ -68,9 +68,8 @@ class SourceReport:
             Progress(f"data report: {self._source.name}", unit="example") as progress,
             table_maker(folder, kind, self._vocabulary, self._lengths, allow_empty=True) as maker,
         ):
-            for block in blocks.blocks(
-                kind, self._source.prompted(itertools.islice(self._examples(), limit)), self._bad
-            ):
+            examples = self._source.prompted(itertools.islice(self._examples(), limit))
+            for block in blocks.blocks(self._source, examples, self._bad):
                 tokenised = self._tokenize(block)
                 for name, found in token_lengths.items():
                     found.append(tokenised[name].lengths())
@@ -116,7 +115,7 @@ class SourceReport:
     def _steps(self, place: str, row: Row, example: Example) -> dict[str, str]:
         """Returns one example as read, as checked, as tokenised, and as cut in a table of its own."""
         kind = self._source.kind
-        (block,) = blocks.blocks(kind, self._source.prompted([example]), BadRows(self._source.name))
+        (block,) = blocks.blocks(self._source, self._source.prompted([example]), BadRows(self._source.name))
         tokenised = self._tokenize(block)
         with tempfile.TemporaryDirectory() as temporary:
             folder = pathlib.Path(temporary) / "table"
@@ -152,7 +151,7 @@ class SourceReport:
         result: Block = {}
         for name in blocks.TEXTS[self._source.kind]:
             result[name] = Ragged.from_arrays(self._vocabulary.encode_batch(block[name]))
-        for name, kind in blocks.COLUMNS[self._source.kind].items():
+        for name, kind in blocks.columns_of(self._source).items():
             result[name] = np.array(block[name], object if kind == "string" else np.dtype(kind))
         return result
 

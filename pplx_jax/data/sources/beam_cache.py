@@ -232,7 +232,7 @@ def _write_shard(
         local = pathlib.Path(temporary) / "table" if storage.is_url(place) else pathlib.Path(place)
         with table_maker(local, source.kind, vocabulary, lengths, allow_empty=True) as maker:
             for _, flat in sorted(placed, key=lambda pair: pair[0]):
-                block = tasks.ragged_block(source.kind, flat)
+                block = tasks.ragged_block(source, flat)
                 blocks.count_rows(block, bad)
                 if len(block["language"]):
                     maker.add(block)

@@ -9,6 +9,8 @@ A block of N examples holds lists. Text columns are tokenised; other columns hav
 | triplet | query [N], document [N], negatives [N x K], example by example | |
 | contextual | chunks [all], query [Q] | chunk_counts [N]; document (its index in the block) [Q], chunk [Q] |
 
+A block of triplets with teacher scores also has `scores`, float32 [N x (1 + K)], example by example.
+
 Every kind has `source` and `language` for each example; the contextual kind has them for each query.
 
 A block also carries the counts of the rows that were read for it, so that they reach the writer of the table, even on
@@ -20,6 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources.example_reader import Example, texts_of
+from pplx_jax.data.sources.source import Source
 from pplx_jax.data.tokens.table_maker import Block
 
 RECORDS = 1024
@@ -38,6 +41,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "triplet": _LABELS,
     "contextual": {**dict.fromkeys(("chunk_counts", "document", "chunk"), "int32"), **_LABELS},
 }
+SCORES = {"scores": "float32"}  # a further column of triplets with teacher scores
 ROW_COUNTS: Mapping[str, str] = {
     "rows_read": "int32",
     "rows_dropped": "int32",
@@ -46,8 +50,13 @@ ROW_COUNTS: Mapping[str, str] = {
 }
 
 
-def blocks(kind: str, examples: Iterable[Example], bad: BadRows) -> Iterator[Block]:
-    """Yields the examples of one kind in blocks of up to `RECORDS`, in order, with what `bad` counts meanwhile."""
+def columns_of(source: Source) -> Mapping[str, str]:
+    """Returns the other columns of the blocks of a source, with their types."""
+    return {**COLUMNS[source.kind], **(SCORES if source.has_scores else {})}
+
+
+def blocks(source: Source, examples: Iterable[Example], bad: BadRows) -> Iterator[Block]:
+    """Yields the examples of a source in blocks of up to `RECORDS`, in order, with what `bad` counts meanwhile."""
     read = dropped = 0
     any_block = False
 
@@ -60,9 +69,9 @@ def blocks(kind: str, examples: Iterable[Example], bad: BadRows) -> Iterator[Blo
 
     for group in _grouped(examples):
         any_block = True
-        yield _columns(kind, group) | row_counts()
+        yield _columns(source.kind, group) | row_counts()
     if bad.rows > read or bad.pending or not any_block:
-        yield dict.fromkeys((*TEXTS[kind], *COLUMNS[kind]), []) | row_counts()
+        yield dict.fromkeys((*TEXTS[source.kind], *columns_of(source)), []) | row_counts()
 
 
 def count_rows(block: Block, bad: BadRows) -> None:
@@ -99,6 +108,8 @@ def _columns(kind: str, examples: list[Example]) -> Block:
     block["document"] = [example["positive"] for example in examples]
     if kind == "triplet":
         block["negatives"] = [text for example in examples for text in example["negatives"]]
+        if "scores" in examples[0]:
+            block["scores"] = [score for example in examples for score in example["scores"]]
     return block
 
 

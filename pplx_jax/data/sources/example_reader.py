@@ -17,6 +17,8 @@ _FIELDS = {
     "triplet": (*_DOCUMENT, "negatives"),
     "contextual": _DOCUMENT,
 }
+TEACHER = ("scores", "margins")  # fields of a triplet that are read only if `columns` names one of them
+_LARGEST = 3.4e38  # scores are stored in float32
 
 
 class BadRow(ValueError):
@@ -38,7 +40,13 @@ class ExampleReader:
     @property
     def needed(self) -> list[str]:
         """The columns that `read` looks at."""
-        return [self._column(field) for field in (*_FIELDS[self.kind], "language", "source")]
+        fields = (*_FIELDS[self.kind], *filter(None, [self.teacher]), "language", "source")
+        return [self._column(field) for field in fields]
+
+    @property
+    def teacher(self) -> str | None:
+        """The field of `TEACHER` that holds teacher scores, if there are any."""
+        return next((field for field in TEACHER if field in self.columns), None)
 
     def read(self, row: Row) -> list[Example]:
         """Returns the examples of a row, as `Source.examples` describes them.
@@ -65,7 +73,27 @@ class ExampleReader:
         negatives = self._texts(row, "negatives")
         if len(negatives) < self.negatives:
             raise BadRow(f"too few negatives ({len(negatives)}, the source wants {self.negatives})")
-        return [example | {"negatives": negatives[: self.negatives]} for example in self._pair(row)]
+        pairs = self._pair(row)
+        more: Example = {"negatives": negatives[: self.negatives]}
+        if self.teacher:
+            if len(pairs) > 1:
+                raise BadRow(f"{self._column(self.teacher)} for several queries (of {len(pairs)}: give each a row)")
+            more["scores"] = self._scores(row, self.teacher, len(negatives))[: 1 + self.negatives]
+        return [example | more for example in pairs]
+
+    def _scores(self, row: Row, field: str, negatives: int) -> list[float]:
+        """Returns the teacher's scores of the positive and of each negative of a row."""
+        column, found = self._column(field), self._value(row, field)
+        values = found if isinstance(found, list) else [found]
+        if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+            raise BadRow(f"no {column} of type list of numbers")
+        if not all(abs(value) <= _LARGEST for value in values):
+            raise BadRow(f"{column} is not finite (got {next(v for v in values if not abs(v) <= _LARGEST)})")
+        wanted = negatives if field == "margins" else 1 + negatives
+        if len(values) != wanted:
+            what = "one for each negative" if field == "margins" else "that of the positive, then of each negative"
+            raise BadRow(f"wrong number of {column} (got {len(values)} for {negatives} negatives: give {what})")
+        return [0.0, *(-float(margin) for margin in values)] if field == "margins" else [*map(float, values)]
 
     def _contextual(self, row: Row) -> list[Example]:
         chunks = self._texts(row, "chunks")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.sources.corpus import NO_PROMPTS, Corpus
+from pplx_jax.data.sources.example_reader import TEACHER
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.sources.source_corpus import SourceCorpus
 from pplx_jax.data.tokens.kinds import FOLDERS
@@ -25,7 +26,8 @@ class SeqioCorpus(Corpus):
         tasks: the kind of example -> the name of a Task or Mixture.
         evaluation: a BEIR folder, or a folder of several; it may be in a bucket.
         modules: modules to import first, which register the tasks.
-        columns: field -> the feature that holds it, such as {'query': 'inputs', 'positive': 'targets'}.
+        columns: field -> the feature that holds it, such as {'query': 'inputs', 'positive': 'targets'}. Only
+            triplets have those of teacher scores.
         cache_dirs: folders of SeqIO's caches. A task that is cached there is read as it is.
         split: the split of all tasks.
         max_bad_share, search, tokens, drop_overlap: as in `Source` and `SourceCorpus`.
@@ -71,7 +73,9 @@ class SeqioCorpus(Corpus):
                 path=task,
                 format="seqio",
                 split=self.split,
-                columns=self.columns,
+                columns={
+                    field: name for field, name in self.columns.items() if kind == "triplet" or field not in TEACHER
+                },
                 max_bad_share=self.max_bad_share,
             )
             for kind, task in self.tasks.items()

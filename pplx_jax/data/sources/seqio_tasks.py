@@ -69,7 +69,7 @@ def source_task(
         shards = source.shards()
     files = functools.cache(shards if callable(shards) else lambda: shards)
     texts = blocks.TEXTS[source.kind]
-    types = {**dict.fromkeys(texts, "string"), **blocks.COLUMNS[source.kind], **blocks.ROW_COUNTS}
+    types = {**dict.fromkeys(texts, "string"), **blocks.columns_of(source), **blocks.ROW_COUNTS}
     signature = {name: tf.TensorSpec([None], tf.as_dtype(kind)) for name, kind in types.items()}
     pieces = seqio_vocabulary(vocabulary) if isinstance(vocabulary, Vocabulary) else vocabulary
     features = {name: seqio.Feature(pieces, add_eos=False, rank=_rank(source.kind, name)) for name in texts}
@@ -95,7 +95,7 @@ def source_task(
             def generate() -> Iterator[Block]:
                 try:
                     read = (source.examples(shard, count, max_chunks=max_chunks, drop=drop) for shard in own)
-                    yield from blocks.blocks(source.kind, source.prompted(itertools.chain.from_iterable(read)), count)
+                    yield from blocks.blocks(source, source.prompted(itertools.chain.from_iterable(read)), count)
                 except Exception as error:
                     if bad is None:
                         raise
@@ -115,7 +115,7 @@ def source_task(
         name or task_name(source),
         Shards(),
         output_features=features,
-        preprocessors=[tokenize, seqio.CacheDatasetPlaceholder(), functools.partial(_records, kind=source.kind)],
+        preprocessors=[tokenize, seqio.CacheDatasetPlaceholder(), functools.partial(_records, source=source)],
     )
 
 
@@ -175,20 +175,20 @@ def tokenized_blocks(
     task = source_task(source, vocabulary, shards=shards, bad=bad, max_chunks=max_chunks, drop=drop)
     only = None if shard is None else seqio.ShardInfo(shard, len(shards))
     for features in task.preprocess_precache(task.source.get_dataset(SPLIT, shuffle=False, shard_info=only)):
-        block = ragged_block(source.kind, {name: value.numpy() for name, value in features.items()})
+        block = ragged_block(source, {name: value.numpy() for name, value in features.items()})
         if len(block["language"]):
             yield block
     if bad.failure is not None:
         raise bad.failure
 
 
-def ragged_block(kind: str, flat: Mapping[str, np.ndarray]) -> Block:
+def ragged_block(source: Source, flat: Mapping[str, np.ndarray]) -> Block:
     """Converts a block from SeqIO's flat form to the form of `TableMaker`: texts `Ragged`, labels str."""
     block: Block = {
         name: Ragged.from_lengths(np.asarray(flat[name], np.int32), np.asarray(flat[name + LENGTHS], np.int64))
-        for name in blocks.TEXTS[kind]
+        for name in blocks.TEXTS[source.kind]
     }
-    for name, type_ in {**blocks.COLUMNS[kind], **blocks.ROW_COUNTS}.items():
+    for name, type_ in {**blocks.columns_of(source), **blocks.ROW_COUNTS}.items():
         if type_ == "string":
             block[name] = np.array([value.decode() for value in flat[name]], object)
         else:
@@ -255,7 +255,7 @@ def _rank(kind: str, name: str) -> int:
     return 2 if name in ("negatives", "chunks") else 1
 
 
-def _records(dataset, kind: str):
+def _records(dataset, source: Source):
     """Converts blocks to records. A record of the contextual kind is one query with the chunks of its document."""
     import tensorflow as tf
 
@@ -264,14 +264,16 @@ def _records(dataset, kind: str):
     def unblock(block):
         texts = {
             name: ragged.from_row_lengths(block[name], tf.cast(block[name + LENGTHS], tf.int64))
-            for name in blocks.TEXTS[kind]
+            for name in blocks.TEXTS[source.kind]
         }
-        if kind == "triplet":
+        if source.kind == "triplet":
             queries = tf.maximum(tf.shape(texts["query"].row_lengths())[0], 1)
             each = tf.shape(texts["negatives"].row_lengths())[0] // queries
             texts["negatives"] = ragged.from_uniform_row_length(texts["negatives"], tf.cast(each, tf.int64))
-        columns = {name: block[name] for name in blocks.COLUMNS[kind] if name != "chunk_counts"}
-        if kind == "contextual":
+        columns = {name: block[name] for name in blocks.columns_of(source) if name != "chunk_counts"}
+        if source.has_scores:
+            columns["scores"] = tf.reshape(columns["scores"], [-1, 1 + source.negatives])
+        if source.kind == "contextual":
             counts = tf.cast(block["chunk_counts"], tf.int64)
             documents = ragged.from_row_lengths(texts["chunks"], counts)
             texts["chunks"] = tf.gather(documents, columns.pop("document"))

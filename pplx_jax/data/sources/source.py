@@ -10,8 +10,10 @@ To add a source, bind a `Source` in gin and list it in `SourceCorpus.sources` (s
 | contextual | `chunks` (a list), `document_id`, `queries` (a list of {text, chunk}) |
 
 Instead of `queries` a contextual row may have a `query` and its `positive`: the text of the chunk, or its index from 0.
-Every row may have `language` and `source`. Text and pair sources also read contextual rows: one text per chunk, one
-pair per query.
+Every row may have `language` and `source`. A triplet may have a teacher's scores: a column that `columns` names for
+`scores`, a list of the score of the positive and that of each negative in their order, or for `margins`, a list of the
+score of the positive minus that of each negative; a single number is a list of one. Text and pair sources also read
+contextual rows: one text per chunk, one pair per query.
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.prompts import DOCUMENT, QUERY, checked_prompts
 from pplx_jax.data.io import storage
 from pplx_jax.data.io.bad_rows import BadRows
-from pplx_jax.data.sources.example_reader import BadRow, Example, ExampleReader, split_documents, texts_of
+from pplx_jax.data.sources.example_reader import TEACHER, BadRow, Example, ExampleReader, split_documents, texts_of
 from pplx_jax.data.sources.file_formats import Format, Row, Unreadable, list_shards, read_rows
 from pplx_jax.data.sources.seqio_rows import task_rates
 from pplx_jax.data.tokens.kinds import FOLDERS, Kind
@@ -42,7 +44,8 @@ class Source:
         root: the folder or URL that a relative path starts from.
         format: the file format; "auto" chooses by the name of each file.
         split: the split of TFDS, BEIR and SeqIO.
-        columns: field -> the column that holds it, if it has another name. `a.b` is field b of column a.
+        columns: field -> the column that holds it, if it has another name. `a.b` is field b of column a. Teacher
+            scores are read only if `scores` or `margins` is here.
         language: the language of rows that have none.
         one_language: whether all rows are in `language`, whatever they say.
         languages: language -> sampling weight. The source then has one part per language, each with its own files.
@@ -82,6 +85,14 @@ class Source:
                 f"Source.path {self.path!r} of {self.name}: set `languages` where the path says {{language}}, and only "
                 "there"
             )
+        if teacher := [field for field in TEACHER if field in self.columns]:
+            if self.kind != "triplet":
+                raise BadInput(
+                    f"Source.columns of {self.name} names {teacher[0]}, and its kind is {self.kind}: a teacher's "
+                    "scores belong to triplets; declare a triplet source"
+                )
+            if len(teacher) > 1:
+                raise BadInput(f"Source.columns of {self.name} names scores and margins; name one of them")
         if self.kind == "text" and (self.query_prompt or self.document_prompt):
             raise BadInput(f"Source {self.name} of kind text has a prompt; prompts are for queries and documents")
 
@@ -119,6 +130,11 @@ class Source:
                 prompted["chunks"] = [document + example["chunks"][0], *example["chunks"][1:]]
                 prompted["queries"] = [(query + text, chunk) for text, chunk in example["queries"]]
             yield prompted
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether its triplets have teacher scores."""
+        return any(field in self.columns for field in TEACHER)
 
     @property
     def table_folder(self) -> str:
@@ -192,8 +208,8 @@ class Source:
             drop: whether a text must not be trained on. Its row is left out and counted as dropped.
 
         Yields:
-            text: {text}; pair: {query, positive}; triplet: {query, positive, negatives}; contextual:
-            {chunks, queries: [(text, chunk)]}; each with `language` and `source`.
+            text: {text}; pair: {query, positive}; triplet: {query, positive, negatives}, and `scores` of 1 + negatives
+            if the source has them; contextual: {chunks, queries: [(text, chunk)]}; each with `language` and `source`.
 
         Raises:
             BadInput: a shard cannot be opened, or too many rows are bad.

@@ -72,7 +72,10 @@ def _define(registered: str) -> None:
         BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=kind) for kind in features]
 
         def _info(self) -> tfds.core.DatasetInfo:
-            of_kind = tfds.features.FeaturesDict({**features[self.builder_config.name], **labels})
+            kind = self.builder_config.name
+            scored = kind == "triplet" and any(source.has_scores for source in _declared[registered].sources)
+            scores = {"scores": tfds.features.Sequence(np.float32)} if scored else {}  # [] for sources without
+            of_kind = tfds.features.FeaturesDict({**features[kind], **scores, **labels})
             return tfds.core.DatasetInfo(builder=self, features=of_kind)
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -84,7 +87,8 @@ def _define(registered: str) -> None:
             if not sources:
                 raise BadInput(f"{registered}/{kind}: the recipe declares no source of this kind")
             for part in (part for source in sources for part in source.parts().values()):
-                yield from _examples(part, declared.drop)
+                for key, example in _examples(part, declared.drop):
+                    yield key, {"scores": [], **example} if "scores" in self.info.features else example
 
 
 def _examples(part: Source, drop: Drop | None) -> Iterator[tuple[str, dict[str, Any]]]:

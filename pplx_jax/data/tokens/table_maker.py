@@ -193,7 +193,9 @@ class _Pairs(TableMaker):
 class _Triplets(TableMaker):
     """One row per triplet, then one row per negative. `negatives` [examples, K] refers to these rows.
 
-    A text that is a negative of several queries has a row for each. Features that only examples have are padded.
+    A text that is a negative of several queries has a row for each. Required features that only examples have are
+    padded. `scores` [examples, 1 + K] float32 has the teacher's scores of the positive and the negatives, if there are
+    any.
     """
 
     def __init__(self, writer: TokenWriter, lengths: Lengths, min_tokens: int = MIN_TOKENS):
@@ -215,6 +217,9 @@ class _Triplets(TableMaker):
         whole = (negatives.lengths() > 0).reshape(len(query), -1).all(axis=1)
         keep = (query.lengths() > 0) & (document.lengths() > 0) & whole
         self._negatives.append(select(negatives, np.repeat(keep, self._per_example)))
+        if "scores" in block:
+            scores = np.asarray(block["scores"], np.float32).reshape(len(query), 1 + self._per_example)
+            self._writer.append(scores=scores[keep])
         self._append_pairs(query, document, keep, block)
 
     def finish(self) -> None:
