@@ -325,8 +325,12 @@ VERBS = (
                 "--watch", metavar="STAGE_FOLDER", **_PATH, help="instead of --model: a stage's checkpoints, as saved"
             ),
             flag("--poll_seconds", type=float, help="with --watch: how often to look for new checkpoints"),
-            flag("--task", type=PathOrName, help="a benchmark, a BEIR folder, a folder of those, or MODULE:NAME"),
-            flag("--tasks", type=names, help="only these tasks of the benchmark"),
+            flag(
+                "--task",
+                type=PathOrName,
+                help="a benchmark, a BEIR folder, a folder or pattern of those, or MODULE:NAME",
+            ),
+            flag("--tasks", type=names, help="only these tasks of the benchmark; * stands for any letters"),
             flag(
                 "--quantization",
                 type=names,
