@@ -46,8 +46,16 @@ def average_checkpoints(
     params = jax.tree.map(lambda leaf: (leaf / len(paths)).astype(np.float32), total)
     averaged = [str(path) for path in paths]
     with replaced_folder(output, last=MODEL) as folder:
-        kept: dict[str, Any] = {"kind": first.kind, "averaged_from": averaged, "prompts": first.prompts}
-        save_model(folder, first.config, first.vocabulary, params, stage=first.stage, **kept)
+        save_model(
+            folder,
+            first.config,
+            first.vocabulary,
+            params,
+            stage=first.stage,
+            kind=first.kind,
+            averaged_from=averaged,
+            prompts=first.prompts,
+        )
     return {"output": str(output), "averaged": averaged}
 
 

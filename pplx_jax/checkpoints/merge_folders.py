@@ -33,9 +33,15 @@ def merge_checkpoints(
     require_alike("merge", a, first, b, second)
     params = slerp(first.params, second.params, weight=merge.weight, per=merge.per)
     with replaced_folder(output, last=MODEL) as folder:
-        merged_from = (first.stage, second.stage)
-        kept: dict[str, Any] = {"merged_from": merged_from, "prompts": first.prompts}
-        save_model(folder, first.config, first.vocabulary, params, stage=MERGED, **kept)
+        save_model(
+            folder,
+            first.config,
+            first.vocabulary,
+            params,
+            stage=MERGED,
+            merged_from=(first.stage, second.stage),
+            prompts=first.prompts,
+        )
     return {"output": str(output), "weight": weight, "per": per}
 
 

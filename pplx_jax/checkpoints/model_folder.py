@@ -190,7 +190,7 @@ def _config_class(folder: pathlib.Path, name: str | None) -> type[Qwen3Config]:
 def _read_description(folder: pathlib.Path) -> tuple[Qwen3Config, str, str, dict[str, str]]:
     """Returns configuration, kind, stage and prompts."""
     description = read_json(folder / MODEL)
-    version = description.get("format") if isinstance(description, dict) else None
+    version = description.get("format")
     if version != FORMAT:
         raise BadInput(f"{folder / MODEL} is of format {version!r}, this version reads {FORMAT}; write it again")
     try:

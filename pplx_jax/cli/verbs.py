@@ -277,7 +277,7 @@ VERBS = (
         example="--index=index --embeddings=new_vectors --delete=old_ids.txt",
         heading="embed and search",
         flags=(
-            flag("--index", required=True, **_PATH, help="the folder that index wrote"),
+            flag("--index", required=True, output=True, **_PATH, help="the folder that index wrote"),
             flag("--embeddings", **_PATH, help="the folder that embed wrote; its documents are added or replaced"),
             flag("--delete", **_PATH, help="a file of ids of documents to delete, one a line"),
             flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),
@@ -325,8 +325,12 @@ VERBS = (
                 "--watch", metavar="STAGE_FOLDER", **_PATH, help="instead of --model: a stage's checkpoints, as saved"
             ),
             flag("--poll_seconds", type=float, help="with --watch: how often to look for new checkpoints"),
-            flag("--task", type=PathOrName, help="a benchmark, a BEIR folder, a folder of those, or MODULE:NAME"),
-            flag("--tasks", type=names, help="only these tasks of the benchmark"),
+            flag(
+                "--task",
+                type=PathOrName,
+                help="a benchmark, a BEIR folder, a folder or pattern of those, or MODULE:NAME",
+            ),
+            flag("--tasks", type=names, help="only these tasks of the benchmark; * stands for any letters"),
             flag(
                 "--quantization",
                 type=names,

@@ -177,5 +177,5 @@ def _render(imports: Mapping[str, str], instances: Sequence[Instance]) -> str:
 
 
 def _rank(binding: Binding) -> int:
-    """The position of the parameter in the signature; at the end for one of `**kwargs`."""
+    """Returns the position of the parameter in the signature; at the end for one of `**kwargs`."""
     return [*binding.target.parameters, binding.parameter].index(binding.parameter)

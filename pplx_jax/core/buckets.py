@@ -37,7 +37,7 @@ def filesystem() -> Any:
     return fsspec.filesystem("gcs", finalize_on_close=True)
 
 
-def local_copy(path: pathlib.Path) -> pathlib.Path:
+def local_copy(path: pathlib.Path, *, nested: bool = True) -> pathlib.Path:
     """Returns a file or folder of a bucket on this machine; a local path is returned unchanged.
 
     Every version of an object is downloaded once per machine, into `cache_folder()`. The returned folder shows the
@@ -45,6 +45,7 @@ def local_copy(path: pathlib.Path) -> pathlib.Path:
 
     Args:
         path: if nothing is there, it is returned unchanged.
+        nested: whether the folders in a folder belong to it.
 
     Raises:
         BadInput: the folder is not complete.
@@ -52,8 +53,10 @@ def local_copy(path: pathlib.Path) -> pathlib.Path:
     """
     if not is_bucket(path):
         return path
-    root = str(path)[len("gs://") :]
+    root = _object_name(path)
     found = {name: info for name, info in filesystem().find(root, detail=True).items() if not name.endswith("/")}
+    if not nested:
+        found = {name: info for name, info in found.items() if "/" not in name[len(root) :].strip("/")}
     if not found:
         return path
     if any(name.endswith(f"/{WRITING}") for name in found):
@@ -67,7 +70,7 @@ def local_copies(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     Raises:
         OSError: a download fails, or the disk is full.
     """
-    wanted = {str(path)[len("gs://") :] for path in paths if is_bucket(path)}
+    wanted = {_object_name(path) for path in paths if is_bucket(path)}
     if not wanted:
         return list(paths)
     if len(paths) == 1:
@@ -75,12 +78,12 @@ def local_copies(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
     root = os.path.commonpath([os.path.dirname(name) for name in wanted])
     listed = filesystem().find(root, detail=True)
     copy = _shown(as_path(f"gs://{root}"), {name: info for name, info in listed.items() if name in wanted})
-    return [copy / os.path.relpath(str(path)[len("gs://") :], root) for path in paths]
+    return [copy / os.path.relpath(_object_name(path), root) for path in paths]
 
 
 def _shown(path: pathlib.Path, found: dict[str, Any]) -> pathlib.Path:
     """Returns a folder or file of this machine that shows objects at or below `path` as they are now."""
-    root = str(path)[len("gs://") :]
+    root = _object_name(path)
     versions = {name: hashlib.sha256(f"{name}#{_version(info)}".encode()).hexdigest() for name, info in found.items()}
     shown = hashlib.sha256(repr(sorted(versions.items())).encode()).hexdigest()[:16]
     name = path.name or root
@@ -125,7 +128,7 @@ def replace(folder: pathlib.Path, path: pathlib.Path, last: str) -> None:
         path: the folder in the bucket.
         last: the name of the files that make a folder complete. They are deleted first and uploaded last.
     """
-    store, root = filesystem(), str(path)[len("gs://") :]
+    store, root = filesystem(), _object_name(path)
     files = [pathlib.Path(place) / name for place, _, names in os.walk(folder, followlinks=True) for name in names]
     new = {f"{root}/{file.relative_to(folder).as_posix()}": str(file) for file in sorted(files)}
     former = store.find(root)
@@ -152,7 +155,7 @@ def remove(path: pathlib.Path) -> None:
     """Deletes a folder of this machine or of a bucket; does nothing if there is none."""
     if not is_bucket(path):
         shutil.rmtree(path, ignore_errors=True)
-    elif names := filesystem().find(str(path)[len("gs://") :]):
+    elif names := filesystem().find(_object_name(path)):
         filesystem().rm(names)
 
 
@@ -164,7 +167,7 @@ def require_usable(path: pathlib.Path, output: bool) -> None:
     """
     if not is_bucket(path):
         return
-    root, role = str(path)[len("gs://") :], f"Storage Object {'User' if output else 'Viewer'}"
+    root, role = _object_name(path), f"Storage Object {'User' if output else 'Viewer'}"
     try:
         if output:
             probe = f"{root}{'.' if '/' in root else '/'}probe-{uuid.uuid4().hex}"
@@ -182,6 +185,11 @@ def require_usable(path: pathlib.Path, output: bool) -> None:
             f"{path} cannot be {'written' if output else 'read'} ({reason}); check the name of the bucket, log in with "
             f"`gcloud auth application-default login`, or give this machine's account the role {role} on the bucket"
         ) from None
+
+
+def _object_name(path: pathlib.Path) -> str:
+    """Returns the path in a bucket without its scheme, as fsspec names objects: BUCKET/FOLDER/FILE."""
+    return str(path).removeprefix("gs://")
 
 
 def _version(info: Any) -> str:

@@ -1,8 +1,9 @@
-"""Packages of extras: checks before they are needed, and which extra has one that is missing."""
+"""Installed packages: checks before they are needed, the extra that has a missing one, and versions."""
 
 import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Iterable
 
 from pplx_jax.core.errors import BadInput
 
@@ -40,3 +41,14 @@ def extra_with(module: str) -> str | None:
         if found and re.fullmatch(rf"{re.escape(wanted)}(-.*)?", found[1].replace("_", "-").lower()):
             return found[2]
     return None
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Returns the version of each package, without those that are not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -64,16 +64,16 @@ def evaluate_task(
 ) -> dict[str, Any] | None:
     """Scores a model. A second call with the same `output` skips the finished tasks.
 
-    Several processes encode the texts of a model folder together. Process 0 alone reads the benchmark, ranks, and
-    writes the results.
+    Several processes encode the texts of a model folder together, and rank the documents of nested pools together.
+    Process 0 alone reads the benchmark, ranks in other tasks, and writes the results.
 
     Args:
         model: "bm25", a model folder, a sentence-transformers folder, or a loaded encoder (with several processes an
             `Embedder` of `shared=True`).
-        task: the name of a benchmark, a BEIR folder, a folder of BEIR folders, or MODULE:NAME of a benchmark in your
-            own package; see `evaluation.registry`.
+        task: the name of a benchmark, a BEIR folder, a folder or a pattern of BEIR folders, or MODULE:NAME of a
+            benchmark in your own package; see `evaluation.registry`.
         benchmark: the benchmark itself, in place of `task`: `evaluate_task.benchmark = @MyBenchmark()` in a gin file.
-        tasks: names of the tasks to run; None for all.
+        tasks: names of the tasks to run, or patterns of names; None for all.
         quantization: of the vectors, one or several. None for the model's own: "int8", or "none" for a
             sentence-transformers model.
         dims: number of leading dimensions, one or several; None for all.

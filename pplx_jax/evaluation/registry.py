@@ -4,7 +4,7 @@ TASK is one of:
 
 - a name that a module of `evaluation/suites/` lists in its `NAMES`, such as "toolret" or "mteb-code". The module opens
   it with `open_benchmark(name, data, **options)`.
-- a BEIR folder, or a folder of BEIR folders.
+- a BEIR folder, a folder of BEIR folders, or a pattern of such folders, such as "data/nano-*".
 - MODULE:NAME of your own package, such as `my_lab.benchmarks:MyBenchmark`. NAME is a class or function that returns a
   `core.benchmark.Benchmark`. It is called without arguments, or with `data=FOLDER` if `--data` is given.
 
@@ -16,6 +16,8 @@ In gin, bind an object instead of a name, and leave `--task` out:
 A new family for this package is one new file (or folder) in `evaluation/suites/` with `NAMES` and `open_benchmark`.
 """
 
+import fnmatch
+import glob
 import importlib
 import os
 import pathlib
@@ -26,6 +28,7 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
+from pplx_jax.core.spelling import nearest
 from pplx_jax.evaluation import suites
 from pplx_jax.evaluation.core.benchmark import Benchmark
 from pplx_jax.evaluation.suites.beir_folder import open_folder
@@ -58,7 +61,12 @@ def open_benchmark(task: str | pathlib.Path, data: pathlib.Path | None = None, *
             if "split" in options:
                 raise BadInput(f"--split is for BEIR folders; the task {task} has its own splits")
             return names[str(task)](str(task), data, **options)
-        if _is_folder(task):
+        if matched := [] if as_path(task).exists() else fnmatch.filter(names, str(task)):
+            raise BadInput(
+                f"--task {task} matches the benchmarks {', '.join(matched)}; a results folder belongs to one, so give "
+                f"one of them, or ./{task} for folders"
+            )
+        if as_path(task).is_dir() or glob.has_magic(str(task)):
             if data is not None:
                 raise BadInput(f"--data is for benchmarks with a name; {task} is a folder with its own files")
             return open_folder(task, **options)
@@ -68,12 +76,8 @@ def open_benchmark(task: str | pathlib.Path, data: pathlib.Path | None = None, *
         raise BadInput(f"{task} needs the module {error.name}: pip install 'pplx-jax[eval]'") from error
     raise BadInput(
         f"no benchmark and no folder {task}; give a BEIR folder, MODULE:NAME of your own benchmark, or one of "
-        f"{', '.join(names)}"
+        f"{', '.join(names)}{nearest(str(task), names)}"
     )
-
-
-def _is_folder(task: str | pathlib.Path) -> bool:
-    return as_path(task).is_dir()
 
 
 def _open_external(task: str, data: pathlib.Path | None, **options: Any) -> Benchmark:

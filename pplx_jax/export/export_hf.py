@@ -20,11 +20,11 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import require_free, scratch_beside, take_place
 from pplx_jax.core.packages import require_packages
 from pplx_jax.core.paths import absolute, as_path
+from pplx_jax.core.peak_memory import process_peak_bytes
+from pplx_jax.export.export_parity import check_parity
 from pplx_jax.export.model_card import model_card
 from pplx_jax.export.onnx_graph import write_onnx
 from pplx_jax.export.onnx_parity import check_onnx_parity
-from pplx_jax.export.parity import check_parity
-from pplx_jax.export.peak_memory import process_peak_bytes
 from pplx_jax.export.run_record import RunRecord, read_run
 from pplx_jax.export.tokenizer import save_tokenizer
 from pplx_jax.export.weights import write_weights

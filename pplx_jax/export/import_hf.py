@@ -14,8 +14,8 @@ from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.output_folder import require_free, scratch_beside, take_place
 from pplx_jax.core.packages import require_packages
 from pplx_jax.core.paths import absolute, as_path
+from pplx_jax.core.peak_memory import PeakMemory
 from pplx_jax.export import import_parity
-from pplx_jax.export.peak_memory import PeakMemory
 
 
 def import_hf(
@@ -70,8 +70,15 @@ def import_hf(
         partial = scratch / "model"
         memory = PeakMemory()
         model = plan.load()
-        about: dict[str, Any] = {"stage": model.stage, "kind": model.kind, "prompts": model.prompts}
-        save_model(partial, model.config, model.vocabulary, model.params, **about)
+        save_model(
+            partial,
+            model.config,
+            model.vocabulary,
+            model.params,
+            stage=model.stage,
+            kind=model.kind,
+            prompts=model.prompts,
+        )
         peak = memory.growth
         parity = None
         if states is not None:

@@ -19,8 +19,8 @@ from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.core.files import read_json
 from pplx_jax.data.tokens.vocabulary import Vocabulary
-from pplx_jax.export.agreement import hidden_difference, int8_equal_share
-from pplx_jax.export.parity import SENTENCES, Parity, encoder_states, padded
+from pplx_jax.export.export_parity import SENTENCES, Parity, encoder_states, padded
+from pplx_jax.export.tolerances import hidden_difference, int8_equal_share
 from pplx_jax.kernels.quantization import LEVELS, quantize
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def source_states(source: pathlib.Path, described: Source, vocabulary: Vocabular
 def check_import(model: LoadedModel, states: SourceStates) -> Parity:
     """Compares an imported model with its source.
 
-    In float32 with the tolerances of `agreement`. A bfloat16 model is also run in bfloat16: the cosines between its
+    In float32 with the tolerances of `tolerances`. A bfloat16 model is also run in bfloat16: the cosines between its
     embeddings and the source's must exceed `MIN_COSINE`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Parity of an ONNX graph: checks that it computes the same as our model, with the tolerances of `agreement`."""
+"""Parity of an ONNX graph: checks that it computes the same as our model, with the tolerances of `tolerances`."""
 
 import os
 import pathlib
@@ -6,9 +6,9 @@ import pathlib
 import numpy as np
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
-from pplx_jax.export.agreement import MAX_ABS_DIFF, hidden_difference, int8_equal_share
+from pplx_jax.export.export_parity import Parity, Reference, padded
 from pplx_jax.export.onnx_graph import OUTPUTS
-from pplx_jax.export.parity import Parity, Reference, padded
+from pplx_jax.export.tolerances import MAX_ABS_DIFF, hidden_difference, int8_equal_share
 from pplx_jax.kernels.quantization import LEVELS
 
 

@@ -17,16 +17,16 @@ _PREFIXES = re.compile(r"(\w+/)?\w+Stage\.prefixes")
 
 @dataclasses.dataclass(frozen=True)
 class TrainedStage:
-    """One training that a run finished.
+    """A finished stage of a run.
 
     Attributes:
       name: of the stage.
       summary: what it trained on, in words.
-      steps: how many its model took.
-      loss: the last that was logged.
-      examples: in its token table, where that is recorded.
-      tokens: in its token table.
-      lengths: the most tokens of a text, by feature.
+      steps: number of steps behind its model.
+      loss: the last one that was logged.
+      examples: number of examples in its token table; None if it is not recorded.
+      tokens: number of tokens in its token table; None if it is not recorded.
+      lengths: maximum tokens of a text, by feature.
     """
 
     name: str
@@ -40,11 +40,11 @@ class TrainedStage:
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What is recorded; what is not stays empty.
+    """What a run has recorded about a model. A field without a record is empty.
 
     Attributes:
-      stages: trainings behind the parameters, in order.
-      merged_from: the two stages that were merged, if they were.
+      stages: finished stages that the parameters come from, in order.
+      merged_from: the two merged stages, if the model is a merge.
       corpus: counts of the data.
       settings: the resolved recipe.
       scores: nested numbers of this run's evaluation of the model.
@@ -73,12 +73,12 @@ class RunRecord:
 
 
 def read_run(model_folder: pathlib.Path, stage: str, kind: str) -> RunRecord:
-    """Reads the run that `model_folder` is a part of, which it is where it bears its stage's name.
+    """Reads the run that a model folder is a part of. A folder with another name than its stage is part of no run.
 
     Args:
-      model_folder: what a stage or a merge left.
-      stage: which.
-      kind: "context_v1" takes the scores of chunks within their documents.
+      model_folder: of a stage or a merge.
+      stage: the stage that wrote it.
+      kind: "context_v1" takes the scores of chunks in their documents.
 
     Raises:
       BadInput: a record is damaged.
@@ -100,7 +100,7 @@ def read_run(model_folder: pathlib.Path, stage: str, kind: str) -> RunRecord:
 
 
 def _lineage(workdir: pathlib.Path, name: str) -> list[str]:
-    """The finished trainings that the parameters of a stage or a merge come from, the earliest first."""
+    """Returns the finished stages that the parameters of a stage or a merge come from, the earliest first."""
     if merged_from := _read(workdir / name / "model.json").get("merged_from"):
         return list(dict.fromkeys(earlier for one in merged_from for earlier in _lineage(workdir, one)))
     if not (workdir / name / "finished.json").exists():

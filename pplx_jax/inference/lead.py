@@ -1,5 +1,6 @@
 """Work that one process does with an encoder that all processes share."""
 
+import importlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
@@ -11,11 +12,12 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.parallel.gather_rows import broadcast_bytes
-from pplx_jax.parallel.processes import barrier, is_first
+from pplx_jax.parallel.processes import is_first
 
 _Encoder = TypeVar("_Encoder", bound=Encoder | None)
 _Result = TypeVar("_Result")
 _END = {"method": None}
+_leading = False
 
 
 def leads() -> bool:
@@ -26,7 +28,8 @@ def leads() -> bool:
 def lead(encoder: _Encoder, work: Callable[[_Encoder], _Result]) -> _Result | None:
     """Runs `work` on process 0. All processes encode the texts that it gives to the encoder. Collective.
 
-    So only process 0 reads the texts and writes the results, and `work` needs to know nothing of processes.
+    So only process 0 reads the texts and writes the results, and `work` needs to know nothing of processes. It may have
+    more done by all of them with `called_by_others`.
 
     Args:
       encoder: an `Embedder` that every process loaded with `shared=True`. Process 0 uses another encoder alone.
@@ -35,23 +38,43 @@ def lead(encoder: _Encoder, work: Callable[[_Encoder], _Result]) -> _Result | No
     Returns:
       The result of `work`; None on the other processes.
     """
+    global _leading
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return work(encoder)
-    result = None
-    if not isinstance(encoder, Embedder):
-        result = work(encoder) if is_first() else None
-        barrier("led")
-    elif is_first():
-        result = work(cast(_Encoder, _Leader(encoder)))
-        _send(_END)
-    else:
-        _follow(encoder)
+    shared = isinstance(encoder, Embedder)
+    if not is_first():
+        _follow(encoder if shared else None)
+        return None
+    _leading = True
+    try:
+        result = work(cast(_Encoder, _Leader(encoder)) if shared else encoder)
+    finally:
+        _leading = False
+    _send(_END)
     return result
 
 
-def _follow(embedder: Embedder) -> None:
+def called_by_others(function: Callable[[], None]) -> bool:
+    """Makes the processes that follow `lead` call a function, which exchanges data with process 0. Collective.
+
+    Args:
+      function: of a module, so that every process finds it by its name. It returns when process 0 tells it to.
+
+    Returns:
+      Whether there are such processes. The caller is process 0, inside `work`.
+    """
+    if _leading:
+        _send({"function": [function.__module__, function.__qualname__]})
+    return _leading
+
+
+def _follow(embedder: Embedder | None) -> None:
     """Makes the calls of process 0 until it ends."""
     while (request := json.loads(broadcast_bytes(b"").decode("utf-8", "surrogatepass"))) != _END:
+        if "function" in request:
+            module, name = request["function"]
+            getattr(importlib.import_module(module), name)()
+            continue
         try:
             getattr(embedder, request["method"])(request["texts"], **request["options"])
         except BadInput:  # process 0 raises the same error, and may go on after it

@@ -81,7 +81,7 @@ class PackedEncoder:
         platform = self._mesh.devices.flat[0].platform
         # XLA on CPU would turn a stack of bfloat16 layers into float32 in every call.
         held = params if platform == "cpu" else in_compute_precision(params, config.dtype)
-        self._model = bind(config, _placed(held, self._mesh))
+        self._model = bind(config, _on_mesh(held, self._mesh))
         self._pad_id = pad_id
         shortest = shortest_sequence(platform)
         self._cutter = Cutter(config.max_length, batch_tokens, slots, shortest, separator_id, alone)
@@ -250,7 +250,7 @@ def _mesh_of(params: Any) -> jax.sharding.Mesh:
     return Mesh().build(list(leaf.devices()) if isinstance(leaf, jax.Array) else jax.local_devices())
 
 
-def _placed(params: Any, mesh: jax.sharding.Mesh) -> Any:
+def _on_mesh(params: Any, mesh: jax.sharding.Mesh) -> Any:
     """Returns the parameters on the mesh. Those that are there already keep their shardings."""
     devices, copied = set(mesh.devices.flat), {"slice", "data"}
 

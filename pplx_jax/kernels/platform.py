@@ -30,12 +30,12 @@ def by_platform(*arguments: Any, default: Callable[..., Any], **kernels: Callabl
 
 
 def platform() -> str:
-    """The platform of the mesh, or of this process without one: "tpu", "cuda", or "cpu" for all others."""
+    """Returns the platform of the mesh, or of this process without one: "tpu", "cuda", or "cpu" for all others."""
     return platform_of(_of_mesh() or jax.devices()[0].device_kind)
 
 
 def fast_dtype(platform: str) -> str:
-    """The faster precision of matrix products on a platform ("cpu", "gpu", "tpu"): "bfloat16" or "float32".
+    """Returns the faster precision of matrix products on a platform ("cpu", "gpu", "tpu"): "bfloat16" or "float32".
 
     A CPU multiplies bfloat16 faster than float32 if it has matrix units (AMX); otherwise it is slower. Processes of one
     job may have different CPUs, so several processes on CPU use float32.
@@ -46,7 +46,7 @@ def fast_dtype(platform: str) -> str:
 
 
 def _cpu_flags() -> frozenset[str]:
-    """The instruction sets of this CPU as Linux names them; empty elsewhere."""
+    """Returns the instruction sets of this CPU as Linux names them; empty elsewhere."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -55,20 +55,20 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def device_kind() -> str:
-    """The device kind of the mesh, or of this process's TPU without one, as JAX names it; empty if there is neither."""
+    """Returns JAX's name of the device kind of the mesh, or of this process's TPU without one; "" if there is none."""
     if (kind := _of_mesh()) is not None:
         return kind
     return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else ""
 
 
 def vmem_limit_bytes(device_kind: str) -> int:
-    """Bytes of VMEM that a kernel may take on a TPU of this kind; those of a v5p if the kind is unknown."""
+    """Returns the bytes of VMEM that a kernel may take on a TPU of this kind; those of a v5p if the kind is unknown."""
     kind = device_kind.lower()
     return 2**20 * next((size for part, size in _VMEM_MIB.items() if part in kind), _DEFAULT_VMEM_MIB)
 
 
 def platform_of(device_kind: str) -> str:
-    """The platform of a device kind: "tpu", "cuda", or "cpu" for all others."""
+    """Returns the platform of a device kind: "tpu", "cuda", or "cpu" for all others."""
     if "TPU" in device_kind:
         return "tpu"
     return "cuda" if device_kind.startswith(_NVIDIA) else "cpu"

@@ -9,22 +9,22 @@ _NN, _NT, _TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
-    """Precision of products of this dtype. By default a TPU rounds float32 to bfloat16, and a GPU to TF32."""
+    """Returns the precision of products of a dtype. By default a TPU rounds float32 to bfloat16, a GPU to TF32."""
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
 
 
 def dot_general(a: jax.Array, b: jax.Array, dims: jax.lax.DotDimensionNumbers) -> jax.Array:
-    """`jax.lax.dot_general` in float32, with the precision of the dtype of `b`."""
+    """Returns `jax.lax.dot_general` in float32, with the precision of the dtype of `b`."""
     return jax.lax.dot_general(a, b, dims, precision=precision(b.dtype), preferred_element_type=jnp.float32)
 
 
 def product(a: jax.Array, b: jax.Array, *, transposed: bool = False) -> jax.Array:
-    """a @ b, or a @ b.T, in float32."""
+    """Returns a @ b, or a @ b.T, in float32."""
     return dot_general(a, b, _NT if transposed else _NN)
 
 
 def product_over_rows(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a.T @ b, in float32: the gradient of a kernel from inputs a [T, I] and cotangents b [T, O]."""
+    """Returns a.T @ b, in float32: the gradient of a kernel from inputs a [T, I] and cotangents b [T, O]."""
     if b.dtype == jnp.bfloat16 and jax.device_count() == 1:
         return by_platform(a, b, default=_over_rows, cpu=_over_rows_on_matrix_units)
     return _over_rows(a, b)

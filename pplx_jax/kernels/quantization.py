@@ -29,7 +29,7 @@ def _round(scaled: jax.Array, rounding: Rounding) -> jax.Array:
 
 
 def tanh_int8(v: jax.Array, rounding: Rounding = "half_even") -> jax.Array:
-    """clip(round(127 tanh v), -127, 127) as float32 integers.
+    """Returns clip(round(127 tanh v), -127, 127) as float32 integers.
 
     The straight-through estimator ignores the rounding: the gradient is that of 127 tanh(v), 127 (1 - tanh(v)^2).
 
@@ -50,12 +50,12 @@ def tanh_int8(v: jax.Array, rounding: Rounding = "half_even") -> jax.Array:
 
 
 def to_int8(v: jax.Array, rounding: Rounding = "half_even") -> jax.Array:
-    """The integers of `tanh_int8` as an int8 array."""
+    """Returns the integers of `tanh_int8` as an int8 array."""
     return tanh_int8(v, rounding).astype(jnp.int8)
 
 
 def to_binary(v: jax.Array) -> jax.Array:
-    """The signs of v as int8: +1 for v >= 0, otherwise -1."""
+    """Returns the signs of v as int8: +1 for v >= 0, otherwise -1."""
     return jnp.where(v >= 0, 1, -1).astype(jnp.int8)
 
 

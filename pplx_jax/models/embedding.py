@@ -13,7 +13,7 @@ from pplx_jax.parallel.rules import spec
 
 
 def embed(model: Qwen3, batch: dict[str, jax.Array], slots: int) -> tuple[jax.Array, jax.Array]:
-    """Pooled vectors of a packed batch.
+    """Returns the pooled vectors of a packed batch.
 
     Args:
       model: the encoder.

@@ -7,7 +7,7 @@ from pplx_jax.kernels.products import product, product_over_rows
 
 @jax.custom_vjp
 def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x @ kernel`, with a float32 kernel that is cast to the dtype of the activations.
+    """Returns `x @ kernel`, with a float32 kernel that is cast to the dtype of the activations.
 
     Autodiff would multiply a float32 cotangent by bfloat16 operands, which is slow on matrix units. Here the cotangent
     has the dtype of the activations, and the gradient of the kernel is accumulated and returned in the kernel's dtype.

@@ -13,7 +13,7 @@ EMBEDDING_TABLE = "embed.embedding"  # path of the input embeddings among the pa
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: str) -> jax.Array:
-    """Embeddings of `tokens`.
+    """Returns the embeddings of `tokens`.
 
     Within `jax.set_mesh` each device gathers the table, in `dtype`, and looks up its own tokens. XLA's partitioner
     would gather the tokens of all devices, or the table in float32. The gradient of the table is summed in float32.

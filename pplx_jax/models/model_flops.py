@@ -21,7 +21,7 @@ PEAK_FLOPS = {
 
 
 def training_flops(config: Qwen3Config, *, tokens: float, token_pairs: float, predicted: float) -> float:
-    """Model FLOPs of a training step, without recomputation.
+    """Returns the model FLOPs of a training step, without recomputation.
 
     6 x parameters without the embedding table x tokens, 6 x V x D x predicted tokens, and 12 x layers x H x E x pairs
     of tokens that attend to each other. A text of n tokens has n squared pairs, because attention is bidirectional:
@@ -40,7 +40,7 @@ def training_flops(config: Qwen3Config, *, tokens: float, token_pairs: float, pr
 
 
 def peak_flops(device: jax.Device | None = None) -> float | None:
-    """Peak FLOP/s of one device, by default the first one; None for an unknown device."""
+    """Returns the peak FLOP/s of one device, by default the first one; None for an unknown device."""
     kind = (device or jax.devices()[0]).device_kind
     known = [start for start in PEAK_FLOPS if kind.startswith(start)]
     return PEAK_FLOPS[max(known, key=len)] if known else None

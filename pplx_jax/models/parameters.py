@@ -46,7 +46,7 @@ def bind(config: Qwen3Config, params: dict[str, Any]) -> Qwen3:
 
 
 def is_embedding_table(path: tuple[Any, ...]) -> bool:
-    """Whether a path, as `jax.tree_util.tree_map_with_path` gives it, is that of the input embedding table.
+    """Returns whether a path, as `jax.tree_util.tree_map_with_path` gives it, is that of the input embedding table.
 
     An untied head (`head.embedding`) is not an input embedding table.
     """

@@ -31,7 +31,7 @@ class TermWeights:
             raise BadInput(f"{self}: give a smoothing above 0 and a power of 0 or more")
 
     def of(self, counts: np.ndarray) -> np.ndarray:
-        """Weights [V] in (0, 1] of tokens with these counts [V]."""
+        """Returns the weights [V] in (0, 1] of tokens with these counts [V]."""
         frequency = counts / max(counts.sum(), 1)
         return (self.smoothing / (self.smoothing + frequency)) ** self.power
 

@@ -180,7 +180,7 @@ class Embedding(nnx.Module):
 
 
 def rotary_frequencies(head_dim: int, theta: float) -> np.ndarray:
-    """Radians per position of each pair of dimensions, [E / 2] float32."""
+    """Returns the radians per position of each pair of dimensions, [E / 2] float32."""
     # Rounded to float32 in the steps of transformers, whose models are trained with these frequencies: the last bit of
     # a frequency is an angle of 1e-4 at position 2,048.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
@@ -188,14 +188,14 @@ def rotary_frequencies(head_dim: int, theta: float) -> np.ndarray:
 
 
 def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, L, 1, E / 2] of RoPE at `positions` [B, L]."""
+    """Returns cosines and sines [B, L, 1, E / 2] of RoPE at `positions` [B, L]."""
     frequencies = rotary_frequencies(head_dim, theta)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate-half RoPE on x [B, L, heads, E]: dimension i is paired with i + E / 2."""
+    """Applies rotate-half RoPE to x [B, L, heads, E]: dimension i is paired with i + E / 2."""
     return _rotate(x, *angles)
 
 
@@ -301,7 +301,7 @@ class Qwen3(nnx.Module):
         return (self.embed if self.config.tied else self.head).embedding[...]
 
     def __call__(self, tokens: jax.Array, segment_ids: jax.Array, positions: jax.Array) -> jax.Array:
-        """Hidden states of packed sequences.
+        """Returns the hidden states of packed sequences.
 
         Args:
           tokens: [B, L] ids; no text attends to padding.

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pplx_jax.parallel.placed import placed
+from pplx_jax.parallel.global_array import global_array
 
 
 class Agreement:
@@ -45,7 +45,7 @@ class Agreement:
             return requests
         asked = np.broadcast_to(np.asarray(requests, np.int32), self._shape)
         before = self._last
-        self._last = self._any(placed(self._shape, self._spread, lambda at: asked[at]), step)
+        self._last = self._any(global_array(self._shape, self._spread, lambda at: asked[at]), step)
         if before is None:
             return (False,) * len(requests)
         return tuple(bool(value) for value in jax.device_get(before.addressable_data(0)))

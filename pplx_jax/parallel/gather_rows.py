@@ -1,4 +1,4 @@
-"""Sends data between processes: rows of arrays from all to all, and bytes from process 0 to the others."""
+"""Sends data between processes: rows of arrays from all to all, sums of counts, and bytes from process 0 to others."""
 
 import itertools
 from collections.abc import Sequence
@@ -49,6 +49,25 @@ def gather_ragged(own: Sequence[Sequence[int] | np.ndarray], counts: Sequence[in
     found = gather_rows(flat, [int(one.sum()) for one in lengths])
     cut = [np.split(values, np.cumsum(size))[:-1] for size, values in zip(lengths, found, strict=True)]
     return list(itertools.chain(*cut))
+
+
+def sum_counts(own: np.ndarray) -> np.ndarray:
+    """Returns the sum over all processes of an int64 array. Collective; it waits for the others without a time limit.
+
+    Args:
+      own: of this process, of the same shape on all.
+    """
+    if jax.process_count() == 1:
+        return own
+    barrier("sum counts")
+    flat = np.ascontiguousarray(own).reshape(-1)
+    total = np.empty_like(flat)
+    step = max(_BYTES_AT_ONCE // (flat.itemsize * jax.process_count()), 1)
+    for start in range(0, flat.size, step):
+        part = slice(start, start + step)
+        found = multihost_utils.process_allgather(flat[part].view(np.int32))  # JAX would cut int64
+        total[part] = np.ascontiguousarray(found).view(np.int64).sum(axis=0)
+    return total.reshape(own.shape)
 
 
 def broadcast_bytes(data: bytes) -> bytes:

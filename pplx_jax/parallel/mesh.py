@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,8 +71,7 @@ class Mesh:
                     raise BadInput(f"Mesh.rules: {unknown[0]!r} is not one of {', '.join(known)}")
 
     def __str__(self) -> str:
-        sizes = {axis: getattr(self, axis) for axis in MESH_AXES}
-        return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "of one device"
+        return mesh_text({axis: getattr(self, axis) for axis in MESH_AXES})
 
     def sizes(self, devices: int) -> dict[str, int]:
         """Returns the size of each axis on this number of devices.
@@ -128,6 +127,11 @@ class Mesh:
                         f"{what.format(size)} cannot be shared by {shards(name, devices)} devices ({axes}); {fix} "
                         f"{'of ' if fix.endswith('multiple') else ''}{axes}"
                     )
+
+
+def mesh_text(sizes: Mapping[str, int]) -> str:
+    """Returns the sizes of the mesh axes as text, such as "data=2 x fsdp=4", without the axes of size 1."""
+    return " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1) or "of one device"
 
 
 def _largest(sizes: dict[str, int]) -> str:

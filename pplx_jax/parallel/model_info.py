@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from pplx_jax.core.parameter_trees import dotted
+from pplx_jax.parallel.mesh import mesh_text
 from pplx_jax.parallel.rules import parameter_axes
 
 
@@ -21,17 +22,16 @@ def model_info(params: Any, optimizer: Any = (), ema: Any = None) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         name = dotted(path)
         axes = " ".join(axis or "-" for axis in parameter_axes(name, len(leaf.shape)))
-        rows.append((name, "x".join(map(str, leaf.shape)), axes, _placed(leaf), f"{bytes_on_chip(leaf):,}"))
+        rows.append((name, "x".join(map(str, leaf.shape)), axes, _partition_text(leaf), f"{bytes_on_chip(leaf):,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     leaves = jax.tree.leaves(params)
     total = sum(math.prod(leaf.shape) for leaf in leaves)
     meshes = [leaf.sharding.mesh.shape for leaf in leaves]
-    mesh = " x ".join(f"{axis}={size}" for axis, size in meshes[0].items() if size > 1) if meshes else ""
     of_optimizer = sum(bytes_on_chip(leaf) for leaf in jax.tree.leaves(optimizer))
     lines += [
         "",
-        f"mesh {mesh or 'of one device'}",
+        f"mesh {mesh_text(meshes[0] if meshes else {})}",
         f"parameters {total:,}",
         f"bytes a chip: parameters {sum(map(bytes_on_chip, leaves)):,}, optimizer {of_optimizer:,}"
         + ("" if ema is None else f", average {sum(map(bytes_on_chip, jax.tree.leaves(ema))):,}"),
@@ -45,6 +45,6 @@ def bytes_on_chip(leaf: jax.Array | jax.ShapeDtypeStruct) -> int:
     return math.prod(shape) * leaf.dtype.itemsize
 
 
-def _placed(leaf) -> str:
+def _partition_text(leaf) -> str:
     spec = tuple(leaf.sharding.spec) + (None,) * (len(leaf.shape) - len(leaf.sharding.spec))
     return " ".join("+".join(entry) if isinstance(entry, tuple) else entry or "-" for entry in spec) or "-"

@@ -6,12 +6,11 @@ import re
 from collections.abc import Sequence
 
 from pplx_jax.plan.chips import Topology
-from pplx_jax.plan.hlo import Module, Run, parse, runs
+from pplx_jax.plan.hlo import Instruction, Module, parse, runs
 from pplx_jax.plan.kernels import VOCABULARY_SLOTS, block_positions, has_schedule, kernel_cycles
 from pplx_jax.plan.links import Place, Transfer, buffer_bytes, collectives
 
 _PRODUCTS = ("convolution", "dot")
-_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,15 +89,20 @@ def estimate(
             kernels[name] = kernels.get(name, 0.0) + times * (cycles or 0.0) / clock
         elif each.cycles is not None:
             compiler += run.times * each.cycles / clock
-        elif each.opcode == "fusion" and _products(module, each.called("calls")):
+        elif each.opcode == "fusion" and any(inner.opcode in _PRODUCTS for inner in _fused(module, each)):
             # The compiler gives no estimate for a product fused with a transfer: count the minimum time.
-            flops = sum(_flops(module, product) for product in _products(module, each.called("calls")))
+            fused = _fused(module, each)
+            flops = sum(_product_flops(fused, inner) for inner in fused if inner.opcode in _PRODUCTS)
             compiler += run.times * flops / topology.chip.peak_flops
             unknown.add("products fused with asynchronous collectives, taken at the peak")
         elif each.opcode in ("sort", "gather", "scatter", "dynamic-slice", "dynamic-update-slice"):
             unknown.add(each.opcode)
     found = collectives(steps, places, topology)
-    flops = sum(run.times * _product_flops(module, run) for run in steps if run.instruction.opcode in _PRODUCTS)
+    flops = sum(
+        run.times * _product_flops(module[run.computation], run.instruction)
+        for run in steps
+        if run.instruction.opcode in _PRODUCTS
+    )
     return Estimate(
         compiler_seconds=compiler,
         kernel_seconds=kernels,
@@ -110,21 +114,13 @@ def estimate(
     )
 
 
-def _products(module: Module, name: str | None) -> list:
-    return [each for each in module.get(name or "", []) if each.opcode in _PRODUCTS]
+def _fused(module: Module, fusion: Instruction) -> list[Instruction]:
+    return module.get(fusion.called("calls") or "", [])
 
 
-def _product_flops(module: Module, run: Run) -> float:
-    return _flops_in(module[run.computation], run.instruction)
-
-
-def _flops(module: Module, product) -> float:
-    owner = next(instructions for instructions in module.values() if product in instructions)
-    return _flops_in(owner, product)
-
-
-def _flops_in(instructions, product) -> float:
-    """Returns 2 x elements of the result x contracted size, from the sizes of the operands."""
+def _product_flops(instructions: Sequence[Instruction], product: Instruction) -> float:
+    """Returns 2 x elements of the result x contracted size, from the sizes of the operands, which are instructions of
+    the same computation."""
     arrays = {each.name: each.arrays[0][1] for each in instructions if each.arrays}
     sizes = [math.prod(arrays[name]) for name in product.operands[:2] if name in arrays]
     if len(sizes) < 2 or not product.arrays:

@@ -13,13 +13,22 @@ from pplx_jax.training.settings import Training
 
 
 class LongestTexts:
-    """Replacement for the token table of one batch; all texts have the maximum length. Its tokens take no memory."""
+    """Replacement for the token table of one batch; all texts have the maximum length. Its tokens take no memory.
+
+    Args:
+      kind: of the examples; a contextual example refers to its document by index.
+      lengths: the maximum lengths.
+      examples: their number.
+      negatives: of each example.
+    """
 
     pad_id, separator_id = 0, 1
     folder = pathlib.Path("the longest texts")
 
-    def __init__(self, lengths: Lengths, examples: int, negatives: int):
-        documents = np.arange(examples, dtype=np.int32)
+    def __init__(self, kind: str, lengths: Lengths, examples: int, negatives: int):
+        documents: Any = _equal(examples * (1 + negatives), lengths.document)
+        if kind == "contextual":
+            documents = np.arange(examples, dtype=np.int32)
         chunks = lengths.chunks * np.arange(examples + 1)
         others = np.arange(examples * negatives, dtype=np.int32).reshape(examples, negatives) + examples
         self.count = examples
@@ -27,7 +36,7 @@ class LongestTexts:
         self._features: dict[str, Any] = {
             "tokens": _equal(examples, lengths.text),
             "query": _equal(examples, lengths.query),
-            "document": _equal(examples * (1 + negatives), lengths.document),
+            "document": documents,
             "negatives": others,
             "scores": np.zeros((examples, 1 + negatives), np.float32),
             "document_hash": np.arange(examples * (1 + negatives), dtype=np.int32),
@@ -35,19 +44,12 @@ class LongestTexts:
             "chunks": _equal(examples * lengths.chunks, lengths.chunk),
             "chunks_of_document": chunks,
         }
-        self._documents = documents
 
     def __contains__(self, name: str) -> bool:
         return name in self._features
 
     def __getitem__(self, name: str) -> Any:
         return self._features[name]
-
-    def of_kind(self, kind: str) -> "LongestTexts":
-        """Returns the table of one kind of examples; a contextual one refers to documents by index."""
-        if kind == "contextual":
-            self._features["document"] = self._documents
-        return self
 
 
 def _equal(count: int, length: int) -> Ragged:
@@ -96,7 +98,7 @@ _batches: dict[str, LongestBatch] = {}
 
 def _pack(spec: BatchSpec, lengths: Lengths, groups: int, multiple: int) -> LongestBatch:
     part = spec.part(groups)  # all groups are alike
-    table: Any = LongestTexts(lengths, part.batch_size, getattr(spec, "negatives", 0)).of_kind(spec.kind)
+    table: Any = LongestTexts(spec.kind, lengths, part.batch_size, getattr(spec, "negatives", 0))
     sequences = part.sequences_needed(table, multiple_of=multiple)
     packed = part.pack(table, np.arange(part.batch_size), sequences).arrays
     arrays = {

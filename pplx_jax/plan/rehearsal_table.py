@@ -5,6 +5,8 @@ from typing import Any
 
 import tabulate
 
+from pplx_jax.parallel.mesh import mesh_text
+
 _GIB = 2**30
 _SHOWN = 4  # hosts of a stage that are listed unless one is asked for
 
@@ -20,7 +22,7 @@ def rehearsal_table(reports: Sequence[dict[str, Any]], host: int | None = None) 
 
 
 def _block(report: dict[str, Any], host: int | None) -> str:
-    mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh_sizes"].items() if size > 1) or "one chip"
+    mesh = mesh_text(report["mesh_sizes"])
     hosts = report["hosts"]
     chip, limit = report["hbm_bytes_per_chip"] / _GIB, report["hbm_limit_bytes"] / _GIB
     parts = ", ".join(f"{name.replace('_', ' ')} {size / _GIB:.2f}" for name, size in report["hbm"].items())

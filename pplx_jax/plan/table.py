@@ -6,12 +6,14 @@ from typing import Any
 
 import tabulate
 
+from pplx_jax.parallel.mesh import mesh_text
+
 _GIB = 2**30
 
 
 def as_table(report: dict[str, Any]) -> str:
     """Returns the plan's numbers in blocks of lines."""
-    mesh = " x ".join(f"{axis}={size}" for axis, size in report["mesh_sizes"].items() if size > 1) or "one chip"
+    mesh = mesh_text(report["mesh_sizes"])
     used, limit = report["hbm_bytes_per_chip"] / _GIB, report["hbm_limit_bytes"] / _GIB
     lines = [
         f"{report['stage']} on {report['topology']}: {report['chips']} chips, mesh {mesh}",

@@ -51,17 +51,17 @@ def _environment() -> jinja2.Environment:
 
 
 def score(value: float | None) -> str:
-    """Four digits, or nothing for None."""
+    """Returns a number with four digits, or nothing for None."""
     return "" if value is None else f"{value:.4f}"
 
 
 def signed(value: float) -> str:
-    """Three digits with a sign."""
+    """Returns a number with a sign and three digits."""
     return f"{value:+.3f}".replace("-", "−")
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: 4.2s, 38s, 3m05s, 2h07m, 5d03h."""
+    """Returns seconds in two units at most: 4.2s, 38s, 3m05s, 2h07m, 5d03h."""
     if seconds < 10:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)

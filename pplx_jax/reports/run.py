@@ -11,9 +11,9 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json
+from pplx_jax.core.packages import installed_versions
 from pplx_jax.core.paths import resolved
 from pplx_jax.core.resolved_recipe import read_resolved, with_macro_values
-from pplx_jax.core.versions import installed_versions
 from pplx_jax.training.metrics import read_metrics
 
 EVALUATED = "eval/"  # metrics of evaluation during training begin with it

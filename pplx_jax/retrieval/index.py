@@ -58,7 +58,7 @@ class Index(BaseIndex):
     def __init__(self, path: pathlib.Path, description: dict[str, Any], deleted: np.ndarray | None = None):
         """Use `Index.load` instead."""
         super().__init__(path, description)
-        self._files = local_copy(path)
+        self._files = local_copy(path, nested=False)  # what `update` adds are indexes of their own
         self.engine: LocalEngine = description["engine"]
         self.lists: int = description["lists"]
         self._vectors = ShardedVectors([self._files / f"{shard:05d}.npy" for shard in range(description["shards"])])

@@ -21,7 +21,7 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, read_json, write_json
-from pplx_jax.core.paths import as_path, require_local
+from pplx_jax.core.paths import as_path
 from pplx_jax.core.sole_owner import sole_owner
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embedding_folder import COMMON, EmbeddingFolder
@@ -35,7 +35,7 @@ _FIX = "build the index again"
 
 
 class LocalIndex(SearchableIndex):
-    """An index folder of this machine, searched by FAISS, NumPy or JAX; more attributes in `BaseIndex`.
+    """An index folder, searched by FAISS, NumPy or JAX; more attributes in `BaseIndex`.
 
     Attributes:
         parts: the index that was built, then the index of each update.
@@ -122,8 +122,7 @@ class LocalIndex(SearchableIndex):
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        """Locks the folder and reads again what another process may have changed."""
-        require_local(self.path, "copy the index to a disk of this machine to change it")
+        """Locks the folder, unless it is in a bucket, and reads again what another process may have changed."""
         with sole_owner(self.path):
             self._read()
             yield

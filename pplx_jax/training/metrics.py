@@ -3,7 +3,6 @@
 import json
 import pathlib
 import resource
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import jax
 from absl import logging
 
 from pplx_jax.core.files import write_text
+from pplx_jax.core.peak_memory import process_peak_bytes
 from pplx_jax.training.metrics_writers import OpenWriter
 
 
@@ -72,8 +72,7 @@ def memory_numbers() -> dict[str, float]:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
         found["host_memory_bytes"] = float(pages * resource.getpagesize())
     except OSError:  # not on Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["host_memory_bytes"] = float(peak if sys.platform == "darwin" else peak * 1024)
+        found["host_memory_bytes"] = float(process_peak_bytes())
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     if known := [peak for peak in peaks if peak is not None]:
         found["device_memory_peak_bytes"] = float(max(known))

@@ -40,11 +40,11 @@ def warmup_stable_decay(peak: float, steps: int, warmup: int, decay_share: float
     )
 
 
-def warmup_cosine(peak: float, steps: int, warmup: int, end_share: float = 0.0) -> optax.Schedule:
-    """Returns a linear warm-up to `peak`, then a cosine to `end_share` of it at the last step.
+def warmup_cosine(peak: float, steps: int, warmup: int) -> optax.Schedule:
+    """Returns a linear warm-up to `peak`, then a cosine to 0 at the last step.
 
     Raises:
       BadInput: the warm-up does not fit in `steps`.
     """
     _check("warmup_cosine", steps, warmup)
-    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, end_value=peak * end_share)
+    return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps)

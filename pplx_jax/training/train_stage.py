@@ -53,8 +53,8 @@ from pplx_jax.training.train_state import (
 from pplx_jax.training.trainer import CompiledStep, Hook, StepClock, Trainer
 
 FINISHED = "finished.json"
+COMPUTES = "computes"  # key in `FINISHED` and in the metadata of a checkpoint: settings that `resume_check` compares
 _CONTINUED = ("metrics.jsonl", "goodput.json", "wandb.json")  # logs that a later start of the stage continues
-COMPUTES = "computes"  # key in it and in the metadata of a checkpoint: settings that `resume_check` compares
 
 
 def train(

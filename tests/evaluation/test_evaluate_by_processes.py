@@ -10,7 +10,9 @@ from helpers.tiny import tiny_config, tiny_vocabulary
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.sources.corpus_writer import write_beir
+from pplx_jax.evaluation.evaluate import evaluate_task
 from pplx_jax.models.parameters import initial_params
+from pplx_jax.retrieval.embed_file import embed_file
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +20,14 @@ WORDS = "ant bee cat dog eel fox gnu hen ibis jay".split()
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
+def given(tmp_path_factory):
+    return tmp_path_factory.mktemp("given")
+
+
+@pytest.fixture(scope="module")
+def command(given):
     """The words of `eval` but the output: a model of context, and documents for several blocks."""
-    folder = tmp_path_factory.mktemp("given")
+    folder = given
     vocabulary = tiny_vocabulary(folder)
     config = tiny_config(vocabulary, max_length=64)
     save_model(folder / "model", config, vocabulary, initial_params(config, 0), stage="contextual", kind="context_v1")
@@ -52,4 +59,24 @@ def test_two_processes_store_the_results_of_one(command, tmp_path):
     one, first, second = (json.loads(output.splitlines()[-1]) for output in job.finish([alone, *together]))
     assert first["metrics"] == one["metrics"] and one["metrics"]["ndcg@10"] > 0 and second == {}
     assert len(outcomes(tmp_path / "one")) == 1
+    assert outcomes(tmp_path / "two") == outcomes(tmp_path / "one")
+
+
+def test_two_processes_rank_nested_pools_as_one_does(command, given, tmp_path):
+    """Process 0 alone has the embeddings of the corpus; the other ranks the shards that it gets."""
+    data = tmp_path / "pools"
+    data.mkdir()
+    for name in ("queries.jsonl", "qrels.tsv"):
+        (data / name).symlink_to(given / "set" / name)
+    (data / "options.json").write_text('{"sizes": [200, 500]}')
+    embed_file(given / "model", given / "set" / "corpus.jsonl", data / "embeddings", shard_size=60)
+    task = {"data": data, "output": tmp_path / "one"}
+    one = evaluate_task(given / "model", "query-to-document", **task)
+    words = ["eval", f"--model={given / 'model'}", "--task=query-to-document", f"--data={data}", "--json"]
+    together = job.start_verb([*words, f"--output={tmp_path / 'two'}"], count=2, devices=1)
+    first, second = (json.loads(output.splitlines()[-1]) for output in job.finish(together))
+    assert first["metrics"] == one["metrics"] and second == {}
+    (stored,) = outcomes(tmp_path / "one").values()
+    small, large = (part["metrics"]["recall@10"] for part in stored["parts"])
+    assert 0 < large < small
     assert outcomes(tmp_path / "two") == outcomes(tmp_path / "one")

@@ -8,7 +8,7 @@ import pytest
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.export.export_hf import export_hf
-from pplx_jax.export.parity import check_parity
+from pplx_jax.export.export_parity import check_parity
 from pplx_jax.export.run_record import RunRecord
 from pplx_jax.inference.embedder import Embedder
 

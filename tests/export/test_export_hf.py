@@ -11,7 +11,7 @@ import pplx_jax.export
 from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.core.errors import BadInput
 from pplx_jax.export.export_hf import export_hf
-from pplx_jax.export.parity import check_parity
+from pplx_jax.export.export_parity import check_parity
 
 
 @pytest.mark.parametrize("kind", ["v1", "context_v1"])

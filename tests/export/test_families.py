@@ -11,7 +11,7 @@ import transformers
 from helpers.exported import load
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.export.parity import check_parity
+from pplx_jax.export.export_parity import check_parity
 from pplx_jax.inference.sentence_transformer import is_foreign
 
 pytestmark = pytest.mark.long

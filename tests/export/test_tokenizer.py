@@ -9,8 +9,8 @@ from sentencepiece import sentencepiece_model_pb2
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.sentencepiece_vocabulary import SentencePieceVocabulary
+from pplx_jax.export.export_parity import _require_same_tokens
 from pplx_jax.export.fuzz_texts import fuzz_texts
-from pplx_jax.export.parity import _require_same_tokens
 from pplx_jax.export.tokenizer import convert_tokenizer, save_tokenizer
 
 TEXTS = [

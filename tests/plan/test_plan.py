@@ -39,8 +39,8 @@ def test_the_longest_texts_need_so_many_rows(stage, rows):
     run = load(["gin/recipes/pplx_embed_4b.gin"], unset="unset").arguments["run"]
     training = next(each for each in run["stages"] if each.stage.name == stage)
     spec = training.stage.batch
-    table = LongestTexts(run["lengths"], spec.batch_size, getattr(spec, "negatives", 0))
-    assert spec.sequences_needed(table.of_kind(spec.kind)) == rows
+    table = LongestTexts(spec.kind, run["lengths"], spec.batch_size, getattr(spec, "negatives", 0))
+    assert spec.sequences_needed(table) == rows
 
 
 def test_lengths_of_packed_texts():

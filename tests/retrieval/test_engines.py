@@ -9,6 +9,7 @@ from helpers import postgres_server
 from helpers.vespa_stand_in import VespaStandIn, running
 from helpers.word_encoder import WordEncoder
 
+from pplx_jax.core.buckets import WRITING
 from pplx_jax.core.errors import BadInput
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embed_file import embed_file
@@ -63,7 +64,7 @@ def postgres():
 def make(request, tmp_path):
     """Returns a function that indexes rows with an engine and returns the folder."""
 
-    def build(engine, rows=ROWS, name="index", replace=False, **options):
+    def build(engine, rows=ROWS, name="index", replace=False, root=tmp_path, **options):
         url = {}
         if engine == "vespa":
             if not stand_ins:
@@ -74,8 +75,8 @@ def make(request, tmp_path):
             table = f"t{zlib.crc32(str(tmp_path).encode())}_{name}"  # the server is that of all tests
             url = {"url": request.getfixturevalue("postgres")[0], "table": table}
         vectors = embed(tmp_path / f"{name}_embedded", rows, **options)
-        build_index(vectors, tmp_path / name, engine="numpy" if engine == "jax" else engine, replace=replace, **url)
-        return tmp_path / name
+        build_index(vectors, root / name, engine="numpy" if engine == "jax" else engine, replace=replace, **url)
+        return root / name
 
     stand_ins, urls = [], []
     yield build
@@ -218,6 +219,41 @@ def test_postgres_keeps_everything_over_a_restart(make, tmp_path, postgres):
     before = hits_of(index, "postgres", 60)
     postgres[1]()
     assert hits_of(index, "postgres", 60) == before
+
+
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine != "jax"])  # which searches that of numpy
+def test_an_index_in_a_bucket(make, bucket, tmp_path, engine):
+    """It is built, searched, updated, and made again there; an interrupted update does not count."""
+    options = {"root": bucket, "shard_size": 20}
+    index = make(engine, **options)
+    assert hits_of(index, engine, 60) == plain(make("numpy", name="exact"), 60)
+    (index / "added" / "00001" / WRITING).write_text("")  # of an update that was killed while it uploaded
+    (tmp_path / "ids.txt").write_text("a\nc/d e\nd\n")
+    update_index(index, embeddings=embed(tmp_path / "more", MORE), delete=tmp_path / "ids.txt")
+    new = [row for row in ROWS if row["id"] not in ("a", "c/d e", "d", "b", "e")] + MORE
+    assert hits_of(index, engine, 60) == plain(make("numpy", new, "after"), 60)
+    (tmp_path / "ids.txt").write_text("new\n")
+    update_index(index, delete=tmp_path / "ids.txt")
+    assert "new" not in {hit["id"] for hit in hits_of(index, engine, 60)[0]}
+    with pytest.raises(BadInput, match="has an index with changes of `update`; .* --replace"):
+        make(engine, **options)
+    make(engine, **options, replace=True)
+    assert hits_of(index, engine, 60) == plain(tmp_path / "exact", 60)
+    if engine in ("numpy", "faiss"):
+        assert not [path for path in index.iterdir() if path.name in ("added", "updates.json")]
+
+
+def test_feed_files_in_a_bucket(bucket, tmp_path):
+    vectors = embed(tmp_path / "embedded", ROWS)
+    found = []
+    for output in (tmp_path / "index", bucket / "index"):
+        for _ in range(2):  # the second time replaces the files of the first
+            assert not build_index(vectors, output, engine="vespa")["fed"]
+            (output / "feed" / "00099.jsonl").write_text("of a larger corpus")
+        build_index(vectors, output, engine="vespa")
+        files = [*(output / "feed").iterdir(), output / "application" / "services.xml"]
+        found.append({path.name: path.read_bytes() for path in files})
+    assert found[0] == found[1] and len(found[0]) == 11
 
 
 def test_embeddings_in_a_bucket(bucket, tmp_path):

@@ -48,9 +48,7 @@ def read_source(folder: pathlib.Path) -> Source:
       BadInput: the file is missing or not JSON, a size is missing, or the model has features that ours does not
         implement. One line names all problems.
     """
-    content = read_json(folder / CONFIG)
-    if not isinstance(content, dict):
-        raise BadInput(f"{folder / CONFIG} is not a JSON object; download it again")
+    content = read_json(folder / CONFIG, fix="download it again")
     family = _family(folder, content.get("model_type"))
     content = _with_defaults(content, family)
     published = content["model_type"] == family.pplx_model_type
@@ -91,8 +89,7 @@ def read_source(folder: pathlib.Path) -> Source:
 
 def _prompts(folder: pathlib.Path) -> dict[str, str]:
     path = folder / "config_sentence_transformers.json"
-    content = read_json(path) if path.exists() else {}
-    return checked_prompts(content.get("prompts") if isinstance(content, dict) else None, str(path))
+    return checked_prompts(read_json(path).get("prompts") if path.exists() else None, str(path))
 
 
 def other_pooling(folder: pathlib.Path) -> str | None:

@@ -6,13 +6,13 @@ a separate head, before the contrastive stages.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.parameter_trees import is_finite
+from pplx_jax.core.parameter_trees import is_finite, named_leaves
 from pplx_jax.models.transformer import Qwen3Config
 
 
@@ -81,23 +81,14 @@ def to_torch_layout(params: Mapping[str, Any], config: Qwen3Config) -> dict[str,
     Raises:
       BadInput: parameters are missing, unexpected or of another shape. One line names all of them.
     """
-    check_params(params, config)
-    flat = dict(_flatten(params))
+    flat = named_leaves(params)
+    _check(flat, {entry.path: _our_shape(entry, config) for entry in entries(config)}, "parameters")
     tensors = {}
     for entry in entries(config):
         for layer, key in enumerate(_keys(entry, config)):
             array = flat[entry.path][layer] if entry.stacked else flat[entry.path]
             tensors[key] = array.T if entry.transposed else array
     return tensors
-
-
-def check_params(params: Mapping[str, Any], config: Qwen3Config, what: str = "parameters") -> None:
-    """Checks names and shapes against `config`.
-
-    Raises:
-      BadInput: parameters are missing, unexpected or of another shape. One line names all of them.
-    """
-    _check(dict(_flatten(params)), {entry.path: _our_shape(entry, config) for entry in entries(config)}, what)
 
 
 def from_torch_layout(
@@ -177,14 +168,6 @@ def _our_shape(entry: Entry, config: Qwen3Config) -> tuple[int, ...]:
         "K": config.kv_heads * config.head_dim,
     }
     return (config.layers,) * entry.stacked + tuple(sizes[axis] for axis in entry.axes)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _check(found: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:

@@ -32,17 +32,11 @@ Tensors = dict[str, StoredTensor | GgufTensor]
 IMPORTED = "imported"  # the stage of the model folder that an import writes
 
 
-def read_model(
-    folder: str | os.PathLike[str],
-    *,
-    dtype: str = "float32",
-    sharding: Any = None,
-) -> LoadedModel:
-    """Reads a Hugging Face folder as a model, without importing it first.
+def read_model(folder: str | os.PathLike[str], *, sharding: Any = None) -> LoadedModel:
+    """Reads a Hugging Face folder as a float32 model, without importing it first.
 
     Args:
       folder: like the source of `import_hf`.
-      dtype: of the parameters.
       sharding: maps (path of a parameter, its shape) to the `jax.sharding.Sharding` that it is moved to as soon as it
         is read; None for NumPy arrays on the host.
 
@@ -50,7 +44,7 @@ def read_model(
       BadInput: as in `import_hf`.
     """
     source = local_copy(as_path(folder))
-    plan = ImportPlan.of(source, dtype)
+    plan = ImportPlan.of(source, "float32")
     warn_of_pooling(source)
     if sharding is None:
         return plan.load()

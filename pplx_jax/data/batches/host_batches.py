@@ -30,7 +30,7 @@ from pplx_jax.data.batches.shares import (
 )
 from pplx_jax.data.sources.mixture import Curriculum, Mixture
 from pplx_jax.data.tokens.token_table import TokenTable
-from pplx_jax.parallel.placed import placed
+from pplx_jax.parallel.global_array import global_array
 
 COUNTS = ("tokens", "cut_tokens", "cells", "token_pairs")
 
@@ -160,7 +160,7 @@ class HostBatches(Iterator[Batch]):
                 arrays[name] = jax.device_put(np.concatenate([parts[group] for group in sorted(parts)]), self._sharding)
                 continue
             shape = (len(first) * self._groups, *first.shape[1:])
-            arrays[name] = placed(shape, self._sharding, lambda index, parts=parts: rows_of(parts, index))
+            arrays[name] = global_array(shape, self._sharding, lambda index, parts=parts: rows_of(parts, index))
         return arrays
 
     def _say_if_packed_twice(self, shared: Mapping[int, Share]) -> None:

@@ -1,11 +1,13 @@
 """Scores one model under several settings on the tasks of one benchmark, and skips what an earlier run finished."""
 
 import dataclasses
+import fnmatch
 import time
 from collections.abc import Sequence
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
+from pplx_jax.core.spelling import nearest
 from pplx_jax.evaluation.core.benchmark import Benchmark, Task
 from pplx_jax.evaluation.core.results import Outcome, Results
 from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
@@ -17,14 +19,23 @@ SCORING = 2  # raised when the same data and model get other numbers; stored out
 def chosen_tasks(benchmark: Benchmark, names: Sequence[str] | None) -> list[Task]:
     """Returns the tasks with these names, in the benchmark's order; all tasks if `names` is None.
 
+    Args:
+        benchmark: has the tasks.
+        names: of tasks, or patterns of names with *, ? and [.
+
     Raises:
         BadInput: the benchmark has no task of that name.
     """
     known = [task.name for task in benchmark.tasks]
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise BadInput(f"{benchmark.name} has no task {', '.join(unknown)}; it has {', '.join(known)}")
-    return [task for task in benchmark.tasks if names is None or task.name in names]
+    if names is None:
+        return list(benchmark.tasks)
+    found = {name: [name] if name in known else fnmatch.filter(known, name) for name in names}
+    if unknown := [name for name, matched in found.items() if not matched]:
+        raise BadInput(
+            f"{benchmark.name} has no task {', '.join(unknown)}; it has {', '.join(known)}{nearest(unknown[0], known)}"
+        )
+    wanted = {name for matched in found.values() for name in matched}
+    return [task for task in benchmark.tasks if task.name in wanted]
 
 
 def run_tasks(tasks: Sequence[Task], systems: Sequence[System], results: Results, *, again: bool = False) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tabulate
 
-from pplx_jax.core.versions import installed_versions
+from pplx_jax.core.packages import installed_versions
 from pplx_jax.evaluation.core import significance
 from pplx_jax.evaluation.core.benchmark import Benchmark, Part, main_value
 from pplx_jax.evaluation.core.results import Outcome, Results

@@ -13,6 +13,14 @@ from pplx_jax.parallel.rules import spec
 
 Implementation = Literal["reference", "blockwise", "pallas", "splash", "tokamax", "triton"]
 Preferred = Literal["auto", Implementation]
+_RUN = {
+    "reference": reference.attention,
+    "blockwise": blockwise.attention,
+    "pallas": pallas.attention,
+    "splash": splash.attention,
+    "tokamax": functools.partial(splash.attention, library="tokamax"),
+    "triton": triton.attention,
+}
 _NEEDS = dict.fromkeys(("pallas", "splash", "tokamax"), "tpu") | {"triton": "cuda"}
 _IN_WORDS = {"tpu": "a TPU", "cuda": "an NVIDIA GPU"}
 # Longest sequence for which XLA holds all scores at once. Up to here one product of whole sequences is faster.
@@ -28,7 +36,7 @@ def attention(
     causal: bool = False,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    """Softmax attention within each segment of packed sequences.
+    """Returns softmax attention within each segment of packed sequences.
 
     If no implementation is given, TPUs and NVIDIA GPUs use their kernels. Other devices use XLA: `reference` for short
     sequences, `blockwise` for longer ones. Within `jax.set_mesh`, each device works on its own sequences, heads and
@@ -45,11 +53,11 @@ def attention(
       BadInput: the implementation is unknown or cannot run here; a causal mask for sequences that several TPUs share.
     """
     if implementation is None:
-        by_xla = _reference if query.shape[1] <= MAX_REFERENCE_LENGTH else _blockwise
-        xla, tpu, cuda = (functools.partial(_on_mesh, run, causal=causal) for run in (by_xla, _pallas, _triton))
+        by_xla = "reference" if query.shape[1] <= MAX_REFERENCE_LENGTH else "blockwise"
+        xla, tpu, cuda = (functools.partial(_on_mesh, name, causal=causal) for name in (by_xla, "pallas", "triton"))
         return by_platform(query, key, value, segment_ids, tpu=tpu, cuda=cuda, default=xla)
     require_implementation(implementation, platform())
-    return _on_mesh(_RUN[implementation], query, key, value, segment_ids, causal=causal)
+    return _on_mesh(implementation, query, key, value, segment_ids, causal=causal)
 
 
 def preferred(implementation: Preferred) -> Implementation | None:
@@ -86,66 +94,26 @@ def require_implementation(implementation: Preferred, platform: str) -> None:
         splash.require_tokamax()
 
 
-def _on_mesh(run, query, key, value, segment_ids, *, causal: bool) -> jax.Array:
+def _on_mesh(implementation: Implementation, query, key, value, segment_ids, *, causal: bool, **options) -> jax.Array:
     """Runs an implementation on each device's part of the arrays: no compiler can partition a kernel by itself."""
+    run = functools.partial(_RUN[implementation], causal=causal, **options)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return run(query, key, value, segment_ids, segment_ids, query_offset=0, causal=causal)
+        return run(query, key, value, segment_ids)
     queries = spec(("rows", "tokens", "kv_heads", None), key.shape, mesh)
     token_axes = queries[1]
-    if causal and token_axes and run in (_pallas, _splash, _tokamax):
+    if causal and token_axes and _NEEDS.get(implementation) == "tpu":
         raise BadInput(
             f"attention: the TPU kernels have no causal mask for sequences shared along {token_axes}; set it to 1"
         )
 
     def local(query, key, value, segment_ids):
-        query_offset, key_ids = 0, segment_ids
-        if token_axes:
-            query_offset = jax.lax.axis_index(token_axes) * query.shape[1]
-            key, value, key_ids = (jax.lax.all_gather(x, token_axes, axis=1, tiled=True) for x in (key, value, key_ids))
-        return run(query, key, value, segment_ids, key_ids, query_offset=query_offset, causal=causal)
+        if not token_axes:
+            return run(query, key, value, segment_ids)
+        offset = {"query_offset": jax.lax.axis_index(token_axes) * query.shape[1]} if causal else {}
+        everything = (key, value, segment_ids)
+        key, value, key_ids = (jax.lax.all_gather(x, token_axes, axis=1, tiled=True) for x in everything)
+        return run(query, key, value, segment_ids, key_segment_ids=key_ids, **offset)
 
     specs = (queries, queries, queries, PartitionSpec(*queries[:2]))
     return jax.shard_map(local, in_specs=specs, out_specs=queries, check_vma=False)(query, key, value, segment_ids)
-
-
-def _pallas(query, key, value, ids, key_ids, *, query_offset, causal: bool, interpret: bool = False) -> jax.Array:
-    del query_offset  # only a causal mask needs it
-    others = None if key_ids is ids else key_ids
-    return pallas.attention(query, key, value, ids, key_segment_ids=others, causal=causal, interpret=interpret)
-
-
-def _splash(
-    query, key, value, ids, key_ids, *, query_offset, causal: bool, library: splash.Library = "jax"
-) -> jax.Array:
-    del query_offset
-    others = None if key_ids is ids else key_ids
-    return splash.attention(query, key, value, ids, key_segment_ids=others, causal=causal, library=library)
-
-
-def _tokamax(*arrays, **options) -> jax.Array:
-    return _splash(*arrays, **options, library="tokamax")
-
-
-def _triton(query, key, value, ids, key_ids, *, interpret: bool = False, **options) -> jax.Array:
-    return triton.attention(query, key, value, ids, key_segment_ids=key_ids, interpret=interpret, **options)
-
-
-def _reference(query, key, value, ids, key_ids, *, query_offset, causal: bool) -> jax.Array:
-    return reference.block_attention(query, key, value, ids, key_ids, query_offset=query_offset, causal=causal)
-
-
-def _blockwise(query, key, value, ids, key_ids, *, query_offset, causal: bool) -> jax.Array:
-    return blockwise.attention(
-        query, key, value, ids, key_segment_ids=key_ids, query_offset=query_offset, causal=causal
-    )
-
-
-_RUN = {
-    "reference": _reference,
-    "blockwise": _blockwise,
-    "pallas": _pallas,
-    "splash": _splash,
-    "tokamax": _tokamax,
-    "triton": _triton,
-}

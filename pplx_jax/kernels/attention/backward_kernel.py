@@ -39,7 +39,7 @@ def backward(
     tiles: Tiles,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of `forward` for a span of its queries.
+    """Returns the gradients of `forward` for a span of its queries.
 
     Args:
       query: [B, K, G, Q, E], scaled as for `forward`.
@@ -141,16 +141,16 @@ class _Backward(KernelStep):
                     refs.query_gradient[:, :, :, pl.ds(pl.multiple_of(window * size, size), size)] = zeros
 
     def load(self, ref, head, queries):
-        """[G * queries, E] of the query heads of a key head."""
+        """Returns [G * queries, E] of the query heads of a key head."""
         return ref[head, :, queries, :].reshape(self.group * queries.size, self.head_dim)
 
     def lse_or_delta(self, which, head, queries):
-        """[1, G * queries] of the logsumexp (0) or of delta (1)."""
+        """Returns [1, G * queries] of the logsumexp (0) or of delta (1)."""
         ref = self.refs.lse_and_delta
         return jnp.concatenate([ref[head, which, one : one + 1, queries] for one in range(self.group)], axis=1)
 
     def scores(self, head, queries, keys, codes=None):
-        """Scores and the gradients of their weights, both [keys, G * queries]; masked if segment codes are given."""
+        """Returns scores and the gradients of their weights, both [keys, G * queries]; masked if codes are given."""
         query, key = self.load(self.refs.query, head, queries), self.refs.key[head, keys, :]
         if codes is not None:
             query_codes, key_codes = codes
@@ -180,7 +180,7 @@ class _Backward(KernelStep):
             refs.query_gradient[head, one, :, place] = part
 
     def visible(self, queries, keys):
-        """[keys, queries] bool: which pairs are not masked."""
+        """Returns bool [keys, queries], which pairs are not masked."""
         step = self.step
         ids = jnp.broadcast_to(self.refs.key_ids[:, keys], (LANES, keys.size)).T
         visible = broadcast_lanes(ids, queries.size) == self.refs.query_ids[:, queries]

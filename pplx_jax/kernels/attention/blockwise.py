@@ -24,9 +24,7 @@ def attention(
     The scores of one block, [B, K, H / K, block_q, L], exist at a time; the backward pass computes them again.
 
     Args:
-      query, key, value, segment_ids, causal: as for `reference.attention`.
-      key_segment_ids: [B, L] if the queries are a part of the sequence; `segment_ids` if None.
-      query_offset: position of the first query among the keys.
+      query, key, value, segment_ids, key_segment_ids, query_offset, causal: as for `reference.attention`.
       block_q: queries per block; memory grows with it, time hardly depends on it.
 
     Returns:
@@ -43,8 +41,8 @@ def attention(
     def block(start: jax.Array) -> jax.Array:
         queries = jax.lax.dynamic_slice_in_dim(padded, start, block_q, axis=1)
         ids = jax.lax.dynamic_slice_in_dim(padded_ids, start, block_q, axis=1)
-        return reference.block_attention(
-            queries, key, value, ids, key_ids, query_offset=query_offset + start, causal=causal
+        return reference.attention(
+            queries, key, value, ids, key_segment_ids=key_ids, query_offset=query_offset + start, causal=causal
         )
 
     out = jax.lax.map(block, jnp.arange(blocks) * block_q)  # [blocks, B, block_q, H, E]

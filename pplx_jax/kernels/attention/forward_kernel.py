@@ -30,7 +30,7 @@ def forward(
     tiles: Tiles,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Attention of padded arrays.
+    """Returns attention of padded arrays.
 
     Args:
       query: [B, K, G, Q, E] with G query heads per key head; scaled, so that softmax weights are powers of 2.
@@ -114,7 +114,7 @@ class _Forward(KernelStep):
                 pl.loop(0, self.tiles.block_q // self.tiles.block_q_masked)(self.clear_padding)
 
     def load(self, ref, head, queries, members=None):
-        """[members * queries, lanes] of some query heads of a key head, of all if `members` is None."""
+        """Returns [members * queries, lanes] of some query heads of a key head, of all if `members` is None."""
         members = members or pl.Slice(0, self.group)
         return ref[head, members, queries, :].reshape(members.size * queries.size, ref.shape[-1])
 
@@ -130,7 +130,7 @@ class _Forward(KernelStep):
             ref[:, :, queries, :] = jnp.full(shape, value, jnp.float32)
 
     def scores(self, head, queries, keys, codes=None, members=None):
-        """[members * queries, keys] float32, masked if segment codes are given."""
+        """Returns scores [members * queries, keys] float32, masked if segment codes are given."""
         query, key = self.load(self.refs.query, head, queries, members), self.refs.key[head, keys, :]
         if codes is not None:
             query_codes, key_codes = codes
@@ -139,7 +139,7 @@ class _Forward(KernelStep):
         return product(query, key, transposed=True)
 
     def softmax(self, scores, head, keys, limit=None, previous_max=None, *, full_sum=False):
-        """Running maximum, sum of weights, and weighted values of scores [R, keys].
+        """Returns running maximum, sum of weights, and weighted values of scores [R, keys].
 
         The sum is of each lane; over all lanes if `full_sum`.
         """
@@ -180,7 +180,7 @@ class _Forward(KernelStep):
             refs.lse[head, member, queries] = lse[:, place * queries.size : (place + 1) * queries.size]
 
     def score_limit(self, queries, keys):
-        """[queries, keys]: MASK_VALUE for a masked pair, more than any score otherwise."""
+        """Returns [queries, keys]: MASK_VALUE for a masked pair, more than any score otherwise."""
         step = self.step
         ids = jnp.broadcast_to(self.refs.query_ids[:, queries], (LANES, queries.size)).T
         visible = broadcast_lanes(ids, keys.size) == self.refs.key_ids[:, keys]

@@ -23,7 +23,7 @@ class BlockSpecs(NamedTuple):
 
     @classmethod
     def of(cls, tiles: Tiles, kv_heads: int, group: int, head_dim: int) -> "BlockSpecs":
-        """For queries [B, K, G, Q, E], keys [B, K, L, E], query ids [B, 1, Q] and key ids [B, 1, L]."""
+        """Returns the specs of queries [B, K, G, Q, E], keys [B, K, L, E], and ids [B, 1, Q] and [B, 1, L]."""
         block_q, block_kv = tiles.block_q, tiles.block_kv
         return cls(
             pl.BlockSpec(
@@ -84,7 +84,7 @@ class GridStep:
         return self.tiles.block_q // self.tiles.block_q_masked // self.tiles.window_size
 
     def masked_index(self, block: Any) -> jax.Array:
-        """Index of a masked block of queries in the tables."""
+        """Returns the index of a masked block of queries in the tables."""
         tiles = self.tiles
         blocks = tiles.block_q // tiles.block_q_masked
         return self.sequence * (self.num_queries // tiles.block_q_masked) + self.q_index * blocks + block
@@ -99,7 +99,7 @@ class GridStep:
         return queries, start, stop
 
     def keys(self, unit: Any, size: int) -> Any:
-        """Slice of `size` keys from a number of lane units on."""
+        """Returns the slice of `size` keys from a number of lane units on."""
         return pl.ds(pl.multiple_of(unit * LANES, LANES), size)
 
     def keys_of_window(self, block: Any, size: int) -> tuple[Any, Any]:
@@ -108,18 +108,18 @@ class GridStep:
         return queries, self.keys(jnp.clip(start, 0, self.kv_units - size // LANES), size)
 
     def window(self, index: Any, q_index: Any = None) -> jax.Array:
-        """Entry of `MaskInfo.window`; of the step's block of queries, or of another one."""
+        """Returns an entry of `MaskInfo.window`; of the step's block of queries, or of another one."""
         blocks = self.num_queries // self.tiles.block_q
         q_index = self.q_index if q_index is None else q_index
         return self.mask.window[(self.sequence * blocks + q_index) * self.num_windows + index]
 
     def unmasked_block(self, block: Any) -> Any:
-        """Queries of an unmasked block."""
+        """Returns the queries of an unmasked block."""
         size = self.tiles.block_q_unmasked
         return pl.ds(pl.multiple_of(block * size, size), size)
 
     def has_one_segment(self, block: Any) -> jax.Array:
-        """Whether an unmasked block of queries and the step's block of keys hold one and the same segment."""
+        """Returns whether an unmasked block of queries and the step's block of keys hold one and the same segment."""
         tiles = self.tiles
         blocks = tiles.block_q // tiles.block_q_unmasked
         index = self.sequence * (self.num_queries // tiles.block_q_unmasked) + self.q_index * blocks + block

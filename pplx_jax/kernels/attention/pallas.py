@@ -60,7 +60,7 @@ def attention(
         query_multiple = key_multiple = math.lcm(query_multiple, key_multiple)
 
     def padded(x: jax.Array, multiple: int) -> jax.Array:
-        """[B, L, heads, E] as [B, heads, L, E]."""
+        """Returns x [B, L, heads, E], padded, as [B, heads, L, E]."""
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, padded_head_dim - head_dim)))
         return x.transpose(0, 2, 1, 3)
 
@@ -91,7 +91,7 @@ def _attention(query, key, value, ids, key_ids, causal, tiles, interpret):
 
 
 def _query_ids(ids: jax.Array) -> jax.Array:
-    """[B, 1, Q]: padding has the id -1, which no key has, so that it attends to nothing."""
+    """Returns [B, 1, Q]: padding has the id -1, which no key has, so that it attends to nothing."""
     return jnp.where(ids == 0, -1, ids)[:, None]
 
 

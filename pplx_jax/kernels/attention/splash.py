@@ -64,7 +64,7 @@ def attention(
     keys = queries if key_segment_ids is None else _padded_length(key.shape[1] + 1)
 
     def padded(x: jax.Array, size: int) -> jax.Array:
-        """[B, L, heads, E] as [B, heads, L, E]."""
+        """Returns x [B, L, heads, E], padded, as [B, heads, L, E]."""
         x = jnp.pad(x, ((0, 0), (0, size - x.shape[1]), (0, 0), (0, -head_dim % _LANES)))
         return x.transpose(0, 2, 1, 3)
 
@@ -148,5 +148,5 @@ def _padded_length(length: int) -> int:
 
 
 def _block(length: int, most: int) -> int:
-    """The largest power of 2 up to `most` that divides a padded length."""
+    """Returns the largest power of 2 up to `most` that divides a padded length."""
     return min(most, length & -length)

@@ -86,15 +86,15 @@ class Tiles:
         return half if whole else self.interleave
 
     def heads_per_product(self, group: int) -> int:
-        """Query heads of a key head that share a product of interleaved blocks."""
+        """Returns the query heads of a key head that share a product of interleaved blocks."""
         return _largest_divisor(group, max(1, _ROWS_INTERLEAVED // self.block_q_masked))
 
     def has_spare_columns(self, head_dim: int) -> bool:
-        """Whether a product with a head has 128 columns to spare."""
+        """Returns whether a product with a head has 128 columns to spare."""
         return self.wide_matrix_unit and head_dim % (2 * LANES) == LANES
 
     def forward_bytes(self, group: int, head_dim: int, itemsize: int) -> int:
-        """VMEM of the forward pass: blocks twice (double buffering), scratch once, and one product's scores."""
+        """Returns bytes of VMEM of the forward pass: blocks twice (double buffering), scratch, one product's scores."""
         lanes = max(head_dim, LANES)
         blocks = self.kv_heads * (2 * group * self.block_q + 2 * self.block_kv) * lanes * itemsize
         blocks += ((1 + self.kv_heads) * self.block_q + self.block_kv) * 32
@@ -103,7 +103,7 @@ class Tiles:
         return 2 * blocks + scratch + scores
 
     def backward_bytes(self, group: int, head_dim: int, itemsize: int, queries: int, *, in_spans: bool = False) -> int:
-        """VMEM of the backward pass over `queries` queries, whose gradient stays there.
+        """Returns bytes of VMEM of the backward pass over `queries` queries, whose gradient stays there.
 
         `in_spans`: they are one span of the sequence, and the gradients of keys and values from other spans are read.
         """
@@ -115,7 +115,7 @@ class Tiles:
         return 2 * self.kv_heads * (blocks + gradients) + scores
 
     def max_queries(self, group: int, head_dim: int, itemsize: int, length: int) -> int:
-        """Queries of a sequence whose gradient fits in the backward pass: a multiple of `block_q`, or `length`."""
+        """Returns how many queries have gradients that fit in VMEM: a multiple of `block_q`, or `length`."""
         if self.backward_bytes(group, head_dim, itemsize, length) <= self.vmem_limit_bytes:
             return length
         one = self.backward_bytes(group, head_dim, itemsize, self.block_q, in_spans=True)
@@ -123,7 +123,7 @@ class Tiles:
         return min(length, self.block_q * (1 + max(self.vmem_limit_bytes - one, 0) // more))
 
     def shrunk_to_fit(self, bytes_needed: Callable[["Tiles"], int]) -> "Tiles":
-        """These tiles if they fit in VMEM, or the first smaller ones that do; the smallest of all if none does."""
+        """Returns these tiles if they fit in VMEM, or the first smaller ones that do; the smallest if none does."""
         tiles = self
         while bytes_needed(tiles) > tiles.vmem_limit_bytes and (smaller := tiles._smaller()):
             tiles = smaller
@@ -215,10 +215,10 @@ def choose_tiles(
 
 
 def _largest_divisor(count: int, most: int) -> int:
-    """The largest divisor of `count` up to `most`."""
+    """Returns the largest divisor of `count` up to `most`."""
     return next(size for size in range(most, 0, -1) if count % size == 0)
 
 
 def _next_smaller(size: int, unit: int) -> int:
-    """The next smaller of the divisors of `size` that are multiples of `unit`."""
+    """Returns the next smaller of the divisors of `size` that are multiples of `unit`."""
     return unit * _largest_divisor(size // unit, size // unit - 1)

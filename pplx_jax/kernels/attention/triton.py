@@ -73,12 +73,12 @@ def _attention(query, key, value, ids, key_ids, offset, scale, causal, blocks, i
 
 
 def _query_ids(ids: jax.Array) -> jax.Array:
-    """[B, Q]: padding has the id -1, which no key has, so that it attends to nothing."""
+    """Returns [B, Q]: padding has the id -1, which no key has, so that it attends to nothing."""
     return jnp.where(ids == 0, -1, ids)
 
 
 def _visible(query_ids, key_ids, first_query, first_key, causal: bool, *, transposed: bool = False) -> jax.Array:
-    """[queries, keys] bool, or [keys, queries] if transposed: which pairs are not masked."""
+    """Returns bool [queries, keys], or [keys, queries] if transposed: which pairs are not masked."""
 
     def pairs(of_queries, of_keys):
         return (of_queries[None], of_keys[:, None]) if transposed else (of_queries[:, None], of_keys[None])

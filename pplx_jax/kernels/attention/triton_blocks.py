@@ -71,45 +71,45 @@ class Call:
         return array.shape[1] // size, array.shape[0], array.shape[2]
 
     def ranges(self) -> list[pl.BlockSpec]:
-        """Specs of the query offset [1], and of start and stop [B, blocks] of the blocks that a program overlaps."""
+        """Returns the specs of the query offset [1], and of the start and stop [B, blocks] of overlapped blocks."""
         each = pl.BlockSpec((None, 1), lambda block, sequence, head: (sequence, block))
         return [pl.BlockSpec((1,), lambda block, sequence, head: (0,)), each, each]
 
     def ids(self, array: jax.Array, size: int | None) -> pl.BlockSpec:
-        """Spec of segment ids [B, L]: the program's block of `size`, or all ids of its sequence if None."""
+        """Returns the spec of segment ids [B, L]: the program's block of `size`, or all ids of its sequence if None."""
         if size is None:
             return pl.BlockSpec((None, array.shape[1]), lambda block, sequence, head: (sequence, 0))
         return pl.BlockSpec((None, size), lambda block, sequence, head: (sequence, block))
 
     def block(self, array: jax.Array, size: int) -> pl.BlockSpec:
-        """Spec of [B, L, heads, E]: the program's block."""
+        """Returns the spec of [B, L, heads, E]: the program's block."""
         return pl.BlockSpec(
             (None, size, None, array.shape[3]), lambda block, sequence, head: (sequence, block, head, 0)
         )
 
     def lse_block(self, size: int) -> pl.BlockSpec:
-        """Spec of [B, H, L]: the program's block."""
+        """Returns the spec of [B, H, L]: the program's block."""
         return pl.BlockSpec((None, None, size), lambda block, sequence, head: (sequence, head, block))
 
     def all_keys(self) -> pl.BlockSpec:
-        """Spec of [B, L, K, E]: all keys of the key head that a query head reads."""
+        """Returns the spec of [B, L, K, E]: all keys of the key head that a query head reads."""
         (_, length, _, head_dim), group = self.key.shape, self.group
         return pl.BlockSpec(
             (None, length, None, head_dim), lambda block, sequence, head: (sequence, 0, head // group, 0)
         )
 
     def all_queries(self) -> pl.BlockSpec:
-        """Spec of [B, L, H, E]: all queries of a key head's group."""
+        """Returns the spec of [B, L, H, E]: all queries of a key head's group."""
         _, length, _, head_dim = self.query.shape
         return pl.BlockSpec((None, length, self.group, head_dim), lambda block, sequence, head: (sequence, 0, head, 0))
 
     def all_lse(self) -> pl.BlockSpec:
-        """Spec of [B, H, L]: all queries of a key head's group."""
+        """Returns the spec of [B, H, L]: all queries of a key head's group."""
         return pl.BlockSpec((None, self.group, self.query.shape[1]), lambda block, sequence, head: (sequence, head, 0))
 
     def inputs(self, ids: jax.Array, key_ids: jax.Array, *, backward: bool = False) -> list[pl.BlockSpec]:
-        """Specs of what a kernel reads: the ranges, queries, keys, values and both segment ids; in the backward pass
-        also the output's gradient, lse and delta."""
+        """Returns specs of what a kernel reads: the ranges, queries, keys, values and both segment ids; in the backward
+        pass also the output's gradient, lse and delta."""
         if self.by_key:
             of_queries, of_keys = None, self.blocks.block_kv
             queries, keys, lse = self.all_queries(), self.block(self.key, of_keys), self.all_lse()

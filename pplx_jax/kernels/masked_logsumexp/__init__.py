@@ -29,7 +29,7 @@ def masked_logsumexp(
     compact: tuple[jax.Array, jax.Array] | None = None,
     block: int | None = None,
 ) -> Sum:
-    """log sum_j e^(s_ij / temperature) over the candidates j that count for query i, with exact gradients.
+    """Returns log sum_j e^(s_ij / temperature) over the candidates j that count for query i, with exact gradients.
 
     A candidate counts if it is valid, its group is not the query's, and s_ij is at most the query's ceiling. The scores
     of one block, [N, block], exist at a time, and again in the backward pass. Within `jax.set_mesh` queries and

@@ -31,7 +31,7 @@ def scores_and_mask(query, candidate, query_group, candidate_group, ceiling, can
 
 
 def reference(query, candidate, query_group, candidate_group, temperature, ceiling, candidate_valid) -> Sum:
-    """Arguments, all required, and result as for `masked_logsumexp.masked_logsumexp`."""
+    """Returns what `masked_logsumexp.masked_logsumexp` returns; all arguments are required."""
     scores, counts = scores_and_mask(query, candidate, query_group, candidate_group, ceiling, candidate_valid)
     some = counts.any(axis=1)
     logits = jnp.where(counts, scores / temperature, -jnp.inf)

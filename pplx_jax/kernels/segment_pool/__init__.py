@@ -27,7 +27,7 @@ def segment_pool(
     rounding: Rounding = "half_even",
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Means of the hidden states of each slot's tokens, quantized if requested.
+    """Returns the means of the hidden states of each slot's tokens, quantized if requested.
 
     If no implementation is given, TPUs use the Pallas kernel, which reads the hidden states once and writes the vectors
     once; other devices use XLA. Within `jax.set_mesh` it runs on each device's tokens; if several devices share a

@@ -54,7 +54,7 @@ def segment_pool(
 
 
 def _members(ids_ref, slots: int) -> jax.Array:
-    """[S, L]: whether a token belongs to a slot."""
+    """Returns bool [S, L], whether a token belongs to a slot."""
     slot = jax.lax.broadcasted_iota(jnp.int32, (slots, ids_ref.shape[-1]), 0) + 1
     return slot == ids_ref[...]
 

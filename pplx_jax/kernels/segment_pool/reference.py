@@ -14,7 +14,7 @@ _BY_TOKEN = (((2,), (1,)), ((0,), (0,)))
 def segment_pool(
     hidden: jax.Array, chunk_ids: jax.Array, slots: int, *, output: str = "mean", rounding: Rounding = "half_even"
 ) -> tuple[jax.Array, jax.Array]:
-    """Arguments and result as for `segment_pool.segment_pool`."""
+    """Returns what `segment_pool.segment_pool` returns, for the same arguments."""
     pooled, counts = mean_pool(hidden, chunk_ids, slots)
     if output == "mean":
         return pooled, counts
@@ -23,7 +23,7 @@ def segment_pool(
 
 
 def mean_pool(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
-    """Mean of the hidden states of each slot's own tokens (arXiv 2602.11151, sections 2.2 and 2.4).
+    """Returns the mean of the hidden states of each slot's own tokens (arXiv 2602.11151, sections 2.2 and 2.4).
 
     Args:
       hidden: [B, L, D].
@@ -44,7 +44,7 @@ def mean_pool(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.
 
 
 def _scattered_mean(hidden: jax.Array, chunk_ids: jax.Array, slots: int) -> tuple[jax.Array, jax.Array]:
-    """`mean_pool` by adding each token to its slot; slot 0 of the sums takes the tokens outside every slot."""
+    """Returns `mean_pool` by adding each token to its slot; slot 0 of the sums takes the tokens outside every slot."""
 
     def total(values: jax.Array, ids: jax.Array) -> jax.Array:
         return jax.ops.segment_sum(values, ids, num_segments=slots + 1)[1:]

@@ -33,7 +33,7 @@ class Tiles:
                 raise BadInput(f"segment_pool Tiles.{name}={size} is not a multiple of {LANES}")
 
     def bytes(self, slots: int, itemsize: int) -> int:
-        """VMEM: blocks twice (double buffering), the sums, the slots of tokens, and the masked hidden states."""
+        """Returns bytes of VMEM: blocks twice (double buffering), sums, slots of tokens, masked hidden states."""
         length, width = self.block_length, self.block_width
         blocks = length * width * itemsize + slots * (width + LANES) * 4 + 32 * length
         return 2 * blocks + slots * width * 8 + slots * length * 8 + length * width * itemsize

@@ -28,13 +28,12 @@ def vocab_cross_entropy(
     *,
     implementation: Implementation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sum of weights * cross-entropy of `targets` under softmax(hidden @ embedding^T).
+    """Returns the sum of weights * cross-entropy of `targets` under softmax(hidden @ embedding^T).
 
-    Positions with weight 0 cost almost nothing: the others are compacted and worked one chunk at a time, by Pallas
-      kernels
-    on a TPU and by XLA elsewhere. Within `jax.set_mesh` each device works a part of the positions against the whole
-    table, which is gathered in the precision of `hidden`, so that no mesh axis has to divide the vocabulary. Devices
-    exchange the table and its gradient, which is summed in float32, but no logits.
+    Positions with weight 0 cost almost nothing: the others are compacted and computed one chunk at a time, by Pallas
+    kernels on a TPU and by XLA elsewhere. Within `jax.set_mesh` each device computes a part of the positions against
+    the whole table, which is gathered in the precision of `hidden`, so that no mesh axis has to divide the vocabulary.
+    Devices exchange the table and its gradient, which is summed in float32, but no logits.
 
     Args:
       hidden: [..., D].
@@ -69,7 +68,7 @@ def vocab_cross_entropy(
 
 
 def _positions(shape: tuple[int, ...], mesh) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Mesh axes for sequences, and for tokens: all axes that remain, as far as they divide the tokens."""
+    """Returns mesh axes for sequences, and for tokens: all axes that remain, as far as they divide the tokens."""
     rows = mesh_axes("rows", mesh)
     if shape[0] % math.prod(mesh.shape[axis] for axis in rows):
         rows = ()
@@ -90,7 +89,7 @@ def _on_mesh(
     partition = PartitionSpec() if alone else spec(parameter_axes("embed.embedding", 2), embedding.shape, mesh)
     rows, tokens = ((), ()) if alone else _positions(targets.shape, mesh)
     position_axes, table_axes = rows + tokens, jax.tree.leaves(tuple(partition))
-    # Devices along these axes work the same positions.
+    # Devices along these axes compute the same positions.
     copies = math.prod(mesh.shape[axis] for axis in table_axes if axis not in position_axes)
     only_positions = tuple(axis for axis in position_axes if axis not in table_axes)
 

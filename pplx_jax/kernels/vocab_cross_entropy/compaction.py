@@ -1,4 +1,4 @@
-"""What the implementations share: positions with a weight are compacted and worked one chunk at a time."""
+"""What the implementations share: positions with a weight are compacted and computed one chunk at a time."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 class Chunk(NamedTuple):
-    """Positions that are worked at once. The last chunk is filled up with zeros.
+    """Positions that are computed at once. The last chunk is filled up with zeros.
 
     Attributes:
       hidden: [chunk, D].

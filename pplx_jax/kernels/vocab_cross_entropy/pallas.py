@@ -95,7 +95,7 @@ class Scores(NamedTuple):
 def scores(
     hidden: jax.Array, table: jax.Array, live: jax.Array, *, tiles: Tiles, with_exponentials: bool, interpret: bool
 ) -> Scores:
-    """Scores of a chunk of positions.
+    """Returns the scores of a chunk of positions.
 
     Args:
       hidden: [chunk, D].
@@ -168,7 +168,7 @@ def gradients(
     tiles: Tiles,
     interpret: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Gradients of the sum of weights * cross-entropy over a chunk.
+    """Returns the gradients of the sum of weights * cross-entropy over a chunk.
 
     Args:
       part: the chunk.

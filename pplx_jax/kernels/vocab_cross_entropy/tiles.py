@@ -46,7 +46,7 @@ class Tiles:
                 )
 
     def bytes(self, width: int, itemsize: int) -> int:
-        """VMEM of the larger kernel: its blocks twice (double buffering), and a block of scores."""
+        """Returns bytes of VMEM of the larger kernel: its blocks twice (double buffering), and a block of scores."""
         scores = self.block_t * self.block_v
         first = self.chunk * width * itemsize + self.block_v * width * itemsize + scores * itemsize
         block_d = self.block_d(width)
@@ -54,7 +54,7 @@ class Tiles:
         return 2 * max(first, second) + scores * (8 + itemsize)
 
     def block_d(self, width: int) -> int:
-        """Dimensions of the gradients in a grid step: the largest divisor of `width` up to `max_block_d`."""
+        """Returns dimensions of the gradients in a grid step: the largest divisor of `width` up to `max_block_d`."""
         return next(size for size in range(min(self.max_block_d, width), 0, -LANES) if width % size == 0)
 
     def require(self, width: int, itemsize: int) -> None:

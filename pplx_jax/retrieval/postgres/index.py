@@ -1,6 +1,6 @@
 """An index in PostgreSQL: builds it from embeddings, searches it, adds and deletes documents.
 
-A local folder describes it:
+A folder describes it:
 
     postgres.json    {"format", "url" (without a password), "table", "model" (relative to the folder),
                      "model_fingerprint", "dims", "quantization", "bit_order", "count", "has_chunks"}
@@ -17,7 +17,7 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, read_json_if_valid, write_json
 from pplx_jax.core.output_folder import describes, require_free
-from pplx_jax.core.paths import as_path, relative, require_local
+from pplx_jax.core.paths import as_path, relative
 from pplx_jax.core.progress import Progress
 from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
@@ -81,7 +81,7 @@ def build(
         BadInput: the embeddings are missing, unfinished, empty or floats, `output` or the table is something else, or
             another index and `replace` is false, or the server does not answer or has no pgvector.
     """
-    source, output = open_embeddings(embeddings), require_local(output, "give a folder of this machine")
+    source, output = open_embeddings(embeddings), as_path(output)
     settings = source.settings
     if url is None:
         raise BadInput("the engine postgres needs --url, such as postgresql://USER@HOST/DATABASE")

@@ -8,9 +8,9 @@ import concurrent.futures
 import dataclasses
 import json
 import pathlib
-import shutil
 from typing import Any
 
+from pplx_jax.core.buckets import remove
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, read_json_if_valid, write_json
 from pplx_jax.core.progress import Progress
@@ -99,7 +99,7 @@ def _read_state(state: pathlib.Path, source: EmbeddingFolder, vespa: Vespa) -> d
 
 def write_feed_files(source: EmbeddingFolder, folder: pathlib.Path) -> int:
     """Writes one feed file per shard and removes earlier ones. Returns the number of documents."""
-    shutil.rmtree(folder, ignore_errors=True)
+    remove(folder)
     folder.mkdir(parents=True)
     documents = 0
     with Progress("feed files", len(source.shards), unit="shard") as progress:

@@ -1,4 +1,4 @@
-"""An index in Vespa: builds it from embeddings and searches it. A local folder describes it:
+"""An index in Vespa: builds it from embeddings and searches it. A folder describes it:
 
 application/   the application package, see `application`
 vespa.json     {format, url, model (relative to the folder), model_fingerprint, dims, quantization, bit_order, count}
@@ -7,17 +7,17 @@ fed.json, feed/  see `feed`
 
 import concurrent.futures
 import pathlib
-import shutil
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
+from pplx_jax.core.buckets import remove
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, read_json_if_valid, write_json
 from pplx_jax.core.http_client import HttpClient
 from pplx_jax.core.output_folder import describes, require_free
-from pplx_jax.core.paths import as_path, relative, require_local
+from pplx_jax.core.paths import as_path, relative
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.kernels.quantization import quantize
@@ -39,7 +39,6 @@ from pplx_jax.retrieval.vespa.client import Vespa, deploy
 from pplx_jax.retrieval.vespa.documents import documents_by_shard
 from pplx_jax.retrieval.vespa.feed import feed, remove_other_documents, require_own_documents, write_feed_files
 
-_LOCAL_OUTPUT = "give --engine vespa a folder of this machine as --output"
 FORMAT = 1
 DESCRIPTION, FED = "vespa.json", "fed.json"
 LOCAL = "http://localhost:8080"
@@ -83,7 +82,7 @@ def build(
         BadInput: the embeddings are missing, unfinished, empty or floats, `output` contains something else, `output` or
             Vespa has another index and `replace` is false, or Vespa refuses a request or does not answer.
     """
-    source, output = open_embeddings(embeddings), require_local(output, _LOCAL_OUTPUT)
+    source, output = open_embeddings(embeddings), as_path(output)
     settings = source.settings
     if settings.quantization not in _STORED:
         raise BadInput(f"{source.path} holds {settings.quantization!r} vectors; Vespa takes {', '.join(_STORED)}")
@@ -125,7 +124,7 @@ def build(
     if replace:
         remove_other_documents(source, vespa, output / FED)
     documents = feed(source, vespa, output / FED, connections)
-    shutil.rmtree(output / "feed", ignore_errors=True)  # of a call without a URL
+    remove(output / "feed")  # of a call without a URL
     return {**description, "documents": documents, "fed": True}
 
 

@@ -1,6 +1,7 @@
 """Scoring a model on a BEIR folder: with and without context, at each quantization, and as a run file."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -43,6 +44,33 @@ def test_context_finds_what_passages_alone_cannot(folder):
     assert list(alone["float"]) == ["ndcg@10", "recall@100"]
     assert alone["float"]["ndcg@10"] < 0.8
     assert in_context["float"]["ndcg@10"] > 0.95
+
+
+def test_a_pattern_names_folders_and_tasks(tmp_path):
+    def write(path, text):
+        path.mkdir(parents=True)
+        (path / "corpus.jsonl").write_text(json.dumps({"_id": "d", "text": text}) + "\n")
+        (path / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": text}) + "\n")
+        (path / "qrels.tsv").write_text("q\td\t1\n")
+
+    for name in ("nano-b", "nano-a", "other"):
+        write(tmp_path / "sets" / name, name)
+    (tmp_path / "sets" / "nano.txt").write_text("no folder")
+
+    def tasks(pattern, **options):
+        found = evaluate_task("bm25", pattern, output=tmp_path / "results", **options)
+        shutil.rmtree(tmp_path / "results")
+        return found["benchmark"], [one["task"] for one in found["settings"][0]["tasks"]]
+
+    assert tasks(tmp_path / "sets" / "nano*") == ("sets/nano*", ["nano-a", "nano-b"])
+    assert tasks(tmp_path / "s*") == (f"{tmp_path.name}/s*", ["nano-a", "nano-b", "other"])  # a folder of them
+    assert tasks(tmp_path / "sets", tasks=["nano-?", "oth*", "other"]) == ("sets", ["nano-a", "nano-b", "other"])
+    assert tasks(tmp_path / "sets", tasks=["*b"]) == ("sets", ["nano-b"])
+    with pytest.raises(BadInput, match="only files match this pattern"):
+        evaluate_task("bm25", tmp_path / "sets" / "*.txt")
+    write(tmp_path / "more" / "other", "x")
+    with pytest.raises(BadInput, match="has two sets of the name other"):
+        evaluate_task("bm25", tmp_path / "*" / "other")
 
 
 def test_texts_are_encoded_once_for_all_quantizations(folder):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import threading
 
 import hypothesis
 import hypothesis.strategies as st
@@ -15,7 +16,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.trec_run import read_run
 from pplx_jax.evaluation.evaluate import evaluate_task
 from pplx_jax.evaluation.scoring.system import Settings, System
-from pplx_jax.evaluation.suites.query_to_document import open_benchmark, pool_progress
+from pplx_jax.evaluation.suites.query_to_document import open_benchmark, pool_progress, pool_ranks, shared_ranks
 from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import EmbeddedCorpus, joined
 from pplx_jax.evaluation.suites.query_to_document.fusion import fused_labels, reciprocal_rank_fusion
 from pplx_jax.evaluation.suites.query_to_document.labelled_queries import read_labelled_queries
@@ -95,6 +96,34 @@ def test_ranks_by_hand():
     without = PoolRanks(np.array([0]), ["m"], np.array([0.5]), pools=1, excluded=["h"])
     without.add(["h", "a", "m"], np.array([[0.9, 0.5, 0.5]], np.float32), np.array([0, 0, 0]))
     assert without.ranks().tolist() == [[1]]
+
+
+def test_queries_are_scored_some_at_a_time(monkeypatch):
+    """Rows that are read as they are needed count as a whole array does, also of queries without pairs."""
+    random = np.random.default_rng(3)
+    ids, shells = [f"d{number}" for number in range(50)], random.integers(0, 3, 50)
+    scores = random.integers(-2, 3, (7, 50)).astype(np.float32)
+    query = np.array([5, 0, 5, 2, 2, 0, 5])  # none of 1, 3, 4 and 6
+    documents = [ids[place] for place in random.choice(50, 7, replace=False)]
+    own = scores[query, [ids.index(document) for document in documents]]
+    excluded = [f"d{number}" for number in query]
+    whole = PoolRanks(query, documents, own, 2, excluded)
+    whole.add(ids, scores, shells)
+    read = []
+
+    class Rows:
+        def __getitem__(self, part):
+            read.append(part)
+            return scores[part]
+
+    monkeypatch.setattr(pool_ranks, "_QUERIES_AT_ONCE", 2)
+    in_parts = PoolRanks(query, documents, own, 2, excluded)
+    in_parts.add(ids, Rows(), shells)
+    np.testing.assert_array_equal(in_parts.ahead, whole.ahead)
+    assert read == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    again = PoolRanks(**{**in_parts.arguments(), "pools": 2})
+    again.add(ids, scores, shells)
+    np.testing.assert_array_equal(again.ahead, whole.ahead)
 
 
 @hypothesis.given(seed=st.integers(0, 2**32 - 1), blocks=st.integers(1, 4))
@@ -252,6 +281,101 @@ def test_an_interrupted_pass_goes_on_after_its_shards(big, tmp_path, monkeypatch
     assert not list((tmp_path / "results" / "scratch").iterdir())
 
 
+class Threads:
+    """Processes of a job as threads: what `shared_ranks` calls to exchange data, and which of them counted what."""
+
+    def __init__(self, monkeypatch, processes):
+        self._index, self._count = threading.local(), processes
+        self._said, self._barrier = [None] * processes, threading.Barrier(processes, timeout=20)
+        self.counted = [[] for _ in range(processes)]
+        add = PoolRanks.add
+        monkeypatch.setattr(shared_ranks, "called_by_others", self._begin)
+        monkeypatch.setattr(shared_ranks, "own_share", lambda: (self._own(), processes))
+        monkeypatch.setattr(shared_ranks, "broadcast_bytes", lambda data: self._exchanged(data)[0])
+        monkeypatch.setattr(shared_ranks, "sum_counts", lambda own: sum(self._exchanged(own.copy())))
+
+        def noted(ranks, ids, *others):
+            self.counted[self._own()].append(list(ids))
+            add(ranks, ids, *others)
+
+        monkeypatch.setattr(PoolRanks, "add", noted)
+
+    def _own(self):
+        return getattr(self._index, "value", 0)
+
+    def _begin(self, function):
+        def follow(index):
+            self._index.value = index
+            function()
+
+        self.others = [threading.Thread(target=follow, args=(index,)) for index in range(1, self._count)]
+        for other in self.others:
+            other.start()
+        return True
+
+    def _exchanged(self, own):
+        self._said[self._own()] = own
+        self._barrier.wait()
+        found = list(self._said)
+        self._barrier.wait()
+        return found
+
+
+@pytest.mark.parametrize("quantization", ["int8", "ubinary"])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_the_ranking(big, tmp_path, monkeypatch, quantization, processes):
+    """Also one that goes on after the counts of a single process, and another after those of several."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in ("queries.jsonl", "qrels.tsv", "runs"):
+        (folder / name).symlink_to(big / name)
+    embed_file(
+        tmp_path / "model", big / "corpus.jsonl", folder / "embeddings",
+        quantization=quantization, shard_size=35, encoder=WordEncoder(64),
+    )  # fmt: skip
+    (task,) = open_benchmark("query-to-document", folder, sizes=(200, 300)).tasks
+    task = task.within(tmp_path / "results")
+    expected = [part.per_query for part in task.evaluate(words(quantization))]
+    assert expected[0]["recall@10"].min() < expected[0]["recall@10"].max()
+
+    def same(found):
+        for part, of_one in zip(found, expected, strict=True):
+            for name, values in of_one.items():
+                np.testing.assert_array_equal(part.per_query[name], values)
+
+    with monkeypatch.context() as patch:
+        threads = Threads(patch, processes)
+        same(task.evaluate(words(quantization)))
+        assert not any(other.join(10) or other.is_alive() for other in threads.others)
+        sizes = [sum(map(len, of_one)) for of_one in threads.counted]
+        assert sum(sizes) == 300 and min(sizes) >= 35 and max(sizes) - min(sizes) <= 70
+    for first, second in ((1, processes), (processes, 1), (processes, processes)):
+        with monkeypatch.context() as patch:
+            threads = Threads(patch, first) if first > 1 else None
+            patch.setattr(pool_progress, "SAVE_SECONDS", 0.0)
+            patch.setattr(NestedPools, "shells", interrupted_after(5, NestedPools.shells))
+            with pytest.raises(BadInput, match="stopped"):
+                task.evaluate(words(quantization))
+            assert threads is None or not any(other.join(10) or other.is_alive() for other in threads.others)
+        assert len(list((tmp_path / "results" / "scratch").iterdir())) == 1
+        with monkeypatch.context() as patch:
+            threads = Threads(patch, second)
+            same(task.evaluate(words(quantization)))
+            assert sum(sum(map(len, of_one)) for of_one in threads.counted) == 300 - 5 * 35
+
+
+def interrupted_after(calls, function):
+    """The function, which stops the work when it has been called so often."""
+    left = iter(range(calls))
+
+    def call(*arguments):
+        if next(left, None) is None:
+            raise BadInput("stopped")
+        return function(*arguments)
+
+    return call
+
+
 def test_a_document_of_chunks_is_worth_its_best(tmp_path):
     rows = [
         {"id": "a", "chunks": ["sun", "cat dog"]},
@@ -270,6 +394,11 @@ def test_a_document_of_chunks_is_worth_its_best(tmp_path):
     both = joined([first.taken([1]), second.taken([]), first.taken([0, 2])])
     assert both.ids == ["b", "a", "c"] and both.starts.tolist() == [0, 3, 5]
     np.testing.assert_array_equal(both.vectors, first.vectors[[2, 3, 4, 0, 1, 5]])
+    for size, parts in ((1, ["a", "b", "c"]), (4, ["a", "bc"]), (5, ["ab", "c"]), (6, ["abc"])):
+        assert ["".join(first[part].ids) for part in first.cut(size)] == parts
+        cut = joined([first[part] for part in first.cut(size)])
+        assert cut.starts.tolist() == first.starts.tolist()
+        np.testing.assert_array_equal(cut.vectors, first.vectors)
 
 
 def test_queries_as_corpus_do_not_find_themselves(tmp_path):

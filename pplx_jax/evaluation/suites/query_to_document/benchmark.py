@@ -32,7 +32,6 @@ from pplx_jax.evaluation.core.data_options import read_options
 from pplx_jax.evaluation.scoring.scorers import OwnDocument, with_own_document
 from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
 from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import (
-    Block,
     EmbeddedCorpus,
     EncodedCorpus,
     joined,
@@ -42,11 +41,12 @@ from pplx_jax.evaluation.suites.query_to_document.labelled_queries import Labell
 from pplx_jax.evaluation.suites.query_to_document.nested_pools import NestedPools
 from pplx_jax.evaluation.suites.query_to_document.pool_progress import PoolProgress
 from pplx_jax.evaluation.suites.query_to_document.pool_ranks import PoolRanks
+from pplx_jax.evaluation.suites.query_to_document.query_vectors import QueryVectors
+from pplx_jax.evaluation.suites.query_to_document.shared_ranks import SharedRanks
 from pplx_jax.inference.encoder import query_encoder
 from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
-from pplx_jax.retrieval.search import similarity
 
 PAPER_SIZES = {"query-to-document": (7_500_000, 15_000_000, 30_000_000), "query-to-query": (2_400_000,)}
 NAMES = tuple(PAPER_SIZES)
@@ -136,15 +136,12 @@ class PoolTask:
         encode = query_encoder(system.encoder)
         with too_long_by_name(labelled.ids, TOO_LONG):
             pooled = encode(labelled.texts, **encode_options(settings))
-        queries, empty = quantize(pooled, settings.quantization), zero_rows(pooled)
+        packed = settings.quantization == "ubinary"
+        queries = QueryVectors(quantize(pooled, settings.quantization), zero_rows(pooled), packed)
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)
         else:
             corpus = EncodedCorpus(*read_corpus(corpus_files(self.folder)), system)
-
-        def scores(block: Block) -> np.ndarray:
-            found = block.document_scores(similarity(queries, block.vectors, settings.quantization == "ubinary"))
-            return np.where(empty[:, None], np.float32(-np.inf), found)
 
         judged, own = frozenset(labelled.ids), set[str]()
 
@@ -159,21 +156,24 @@ class PoolTask:
         relevant = frozenset(labelled.documents)
         chosen = joined([block.taken([i for i, name in enumerate(block.ids) if name in relevant])
                          for block in corpus.blocks()])  # fmt: skip
-        counted = self._counted(labelled, chosen.ids, scores(chosen), len(pools.sizes), dropped)
+        own_scores = queries.scores_of_pairs(chosen, labelled.query, labelled.documents)
+        counted = self._counted(labelled, own_scores, len(pools.sizes), dropped)
         facts = (self.name, self.revision, system.encoder.fingerprint, settings, pools.sizes, sorted(dropped))
         progress = PoolProgress(self.scratch if embeddings.is_dir() else None, facts)
         begun = progress.read(counted.ahead.shape)
         if begun is not None:
             counted.ahead = begun[1]
         done, finished = 0, 0 if begun is None else begun[0]
-        with Progress(f"rank {self.name}", pools.documents, unit="document") as shown:
+        shown = Progress(f"rank {self.name}", pools.documents, unit="document")
+        with shown, SharedRanks(counted, queries) as shared:
             for number, block in enumerate(corpus.blocks(), start=1):
                 done += len(block.ids)
                 if number <= finished:
                     continue
-                counted.add(block.ids, scores(block), pools.shells(block.ids))
-                progress.note(number, counted.ahead)
+                shared.add(block, pools.shells(block.ids))
+                progress.note(number, shared.total)
                 shown.update(done)
+            shared.total()
         progress.remove()
         return pools.sizes, counted.ranks()
 
@@ -187,7 +187,9 @@ class PoolTask:
         for size in range(len(pools.sizes)):
             pool = np.flatnonzero(shells <= size)
             names, scores = [ids[i] for i in pool], BM25([texts[i] for i in pool]).scores(labelled.texts)
-            counted = self._counted(labelled, names, scores, 1, dropped)
+            column = {name: index for index, name in enumerate(names)}
+            own = scores[labelled.query, [column[document] for document in labelled.documents]]
+            counted = self._counted(labelled, own, 1, dropped)
             counted.add(names, scores, np.zeros(len(names), np.int64))
             ranks.append(counted.ranks()[0])
         return pools.sizes, np.stack(ranks)
@@ -204,11 +206,8 @@ class PoolTask:
         queries = dict(zip(labelled.ids, labelled.texts, strict=True))
         return with_own_document(queries, documents, qrels, "drop" if self._never_own else self.own_document)
 
-    def _counted(
-        self, labelled: LabelledQueries, ids: Sequence[str], scores: np.ndarray, pools: int, dropped: frozenset[str]
-    ) -> PoolRanks:
-        column = {name: index for index, name in enumerate(ids)}
-        own = scores[labelled.query, [column[document] for document in labelled.documents]]
+    def _counted(self, labelled: LabelledQueries, own: np.ndarray, pools: int, dropped: frozenset[str]) -> PoolRanks:
+        """Returns the counter of the pairs, whose documents have the scores `own` [J]."""
         queries = [labelled.ids[row] for row in labelled.query]
         excluded = [query if query in dropped else "" for query in queries] if dropped else None
         return PoolRanks(labelled.query, labelled.documents, own, pools, excluded)

@@ -42,7 +42,23 @@ class Block:
         scores = np.where(self.empty, np.float32(-np.inf), scores)
         return scores if len(self.ids) == len(self.empty) else np.maximum.reduceat(scores, self.starts, axis=1)
 
-    def taken(self, documents: Sequence[int]) -> "Block":
+    def cut(self, vectors: int) -> Iterator[slice]:
+        """Yields consecutive documents that have about this number of vectors together, and at most it if they can."""
+        ends = np.append(self.starts[1:], len(self.vectors))
+        begin = 0
+        while begin < len(self.ids):
+            end = max(begin + 1, int(np.searchsorted(ends, self.starts[begin] + vectors, "right")))
+            yield slice(begin, end)
+            begin = end
+
+    def __getitem__(self, documents: slice) -> "Block":
+        """Returns consecutive documents without copying their vectors."""
+        ends = np.append(self.starts[1:], len(self.vectors))[documents]
+        starts = self.starts[documents]
+        own = slice(starts[0], ends[-1])
+        return Block(self.ids[documents], self.vectors[own], starts - starts[0], self.empty[own])
+
+    def taken(self, documents: Sequence[int] | np.ndarray) -> "Block":
         """Returns the block with only the documents at these indices."""
         ends = [*self.starts[1:], len(self.vectors)]
         chosen = [np.arange(self.starts[place], ends[place]) for place in documents]

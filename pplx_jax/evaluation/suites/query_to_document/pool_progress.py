@@ -4,6 +4,7 @@ import hashlib
 import pathlib
 import time
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -36,13 +37,13 @@ class PoolProgress:
             return None
         return (blocks, ahead) if ahead.shape == shape and ahead.dtype == np.int64 else None
 
-    def note(self, blocks: int, ahead: np.ndarray) -> None:
+    def note(self, blocks: int, ahead: Callable[[], np.ndarray]) -> None:
         """Writes the counts after so many blocks, once a minute."""
         if self._file is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(self._file) as temporary, open(temporary, "wb") as file:
-            np.savez(file, blocks=blocks, ahead=ahead)
+            np.savez(file, blocks=blocks, ahead=ahead())
         self._saved = time.monotonic()
 
     def remove(self) -> None:

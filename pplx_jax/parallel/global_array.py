@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 
-def placed(shape: tuple[int, ...], sharding: jax.sharding.Sharding, part: Callable[..., np.ndarray]) -> jax.Array:
+def global_array(shape: tuple[int, ...], sharding: jax.sharding.Sharding, part: Callable[..., np.ndarray]) -> jax.Array:
     """Returns a global array. This is an explicit transfer, which the transfer guard of a step allows.
 
     Args:

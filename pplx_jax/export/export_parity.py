@@ -11,8 +11,8 @@ import numpy as np
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.data.tokens.vocabulary import Vocabulary
-from pplx_jax.export.agreement import hidden_difference, int8_equal_share
 from pplx_jax.export.fuzz_texts import fuzz_texts
+from pplx_jax.export.tolerances import hidden_difference, int8_equal_share
 from pplx_jax.kernels.quantization import LEVELS
 
 _LENGTHS = (16, 128, 512, 2048)  # of the generated texts, in tokens; short texts do not reveal RoPE errors
@@ -101,7 +101,7 @@ def check_parity(folder: pathlib.Path, model: LoadedModel, dims: int | None = No
     """Opens the export like a user and compares it with `model`.
 
     Tokens must be equal, also of `_FUZZED` random texts. Hidden states of padded batches, and int8 embeddings of
-    `SentenceTransformer` and of the context model's `encode`, must agree within the tolerances of `agreement`; so must
+    `SentenceTransformer` and of the context model's `encode`, must agree within the tolerances of `tolerances`; so must
     those with each of the model's prompts.
 
     Args:
