@@ -248,7 +248,7 @@ VERBS = (
     Verb(
         "search",
         "search an index, for one query or a file of queries",
-        "pplx_jax.retrieval.search_verb:search_index",
+        "pplx_jax.retrieval.search_index:search_index",
         example="--index=index 'read a file line by line' --k=5",
         heading="embed and search",
         flags=(

@@ -33,9 +33,9 @@ from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, qu
 from pplx_jax.parallel.processes import barrier, joins_processes
 from pplx_jax.parallel.same_job import appears
 from pplx_jax.parallel.shares import deal, own_share, parse_share
-from pplx_jax.retrieval.embedding_folder import MANIFEST, PROGRESS, EmbeddingFolder, Settings, Shard
-from pplx_jax.retrieval.embedding_input import BadRow, InputRow, TooLongRow
-from pplx_jax.retrieval.shard_plan import ShardPlan, plan_shards
+from pplx_jax.retrieval.embeddings.folder import MANIFEST, PROGRESS, EmbeddingFolder, Settings, Shard
+from pplx_jax.retrieval.embeddings.input_rows import BadRow, InputRow, TooLongRow
+from pplx_jax.retrieval.embeddings.shard_plan import ShardPlan, plan_shards
 
 _NAMED_ROWS = 10
 
@@ -74,13 +74,13 @@ def embed_file(
     Args:
         model_path: a model folder, or the name of a model of the Hugging Face hub.
         input: a file (.jsonl, .jsonl.gz or .parquet), a folder of such files, or a pattern; see `input_files`.
-        output: the folder to write, see `embedding_folder`.
+        output: the folder to write, see `embeddings.folder`.
         text_field, chunks_field: names of the columns.
         quantization: "int8", "binary" (-1/+1), "ubinary" (packed), "tanh" or "none".
         bit_order: of "ubinary".
         dims: number of leading dimensions; None for all.
-        shard_size: input rows per shard. None for shards of about equal bytes, see `shard_plan`, or for what an
-            unfinished folder has. An interruption loses the work of at most one shard per worker.
+        shard_size: input rows per shard. None for shards of about equal bytes, see `embeddings.shard_plan`, or for what
+            an unfinished folder has. An interruption loses the work of at most one shard per worker.
         chunk_tokens: split every text into chunks of at most this many tokens and embed it as a document of chunks.
         overflow: what happens to a text or document over the model's limit: "error" fails at the end, "split" encodes
             overlapping windows, "truncate" cuts it.

@@ -13,8 +13,8 @@ from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.io.trec_run import run_writer
 from pplx_jax.kernels.quantization import Quantization, quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
+from pplx_jax.retrieval.exact_search import rank_scores, similarity
 from pplx_jax.retrieval.metrics import NOT_RETRIEVED, judge, metrics_per_query, relevant_ranks, tie_places
-from pplx_jax.retrieval.search import rank_scores, similarity
 
 RUN_DEPTH = 1000  # documents of a ranking, in metrics and in run files
 OwnDocument = Literal["keep", "drop"]

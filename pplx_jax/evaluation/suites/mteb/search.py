@@ -25,8 +25,8 @@ from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.inference.prompted_encoder import PromptedEncoder
 from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
+from pplx_jax.retrieval.exact_search import rank_scores, similarity, top_k
 from pplx_jax.retrieval.metrics import tie_places
-from pplx_jax.retrieval.search import rank_scores, similarity, top_k
 
 DOCUMENTS_PER_BLOCK = 1 << 16
 _QUERIES_PER_BLOCK = 256

@@ -325,6 +325,11 @@ class EmbeddingFolder:
                 offset += len(line)
 
 
+def document_of(described: dict[str, Any]) -> str:
+    """Returns the id of the document of a described vector or a hit: of the whole row, for a chunk too."""
+    return described.get("document", described["id"])
+
+
 def parse_described(line: bytes) -> dict[str, Any]:
     """Parses the description of a vector.
 

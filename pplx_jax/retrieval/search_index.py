@@ -22,7 +22,8 @@ from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.parallel.gather_rows import broadcast_bytes
 from pplx_jax.parallel.processes import joins_processes
 from pplx_jax.parallel.shares import own_share
-from pplx_jax.retrieval.embedding_input import BadRow, read_rows
+from pplx_jax.retrieval.embeddings.folder import document_of
+from pplx_jax.retrieval.embeddings.input_rows import BadRow, read_rows
 from pplx_jax.retrieval.open_index import open_index
 from pplx_jax.retrieval.search_options import Engine, SearchOptions
 
@@ -148,7 +149,7 @@ def _writer(path: pathlib.Path) -> Iterator[Write]:
 def _trec_lines(query: str, text: str, hits: list[dict[str, Any]]) -> str:
     best: dict[str, float] = {}  # a run file names each id once
     for hit in hits:
-        best.setdefault(hit.get("document", hit["id"]), hit["score"])
+        best.setdefault(document_of(hit), hit["score"])
     ranked = enumerate(best.items(), start=1)
     return "".join(run_line(query, document, rank, score) for rank, (document, score) in ranked)
 
