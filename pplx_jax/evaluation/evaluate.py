@@ -123,6 +123,7 @@ def evaluate_task(
         raise BadInput("give --task, or bind evaluate_task.benchmark in a gin file, and not both")
     truncate = truncate or max_length is not None
     chosen: list[Task] = []
+    of_tasks: TaskPrompts = {}
     if leads():
         if benchmark is None:
             options = {} if split is None else {"split": split}
@@ -130,16 +131,8 @@ def evaluate_task(
         chosen = chosen_tasks(benchmark, tasks)
         if own_document is not None:
             chosen = [_with_own_document(one, own_document) for one in chosen]
-    of_tasks: TaskPrompts = {}
-    if prompts is not None and leads():
-        assert benchmark is not None
-        where = "prompts" if isinstance(prompts, Mapping) else f"--prompts {prompts}"
-        given = (
-            prompts
-            if isinstance(prompts, Mapping)
-            else read_json(as_path(prompts), fix='write TASK -> {"query": TEXT, "document": TEXT}')
-        )
-        of_tasks = checked_task_prompts(given, benchmark.tasks, where)
+        if prompts is not None:
+            of_tasks = _task_prompts(prompts, benchmark)
     if watch is not None:
         excluded = (compare, run_file, query_prompt, document_prompt, max_length)
         if output is None or any(given is not None for given in excluded):
@@ -187,13 +180,24 @@ def evaluate_task(
     return lead(encoder, score)
 
 
+def _task_prompts(prompts: TaskPrompts | str | pathlib.Path, benchmark: Benchmark) -> TaskPrompts:
+    if isinstance(prompts, Mapping):
+        return checked_task_prompts(prompts, benchmark.tasks, "prompts")
+    read = read_json(as_path(prompts), fix='write TASK -> {"query": TEXT, "document": TEXT}')
+    return checked_task_prompts(read, benchmark.tasks, f"--prompts {prompts}")
+
+
 def _reported(
     results: Results, benchmark: Benchmark, setting: str, names: list[str], compare: str | pathlib.Path | None
 ) -> dict[str, Any]:
     """Writes the summary, and returns the report with the numbers of one setting first."""
     summary = summarize(results, benchmark)
     if results.folder is not None:
-        _write(results.folder, summary, results)
+        from pplx_jax.reports.evaluation_page import render_evaluation
+
+        write_json(results.folder / "results.json", summary)
+        write_text(results.folder / "results.md", format_table(summary))
+        write_text(results.folder / "report.html", render_evaluation(summary, results.outcomes))
     result = _report(summary, setting, names)
     if compare is not None:
         ours = [one for one in results.outcomes if one.setting == setting and one.task in names]
@@ -243,15 +247,6 @@ def _subject(benchmark: Benchmark, name: str, encoder: Encoder | None) -> Subjec
         return Subject(benchmark.name, name, name)
     dtype = getattr(encoder.config, "dtype", None)
     return Subject(benchmark.name, name, encoder.fingerprint, encoder.dims, encoder.config.max_length, dtype)
-
-
-def _write(folder: pathlib.Path, summary: dict[str, Any], results: Results) -> None:
-    from pplx_jax.reports.evaluation_page import render_evaluation
-
-    write_json(folder / "results.json", summary)
-    pages = {"results.md": format_table(summary), "report.html": render_evaluation(summary, results.outcomes)}
-    for name, text in pages.items():
-        write_text(folder / name, text)
 
 
 def _report(summary: dict[str, Any], setting: str, names: list[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The verb `serve`: loads a model and serves it over HTTP until a signal."""
 
 import contextlib
+import os
 import pathlib
 import signal
 import socket
@@ -77,7 +78,7 @@ def serve(
     with _listening(host, port) as listener:
         from pplx_jax.inference.embedder import Embedder
         from pplx_jax.retrieval.open_index import open_index
-        from pplx_jax.serving.app import App, served_name
+        from pplx_jax.serving.app import App
         from pplx_jax.serving.wire import Limits
 
         limits = Limits(max_body_bytes, max_inputs, max_chunks, max_document_tokens, max_tokens)
@@ -86,7 +87,7 @@ def serve(
         opened = None if index is None else open_index(index)
         app = App(
             model,
-            name or served_name(model_path),
+            name or os.path.basename(os.path.abspath(model_path)),
             limits=limits,
             max_batch_tokens=max_batch_tokens,
             max_wait=max_wait_ms / 1000,

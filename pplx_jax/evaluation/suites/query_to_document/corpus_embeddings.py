@@ -11,9 +11,8 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import document_text
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.data.io.row_files import rows_of_files
-from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
+from pplx_jax.evaluation.scoring.system import System, pool
 from pplx_jax.inference.encoder import document_encoder
-from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.embeddings.folder import document_of
 from pplx_jax.retrieval.embeddings.open_embeddings import open_embeddings
@@ -89,13 +88,9 @@ class EncodedCorpus:
         """
         assert system.encoder is not None
         self._ids, self._texts = ids, texts
-        with too_long_by_name(ids, TOO_LONG):
-            pooled = document_encoder(system.encoder)(texts, **encode_options(system.settings))
+        pooled = pool(document_encoder(system.encoder), ids, texts, system.settings)
         self._vectors = quantize(pooled, system.settings.quantization)
         self._empty = zero_rows(pooled)
-
-    def ids(self) -> Iterator[str]:
-        yield from self._ids
 
     def texts(self, names: Set[str]) -> dict[str, str]:
         """Returns the texts of these documents by id."""
@@ -131,12 +126,6 @@ class EmbeddedCorpus:
                 f"{folder} holds {stored.quantization} vectors of {stored.dims} dimensions, "
                 f"not {self._wanted} of {dims}; embed with --quantization {self._wanted} --dims {dims}"
             )
-
-    def ids(self) -> Iterator[str]:
-        for place in range(len(self._folder.shards)):  # a document is in one shard
-            described = (row for _, row in self._folder.described_of(place))
-            for _, chunks in itertools.groupby(described, key=lambda row: row["row"]):
-                yield document_of(next(chunks))
 
     def texts(self, names: Set[str]) -> dict[str, str]:
         """Returns the texts of these documents by id. Chunks are joined by spaces."""
