@@ -135,7 +135,7 @@ def embed_file(
     _embed_shards(folder, plan, encoder, own)
     barrier("embedded")
     folder.refresh()
-    if index == 0:  # what the processes left because they saw other shards as finished, if any
+    if index == 0:  # shards that no process embedded, because they did not see the same ones as finished
         _embed_shards(folder, plan, encoder, wanted)
     if index == 0 and not folder.complete and len(folder.finished) == len(weights):
         folder.finish()

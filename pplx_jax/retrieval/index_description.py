@@ -15,7 +15,7 @@ from pplx_jax.core.paths import relative
 from pplx_jax.retrieval.embeddings.folder import COMMON, EmbeddingFolder, Settings
 
 UPDATED = "updated"
-_NO_PART = ("shard_size",)  # another number of shards gives the same vectors
+_NOT_COMPARED = ("shard_size",)  # shards of another size have the same vectors
 _FIX = "make the index again"
 
 
@@ -57,7 +57,7 @@ def identity(settings: Settings, **more: Any) -> dict[str, Any]:
 
 def _embedded_from(settings: Settings) -> dict[str, Any]:
     values = dataclasses.asdict(settings)
-    return {name: values[name] for name in values if name not in (*COMMON, *_NO_PART)}
+    return {name: values[name] for name in values if name not in (*COMMON, *_NOT_COMPARED)}
 
 
 def require_replaceable(where: str, former: Mapping[str, Any], new: Mapping[str, Any], *, replace: bool) -> bool:

@@ -1,8 +1,8 @@
 """Which rows of the input files are in which shard of an embedding folder.
 
 A shard is a range of rows, also over the ends of files. Its size follows bytes: a row counts the bytes of its line, or
-of its columns in Parquet, and 1 KiB for its vector. A shard ends when it has 4 MiB; of a large input, so many of these
-are joined that there are at most 2,000 shards.
+of its columns in Parquet, and 1 KiB for its vector. A shard ends when it has 4 MiB. In a large input several of these
+are joined, so that there are at most 2,000 shards.
 """
 
 import bisect

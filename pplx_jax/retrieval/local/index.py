@@ -53,7 +53,7 @@ class LocalIndex(SearchableIndex):
         self._read()
 
     def _read(self) -> None:
-        """Opens all parts as the folder says now."""
+        """Opens all parts that the folder has now."""
         self._updates = _read_updates(self.path)
         added = self._updates["added"] if self._updates else 0
         folders = [self.path, *(_added(self.path, number) for number in range(1, added + 1))]
