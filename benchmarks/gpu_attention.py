@@ -76,7 +76,7 @@ def jax_candidates(case: Case) -> dict[str, Callable[..., jax.Array]]:
     ids = case.segment_ids
     dense = len(case.lengths) == 1
     found = {
-        "face": lambda *arrays: attention(*arrays, ids),
+        "ours": lambda *arrays: attention(*arrays, ids),
         "blockwise": lambda *arrays: blockwise.attention(*arrays, ids),
         "cudnn": _cudnn if dense else unpacked(_cudnn, case),
     }

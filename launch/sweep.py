@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launch.constraints import holds
+from launch.sweep_conditions import holds
 from launch.sweep_parts import Point
 from pplx_jax.configuration import Config, Table, load
 from pplx_jax.configuration.statements import SEARCH_PATHS

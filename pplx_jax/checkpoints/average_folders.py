@@ -10,8 +10,9 @@ import numpy as np
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.merge_folders import require_alike
-from pplx_jax.checkpoints.model_folder import AVERAGED_FROM, load_model, save_model
-from pplx_jax.checkpoints.orbax import CHECKPOINTS, MODEL, saved_steps
+from pplx_jax.checkpoints.model_folder import AVERAGED_FROM, MODEL, load_model, save_model
+from pplx_jax.checkpoints.orbax import CHECKPOINTS
+from pplx_jax.checkpoints.saved_params import saved_steps
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import describes, replaced_folder, require_free
 from pplx_jax.core.paths import as_path

@@ -14,7 +14,7 @@ import jax
 from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.checkpoints.huggingface.reader import read_model
 from pplx_jax.checkpoints.model_folder import is_published, load_config
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.vocabulary import Vocabulary

@@ -5,8 +5,7 @@ from typing import Any
 
 from pplx_jax.checkpoints.loaded_model import LoadedModel
 from pplx_jax.checkpoints.merge import Merge, Per, slerp
-from pplx_jax.checkpoints.model_folder import load_model, save_model, stage_of
-from pplx_jax.checkpoints.orbax import MODEL
+from pplx_jax.checkpoints.model_folder import MODEL, load_model, save_model, stage_of
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.output_folder import replaced_folder, require_free
 from pplx_jax.core.paths import as_path

@@ -13,7 +13,8 @@ from flax import nnx
 from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.checkpoints.huggingface.reader import read_config, read_model
 from pplx_jax.checkpoints.loaded_model import LoadedModel
-from pplx_jax.checkpoints.orbax import CHECKPOINTS, MODEL, load_params, save_params
+from pplx_jax.checkpoints.orbax import CHECKPOINTS
+from pplx_jax.checkpoints.saved_params import load_params, save_params
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.parameter_trees import named_shapes, require_finite
@@ -25,6 +26,7 @@ from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.models.parameters import abstract_model
 from pplx_jax.models.transformer import Qwen3Config
 
+MODEL = "model.json"
 FORMAT = 1
 AVERAGED_FROM = "averaged_from"  # key of model.json
 Kind = Literal["v1", "context_v1"]

@@ -32,7 +32,7 @@ def use_compilation_cache() -> None:
         return
     folder = cache_folder() / "compiled" / _cpu()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # whoever writes to it runs code here
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # writing to it is running code here
         _remove_abandoned(folder)
     except OSError:
         return

@@ -16,7 +16,8 @@ import numpy as np
 import tabulate
 from absl import logging
 
-from pplx_jax.checkpoints.orbax import CHECKPOINTS, checkpoint_steps
+from pplx_jax.checkpoints.orbax import CHECKPOINTS
+from pplx_jax.checkpoints.saved_params import checkpoint_steps
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import read_json, write_json
 from pplx_jax.core.log_folder import LogFolder

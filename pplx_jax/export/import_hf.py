@@ -8,8 +8,7 @@ from typing import Any
 from pplx_jax.checkpoints.hub_folder import find_model
 from pplx_jax.checkpoints.huggingface.gguf_file import SUFFIX
 from pplx_jax.checkpoints.huggingface.reader import ImportPlan, warn_of_pooling
-from pplx_jax.checkpoints.model_folder import save_model
-from pplx_jax.checkpoints.orbax import MODEL
+from pplx_jax.checkpoints.model_folder import MODEL, save_model
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.output_folder import require_free, scratch_beside, take_place
 from pplx_jax.core.packages import require_packages

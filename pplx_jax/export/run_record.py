@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pplx_jax.checkpoints.orbax import selected_step
+from pplx_jax.checkpoints.saved_params import selected_step
 from pplx_jax.core.files import read_json
 from pplx_jax.core.paths import resolved
 from pplx_jax.core.resolved_recipe import read_resolved, with_macro_values

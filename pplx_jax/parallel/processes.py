@@ -160,7 +160,7 @@ def joined(processes: Processes, about: Mapping[str, str] | None = None) -> Iter
         # JAX installs its own handler; here `PreemptionNotice` handles SIGTERM.
         signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
         yield
-        barrier("the work")  # nobody leaves while another one may still fail, or be waited for in JAX's shutdown
+        barrier("the work")  # no process leaves while another one may still fail, or be waited for in JAX's shutdown
     except BaseException as error:
         if isinstance(error, Preempted) and error.together:
             raise

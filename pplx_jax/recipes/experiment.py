@@ -18,7 +18,7 @@ from absl import logging
 from pplx_jax.checkpoints.initial_model import model_to_train
 from pplx_jax.checkpoints.merge import Merge
 from pplx_jax.checkpoints.merge_folders import MERGED, merge_checkpoints
-from pplx_jax.checkpoints.orbax import keep_parameters
+from pplx_jax.checkpoints.saved_params import keep_parameters
 from pplx_jax.configuration import Config, load
 from pplx_jax.configuration.statements import SEARCH_PATHS
 from pplx_jax.core.errors import BadInput, Failed

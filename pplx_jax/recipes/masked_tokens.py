@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.io.set_samples import draw
 from pplx_jax.data.tokens.vocabulary import Vocabulary

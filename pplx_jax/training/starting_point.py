@@ -9,7 +9,7 @@ import numpy as np
 from pplx_jax.checkpoints.initial_model import load_weights
 from pplx_jax.checkpoints.merge import slerp
 from pplx_jax.checkpoints.model_folder import load_model
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.core.parameter_trees import named_shapes
 from pplx_jax.core.resume_check import require_same_shapes
 from pplx_jax.models.parameters import initial_params

@@ -14,7 +14,8 @@ import optax
 from absl import logging
 
 from pplx_jax.checkpoints.model_folder import describe_model
-from pplx_jax.checkpoints.orbax import Checkpoints, Keep, Restored, select_checkpoint
+from pplx_jax.checkpoints.orbax import Checkpoints, Keep, Restored
+from pplx_jax.checkpoints.saved_params import select_checkpoint
 from pplx_jax.core.errors import Preempted
 from pplx_jax.core.files import read_json, write_json, write_text
 from pplx_jax.core.log_folder import LogFolder

@@ -1,4 +1,4 @@
-"""The benchmark of attention on GPUs, as far as a machine without one can tell, and what the face lowers to there."""
+"""The benchmark of attention on GPUs, as far as a machine without one can tell, and what attention lowers to there."""
 
 import functools
 import importlib.util
@@ -56,7 +56,7 @@ def candidates(case):
         )
 
     return {
-        "face": found["face"],
+        "ours": found["ours"],
         "blockwise": found["blockwise"],
         "unpacked": rows_of_one_text if dense else gpu_attention.unpacked(rows_of_one_text, case),
         "one_text": lambda *arrays: attention(*arrays, jnp.minimum(case.segment_ids, 1)),
@@ -64,15 +64,15 @@ def candidates(case):
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_candidates_are_held_against_the_reference(backward):
-    for name in ("face", "blockwise", "unpacked"):
+def test_candidates_are_compared_with_the_reference(backward):
+    for name in ("ours", "blockwise", "unpacked"):
         gpu_attention.check(candidates, name, 16, packed=True, backward=backward)
     # Control: texts that see each other are found out.
     with pytest.raises(ValueError, match="one_text differs from the reference by"):
         gpu_attention.check(candidates, "one_text", 16, packed=True, backward=backward)
 
 
-def test_on_cuda_the_face_runs_kernels_and_holds_no_scores_of_a_long_row():
+def test_on_cuda_attention_runs_kernels_and_keeps_no_scores_of_a_long_sequence():
     length = 32768
 
     def lowered(function, heads=16):

@@ -11,7 +11,7 @@ from helpers import tiny
 from pplx_jax.checkpoints import average_folders
 from pplx_jax.checkpoints.average_folders import average_checkpoints
 from pplx_jax.checkpoints.model_folder import describe_model, load_model, save_model
-from pplx_jax.checkpoints.orbax import save_params
+from pplx_jax.checkpoints.saved_params import save_params
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.parameter_trees import named_arrays
 from pplx_jax.models.parameters import initial_params

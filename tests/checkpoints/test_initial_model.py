@@ -14,7 +14,7 @@ from helpers.python_code import write_packages
 from pplx_jax.checkpoints.huggingface.reader import read_model
 from pplx_jax.checkpoints.initial_model import load_weights, model_to_train
 from pplx_jax.checkpoints.model_folder import load_config, load_model
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary

@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny
 
 from pplx_jax.checkpoints.model_folder import describe_model, load_model, save_model
-from pplx_jax.checkpoints.orbax import save_params
+from pplx_jax.checkpoints.saved_params import save_params
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.load_vocabulary import load_vocabulary
 from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
@@ -123,7 +123,7 @@ def test_a_vocabulary_larger_than_the_table_is_bad_input(copy, tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_weight_that_is_no_number_is_named(tmp_path, vocabulary, params, value):
+def test_a_weight_that_is_not_finite_is_named(tmp_path, vocabulary, params, value):
     broken = jax.tree.map(np.copy, params)
     broken["layers"]["mlp"]["up"]["kernel"][0, 3, 2] = value
     save_model(tmp_path / "model", tiny.tiny_config(vocabulary), vocabulary, broken, stage="pair")
@@ -199,7 +199,7 @@ def test_the_fingerprint_is_of_weights_vocabulary_and_configuration(saved, copy,
     assert dataclasses.replace(model, vocabulary=other).fingerprint != model.fingerprint
 
 
-def test_whatever_changes_embeddings_changes_the_fingerprint(saved):
+def test_the_fingerprint_changes_with_all_that_embeddings_depend_on(saved):
     model = load_model(saved)
 
     def with_field(**field):

@@ -17,7 +17,9 @@ from helpers import job
 from orbax.checkpoint import checkpoint_manager
 
 from pplx_jax.checkpoints import orbax as checkpointing
-from pplx_jax.checkpoints.orbax import Checkpoints, Keep, load_params, save_params
+from pplx_jax.checkpoints import saved_params
+from pplx_jax.checkpoints.orbax import Checkpoints, Keep
+from pplx_jax.checkpoints.saved_params import load_params, save_params
 from pplx_jax.core.errors import BadInput
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -119,7 +121,7 @@ def test_parameters_alone_are_read_from_a_whole_checkpoint(saved):
 
 
 def test_parameters_written_alone_come_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpointing, "_CHUNK_BYTES", 1000)  # eight pieces
+    monkeypatch.setattr(saved_params, "_CHUNK_BYTES", 1000)  # eight pieces
     save_params(tmp_path, 3, state(3)["params"])
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"3", "3.sha256"}
     assert bits(load_params(tmp_path)) == bits(state(3)["params"])
@@ -128,7 +130,7 @@ def test_parameters_written_alone_come_back(tmp_path, monkeypatch):
 def test_a_checkpoint_that_training_deletes_while_it_is_read(tmp_path, monkeypatch):
     first, second = ({"layer": {"kernel": np.full((2, 3), value, np.float32)}} for value in (1, 2))
     save_params(tmp_path, 1, first)
-    read = checkpointing._read_params
+    read = saved_params._read_params
 
     def after_pruning(checkpoint):
         if checkpoint.name == "1" and checkpoint.exists():
@@ -136,7 +138,7 @@ def test_a_checkpoint_that_training_deletes_while_it_is_read(tmp_path, monkeypat
             shutil.rmtree(checkpoint)
         return read(checkpoint)
 
-    monkeypatch.setattr(checkpointing, "_read_params", after_pruning)
+    monkeypatch.setattr(saved_params, "_read_params", after_pruning)
     np.testing.assert_array_equal(load_params(tmp_path)["layer"]["kernel"], second["layer"]["kernel"])
     with pytest.raises(BadInput, match="1 is damaged"):
         load_params(tmp_path, 1)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pplx_jax.checkpoints.orbax import Checkpoints, Keep, load_params, save_params
+from pplx_jax.checkpoints.orbax import Checkpoints, Keep
+from pplx_jax.checkpoints.saved_params import load_params, save_params
 from pplx_jax.core.errors import BadInput
 
 pytestmark = pytest.mark.long

@@ -337,7 +337,7 @@ class TestBadInput:
         assert err.startswith(f"pplx-jax: error: {message}"), err
         assert err.count("\n") == 1 and err.endswith("\n")
 
-    def test_what_nobody_binds(self, command, tmp_path):
+    def test_a_parameter_that_nothing_binds(self, command, tmp_path):
         (tmp_path / "recipe.gin").write_text("run.seed = 1\n")
         code, _, err = command("run", "--gin_file", "recipe.gin", "--workdir", "w")
         assert code == 2

@@ -10,7 +10,8 @@ from helpers.tiny import tiny_config, tiny_vocabulary
 from helpers.word_encoder import WordEncoder
 
 from pplx_jax.checkpoints.model_folder import describe_model
-from pplx_jax.checkpoints.orbax import CHECKPOINTS, save_params
+from pplx_jax.checkpoints.orbax import CHECKPOINTS
+from pplx_jax.checkpoints.saved_params import save_params
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import RetrievalSet

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from pplx_jax.checkpoints.orbax import select_checkpoint
+from pplx_jax.checkpoints.saved_params import select_checkpoint
 from pplx_jax.core.errors import BadInput
 from pplx_jax.export.model_card import model_card
 from pplx_jax.export.run_record import RunRecord, read_run

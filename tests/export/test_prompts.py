@@ -7,7 +7,7 @@ import pytest
 
 from pplx_jax.checkpoints.model_folder import load_model, save_model
 from pplx_jax.export import export_hf as export
-from pplx_jax.export import parity
+from pplx_jax.export import export_parity
 from pplx_jax.inference.embedder import Embedder
 
 pytestmark = pytest.mark.slow
@@ -70,6 +70,6 @@ def test_parity_fails_if_the_pipeline_has_other_prompts(exported, model, tmp_pat
     try:
         written.write_text(json.dumps({**json.loads(before), "prompts": {**PROMPTS, "query": "find: "}}))
         with pytest.raises(RuntimeError):
-            parity.check_parity(exported, load_model(exported.with_name("model")))
+            export_parity.check_parity(exported, load_model(exported.with_name("model")))
     finally:
         written.write_text(before)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from helpers import job
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.training.metrics import read_metrics
 
 LEDGER = """

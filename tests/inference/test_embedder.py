@@ -18,7 +18,7 @@ from pplx_jax.data.tokens.train_vocabulary import train_vocabulary
 from pplx_jax.inference import packed_encoder, sequence_plan
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.inference.overflow import windows
-from pplx_jax.kernels import attention as attention_face
+from pplx_jax.kernels import attention as attention_api
 from pplx_jax.kernels.attention import blockwise
 from pplx_jax.kernels.attention.reference import attention as reference_attention
 from pplx_jax.models.embedding import embed
@@ -104,7 +104,7 @@ def long_text(model: Embedder, tokens: int) -> str:
 # Texts
 
 
-def test_a_text_gets_the_vector_it_has_alone_whatever_the_list(model, reference):
+def test_a_text_has_the_same_vector_alone_and_in_any_list(model, reference):
     assert "" in MIXED and len(MIXED) > 8
     expected = [vectors[0] for vectors in reference([[model.vocabulary.encode(text)] for text in MIXED])]
     for order in (np.arange(len(MIXED)), np.random.default_rng(0).permutation(len(MIXED))):
@@ -519,7 +519,7 @@ def test_the_longest_text_needs_no_array_of_length_by_length(folder, slots):
 def test_a_text_longer_than_whole_rows_of_attention(folder, reference):
     config = dataclasses.replace(folder.config, max_length=4096)
     long_model = Embedder(dataclasses.replace(folder, config=config), batch_tokens=512)
-    length = attention_face.MAX_REFERENCE_LENGTH + 100
+    length = attention_api.MAX_REFERENCE_LENGTH + 100
     ids = np.array(long_model.vocabulary.encode(long_text(long_model, length))[:length])
     batch = {
         "tokens": ids[None],
@@ -529,7 +529,7 @@ def test_a_text_longer_than_whole_rows_of_attention(folder, reference):
     }
     encoder = bind(config, jax.device_put(folder.params))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_face, "MAX_REFERENCE_LENGTH", length)
+        patch.setattr(attention_api, "MAX_REFERENCE_LENGTH", length)
         expected = embed(encoder, jax.tree.map(jnp.asarray, batch), 1)[0][0, 0]
     np.testing.assert_allclose(long_model.encode_tokens([ids])[0], expected, rtol=0, atol=1e-5)
 
@@ -619,8 +619,8 @@ def test_a_text_is_cut_by_the_models_own_tokens(model):
 
 def test_attention_by_the_implementation_that_was_asked_for(folder, model, monkeypatch):
     asked = []
-    run = attention_face._RUN["blockwise"]
-    monkeypatch.setitem(attention_face._RUN, "blockwise", lambda *a, **o: asked.append(True) or run(*a, **o))
+    run = attention_api._RUN["blockwise"]
+    monkeypatch.setitem(attention_api._RUN, "blockwise", lambda *a, **o: asked.append(True) or run(*a, **o))
     texts = ["read the index", "a b c"]
     wanted = model.encode(texts, quantization="none")
     found = Embedder(folder, batch_tokens=512, slots=8, attention_implementation="blockwise")

@@ -14,7 +14,7 @@ from helpers import simulated
 from hypothesis import given, settings
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.kernels import attention as face
+from pplx_jax.kernels import attention as api
 from pplx_jax.kernels.attention import blockwise, pallas, reference, splash, triton
 from pplx_jax.kernels.attention.mask_info import PADDED, WINDOW_BITS, make_mask_info, overlap_ranges
 from pplx_jax.kernels.attention.tiles import Tiles, choose_tiles
@@ -355,17 +355,17 @@ def test_memory_is_linear_in_length_both_ways():
         compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arguments).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    short, long = (temporaries(face.attention, length) for length in (4096, 8192))
+    short, long = (temporaries(api.attention, length) for length in (4096, 8192))
     assert long < 2.2 * short
     # Control: the reference takes four times as much.
     assert temporaries(reference.attention, 4096) > 3.5 * temporaries(reference.attention, 2048)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [face.MAX_REFERENCE_LENGTH, face.MAX_REFERENCE_LENGTH + 1])
+@pytest.mark.parametrize("length", [api.MAX_REFERENCE_LENGTH, api.MAX_REFERENCE_LENGTH + 1])
 def test_attention_is_the_same_on_both_sides_of_the_choice_by_length(length):
     arguments, _ = inputs(packed(length, [600, 300]))
-    found = jax.jit(face.attention)(*arguments)
+    found = jax.jit(api.attention)(*arguments)
     np.testing.assert_allclose(found, reference.attention(*arguments), rtol=0, atol=1e-6)
 
 
@@ -373,21 +373,21 @@ def test_a_forced_implementation_runs_or_is_refused():
     arguments, _ = inputs(packed(64, [30, 20]))
     for name in ("reference", "blockwise"):
         np.testing.assert_allclose(
-            face.attention(*arguments, implementation=name), reference.attention(*arguments), rtol=0, atol=1e-6
+            api.attention(*arguments, implementation=name), reference.attention(*arguments), rtol=0, atol=1e-6
         )
     for name, device in (("pallas", "a TPU"), ("splash", "a TPU"), ("tokamax", "a TPU"), ("triton", "an NVIDIA GPU")):
         with pytest.raises(BadInput, match=f"'{name}' needs {device}, this is cpu"):
-            face.attention(*arguments, implementation=name)
+            api.attention(*arguments, implementation=name)
     with pytest.raises(BadInput, match="'flash' is not one of"):
-        face.attention(*arguments, implementation="flash")
+        api.attention(*arguments, implementation="flash")
 
 
 @pytest.mark.parametrize(("here", "kept"), [("cpu", []), ("tpu", ["pallas", "splash"]), ("cuda", ["triton"])])
 def test_a_preference_holds_where_the_platform_has_it(monkeypatch, here, kept):
-    monkeypatch.setattr(face, "platform", lambda: here)
-    assert face.preferred("auto") is None
+    monkeypatch.setattr(api, "platform", lambda: here)
+    assert api.preferred("auto") is None
     for name in ("reference", "blockwise", "pallas", "splash", "triton"):
-        assert face.preferred(name) == (name if name in ("reference", "blockwise", *kept) else None)
+        assert api.preferred(name) == (name if name in ("reference", "blockwise", *kept) else None)
 
 
 @pytest.mark.parametrize("size", [0, 8, 48])
@@ -446,7 +446,7 @@ import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from pplx_jax.core.errors import BadInput
-from pplx_jax.kernels import attention as face
+from pplx_jax.kernels import attention as api
 generator = np.random.default_rng(0)
 arrays = [jnp.asarray(generator.normal(size=(8, 300, heads, 16)), jnp.float32) for heads in (4, 2, 2)]
 ids = jnp.asarray(np.sort(generator.integers(1, 5, (8, 300)), axis=1), jnp.int32).at[:, 280:].set(0)
@@ -460,18 +460,18 @@ for axes, name, causal in (
     (("fsdp", "tensor", "sequence"), "reference", True),
     (("fsdp", "tensor", "sequence"), "blockwise", True),
 ):
-    run = functools.partial(face._on_mesh, name, causal=causal)
+    run = functools.partial(api._on_mesh, name, causal=causal)
     if name in ("pallas", "triton"):
         run = functools.partial(run, interpret=True)
     mesh = jax.make_mesh((2, 2, 2), axes, axis_types=(jax.sharding.AxisType.Auto,) * 3)
     with jax.set_mesh(mesh):
         placed = [jax.device_put(array, NamedSharding(mesh, PartitionSpec("fsdp"))) for array in arrays]
         found = gradients(run, placed)
-    for one, other in zip(found, gradients(functools.partial(face.reference.attention, causal=causal), arrays)):
+    for one, other in zip(found, gradients(functools.partial(api.reference.attention, causal=causal), arrays)):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 with jax.set_mesh(mesh):
     try:
-        face._on_mesh("pallas", *arrays, ids, causal=True)
+        api._on_mesh("pallas", *arrays, ids, causal=True)
         raise AssertionError("a causal mask for shared sequences was accepted")
     except BadInput as error:
         assert "no causal mask for sequences shared along sequence" in str(error), error

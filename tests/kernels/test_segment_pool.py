@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.kernels import segment_pool as face
+from pplx_jax.kernels import segment_pool as api
 from pplx_jax.kernels.quantization import tanh_int8
 from pplx_jax.kernels.segment_pool import pallas
 from pplx_jax.kernels.segment_pool import reference as pooling
@@ -129,7 +129,7 @@ def test_gradient_is_one_over_count_on_own_tokens_only(pool):
 
 
 @pytest.mark.parametrize("filler", [np.inf, np.nan])
-def test_padding_that_is_no_number_has_no_part_in_the_gradient(pool, filler):
+def test_padding_that_is_not_finite_does_not_change_the_gradient(pool, filler):
     hidden, chunk_ids = random_case()
     weights = np.random.default_rng(3).normal(size=(SHAPE[0], SLOTS, SHAPE[2])).astype(np.float32)
     gradient = jax.jit(jax.grad(lambda h: (pool(h, chunk_ids)[0] ** 2 * weights).sum()))
@@ -189,14 +189,14 @@ def test_quantized_on_the_way_out(segment_pool, rounding):
 
 def test_what_is_forced_runs_or_is_refused():
     hidden, chunk_ids = map(jnp.asarray, random_case())
-    found = face.segment_pool(hidden, chunk_ids, SLOTS, implementation="reference")[0]
-    np.testing.assert_array_equal(found, face.segment_pool(hidden, chunk_ids, SLOTS)[0])
+    found = api.segment_pool(hidden, chunk_ids, SLOTS, implementation="reference")[0]
+    np.testing.assert_array_equal(found, api.segment_pool(hidden, chunk_ids, SLOTS)[0])
     with pytest.raises(BadInput, match="needs a TPU, this is cpu"):
-        face.segment_pool(hidden, chunk_ids, SLOTS, implementation="pallas")
+        api.segment_pool(hidden, chunk_ids, SLOTS, implementation="pallas")
     with pytest.raises(BadInput, match="'fast' is not one of"):
-        face.segment_pool(hidden, chunk_ids, SLOTS, implementation="fast")
+        api.segment_pool(hidden, chunk_ids, SLOTS, implementation="fast")
     with pytest.raises(BadInput, match="output 'binary' is not one of"):
-        face.segment_pool(hidden, chunk_ids, SLOTS, output="binary")
+        api.segment_pool(hidden, chunk_ids, SLOTS, output="binary")
 
 
 def test_tiles_refuse_what_does_not_fit():
@@ -243,7 +243,7 @@ ON_A_MESH = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from pplx_jax.kernels import segment_pool as face
+from pplx_jax.kernels import segment_pool as api
 generator = np.random.default_rng(0)
 hidden = jnp.asarray(generator.normal(size=(4, 64, 24)), jnp.float32)
 ids = jnp.asarray(generator.integers(0, 6, (4, 64)), jnp.int32)
@@ -256,10 +256,10 @@ def run(pool):
 mesh = jax.make_mesh((2, 4), ("fsdp", "sequence"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 for output in ("mean", "tanh_int8"):
     options = {"slots": 6, "output": output, "rounding": "half_even"}
-    (_, (vectors, counts)), gradient = run(functools.partial(face.reference.segment_pool, **options))(hidden)
+    (_, (vectors, counts)), gradient = run(functools.partial(api.reference.segment_pool, **options))(hidden)
     with jax.set_mesh(mesh):
         placed = jax.device_put(hidden, NamedSharding(mesh, PartitionSpec("fsdp", "sequence")))
-        (_, found), of_hidden = run(functools.partial(face._on_mesh, interpret=True, **options))(placed)
+        (_, found), of_hidden = run(functools.partial(api._on_mesh, interpret=True, **options))(placed)
         np.testing.assert_allclose(found[0], vectors, atol=1e-5)
         np.testing.assert_array_equal(found[1], counts)
         np.testing.assert_allclose(of_hidden, gradient, atol=1e-4)

@@ -144,13 +144,13 @@ def test_large_logits_stay_finite():
 
 
 @pytest.mark.parametrize("target", [-100, -1, 7])
-def test_a_target_outside_of_the_vocabulary_is_no_number(target):
+def test_a_target_outside_of_the_vocabulary_gives_nan(target):
     hidden, embedding, targets, weights = case(5, 8, 7)
     targets[4] = target
     assert np.isfinite(both(hidden, embedding, targets, weights * [1, 1, 1, 1, 0])[0])  # it is not looked at
     _, each = both(hidden, embedding, targets, np.ones_like(weights))
     assert np.isnan(each).tolist() == [False] * 4 + [True]
-    outside = np.where(targets < 0, 7, targets)  # as the face gives it
+    outside = np.where(targets < 0, 7, targets)  # as the public function gives it
     for found in (
         chunked.losses(hidden, embedding, outside, np.ones_like(weights), with_gradient=False),
         pallas.losses(*map(jnp.asarray, (hidden, embedding, outside, np.ones_like(weights))), **ONCE),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import strategies
 
 from launch import sweep
-from launch.constraints import holds
+from launch.sweep_conditions import holds
 from launch.sweep_parts import Product, Random, Zip
 from pplx_jax.core.errors import BadInput
 

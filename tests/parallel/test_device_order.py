@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import job, tiny, torus
 
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.slow

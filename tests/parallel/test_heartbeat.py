@@ -251,7 +251,7 @@ def test_leaving_when_done_is_no_death():
     assert all(ends.empty() for ends in job.ends)
 
 
-def test_nobody_passes_a_barrier_before_the_last_is_there(job):
+def test_no_process_passes_a_barrier_before_the_last_one_arrives(job):
     passed: queue.Queue[int] = queue.Queue()
 
     def wait(index: int) -> None:

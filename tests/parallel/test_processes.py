@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import job, tiny
 
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.core.errors import PREEMPTED, PROCESS_LOST, BadInput
 from pplx_jax.parallel.processes import Processes
 from pplx_jax.training.goodput import FILE

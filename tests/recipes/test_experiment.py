@@ -8,7 +8,7 @@ import pytest
 from helpers.python_code import write_packages
 
 from pplx_jax.checkpoints.model_folder import load_model
-from pplx_jax.checkpoints.orbax import checkpoint_steps
+from pplx_jax.checkpoints.saved_params import checkpoint_steps
 from pplx_jax.cli import main as cli
 from pplx_jax.data.sources.corpus_writer import write_retrieval_set
 from pplx_jax.evaluation.core.results import read_outcomes

@@ -15,7 +15,7 @@ from helpers import image, tiny
 from helpers.python_code import write_packages
 from helpers.small_recipe import SCORES, STAGES, STEPS, command
 
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.lengths import Lengths

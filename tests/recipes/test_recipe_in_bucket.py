@@ -13,7 +13,7 @@ import pytest
 from helpers.python_code import write_packages
 from helpers.small_recipe import command
 
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.cli import main as cli
 from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.files import read_json

@@ -13,7 +13,7 @@ from helpers import job, torus
 from helpers.python_code import write_packages
 from helpers.small_recipe import SCORES, STAGES, command
 
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import DONE, PREEMPTED, PROCESS_LOST
 from pplx_jax.training.metrics import read_metrics

@@ -8,7 +8,7 @@ import pytest
 from helpers.python_code import write_packages
 
 from pplx_jax.checkpoints.model_folder import load_config
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.cli import main as cli
 from pplx_jax.data.tokens.token_table import TokenTable
 from pplx_jax.models.parameters import initial_params

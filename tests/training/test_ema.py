@@ -12,7 +12,8 @@ from helpers.clock import CLOCK
 from jax.sharding import AbstractMesh
 
 from pplx_jax.checkpoints.model_folder import load_model
-from pplx_jax.checkpoints.orbax import Checkpoints, load_params
+from pplx_jax.checkpoints.orbax import Checkpoints
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.parameter_trees import named_leaves
 from pplx_jax.models.parameters import initial_params

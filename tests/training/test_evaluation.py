@@ -12,7 +12,7 @@ import pytest
 from helpers import tiny
 from helpers.clock import CLOCK
 
-from pplx_jax.checkpoints.orbax import SELECTED, checkpoint_steps, load_params
+from pplx_jax.checkpoints.saved_params import SELECTED, checkpoint_steps, load_params
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.parameter_trees import digest
 from pplx_jax.models.parameters import bind
@@ -200,7 +200,7 @@ def test_a_stage_ends_when_its_metric_no_longer_improves_and_resumes_alike(stage
     assert {**again, "seconds": 0, "compile_seconds": 0} == {**whole, "seconds": 0, "compile_seconds": 0}
 
 
-def test_a_value_that_is_no_number_is_the_worst():
+def test_nan_is_the_worst_value():
     best = Best("eval/loss/mean")
     for step, value in ((1, math.nan), (2, 3.0), (3, math.nan), (4, 2.0)):
         best = best.with_value(value, step, keep=2)

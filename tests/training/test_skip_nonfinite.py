@@ -11,7 +11,7 @@ import pytest
 from helpers import tiny
 from helpers.clock import CLOCK
 
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.core.resume_check import may_differ
 from pplx_jax.data.batches.host_batches import HostBatches
 from pplx_jax.models.parameters import initial_params
@@ -97,7 +97,7 @@ def test_a_skipped_step_changes_neither_parameters_nor_optimizer(setting, skippi
     assert min(distance(after_1, load_params(skipping)), distance(after_4, load_params(skipping))) > 1e-4  # controls
 
 
-def test_skipped_steps_are_counted_and_leave_no_number_that_is_none(setting, skipping):
+def test_skipped_steps_are_counted_and_log_no_value_that_is_not_finite(setting, skipping):
     rows = numbers(skipping)
     assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 2]
     assert [row["step"] for row in rows if "loss" in row] == [1, 4, 5]

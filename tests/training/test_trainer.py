@@ -18,7 +18,8 @@ from helpers.clock import CLOCK
 from jax.sharding import AbstractMesh
 
 from pplx_jax.checkpoints.model_folder import load_config
-from pplx_jax.checkpoints.orbax import Checkpoints, load_params
+from pplx_jax.checkpoints.orbax import Checkpoints
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.core.errors import BadInput, Preempted
 from pplx_jax.data.sources.mixture import Mixture
 from pplx_jax.data.tokens.token_table import TokenTable
@@ -237,7 +238,7 @@ def test_steps_past_the_checkpoint_come_again_once(setting, whole, tmp_path, mon
     assert_same_params(tmp_path / "run", whole["diffusion"])
 
 
-def test_logging_seldom_a_resumed_run_logs_the_same_steps(setting, tmp_path, monkeypatch):
+def test_a_resumed_run_that_logs_rarely_logs_the_same_steps(setting, tmp_path, monkeypatch):
     fields = {"steps": 7, "log_every_steps": 3}
     setting.train(tmp_path / "whole", "diffusion", **fields)
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
@@ -457,7 +458,7 @@ def test_a_process_killed_outright_resumes_to_the_same_bits(setting, tmp_path):
 # --- What is refused
 
 
-def test_a_loss_that_is_no_number_stops_the_stage_before_it_is_kept(setting, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_stage_before_a_save(setting, tmp_path, monkeypatch):
     # Broken and sound are one program but for a number, so that their first steps have the same bits.
     class Breaking(type(tiny.STAGES["diffusion"])):
         sound_until = 0.5  # before step 3 of 4
@@ -475,16 +476,16 @@ def test_a_loss_that_is_no_number_stops_the_stage_before_it_is_kept(setting, tmp
     assert not (tmp_path / "run" / FINISHED).exists()
     # Logged only at both ends, it is still seen before the checkpoint of step 3 would be written.
     with pytest.raises(NonFiniteLoss, match="diffusion step 3: loss is nan"):
-        setting.train(tmp_path / "seldom", "diffusion", stage=stage, log_every_steps=9, checkpoint_every_steps=1)
-    assert {path.name for path in (tmp_path / "seldom" / "checkpoints").iterdir()} == {"1", "2"}
-    # The mended stage goes on from before it.
+        setting.train(tmp_path / "rare", "diffusion", stage=stage, log_every_steps=9, checkpoint_every_steps=1)
+    assert {path.name for path in (tmp_path / "rare" / "checkpoints").iterdir()} == {"1", "2"}
+    # The fixed stage resumes from the checkpoint before it.
     monkeypatch.setattr(Breaking, "sound_until", 2.0)
     for folder in ("run", "sound"):
         setting.train(tmp_path / folder, "diffusion", stage=stage)
     assert_same_params(tmp_path / "run", tmp_path / "sound")
 
 
-def test_the_first_step_without_a_number_is_named_however_seldom_one_looks(setting, tmp_path):
+def test_the_first_step_that_is_not_finite_is_named_also_if_logs_are_rare(setting, tmp_path):
     @dataclasses.dataclass(frozen=True)
     class Breaking(type(tiny.STAGES["diffusion"])):
         def loss(self, model, batch, step):

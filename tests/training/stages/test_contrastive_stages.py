@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import simulated, tiny
 
-from pplx_jax.checkpoints.orbax import load_params
+from pplx_jax.checkpoints.saved_params import load_params
 from pplx_jax.configuration import load
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.tokens.kinds import KIND_OF_FOLDER
