@@ -32,7 +32,7 @@ def _in_slow_folder(path: pathlib.Path) -> bool:
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Imports no file of slow tests alone where only fast ones are wanted."""
+    """Ignores files that have only slow tests if only fast tests are selected, so that they are not imported."""
     if config.option.markexpr != "not slow" or not collection_path.match("test_*.py"):
         return None
     return (
@@ -50,7 +50,7 @@ def pytest_itemcollected(item):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Notes whether a test is fast, for its fixtures too."""
+    """Records whether a test is fast, for its fixtures too."""
     global _fast
     _fast = item.get_closest_marker("slow") is None
     try:
@@ -69,7 +69,7 @@ sys.addaudithook(_refuse_python)
 
 
 def pytest_collection_modifyitems(items):
-    """Puts files with slow tests first, so that workers with a file each end at about the same time."""
+    """Puts files with slow tests first, so that workers that take one file at a time end at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -80,7 +80,7 @@ def pytest_collection_finish(session):
 
 
 def pytest_configure(config):
-    """Shares a compilation cache between the tests and their processes: a tiny run is nearly all compilation."""
+    """Shares a compilation cache between the tests and their processes, because a tiny run is mostly compilation."""
     config.compiled = None
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         config.compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
@@ -104,7 +104,7 @@ def bucket_server():
 
 @pytest.fixture
 def bucket(bucket_server, monkeypatch, tmp_path):
-    """A folder gs://... of its own on that server, with an empty cache of what is read from it."""
+    """Returns a new folder gs://... on that server, with an empty cache of what is read from it."""
     for name, value in {**bucket_server.environment, "PPLX_JAX_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
     from pplx_jax.core.paths import as_path

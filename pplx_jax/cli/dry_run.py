@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pplx_jax.cli.verb import Verb
-from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
 
 if TYPE_CHECKING:
@@ -64,11 +63,9 @@ def _chosen(stages: "Sequence[Training]", name: str | None, until: str | None) -
         names = [training.stage.name for training in stages]
         check_until(until, names)
         return list(stages[: names.index(until) + 1]) if until in names else []
-    chosen = [training for training in stages if name in (None, training.stage.name)]
-    if not chosen:
-        known = ", ".join(training.stage.name for training in stages)
-        raise BadInput(f"--stage {name}: the recipe has no such stage; it has {known}")
-    return chosen
+    from pplx_jax.training.settings import chosen_stages
+
+    return chosen_stages(stages, name)
 
 
 def _merges(merge: "Merge | None", stages: Sequence[str]) -> bool:

@@ -14,6 +14,10 @@ _MODEL = {"required": True, **_PATH, "help": "a model folder, or ORG/NAME[@REVIS
 _OUTPUT = flag("--output", required=True, output=True, **_PATH, help="the folder to write")
 _STAGE = flag("--stage", required=True, metavar="STAGE", help="the name of a stage, such as pair")
 _VOCABULARY = flag("--vocabulary", **_PATH, help="a vocabulary (default: of the initial model, or of the workdir)")
+_TOPOLOGY = flag("--topology", required=True, metavar="SLICE", help="a slice, such as v5e:16x16 or v5p:4x4x8")
+_NUM_SLICES = flag("--num_slices", type=int, help="number of slices, connected by the data-centre network")
+_OVERFLOW = flag("--overflow", choices=("error", "split", "truncate"), help="what to do with texts past the limit")
+_SERVER = flag("--url", metavar="URL", help="the server of the index (default: where the index was built)")
 _MESH = flag(
     "--mesh",
     gin_file="gin/meshes/{}.gin",
@@ -83,8 +87,8 @@ VERBS = (
         heading="train",
         flags=(
             flag("--stage", metavar="STAGE", help="the name of a stage; a rehearsal without it is of all stages"),
-            flag("--topology", required=True, metavar="SLICE", help="a slice, such as v5e:16x16 or v5p:4x4x8"),
-            flag("--num_slices", type=int, help="number of slices, connected by the data-centre network"),
+            _TOPOLOGY,
+            _NUM_SLICES,
             _MESH,
             flag("--rehearse", action="store_true", help="compile nothing: walk every host's start, of all stages"),
             flag("--host", type=int, help="the only host that a rehearsal lists"),
@@ -100,8 +104,8 @@ VERBS = (
         example="--topology=v5e:16x16 --vectors=1000000000",
         heading="embed and search",
         flags=(
-            flag("--topology", required=True, metavar="SLICE", help="a slice, such as v5e:16x16 or v5p:4x4x8"),
-            flag("--num_slices", type=int, help="number of slices"),
+            _TOPOLOGY,
+            _NUM_SLICES,
             flag("--vectors", type=int, required=True, help="number of INT8 vectors"),
             flag("--dims", type=int, help="dimensions of a vector"),
             flag("--queries", type=int, help="queries of a batch"),
@@ -212,7 +216,7 @@ VERBS = (
             flag("--dims", type=int, help="keep only the first N dimensions"),
             flag("--shard_size", type=int, help="input rows per shard (default: by bytes)"),
             flag("--chunk_tokens", type=int, help="cut texts into chunks of N tokens that are encoded together"),
-            flag("--overflow", choices=("error", "split", "truncate"), help="what to do with texts past the limit"),
+            _OVERFLOW,
             flag("--overlap", type=int, help="tokens that neighbouring windows of --overflow=split share"),
             *_PROMPTS,
             flag(
@@ -266,7 +270,7 @@ VERBS = (
             flag("--candidates", type=int, help="candidates to rank again per hit"),
             flag("--least_candidates", type=int, help="fewest candidates of a query"),
             flag("--probes", type=int, help="inverted lists to read per query (default: a quarter of them)"),
-            flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),
+            _SERVER,
             *_PROCESS_FLAGS,
         ),
     ),
@@ -280,7 +284,7 @@ VERBS = (
             flag("--index", required=True, output=True, **_PATH, help="the folder that index wrote"),
             flag("--embeddings", **_PATH, help="the folder that embed wrote; its documents are added or replaced"),
             flag("--delete", **_PATH, help="a file of ids of documents to delete, one a line"),
-            flag("--url", metavar="URL", help="the server of the index (default: where the index was built)"),
+            _SERVER,
         ),
     ),
     Verb(
@@ -346,7 +350,7 @@ VERBS = (
             ),
             flag("--max_length", type=int, help="tokens of a text that are read, if fewer than the model can"),
             flag("--truncate", action="store_true", help="cut texts past the limit"),
-            flag("--overflow", choices=("error", "split", "truncate"), help="what to do with texts past the limit"),
+            _OVERFLOW,
             *_PROMPTS,
             flag("--prompts", **_PATH, help="JSON: TASK -> {query, document}, prompts for single tasks"),
             flag("--data", **_PATH, help="a folder with the benchmark's files, instead of the hub"),

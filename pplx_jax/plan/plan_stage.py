@@ -19,7 +19,7 @@ from pplx_jax.plan.rehearsal_table import rehearsal_table
 from pplx_jax.plan.table import as_table
 from pplx_jax.plan.worker import call
 from pplx_jax.recipes.recipe import Lengths
-from pplx_jax.training.settings import Training
+from pplx_jax.training.settings import Training, chosen_stages
 
 ESTIMATED = (
     "Estimated: cycles of the compiler and of the kernels' schedules, without stalls; links at their nominal rates, "
@@ -77,11 +77,9 @@ def plan_stage(
     """
     if importlib.util.find_spec("libtpu") is None:
         raise BadInput("plan needs libtpu, which is not installed; pip install 'pplx-jax[tpu]'")
-    where, known = Topology(topology, num_slices), ", ".join(each.stage.name for each in stages)
-    chosen = [each for each in stages if stage in (None, each.stage.name)]
-    if not chosen:
-        raise BadInput(f"--stage {stage}: the recipe has no such stage; it has {known}")
+    where, chosen = Topology(topology, num_slices), chosen_stages(stages, stage)
     if stage is None and not rehearse:
+        known = ", ".join(each.stage.name for each in stages)
         raise BadInput(f"plan compiles one stage; give --stage, one of {known}, or --rehearse")
     for name, value in {"--host": host, "--picture": picture}.items():
         if value is not None and rehearse == (name == "--picture"):

@@ -44,7 +44,7 @@ from pplx_jax.recipes.preflight import check_disk, check_packages, check_stages,
 from pplx_jax.recipes.results import TABLES, environment, write_report, write_results
 from pplx_jax.recipes.weighted_start import NAME as INITIAL
 from pplx_jax.recipes.weighted_start import start_folder, write_weighted_start
-from pplx_jax.training.settings import Training
+from pplx_jax.training.settings import Training, chosen_stages
 from pplx_jax.training.train_stage import FINISHED, train
 
 UNTIL_DATA = "data"
@@ -224,10 +224,9 @@ def train_stage(
       BadInput: the recipe has no such stage; there are no token tables or no vocabulary; the stage that it starts from
         is not finished; or `initial` is refused as in `run`.
     """
-    names = _names(stages)
-    if stage not in names:
-        raise BadInput(f"--stage {stage}: the recipe has {', '.join(names)}")
-    workdir, chosen = as_path(workdir), stages[names.index(stage)]
+    _names(stages)  # refuses stages that do not fit together
+    [chosen] = chosen_stages(stages, stage)
+    workdir = as_path(workdir)
     model, start = model_to_train(model, initial), start_folder(workdir, term_weights, initial)
     vocabulary = _initial_vocabulary(workdir, initial) if initial else load_vocabulary(workdir / "data")
     with sole_owner(workdir) if is_first() else contextlib.nullcontext():

@@ -11,6 +11,7 @@ from html import escape
 
 from markupsafe import Markup
 
+LONGEST_LABEL = 22  # characters that fit beside a bar
 SERIES = tuple(f"series-{number}" for number in range(1, 7))
 
 

@@ -12,7 +12,6 @@ from pplx_jax.reports.html import Row, Tile, render, score
 
 _COLORS = {"int8": "int8", "binary": "binary", "ubinary": "binary"}
 _MOST_BARS = 40
-_LONGEST_LABEL = 22
 
 
 def render_evaluation(summary: Mapping[str, Any], outcomes: Sequence[Any]) -> str:
@@ -84,7 +83,7 @@ def _settings_chart(settings: Sequence[Mapping[str, Any]]) -> Markup | None:
     if len(settings) < 2:
         return None
     rows = [
-        charts.Bar(one["setting"][:_LONGEST_LABEL], headline(one)[1], _COLORS.get(one["quantization"], "float"))
+        charts.Bar(one["setting"][: charts.LONGEST_LABEL], headline(one)[1], _COLORS.get(one["quantization"], "float"))
         for one in settings
     ]
     return charts.bars(rows)
@@ -122,7 +121,7 @@ def _subsets_chart(values: Mapping[str, list[float]]) -> Markup | None:
     if len(values) < 2:
         return None
     means = sorted(((float(np.mean(of)), name) for name, of in values.items()), reverse=True)[:_MOST_BARS]
-    return charts.bars([charts.Bar(name[-_LONGEST_LABEL:], value, "int8") for value, name in means])
+    return charts.bars([charts.Bar(name[-charts.LONGEST_LABEL :], value, "int8") for value, name in means])
 
 
 def _named_lengths_chart(points: Sequence[tuple[float, float, str]]) -> Markup | None:

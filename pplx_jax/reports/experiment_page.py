@@ -6,8 +6,6 @@ from typing import Any
 from pplx_jax.reports import charts
 from pplx_jax.reports.html import Row, render, score, signed
 
-_LONGEST_LABEL = 22
-
 
 def render_experiment(compared: Mapping[str, Any], predictions: str) -> str:
     """Returns the HTML document.
@@ -41,7 +39,7 @@ def _outcome(outcome: Mapping[str, Any], seeds: list[str], baseline: str) -> dic
         )
         for row in outcome["arms"]
     ]
-    bars = [charts.Bar(row["arm"][:_LONGEST_LABEL], row["mean"], "int8") for row in outcome["arms"]]
+    bars = [charts.Bar(row["arm"][: charts.LONGEST_LABEL], row["mean"], "int8") for row in outcome["arms"]]
     return {
         "name": outcome["outcome"],
         "note": f"{outcome['metric']} of {outcome['queries']} queries",

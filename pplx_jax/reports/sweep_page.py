@@ -10,7 +10,7 @@ from markupsafe import Markup
 from pplx_jax.reports import charts
 from pplx_jax.reports.html import Row, Tile, render, score
 
-_MOST_BARS, _MOST_CURVES, _LONGEST_LABEL = 24, 4, 22
+_MOST_BARS, _MOST_CURVES = 24, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _ranking_chart(ranking: Ranking, color: str) -> Markup | None:
     if not ranked or min(trial.metrics[ranking.metric] for trial in ranked) < 0:
         return None
     return charts.bars(
-        [charts.Bar(trial.name[-_LONGEST_LABEL:], trial.metrics[ranking.metric], color) for trial in ranked]
+        [charts.Bar(trial.name[-charts.LONGEST_LABEL :], trial.metrics[ranking.metric], color) for trial in ranked]
     )
 
 
@@ -119,7 +119,10 @@ def _parameter_charts(ranking: Ranking, color: str) -> Iterator[tuple[str, Marku
         for trial in ranking.ranked:  # the best of each value comes first
             best.setdefault(trial.settings.get(key, ""), trial.metrics[ranking.metric])
         if len(best) > 1 and min(best.values()) >= 0:
-            yield key, charts.bars([charts.Bar(name[:_LONGEST_LABEL], value, color) for name, value in best.items()])
+            yield (
+                key,
+                charts.bars([charts.Bar(name[: charts.LONGEST_LABEL], value, color) for name, value in best.items()]),
+            )
 
 
 def _losses(ranking: Ranking, colors: Mapping[str, str]) -> Iterator[tuple[str, str, Markup]]:

@@ -205,3 +205,16 @@ class Training:
     def earlier_stage(self) -> str | None:
         """Name of the stage that this one starts from, if the recipe has it."""
         return self.starts_from or self.stage.starts_from
+
+
+def chosen_stages(stages: Sequence[Training], name: str | None) -> list[Training]:
+    """Returns the stage of a recipe with this name, or all stages if `name` is None.
+
+    Raises:
+      BadInput: the recipe has no such stage.
+    """
+    chosen = [training for training in stages if name in (None, training.stage.name)]
+    if not chosen:
+        known = ", ".join(training.stage.name for training in stages)
+        raise BadInput(f"--stage {name}: the recipe has no such stage; it has {known}")
+    return chosen

@@ -16,7 +16,7 @@ _CLOSED = 1
 
 
 class _Server(http.server.ThreadingHTTPServer):
-    """Orbax opens dozens of connections at once. A refused one would look to it like an absent object."""
+    """Has a long queue: Orbax opens dozens of connections at once, and takes a refused one for an absent object."""
 
     daemon_threads, request_queue_size = True, 256
 

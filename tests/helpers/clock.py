@@ -1,4 +1,4 @@
-"""Metrics that depend on the clock: two runs of the same steps differ in them alone."""
+"""Metrics that depend on the clock: only in these may two runs of the same steps differ."""
 
 CLOCK = {
     "tokens_per_second",

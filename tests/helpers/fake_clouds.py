@@ -1,4 +1,4 @@
-"""The clouds' side of the wire: what a launch asks of them is kept, and answered as they would."""
+"""Stand-ins of cloud services: they record the requests of a launch and answer them as the services would."""
 
 import asyncio
 import io
@@ -19,7 +19,7 @@ VERTEX = {"executor": "vertex", "project": "project", "stage": "diffusion", "sli
 
 
 def launched(**options) -> tuple[int, list]:
-    """What `xm_launch` does with these flags; returns how many trials failed, and the trials."""
+    """Runs `xm_launch` with these flags. Returns the number of failed trials, and the trials."""
     given = {"gin_files": (RECIPE,), "gin_params": PARAMS, "workdir": "/gcs/bucket/run", "image": IMAGE, **options}
     chosen = launch_flags.Options(**given)
     trials = xm_launch.plan(chosen)

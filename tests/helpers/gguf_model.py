@@ -87,7 +87,7 @@ def write_gguf(path: pathlib.Path, architecture: str, *, rules: str = "qwen2", *
 
 
 def tokenizer_fields(tokenizer: dict, rules: str) -> dict:
-    """The metadata that llama.cpp stores for the content of a tokenizer.json, padded to `VOCABULARY` tokens."""
+    """Returns the metadata that llama.cpp stores for a tokenizer.json, padded to `VOCABULARY` tokens."""
     added = {token["content"]: token for token in tokenizer["added_tokens"]}
     places = tokenizer["model"]["vocab"] | {name: token["id"] for name, token in added.items()}
     tokens = sorted(places, key=places.__getitem__)
@@ -114,7 +114,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: dict, rules: str) -> None:
 
 
 def _tensors(architecture: str) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(name, Hugging Face key, shape) of every tensor."""
+    """Returns (name, Hugging Face key, shape) of every tensor."""
     rows = {"attn_q": HEADS * HEAD_DIM, "attn_k": KV_HEADS * HEAD_DIM, "attn_v": KV_HEADS * HEAD_DIM}
     found = [
         ("token_embd.weight", "embed_tokens.weight", (VOCABULARY, WIDTH)),
@@ -134,13 +134,13 @@ def _tensors(architecture: str) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def neighbours(rows: int) -> np.ndarray:
-    """The published row at every stored row: llama.cpp puts dimension i of a head next to dimension i + E / 2."""
+    """Returns the published row of every stored row: llama.cpp puts dimension i of a head next to i + E / 2."""
     order = [i for pair in range(HEAD_DIM // 2) for i in (pair, pair + HEAD_DIM // 2)]
     return np.concatenate([start + np.array(order) for start in range(0, rows, HEAD_DIM)])
 
 
 def _random(generator: np.random.Generator, kind: str, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Stored rows and their float32 values."""
+    """Returns stored rows and their float32 values."""
     if kind not in _BLOCKS:
         spread = generator.normal(size=shape) * (_SCALE if len(shape) > 1 else 0.3) + (len(shape) == 1)
         stored = spread.astype({"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[kind])
@@ -162,7 +162,7 @@ def _random(generator: np.random.Generator, kind: str, shape: tuple[int, ...]) -
 
 
 def _decode(kind: str, block: np.ndarray) -> np.ndarray:
-    """The values of one block, in float64."""
+    """Returns the values of one block, in float64."""
     low, high = block & 15, block >> 4
     if kind == "Q6_K":
         d, scales = _half(block[208:]), block[192:208].view(np.int8).astype(float)

@@ -1,4 +1,4 @@
-"""Small random models as their publishers would save them."""
+"""Small random models in folders like those of their publishers."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def edit_config(folder: pathlib.Path, **changes) -> None:
 
 
 def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """Every tensor of a folder's safetensors, bfloat16 as its bits, by the keys of the encoder alone."""
+    """Returns every tensor of a folder's safetensors by the keys of the encoder alone; bfloat16 as its bits."""
     import torch
     from safetensors.torch import load_file
 

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 
 class Checker(HTMLParser):
-    """Every tag closed in order, nothing loaded from anywhere."""
+    """Checks that every tag is closed in order and that nothing is loaded from elsewhere."""
 
     VOID = {"meta", "br"}
 

@@ -20,14 +20,14 @@ OF_PYTHON = {"pip", "setuptools", "wheel"}  # in the image that ours builds on
 
 
 def extras_of_the_image() -> list[str]:
-    """The extras that the Dockerfile installs."""
+    """Returns the extras that the Dockerfile installs."""
     text = (ROOT / "launch" / "Dockerfile").read_text(encoding="utf-8")
     [names] = re.findall(r"-e '\.\[([\w,]+)\]'", text)
     return names.split(",")
 
 
 def packages_with(extras: Iterable[str]) -> set[str]:
-    """The distributions that `pip install '.[extras]'` puts into an empty environment."""
+    """Returns the distributions that `pip install '.[extras]'` puts into an empty environment."""
     with contextlib.chdir(ROOT), mock.patch.object(setuptools, "setup") as setup:
         runpy.run_path("setup.py")
     declared = setup.call_args.kwargs
@@ -49,7 +49,7 @@ def packages_with(extras: Iterable[str]) -> set[str]:
 
 
 def hidden_modules(extras: Iterable[str]) -> set[str]:
-    """The top-level modules that are installed here and would not be with these extras alone."""
+    """Returns the top-level modules that are installed here and would not be with these extras alone."""
     kept = packages_with(extras) | {"pplx-jax"}
     modules = importlib.metadata.packages_distributions().items()
     return {module for module, owners in modules if kept.isdisjoint(map(canonicalize_name, owners))}
@@ -69,7 +69,7 @@ class _Without:
 
 
 def run_in_the_image(words: list[str], extras: Iterable[str] | None = None) -> subprocess.CompletedProcess:
-    """Runs `pplx-jax` with these words in a process of its own; `extras` other than the image's for a control."""
+    """Runs `pplx-jax` with these words in a separate process; a control gives other `extras` than the image has."""
     extras = extras_of_the_image() if extras is None else list(extras)
     installed = {canonicalize_name(each.name) for each in importlib.metadata.distributions()}
     hidden = {

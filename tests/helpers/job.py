@@ -1,4 +1,4 @@
-"""Runs tiny trainings in processes of their own, one or several as one job, on simulated devices."""
+"""Runs tiny trainings in separate processes, alone or several as one job, on simulated devices."""
 
 import pathlib
 import random
@@ -37,12 +37,12 @@ setting, output = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 def start(
     code: str, setting: pathlib.Path, output: pathlib.Path, *, devices: int = 1, **environment: str
 ) -> subprocess.Popen:
-    """A process that runs SETUP and then `code`, with `setting` (token files) and `output` at hand."""
+    """Starts a process that runs SETUP and then `code`, which can use `setting` (token files) and `output`."""
     return start_python(["-c", SETUP + code, str(setting), str(output)], devices=devices, **environment)
 
 
 def start_python(arguments: list[str], *, devices: int = 1, **environment: str) -> subprocess.Popen:
-    """Python on so many simulated devices."""
+    """Starts Python on this number of simulated devices."""
     return subprocess.Popen(
         [sys.executable, *arguments],
         env={**simulated.environment(devices), **environment},
@@ -55,7 +55,7 @@ def start_python(arguments: list[str], *, devices: int = 1, **environment: str) 
 def start_job(
     code: str, setting: pathlib.Path, output: pathlib.Path, *, count: int, devices: int, **environment: str
 ) -> list[subprocess.Popen]:
-    """`count` processes of `devices` each on loopback; `joined(Processes())` makes them one job."""
+    """Starts `count` processes of `devices` each on loopback; `joined(Processes())` makes them one job."""
     address = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_ports()}", "JAX_NUM_PROCESSES": str(count)}
     return [
         start(code, setting, output, devices=devices, JAX_PROCESS_ID=str(index), **address, **environment)
@@ -64,7 +64,7 @@ def start_job(
 
 
 def start_verb(words: list[str], *, count: int, devices: int) -> list[subprocess.Popen]:
-    """`count` processes that run one command of the program as one job."""
+    """Starts `count` processes that run one command of the program as one job."""
     together = [f"--coordinator=127.0.0.1:{free_ports()}", f"--num_processes={count}"]
     command = ["-m", "pplx_jax", *words, *together]
     return [start_python([*command, f"--process_id={index}"], devices=devices) for index in range(count)]
@@ -83,7 +83,7 @@ def free_ports() -> int:
 
 
 def finish(processes: list[subprocess.Popen], timeout: float = 300) -> list[str]:
-    """What each wrote to standard output; their errors where one failed."""
+    """Waits for the processes and returns what each wrote to standard output. Fails with their errors if one failed."""
     ended = [process.communicate(timeout=timeout) for process in processes]
     codes = [process.returncode for process in processes]
     assert codes == [0] * len(processes), "\n".join([str(codes), *(errors[-3000:] for _, errors in ended)])
@@ -91,7 +91,7 @@ def finish(processes: list[subprocess.Popen], timeout: float = 300) -> list[str]
 
 
 def ends(processes: list[subprocess.Popen], timeout: float = 300) -> tuple[list[int], list[str]]:
-    """The exit codes and what was written to standard error; no process outlives this."""
+    """Waits for the processes and returns exit codes and standard errors. No process is left running."""
     try:
         said = [process.communicate(timeout=timeout)[1] for process in processes]
     finally:

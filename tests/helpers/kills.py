@@ -48,7 +48,7 @@ class Kill(NamedTuple):
 
 
 def train(setting: pathlib.Path, output: pathlib.Path, stage: str, steps: int, pause: float, cache: Mapping[str, str]):
-    """A process that trains; `pause` seconds a step leave time to be killed in."""
+    """Starts a process that trains; it pauses `pause` seconds at each step, so that it can be killed there."""
     settings = f"STAGE, STEPS, PAUSE = {stage!r}, {steps}, {pause}\n"
     return job.start(settings + LEDGER, setting, output, **cache)
 
@@ -109,7 +109,7 @@ def train_with_kills(
 
 
 def ledger(output: pathlib.Path) -> list[dict[str, Any]]:
-    """What was consumed, in order of time; a line cut short by a kill is none."""
+    """Returns what was consumed, in order of time, without a line that a kill cut short."""
     return read_metrics(output / "ledger.jsonl") if _whole(output) else []
 
 

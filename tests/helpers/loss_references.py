@@ -12,7 +12,7 @@ N, C, K, WIDTH = 6, 3, 2, 5
 
 
 def scalar(result):
-    """A loss that comes with or without metrics."""
+    """Returns the loss of a function that may return metrics with it."""
     return result[0] if isinstance(result, tuple) else result
 
 
@@ -99,13 +99,13 @@ def triplet_reference(query, document, negatives, *, temperature, own_only=False
 
 
 def vectors(*shape, seed):
-    """Integers in [-127, 127], as the quantizer returns them."""
+    """Returns integers in [-127, 127], as the quantizer returns them."""
     values = np.rint(np.random.default_rng(seed).normal(size=(*shape, WIDTH)) * 45)
     return np.clip(values, -127, 127).astype(np.float32)
 
 
 def pairs(seed=0):
-    """Queries slightly closer to their own document than to the others, so that the mask matters."""
+    """Returns queries slightly closer to their own document than to the others, so that the mask matters."""
     query = vectors(N, seed=seed)
     return query, np.rint(0.3 * query + 0.9 * vectors(N, seed=seed + 1)).astype(np.float32)
 
@@ -115,7 +115,7 @@ def leaves_of(*arrays):
 
 
 def assert_matches(loss, reference, arrays, tolerance=2e-5):
-    """Value and gradient of `loss` (a function of the arrays) equal those of the float64 reference."""
+    """Checks that value and gradient of `loss`, a function of the arrays, equal those of the float64 reference."""
     value, gradient = jax.jit(jax.value_and_grad(lambda xs: scalar(loss(*xs))))(list(arrays))
     leaves = leaves_of(*arrays)
     expected = reference(*leaves)

@@ -1,4 +1,4 @@
-"""A tiny model of odd shape: its head_dim is not width / heads, and the scales of its norms are random."""
+"""A tiny model of unusual shape: its head_dim is not width / heads, and the scales of its norms are random."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ def odd_config(vocab_size: int, **fields) -> Qwen3Config:
 
 
 def odd_params(config: Qwen3Config) -> dict:
-    """Random parameters, scales and biases too: all ones would hide a norm left out or applied twice."""
+    """Returns random parameters, scales and biases too: scales of 1 would hide a norm that is missing or doubled."""
     generator = np.random.default_rng(0)
 
     def scaled(path, leaf):

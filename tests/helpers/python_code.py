@@ -1,4 +1,4 @@
-"""Python packages for tests: functions whose docstring says in words what their code says in names."""
+"""Python packages for tests: functions whose docstrings describe in words what their code does."""
 
 import itertools
 import pathlib
@@ -9,7 +9,7 @@ _PLACES = ("cache", "disk", "queue", "stack")
 
 
 def write_packages(root: pathlib.Path, names: tuple[str, ...], functions_per_module: int = 8) -> pathlib.Path:
-    """Writes packages of modules of functions under `root`; no two functions are alike over all packages."""
+    """Writes packages of modules of functions under `root`; no two functions of all packages are equal."""
     phrases = itertools.product(_VERBS, _NOUNS, _PLACES)
     modules = [
         list(itertools.islice(phrases, functions_per_module))

@@ -1,4 +1,4 @@
-"""What the tests of rehearsals do in the process of `plan.worker`, where libtpu describes topologies."""
+"""What the tests of rehearsals run in the process of `plan.worker`, where libtpu describes topologies."""
 
 import collections
 import pathlib
@@ -21,14 +21,14 @@ from pplx_jax.training.train_state import state_layout
 
 
 def in_worker(function: str, *arguments: Any) -> Any:
-    """Calls a function of this module in a process that libtpu is loaded into."""
+    """Calls a function of this module in a process that has loaded libtpu."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parents[1]))
         return worker.call(f"helpers.rehearsals:{function}", *arguments)
 
 
 def outcomes(tasks: Sequence[Task]) -> list[Any]:
-    """The report of each task, or the line that refuses it."""
+    """Returns the report of each task, or the line that refuses it."""
     found: list[Any] = []
     for task in tasks:
         try:
@@ -39,7 +39,7 @@ def outcomes(tasks: Sequence[Task]) -> list[Any]:
 
 
 def hosts(topologies: Sequence[Topology]) -> list[list[int]]:
-    """The number of chips of each host of each topology."""
+    """Returns the number of chips of each host of each topology."""
     counts = []
     for topology in topologies:
         chips = {(device.process_index, *device.coords) for device in topology_devices(topology)}
@@ -48,7 +48,7 @@ def hosts(topologies: Sequence[Topology]) -> list[list[int]]:
 
 
 def written(tasks: Sequence[Task]) -> list[tuple[list[int], list[int]]]:
-    """The bytes that each host writes of a stage's state: ours, and those that Orbax would take from its arrays."""
+    """Returns the bytes that each host writes of a stage's state: by our function, and by Orbax's for its arrays."""
     found = []
     for task in tasks:
         devices, training = build_mesh(task), task.training

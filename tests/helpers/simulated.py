@@ -1,4 +1,4 @@
-"""Processes that have several devices on this machine's cores."""
+"""Processes with several simulated devices on the cores of this machine."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ if JAXLIB == (0, 10):  # a release that does not know a flag ends the process
 
 
 def environment(devices: int) -> dict[str, str]:
-    """For `subprocess`; the project and the tests' own modules are on its path."""
+    """Returns the environment for `subprocess`, with the project and the helpers of the tests on its path."""
     tests = pathlib.Path(__file__).parents[1]
     return {
         **os.environ,
@@ -29,7 +29,7 @@ def environment(devices: int) -> dict[str, str]:
 
 
 def run(*arguments: str, devices: int = 8, timeout: float = 600) -> str:
-    """What Python, so called, writes to standard output; its errors where it fails."""
+    """Runs Python with these arguments and returns its standard output. Fails with its errors if it fails."""
     command = [sys.executable, *arguments]
     done = subprocess.run(command, env=environment(devices), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -1,4 +1,4 @@
-"""Embeds a file with a tiny model of random weights, slowly: run as a program, it can be killed in the middle."""
+"""Embeds a file slowly with a tiny random model: a test runs it as a program and kills it."""
 
 import pathlib
 import sys

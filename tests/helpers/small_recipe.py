@@ -33,7 +33,7 @@ SMALL = (
 
 
 def command(packages, workdir, *params) -> list[str]:
-    """The arguments of a whole run."""
+    """Returns the arguments of a whole run."""
     bindings = [*SMALL, f"PythonCorpus.roots=('{packages}',)", *params]
     flags = [f"--gin_param={binding}" for binding in bindings]
     return ["run", "--gin_file=gin/recipes/quickstart_scratch.gin", f"--workdir={workdir}", *flags]

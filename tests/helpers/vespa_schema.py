@@ -39,7 +39,7 @@ PROPERTIES = {
 
 
 class SchemaError(Exception):
-    """What a configuration server would answer."""
+    """The error that a configuration server would answer."""
 
 
 @dataclasses.dataclass
@@ -88,7 +88,7 @@ def parse(text):
 
 
 def tensor_type(text):
-    """(cell type, [(dimension, size; None where mapped)])."""
+    """Returns (cell type, [(dimension, size; None if mapped)])."""
     match = TENSOR.fullmatch(text)
     dimensions = [DIMENSION.fullmatch(part.strip()) for part in match[2].split(",")] if match else [None]
     if None in dimensions:
@@ -140,8 +140,7 @@ class Schema:
             raise SchemaError(f"{name}: a graph needs one indexed dimension")
 
     def _try(self, block):
-        """Evaluates a profile once, on ones: unknown names, dimensions that do not fit and results that are no numbers
-        come to light."""
+        """Evaluates a profile once, on ones, to find unknown names, wrong dimensions and NaN."""
         queries = {name: np.ones(tensor_type(kind)[1][0][1]) for name, kind in self.inputs(block).items()}
         attributes = {
             name: {"0": np.ones(tensor_type(kind)[1][-1][1], np.int8)}

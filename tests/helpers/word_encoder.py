@@ -1,4 +1,4 @@
-"""A model for tests: a text is the sum of its words' fixed random vectors; shared words bring it near."""
+"""A model for tests: the vector of a text is the sum of fixed random vectors of its words."""
 
 import types
 import zlib
@@ -10,7 +10,7 @@ from pplx_jax.kernels.quantization import quantize
 
 
 class WordEncoder:
-    """Counts its calls, so that a test sees what was encoded anew."""
+    """Counts its calls, so that a test sees what was encoded again."""
 
     def __init__(self, dims=32, max_length=20, fingerprint="words"):
         self.dims, self.fingerprint = dims, fingerprint
@@ -32,7 +32,7 @@ class WordEncoder:
         return quantize(vectors[:, :dims], quantization)
 
     def encode_documents(self, documents, *, quantization="int8", dims=None, overflow="error", overlap=None):
-        """Each chunk's vector leans towards its document's."""
+        """Moves the vector of each chunk towards that of its document."""
         result = []
         for place, chunks in enumerate(documents):
             tokens = self.count_tokens(chunks).sum() + len(chunks) - 1

@@ -1,4 +1,4 @@
-"""An index of a few texts, made as a user makes it."""
+"""An index of a few texts, made by the steps that a user takes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`launch` is no installed package: it is imported from the working tree."""
+"""`launch` is not an installed package: it is imported from the working tree."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 @pytest.fixture(scope="module")  # its variables must not reach other tests
 def cloud_home(tmp_path_factory):
-    """A home with credentials of nobody, and XManager's database."""
+    """Makes a home with made-up credentials and XManager's database."""
     from absl import flags
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import rsa
@@ -43,7 +43,7 @@ def cloud_home(tmp_path_factory):
 
 @pytest.fixture
 def cluster(monkeypatch, cloud_home):
-    """Makes a cluster that all requests to Kubernetes go to."""
+    """Makes a cluster that gets all requests to Kubernetes."""
     import urllib3
     from helpers.fake_clouds import Cluster
 
@@ -57,7 +57,7 @@ def cluster(monkeypatch, cloud_home):
 
 @pytest.fixture
 def google(monkeypatch, cloud_home):
-    """Makes what all requests to Google Cloud go to."""
+    """Makes a service that gets all requests to Google Cloud."""
     import requests
     from helpers.fake_clouds import Google
 

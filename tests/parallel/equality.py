@@ -45,7 +45,7 @@ STAGES = {
 
 
 class Table:
-    """Random token features of a stage, some documents copies of others."""
+    """Random token features of a stage; some documents are copies of others."""
 
     pad_id, separator_id, folder, manifest, count = 0, 1, pathlib.Path("drawn"), {}, EXAMPLES
 
@@ -79,7 +79,7 @@ class Table:
 
 
 def batches(stage: str) -> list[dict[str, np.ndarray]]:
-    """Of each step; the third one is of two passes, and what it packs leaves the last devices' rows empty."""
+    """Returns the batch of each step; the third has examples of two passes, and no text on its last devices."""
     table, found = Table(stage), []
     for step in range(STEPS):
         places = np.arange(step * BATCH, (step + 1) * BATCH)
@@ -90,13 +90,13 @@ def batches(stage: str) -> list[dict[str, np.ndarray]]:
 
 
 def preset(name: str) -> Mesh:
-    """As `gin/meshes/` has it."""
+    """Returns a mesh of `gin/meshes/`."""
     return load(["gin/recipes/quickstart_scratch.gin", f"gin/meshes/{name}.gin"]).arguments["run"]["mesh"]
 
 
 @functools.cache
 def parameters():
-    """Where every run starts."""
+    """Returns the parameters that every run starts from."""
     return jax.tree.map(np.asarray, initial_params(CONFIG, SEED))
 
 
@@ -128,21 +128,21 @@ def train(stage: str, mesh: Mesh, given: list[dict[str, np.ndarray]] | None = No
 
 
 def flat(tree, devices) -> np.ndarray:
-    """All leaves as one array, whole on every process."""
+    """Returns all leaves as one array, complete on every process."""
     everywhere = jax.NamedSharding(devices, jax.P())
     whole = jax.jit(lambda tree: tree, out_shardings=everywhere)(tree)
     return np.concatenate([np.ravel(leaf.addressable_data(0)) for leaf in jax.tree.leaves(whole)])
 
 
 def without_rounding() -> None:
-    """Takes the rounding out of INT8: beside its edges the last bit of a sum decides, and no two meshes add alike."""
+    """Removes the rounding of INT8: at its edges the last bit of a sum decides, and meshes add in different orders."""
     quantization._round = lambda x, rounding: x
     for losses in (contrastive, contextual):  # what is no integer cannot travel as INT8
         losses.compact = lambda vectors, integers: None
 
 
 def as_lists(found: dict[str, object]) -> dict[str, object]:
-    """What `train` returned, for JSON."""
+    """Returns the result of `train` in a form for JSON."""
     return {name: np.asarray(value, np.float64).tolist() for name, value in found.items()}
 
 

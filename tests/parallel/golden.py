@@ -22,7 +22,7 @@ PRESETS = {"single": 1, "fsdp": 256, "fsdp_tensor": 256, "long_context": 128, "m
 
 
 def dump(size: str, preset: str) -> str:
-    """`model-info.txt` of the diffusion stage, from shapes alone."""
+    """Returns `model-info.txt` of the diffusion stage, from shapes alone."""
     files = [f"gin/recipes/pplx_embed_{size}.gin", f"gin/meshes/{preset}.gin"]
     run = load(files, unset="unset").arguments["run"]
     mesh, training = run["mesh"], run["stages"][0]

@@ -33,7 +33,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 def start(commands: list[list[str]]) -> list[subprocess.Popen]:
-    """One job of a process for each command."""
+    """Starts one job with a process for each command."""
     shared = [f"--coordinator=127.0.0.1:{job.free_ports()}", f"--num_processes={len(commands)}"]
     return [
         job.start_python(["-c", MAIN, *one, *shared, f"--process_id={index}"]) for index, one in enumerate(commands)
@@ -41,7 +41,7 @@ def start(commands: list[list[str]]) -> list[subprocess.Popen]:
 
 
 def ends(running: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
-    """The exit codes, and the lines that say why."""
+    """Returns the exit codes, and the lines that say why."""
     codes, said = job.ends(running, timeout=120)
     lines = ["\n".join(re.findall(r"^pplx-jax: (.*)", text, re.MULTILINE)) for text in said]
     assert all(lines), said

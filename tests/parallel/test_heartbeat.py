@@ -32,13 +32,13 @@ def this_process_has_not_failed(monkeypatch):
 
 @pytest.fixture
 def brief(monkeypatch):
-    """For a job in which one process fails, or all at once."""
+    """Shortens the waits, for a job in which one process fails, or all at once."""
     monkeypatch.setattr(module, "_LAST_SECONDS", 0.1)
     monkeypatch.setattr(module, "_GRACE_SECONDS", 0.3)
 
 
 class Job:
-    """Heartbeats of `count` processes, each with a queue of the reasons for which it was to end."""
+    """Heartbeats of `count` processes, each with a queue of the reasons for which it should exit."""
 
     def __init__(self, count: int, silence: float = 20.0, stuck: float = 0.0):
         self.ends = [queue.Queue() for _ in range(count)]
@@ -60,7 +60,7 @@ class Job:
             list(pool.map(lambda one: one.close(*failure), self.processes))
 
     def peer(self, index: int) -> Peer:
-        """The connection of a process to process 0."""
+        """Returns the connection of a process to process 0."""
         return self.processes[index]._peers[0]
 
 
@@ -75,7 +75,7 @@ def refuse_to_end(reason: str, code: int) -> None:
 
 
 def cut(peer: Peer) -> None:
-    """Does what the system does for a process that is killed."""
+    """Closes the connection as the system does for a process that is killed."""
     peer.writer.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
 
 

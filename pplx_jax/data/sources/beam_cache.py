@@ -26,6 +26,7 @@ from pplx_jax.data.io import storage
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources import seqio_tasks as tasks
+from pplx_jax.data.sources.beam_failures import FailureMarker, failures_of_workers
 from pplx_jax.data.sources.duplicates import Duplicates, Marks, Mode, find_duplicates, shard_marks
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.quiet_tensorflow import bad_input_through_beam, start_tensorflow
@@ -82,9 +83,10 @@ def cache_sources(
         every = [part for part, _ in parts.values()]
         repeated = opened.enter_context(_duplicates(duplicates, every, shards, shipped, folder, options))
         opened.enter_context(_shard_progress(folder, sum(map(len, shards.values()))))
+        failure = opened.enter_context(failures_of_workers(options))
         with bad_input_through_beam(), apache_beam.Pipeline(options=options) as pipeline:
             for name, (part, weight) in parts.items():
-                left_out = (shipped, duplicates, repeated)
+                left_out = (shipped, duplicates, repeated, failure)
                 setup = functools.partial(_register, part, vocabulary, lengths.chunks, shards[name], *left_out)
                 setup(again=True)
                 place = f"{folder}/{part.table_folder}/{name}"
@@ -218,9 +220,12 @@ def _duplicates(
 
     try:
         work = [(part, shard, number) for part in parts for number, shard in enumerate(shards[part.name])]
-        with bad_input_through_beam(), apache_beam.Pipeline(options=options) as pipeline:
+        with contextlib.ExitStack() as opened:
+            failure = opened.enter_context(failures_of_workers(options))
+            opened.enter_context(bad_input_through_beam())
+            pipeline = opened.enter_context(apache_beam.Pipeline(options=options))
             spread = pipeline | "shards" >> apache_beam.Create(work) | "spread" >> apache_beam.Reshuffle()
-            _ = spread | "marks" >> apache_beam.MapTuple(functools.partial(_mark_shard, place, mode, shipped))
+            _ = spread | "marks" >> apache_beam.MapTuple(functools.partial(_mark_shard, place, mode, shipped, failure))
         for (name, shard), found in find_duplicates(parts, mode, None, shards=shards, marks=marks).items():
             file = io.BytesIO()
             np.save(file, found)
@@ -230,11 +235,13 @@ def _duplicates(
         storage.remove_folder(place)
 
 
-def _mark_shard(place: str, mode: Mode, shipped: str, part: Source, shard: str, number: int) -> None:
+def _mark_shard(
+    place: str, mode: Mode, shipped: str, failure: FailureMarker, part: Source, shard: str, number: int
+) -> None:
     """Writes the marks of one shard."""
     bad = BadRows(part.name, part.max_bad_share)
     drop = _received(shipped).of if shipped else None
-    groups = list(shard_marks(part, shard, bad, mode, drop))
+    groups = list(failure.watch(shard_marks(part, shard, bad, mode, drop)))
     digests, signatures = (np.concatenate(arrays) for arrays in zip(*groups, strict=True)) if groups else ((), ())
     file = io.BytesIO()
     np.savez(file, digests=np.asarray(digests, np.uint64), signatures=np.asarray(signatures, np.uint32))
@@ -254,6 +261,7 @@ def _register(
     shipped: str,
     mode: Mode,
     repeated: str,
+    failure: FailureMarker,
     again: bool = False,
 ) -> None:
     """Registers the task with SeqIO on this worker."""
@@ -266,7 +274,7 @@ def _register(
         seqio.TaskRegistry.remove(name)
     drop = _received(shipped).of if shipped else None
     duplicates = Duplicates(mode, functools.partial(_of_shard, repeated, shards)) if mode else None
-    options = {"max_chunks": max_chunks, "drop": drop, "duplicates": duplicates}
+    options = {"max_chunks": max_chunks, "drop": drop, "duplicates": duplicates, "failure": failure}
     task = tasks.source_task(source, vocabulary, shards=shards, **options)
     seqio.TaskRegistry.add_provider(name, task)
 

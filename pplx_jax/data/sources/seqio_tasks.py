@@ -19,6 +19,7 @@ import numpy as np
 
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources import blocks
+from pplx_jax.data.sources.beam_failures import NO_MARKER, FailureMarker
 from pplx_jax.data.sources.blocks import Block
 from pplx_jax.data.sources.duplicates import Drop, Duplicates, Mode, find_duplicates
 from pplx_jax.data.sources.example_reader import Example
@@ -48,6 +49,7 @@ def source_task(
     max_chunks: int = 0,
     drop: Drop | None = None,
     duplicates: Duplicates | None = None,
+    failure: FailureMarker = NO_MARKER,
 ) -> seqio.Task:
     """Returns the SeqIO task that reads and tokenises a source. `add_task` registers it.
 
@@ -60,6 +62,7 @@ def source_task(
             dataset has its own count and raises errors as TensorFlow does.
         max_chunks, drop: as in `Source.examples`.
         duplicates: the examples to leave out; None for none.
+        failure: at which the dataset stops when another worker has failed.
 
     Raises:
         BadInput: the source has no files.
@@ -101,7 +104,8 @@ def source_task(
             def generate() -> Iterator[Block]:
                 try:
                     read = map(examples, own)
-                    yield from blocks.blocks(source, source.prompted(itertools.chain.from_iterable(read)), count)
+                    found = blocks.blocks(source, source.prompted(itertools.chain.from_iterable(read)), count)
+                    yield from failure.watch(found)
                 except Exception as error:
                     if bad is None:
                         raise

@@ -184,6 +184,28 @@ except BadInput as error:
     assert "Traceback" not in done.stderr and "text-1.jsonl" not in done.stderr
 
 
+def test_worker_processes_stop_at_the_bad_row_of_one(folder, tmp_path):
+    program = f"""
+import pathlib
+from pplx_jax.core.errors import BadInput
+from pplx_jax.data.sources.source import Source
+from pplx_jax.data.sources.source_corpus import SourceCorpus
+from pplx_jax.data.tokens.lengths import Lengths
+from pplx_jax.recipes.data_verbs import cache_corpus
+if __name__ == "__main__":
+    folder, options = pathlib.Path({str(folder)!r}), "--direct_num_workers=2 --direct_running_mode=multi_processing"
+    corpus = SourceCorpus([Source("my_text", "text", str(folder / "text-*.jsonl"))], str(folder / "beir"))
+    given = dict(corpus=corpus, lengths={LENGTHS!r}, vocabulary=folder, beam_options=options)
+    try:
+        cache_corpus(pathlib.Path({str(tmp_path)!r}), **given)
+    except BadInput as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.count("\n") == 1 and "text-1.jsonl:6: not JSON" in done.stdout
+    assert "Traceback" not in done.stderr and not (tmp_path / "data" / "tokens").exists()
+
+
 def test_the_command(folder, tmp_path, capsys):
     import seqio
 
