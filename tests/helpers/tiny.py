@@ -1,5 +1,6 @@
-"""The smallest of everything that training needs: a vocabulary, an encoder, and a token table of every stage."""
+"""The smallest vocabulary, encoder and token tables with which every stage can train."""
 
+import dataclasses
 import itertools
 import pathlib
 
@@ -21,6 +22,9 @@ from pplx_jax.training.stages.triplet import TripletStage
 
 WIDTH, LENGTH, EXAMPLES, DOCUMENTS, CHUNKS, NEGATIVES = 16, 32, 24, 10, 3, 2
 OPTIMIZER = Optimizer(peak_learning_rate=0.01, warmup_steps=0)
+# For comparisons of runs that round differently. A token that a batch hardly changes has a gradient of rounding errors
+# only. Adam scales it up to a whole step, unless eps is larger than the gradient.
+ROBUST_OPTIMIZER = dataclasses.replace(OPTIMIZER, eps=1e-3)
 _GROUPED = {
     "log_every_steps": ("logging", "every_steps"),
     "profile_steps": ("logging", "profile_steps"),
@@ -41,7 +45,7 @@ STAGES = {
 
 
 def training(name: str, **fields) -> Training:
-    """A Training of a stage; the fields of its groups are given flat, by the names of `_GROUPED`."""
+    """Returns a Training of a stage. Fields of its groups are given flat, by the names of `_GROUPED`."""
     # TensorBoard's writer imports TensorFlow.
     groups: dict[str, dict[str, object]] = {"logging": {"every_steps": 1, "writers": ()}, "checkpointing": {}}
     for field in [field for field in fields if field in _GROUPED]:
@@ -52,20 +56,40 @@ def training(name: str, **fields) -> Training:
     return Training(**{**usual, **grouped, **fields})
 
 
+def with_sequences(stage, count: int):
+    """The stage with batches of eight examples, each batch or packing group in `count` sequences on any devices.
+
+    Otherwise a batch is padded to a multiple of the devices, and how it is packed depends on the number of sequences.
+    """
+
+    @dataclasses.dataclass(frozen=True)
+    class Batch(type(stage.batch)):
+        def sequences_needed(self, table, multiple_of):
+            return count
+
+    @dataclasses.dataclass(frozen=True)
+    class WithSequences(type(stage)):
+        @property
+        def batch(self):
+            return Batch(**vars(super().batch))
+
+    return WithSequences(**{**vars(stage), "batch_size": 8})
+
+
 def tiny_vocabulary(folder: pathlib.Path) -> Vocabulary:
-    """A vocabulary of 332 pieces, nearly all of them bytes."""
+    """Returns a vocabulary of 332 pieces, nearly all of them bytes."""
     words = itertools.product(("read", "write", "open", "close"), ("file", "index", "vector", "table"))
     return train_vocabulary((" ".join(pair) for pair in words), folder / "vocabulary.model", 332)
 
 
 def tiny_config(vocabulary: Vocabulary, **fields) -> Qwen3Config:
-    """One block, in float32 so that runs compare to the last bit; `fields` over that."""
+    """Returns a model of one block, in float32 so that runs can be equal to the last bit, with these `fields`."""
     sizes = {"width": WIDTH, "mlp_width": 16, "layers": 1, "query_heads": 2, "kv_heads": 1, "head_dim": 16}
     return Qwen3Config(**{"vocab_size": vocabulary.size, **sizes, "dtype": "float32", **fields})
 
 
 def tiny_tables(folder: pathlib.Path, vocabulary: Vocabulary) -> dict[str, TokenTable]:
-    """A table of random tokens for every stage, by stage."""
+    """Returns a table of random tokens for every stage, by stage."""
     generator = np.random.default_rng(0)
 
     def texts(count: int, shortest: int, longest: int) -> Ragged:

@@ -19,27 +19,11 @@ from pplx_jax.training.goodput import FILE
 from pplx_jax.training.metrics import read_metrics
 
 GROUPS, STEPS = 2, 4
-# What one process and two share. A token that a batch hardly moves has a gradient of rounding errors alone, which Adam
-# scales up to a whole step unless eps is above them. Four rows a group, whatever the devices.
+# What one process and two share.
 COMMON = """
-optimizer = dataclasses.replace(tiny.OPTIMIZER, eps=1e-3)
-
 def fields(name):
-    stage = tiny.STAGES[name]
-
-    @dataclasses.dataclass(frozen=True)
-    class FourSequences(type(stage.batch)):
-        def sequences_needed(self, table, multiple_of):
-            return 4
-
-    @dataclasses.dataclass(frozen=True)
-    class OfFour(type(stage)):
-        @property
-        def batch(self):
-            return FourSequences(**vars(super().batch))
-
     return dict(
-        stage=OfFour(**{**vars(stage), "batch_size": 8}), optimizer=optimizer, packing_groups=2, seed=3,
+        stage=tiny.with_sequences(tiny.STAGES[name], 4), optimizer=tiny.ROBUST_OPTIMIZER, packing_groups=2, seed=3,
         checkpoint_every_steps=1,
     )
 

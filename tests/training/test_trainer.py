@@ -570,24 +570,6 @@ def test_training_from_token_files_needs_no_tensorflow(setting, whole, tmp_path)
 GROWING = """
 import jax
 assert len(jax.devices()) == 8
-# A token that a batch hardly moves has a gradient of rounding errors alone, which Adam scales up to a whole step
-# unless eps is above them.
-optimizer = dataclasses.replace(tiny.OPTIMIZER, eps=1e-3)
-
-def eight_sequences(stage):
-    # A batch is padded to a multiple of the devices, and how it packs depends on its sequences: all have eight here.
-    @dataclasses.dataclass(frozen=True)
-    class EightSequences(type(stage.batch)):
-        def sequences_needed(self, table, multiple_of):
-            return 8
-
-    @dataclasses.dataclass(frozen=True)
-    class OfEight(type(stage)):
-        @property
-        def batch(self):
-            return EightSequences(**vars(super().batch))
-    return OfEight(**{**vars(stage), "batch_size": 8})
-
 def run_until(last, *arguments, **keywords):
     def interrupted(stage, step, numbers):
         if step > last:
@@ -600,7 +582,7 @@ def run_until(last, *arguments, **keywords):
     loop._require_finite = require_finite
 
 for name in ("pair", "triplet"):
-    fields = dict(stage=eight_sequences(tiny.STAGES[name]), optimizer=optimizer)
+    fields = dict(stage=tiny.with_sequences(tiny.STAGES[name], 8), optimizer=tiny.ROBUST_OPTIMIZER)
     run(setting, output / name, name, **fields)
 
 run_until(1, setting, output / "moved", "triplet", **fields)

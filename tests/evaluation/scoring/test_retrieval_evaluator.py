@@ -55,29 +55,12 @@ import functools
 from pplx_jax.evaluation.scoring.retrieval_evaluator import RetrievalEvaluator, read_evaluation_sets
 from pplx_jax.training.settings import Evaluation
 
-# A token that a batch hardly moves has a gradient of rounding errors alone, which Adam scales up to a whole step unless
-# eps is above them.
-optimizer = dataclasses.replace(tiny.OPTIMIZER, eps=1e-3)
-
-def of_eight(stage):
-    @dataclasses.dataclass(frozen=True)
-    class EightSequences(type(stage.batch)):
-        def sequences_needed(self, table, multiple_of):
-            return 8
-
-    @dataclasses.dataclass(frozen=True)
-    class OfEight(type(stage)):
-        @property
-        def batch(self):
-            return EightSequences(**vars(super().batch))
-    return OfEight(**{**vars(stage), "batch_size": 8})
-
 def evaluated(folder, name, mesh):
     vocabulary = load_vocabulary(setting / "vocabulary.model")
     table = TokenTable.open(setting / name, kind=KIND_OF_FOLDER[name], vocabulary=vocabulary)
     evaluation = Evaluation(every_steps=1, sets=(str(setting / "sets"),) if name == "contextual" else (), held_out=8)
-    stage = of_eight(tiny.STAGES[name])
-    training = tiny.training(name, stage=stage, optimizer=optimizer, steps=2, evaluation=evaluation)
+    stage = tiny.with_sequences(tiny.STAGES[name], 8)
+    training = tiny.training(name, stage=stage, optimizer=tiny.ROBUST_OPTIMIZER, steps=2, evaluation=evaluation)
     sets = read_evaluation_sets(evaluation, setting)
     def retrieval(config, devices):
         size = {"chunks_per_document": 3, "tokens_per_document": 60}
