@@ -50,6 +50,7 @@ def evaluate_task(
     truncate: bool = False,
     overflow: Overflow | None = None,
     max_length: int | None = None,
+    deterministic: bool = False,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     prompts: TaskPrompts | str | pathlib.Path | None = None,
@@ -83,6 +84,8 @@ def evaluate_task(
             encoded, "split" encodes overlapping windows, "truncate" cuts it.
         max_length: tokens of a text that are read, fewer than the model can; longer texts are cut. None for the
             model's limit. A query is cut too, and with `context` the document of a passage.
+        deterministic: whether the bits of a vector depend on its own text or document alone, see `Embedder`. Scores
+            then do not change with the other texts of a task.
         query_prompt, document_prompt: texts before every query and document, in place of the prompts of the model; ""
             for none.
         prompts: task -> {"query": text, "document": text} for tasks with prompts of their own, or a JSON file of that.
@@ -135,10 +138,10 @@ def evaluate_task(
             of_tasks = _task_prompts(prompts, benchmark)
     if watch is not None:
         excluded = (compare, run_file, query_prompt, document_prompt, max_length)
-        if output is None or any(given is not None for given in excluded):
+        if output is None or deterministic or any(given is not None for given in excluded):
             raise BadInput(
-                "--watch needs --output, and takes no --compare, --run_file, --max_length, --query_prompt or "
-                "--document_prompt"
+                "--watch needs --output, and takes no --compare, --run_file, --max_length, --deterministic, "
+                "--query_prompt or --document_prompt"
             )
         if jax.distributed.is_initialized() or benchmark is None:
             raise BadInput("--watch runs as one process, with all its devices; leave --num_processes out")
@@ -156,11 +159,13 @@ def evaluate_task(
             poll_seconds=poll_seconds,
         )
     name, encoder = (str(model), None) if isinstance(model, str | os.PathLike) else (type(model).__name__, model)
-    if max_length is not None and (encoder is not None or name == BM25):
-        raise BadInput("--max_length is for the folder of a model; leave it out")
+    for option, given in {"max_length": max_length is not None, "deterministic": deterministic}.items():
+        if given and (encoder is not None or name == BM25):
+            raise BadInput(f"--{option} is for the folder of a model; leave it out")
     if encoder is None and name != BM25:
-        prompted = {"query_prompt": query_prompt, "document_prompt": document_prompt}
-        encoder = load_encoder(name, **prompted, max_length=max_length, shared=True)
+        options: dict[str, Any] = {"query_prompt": query_prompt, "document_prompt": document_prompt}
+        options |= {"deterministic": True} if deterministic else {}
+        encoder = load_encoder(name, **options, max_length=max_length, shared=True)
 
     def score(encoder: Encoder | None) -> dict[str, Any]:
         assert benchmark is not None  # of the process that leads

@@ -58,6 +58,7 @@ def embed_file(
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     shard: str | None = None,
+    deterministic: bool = False,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Embeds every row of the input. A second call after an interruption embeds the shards that are missing.
@@ -88,6 +89,7 @@ def embed_file(
         query_prompt, document_prompt: prompts in place of those of the model, "" for none. The rows are documents. A
             search of these embeddings uses the same prompts.
         shard: "I/N" embeds only share I, from 0, of N shares of about the same size; None embeds everything.
+        deterministic: whether the bits of a vector depend on its own row alone, see `Embedder`; slower for short texts.
         encoder: the loaded model, if the caller has it.
 
     Returns:
@@ -111,7 +113,8 @@ def embed_file(
     weights = [planned.weight for planned in plan.shards]
     given = {"query_prompt": query_prompt, "document_prompt": document_prompt}
     prompts: dict[str, Any] = {name: text for name, text in given.items() if text is not None}
-    encoder = encoder or load_encoder(model_path, **prompts)
+    options: dict[str, Any] = prompts | ({"deterministic": True} if deterministic else {})
+    encoder = encoder or load_encoder(model_path, **options)
     check_quantization(encoder, quantization)
     check_form(quantization, dims, encoder.dims, bit_order)
     settings = Settings(
@@ -127,6 +130,7 @@ def embed_file(
         overflow=overflow,
         overlap=overlap,
         prompts=prompts,
+        deterministic=deterministic,
     )
     folder = _opened_together(folder_path, settings, model_path, alone=share is None)
     wanted = range(len(weights)) if share is None else deal(weights, share[1])[share[0]]
