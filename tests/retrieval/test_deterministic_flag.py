@@ -13,7 +13,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.retrieval.embed_file import embed_file
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder
 
 TEXTS = ["read " * n + "the file" for n in (1, 30, 3, 18, 7, 25)]
 
