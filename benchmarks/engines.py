@@ -26,8 +26,9 @@ import numpy as np
 
 from pplx_jax.core.files import write_json
 from pplx_jax.retrieval.build_index import build_index
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
-from pplx_jax.retrieval.index import Index, SearchOptions
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder
+from pplx_jax.retrieval.local.index_part import IndexPart
+from pplx_jax.retrieval.search_options import SearchOptions
 
 K, EFFORTS, BLOCK = 100, (200, 1000), 5_000
 PACKAGES = {
@@ -61,7 +62,7 @@ class Own:
 
     def build(self, vectors: np.ndarray) -> None:
         build_index(self._embeddings, self._folder / "index", engine=self._name)
-        self._index = Index.load(self._folder / "index")
+        self._index = IndexPart.load(self._folder / "index")
 
     def bytes(self) -> int:
         return bytes_in(self._folder)

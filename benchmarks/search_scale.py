@@ -30,8 +30,9 @@ from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.beir import read_qrels
 from pplx_jax.kernels.quantization import quantize
 from pplx_jax.retrieval.build_index import build_index
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder, Settings, Shard
-from pplx_jax.retrieval.index import Index, SearchOptions
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder, Settings, Shard
+from pplx_jax.retrieval.local.index_part import IndexPart
+from pplx_jax.retrieval.search_options import SearchOptions
 
 WIDTH, SHARD, QUERIES, K, BATCH, ALONE = 1024, 65_536, 500, 100, 50, 20
 TOPIC, SUBTOPIC = 2_000, 40  # vectors of each, on average
@@ -124,7 +125,7 @@ def index(workdir: pathlib.Path, name: str, lists: int) -> dict[str, Any]:
 
 def search(workdir: pathlib.Path, name: str, found: str, options: SearchOptions) -> dict[str, Any]:
     """Searches in batches, then single queries; saves what is found."""
-    opened, queries = Index.load(workdir / name), np.load(workdir / "queries.npy")
+    opened, queries = IndexPart.load(workdir / name), np.load(workdir / "queries.npy")
     opened.nearest(queries[:1], K, options)  # reads and compiles what only the first search does
     started, ranked = time.perf_counter(), []
     for begin in range(0, len(queries), BATCH):
@@ -153,7 +154,7 @@ def recall(workdir: pathlib.Path, found: str) -> dict[str, float]:
 
 def at_10(workdir: pathlib.Path, name: str, options: SearchOptions) -> dict[str, float]:
     """Recall of the first 10, where 10 are asked for."""
-    opened, queries = Index.load(workdir / name), np.load(workdir / "queries.npy")
+    opened, queries = IndexPart.load(workdir / name), np.load(workdir / "queries.npy")
     exact = np.load(workdir / "exact.npz")["found"]
     ours = np.concatenate(
         [opened.nearest(queries[begin : begin + BATCH], 10, options)[0] for begin in range(0, len(queries), BATCH)]
@@ -179,7 +180,7 @@ def mean_share(wanted: Iterable, ranked: np.ndarray) -> float:
 
 def likeness(workdir: pathlib.Path) -> dict[str, Any]:
     """How queries score: cosine of random pairs, and of the hits at some ranks, in deviations of random pairs above."""
-    vectors, queries = Index.load(workdir / "flat"), np.load(workdir / "queries.npy").astype(np.float64)
+    vectors, queries = IndexPart.load(workdir / "flat"), np.load(workdir / "queries.npy").astype(np.float64)
     some = vectors._vectors.take(np.sort(np.random.default_rng(0).choice(vectors.count, 2000, replace=False)))
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, some.astype(np.float64))]
     cosines, scores = unit[0] @ unit[1].T, np.load(workdir / "exact.npz")["scores"]

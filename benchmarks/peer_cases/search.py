@@ -92,10 +92,11 @@ def open_side(name: str, case: Mapping[str, Any]) -> Ranking:
 
 class Ours(Ranking):
     def __init__(self, name: str, case: Mapping[str, Any]):
-        from pplx_jax.retrieval.index import Index, SearchOptions
+        from pplx_jax.retrieval.local.index_part import IndexPart
+        from pplx_jax.retrieval.search_options import SearchOptions
 
         super().__init__(name, case)
-        self._index, self._queries = Index.load(case["index"]), load_vectors(case)[1]
+        self._index, self._queries = IndexPart.load(case["index"]), load_vectors(case)[1]
         self._options = SearchOptions("numpy" if name == "ours_exact" else "faiss")
 
     def ranked(self):

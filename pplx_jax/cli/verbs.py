@@ -32,6 +32,7 @@ _PROCESS_FLAGS = (
     flag("--process_id", **_PROCESSES, type=int, help="index of this process, from 0"),
     flag("--startup_seconds", **_PROCESSES, type=float, help="how long to wait for the other processes"),
 )
+_DETERMINISTIC = flag("--deterministic", action="store_true", help="equal bits whatever else is encoded; slower")
 _PROMPTS = (
     flag("--query_prompt", metavar="TEXT", help="put before every query (default: the model's prompt, if it has one)"),
     flag("--document_prompt", metavar="TEXT", help="put before every document, in the same way"),
@@ -218,6 +219,7 @@ VERBS = (
             flag("--chunk_tokens", type=int, help="cut texts into chunks of N tokens that are encoded together"),
             _OVERFLOW,
             flag("--overlap", type=int, help="tokens that neighbouring windows of --overflow=split share"),
+            _DETERMINISTIC,
             *_PROMPTS,
             flag(
                 "--shard",
@@ -252,7 +254,7 @@ VERBS = (
     Verb(
         "search",
         "search an index, for one query or a file of queries",
-        "pplx_jax.retrieval.search_verb:search_index",
+        "pplx_jax.retrieval.search_index:search_index",
         example="--index=index 'read a file line by line' --k=5",
         heading="embed and search",
         flags=(
@@ -261,6 +263,7 @@ VERBS = (
             flag("--output", output=True, **_PATH, help="with --queries: FILE.trec or FILE.jsonl to write"),
             flag("--index", required=True, **_PATH, help="the folder that index wrote"),
             flag("--model", **_PATH, help="the folder of the model, if it is not where the index says"),
+            _DETERMINISTIC,
             flag("--k", type=int, help="number of hits per query"),
             flag(
                 "--engine",
@@ -310,6 +313,7 @@ VERBS = (
             flag("--max_queued_tokens", type=int, help="most tokens that wait; more requests get status 429"),
             flag("--max_connections", type=int, help="most open connections; more get status 503"),
             flag("--warm_up_tokens", type=int, help="compile batches of up to N tokens at the start (default: all)"),
+            _DETERMINISTIC,
             flag("--stop_seconds", type=int, help="how long running requests may take after a signal to stop"),
         ),
     ),
@@ -349,6 +353,7 @@ VERBS = (
                 help="encode passages together with their neighbours (late chunking), without them, or both",
             ),
             flag("--max_length", type=int, help="tokens of a text that are read, if fewer than the model can"),
+            _DETERMINISTIC,
             flag("--truncate", action="store_true", help="cut texts past the limit"),
             _OVERFLOW,
             *_PROMPTS,

@@ -5,4 +5,5 @@ core/        the protocol of a benchmark, the runner, results folders, compariso
 suites/      the benchmark families that ship with this package, one file or folder each
 registry.py  finds a benchmark: a shipped one, a BEIR folder, or one of the user's own package
 evaluate.py  the verb `eval`
+watch.py     `eval --watch`: scores the checkpoints of a stage as they appear
 """

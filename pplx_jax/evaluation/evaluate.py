@@ -50,6 +50,7 @@ def evaluate_task(
     truncate: bool = False,
     overflow: Overflow | None = None,
     max_length: int | None = None,
+    deterministic: bool = False,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     prompts: TaskPrompts | str | pathlib.Path | None = None,
@@ -83,6 +84,8 @@ def evaluate_task(
             encoded, "split" encodes overlapping windows, "truncate" cuts it.
         max_length: tokens of a text that are read, fewer than the model can; longer texts are cut. None for the
             model's limit. A query is cut too, and with `context` the document of a passage.
+        deterministic: whether the bits of a vector depend on its own text or document alone, see `Embedder`. Scores
+            then do not change with the other texts of a task.
         query_prompt, document_prompt: texts before every query and document, in place of the prompts of the model; ""
             for none.
         prompts: task -> {"query": text, "document": text} for tasks with prompts of their own, or a JSON file of that.
@@ -123,6 +126,7 @@ def evaluate_task(
         raise BadInput("give --task, or bind evaluate_task.benchmark in a gin file, and not both")
     truncate = truncate or max_length is not None
     chosen: list[Task] = []
+    of_tasks: TaskPrompts = {}
     if leads():
         if benchmark is None:
             options = {} if split is None else {"split": split}
@@ -130,22 +134,14 @@ def evaluate_task(
         chosen = chosen_tasks(benchmark, tasks)
         if own_document is not None:
             chosen = [_with_own_document(one, own_document) for one in chosen]
-    of_tasks: TaskPrompts = {}
-    if prompts is not None and leads():
-        assert benchmark is not None
-        where = "prompts" if isinstance(prompts, Mapping) else f"--prompts {prompts}"
-        given = (
-            prompts
-            if isinstance(prompts, Mapping)
-            else read_json(as_path(prompts), fix='write TASK -> {"query": TEXT, "document": TEXT}')
-        )
-        of_tasks = checked_task_prompts(given, benchmark.tasks, where)
+        if prompts is not None:
+            of_tasks = _task_prompts(prompts, benchmark)
     if watch is not None:
         excluded = (compare, run_file, query_prompt, document_prompt, max_length)
-        if output is None or any(given is not None for given in excluded):
+        if output is None or deterministic or any(given is not None for given in excluded):
             raise BadInput(
-                "--watch needs --output, and takes no --compare, --run_file, --max_length, --query_prompt or "
-                "--document_prompt"
+                "--watch needs --output, and takes no --compare, --run_file, --max_length, --deterministic, "
+                "--query_prompt or --document_prompt"
             )
         if jax.distributed.is_initialized() or benchmark is None:
             raise BadInput("--watch runs as one process, with all its devices; leave --num_processes out")
@@ -163,11 +159,13 @@ def evaluate_task(
             poll_seconds=poll_seconds,
         )
     name, encoder = (str(model), None) if isinstance(model, str | os.PathLike) else (type(model).__name__, model)
-    if max_length is not None and (encoder is not None or name == BM25):
-        raise BadInput("--max_length is for the folder of a model; leave it out")
+    for option, given in {"max_length": max_length is not None, "deterministic": deterministic}.items():
+        if given and (encoder is not None or name == BM25):
+            raise BadInput(f"--{option} is for the folder of a model; leave it out")
     if encoder is None and name != BM25:
-        prompted = {"query_prompt": query_prompt, "document_prompt": document_prompt}
-        encoder = load_encoder(name, **prompted, max_length=max_length, shared=True)
+        options: dict[str, Any] = {"query_prompt": query_prompt, "document_prompt": document_prompt}
+        options |= {"deterministic": True} if deterministic else {}
+        encoder = load_encoder(name, **options, max_length=max_length, shared=True)
 
     def score(encoder: Encoder | None) -> dict[str, Any]:
         assert benchmark is not None  # of the process that leads
@@ -187,13 +185,24 @@ def evaluate_task(
     return lead(encoder, score)
 
 
+def _task_prompts(prompts: TaskPrompts | str | pathlib.Path, benchmark: Benchmark) -> TaskPrompts:
+    if isinstance(prompts, Mapping):
+        return checked_task_prompts(prompts, benchmark.tasks, "prompts")
+    read = read_json(as_path(prompts), fix='write TASK -> {"query": TEXT, "document": TEXT}')
+    return checked_task_prompts(read, benchmark.tasks, f"--prompts {prompts}")
+
+
 def _reported(
     results: Results, benchmark: Benchmark, setting: str, names: list[str], compare: str | pathlib.Path | None
 ) -> dict[str, Any]:
     """Writes the summary, and returns the report with the numbers of one setting first."""
     summary = summarize(results, benchmark)
     if results.folder is not None:
-        _write(results.folder, summary, results)
+        from pplx_jax.reports.evaluation_page import render_evaluation
+
+        write_json(results.folder / "results.json", summary)
+        write_text(results.folder / "results.md", format_table(summary))
+        write_text(results.folder / "report.html", render_evaluation(summary, results.outcomes))
     result = _report(summary, setting, names)
     if compare is not None:
         ours = [one for one in results.outcomes if one.setting == setting and one.task in names]
@@ -243,15 +252,6 @@ def _subject(benchmark: Benchmark, name: str, encoder: Encoder | None) -> Subjec
         return Subject(benchmark.name, name, name)
     dtype = getattr(encoder.config, "dtype", None)
     return Subject(benchmark.name, name, encoder.fingerprint, encoder.dims, encoder.config.max_length, dtype)
-
-
-def _write(folder: pathlib.Path, summary: dict[str, Any], results: Results) -> None:
-    from pplx_jax.reports.evaluation_page import render_evaluation
-
-    write_json(folder / "results.json", summary)
-    pages = {"results.md": format_table(summary), "report.html": render_evaluation(summary, results.outcomes)}
-    for name, text in pages.items():
-        write_text(folder / name, text)
 
 
 def _report(summary: dict[str, Any], setting: str, names: list[str]) -> dict[str, Any]:

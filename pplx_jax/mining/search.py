@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pplx_jax.objectives.similarity import normalize
-from pplx_jax.retrieval.sign_search import import_faiss
+from pplx_jax.retrieval.local.sign_search import import_faiss
 
 _DOCUMENTS_PER_BLOCK = 65536
 _ITERATIONS_SEED = 1234

@@ -1,6 +1,6 @@
 """The verb `plan-search`: what exact search of many vectors needs on a TPU slice, by arithmetic.
 
-It follows `retrieval/pod_search.py` and `retrieval/device_search.py`: each chip holds an equal share of the vectors,
+It follows `pod_search` and `device_search` in `retrieval/local/`: each chip holds an equal share of the vectors,
 compares it with all queries of a batch, and keeps the best; the hosts rank these again by exact integers and exchange
 their k best. No program is compiled.
 """

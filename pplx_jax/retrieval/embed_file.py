@@ -33,9 +33,9 @@ from pplx_jax.kernels.quantization import BitOrder, Quantization, check_form, qu
 from pplx_jax.parallel.processes import barrier, joins_processes
 from pplx_jax.parallel.same_job import appears
 from pplx_jax.parallel.shares import deal, own_share, parse_share
-from pplx_jax.retrieval.embedding_folder import MANIFEST, PROGRESS, EmbeddingFolder, Settings, Shard
-from pplx_jax.retrieval.embedding_input import BadRow, InputRow, TooLongRow
-from pplx_jax.retrieval.shard_plan import ShardPlan, plan_shards
+from pplx_jax.retrieval.embeddings.folder import MANIFEST, PROGRESS, EmbeddingFolder, Settings, Shard
+from pplx_jax.retrieval.embeddings.input_rows import BadRow, InputRow, TooLongRow
+from pplx_jax.retrieval.embeddings.shard_plan import ShardPlan, plan_shards
 
 _NAMED_ROWS = 10
 
@@ -58,6 +58,7 @@ def embed_file(
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     shard: str | None = None,
+    deterministic: bool = False,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Embeds every row of the input. A second call after an interruption embeds the shards that are missing.
@@ -74,13 +75,13 @@ def embed_file(
     Args:
         model_path: a model folder, or the name of a model of the Hugging Face hub.
         input: a file (.jsonl, .jsonl.gz or .parquet), a folder of such files, or a pattern; see `input_files`.
-        output: the folder to write, see `embedding_folder`.
+        output: the folder to write, see `embeddings.folder`.
         text_field, chunks_field: names of the columns.
         quantization: "int8", "binary" (-1/+1), "ubinary" (packed), "tanh" or "none".
         bit_order: of "ubinary".
         dims: number of leading dimensions; None for all.
-        shard_size: input rows per shard. None for shards of about equal bytes, see `shard_plan`, or for what an
-            unfinished folder has. An interruption loses the work of at most one shard per worker.
+        shard_size: input rows per shard. None for shards of about equal bytes, see `embeddings.shard_plan`, or for what
+            an unfinished folder has. An interruption loses the work of at most one shard per worker.
         chunk_tokens: split every text into chunks of at most this many tokens and embed it as a document of chunks.
         overflow: what happens to a text or document over the model's limit: "error" fails at the end, "split" encodes
             overlapping windows, "truncate" cuts it.
@@ -88,6 +89,7 @@ def embed_file(
         query_prompt, document_prompt: prompts in place of those of the model, "" for none. The rows are documents. A
             search of these embeddings uses the same prompts.
         shard: "I/N" embeds only share I, from 0, of N shares of about the same size; None embeds everything.
+        deterministic: whether the bits of a vector depend on its own row alone, see `Embedder`; slower for short texts.
         encoder: the loaded model, if the caller has it.
 
     Returns:
@@ -111,7 +113,8 @@ def embed_file(
     weights = [planned.weight for planned in plan.shards]
     given = {"query_prompt": query_prompt, "document_prompt": document_prompt}
     prompts: dict[str, Any] = {name: text for name, text in given.items() if text is not None}
-    encoder = encoder or load_encoder(model_path, **prompts)
+    options: dict[str, Any] = prompts | ({"deterministic": True} if deterministic else {})
+    encoder = encoder or load_encoder(model_path, **options)
     check_quantization(encoder, quantization)
     check_form(quantization, dims, encoder.dims, bit_order)
     settings = Settings(
@@ -127,6 +130,7 @@ def embed_file(
         overflow=overflow,
         overlap=overlap,
         prompts=prompts,
+        deterministic=deterministic,
     )
     folder = _opened_together(folder_path, settings, model_path, alone=share is None)
     wanted = range(len(weights)) if share is None else deal(weights, share[1])[share[0]]
@@ -135,7 +139,7 @@ def embed_file(
     _embed_shards(folder, plan, encoder, own)
     barrier("embedded")
     folder.refresh()
-    if index == 0:  # what the processes left because they saw other shards as finished, if any
+    if index == 0:  # shards that no process embedded, because they did not see the same ones as finished
         _embed_shards(folder, plan, encoder, wanted)
     if index == 0 and not folder.complete and len(folder.finished) == len(weights):
         folder.finish()

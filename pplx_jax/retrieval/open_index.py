@@ -27,6 +27,6 @@ def open_index(path: str | pathlib.Path, url: str | None = None) -> SearchableIn
         from pplx_jax.retrieval.postgres import PostgresIndex  # needs psycopg
 
         return PostgresIndex.load(path, url)
-    from pplx_jax.retrieval.local_index import LocalIndex
+    from pplx_jax.retrieval.local.index import LocalIndex
 
     return LocalIndex(path)

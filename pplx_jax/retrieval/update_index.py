@@ -5,7 +5,7 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
-from pplx_jax.retrieval.open_embeddings import open_embeddings
+from pplx_jax.retrieval.embeddings.open_embeddings import open_embeddings
 from pplx_jax.retrieval.open_index import open_index
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
@@ -238,8 +237,3 @@ async def _refuse_http(request: HttpRequest, error: Exception) -> Response:
 async def _fail(_: HttpRequest, error: Exception) -> Response:
     logging.error("a request failed: %s: %s", type(error).__name__, error)
     return JSONResponse(RequestError(500, "the request failed; see the server's log").body(), 500)
-
-
-def served_name(model_path: str | os.PathLike[str]) -> str:
-    """Returns the default name of a model for clients: the name of its folder."""
-    return os.path.basename(os.path.abspath(model_path))

@@ -17,6 +17,7 @@ from pplx_jax.core.prompts import QUERY, with_prompt
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.kernels.quantization import zero_rows
 from pplx_jax.reports.html import render
+from pplx_jax.retrieval.embeddings.folder import document_of
 from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex
 from pplx_jax.serving.batching import Batcher
 from pplx_jax.serving.errors import RequestError
@@ -87,7 +88,7 @@ def _document(hit: Hit) -> dict[str, Any]:
     chunks = sorted(hit.get("chunks", [hit]), key=lambda chunk: chunk.get("chunk", 0))
     place = ":".join(str(hit[name]) for name in ("path", "line") if hit[name] is not None)
     return {
-        "name": hit.get("document", hit["id"]),
+        "name": document_of(hit),
         "place": place,
         "score": hit["score"],
         "chunks": [

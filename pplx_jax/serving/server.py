@@ -1,6 +1,7 @@
 """The verb `serve`: loads a model and serves it over HTTP until a signal."""
 
 import contextlib
+import os
 import pathlib
 import signal
 import socket
@@ -38,6 +39,7 @@ def serve(
     index: str | pathlib.Path | None = None,
     stop_seconds: int = 30,
     warm_up_tokens: int | None = None,
+    deterministic: bool = False,
 ) -> dict[str, Any]:
     """Serves a model. After Ctrl-C or SIGTERM, finishes the running requests and returns.
 
@@ -59,6 +61,8 @@ def serve(
         warm_up_tokens: the shapes of batches with at most so many tokens are compiled at the start, and /health answers
             503 until they are. None for all batches, 0 for no batch: then the first request of each shape waits for the
             compiler.
+        deterministic: whether the bits of a vector depend on its own input alone, not on other requests; slower for
+            short texts. See `Embedder`.
 
     Returns:
         {"requests", "batches", "tokens", "seconds"}.
@@ -77,16 +81,16 @@ def serve(
     with _listening(host, port) as listener:
         from pplx_jax.inference.embedder import Embedder
         from pplx_jax.retrieval.open_index import open_index
-        from pplx_jax.serving.app import App, served_name
+        from pplx_jax.serving.app import App
         from pplx_jax.serving.wire import Limits
 
         limits = Limits(max_body_bytes, max_inputs, max_chunks, max_document_tokens, max_tokens)
-        model = Embedder.load(model_path, batch_tokens=max_batch_tokens)
+        model = Embedder.load(model_path, batch_tokens=max_batch_tokens, deterministic=deterministic)
         model.prompt_text(prompt_name)  # refuses an unknown name
         opened = None if index is None else open_index(index)
         app = App(
             model,
-            name or served_name(model_path),
+            name or os.path.basename(os.path.abspath(model_path)),
             limits=limits,
             max_batch_tokens=max_batch_tokens,
             max_wait=max_wait_ms / 1000,

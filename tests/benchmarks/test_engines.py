@@ -10,7 +10,7 @@ import pytest
 from helpers.word_encoder import WordEncoder
 
 from pplx_jax.retrieval.embed_file import embed_file
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder
 
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "engines.py"
 spec = importlib.util.spec_from_file_location("engines", PATH)

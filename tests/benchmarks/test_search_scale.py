@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from pplx_jax.retrieval.index import SearchOptions
+from pplx_jax.retrieval.search_options import SearchOptions
 
 PATH = pathlib.Path(__file__).parents[2] / "benchmarks" / "search_scale.py"
 spec = importlib.util.spec_from_file_location("search_scale", PATH)

@@ -316,7 +316,7 @@ def test_a_model_folder_through_the_command_line(sets, tmp_path, capsys):
     save_model(tmp_path / "model", config, vocabulary, initial_params(config, 0), stage="contextual", kind="context_v1")
     command = (f"--model={tmp_path / 'model'}", f"--task={sets / 'small'}", "--context=both")
     code, found, errors = run(capsys, *command, f"--output={tmp_path / 'out'}")
-    assert code == 0 and "ETA" in errors or "text 20/20" in errors
+    assert code == 0 and ("ETA" in errors or "text 20/20" in errors)
     assert 0 < found["metrics"]["recall@10"] <= 1
     model = json.loads((tmp_path / "out" / "results.json").read_text())["model"]
     assert (model["dtype"], model["max_length"], model["dims"]) == ("float32", 64, 16)

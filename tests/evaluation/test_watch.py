@@ -206,7 +206,7 @@ def test_the_verb_scores_a_stage_as_it_scores_its_checkpoints(tmp_path, beir, ca
         (("--model=bm25", f"--watch={stage}"), "give either --model, or --watch"),
         (
             (f"--watch={stage}",),
-            "--watch needs --output, and takes no --compare, --run_file, --max_length, --query_prompt or",
+            "--watch needs --output, and takes no --compare, --run_file, --max_length, --deterministic, ",
         ),
     ):
         code, _, errors = call(*arguments)

@@ -15,7 +15,7 @@ def use(folder: pathlib.Path) -> None:
     from pplx_jax.retrieval import vespa
     from pplx_jax.retrieval.build_index import build_index
     from pplx_jax.retrieval.embed_file import embed_file
-    from pplx_jax.retrieval.search_verb import search_index
+    from pplx_jax.retrieval.search_index import search_index
     from pplx_jax.retrieval.update_index import update_index
 
     (folder / "texts").mkdir()

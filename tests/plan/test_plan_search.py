@@ -5,7 +5,7 @@ import pytest
 from pplx_jax.core.errors import BadInput, Unmet
 from pplx_jax.plan import plan_search as module
 from pplx_jax.plan.plan_search import plan_search
-from pplx_jax.retrieval import device_search
+from pplx_jax.retrieval.local import device_search
 
 
 def test_a_thousand_million_vectors_on_256_chips():

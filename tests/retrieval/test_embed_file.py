@@ -16,7 +16,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.parquet import parquet_rows
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.retrieval.embed_file import embed_file
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder
 
 
 def write_rows(path, rows):

@@ -14,8 +14,8 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.retrieval.open_index import open_index
+from pplx_jax.retrieval.search_index import search_index
 from pplx_jax.retrieval.search_options import SearchOptions
-from pplx_jax.retrieval.search_verb import search_index
 from pplx_jax.retrieval.update_index import update_index
 
 ENGINES = [

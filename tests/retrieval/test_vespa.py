@@ -15,7 +15,7 @@ from pplx_jax.core.http_client import HttpClient
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embed_file import embed_file
 from pplx_jax.retrieval.packed_signs import packed_signs
-from pplx_jax.retrieval.search_verb import search_index
+from pplx_jax.retrieval.search_index import search_index
 from pplx_jax.retrieval.vespa import VespaIndex, build, search
 from pplx_jax.retrieval.vespa.application import VespaApplication
 
@@ -257,7 +257,7 @@ def test_a_replaced_index_loses_all_its_documents_and_resumes(vectors, tmp_path,
 
 def test_what_is_refused(vectors, tmp_path, server):
     floats = embed(tmp_path / "floats", quantization="tanh")
-    with pytest.raises(BadInput, match="'tanh' vectors; Vespa takes int8"):
+    with pytest.raises(BadInput, match="'tanh' vectors of 64 dimensions; the engine vespa takes int8"):
         build(floats, tmp_path / "index")
     narrow = embed(tmp_path / "narrow", dims=12)
     with pytest.raises(BadInput, match="multiple of 8"):

@@ -34,14 +34,17 @@ def expand(pattern: str) -> list[str]:
     """Returns the files that a path or a pattern names, sorted.
 
     Raises:
-        BadInput: there are none, or the URL needs a package that is not installed.
+        BadInput: there are none, they cannot be listed, or the URL needs a package that is not installed.
     """
     if is_url(pattern):
         filesystem, path = _filesystem(pattern)
-        if any(sign in path for sign in _PATTERN):
-            found = filesystem.glob(path)
-        else:
-            found = [path] if filesystem.exists(path) else []
+        try:
+            if any(sign in path for sign in _PATTERN):
+                found = filesystem.glob(path)
+            else:
+                found = [path] if filesystem.exists(path) else []
+        except OSError as error:  # such as a repository that does not exist or is private
+            raise BadInput(f"{pattern}: cannot be listed ({error}); check the path of the source") from None
         files = [filesystem.unstrip_protocol(name) for name in found]
     elif any(sign in pattern for sign in _PATTERN):
         files = glob.glob(pattern, recursive=True)

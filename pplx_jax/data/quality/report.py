@@ -13,7 +13,7 @@ import numpy as np
 from pplx_jax.data.quality.fill import Packed, measure_fill
 from pplx_jax.data.quality.source_report import SourceReport
 from pplx_jax.data.quality.word_vocabulary import WordVocabulary
-from pplx_jax.data.sources.duplicates import EXACT, NEAR, Finder, Marks, Mode
+from pplx_jax.data.sources.duplicates import EXACT, NEAR, Finder, Mode, joined
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.source import Source
 from pplx_jax.data.tokens.kinds import FOLDERS
@@ -55,7 +55,7 @@ def report_sources(
         `fill_by_stage`; and `sources`, the same and more of every source.
     """
     found: dict[str, dict[str, Any]] = {}
-    marks: dict[str, dict[str, list[Marks]]] = {}
+    compared: dict[str, tuple[Finder, dict[str, int]]] = {}  # marks of sources that are compared, and their numbers
     counted, known = vocabulary or WordVocabulary(), overlap or Overlap(())
     with tempfile.TemporaryDirectory() as temporary:
         tokens = pathlib.Path(temporary)
@@ -63,10 +63,16 @@ def report_sources(
             report = SourceReport(part, counted, lengths, known, drop_overlap, samples)
             folder = part.table_folder
             found.setdefault(folder, {})[part.name] = report.read(tokens / folder / part.name, examples)
-            marks.setdefault(folder, {})[part.name] = report.marks
-        for folder, named in found.items():
-            for name, counts in _duplicates(marks[folder], across=bool(drop_duplicates)).items():
-                named[name]["duplicates"] = {**counts, "dropped": drop_duplicates}
+            group = folder if drop_duplicates else f"{folder}.{part.name}"
+            if group not in compared:
+                compared[group] = Finder(tokens / "marks" / group, near=True), {}
+            finder, counts = compared[group]
+            counts[part.name] = finder.add(joined(report.marks))
+        for group, (finder, counts) in compared.items():
+            ends = np.cumsum([*counts.values()])
+            for name, own in zip(counts, np.split(finder.find(), ends[:-1]), strict=True):
+                duplicates = {"exact": int(np.sum(own == EXACT)), "near": int(np.sum(own == NEAR))}
+                found[group.partition(".")[0]][name]["duplicates"] = {**duplicates, "dropped": drop_duplicates}
         fills = {}
         for stage, packed in (stages or {}).items():
             folder = FOLDERS[packed.spec.kind]
@@ -85,19 +91,6 @@ def report_sources(
         for one in (one for named in found.values() for one in named.values()):
             one["overlap"]["examples"] = None
     return {**totals, "unit": unit, "looked_at": examples, "fill_by_stage": fills, "sources": found}
-
-
-def _duplicates(marks: Mapping[str, Sequence[Marks]], *, across: bool) -> dict[str, dict[str, int]]:
-    """Returns source -> {"exact", "near"}, over all sources of a kind or within each."""
-    groups = [list(marks)] if across else [[name] for name in marks]
-    counts: dict[str, dict[str, int]] = {}
-    for names in groups:
-        with tempfile.TemporaryDirectory() as folder:
-            finder = Finder(pathlib.Path(folder), near=True)
-            ends = np.cumsum([sum(map(finder.add, marks[name])) for name in names])
-            for name, own in zip(names, np.split(finder.find(), ends[:-1]), strict=True):
-                counts[name] = {"exact": int(np.sum(own == EXACT)), "near": int(np.sum(own == NEAR))}
-    return counts
 
 
 def _totals(sources: Mapping[str, Mapping[str, Any]], fills: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.sources import blocks
 from pplx_jax.data.sources import seqio_tasks as tasks
 from pplx_jax.data.sources.beam_failures import FailureMarker, failures_of_workers
-from pplx_jax.data.sources.duplicates import Duplicates, Marks, Mode, find_duplicates, shard_marks
+from pplx_jax.data.sources.duplicates import Duplicates, Marks, Mode, find_duplicates, joined, shard_marks
 from pplx_jax.data.sources.overlap import Overlap
 from pplx_jax.data.sources.quiet_tensorflow import bad_input_through_beam, start_tensorflow
 from pplx_jax.data.sources.source import Source, weighted_parts
@@ -241,10 +241,9 @@ def _mark_shard(
     """Writes the marks of one shard."""
     bad = BadRows(part.name, part.max_bad_share)
     drop = _received(shipped).of if shipped else None
-    groups = list(failure.watch(shard_marks(part, shard, bad, mode, drop)))
-    digests, signatures = (np.concatenate(arrays) for arrays in zip(*groups, strict=True)) if groups else ((), ())
+    marks = joined(list(failure.watch(shard_marks(part, shard, bad, mode, drop))))
     file = io.BytesIO()
-    np.savez(file, digests=np.asarray(digests, np.uint64), signatures=np.asarray(signatures, np.uint32))
+    np.savez(file, **marks._asdict())
     storage.write_bytes(f"{place}/{part.name}/{number}.npz", file.getvalue())
 
 

@@ -73,15 +73,23 @@ def marks_of(examples: Iterable[Example], *, near: bool) -> Iterator[Marks]:
         yield Marks(digests, np.array(signatures, np.uint32).reshape(len(group), _HASHES if near else 0))
 
 
+def joined(groups: Sequence[Marks]) -> Marks:
+    """Returns the marks of several groups as one."""
+    if not groups:
+        return Marks(np.zeros(0, np.uint64), np.zeros((0, 0), np.uint32))
+    return Marks(*(np.concatenate(arrays) for arrays in zip(*groups, strict=True)))
+
+
 class Finder:
     """Collects marks in files, and finds the duplicates among them.
 
     Args:
-        folder: an empty folder for the files.
+        folder: an empty folder for the files, or one to make.
         near: whether to find near duplicates too.
     """
 
     def __init__(self, folder: pathlib.Path, *, near: bool):
+        folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._near = folder, near
         self._count = 0
         self._digests, self._signatures = (folder / name for name in ("digests", "signatures"))

@@ -6,9 +6,6 @@ set.
 """
 
 import dataclasses
-import functools
-import hashlib
-import pathlib
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
@@ -44,54 +41,6 @@ class Part:
     per_query: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     lengths: Sequence[int] | np.ndarray = ()
     shares_queries: bool = False
-
-
-def main_value(parts: Sequence[Part], metric: str) -> float:
-    """Returns a task's value of a metric: the mean over splits of each split's mean over subsets."""
-    splits: dict[str, list[float]] = {}
-    for part in parts:
-        splits.setdefault(part.split, []).append(part.metrics[metric])
-    return statistics.fmean(statistics.fmean(values) for values in splits.values())
-
-
-def mean_over_tasks(parts: Mapping[str, Sequence[Part]], metric: str) -> float:
-    """Returns the mean of `main_value` over tasks."""
-    return float(np.mean([main_value(of_task, metric) for of_task in parts.values()]))
-
-
-def mean_of_each(values: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Returns the mean of the values of each name, in order of first appearance."""
-    by_name: dict[str, list[float]] = {}
-    for name, value in values:
-        by_name.setdefault(name, []).append(value)
-    return {name: float(np.mean(each)) for name, each in by_name.items()}
-
-
-def revision_of_folder(folder: pathlib.Path) -> str:
-    """Returns 16 hex digits of the names and contents of all files below a folder, without hidden ones.
-
-    Files are not read again in this process while their sizes and times are unchanged.
-    """
-    found = {path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()}
-    shown = {path: name for path, name in found.items() if not any(part.startswith(".") for part in name.parts)}
-    stats = [path.stat() for path in shown]
-    return _revision_of(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(shown, stats, strict=True)),
-                        tuple(map(str, shown.values())))  # fmt: skip
-
-
-@functools.lru_cache(maxsize=64)
-def _revision_of(files: tuple[tuple[pathlib.Path, int, int], ...], names: tuple[str, ...]) -> str:
-    contents = revision_of_files(path for path, _, _ in files)
-    return hashlib.sha256(repr((names, contents)).encode()).hexdigest()[:16]
-
-
-def revision_of_files(paths: Iterable[pathlib.Path]) -> str:
-    """Returns 16 hex digits that change with the content of the files: a revision for a `Task`."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 class Task(Protocol):
@@ -143,3 +92,24 @@ class Benchmark(Protocol):
                 the finished ones, and the summary says that the benchmark is incomplete.
         """
         ...
+
+
+def main_value(parts: Sequence[Part], metric: str) -> float:
+    """Returns a task's value of a metric: the mean over splits of each split's mean over subsets."""
+    splits: dict[str, list[float]] = {}
+    for part in parts:
+        splits.setdefault(part.split, []).append(part.metrics[metric])
+    return statistics.fmean(statistics.fmean(values) for values in splits.values())
+
+
+def mean_over_tasks(parts: Mapping[str, Sequence[Part]], metric: str) -> float:
+    """Returns the mean of `main_value` over tasks."""
+    return float(np.mean([main_value(of_task, metric) for of_task in parts.values()]))
+
+
+def mean_of_each(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Returns the mean of the values of each name, in order of first appearance."""
+    by_name: dict[str, list[float]] = {}
+    for name, value in values:
+        by_name.setdefault(name, []).append(value)
+    return {name: float(np.mean(each)) for name, each in by_name.items()}

@@ -7,7 +7,7 @@ from typing import Any
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.data.io.row_files import raw_rows
-from pplx_jax.evaluation.core.benchmark import revision_of_files
+from pplx_jax.evaluation.core.revisions import revision_of_files
 
 
 @dataclasses.dataclass(frozen=True)

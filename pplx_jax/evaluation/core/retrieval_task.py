@@ -32,12 +32,13 @@ class RetrievalTask:
         chunks_per_document, tokens_per_document: maximum number of chunks, and of tokens, that are encoded together if
             `context` is set; None for the model's limit of tokens.
         run_file: the file to write the best 1000 documents of each query to; None for no file.
-        own_document: whether the document with the id of a query is ranked for it; see `scorers.with_own_document`.
+        own_document: whether the document with the id of a query is ranked for it; see
+            `scorers.queries_without_own_document`.
     """
 
     name: str
     load: Callable[[], RetrievalSet]
-    revision_of: Callable[[], str] = str
+    revision_of: Callable[[], str] = str  # which returns ""
     split: str = "test"
     subset: str = "default"
     main_metric: str = "ndcg@10"

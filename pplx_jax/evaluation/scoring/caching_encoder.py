@@ -90,9 +90,10 @@ class CachingEncoder:
         return quantize(vectors[:, :dims], quantization, bit_order)
 
     def _refuse_too_long(self, items: Sequence[str | tuple[str, ...]]) -> None:
-        """Raises `TooLong` with the number of all items over the limit, before any is encoded, but for prompts.
+        """Raises `TooLong` with the number of all items over the limit, before any is encoded.
 
-        Only long items are counted. One with fewer bytes that is over the limit is found when it is encoded.
+        The tokens of prompts do not count here, and only long items are tokenized. Any other item over the limit is
+        found when it is encoded.
         """
         limit, sizes = self.config.max_length, {}
         documents = [item if isinstance(item, tuple) else (item,) for item in items]

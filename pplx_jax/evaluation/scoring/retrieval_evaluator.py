@@ -15,7 +15,7 @@ from pplx_jax.data.io.beir import RetrievalSet, read_beir, set_folders
 from pplx_jax.data.io.set_samples import around_queries
 from pplx_jax.data.tokens.vocabulary import Vocabulary
 from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
-from pplx_jax.evaluation.scoring.retrieval_sets import REPORTED_METRICS, evaluate
+from pplx_jax.evaluation.scoring.retrieval_sets import REPORTED_METRICS, evaluate_set
 from pplx_jax.inference.embedder import Embedder
 from pplx_jax.models.transformer import Qwen3Config
 from pplx_jax.training.settings import Evaluation
@@ -77,11 +77,13 @@ class RetrievalEvaluator:
         encoder = CachingEncoder(Embedder(model, mesh=self._devices))
         scores: dict[str, float] = {}
         for name, data in self._sets.items():
-            alone = evaluate(encoder, data, ("int8",), overflow="truncate")["int8"]
+            alone = evaluate_set(encoder, data, ("int8",), overflow="truncate")["int8"]
             for way, in_context in self._ways.items():
                 found = alone
                 if in_context and data.has_context:
-                    found = evaluate(encoder, data, ("int8",), context=True, overflow="truncate", **self._size)["int8"]
+                    found = evaluate_set(encoder, data, ("int8",), context=True, overflow="truncate", **self._size)[
+                        "int8"
+                    ]
                 scores |= {f"eval/{name}/{way}{metric}": value for metric, value in found.items()}
             encoder.drop_unused()
         means = {name: self._mean(scores, name) for name in self.metrics if name not in scores}

@@ -29,7 +29,7 @@ REPORTED_METRICS = (MAIN_METRIC, "recall@100")
 _REPORTED_AS = {"tanh": "float"}
 
 
-def evaluate(
+def evaluate_set(
     model: Encoder,
     folder: str | pathlib.Path | RetrievalSet,
     quantization: Sequence[Quantization] = ("tanh", "int8", "binary"),
@@ -102,15 +102,15 @@ def read_probes(folder: pathlib.Path) -> dict[str, RetrievalSet]:
 
 def score_sets(
     data: Mapping[str, RetrievalSet] | RetrievalSet,
-    score: Callable[[RetrievalSet], Mapping[str, Any]],
+    score_set: Callable[[RetrievalSet], Mapping[str, Any]],
     probes: Mapping[str, RetrievalSet] | None = None,
 ) -> dict[str, Any]:
     """Returns the scores of one set. For several sets, returns the mean of each score, and each set's under "sets".
 
     Args:
         data: what `read_sets` returned.
-        score: returns the scores of a set, or nested scores, with the same keys for each set: arrays with a value for
-            each query, or numbers.
+        score_set: returns the scores of a set, or nested scores, with the same keys for each set: arrays with a value
+            for each query, or numbers.
         probes: what `read_probes` returned. Their scores are under "probes".
 
     Returns:
@@ -119,7 +119,7 @@ def score_sets(
     """
     sets = {EVALUATION: data} if isinstance(data, RetrievalSet) else data
     places = {**sets, **{f"{PROBES}/{name}": probe for name, probe in (probes or {}).items()}}
-    values = {name: score(one) for name, one in places.items()}
+    values = {name: score_set(one) for name, one in places.items()}
     scores = {name: _mean([found]) for name, found in values.items()}
     of_sets = {name: scores[name] for name in sets}
     total = of_sets[EVALUATION] if isinstance(data, RetrievalSet) else {**_mean([*of_sets.values()]), SETS: of_sets}

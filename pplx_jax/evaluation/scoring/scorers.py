@@ -13,8 +13,8 @@ from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.data.io.trec_run import run_writer
 from pplx_jax.kernels.quantization import Quantization, quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
+from pplx_jax.retrieval.exact_search import rank_scores, similarity
 from pplx_jax.retrieval.metrics import NOT_RETRIEVED, judge, metrics_per_query, relevant_ranks, tie_places
-from pplx_jax.retrieval.search import rank_scores, similarity
 
 RUN_DEPTH = 1000  # documents of a ranking, in metrics and in run files
 OwnDocument = Literal["keep", "drop"]
@@ -57,7 +57,7 @@ def _bm25(documents: tuple[str, ...]) -> BM25:
     return BM25(documents)
 
 
-def with_own_document(
+def queries_without_own_document(
     queries: Mapping[str, str],
     documents: Mapping[str, str],
     qrels: Mapping[str, Mapping[str, int]],
@@ -104,7 +104,7 @@ def score(
         scorer: returns the scores of a slice of the queries.
         metrics: see `retrieval.metrics`.
         run_file: the TREC run file to write; None for no file.
-        own_document: see `with_own_document`.
+        own_document: see `queries_without_own_document`.
 
     Returns:
         metric name -> float64 [queries], in the order of `data.query_ids`.
@@ -114,7 +114,7 @@ def score(
     column = {document: place for place, document in enumerate(data.document_ids)}
     queries = dict(zip(data.query_ids, data.queries, strict=True))
     documents = dict(zip(data.document_ids, data.documents, strict=True))
-    dropped = with_own_document(queries, documents, data.qrels, own_document)
+    dropped = queries_without_own_document(queries, documents, data.qrels, own_document)
     blocks = []
     step = min(max(_SCORES_PER_BLOCK // len(data.document_ids), 1), _QUERIES_PER_BLOCK)
     with contextlib.ExitStack() as stack:

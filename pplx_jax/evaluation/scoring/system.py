@@ -1,11 +1,13 @@
 """The system under test: a model with encoding settings, or BM25."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.inference.encoder import Encoder
-from pplx_jax.inference.overflow import Overflow
+from pplx_jax.inference.overflow import Overflow, too_long_by_name
 from pplx_jax.kernels.quantization import Quantization
 
 # The fix named in errors about texts over the limit.
@@ -62,16 +64,22 @@ class System:
         return self.name if self.encoder is None else self.settings.name
 
 
-def encode_options(settings: Settings) -> dict[str, Any]:
-    """Returns the arguments of `Encoder.encode` for texts without document context, before quantization.
+def pool(encode: Callable[..., np.ndarray], ids: Sequence[str], texts: Sequence[str], settings: Settings) -> np.ndarray:
+    """Returns the pooled vectors of texts [n, width] without their documents. An empty text has zeros.
+
+    Args:
+        encode: a method of an encoder, such as `query_encoder(encoder)`.
+        ids, texts: n each.
+        settings: of the vectors, which are not quantized yet.
 
     Raises:
-        BadInput: the settings request document context.
+        BadInput: a text is over the model's limit; the message names its id.
     """
+    with too_long_by_name(ids, TOO_LONG):
+        return encode(texts, quantization="none", dims=settings.dims, overflow=settings.overflow)
+
+
+def refuse_context(settings: Settings) -> None:
+    """Raises BadInput if the settings request document context, for a benchmark whose documents have none."""
     if settings.context:
         raise BadInput("this benchmark encodes each document alone; leave --context out")
-    return {
-        "quantization": "none",
-        "dims": settings.dims,
-        "overflow": settings.overflow,
-    }

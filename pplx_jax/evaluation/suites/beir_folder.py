@@ -11,8 +11,9 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
 from pplx_jax.data.io.beir import read_beir, set_files, set_folders
 from pplx_jax.data.io.input_files import matching_paths
-from pplx_jax.evaluation.core.benchmark import Part, mean_over_tasks, revision_of_files
+from pplx_jax.evaluation.core.benchmark import Part, mean_over_tasks
 from pplx_jax.evaluation.core.retrieval_task import RetrievalTask
+from pplx_jax.evaluation.core.revisions import revision_of_files
 
 
 @dataclasses.dataclass(frozen=True)

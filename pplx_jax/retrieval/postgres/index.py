@@ -2,8 +2,8 @@
 
 A folder describes it:
 
-    postgres.json    {"format", "url" (without a password), "table", "model" (relative to the folder),
-                     "model_fingerprint", "dims", "quantization", "bit_order", "count", "has_chunks"}
+    postgres.json    {"format", "url" (without a password), "table", "has_chunks", "count"} and what
+                     `index_description.describe` returns
 """
 
 import dataclasses
@@ -15,27 +15,25 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json, read_json_if_valid, write_json
+from pplx_jax.core.files import read_json_if_valid, write_json
 from pplx_jax.core.output_folder import describes, require_free
-from pplx_jax.core.paths import as_path, relative
+from pplx_jax.core.paths import as_path
 from pplx_jax.core.progress import Progress
 from pplx_jax.kernels.quantization import quantize
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
-from pplx_jax.retrieval.former_index import UPDATED, described_identity, embedded_from, identity, require_replaceable
-from pplx_jax.retrieval.open_embeddings import open_embeddings
-from pplx_jax.retrieval.packed_signs import packed_signs
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder, document_of
+from pplx_jax.retrieval.embeddings.open_embeddings import open_to_index
+from pplx_jax.retrieval.index_description import UPDATED, describe, identity, read_description, require_replaceable
+from pplx_jax.retrieval.packed_signs import packed_signs, require_signs
 from pplx_jax.retrieval.postgres import table as sql
 from pplx_jax.retrieval.postgres.connection import connected, without_password
 from pplx_jax.retrieval.search_options import SearchOptions
-from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex, document_of
+from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex
 from pplx_jax.retrieval.shown_hit import CHUNKS_SHOWN, shown_chunk, shown_hit
 
 FORMAT = 1
 DESCRIPTION = "postgres.json"
-_STORED = ("int8", "binary", "ubinary")
 _MOST_EF = 1000  # the limit of hnsw.ef_search; more candidates come from an iterative scan
 _WIDENING = 4
-_FIX = "make the index again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,27 +79,20 @@ def build(
         BadInput: the embeddings are missing, unfinished, empty or floats, `output` or the table is something else, or
             another index and `replace` is false, or the server does not answer or has no pgvector.
     """
-    source, output = open_embeddings(embeddings), as_path(output)
+    source, output = open_to_index(embeddings), as_path(output)
     settings = source.settings
     if url is None:
         raise BadInput("the engine postgres needs --url, such as postgresql://USER@HOST/DATABASE")
-    if settings.quantization not in _STORED or settings.dims % 8:
-        raise BadInput(
-            f"{source.path} holds {settings.quantization!r} vectors of {settings.dims} dimensions; the engine postgres "
-            f"takes {', '.join(_STORED)} and a multiple of 8"
-        )
-    if source.totals()["count"] == 0:
-        raise BadInput(f"{source.path} holds no vectors; its input had no row that could be embedded")
+    require_signs(source, "postgres")
     require_free(output, "PostgreSQL index", _is_index)
     name = sql.checked_name(table or "pplx_" + "".join(c if c.isalnum() else "_" for c in output.name.lower()))
     if former := read_json_if_valid(output / DESCRIPTION):
-        ours = identity(settings, table=name)
-        require_replaceable(str(output), described_identity(former), ours, replace=replace)
+        require_replaceable(str(output), former, identity(settings, table=name), replace=replace)
     new, int8 = f"{name}_new", settings.quantization == "int8"
     has_chunks = any("document" in row for row in source.described())
     with connected(url) as connection:
         if former := _comment_of(connection, name):
-            require_replaceable(f"the table {name}", described_identity(former), identity(settings), replace=replace)
+            require_replaceable(f"the table {name}", former, identity(settings), replace=replace)
         connection.execute("create extension if not exists vector")
         connection.execute(f"drop table if exists {new}")
         connection.execute(sql.create(new, settings.dims, int8=int8))
@@ -113,22 +104,9 @@ def build(
         connection.execute(f"alter table {new} rename to {name}")
         _comment(connection, name, identity(settings))
     output.mkdir(parents=True, exist_ok=True)
-    described = {"count": count, "dims": settings.dims, "quantization": settings.quantization, "table": name}
-    write_json(
-        output / DESCRIPTION,
-        {
-            "format": FORMAT,
-            "url": without_password(url),
-            "model": relative(source.model_folder, output),
-            "model_fingerprint": settings.model_fingerprint,
-            "bit_order": settings.bit_order,
-            **({"prompts": settings.prompts} if settings.prompts else {}),
-            "embedded_from": embedded_from(settings),
-            "has_chunks": has_chunks,
-            **described,
-        },
-    )
-    return described
+    where = {"format": FORMAT, "url": without_password(url), "table": name}
+    write_json(output / DESCRIPTION, {**where, **describe(source, output), "has_chunks": has_chunks, "count": count})
+    return {"count": count, "dims": settings.dims, "quantization": settings.quantization, "table": name}
 
 
 class PostgresIndex(SearchableIndex):
@@ -156,18 +134,14 @@ class PostgresIndex(SearchableIndex):
         path = as_path(path)
         if not (path / DESCRIPTION).exists():
             raise BadInput(f"no PostgreSQL index in {path}; make one with `index --engine postgres`")
-        description = read_json(path / DESCRIPTION, fix=_FIX)
-        try:
-            if description["format"] != FORMAT:
-                raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
+        with read_description(path / DESCRIPTION, FORMAT) as description:
             index = cls(path, description, url)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path / DESCRIPTION} cannot be used ({error}); {_FIX}") from None
         with connected(index._url) as connection:
             found = (_comment_of(connection, index.table) or {}).get("model_fingerprint")
         if found != index.model_fingerprint:
             raise BadInput(
-                f"the table {index.table} is of model {found}, the index {path} of {index.model_fingerprint}; {_FIX}"
+                f"the table {index.table} is of model {found}, the index {path} of {index.model_fingerprint}; "
+                "make the index again"
             )
         return index
 

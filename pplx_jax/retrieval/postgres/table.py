@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder, document_of
 from pplx_jax.retrieval.packed_signs import packed_signs
-from pplx_jax.retrieval.searchable_index import document_of
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 _END = struct.pack("!h", -1)

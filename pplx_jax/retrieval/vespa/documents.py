@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder, document_of
 from pplx_jax.retrieval.packed_signs import packed_signs
 from pplx_jax.retrieval.vespa.application import DOCUMENT_TYPE, NAMESPACE
 
@@ -59,7 +59,7 @@ def _documents(folder: EmbeddingFolder, vectors: np.ndarray, described: list[dic
         stored = [(str(chunk), number) for chunk, (number, row) in enumerate(members) if not row.get("empty")]
         if not stored:
             continue
-        identity = rows[0].get("document", rows[0]["id"])
+        identity = document_of(rows[0])
         if not identity or _REFUSED.search(identity):
             raise BadInput(f"{folder.path}: the id {identity!r} is empty or contains a control character; change it")
         fields: dict[str, Any] = {

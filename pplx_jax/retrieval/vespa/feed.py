@@ -14,7 +14,7 @@ from pplx_jax.core.buckets import remove
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, read_json_if_valid, write_json
 from pplx_jax.core.progress import Progress
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder
 from pplx_jax.retrieval.vespa.client import Vespa
 from pplx_jax.retrieval.vespa.documents import documents_by_shard
 

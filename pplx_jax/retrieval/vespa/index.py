@@ -1,7 +1,7 @@
-"""An index in Vespa: builds it from embeddings and searches it. A folder describes it:
+"""An index in Vespa: builds it from embeddings, searches it, adds and deletes documents. A folder describes it:
 
-application/   the application package, see `application`
-vespa.json     {format, url, model (relative to the folder), model_fingerprint, dims, quantization, bit_order, count}
+vespa.json       {"format", "url", "count"} and what `index_description.describe` returns
+application/     the application package, see `application`
 fed.json, feed/  see `feed`
 """
 
@@ -14,19 +14,19 @@ import numpy as np
 
 from pplx_jax.core.buckets import remove
 from pplx_jax.core.errors import BadInput
-from pplx_jax.core.files import read_json, read_json_if_valid, write_json
+from pplx_jax.core.files import read_json_if_valid, write_json
 from pplx_jax.core.http_client import HttpClient
 from pplx_jax.core.output_folder import describes, require_free
-from pplx_jax.core.paths import as_path, relative
+from pplx_jax.core.paths import as_path
 from pplx_jax.inference.encoder import Encoder
 from pplx_jax.inference.load_encoder import load_encoder
 from pplx_jax.kernels.quantization import quantize
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
-from pplx_jax.retrieval.former_index import UPDATED, described_identity, embedded_from, identity, require_replaceable
-from pplx_jax.retrieval.open_embeddings import open_embeddings
-from pplx_jax.retrieval.packed_signs import packed_signs
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder, document_of
+from pplx_jax.retrieval.embeddings.open_embeddings import open_to_index
+from pplx_jax.retrieval.index_description import UPDATED, describe, identity, read_description, require_replaceable
+from pplx_jax.retrieval.packed_signs import packed_signs, require_signs
 from pplx_jax.retrieval.search_options import SearchOptions
-from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex, document_of
+from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex
 from pplx_jax.retrieval.vespa.application import (
     DOCUMENT_TYPE,
     SIMILARITY,
@@ -46,7 +46,6 @@ CANDIDATES_PER_HIT = 40
 _CONNECTIONS = 32
 _SPARE = 20
 _PROBE_SECONDS = 10.0
-_STORED = ("int8", "binary", "ubinary")
 
 
 def build(
@@ -82,42 +81,25 @@ def build(
         BadInput: the embeddings are missing, unfinished, empty or floats, `output` contains something else, `output` or
             Vespa has another index and `replace` is false, or Vespa refuses a request or does not answer.
     """
-    source, output = open_embeddings(embeddings), as_path(output)
+    source, output = open_to_index(embeddings), as_path(output)
     settings = source.settings
-    if settings.quantization not in _STORED:
-        raise BadInput(f"{source.path} holds {settings.quantization!r} vectors; Vespa takes {', '.join(_STORED)}")
-    if settings.dims % 8:
-        raise BadInput(f"{source.path} has {settings.dims} dimensions; packed signs need a multiple of 8")
-    count = source.totals()["count"]
-    if count == 0:
-        raise BadInput(f"{source.path} holds no vectors; its input had no row that could be embedded")
+    require_signs(source, "vespa")
     require_free(output, "Vespa index", _is_index)
     if former := read_json_if_valid(output / DESCRIPTION):
-        if require_replaceable(str(output), described_identity(former), identity(settings), replace=replace):
+        if require_replaceable(str(output), former, identity(settings), replace=replace):
             (output / FED).unlink(missing_ok=True)  # so that the documents are those of another index
     if url and not replace:
         require_own_documents(source, Vespa(HttpClient(url, retries=0, seconds=_PROBE_SECONDS)), output / FED)
     files = (application or VespaApplication()).files(settings.dims, int8=settings.quantization == "int8")
     output.mkdir(parents=True, exist_ok=True)
-    description = {"dims": settings.dims, "quantization": settings.quantization, "count": count}
-    write_json(
-        output / DESCRIPTION,
-        {
-            "format": FORMAT,
-            "url": url or LOCAL,
-            "model": relative(source.model_folder, output),
-            "model_fingerprint": settings.model_fingerprint,
-            "bit_order": settings.bit_order,
-            **({"prompts": settings.prompts} if settings.prompts else {}),
-            "embedded_from": embedded_from(settings),
-            **description,
-        },
-    )
+    report = {"dims": settings.dims, "quantization": settings.quantization, "count": source.totals()["count"]}
+    description = {"format": FORMAT, "url": url or LOCAL, **describe(source, output), "count": report["count"]}
+    write_json(output / DESCRIPTION, description)
     write_application(output / "application", files)
     if config_url:
         deploy(HttpClient(config_url, retries=retries), zipped(files))
     if not url:
-        return {**description, "documents": write_feed_files(source, output / "feed"), "fed": False}
+        return {**report, "documents": write_feed_files(source, output / "feed"), "fed": False}
     vespa = Vespa(HttpClient(url, connections=connections, retries=retries))
     if config_url:
         vespa.wait_until_up(startup_seconds)
@@ -125,7 +107,7 @@ def build(
         remove_other_documents(source, vespa, output / FED)
     documents = feed(source, vespa, output / FED, connections)
     remove(output / "feed")  # of a call without a URL
-    return {**description, "documents": documents, "fed": True}
+    return {**report, "documents": documents, "fed": True}
 
 
 def _is_index(folder: pathlib.Path) -> bool:
@@ -156,13 +138,8 @@ class VespaIndex(SearchableIndex):
         path = as_path(path)
         if not (path / DESCRIPTION).exists():
             raise BadInput(f"no Vespa index in {path}; make one with `index --engine vespa`")
-        description = read_json(path / DESCRIPTION, fix="make the index again")
-        try:
-            if description["format"] != FORMAT:
-                raise ValueError(f"format {description['format']}, this version reads {FORMAT}")
+        with read_description(path / DESCRIPTION, FORMAT) as description:
             return cls(path, description, url)
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(f"{path / DESCRIPTION} cannot be used ({error}); make the index again") from None
 
     def search_pooled(
         self, queries: np.ndarray, k: int = 10, options: SearchOptions = SearchOptions()

@@ -8,7 +8,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.bad_rows import BadRows
 from pplx_jax.data.io.parquet import parquet_rows
 from pplx_jax.data.sources.source import Source
-from pplx_jax.retrieval.embedding_input import read_rows
+from pplx_jax.retrieval.embeddings.input_rows import read_rows
 
 FAR = pyarrow.scalar(9_000_000_000_000, pyarrow.timestamp("s"))  # the year 287165
 ROWS = [

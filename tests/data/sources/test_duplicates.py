@@ -24,7 +24,6 @@ WORDS = [f"word{number}" for number in range(2000)]
 
 
 def find(folder, examples, near=True):
-    folder.mkdir()
     finder = Finder(folder, near=near)
     for marks in marks_of(examples, near=near):
         finder.add(marks)

@@ -11,7 +11,7 @@ from pplx_jax.data.sources.corpus_writer import write_beir
 from pplx_jax.evaluation.scoring import caching_encoder
 from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
 from pplx_jax.evaluation.scoring.retrieval_sets import (
-    evaluate,
+    evaluate_set,
     read_probes,
     read_sets,
     score_bm25,
@@ -59,8 +59,8 @@ def test_a_model_is_scored_as_on_each_set_alone(folder):
     found = score_model(model, read_sets(folder), contextual=True, chunks_per_document=4)
     for name, data in (("alone", ALONE), ("grouped", GROUPED)):
         own = found["sets"][name]
-        assert own["without_context"] == evaluate(model, data, overflow="truncate")
-        within = evaluate(model, data, context=True, overflow="truncate", chunks_per_document=4)
+        assert own["without_context"] == evaluate_set(model, data, overflow="truncate")
+        within = evaluate_set(model, data, context=True, overflow="truncate", chunks_per_document=4)
         assert own["with_context"] == (within if data.has_context else own["without_context"])
     assert "with_context" not in score_model(model, read_sets(folder))
 

@@ -12,7 +12,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import read_beir
 from pplx_jax.data.io.trec_run import read_run
 from pplx_jax.evaluation.evaluate import evaluate_task
-from pplx_jax.evaluation.scoring.retrieval_sets import evaluate, evaluate_bm25
+from pplx_jax.evaluation.scoring.retrieval_sets import evaluate_bm25, evaluate_set
 from pplx_jax.evaluation.scoring.set_embeddings import context_groups, embed_set
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
@@ -38,8 +38,8 @@ def folder(tmp_path):
 
 def test_context_finds_what_passages_alone_cannot(folder):
     model = WordEncoder(dims=256)
-    alone = evaluate(model, folder)
-    in_context = evaluate(model, folder, context=True)
+    alone = evaluate_set(model, folder)
+    in_context = evaluate_set(model, folder, context=True)
     assert list(alone) == list(in_context) == ["float", "int8", "binary"]
     assert list(alone["float"]) == ["ndcg@10", "recall@100"]
     assert alone["float"]["ndcg@10"] < 0.8
@@ -75,12 +75,12 @@ def test_a_pattern_names_folders_and_tasks(tmp_path):
 
 def test_texts_are_encoded_once_for_all_quantizations(folder):
     model = WordEncoder()
-    evaluate(model, folder, ("none", "int8", "binary", "ubinary", "tanh"))
+    evaluate_set(model, folder, ("none", "int8", "binary", "ubinary", "tanh"))
     assert model.encoded == len(NAMES) * (1 + 3)
 
 
 def test_packed_and_unpacked_signs_score_alike(folder):
-    scores = evaluate(WordEncoder(), folder, ("binary", "ubinary"))
+    scores = evaluate_set(WordEncoder(), folder, ("binary", "ubinary"))
     assert scores["binary"] == scores["ubinary"]
 
 
@@ -107,9 +107,9 @@ def test_parents_longer_than_the_model_takes_are_split(folder):
 def test_a_text_past_the_limit_is_an_error_unless_cut(folder):
     model = WordEncoder(max_length=4)
     with pytest.raises(BadInput, match="5 tokens"):
-        evaluate(model, folder)
-    evaluate(model, folder, overflow="truncate")
-    evaluate(model, folder, overflow="truncate", context=True)
+        evaluate_set(model, folder)
+    evaluate_set(model, folder, overflow="truncate")
+    evaluate_set(model, folder, overflow="truncate", context=True)
 
 
 @pytest.mark.parametrize("kind", ["bm25", "words"])

@@ -6,9 +6,8 @@ from typing import Any
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
-from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
+from pplx_jax.evaluation.scoring.system import System, pool, refuse_context
 from pplx_jax.inference.encoder import query_encoder
-from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.retrieval.open_index import open_index
 from pplx_jax.retrieval.searchable_index import SearchableIndex
 
@@ -21,6 +20,7 @@ def open_passage_index(folder: pathlib.Path, system: System) -> "PassageIndex":
     """
     if system.encoder is None:
         raise BadInput(f"{folder} is an index of vectors, but bm25 has none; give a model")
+    refuse_context(system.settings)
     index = open_index(folder)
     if index.model_fingerprint != system.encoder.fingerprint:
         raise BadInput(
@@ -58,9 +58,7 @@ class PassageIndex:
         """
         encoder = self._system.encoder
         assert encoder is not None
-        encode = query_encoder(encoder)
-        with too_long_by_name(ids, TOO_LONG):
-            pooled = encode(list(texts), **encode_options(self._system.settings))
+        pooled = pool(query_encoder(encoder), ids, list(texts), self._system.settings)
         found = []
         with Progress(label, len(texts), unit="query") as progress:
             for number in range(len(pooled)):

@@ -6,7 +6,7 @@ descending, as in trec_eval, also at the last rank.
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,16 @@ from pplx_jax.core.progress import Progress
 from pplx_jax.core.prompts import DOCUMENT, QUERY
 from pplx_jax.data.io.beir import RetrievalSet
 from pplx_jax.evaluation.scoring.set_embeddings import embed_set
-from pplx_jax.evaluation.scoring.system import TOO_LONG, Settings, System
+from pplx_jax.evaluation.scoring.system import System, pool
 from pplx_jax.evaluation.suites.mteb import embedding_store
 from pplx_jax.evaluation.suites.mteb.embedding_store import EmbeddingStore, store_folder
 from pplx_jax.evaluation.suites.mteb.texts import NO_PROMPTS, Prompts, document_texts, query_texts, task_instruction
-from pplx_jax.inference.encoder import Encoder, document_encoder, query_encoder
-from pplx_jax.inference.overflow import too_long_by_name
+from pplx_jax.inference.encoder import document_encoder, query_encoder
 from pplx_jax.inference.prompted_encoder import PromptedEncoder
 from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
+from pplx_jax.retrieval.exact_search import rank_scores, similarity, top_k
 from pplx_jax.retrieval.metrics import tie_places
-from pplx_jax.retrieval.search import rank_scores, similarity, top_k
 
 DOCUMENTS_PER_BLOCK = 1 << 16
 _QUERIES_PER_BLOCK = 256
@@ -128,7 +127,7 @@ class Search:
             return _VectorScores(query_vectors, document_vectors, packed, *map(zero_rows, pooled))
         encode_queries = query_encoder(encoder) if own[QUERY] else encoder.encode
         encode_texts = document_encoder(encoder) if own[DOCUMENT] else encoder.encode
-        pooled_queries = pool(encoder, queries, query_ids, settings, encode_queries)
+        pooled_queries = pool(encode_queries, query_ids, queries, settings)
         query_vectors = quantize(pooled_queries, settings.quantization)
         total = len(corpus)
         with Progress(
@@ -137,7 +136,7 @@ class Search:
             for begin in range(store.done, total, DOCUMENTS_PER_BLOCK):
                 columns = corpus[begin : begin + DOCUMENTS_PER_BLOCK]
                 texts = self.prompts.documents(document_texts(columns), instruction)
-                pooled_texts = pool(encoder, texts, columns["id"], settings, encode_texts)
+                pooled_texts = pool(encode_texts, columns["id"], texts, settings)
                 store.add(quantize(pooled_texts, settings.quantization), zero_rows(pooled_texts))
                 progress.update(store.done)
         return _VectorScores(query_vectors, store.vectors, packed, zero_rows(pooled_queries), store.empty)
@@ -154,29 +153,6 @@ class Search:
             prompt=self.prompts.document,
             format=embedding_store.FORMAT,
         )
-
-
-def pool(
-    encoder: Encoder,
-    texts: Sequence[str],
-    ids: Sequence[str],
-    settings: Settings,
-    method: Callable[..., np.ndarray] | None = None,
-) -> np.ndarray:
-    """Returns the pooled vectors of texts [n, width] under `settings`, before quantization. An empty text has zeros.
-
-    Args:
-        encoder: the model.
-        texts, ids: n each.
-        settings: of the vectors.
-        method: the method of `encoder` to call; None for `encode`.
-
-    Raises:
-        BadInput: a text is over the model's limit; the message names its id.
-    """
-    method = method or encoder.encode
-    with too_long_by_name(ids, TOO_LONG):
-        return method(texts, quantization="none", dims=settings.dims, overflow=settings.overflow)
 
 
 @dataclasses.dataclass(frozen=True)

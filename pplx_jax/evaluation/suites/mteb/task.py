@@ -13,7 +13,8 @@ import numpy as np
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
-from pplx_jax.evaluation.core.benchmark import Part, revision_of_folder
+from pplx_jax.evaluation.core.benchmark import Part
+from pplx_jax.evaluation.core.revisions import revision_of_folder
 from pplx_jax.evaluation.scoring.retrieval_sets import REPORTED_METRICS
 from pplx_jax.evaluation.scoring.scorers import OwnDocument
 from pplx_jax.evaluation.scoring.system import System

@@ -12,8 +12,8 @@ The paper's data is not public. This module runs its protocol on your data:
     DATA/options.json   fields of `PoolOptions`, such as {"sizes": [100000, 1000000]}, if any
 
 Every pool contains the relevant documents of all queries and a sample of the others, and is part of the next larger
-pool. One pass over the corpus gives the ranks in all pools. Fused labels favour systems similar to those in runs/, so
-keep the system under test out of runs/.
+pool. The corpus is read twice: first its ids and the relevant documents, then everything, which gives the ranks in all
+pools. Fused labels favour systems similar to those in runs/, so keep the system under test out of runs/.
 """
 
 import dataclasses
@@ -29,9 +29,10 @@ from pplx_jax.core.progress import Progress
 from pplx_jax.data.io.beir import corpus_files, holds, set_folders
 from pplx_jax.evaluation.core.benchmark import Part, mean_of_each
 from pplx_jax.evaluation.core.data_options import read_options
-from pplx_jax.evaluation.scoring.scorers import OwnDocument, with_own_document
-from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
+from pplx_jax.evaluation.scoring.scorers import OwnDocument, queries_without_own_document
+from pplx_jax.evaluation.scoring.system import System, pool, refuse_context
 from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import (
+    Block,
     EmbeddedCorpus,
     EncodedCorpus,
     joined,
@@ -44,7 +45,6 @@ from pplx_jax.evaluation.suites.query_to_document.pool_ranks import PoolRanks
 from pplx_jax.evaluation.suites.query_to_document.query_vectors import QueryVectors
 from pplx_jax.evaluation.suites.query_to_document.shared_ranks import SharedRanks
 from pplx_jax.inference.encoder import query_encoder
-from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.kernels.quantization import quantize, zero_rows
 from pplx_jax.retrieval.bm25 import BM25
 
@@ -84,7 +84,7 @@ class PoolTask:
         options: see `PoolOptions`.
         main_metric: of all parts.
         own_document: of query-to-document: whether the document with the id of a query is ranked for it; see
-            `scorers.with_own_document`.
+            `scorers.queries_without_own_document`.
         scratch: folder of the counts of an unfinished pass over embeddings/; None to keep none.
     """
 
@@ -133,30 +133,18 @@ class PoolTask:
     def _rank_by_vectors(self, labelled: LabelledQueries, system: System) -> tuple[Sequence[int], np.ndarray]:
         assert system.encoder is not None
         settings, embeddings = system.settings, self.folder / "embeddings"
-        encode = query_encoder(system.encoder)
-        with too_long_by_name(labelled.ids, TOO_LONG):
-            pooled = encode(labelled.texts, **encode_options(settings))
+        refuse_context(settings)
+        pooled = pool(query_encoder(system.encoder), labelled.ids, labelled.texts, settings)
         packed = settings.quantization == "ubinary"
         queries = QueryVectors(quantize(pooled, settings.quantization), zero_rows(pooled), packed)
+        corpus: EncodedCorpus | EmbeddedCorpus
         if embeddings.is_dir():
             corpus = EmbeddedCorpus(embeddings, system)
         else:
             corpus = EncodedCorpus(*read_corpus(corpus_files(self.folder)), system)
-
-        judged, own = frozenset(labelled.ids), set[str]()
-
-        def ids() -> Iterator[str]:
-            for name in corpus.ids():
-                if name in judged:
-                    own.add(name)
-                yield name
-
-        pools = self._pools(ids(), labelled)
+        pools, relevant, own = self._first_pass(corpus, labelled)
         dropped = self._dropped(labelled, corpus.texts(own) if own else {})
-        relevant = frozenset(labelled.documents)
-        chosen = joined([block.taken([i for i, name in enumerate(block.ids) if name in relevant])
-                         for block in corpus.blocks()])  # fmt: skip
-        own_scores = queries.scores_of_pairs(chosen, labelled.query, labelled.documents)
+        own_scores = queries.scores_of_pairs(relevant, labelled.query, labelled.documents)
         counted = self._counted(labelled, own_scores, len(pools.sizes), dropped)
         facts = (self.name, self.revision, system.encoder.fingerprint, settings, pools.sizes, sorted(dropped))
         progress = PoolProgress(self.scratch if embeddings.is_dir() else None, facts)
@@ -176,6 +164,25 @@ class PoolTask:
             shared.total()
         progress.remove()
         return pools.sizes, counted.ranks()
+
+    def _first_pass(
+        self, corpus: EncodedCorpus | EmbeddedCorpus, labelled: LabelledQueries
+    ) -> tuple[NestedPools, Block, set[str]]:
+        """Returns the pools, the relevant documents, and the ids that are those of queries too.
+
+        A second pass counts. It needs the scores of the relevant documents, so they are found before.
+        """
+        queries, documents = frozenset(labelled.ids), frozenset(labelled.documents)
+        relevant, own = list[Block](), set[str]()
+
+        def ids() -> Iterator[str]:
+            for block in corpus.blocks():
+                relevant.append(block.taken([place for place, name in enumerate(block.ids) if name in documents]))
+                own.update(queries.intersection(block.ids))
+                yield from block.ids
+
+        pools = self._pools(ids(), labelled)
+        return pools, joined(relevant), own
 
     def _rank_by_bm25(self, labelled: LabelledQueries, system: System) -> tuple[Sequence[int], np.ndarray]:
         """Builds a BM25 index per pool, because document frequencies depend on the pool. All texts are in memory."""
@@ -204,7 +211,8 @@ class PoolTask:
         for row, document in zip(labelled.query, labelled.documents, strict=True):
             qrels[labelled.ids[row]][document] = 1
         queries = dict(zip(labelled.ids, labelled.texts, strict=True))
-        return with_own_document(queries, documents, qrels, "drop" if self._never_own else self.own_document)
+        own_document = "drop" if self._never_own else self.own_document
+        return queries_without_own_document(queries, documents, qrels, own_document)
 
     def _counted(self, labelled: LabelledQueries, own: np.ndarray, pools: int, dropped: frozenset[str]) -> PoolRanks:
         """Returns the counter of the pairs, whose documents have the scores `own` [J]."""

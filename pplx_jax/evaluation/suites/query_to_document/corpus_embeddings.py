@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence, Set
-from typing import Any
 
 import numpy as np
 
@@ -12,11 +11,11 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.beir import document_text
 from pplx_jax.data.io.json_lines import parse_object
 from pplx_jax.data.io.row_files import rows_of_files
-from pplx_jax.evaluation.scoring.system import TOO_LONG, System, encode_options
+from pplx_jax.evaluation.scoring.system import System, pool
 from pplx_jax.inference.encoder import document_encoder
-from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.kernels.quantization import quantize, zero_rows
-from pplx_jax.retrieval.open_embeddings import open_embeddings
+from pplx_jax.retrieval.embeddings.folder import document_of
+from pplx_jax.retrieval.embeddings.open_embeddings import open_embeddings
 
 _DOCUMENTS_PER_BLOCK = 16_384
 
@@ -89,13 +88,9 @@ class EncodedCorpus:
         """
         assert system.encoder is not None
         self._ids, self._texts = ids, texts
-        with too_long_by_name(ids, TOO_LONG):
-            pooled = document_encoder(system.encoder)(texts, **encode_options(system.settings))
+        pooled = pool(document_encoder(system.encoder), ids, texts, system.settings)
         self._vectors = quantize(pooled, system.settings.quantization)
         self._empty = zero_rows(pooled)
-
-    def ids(self) -> Iterator[str]:
-        yield from self._ids
 
     def texts(self, names: Set[str]) -> dict[str, str]:
         """Returns the texts of these documents by id."""
@@ -132,17 +127,11 @@ class EmbeddedCorpus:
                 f"not {self._wanted} of {dims}; embed with --quantization {self._wanted} --dims {dims}"
             )
 
-    def ids(self) -> Iterator[str]:
-        for place in range(len(self._folder.shards)):  # a document is in one shard
-            described = (row for _, row in self._folder.described_of(place))
-            for _, chunks in itertools.groupby(described, key=lambda row: row["row"]):
-                yield _document_id(next(chunks))
-
     def texts(self, names: Set[str]) -> dict[str, str]:
         """Returns the texts of these documents by id. Chunks are joined by spaces."""
         found: dict[str, str] = {}
         for row in self._folder.described():
-            if (name := _document_id(row)) in names:
+            if (name := document_of(row)) in names:
                 found[name] = f"{found[name]} {row['text']}" if name in found else row["text"]
         return found
 
@@ -154,14 +143,10 @@ class EmbeddedCorpus:
                 continue
             numbers = np.array([row["row"] for row in chunks])
             starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
-            ids = [_document_id(chunks[start]) for start in starts]
+            ids = [document_of(chunks[start]) for start in starts]
             same = self._folder.settings.quantization == self._wanted
             read = np.asarray(vectors) if same else quantize(np.asarray(vectors), self._wanted)
             yield Block(ids, read, starts, np.array([row.get("empty", False) for row in chunks]))
-
-
-def _document_id(described: dict[str, Any]) -> str:
-    return described.get("document", described["id"])
 
 
 def read_corpus(files: Sequence[pathlib.Path]) -> tuple[list[str], list[str]]:

@@ -5,8 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
+from pplx_jax.retrieval.exact_search import ranking_keys
 from pplx_jax.retrieval.metrics import NOT_RETRIEVED
-from pplx_jax.retrieval.search import ranking_keys
 
 _QUERIES_AT_ONCE = 256
 

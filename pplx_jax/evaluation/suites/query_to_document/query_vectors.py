@@ -7,7 +7,7 @@ import numpy as np
 
 from pplx_jax.evaluation.suites.query_to_document.corpus_embeddings import Block
 from pplx_jax.evaluation.suites.query_to_document.pool_ranks import pairs_by_query
-from pplx_jax.retrieval.search import similarity
+from pplx_jax.retrieval.exact_search import similarity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pplx_jax.evaluation.core.results import Results, Subject
 from pplx_jax.evaluation.core.retrieval_task import RetrievalTask
 from pplx_jax.evaluation.core.runner import run_tasks
 from pplx_jax.evaluation.scoring.caching_encoder import CachingEncoder
-from pplx_jax.evaluation.scoring.system import Settings, System
+from pplx_jax.evaluation.scoring.system import Settings, System, pool
 from pplx_jax.evaluation.suites.mteb import embedding_store
 from pplx_jax.evaluation.suites.mteb import search as mteb_search
 from pplx_jax.evaluation.suites.mteb.benchmark import MtebBenchmark, open_benchmark
@@ -194,7 +194,7 @@ class OwnEncoder(Search):
     def encode(self, inputs, *, task_metadata, prompt_type=None, **_):
         texts = [text for batch in inputs for text in batch["text"]]
         ids = [str(place) for place in range(len(texts))]
-        return mteb_search.pool(self.system.encoder, texts, ids, self.system.settings)
+        return pool(self.system.encoder.encode, ids, texts, self.system.settings)
 
     def similarity(self, one, other):
         return torch.from_numpy(mteb_search.similarity(*(np.atleast_2d(np.asarray(each)) for each in (one, other))))

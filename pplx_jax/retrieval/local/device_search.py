@@ -1,8 +1,8 @@
 """Exact search on all JAX devices: INT8 products with INT32 sums, a top k on each device, and one merge.
 
 A device ranks by a float32 cosine with rounding errors. It therefore returns more than k documents, which are ranked
-again by exact integer arithmetic, as in `search.top_k`. If a document that was not returned could still be among the
-first k, by rounding or by a tie, the query is repeated with more documents. So the result equals that of `top_k`,
+again by exact integer arithmetic, as in `exact_search.top_k`. If a document that was not returned could still be among
+the first k, by rounding or by a tie, the query is repeated with more documents. So the result equals that of `top_k`,
 including ties, on any device.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.retrieval.search import rescore, squared_norms
-from pplx_jax.retrieval.sharded_vectors import RowRange, ShardedVectors
+from pplx_jax.retrieval.exact_search import rescore, squared_norms
+from pplx_jax.retrieval.local.sharded_vectors import RowRange, ShardedVectors
 
 _AXIS = "documents"
 _ROWS_PER_DEVICE = 1 << 17
@@ -44,7 +44,7 @@ class DeviceSearch:
 
         Args:
             vectors: int8 [N, d].
-            places: int64 [N], the order of ties; see `search.top_k`.
+            places: int64 [N], the order of ties; see `exact_search.top_k`.
             excluded: bool [N], documents that are never hits.
             rows_per_device: number of documents in a block on each device.
             resident_bytes: bytes of vectors that may stay on all devices together. None for half of their memory, or 0
@@ -66,7 +66,7 @@ class DeviceSearch:
         self._resident: list[tuple[jax.Array, jax.Array]] = []
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the k best documents of int8 queries [Q, d], bit for bit as `search.top_k` does."""
+        """Returns the k best documents of int8 queries [Q, d], bit for bit as `exact_search.top_k` does."""
         count = int((~self._excluded).sum())
         k = min(k, count)
         documents, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)

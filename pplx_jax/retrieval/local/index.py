@@ -1,6 +1,6 @@
 """An index folder with what was added to it and deleted from it since it was built.
 
-    index.json, ...  what `index` wrote, see `index`
+    index.json, ...  what `build` wrote, see `index_part`
     added/00001/ ... the same for each update: the index of its documents
     updates.json     {"format", "added": number of these folders, "version": of the file with the marks}
     deleted-*.npz    for each folder, bool [N]: vectors that were deleted or replaced
@@ -23,11 +23,11 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.core.files import atomic_path, read_json, write_json
 from pplx_jax.core.paths import as_path
 from pplx_jax.core.sole_owner import sole_owner
-from pplx_jax.retrieval.build_index import build_index
-from pplx_jax.retrieval.embedding_folder import COMMON, EmbeddingFolder
-from pplx_jax.retrieval.index import UPDATES, Index
+from pplx_jax.retrieval.embeddings.folder import COMMON, EmbeddingFolder, document_of
+from pplx_jax.retrieval.local.build import build
+from pplx_jax.retrieval.local.index_part import UPDATES, IndexPart
 from pplx_jax.retrieval.search_options import SearchOptions
-from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex, document_of
+from pplx_jax.retrieval.searchable_index import Hit, SearchableIndex
 
 FORMAT = 1
 _DESCRIBED = (*COMMON, "count")
@@ -48,17 +48,17 @@ class LocalIndex(SearchableIndex):
             BadInput: there is no index, or it is damaged or of another version.
         """
         path = as_path(path)
-        first = Index.load(path)
+        first = IndexPart.load(path)
         super().__init__(path, {"model": str(first.model)} | {name: getattr(first, name) for name in _DESCRIBED})
         self._read()
 
     def _read(self) -> None:
-        """Opens all parts as the folder says now."""
+        """Opens all parts that the folder has now."""
         self._updates = _read_updates(self.path)
         added = self._updates["added"] if self._updates else 0
         folders = [self.path, *(_added(self.path, number) for number in range(1, added + 1))]
         marks = self._read_marks()
-        self.parts = [Index.load(folder, marks.get(place)) for place, folder in enumerate(folders)]
+        self.parts = [IndexPart.load(folder, marks.get(place)) for place, folder in enumerate(folders)]
         self._marks = [marks.get(place, np.zeros(part.count, bool)) for place, part in enumerate(self.parts)]
         self.count = sum(int(np.count_nonzero(~mark)) for mark in self._marks)
 
@@ -84,7 +84,7 @@ class LocalIndex(SearchableIndex):
             marks, replaced = self._marked({document_of(row) for row in embeddings.described()})
             first, number = self.parts[0], len(self.parts)
             lists = 0 if not first.lists else None
-            built = build_index(
+            built = build(
                 embeddings.path,
                 _added(self.path, number),
                 engine="faiss" if first.engine == "faiss" else "numpy",

@@ -9,9 +9,9 @@ from helpers.word_index import embed, make_index
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.sole_owner import sole_owner
-from pplx_jax.retrieval import local_index
 from pplx_jax.retrieval.build_index import build_index
-from pplx_jax.retrieval.local_index import LocalIndex
+from pplx_jax.retrieval.local import index as local_index
+from pplx_jax.retrieval.local.index import LocalIndex
 from pplx_jax.retrieval.update_index import update_index
 
 ROWS = [{"id": f"d{n}", "text": f"word{n} list"} for n in range(9)]
@@ -33,7 +33,7 @@ def more(tmp_path):
     return tmp_path / "more" / "vectors"
 
 
-@pytest.mark.parametrize("name", ["build_index", "write_json"])
+@pytest.mark.parametrize("name", ["build", "write_json"])
 def test_an_interrupted_update_does_not_count(index, more, monkeypatch, name):
     before = found(index)
 

@@ -8,9 +8,9 @@ import tempfile
 import jax
 import numpy as np
 
-from pplx_jax.retrieval.device_search import DeviceSearch
-from pplx_jax.retrieval.search import rescore, top_k
-from pplx_jax.retrieval.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.exact_search import rescore, top_k
+from pplx_jax.retrieval.local.device_search import DeviceSearch
+from pplx_jax.retrieval.local.sharded_vectors import ShardedVectors
 
 
 def equal(found, expected) -> bool:

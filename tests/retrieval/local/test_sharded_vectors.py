@@ -1,14 +1,9 @@
-"""Many shards read as one array, also where few files may be open."""
-
-import pathlib
-import subprocess
-import sys
+"""Many shards read as one array."""
 
 import numpy as np
 import pytest
-from helpers.word_index import embed
 
-from pplx_jax.retrieval.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.local.sharded_vectors import ShardedVectors
 
 
 @pytest.fixture
@@ -57,28 +52,3 @@ def test_a_file_that_ends_early_is_named(shards, tmp_path):
         ShardedVectors([tmp_path / "3.npy"])
     with pytest.raises(OSError, match="3.npy ended while it was read"):
         vectors.take(np.array([7]))
-
-
-INDEX_AND_SEARCH = """
-import resource
-resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-import json, pathlib, sys
-from helpers.word_encoder import WordEncoder
-from pplx_jax.retrieval.build_index import build_index
-from pplx_jax.retrieval.search_verb import search_index
-folder, engine = pathlib.Path(sys.argv[1]), sys.argv[2]
-build_index(folder / "vectors", folder / "index", engine=engine)
-hits = search_index(folder / "index", "word 123", 300, encoder=WordEncoder())["hits"]
-print(json.dumps([hit["id"] for hit in hits]))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["numpy", "faiss"])
-def test_more_shards_than_files_may_be_open(tmp_path, engine):
-    rows = [{"id": f"d{number}", "text": f"word {number}"} for number in range(300)]
-    embed(tmp_path, rows, shard_size=1)
-    command = [sys.executable, "-c", INDEX_AND_SEARCH, str(tmp_path), engine]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith('["d123", ') and done.stdout.count("d") == 300

@@ -1,8 +1,8 @@
 """Which rows of the input files are in which shard of an embedding folder.
 
 A shard is a range of rows, also over the ends of files. Its size follows bytes: a row counts the bytes of its line, or
-of its columns in Parquet, and 1 KiB for its vector. A shard ends when it has 4 MiB; of a large input, so many of these
-are joined that there are at most 2,000 shards.
+of its columns in Parquet, and 1 KiB for its vector. A shard ends when it has 4 MiB. In a large input several of these
+are joined, so that there are at most 2,000 shards.
 """
 
 import bisect
@@ -18,7 +18,7 @@ from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.json_lines import numbered_lines
 from pplx_jax.data.io.parquet import open_parquet
 from pplx_jax.data.io.row_files import opened, raw_rows
-from pplx_jax.retrieval.embedding_input import BadRow, InputRow, columns_to_read, parse_row
+from pplx_jax.retrieval.embeddings.input_rows import BadRow, InputRow, columns_to_read, parse_row
 
 SHARD_BYTES = 4 << 20
 MOST_SHARDS = 2000
@@ -86,7 +86,7 @@ class ShardPlan:
         """Yields (number, rows) of the wanted shards, in order. Reads only the files that have some of their rows.
 
         Args:
-            text_field, chunks_field: as in `embedding_input.read_rows`.
+            text_field, chunks_field: as in `input_rows.read_rows`.
             wanted: numbers of shards.
 
         Raises:

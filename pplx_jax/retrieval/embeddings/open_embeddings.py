@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.input_files import matching_paths
-from pplx_jax.retrieval.embedding_folder import COMMON, MANIFEST, PROGRESS, EmbeddingFolder
+from pplx_jax.retrieval.embeddings.folder import COMMON, MANIFEST, PROGRESS, EmbeddingFolder
 
 
 def open_embeddings(path: str | os.PathLike[str]) -> EmbeddingFolder:
@@ -22,6 +22,14 @@ def open_embeddings(path: str | os.PathLike[str]) -> EmbeddingFolder:
     if not found:
         raise BadInput(f"no embeddings match {path}: give the --output folder of `embed`, or several")
     return found[0] if len(found) == 1 else JoinedEmbeddings(path, found)
+
+
+def open_to_index(path: str | os.PathLike[str]) -> EmbeddingFolder:
+    """Opens embeddings for an index; see `open_embeddings`. Raises BadInput also if they hold no vectors."""
+    source = open_embeddings(path)
+    if source.totals()["count"] == 0:
+        raise BadInput(f"{source.path} holds no vectors; its input had no row that could be embedded")
+    return source
 
 
 class JoinedEmbeddings(EmbeddingFolder):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pplx_jax.kernels.quantization import pack_bits
+from pplx_jax.retrieval.exact_search import rank_scores, similarity, top_k
 from pplx_jax.retrieval.metrics import tie_places
-from pplx_jax.retrieval.search import rank_scores, similarity, top_k
 
 
 @pytest.mark.parametrize("width", [8, 1024, 2560])

@@ -22,7 +22,8 @@ from pplx_jax.inference.overflow import too_long_by_name
 from pplx_jax.parallel.gather_rows import broadcast_bytes
 from pplx_jax.parallel.processes import joins_processes
 from pplx_jax.parallel.shares import own_share
-from pplx_jax.retrieval.embedding_input import BadRow, read_rows
+from pplx_jax.retrieval.embeddings.folder import document_of
+from pplx_jax.retrieval.embeddings.input_rows import BadRow, read_rows
 from pplx_jax.retrieval.open_index import open_index
 from pplx_jax.retrieval.search_options import Engine, SearchOptions
 
@@ -44,6 +45,7 @@ def search_index(
     probes: int | None = None,
     url: str | None = None,
     model: str | pathlib.Path | None = None,
+    deterministic: bool = False,
     encoder: Encoder | None = None,
 ) -> dict[str, Any]:
     """Searches an index for a text, or for every text of a file. Loads the model that the index names.
@@ -60,6 +62,7 @@ def search_index(
         engine, candidates, least_candidates, probes: see `SearchOptions`.
         url: of the server of the index, if it is not the one that the index names.
         model: the folder of the model, if it is not where the index says.
+        deterministic: whether the bits of a query's vector depend on the query alone, see `Embedder`.
         encoder: the loaded model, if the caller has it.
 
     Returns:
@@ -77,10 +80,11 @@ def search_index(
     if own_share()[1] > 1 and engine != "jax":
         raise BadInput("several processes search together by --engine jax only; give it, or start one process")
     opened = open_index(index, url)
+    loading: dict[str, Any] = opened.prompts | ({"deterministic": True} if deterministic else {})
     if query is not None:
         if not query.strip():
             raise BadInput("the query is empty; give some text to search for")
-        encoder = encoder or load_encoder(model or opened.model, **opened.prompts)
+        encoder = encoder or load_encoder(model or opened.model, **loading)
         with too_long_by_name(["the query"], "shorten it"):
             pooled = opened.pool_queries([query], encoder)
         return {"hits": opened.search_pooled(_of_first(pooled), k, options)[0]}
@@ -90,7 +94,7 @@ def search_index(
     files, output = input_files(queries), as_path(output)
     with _writer(output) as write:
         entries = _read_queries(files, queries)
-        encoder = encoder or load_encoder(model or opened.model, **opened.prompts)
+        encoder = encoder or load_encoder(model or opened.model, **loading)
         started = time.monotonic()
         with Progress("search", len(entries), unit="query", enabled=leads()) as progress:
             for begin in range(0, len(entries), _QUERIES_AT_ONCE):
@@ -148,7 +152,7 @@ def _writer(path: pathlib.Path) -> Iterator[Write]:
 def _trec_lines(query: str, text: str, hits: list[dict[str, Any]]) -> str:
     best: dict[str, float] = {}  # a run file names each id once
     for hit in hits:
-        best.setdefault(hit.get("document", hit["id"]), hit["score"])
+        best.setdefault(document_of(hit), hit["score"])
     ranked = enumerate(best.items(), start=1)
     return "".join(run_line(query, document, rank, score) for rank, (document, score) in ranked)
 

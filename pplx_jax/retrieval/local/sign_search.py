@@ -22,7 +22,7 @@ import numpy as np
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.progress import Progress
 from pplx_jax.kernels.quantization import pack_bits
-from pplx_jax.retrieval.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.local.sharded_vectors import ShardedVectors
 
 # Above this number of vectors, inverted lists are the default: an exhaustive query of 1,024 bits reads 1.3 GB.
 LISTS_FROM = 10_000_000

@@ -12,8 +12,8 @@ from helpers.word_index import ROWS, embed, make_index
 from pplx_jax.core.errors import BadInput
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embed_file import embed_file
-from pplx_jax.retrieval.index import Index
-from pplx_jax.retrieval.search_verb import search_index
+from pplx_jax.retrieval.local.index_part import IndexPart
+from pplx_jax.retrieval.search_index import search_index
 
 
 @pytest.mark.parametrize("quantization", ["int8", "binary", "ubinary", "none", "tanh"])
@@ -43,22 +43,20 @@ def test_little_endian_bits_and_fewer_dimensions(tmp_path):
 
 def test_what_is_refused(tmp_path):
     path = make_index(tmp_path)
-    index = Index.load(path)
+    index = IndexPart.load(path)
     with pytest.raises(BadInput, match="the query is empty"):
         search_index(path, " \n", encoder=WordEncoder())
     with pytest.raises(BadInput, match="made by model words"):
         search_index(path, "a", encoder=WordEncoder(fingerprint="other"))
-    vector = WordEncoder().encode(["a"])[0]
-    with pytest.raises(BadInput, match="encoded by model other"):
-        index.search(vector, model_fingerprint="other")
+    query = WordEncoder().encode(["a"])
     with pytest.raises(BadInput, match=r"float32\[32\].*int8\[32\]"):
-        index.search(vector.astype(np.float32))
+        index.nearest(query.astype(np.float32), 10)
     with pytest.raises(BadInput, match=r"int8\[16\]"):
-        index.search(vector[:16])
+        index.nearest(query[:, :16], 10)
     with pytest.raises(BadInput, match="at least one hit"):
-        index.search(vector, 0)
+        index.nearest(query, 0)
     with pytest.raises(BadInput, match="no index in"):
-        Index.load(tmp_path)
+        IndexPart.load(tmp_path)
     with pytest.raises(BadInput, match="no embeddings in"):
         build_index(path, tmp_path / "again")
     with pytest.raises(BadInput, match="in the way and no index"):
@@ -68,7 +66,7 @@ def test_what_is_refused(tmp_path):
 def test_the_model_is_found_after_the_whole_folder_moves(tmp_path):
     make_index(tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
-    assert Index.load(tmp_path / "there" / "index").model == tmp_path / "there" / "model"
+    assert IndexPart.load(tmp_path / "there" / "index").model == tmp_path / "there" / "model"
 
 
 def test_the_model_is_found_from_behind_a_link(tmp_path):
@@ -76,12 +74,12 @@ def test_the_model_is_found_from_behind_a_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "deep" / "work", target_is_directory=True)
     (tmp_path / "link" / "model").mkdir()
     path = make_index(tmp_path / "link")
-    assert Index.load(path).model == tmp_path / "disk" / "deep" / "work" / "model"
+    assert IndexPart.load(path).model == tmp_path / "disk" / "deep" / "work" / "model"
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"id": "a", "text": "read"}\n')
     embed_file(tmp_path / "elsewhere" / "model", rows, tmp_path / "link" / "others", encoder=WordEncoder())
     build_index(tmp_path / "link" / "others", path, replace=True)
-    assert Index.load(path).model == tmp_path / "elsewhere" / "model"
+    assert IndexPart.load(path).model == tmp_path / "elsewhere" / "model"
 
 
 def test_an_index_is_replaced_whole(tmp_path):
@@ -89,7 +87,7 @@ def test_an_index_is_replaced_whole(tmp_path):
     before = sorted(entry.name for entry in tmp_path.iterdir())
     build_index(tmp_path / "vectors", path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == before
-    assert Index.load(path).count == 6
+    assert IndexPart.load(path).count == 6
 
 
 @pytest.mark.parametrize("content", ['{"name": "theirs"}', '{"format": 2}', "[]", "theirs"])
@@ -130,7 +128,7 @@ def test_what_cannot_be_built(tmp_path):
         file.write(b'{"id": "more", "text": "", "row": 9}\n')
     with pytest.raises(BadInput, match="00001.jsonl: 3 lines of 2 vectors"):
         build_index(tmp_path / "vectors", path)
-    assert Index.load(path).count == 6  # the one that was there
+    assert IndexPart.load(path).count == 6  # the one that was there
     (tmp_path / "vectors" / "00001.npy").write_bytes(b"")
     with pytest.raises(BadInput, match="is damaged"):
         build_index(tmp_path / "vectors", path)

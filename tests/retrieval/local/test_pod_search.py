@@ -11,10 +11,10 @@ from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embed_file import embed_file
-from pplx_jax.retrieval.pod_search import PodSearch
-from pplx_jax.retrieval.search import top_k
-from pplx_jax.retrieval.search_verb import search_index
-from pplx_jax.retrieval.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.exact_search import top_k
+from pplx_jax.retrieval.local.pod_search import PodSearch
+from pplx_jax.retrieval.local.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.search_index import search_index
 from pplx_jax.retrieval.update_index import update_index
 
 WORDS = "read write open close sort file list index socket table".split()
@@ -73,12 +73,14 @@ def test_shares_of_any_size_give_the_whole_ranking(tmp_path, monkeypatch, proces
     queries = vectors[10:13]
     searches, packed = [], []
     for index in range(processes):
-        monkeypatch.setattr("pplx_jax.retrieval.pod_search.own_share", lambda index=index: (index, processes))
+        monkeypatch.setattr("pplx_jax.retrieval.local.pod_search.own_share", lambda index=index: (index, processes))
         searches.append(PodSearch(ShardedVectors([tmp_path / "all.npy"]), places, excluded))
-    monkeypatch.setattr("pplx_jax.retrieval.pod_search.gather_rows", lambda own, counts: packed.append(own) or [own])
+    monkeypatch.setattr(
+        "pplx_jax.retrieval.local.pod_search.gather_rows", lambda own, counts: packed.append(own) or [own]
+    )
     for search in searches:
         search.top_k(queries, k)
-    monkeypatch.setattr("pplx_jax.retrieval.pod_search.gather_rows", lambda own, counts: packed)
+    monkeypatch.setattr("pplx_jax.retrieval.local.pod_search.gather_rows", lambda own, counts: packed)
     expected = top_k(queries, vectors, places, k, excluded=excluded)
     for search in searches:
         found = search.top_k(queries, k)

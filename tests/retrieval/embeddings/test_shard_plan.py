@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from pplx_jax.core.errors import BadInput
-from pplx_jax.retrieval import shard_plan
-from pplx_jax.retrieval.shard_plan import plan_shards
+from pplx_jax.retrieval.embeddings import shard_plan
+from pplx_jax.retrieval.embeddings.shard_plan import plan_shards
 
 
 def write(path, texts):

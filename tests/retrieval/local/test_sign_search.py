@@ -7,11 +7,12 @@ from helpers.word_index import embed
 
 from pplx_jax.core.errors import BadInput
 from pplx_jax.kernels.quantization import quantize, unpack_bits
-from pplx_jax.retrieval import sign_search
 from pplx_jax.retrieval.build_index import build_index
-from pplx_jax.retrieval.index import Index, SearchOptions
-from pplx_jax.retrieval.sharded_vectors import ShardedVectors
-from pplx_jax.retrieval.sign_search import SignSearch, default_lists
+from pplx_jax.retrieval.local import sign_search
+from pplx_jax.retrieval.local.index_part import IndexPart
+from pplx_jax.retrieval.local.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.local.sign_search import SignSearch, default_lists
+from pplx_jax.retrieval.search_options import SearchOptions
 
 
 class SmallEncoder(WordEncoder):
@@ -44,8 +45,8 @@ def recall_of(found, expected):
 def test_candidates_by_signs_find_what_exact_search_does(clustered):
     folder, texts, encoder = clustered
     build_index(folder / "vectors", folder / "flat")
-    index = Index.load(folder / "flat")
-    queries = index.encode_queries(texts, encoder)
+    index = IndexPart.load(folder / "flat")
+    queries = encoder.encode(texts)
     exact, scores = index.nearest(queries, 10, SearchOptions("numpy"))
     for engine in ("faiss", None):  # what it was built for
         found, values = index.nearest(queries, 10, SearchOptions(engine))
@@ -62,8 +63,7 @@ def test_candidates_by_signs_find_what_exact_search_does(clustered):
 def test_candidates_have_the_greatest_products_with_the_query_itself(clustered, monkeypatch):
     folder, texts, encoder = clustered
     build_index(folder / "vectors", folder / "flat")
-    index = Index.load(folder / "flat")
-    queries = index.encode_queries(texts, encoder)
+    queries = encoder.encode(texts)
     signs = SignSearch(folder / "flat", 0)
     products = queries.astype(np.float64) @ unpack_bits(np.load(folder / "flat" / "signs.npy")).T.astype(np.float64)
     found = signs.candidates(queries, 1000)  # four times as many are all
@@ -87,8 +87,8 @@ def test_inverted_lists_read_less_and_find_all_when_all_are_read(clustered):
     folder, texts, encoder = clustered
     described = build_index(folder / "vectors", folder / "lists", engine="faiss", lists=40)
     assert (described["engine"], described["lists"]) == ("faiss", 40)
-    index = Index.load(folder / "lists")
-    queries = index.encode_queries(texts, encoder)
+    index = IndexPart.load(folder / "lists")
+    queries = encoder.encode(texts)
     exact, _ = index.nearest(queries, 10, SearchOptions("numpy"))
     by_probes = [
         recall_of(index.nearest(queries, 10, SearchOptions("faiss", probes=probes))[0], exact) for probes in (1, 8, 40)
@@ -97,7 +97,9 @@ def test_inverted_lists_read_less_and_find_all_when_all_are_read(clustered):
     assert by_probes[2] >= 0.995
     few, scores = index.nearest(queries, 3000, SearchOptions("faiss", probes=1))
     assert (few[:, -1] == -1).all() and np.isneginf(scores[:, -1]).all()  # one list holds few
-    assert len(index.search(queries[0], 3000, options=SearchOptions("faiss", probes=1))) == (few[0] >= 0).sum()
+    pooled = encoder.encode(texts[:1], quantization="none")
+    hits = index.search_pooled(pooled, 3000, SearchOptions("faiss", probes=1))[0]
+    assert len(hits) == (few[0] >= 0).sum()
     assert [default_lists(count) for count in (9_999_999, 10_000_000)] == [0, 3162]
     with pytest.raises(BadInput, match="probes=0"):
         index.nearest(queries, 10, SearchOptions(probes=0))
@@ -118,6 +120,6 @@ def test_inverted_lists_of_another_index_are_refused(clustered, tmp_path):
     embed(tmp_path / "few", [{"id": str(number), "text": f"w{number}"} for number in range(9)], encoder=encoder)
     build_index(tmp_path / "few" / "vectors", tmp_path / "few" / "index", lists=2)
     (tmp_path / "few" / "index" / "signs.faiss").replace(tmp_path / "lists" / "signs.faiss")
-    index = Index.load(tmp_path / "lists")
+    index = IndexPart.load(tmp_path / "lists")
     with pytest.raises(BadInput, match="signs.faiss holds 9 vectors of 256 bits"):
-        index.nearest(index.encode_queries(queries[:1], encoder), 1)
+        index.nearest(encoder.encode(queries[:1]), 1)

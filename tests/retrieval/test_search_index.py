@@ -13,12 +13,14 @@ from pplx_jax.checkpoints.model_folder import save_model
 from pplx_jax.cli import main as cli
 from pplx_jax.core.errors import BadInput
 from pplx_jax.data.io.trec_run import read_run
+from pplx_jax.kernels.quantization import quantize
 from pplx_jax.models.parameters import initial_params
 from pplx_jax.retrieval.build_index import build_index
 from pplx_jax.retrieval.embed_file import embed_file
-from pplx_jax.retrieval.embedding_folder import EmbeddingFolder
-from pplx_jax.retrieval.index import Index, SearchOptions
-from pplx_jax.retrieval.search_verb import search_index
+from pplx_jax.retrieval.embeddings.folder import EmbeddingFolder
+from pplx_jax.retrieval.local.index_part import IndexPart
+from pplx_jax.retrieval.search_index import search_index
+from pplx_jax.retrieval.search_options import SearchOptions
 
 TEXT = "Open the socket. Close the socket. Sort a list. Read a file."
 
@@ -56,14 +58,14 @@ def test_a_document_is_one_hit_and_shows_its_best_chunks(chunked, engine):
 
 
 def test_documents_rank_by_their_best_chunk_among_all(chunked):
-    index = Index.load(chunked)
-    query = index.encode_query("item7 of the list", WordEncoder(max_length=400))
-    numbers, scores = index.nearest(query[None], 100, SearchOptions("numpy"))
+    index = IndexPart.load(chunked)
+    pooled = WordEncoder(max_length=400).encode(["item7 of the list"], quantization="none")
+    numbers, scores = index.nearest(quantize(pooled, "int8"), 100, SearchOptions("numpy"))
     best = {}
     for row, score in zip(index.rows(numbers[0]), scores[0], strict=True):
         best.setdefault(row["document"], (row["id"], float(score)))
     for k in (1, 2, 3):
-        hits = index.search(query, k, options=SearchOptions("numpy"))
+        hits = index.search_pooled(pooled, k, SearchOptions("numpy"))[0]
         assert [(hit["id"], hit["score"]) for hit in hits] == list(best.values())[:k]
 
 
@@ -144,7 +146,7 @@ def test_what_is_refused(chunked, queries, tmp_path):
 
 
 def test_the_command_line_passes_everything(chunked, queries, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("pplx_jax.retrieval.search_verb.load_encoder", lambda _: WordEncoder(max_length=400))
+    monkeypatch.setattr("pplx_jax.retrieval.search_index.load_encoder", lambda _: WordEncoder(max_length=400))
     command = ["search", "--json", f"--index={chunked}", "--k=2", "--engine=numpy", "--candidates=3", "--probes=2"]
     assert cli.main([*command, "Read a file."]) == cli.DONE
     assert [hit["id"] for hit in json.loads(capsys.readouterr().out)["hits"]][0] == "net#3"
@@ -162,7 +164,7 @@ def test_a_moved_index_is_told_where_its_model_is(chunked, queries, tmp_path, mo
         loaded.append(path)
         return WordEncoder(max_length=400)
 
-    monkeypatch.setattr("pplx_jax.retrieval.search_verb.load_encoder", load)
+    monkeypatch.setattr("pplx_jax.retrieval.search_index.load_encoder", load)
     command = ["search", f"--index={chunked}", f"--model={tmp_path / 'model'}"]
     assert cli.main([*command, "Read a file."]) == cli.DONE
     assert cli.main([*command, f"--queries={queries}", f"--output={tmp_path / 'run.trec'}"]) == cli.DONE

@@ -53,6 +53,7 @@ class Settings:
         overflow: what happened to texts over the limit; "error" skipped them.
         overlap: tokens shared by the windows of "split"; None for the model's default.
         prompts: arguments of `load_encoder`, if the model was loaded with other prompts than its own.
+        deterministic: whether each row was encoded by itself.
     """
 
     model_fingerprint: str
@@ -67,6 +68,7 @@ class Settings:
     overflow: Overflow
     overlap: int | None
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+    deterministic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,6 +325,11 @@ class EmbeddingFolder:
                     raise BadInput(f"{path}, line {number}: {error}; {_FIX}") from None
                 yield offset, row
                 offset += len(line)
+
+
+def document_of(described: dict[str, Any]) -> str:
+    """Returns the id of the document of a described vector or a hit: of the whole row, for a chunk too."""
+    return described.get("document", described["id"])
 
 
 def parse_described(line: bytes) -> dict[str, Any]:

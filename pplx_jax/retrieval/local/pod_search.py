@@ -1,8 +1,8 @@
 """Exact search on all devices of all processes of a job.
 
 Each process searches an equal share of the rows on its own devices (`device_search`). Its k best of every query, with
-their exact scores, go to all processes, which merge them in the order of `search.top_k`. So the result equals that of
-one process bit for bit, and 12 k bytes per query and process are sent, whatever the number of vectors.
+their exact scores, go to all processes, which merge them in the order of `exact_search.top_k`. So the result equals
+that of one process bit for bit, and 12 k bytes per query and process are sent, whatever the number of vectors.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ import numpy as np
 
 from pplx_jax.parallel.gather_rows import gather_rows
 from pplx_jax.parallel.shares import own_share
-from pplx_jax.retrieval.device_search import DeviceSearch
-from pplx_jax.retrieval.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.local.device_search import DeviceSearch
+from pplx_jax.retrieval.local.sharded_vectors import ShardedVectors
 
 
 class PodSearch:
@@ -20,7 +20,7 @@ class PodSearch:
 
     Args:
         vectors: int8 [N, d], which every process can read. Each reads its own rows, and those of hits.
-        places: int64 [N], the order of ties; see `search.top_k`.
+        places: int64 [N], the order of ties; see `exact_search.top_k`.
         excluded: bool [N], documents that are never hits.
         **options: of `DeviceSearch`.
 
@@ -41,7 +41,7 @@ class PodSearch:
         )
 
     def top_k(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the k best documents of int8 queries [Q, d], bit for bit as `search.top_k` does. Collective.
+        """Returns the k best documents of int8 queries [Q, d], bit for bit as `exact_search.top_k` does. Collective.
 
         All processes must give the same queries and the same k.
         """

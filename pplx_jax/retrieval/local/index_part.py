@@ -1,4 +1,4 @@
-"""An index on disk: the shards of an embedding folder, data for fast search, and the path of the query model.
+"""One part of an index on disk: the shards of an embedding folder, data for fast search, and the path of the model.
 
     index.json       {format, model (relative to the folder), model_fingerprint, bit_order, shards, count, dims,
                      quantization, engine, lists, embedded_from (what else the vectors depend on)}
@@ -28,26 +28,25 @@ from pplx_jax.core.buckets import local_copy
 from pplx_jax.core.errors import BadInput
 from pplx_jax.core.paths import as_path
 from pplx_jax.kernels.quantization import quantize
-from pplx_jax.retrieval.base_index import BaseIndex
-from pplx_jax.retrieval.embedding_folder import parse_described
-from pplx_jax.retrieval.grouping import best_of_documents
-from pplx_jax.retrieval.search import rescore, similarity, top_k
+from pplx_jax.retrieval.embeddings.folder import document_of, parse_described
+from pplx_jax.retrieval.exact_search import rescore, similarity, top_k
+from pplx_jax.retrieval.local.best_documents import best_of_documents
+from pplx_jax.retrieval.local.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.local.sign_search import SignSearch
 from pplx_jax.retrieval.search_options import SearchOptions
-from pplx_jax.retrieval.sharded_vectors import ShardedVectors
+from pplx_jax.retrieval.searchable_index import BaseIndex, Hit
 from pplx_jax.retrieval.shown_hit import CHUNKS_SHOWN, shown_chunk, shown_hit
-from pplx_jax.retrieval.sign_search import SignSearch
 
 FORMAT = 2
 INDEX = "index.json"
 UPDATES = "updates.json"  # of what was added and deleted since then
-BuiltEngine = Literal["faiss", "numpy", "vespa", "postgres"]
 LocalEngine = Literal["faiss", "numpy", "jax"]
 
 
-class Index(BaseIndex):
-    """An index on disk, opened for searching; more attributes in `BaseIndex`.
+class IndexPart(BaseIndex):
+    """What `local.build` wrote, opened for searching; more attributes in `BaseIndex`.
 
-    It has what `index` wrote. `LocalIndex` has also what was added to it and deleted from it since then.
+    It never changes. A `LocalIndex` is one such part and another one for each update, with marks of deleted vectors.
 
     Attributes:
         engine, lists: the engine it was built for, and the number of inverted lists.
@@ -56,7 +55,7 @@ class Index(BaseIndex):
     """
 
     def __init__(self, path: pathlib.Path, description: dict[str, Any], deleted: np.ndarray | None = None):
-        """Use `Index.load` instead."""
+        """Use `IndexPart.load` instead."""
         super().__init__(path, description)
         self._files = local_copy(path, nested=False)  # what `update` adds are indexes of their own
         self.engine: LocalEngine = description["engine"]
@@ -83,8 +82,8 @@ class Index(BaseIndex):
         return found
 
     @classmethod
-    def load(cls, path: str | pathlib.Path, deleted: np.ndarray | None = None) -> "Index":
-        """Opens an index. Vectors marked in `deleted`, bool [N], are never hits.
+    def load(cls, path: str | pathlib.Path, deleted: np.ndarray | None = None) -> "IndexPart":
+        """Opens the folder. Vectors marked in `deleted`, bool [N], are never hits.
 
         Raises:
             BadInput: there is no index, or it is damaged or of another version.
@@ -150,7 +149,7 @@ class Index(BaseIndex):
 
     @functools.cached_property
     def _on_devices(self):
-        from pplx_jax.retrieval.pod_search import PodSearch  # imports JAX
+        from pplx_jax.retrieval.local.pod_search import PodSearch  # imports JAX
 
         if self._vectors.dtype != np.int8:
             raise BadInput(
@@ -158,57 +157,25 @@ class Index(BaseIndex):
             )
         return PodSearch(self._vectors, self._places, self._excluded)
 
-    def search(
-        self,
-        query: np.ndarray,
-        k: int = 10,
-        *,
-        model_fingerprint: str | None = None,
-        options: SearchOptions = SearchOptions(),
-    ) -> list[dict[str, Any]]:
-        """Returns the hits of one query [width]; see `search_batch`."""
-        return self.search_batch(np.asarray(query)[None], k, model_fingerprint=model_fingerprint, options=options)[0]
+    def search_pooled(
+        self, queries: np.ndarray, k: int = 10, options: SearchOptions = SearchOptions()
+    ) -> list[list[Hit]]:
+        """Returns the hits of pooled queries [Q, dims]; see `SearchableIndex.search_pooled`.
 
-    def search_batch(
-        self,
-        queries: np.ndarray,
-        k: int = 10,
-        *,
-        model_fingerprint: str | None = None,
-        options: SearchOptions = SearchOptions(),
-    ) -> list[list[dict[str, Any]]]:
-        """Returns the k best texts of each query. In an index of chunks, the k best documents, each by its best chunk.
-
-        Args:
-            queries: [Q, width], quantized like the index.
-            k: maximum number of hits.
-            model_fingerprint: of the model that encoded the queries; None skips the check.
-            options: how to search.
-
-        Returns:
-            For each query its hits, best first: {"id", "score", "text", "path", "line", ...}; path and line are None if
-            the input had none. The hit of a chunk also has "document", "chunk" (its position), "start" and "end"
-            (character offsets, if `embed` split the text) and "chunks": the document's `CHUNKS_SHOWN` best chunks.
-
-        Raises:
-            BadInput: another model encoded the queries, or see `nearest`.
+        The hit of a chunk also has "start" and "end" (character offsets, if `embed` split the text) and "chunks": the
+        document's `CHUNKS_SHOWN` best chunks.
         """
-        if model_fingerprint not in (None, self.model_fingerprint):
-            raise BadInput(
-                f"the query was encoded by model {model_fingerprint}, the index {self.path} by "
-                f"{self.model_fingerprint}; encode it with {self.model}"
-            )
-        if not self.has_chunks:
-            found = zip(*self.nearest(queries, k, options), strict=True)
-            return [self.hits(numbers, scores) for numbers, scores in found]
+        stored = quantize(queries, self.quantization, self.bit_order)
         nearest = functools.partial(self.nearest, options=options)
-        best = best_of_documents(nearest, self.documents, queries, k)
+        if not self.has_chunks:
+            return [self._hits(*found) for found in zip(*nearest(stored, k), strict=True)]
+        best = best_of_documents(nearest, self.documents, stored, k)
         return [
-            [self._with_chunks(hit, number, query) for hit, number in zip(self.hits(*found), found[0], strict=True)]
-            for query, found in zip(queries, best, strict=True)
+            [self._with_chunks(hit, number, query) for hit, number in zip(self._hits(*found), found[0], strict=True)]
+            for query, found in zip(stored, best, strict=True)
         ]
 
-    def hits(self, numbers: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+    def _hits(self, numbers: np.ndarray, scores: np.ndarray) -> list[Hit]:
         """Returns the hits of vectors [K] with their scores [K], without those of number -1."""
         rows = self.rows(numbers[numbers >= 0])
         return [shown_hit(row, score) for row, score in zip(rows, scores[numbers >= 0], strict=True)]
@@ -227,7 +194,7 @@ class Index(BaseIndex):
                         raise ValueError(f"{shard:05d}.jsonl, vector {numbers[place]}: {error}") from None
         return found
 
-    def _with_chunks(self, hit: dict[str, Any], number: int, query: np.ndarray) -> dict[str, Any]:
+    def _with_chunks(self, hit: Hit, number: int, query: np.ndarray) -> Hit:
         """Adds the best chunks of the document to a hit, which is vector `number`."""
         if "chunk" not in hit or "document" not in hit:
             return hit
@@ -242,12 +209,6 @@ class Index(BaseIndex):
         scores = similarity(query[None], self._vectors.take(numbers), self.quantization == "ubinary")[0]
         order = np.lexsort((self._places[numbers], -scores))
         return numbers[order], scores[order]
-
-    def search_pooled(
-        self, queries: np.ndarray, k: int = 10, options: SearchOptions = SearchOptions()
-    ) -> list[list[dict[str, Any]]]:
-        """Returns the hits of pooled queries [Q, dims]; see `search_batch`."""
-        return self.search_batch(quantize(queries, self.quantization, self.bit_order), k, options=options)
 
     def numbers_of(self, ids: Collection[str]) -> dict[str, list[int]]:
         """Returns the numbers of the vectors of each document that has any. Reads about 2 log2 N lines a document."""
@@ -266,7 +227,7 @@ class Index(BaseIndex):
                 place = bisect.bisect_left(range(self.count), name, key=lambda place: row_at(place)["id"])
                 while place < self.count and (row := row_at(place))["id"] == name:
                     number = int(ascending[place])
-                    if row.get("document", row["id"]) == identity:
+                    if document_of(row) == identity:
                         found.setdefault(identity, []).extend(self._numbers_of_same(number))
                     place += 1
         return found

@@ -1,0 +1,1 @@
+"""What `embed` reads and writes: rows of files, their division into shards, and the folder of vectors."""
