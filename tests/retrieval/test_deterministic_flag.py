@@ -63,8 +63,8 @@ def test_search_eval_and_serve_load_the_model_with_it(tmp_path, monkeypatch, cap
     (beir / "queries.jsonl").write_text('{"_id": "q", "text": "read"}\n')
     (beir / "qrels.tsv").write_text("q\td\t1\n")
     index = types.SimpleNamespace(prompts={}, model="model")
-    monkeypatch.setattr("pplx_jax.retrieval.search_verb.open_index", lambda *_: index)
-    for module in ("pplx_jax.retrieval.search_verb", "pplx_jax.evaluation.evaluate"):
+    monkeypatch.setattr("pplx_jax.retrieval.search_index.open_index", lambda *_: index)
+    for module in ("pplx_jax.retrieval.search_index", "pplx_jax.evaluation.evaluate"):
         monkeypatch.setattr(f"{module}.load_encoder", load)
     monkeypatch.setattr(Embedder, "load", load)
     search = ["search", "--index=index", "read the file"]

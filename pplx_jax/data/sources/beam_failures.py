@@ -5,11 +5,11 @@ and it waits forever for a worker process that was killed. So a worker that meet
 the others stop, and a worker process that ends by itself interrupts the pipeline.
 """
 
-import _thread
 import contextlib
 import dataclasses
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 import threading
@@ -20,6 +20,8 @@ from pplx_jax.core.errors import BadInput, Failed
 
 _LOCAL_RUNNERS = ("DirectRunner", "SwitchingDirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "PrismRunner")
 _ENDED = "Worker subprocess exited"  # begins what the thread that waits for a worker process raises
+# Raises KeyboardInterrupt in the thread that waits for the pipeline. SIGINT is ignored in background jobs of a shell.
+_WAKES = signal.SIGUSR1
 Item = TypeVar("Item")
 
 
@@ -67,7 +69,8 @@ def failures_of_workers(options: Any) -> Iterator[FailureMarker]:
     """Yields the marker for the workers of a pipeline with these options.
 
     Raises:
-        Failed: a worker process of this machine ended by itself, for example because it was killed.
+        Failed: a worker process of this machine ended by itself, for example because it was killed. Only the main
+            thread is told so.
     """
     from apache_beam.options.pipeline_options import StandardOptions, WorkerOptions
 
@@ -89,8 +92,12 @@ def failures_of_workers(options: Any) -> Iterator[FailureMarker]:
             elif not ended:
                 ended.append(str(failure.exc_value))
                 marker.write(ended[0])
-                _thread.interrupt_main()
+                if in_main_thread:
+                    signal.pthread_kill(waiting, _WAKES)
 
+        waiting = threading.get_ident()
+        in_main_thread = threading.current_thread() is threading.main_thread()  # no other thread can be interrupted
+        handler = signal.signal(_WAKES, signal.default_int_handler) if in_main_thread else None
         threading.excepthook = notice
         try:
             yield marker
@@ -103,3 +110,5 @@ def failures_of_workers(options: Any) -> Iterator[FailureMarker]:
             raise
         finally:
             threading.excepthook = former
+            if in_main_thread:
+                signal.signal(_WAKES, handler)

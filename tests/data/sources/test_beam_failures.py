@@ -1,7 +1,8 @@
 """A pipeline on this machine ends when one of its workers fails, and names the reason in one line."""
 
+import functools
+import signal
 import threading
-import time
 
 import pytest
 from apache_beam.options.pipeline_options import WorkerOptions
@@ -42,22 +43,28 @@ def test_workers_of_other_machines_have_no_marker():
     assert list(marker.watch(range(3))) == [0, 1, 2]
 
 
-def test_a_killed_process_interrupts_the_wait_and_other_threads_do_not(monkeypatch):
+@pytest.mark.parametrize("in_background", [False, True])  # there, a shell ignores SIGINT
+def test_a_killed_process_interrupts_the_wait_and_other_threads_do_not(monkeypatch, request, in_background):
     shown = []
+    if in_background:
+        request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     monkeypatch.setattr(threading, "excepthook", shown.append)
 
-    def die(message):
-        thread = threading.Thread(target=exec, args=(f"raise RuntimeError({message!r})",))
+    def die(message, seconds=0.0):
+        code = f"import time; time.sleep({seconds}); raise RuntimeError({message!r})"
+        thread = threading.Thread(target=exec, args=(code,))
         thread.start()
-        thread.join()
+        if not seconds:
+            thread.join()
 
     with failures_of_workers(pipeline_options("DirectRunner", "")) as marker:
         die("something else")
         assert len(shown) == 1 and list(marker.watch([1])) == [1]
     with pytest.raises(Failed, match=r"was killed or has crashed \(Worker subprocess exited with return code 137\)"):
         with failures_of_workers(pipeline_options("DirectRunner", "")) as marker:
-            die("Worker subprocess exited with return code 137")
-            time.sleep(60)  # Beam would wait forever
+            die("Worker subprocess exited with return code 137", seconds=0.2)
+            threading.Event().wait(60)  # Beam would wait forever
     assert len(shown) == 1
     with pytest.raises(KeyboardInterrupt), failures_of_workers(pipeline_options("DirectRunner", "")):
         raise KeyboardInterrupt
