@@ -1,18 +1,16 @@
 """Models of the Hugging Face hub by name, from a cache folder and from a server of the hub's protocol on loopback."""
 
 import hashlib
-import http.server
-import json
 import os
 import pathlib
 import subprocess
 import sys
-import threading
 
 import jax
 import numpy as np
 import pytest
 from helpers import tiny
+from helpers.loopback_server import serving
 from huggingface_hub import constants
 
 from pplx_jax.checkpoints.hub_folder import find_model
@@ -88,48 +86,29 @@ def test_what_is_missing_is_said_in_one_line(offline):
         assert "\n" not in str(refused.value)
 
 
-class _Hub(http.server.BaseHTTPRequestHandler):
-    """The part of the hub's protocol that a download uses. `files` and `requests` are set on a subclass."""
+def hub(files, requests):
+    """The part of the hub's protocol that a download uses, for `serving`; `requests` collects the paths."""
 
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        self.requests.append(self.path)
-        path = self.path.partition("?")[0]
+    def answer(_method, url, _headers, _body):
+        requests.append(url)
+        path = url.partition("?")[0]
         if path.startswith("/api/models/lab/tiny/tree/"):
-            files = self.files.items()
-            listed = [
+            return 200, [
                 {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                for name, content in files
+                for name, content in files.items()
             ]
-            return self._send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
         if path.startswith("/api/models/lab/tiny/revision/") or path == "/api/models/lab/tiny":
-            revision = path.rpartition("/")[2]
-            if revision not in ("main", "tiny", COMMITS["main"]):
-                return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-            siblings = [{"rfilename": name} for name in self.files]
-            about = {"id": "lab/tiny", "modelId": "lab/tiny", "sha": COMMITS["main"], "siblings": siblings}
-            return self._send(200, json.dumps(about).encode(), {"Content-Type": "application/json"})
-        name = path.removeprefix(f"/lab/tiny/resolve/{COMMITS['main']}/")
-        if name in self.files:
-            content = self.files[name]
-            tag = f'"{hashlib.sha1(content).hexdigest()}"'
-            return self._send(200, content, {"ETag": tag, "X-Repo-Commit": COMMITS["main"]})
-        return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            if path.rpartition("/")[2] not in ("main", "tiny", COMMITS["main"]):
+                return 404, {}, {"X-Error-Code": "RevisionNotFound"}
+            siblings = [{"rfilename": name} for name in files]
+            return 200, {"id": "lab/tiny", "modelId": "lab/tiny", "sha": COMMITS["main"], "siblings": siblings}
+        content = files.get(path.removeprefix(f"/lab/tiny/resolve/{COMMITS['main']}/"))
+        if content is None:
+            return 404, {}, {"X-Error-Code": "RepoNotFound"}
+        tag = f'"{hashlib.sha1(content).hexdigest()}"'
+        return 200, content, {"ETag": tag, "X-Repo-Commit": COMMITS["main"]}
 
-    def _send(self, status, content, headers):
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
+    return answer
 
 
 @pytest.mark.slow
@@ -138,12 +117,9 @@ def test_a_model_is_downloaded_once_and_then_read_from_the_cache(cache, tmp_path
     source = cache / "models--lab--tiny" / "snapshots" / COMMITS["main"]
     files = {str(path.relative_to(source)): path.read_bytes() for path in source.rglob("*") if path.is_file()}
     unread = {"onnx/model.onnx": b"x" * 10}
-    handler = type("Hub", (_Hub,), {"files": {**files, **unread}, "requests": []})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    requests = []
     (tmp_path / "in.jsonl").write_text('{"text": "read the file"}\n')
-    given = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
-    given |= {"JAX_PLATFORMS": "cpu", "HF_HUB_DISABLE_XET": "1"}
+    given = {"HF_HOME": str(tmp_path / "home"), "JAX_PLATFORMS": "cpu", "HF_HUB_DISABLE_XET": "1"}
     environment = {**{name: value for name, value in os.environ.items() if not name.startswith("HF_")}, **given}
 
     def embed(model, output, **more):
@@ -160,15 +136,12 @@ def test_a_model_is_downloaded_once_and_then_read_from_the_cache(cache, tmp_path
             command, cwd=tmp_path, env={**environment, **more}, capture_output=True, text=True, timeout=120
         )
 
-    try:
-        done = embed("lab/tiny", "first")
+    with serving(hub({**files, **unread}, requests)) as url:
+        done = embed("lab/tiny", "first", HF_ENDPOINT=url)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert not any("onnx" in path for path in handler.requests)
-        refused = embed("lab/tiny@v9", "none")
+        assert not any("onnx" in path for path in requests)
+        refused = embed("lab/tiny@v9", "none", HF_ENDPOINT=url)
         assert refused.returncode == 2 and "has no revision 'v9'" in refused.stderr
-    finally:
-        server.shutdown()
-        server.server_close()
     again = embed("lab/tiny", "second", HF_HUB_OFFLINE="1")
     assert again.returncode == 0, again.stderr[-2000:]
     first, second = (np.load(tmp_path / name / "00000.npy") for name in ("first", "second"))

@@ -1,4 +1,4 @@
-"""An HTTP server of JSON on loopback, for stand-ins of services."""
+"""An HTTP server on loopback, for stand-ins of services."""
 
 import contextlib
 import http.server
@@ -8,26 +8,30 @@ import threading
 
 @contextlib.contextmanager
 def serving(answer):
-    """Yields the base URL of a server that answers every request by `answer(method, path, headers, body)`, which gives
-    the status and what to send as JSON."""
+    """Yields the base URL of a server that answers every request by `answer(method, path, headers, body)`.
+
+    `answer` returns the status, what to send (bytes as they are, anything else as JSON) and, if any, further headers.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = (
-            1 << 16
-        )  # an answer in one piece; in two, the second waits for the other side's delayed acknowledgement
+        wbufsize = 1 << 16  # an answer in one piece: a second one would wait for a delayed acknowledgement
 
         def _handle(self):
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, content = answer(self.command, self.path, self.headers, body)
-            encoded = json.dumps(content).encode()
+            status, content, *more = answer(self.command, self.path, self.headers, body)
+            is_bytes = isinstance(content, bytes)
+            sent = content if is_bytes else json.dumps(content).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(encoded)))
+            self.send_header("Content-Type", "application/octet-stream" if is_bytes else "application/json")
+            self.send_header("Content-Length", str(len(sent)))
+            for name, value in more[0].items() if more else ():
+                self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(encoded)
+            if self.command != "HEAD":
+                self.wfile.write(sent)
 
-        do_GET = do_POST = do_PUT = do_DELETE = _handle
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
         def log_message(self, *_):
             pass

@@ -1,16 +1,15 @@
 """Files of a data set on the Hugging Face hub as a source, from a server of the hub's protocol on loopback."""
 
 import contextlib
-import http.server
 import io
 import json
-import threading
 import urllib.parse
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from helpers.loopback_server import serving
 from huggingface_hub import constants
 
 from pplx_jax.core.errors import BadInput
@@ -28,52 +27,29 @@ def hub(files):
     about = [{"type": "file", "oid": "0" * 40, "size": len(content), "path": name} for name, content in files.items()]
     about += [{"type": "directory", "oid": "0" * 40, "size": 0, "path": "data"}]
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked = urllib.parse.urlsplit(self.path)
-            path = urllib.parse.unquote(asked.path)
-            if path.startswith("/datasets/lab/web/resolve/v1/"):
-                content = files[path.removeprefix("/datasets/lab/web/resolve/v1/")]
-                first, last = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")
-                part = content[int(first) : int(last) + 1 if last else None]
-                sent.append(len(part))
-                return self.answer(206, part)
-            if path.startswith("/api/datasets/lab/web/tree/v1"):
-                below = path.removeprefix("/api/datasets/lab/web/tree/v1").strip("/")
-                found = [one for one in about if one["path"].rpartition("/")[0] == below]
-                return self.answer(200, about if "recursive=true" in asked.query.lower() else found)
-            if path in ("/api/datasets/lab/web", "/api/datasets/lab/web/revision/v1"):
-                return self.answer(200, {"id": "lab/web", "sha": COMMIT})
-            return self.answer(404, {"error": "not here"})
+    def answer(method, url, headers, body):
+        asked = urllib.parse.urlsplit(url)
+        path = urllib.parse.unquote(asked.path)
+        if method == "POST":
+            text = body.decode()
+            paths = json.loads(text)["paths"] if text.startswith("{") else urllib.parse.parse_qs(text).get("paths", [])
+            return 200, [one for one in about if one["path"] in paths]
+        if path.startswith("/datasets/lab/web/resolve/v1/"):
+            content = files[path.removeprefix("/datasets/lab/web/resolve/v1/")]
+            first, last = (headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")
+            part = content[int(first) : int(last) + 1 if last else None]
+            sent.append(len(part))
+            return 206, part
+        if path.startswith("/api/datasets/lab/web/tree/v1"):
+            below = path.removeprefix("/api/datasets/lab/web/tree/v1").strip("/")
+            found = [one for one in about if one["path"].rpartition("/")[0] == below]
+            return 200, about if "recursive=true" in asked.query.lower() else found
+        if path in ("/api/datasets/lab/web", "/api/datasets/lab/web/revision/v1"):
+            return 200, {"id": "lab/web", "sha": COMMIT}
+        return 404, {"error": "not here"}, {"X-Error-Code": "RepoNotFound"}
 
-        def do_POST(self):
-            asked = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-            paths = (
-                json.loads(asked)["paths"] if asked.startswith("{") else urllib.parse.parse_qs(asked).get("paths", [])
-            )
-            self.answer(200, [one for one in about if one["path"] in paths])
-
-        def answer(self, status, content):
-            body = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            if status == 404:
-                self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", sent
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(answer) as url:
+        yield url, sent
 
 
 def parquet(shard):
